@@ -1,0 +1,1 @@
+//! The embedded adapters: a durable file store and an in-process queue.

@@ -1,0 +1,1 @@
+//! The hub port on Azure IoT Hub.

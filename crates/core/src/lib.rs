@@ -1,0 +1,1 @@
+//! Twincast's domain and ports: no runtime, no network, no clock reads.

@@ -1,0 +1,1 @@
+//! An Azure IoT Hub emulator on real sockets that the official service SDKs accept.

@@ -1,0 +1,1 @@
+//! An Azure IoT Hub service client: twin query, cloud-to-device sends, feedback.

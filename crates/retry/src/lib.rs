@@ -1,0 +1,1 @@
+//! Retry policies: exponential backoff with full jitter, capped.

@@ -1,0 +1,1 @@
+//! Doubles, conformance suites and simulators for Twincast's own tests.

@@ -1,0 +1,1 @@
+//! Plans rollouts and drives them to their end.

@@ -1,0 +1,1 @@
+//! Works batches: leases, permits, sending, recording.
