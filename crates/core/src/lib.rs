@@ -1,1 +1,27 @@
-//! Twincast's domain and ports: no runtime, no network, no clock reads.
+//! Twincast's domain: what a rollout is, how it is planned, what may happen to it, and the
+//! ports through which the rest of the world is reached.
+//!
+//! Everything here is deterministic. There is no runtime, no network and no clock: time,
+//! random numbers and new ids arrive as arguments, so every rule can be tested as a table.
+//!
+//! Where to look:
+//!
+//! * [`spec`]: what a user writes, how it is read, and what is wrong with it;
+//! * [`plan`]: from a stream of devices to batches, cohorts, estimates and a digest;
+//! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
+//! * [`rollout`] and [`batch`]: the two state machines;
+//! * [`permits`]: the arithmetic of a hub's quota;
+//! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
+
+pub mod batch;
+pub mod hub;
+pub mod ids;
+pub mod message;
+pub mod outcome;
+pub mod permits;
+pub mod plan;
+pub mod ports;
+pub mod query;
+pub mod rollout;
+pub mod spec;
+pub mod time;

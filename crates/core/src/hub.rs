@@ -1,0 +1,136 @@
+//! What a hub allows: its tier, its units, and our share of them.
+//!
+//! The numbers are those of `iot-hub-devguide-quotas-throttling` (2023-02). They are defaults:
+//! every one of them can be set in the configuration.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A hub's tier. The basic tiers cannot send to devices, so they are not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Tier {
+    /// The free tier; one unit.
+    #[serde(alias = "free", alias = "f1")]
+    F1,
+    /// Standard 1; up to 200 units.
+    #[serde(alias = "s1")]
+    S1,
+    /// Standard 2; up to 200 units.
+    #[serde(alias = "s2")]
+    S2,
+    /// Standard 3; up to 10 units.
+    #[serde(alias = "s3")]
+    S3,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl Tier {
+    /// Cloud-to-device sends a minute and unit, for all senders together.
+    #[must_use]
+    pub fn sends_per_minute(self) -> f64 {
+        match self {
+            Self::F1 | Self::S1 | Self::S2 => 100.0,
+            Self::S3 => 5_000.0,
+        }
+    }
+
+    /// Twin queries (pages) a minute and unit.
+    #[must_use]
+    pub fn queries_per_minute(self) -> f64 {
+        match self {
+            Self::F1 | Self::S1 | Self::S2 => 20.0,
+            Self::S3 => 1_000.0,
+        }
+    }
+
+    /// Messages a day and unit, for everything that the hub is used for.
+    #[must_use]
+    pub fn messages_per_day(self) -> u64 {
+        match self {
+            Self::F1 => 8_000,
+            Self::S1 => 400_000,
+            Self::S2 => 6_000_000,
+            Self::S3 => 300_000_000,
+        }
+    }
+
+    /// Bytes that count as one message against the daily quota.
+    #[must_use]
+    pub fn meter_bytes(self) -> u64 {
+        match self {
+            Self::F1 => 512,
+            _ => 4096,
+        }
+    }
+
+    /// How many units a hub of this tier can have.
+    #[must_use]
+    pub fn max_units(self) -> u32 {
+        match self {
+            Self::F1 => 1,
+            Self::S1 | Self::S2 => 200,
+            Self::S3 => 10,
+        }
+    }
+}
+
+/// How fast we may use one hub.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HubLimits {
+    /// Sends a minute; `None` for a hub without limits (an emulator that is told so).
+    pub sends_per_minute: Option<f64>,
+    /// Query pages a minute; `None` likewise.
+    pub queries_per_minute: Option<f64>,
+    /// Messages a day; `None` likewise.
+    pub messages_per_day: Option<u64>,
+    /// Bytes that count as one message against the daily quota.
+    pub meter_bytes: u64,
+}
+
+/// Of the quota, what we plan to use. The rest is for the jitter of the way to the hub: messages
+/// that left evenly can arrive a little closer together, and the hub counts arrivals.
+/// At 1 %, a hub with 100 sends a minute tolerates 0.6 s of it, one with 50,000 as much.
+pub const HEADROOM: f64 = 0.99;
+
+impl HubLimits {
+    /// The limits of a hub with `units` of `tier`, of which we may use `share` (0 to 1].
+    #[must_use]
+    pub fn of(tier: Tier, units: u32, share: f64) -> Self {
+        let units = f64::from(units);
+        Self {
+            sends_per_minute: Some(tier.sends_per_minute() * units * share),
+            queries_per_minute: Some(tier.queries_per_minute() * units * share),
+            messages_per_day: Some((tier.messages_per_day() as f64 * units * share) as u64),
+            meter_bytes: tier.meter_bytes(),
+        }
+    }
+
+    /// A hub without limits.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self {
+            sends_per_minute: None,
+            queries_per_minute: None,
+            messages_per_day: None,
+            meter_bytes: 4096,
+        }
+    }
+
+    /// The pace of sending, a minute: the quota less the headroom, or the rollout's own lower rate.
+    #[must_use]
+    pub fn pace(&self, rollout: Option<crate::spec::Rate>) -> Option<f64> {
+        let quota = self.sends_per_minute.map(|quota| quota * HEADROOM);
+        let rollout = rollout.map(crate::spec::Rate::as_per_minute);
+        match (quota, rollout) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}

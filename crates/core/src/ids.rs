@@ -1,0 +1,199 @@
+//! The names of things. No bare string or number crosses a module.
+
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {found:?} is not valid: {allowed}")]
+pub struct InvalidName {
+    /// What the text was meant to name.
+    pub kind: &'static str,
+    /// The text, cut to 140 characters.
+    pub found: String,
+    /// What is allowed, in words.
+    pub allowed: &'static str,
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $pattern:literal, $allowed:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks `text` and makes it a name.
+            ///
+            /// # Errors
+            /// [`InvalidName`], which says what is allowed.
+            pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidName> {
+                let text = text.as_ref();
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(InvalidName {
+                        kind: $kind,
+                        found: text.chars().take(140).collect(),
+                        allowed: $allowed,
+                    })
+                }
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "type": "string",
+                    "pattern": $pattern,
+                    "description": $allowed,
+                })
+            }
+        }
+    };
+}
+
+fn is_label(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+name!(
+    /// The name of a rollout, unique in a store. It is part of every message id.
+    RolloutName, "rollout name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+    "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 64)
+);
+
+name!(
+    /// The name that the configuration gives to one IoT hub. Not its host name.
+    HubName, "hub name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+    "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 63)
+);
+
+name!(
+    /// A device's id in its hub's registry. Case-sensitive.
+    ///
+    /// The allowed characters are those of the identity registry's documentation
+    /// (`iot-hub-devguide-identity-registry`), with `:` as newer lists have it.
+    DeviceId, "device id", r"^[A-Za-z0-9\-.+%_#*?!(),:=@$']{1,128}$",
+    "1 to 128 ASCII letters, digits or any of - . + % _ # * ? ! ( ) , : = @ $ '",
+    |text| (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.+%_#*?!(),:=@$'".contains(&b))
+);
+
+name!(
+    /// Who holds a lease: one run of one process. Never reused.
+    Holder, "holder", "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 128)
+);
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// A batch's number in its rollout's plan, from 0.
+    BatchId(u32)
+);
+number!(
+    /// A stage's position in its rollout, from 0.
+    StageIndex(u16)
+);
+number!(
+    /// Which try at a device this is, from 1. Raised only by the operator's `retry`, never by
+    /// the engine's own resending.
+    Attempt(u16)
+);
+number!(
+    /// A fencing token: grows with every new holder of a lease. A store refuses writes that
+    /// carry an older one than it has seen.
+    Epoch(u64)
+);
+number!(
+    /// A record's generation. Grows with every change.
+    Version(u64)
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_state_what_is_allowed() {
+        assert!(RolloutName::new("firmware-1.4.2").is_ok());
+        for bad in ["", "-x", "a b", "ä", &"x".repeat(65)] {
+            let error = RolloutName::new(bad).unwrap_err();
+            assert!(error.to_string().contains("1 to 64 letters"), "{error}");
+        }
+        assert!(DeviceId::new("fridge-4711:eu@x'y").is_ok());
+        for bad in ["", "a/b", "a b", "a\"b", "é", &"x".repeat(129)] {
+            assert!(DeviceId::new(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_while_reading() {
+        let error = serde_json::from_str::<HubName>("\"no spaces\"").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("hub name \"no spaces\" is not valid"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! The message that a rollout sends, and the id that each copy of it carries.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Attempt, BatchId, DeviceId, RolloutName};
+
+/// Which feedback the hub is asked to give on a message (`iothub-ack`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    /// No feedback.
+    #[default]
+    None,
+    /// Feedback when the device completes the message.
+    Positive,
+    /// Feedback when the message expires, is rejected, or cannot be delivered.
+    Negative,
+    /// Both.
+    Full,
+}
+
+/// What every device of a rollout is sent. The same for all, so it is shared and never copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The body, at most 64 KiB together with the properties.
+    pub body: Bytes,
+    /// For example `application/json`.
+    pub content_type: Option<String>,
+    /// For example `utf-8`.
+    pub content_encoding: Option<String>,
+    /// Application properties, in the order in which they were written.
+    pub properties: Vec<(String, String)>,
+    /// How long the hub keeps the message for a device that is away, from the send on.
+    /// `None`: the hub's own default (1 hour unless its owner changed it).
+    pub ttl: Option<std::time::Duration>,
+    /// Which feedback to ask for.
+    pub ack: Ack,
+}
+
+/// The deterministic id of one message: a device that is sent the same message twice (after a
+/// crash) can tell by it, and a feedback record finds its device without a look-up table.
+///
+/// Written `<rollout>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 83 of the
+/// 128 characters that the hub allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageId {
+    /// The rollout.
+    pub rollout: RolloutName,
+    /// The batch in its plan.
+    pub batch: BatchId,
+    /// The device's position in the batch's manifest.
+    pub index: u32,
+    /// Which attempt.
+    pub attempt: Attempt,
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.rollout.as_str())?;
+        for number in [self.batch.0, self.index, u32::from(self.attempt.0)] {
+            f.write_str(".")?;
+            write_base36(f, number)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_base36(f: &mut fmt::Formatter<'_>, mut number: u32) -> fmt::Result {
+    let mut digits = [0u8; 7];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];
+        number /= 36;
+        if number == 0 {
+            break;
+        }
+    }
+    f.write_str(std::str::from_utf8(&digits[start..]).expect("base 36 digits are ASCII"))
+}
+
+/// A text that is not one of our message ids: it belongs to another application.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a message id of ours")]
+pub struct ForeignMessageId;
+
+impl FromStr for MessageId {
+    type Err = ForeignMessageId;
+
+    /// Reads an id back. The rollout's name may hold dots, so the numbers are taken from the end.
+    fn from_str(text: &str) -> Result<Self, ForeignMessageId> {
+        fn number(part: Option<&str>) -> Result<u32, ForeignMessageId> {
+            let part = part.ok_or(ForeignMessageId)?;
+            let canonical = !part.is_empty()
+                && (part == "0" || !part.starts_with('0'))
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+            if !canonical {
+                return Err(ForeignMessageId);
+            }
+            u32::from_str_radix(part, 36).map_err(|_| ForeignMessageId)
+        }
+        let mut parts = text.rsplitn(4, '.');
+        let attempt = number(parts.next())?;
+        let index = number(parts.next())?;
+        let batch = number(parts.next())?;
+        let rollout = parts.next().ok_or(ForeignMessageId)?;
+        Ok(Self {
+            rollout: RolloutName::new(rollout).map_err(|_| ForeignMessageId)?,
+            batch: BatchId(batch),
+            index,
+            attempt: Attempt(u16::try_from(attempt).map_err(|_| ForeignMessageId)?),
+        })
+    }
+}
+
+/// One message to one device, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// To whom.
+    pub device: DeviceId,
+    /// Its id, see [`MessageId`].
+    pub id: String,
+    /// What is sent; shared by the whole rollout.
+    pub content: std::sync::Arc<Content>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ids_read_back(
+            name in "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+            batch in any::<u32>(), index in any::<u32>(), attempt in any::<u16>(),
+        ) {
+            let id = MessageId {
+                rollout: RolloutName::new(name).unwrap(),
+                batch: BatchId(batch), index, attempt: Attempt(attempt),
+            };
+            let text = id.to_string();
+            prop_assert!(text.len() <= 128);
+            prop_assert_eq!(text.parse::<MessageId>().unwrap(), id);
+        }
+    }
+
+    #[test]
+    fn other_peoples_ids_are_told_apart() {
+        for text in [
+            "",
+            "a",
+            "a.1.2",
+            ".1.2.3",
+            "a.01.2.3",
+            "a.1.2.X",
+            "a.1..3",
+            "a.zzzzzzz.1.1",
+            "2f1c9a52-5f5e-4b0c-9f43-0e2f4cf9f5a1",
+            "a.1.2.zzzz",
+        ] {
+            assert_eq!(text.parse::<MessageId>(), Err(ForeignMessageId), "{text}");
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! What is known of one device in one rollout.
+//!
+//! An [`Outcome`] only ever rises: [`Outcome::merge`] takes the higher of two reports, so
+//! reports may come twice and in any order (feedback can overtake the record of the send that
+//! caused it). The order is total, so a merge is commutative, associative and idempotent with
+//! no further rule: within a rank the outcome that is listed later stands.
+//!
+//! [`Counts`] move by the difference that a merge made, so they cannot drift from the outcomes.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is known of one device. Four bits.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Outcome {
+    /// Planned, nothing sent yet.
+    #[default]
+    Pending = 0,
+    /// About to be sent. Written before a send under `at_most_once` only.
+    Attempting = 1,
+    /// Was in flight when its worker or connection was lost, and must not be repeated.
+    Unknown = 2,
+    /// Will not be sent: the rollout was aborted first.
+    Skipped = 3,
+    /// The hub does not know the device.
+    NotFound = 4,
+    /// The device already has 50 messages waiting in the hub.
+    QueueFull = 5,
+    /// The hub refused the message for good, with a code.
+    Refused = 6,
+    /// The hub has accepted the message and keeps it for the device.
+    Enqueued = 7,
+    /// The message's time to live ended before the device took it.
+    Expired = 8,
+    /// The device rejected the message.
+    Rejected = 9,
+    /// The device was handed the message as often as the hub allows and never completed it.
+    Undeliverable = 10,
+    /// The device's queue was purged.
+    Purged = 11,
+    /// The device completed the message.
+    Delivered = 12,
+    /// The device's twin reports what the rollout was to bring about.
+    Applied = 13,
+}
+
+/// How many outcomes there are.
+pub const OUTCOMES: usize = 14;
+
+impl Outcome {
+    /// All outcomes, lowest first.
+    pub const ALL: [Self; OUTCOMES] = [
+        Self::Pending,
+        Self::Attempting,
+        Self::Unknown,
+        Self::Skipped,
+        Self::NotFound,
+        Self::QueueFull,
+        Self::Refused,
+        Self::Enqueued,
+        Self::Expired,
+        Self::Rejected,
+        Self::Undeliverable,
+        Self::Purged,
+        Self::Delivered,
+        Self::Applied,
+    ];
+
+    /// The outcome with this number, if there is one.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
+    /// The higher of the two.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        self.max(other)
+    }
+
+    /// No send for this device is owed any more.
+    #[must_use]
+    pub fn is_settled(self) -> bool {
+        self > Self::Attempting
+    }
+
+    /// The hub accepted a message for the device, whatever became of it later.
+    #[must_use]
+    pub fn was_enqueued(self) -> bool {
+        self >= Self::Enqueued
+    }
+
+    /// The device did not get the message, or it is not known that it did.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Unknown
+                | Self::NotFound
+                | Self::QueueFull
+                | Self::Refused
+                | Self::Expired
+                | Self::Rejected
+                | Self::Undeliverable
+                | Self::Purged
+        )
+    }
+
+    /// The outcome's name as it is written in files and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Attempting => "attempting",
+            Self::Unknown => "unknown",
+            Self::Skipped => "skipped",
+            Self::NotFound => "not_found",
+            Self::QueueFull => "queue_full",
+            Self::Refused => "refused",
+            Self::Enqueued => "enqueued",
+            Self::Expired => "expired",
+            Self::Rejected => "rejected",
+            Self::Undeliverable => "undeliverable",
+            Self::Purged => "purged",
+            Self::Delivered => "delivered",
+            Self::Applied => "applied",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How many devices have each outcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts([u64; OUTCOMES]);
+
+impl Counts {
+    /// `devices` that are all pending.
+    #[must_use]
+    pub fn pending(devices: u64) -> Self {
+        let mut counts = Self::default();
+        counts.0[0] = devices;
+        counts
+    }
+
+    /// How many devices have `outcome`.
+    #[must_use]
+    pub fn get(&self, outcome: Outcome) -> u64 {
+        self.0[outcome as usize]
+    }
+
+    /// All devices counted.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Devices whose outcome satisfies `condition`.
+    #[must_use]
+    pub fn sum_of(&self, condition: impl Fn(Outcome) -> bool) -> u64 {
+        Outcome::ALL
+            .into_iter()
+            .filter(|o| condition(*o))
+            .map(|o| self.get(o))
+            .sum()
+    }
+
+    /// Devices to which nothing is owed any more.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.sum_of(Outcome::is_settled)
+    }
+
+    /// Devices that a send is still owed to.
+    #[must_use]
+    pub fn unsettled(&self) -> u64 {
+        self.total() - self.settled()
+    }
+
+    /// Devices that did not get the message, or of which it is not known that they did.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.sum_of(Outcome::is_failure)
+    }
+
+    /// Counts one device that was `old` as `new`.
+    ///
+    /// # Panics
+    /// When no device is counted as `old`: then the counts have drifted, which is a defect.
+    pub fn shift(&mut self, old: Outcome, new: Outcome) {
+        let from = &mut self.0[old as usize];
+        *from = from
+            .checked_sub(1)
+            .expect("counts are the sum of the outcomes");
+        self.0[new as usize] += 1;
+    }
+
+    /// Adds the counts of another set of devices.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
+    /// Replaces the part `old` of these counts by `new`.
+    ///
+    /// # Panics
+    /// When `old` is not a part of these counts.
+    pub fn replace(&mut self, old: &Self, new: &Self) {
+        for (index, mine) in self.0.iter_mut().enumerate() {
+            *mine = (*mine + new.0[index])
+                .checked_sub(old.0[index])
+                .expect("counts are the sum of the outcomes");
+        }
+    }
+
+    /// The outcomes that any device has, with their counts, lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = (Outcome, u64)> + '_ {
+        Outcome::ALL
+            .into_iter()
+            .map(|o| (o, self.get(o)))
+            .filter(|(_, n)| *n > 0)
+    }
+}
+
+impl Serialize for Counts {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = std::collections::BTreeMap::<Outcome, u64>::deserialize(deserializer)?;
+        let mut counts = Self::default();
+        for (outcome, n) in map {
+            counts.0[outcome as usize] = n;
+        }
+        Ok(counts)
+    }
+}
+
+/// The outcomes of a batch's devices, in the manifest's order, two to a byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutcomeList {
+    packed: Vec<u8>,
+    len: usize,
+}
+
+/// Packed outcomes that do not belong to the batch they were read for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{bytes} bytes with {bad:?} as the first bad outcome are not the outcomes of {devices} devices"
+)]
+pub struct CorruptOutcomes {
+    bytes: usize,
+    devices: usize,
+    bad: Option<u8>,
+}
+
+impl OutcomeList {
+    /// `len` devices, all pending.
+    #[must_use]
+    pub fn pending(len: usize) -> Self {
+        Self {
+            packed: vec![0; len.div_ceil(2)],
+            len,
+        }
+    }
+
+    /// Reads what [`OutcomeList::as_bytes`] gave.
+    ///
+    /// # Errors
+    /// When the bytes are too few, too many, or hold a number that is no outcome.
+    pub fn from_bytes(packed: &[u8], len: usize) -> Result<Self, CorruptOutcomes> {
+        let bad = packed
+            .iter()
+            .flat_map(|byte| [byte & 15, byte >> 4])
+            .find(|code| Outcome::from_code(*code).is_none());
+        if packed.len() != len.div_ceil(2) || bad.is_some() {
+            return Err(CorruptOutcomes {
+                bytes: packed.len(),
+                devices: len,
+                bad,
+            });
+        }
+        Ok(Self {
+            packed: packed.to_vec(),
+            len,
+        })
+    }
+
+    /// The packed form: two devices a byte, the earlier one in the low half.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// How many devices.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No devices.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The outcome of the device at `index`.
+    ///
+    /// # Panics
+    /// When the batch has no such device.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Outcome {
+        assert!(index < self.len, "device {index} of {}", self.len);
+        let code = self.packed[index / 2] >> (index % 2 * 4) & 15;
+        Outcome::from_code(code).expect("checked when the list was read")
+    }
+
+    /// Merges a report into the outcome at `index`; gives what it was and what it is now.
+    ///
+    /// # Panics
+    /// When the batch has no such device.
+    pub fn merge(&mut self, index: usize, report: Outcome) -> (Outcome, Outcome) {
+        let old = self.get(index);
+        let new = old.merge(report);
+        let shift = index % 2 * 4;
+        let byte = &mut self.packed[index / 2];
+        *byte = *byte & !(15 << shift) | (new as u8) << shift;
+        (old, new)
+    }
+
+    /// The outcomes in order.
+    pub fn iter(&self) -> impl Iterator<Item = Outcome> + '_ {
+        (0..self.len).map(|index| self.get(index))
+    }
+
+    /// How many devices have each outcome.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for outcome in self.iter() {
+            counts.0[outcome as usize] += 1;
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_outcome() -> impl Strategy<Value = Outcome> {
+        prop::sample::select(Outcome::ALL.to_vec())
+    }
+
+    #[test]
+    fn codes_and_names_are_fixed() {
+        // They are on disk and in Redis: a change here needs a migration.
+        let names: Vec<_> = Outcome::ALL
+            .iter()
+            .map(|o| (*o as u8, o.as_str()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (0, "pending"),
+                (1, "attempting"),
+                (2, "unknown"),
+                (3, "skipped"),
+                (4, "not_found"),
+                (5, "queue_full"),
+                (6, "refused"),
+                (7, "enqueued"),
+                (8, "expired"),
+                (9, "rejected"),
+                (10, "undeliverable"),
+                (11, "purged"),
+                (12, "delivered"),
+                (13, "applied"),
+            ]
+        );
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_a_join(a in any_outcome(), b in any_outcome(), c in any_outcome()) {
+            prop_assert_eq!(a.merge(b), b.merge(a));
+            prop_assert_eq!(a.merge(b).merge(c), a.merge(b.merge(c)));
+            prop_assert_eq!(a.merge(a), a);
+            prop_assert!(a.merge(b) >= a);
+        }
+
+        /// Reports in any order, with repeats, end the same, and counts equal outcomes.
+        #[test]
+        fn reports_commute_and_counts_never_drift(
+            len in 1usize..40,
+            reports in prop::collection::vec((0usize..40, any_outcome()), 0..200),
+            seed in any::<u64>(),
+        ) {
+            let reports: Vec<_> = reports.into_iter().map(|(i, o)| (i % len, o)).collect();
+            let mut shuffled = [reports.clone(), reports.clone()].concat();
+            shuffled.sort_by_key(|(i, o)| (*i as u64 * 31 + *o as u64).wrapping_mul(seed | 1));
+            let apply = |reports: &[(usize, Outcome)]| {
+                let mut list = OutcomeList::pending(len);
+                let mut counts = Counts::pending(len as u64);
+                for (index, report) in reports {
+                    let (old, new) = list.merge(*index, *report);
+                    counts.shift(old, new);
+                }
+                assert_eq!(counts, list.counts());
+                assert_eq!(counts.total(), len as u64);
+                list
+            };
+            let list = apply(&reports);
+            prop_assert_eq!(&list, &apply(&shuffled));
+            prop_assert_eq!(&OutcomeList::from_bytes(list.as_bytes(), len).unwrap(), &list);
+        }
+    }
+
+    #[test]
+    fn corrupt_bytes_are_refused() {
+        assert!(OutcomeList::from_bytes(&[0, 0], 3).is_ok());
+        assert!(OutcomeList::from_bytes(&[0], 3).is_err());
+        assert!(OutcomeList::from_bytes(&[0xF0, 0], 3).is_err());
+    }
+
+    #[test]
+    fn counts_read_back() {
+        let mut counts = Counts::pending(3);
+        counts.shift(Outcome::Pending, Outcome::Enqueued);
+        let text = serde_json::to_string(&counts).unwrap();
+        assert_eq!(text, r#"{"pending":2,"enqueued":1}"#);
+        assert_eq!(serde_json::from_str::<Counts>(&text).unwrap(), counts);
+    }
+}

@@ -1,0 +1,62 @@
+//! Planning: from a stream of devices to batches.
+//!
+//! The plan is the frozen answer to "which devices, in which stage, in which batch". It is made
+//! once, in a stream: what is held in memory is bounded by [`BatchLimits::open_devices`] however
+//! large the fleet is.
+
+mod batcher;
+mod cohort;
+mod digest;
+mod estimate;
+mod manifest;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use batcher::{BatchLimits, Batcher, Filled};
+pub use cohort::Cohort;
+pub use digest::{HubDigest, PlanDigest};
+pub use estimate::{Estimate, HubEstimate, estimate};
+pub use manifest::{Batch, BatchHeader, DeviceList, Group};
+
+use crate::ids::HubName;
+
+/// What a plan came to. The batches themselves are in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanSummary {
+    /// Devices in all batches.
+    pub devices: u64,
+    /// How many batches.
+    pub batches: u32,
+    /// Equal digests mean equal plans: the same devices in the same batches.
+    pub digest: String,
+    /// By hub, in the order of their names.
+    pub hubs: Vec<HubPlan>,
+    /// By exclusion rule, in the order of the spec.
+    pub excluded: Vec<Excluded>,
+    /// Ids that the device list named more than once; each counts once.
+    pub repeated: u64,
+}
+
+/// One hub's part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HubPlan {
+    /// The hub.
+    pub hub: HubName,
+    /// Its devices.
+    pub devices: u64,
+    /// Its batches.
+    pub batches: u32,
+}
+
+/// How many devices of the target a rule left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Excluded {
+    /// The rule, in words.
+    pub rule: String,
+    /// Why, if the spec says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Devices that match the target and this rule. Rules may overlap.
+    pub devices: u64,
+}

@@ -1,0 +1,98 @@
+//! A digest of a plan: equal digests mean equal plans.
+
+use sha2::{Digest, Sha256};
+
+use super::DeviceList;
+use super::manifest::BatchHeader;
+use crate::ids::HubName;
+
+/// The digest of one hub's batches, in the order in which they were filled. Batch numbers do not
+/// count: with several hubs they depend on which one answered first.
+#[derive(Debug, Clone, Default)]
+pub struct HubDigest(Sha256);
+
+impl HubDigest {
+    /// Adds a batch.
+    pub fn add(&mut self, header: &BatchHeader, devices: &DeviceList) {
+        self.0.update(header.stage.0.to_be_bytes());
+        for (tag, value) in &header.group.0 {
+            for part in [Some(tag), value.as_ref()] {
+                let part = part.map_or("\u{0}", String::as_str);
+                self.0.update((part.len() as u64).to_be_bytes());
+                self.0.update(part);
+            }
+        }
+        self.0.update((devices.bytes() as u64).to_be_bytes());
+        self.0.update(devices.as_text());
+    }
+}
+
+/// Puts the hubs' digests together.
+#[derive(Debug, Clone, Default)]
+pub struct PlanDigest(std::collections::BTreeMap<HubName, HubDigest>);
+
+impl PlanDigest {
+    /// Adds one hub's part.
+    pub fn add(&mut self, hub: HubName, digest: HubDigest) {
+        self.0.insert(hub, digest);
+    }
+
+    /// The digest as 32 hexadecimal digits.
+    #[must_use]
+    pub fn finish(self) -> String {
+        let mut all = Sha256::new();
+        for (hub, digest) in self.0 {
+            all.update((hub.as_str().len() as u64).to_be_bytes());
+            all.update(hub.as_str());
+            all.update(digest.0.finalize());
+        }
+        all.finalize()
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Group;
+    use super::*;
+    use crate::ids::{BatchId, DeviceId, StageIndex};
+
+    fn digest(batches: &[(&str, &[&str])]) -> String {
+        let hub = HubName::new("h").unwrap();
+        let mut hub_digest = HubDigest::default();
+        for (index, (group, ids)) in batches.iter().enumerate() {
+            let mut devices = DeviceList::default();
+            ids.iter()
+                .for_each(|id| devices.push(&DeviceId::new(id).unwrap()));
+            let header = BatchHeader {
+                id: BatchId(index as u32 * 7),
+                hub: hub.clone(),
+                stage: StageIndex(0),
+                group: Group(vec![("g".into(), Some((*group).into()))]),
+                devices: devices.len() as u32,
+            };
+            hub_digest.add(&header, &devices);
+        }
+        let mut plan = PlanDigest::default();
+        plan.add(hub, hub_digest);
+        plan.finish()
+    }
+
+    #[test]
+    fn any_difference_shows() {
+        let one = digest(&[("x", &["a", "b"]), ("y", &["c"])]);
+        assert_eq!(one, digest(&[("x", &["a", "b"]), ("y", &["c"])]));
+        assert_eq!(one.len(), 32);
+        for other in [
+            digest(&[("x", &["b", "a"]), ("y", &["c"])]),
+            digest(&[("x", &["a"]), ("y", &["b", "c"])]),
+            digest(&[("x", &["a", "b"]), ("z", &["c"])]),
+            digest(&[("x", &["a", "b", "c"])]),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The queue: a doorbell. A dispatch carries ids only; losing, repeating or reordering
+//! dispatches costs time, never correctness.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BatchId, HubName, RolloutName};
+
+/// "Batch B of rollout R can be worked on."
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// The rollout.
+    pub rollout: RolloutName,
+    /// The batch.
+    pub batch: BatchId,
+    /// The hub of its devices: each hub has a queue of its own.
+    pub hub: HubName,
+}
+
+/// Why the queue did not do what it was asked. Every one of them is worth another try.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The hub's queue holds as many dispatches as it may.
+    #[error("the dispatch queue of hub {hub} is full ({limit} dispatches)")]
+    Full {
+        /// The hub.
+        hub: HubName,
+        /// How many it may hold.
+        limit: usize,
+    },
+    /// The broker cannot be reached, or did not confirm in time.
+    #[error("cannot {doing}")]
+    Unavailable {
+        /// What was being done.
+        doing: &'static str,
+        /// What the broker's client says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Publishes and hands out dispatches.
+#[async_trait]
+pub trait Queue: Send + Sync + 'static {
+    /// Puts a dispatch on its hub's queue. `Ok` means that the queue has it and will keep it
+    /// until it is acked. Not idempotent: twice is two dispatches, which is harmless.
+    /// Cancel safety: if dropped, the dispatch may or may not be on the queue.
+    async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError>;
+
+    /// Starts taking dispatches of `hub`. Several consumers share the queue; each dispatch goes
+    /// to one of them.
+    async fn consume(&self, hub: &HubName) -> Result<Box<dyn Deliveries>, QueueError>;
+}
+
+/// A consumer of one hub's dispatches. Dropping it hands back what was not acked.
+#[async_trait]
+pub trait Deliveries: Send + 'static {
+    /// The next dispatch; waits for one. Cancel-safe: if dropped, nothing is lost.
+    async fn next(&mut self) -> Result<Delivery, QueueError>;
+}
+
+/// A dispatch that was handed to us.
+pub struct Delivery {
+    /// What it says.
+    pub dispatch: Dispatch,
+    /// It was handed out before and came back: whoever had it is gone, or gave it back.
+    pub redelivered: bool,
+    /// To answer for it.
+    pub ticket: Box<dyn Ticket>,
+}
+
+/// The answer that a delivery is owed. Dropped without one, the dispatch comes back.
+#[async_trait]
+pub trait Ticket: Send + Sync + 'static {
+    /// Done with: the queue forgets the dispatch. Called after the effect is durable.
+    async fn ack(self: Box<Self>) -> Result<(), QueueError>;
+    /// Not done: another consumer, or this one later, gets it.
+    async fn requeue(self: Box<Self>) -> Result<(), QueueError>;
+}
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delivery")
+            .field("dispatch", &self.dispatch)
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
+    }
+}

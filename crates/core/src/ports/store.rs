@@ -1,0 +1,223 @@
+//! The store: the truth about every rollout.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::batch::{BatchStatus, Held, Lease};
+use crate::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
+use crate::outcome::{Counts, Outcome, OutcomeList};
+use crate::permits::Grant;
+use crate::plan::{Batch, BatchHeader};
+use crate::rollout::{PlanId, Rollout, Wanted};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else has changed the record, or holds the lease, since. Read again, or let go.
+    #[error("{what} was changed by somebody else in the meantime")]
+    Superseded {
+        /// What.
+        what: String,
+    },
+    /// There is no such thing.
+    #[error("{what} does not exist")]
+    NotFound {
+        /// What.
+        what: String,
+    },
+    /// No room, or no permission to write: nothing was changed.
+    #[error("cannot {doing}: the store cannot be written")]
+    NotWritable {
+        /// What was being done.
+        doing: String,
+        /// What the system says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store does not answer. The effect may or may not have taken place.
+    #[error("cannot {doing}: the store does not answer")]
+    Unavailable {
+        /// What was being done.
+        doing: String,
+        /// What the store's client says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What is stored cannot be what was written.
+    #[error("cannot {doing}: the stored data are damaged")]
+    Corrupt {
+        /// What was being done.
+        doing: String,
+        /// What does not fit.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What `create` found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Created {
+    /// It was new and is stored.
+    New,
+    /// There was one of that name; it was left as it is.
+    Existing(Box<Rollout>),
+}
+
+/// A wish to work on a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRequest {
+    /// The rollout.
+    pub rollout: RolloutName,
+    /// The batch.
+    pub batch: BatchId,
+    /// Who wants it.
+    pub holder: Holder,
+    /// For how long, unless renewed.
+    pub ttl: Duration,
+    /// Take it even from a holder whose lease has not lapsed: the caller knows that it is gone.
+    pub takeover: bool,
+}
+
+/// What became of the wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseReply {
+    /// Here it is.
+    Granted(Lease),
+    /// Somebody has it.
+    Held(Held),
+    /// Nothing is left to do on the batch.
+    Done,
+    /// The rollout does not want any batch to be worked on now.
+    NotWanted,
+}
+
+/// A batch with all that is known of its devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchWork {
+    /// The manifest.
+    pub batch: Batch,
+    /// Their outcomes, in the manifest's order.
+    pub outcomes: OutcomeList,
+    /// The hub's codes for the devices that it refused, by position, ascending.
+    pub codes: Vec<(u32, u32)>,
+}
+
+/// A report on one device of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Its position in the manifest.
+    pub index: u32,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The hub's code for a [`Outcome::Refused`], else 0. The first that is recorded stands.
+    pub code: u32,
+}
+
+/// The counts of one stage on one hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The hub.
+    pub hub: HubName,
+    /// How many devices have which outcome.
+    pub counts: Counts,
+}
+
+/// A wish to send through a hub.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PermitRequest {
+    /// The hub.
+    pub hub: HubName,
+    /// So many messages at the most.
+    pub wanted: u32,
+    /// The hub's pace for all senders together, a minute.
+    pub per_minute: f64,
+    /// A rollout's own limit on this hub, a minute, if it has one below the hub's.
+    pub rollout: Option<(RolloutName, f64)>,
+}
+
+/// Keeps rollouts, plans, outcomes and permits. All methods are atomic: they take effect whole or
+/// not at all. `Ok` means durable, as far as the implementation is.
+///
+/// Cancel safety: a dropped call may or may not have taken effect, as after
+/// [`StoreError::Unavailable`]; every call may be repeated.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Stores a rollout unless there is one of its name.
+    async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError>;
+
+    /// A rollout's record, `None` if there is none of that name.
+    async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError>;
+
+    /// The names of all rollouts, ascending.
+    async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError>;
+
+    /// Replaces a record by one that was made from its version `from`.
+    ///
+    /// When the new record has another `plan_id`, all batches of older tries are gone with it.
+    /// [`StoreError::Superseded`] when the stored version is another.
+    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError>;
+
+    /// Adds batches to the plan `plan`, all devices pending. Repeating a batch changes nothing.
+    /// [`StoreError::Superseded`] when the rollout is no longer at this try of planning, or its
+    /// plan is already whole.
+    async fn add_batches(
+        &self,
+        name: &RolloutName,
+        plan: PlanId,
+        batches: Vec<Batch>,
+    ) -> Result<(), StoreError>;
+
+    /// Batches in the order of their numbers, `limit` at the most, after the number `after`; only
+    /// those on which something is left to do if `open_only`.
+    async fn batches(
+        &self,
+        name: &RolloutName,
+        after: Option<BatchId>,
+        limit: usize,
+        open_only: bool,
+    ) -> Result<Vec<BatchStatus>, StoreError>;
+
+    /// Asks for a batch.
+    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError>;
+
+    /// A batch and what is known of it.
+    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError>;
+
+    /// Merges reports into the batch's outcomes, moves the counters by what that changed, renews
+    /// the lease until `ttl` from now, and says what the rollout wants. With no reports it is a
+    /// heartbeat. Idempotent: the outcomes are a semilattice.
+    /// [`StoreError::Superseded`] when the lease no longer holds; then nothing was recorded.
+    async fn record(
+        &self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+    ) -> Result<Wanted, StoreError>;
+
+    /// Lets go of a batch. Does nothing if the lease no longer holds.
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// A rollout's counters by stage and hub: always the sum of its outcomes.
+    async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;
+
+    /// Reserves permits on a hub.
+    async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError>;
+
+    /// A hub refused a send for its quota: slows everyone down.
+    async fn throttled(
+        &self,
+        hub: &HubName,
+        retry_after: Option<Duration>,
+    ) -> Result<(), StoreError>;
+}
+
+impl BatchWork {
+    /// The header, for brevity.
+    #[must_use]
+    pub fn header(&self) -> &BatchHeader {
+        &self.batch.header
+    }
+}

@@ -1,0 +1,510 @@
+//! A rollout's life.
+//!
+//! ```text
+//!                      ┌────────────── plan failed ─────────────▶ Failed
+//!                      │
+//!  Accepted ──▶ Planning ──▶ Running ──▶ Succeeded | FinishedWithFailures
+//!                  ▲  │        │  ▲
+//!                  │  └─ (again, after a crash)
+//!                  │           │  └── resume ── Paused
+//!                  │           └───── pause ────▶ │
+//!                  │                              │
+//!      abort from any of these ──▶ Aborting ──▶ Aborted
+//! ```
+//!
+//! [`transition`] decides, and nothing else does. What a phase *owes* the world ([`Phase::owed`])
+//! follows from the phase alone, so it needs no record of its own: after a crash the phase is
+//! loaded and what it owes is done again, which is always safe.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Version;
+use crate::outcome::{Counts, Outcome};
+use crate::plan::PlanSummary;
+use crate::spec::RolloutSpec;
+use crate::time::Timestamp;
+
+/// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct PlanId(pub u32);
+
+/// Where a rollout is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase")]
+pub enum Phase {
+    /// Accepted, nothing done yet.
+    Accepted,
+    /// Its devices are being found.
+    Planning,
+    /// Its batches are being worked on.
+    Running,
+    /// Nothing is sent until it is resumed.
+    Paused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What is in flight is recorded, the rest will be skipped.
+    Aborting {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Ended by abort.
+    Aborted {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Every device was sent the message.
+    Succeeded,
+    /// Nothing more to do, but not every device was sent the message.
+    FinishedWithFailures,
+    /// It could not be planned.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What a phase owes the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owed {
+    /// Find the devices and store the batches.
+    Plan,
+    /// Keep batches on the queue until every device is settled.
+    ReleaseBatches,
+    /// Mark every device that was not sent anything as skipped.
+    SkipRemaining,
+    /// Nothing, until something happens.
+    Nothing,
+}
+
+impl Phase {
+    /// What this phase owes the world.
+    #[must_use]
+    pub fn owed(&self) -> Owed {
+        match self {
+            Self::Accepted | Self::Planning => Owed::Plan,
+            Self::Running => Owed::ReleaseBatches,
+            Self::Aborting { .. } => Owed::SkipRemaining,
+            Self::Paused { .. }
+            | Self::Aborted { .. }
+            | Self::Succeeded
+            | Self::FinishedWithFailures
+            | Self::Failed { .. } => Owed::Nothing,
+        }
+    }
+
+    /// Nothing will ever happen to the rollout again.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(
+            self,
+            Self::Aborted { .. }
+                | Self::Succeeded
+                | Self::FinishedWithFailures
+                | Self::Failed { .. }
+        )
+    }
+
+    /// What a worker that holds a batch is to do.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        match self {
+            Self::Running => Wanted::GoOn,
+            _ => Wanted::Stop,
+        }
+    }
+
+    /// The phase's name as it is written in files and labels.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Planning => "planning",
+            Self::Running => "running",
+            Self::Paused { .. } => "paused",
+            Self::Aborting { .. } => "aborting",
+            Self::Aborted { .. } => "aborted",
+            Self::Succeeded => "succeeded",
+            Self::FinishedWithFailures => "finished_with_failures",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// What the rollout wants of a worker; every record of a window is answered with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Send on.
+    GoOn,
+    /// Record what is in flight, send nothing more, let go of the batch.
+    Stop,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// Planning began, or began anew.
+    PlanningStarted,
+    /// The plan is whole in the store.
+    PlanCompleted {
+        /// What it came to.
+        plan: PlanSummary,
+    },
+    /// The plan cannot be made.
+    PlanningFailed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// An operator, or a rule, wants nothing more to be sent for now.
+    PauseRequested {
+        /// Why, for people.
+        reason: String,
+    },
+    /// An operator wants it to go on.
+    ResumeRequested,
+    /// An operator, or a rule, wants it ended.
+    AbortRequested {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Every device of the plan is settled.
+    AllSettled {
+        /// The outcomes.
+        counts: Counts,
+    },
+}
+
+/// An event that cannot happen in a phase.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a rollout that is {phase} cannot take the event {event}")]
+pub struct IllegalTransition {
+    phase: &'static str,
+    event: String,
+}
+
+/// The phase that `event` leads to. `Ok` with the same phase means that it changed nothing:
+/// asking twice is not an error.
+///
+/// # Errors
+/// [`IllegalTransition`] when the event cannot happen in this phase.
+pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransition> {
+    use Event as E;
+    use Phase as P;
+    let illegal = || {
+        let event = serde_json::to_value(event)
+            .ok()
+            .and_then(|v| Some(v.get("event")?.as_str()?.to_owned()));
+        IllegalTransition {
+            phase: phase.as_str(),
+            event: event.unwrap_or_default(),
+        }
+    };
+    let next = match (phase, event) {
+        (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
+        (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
+            reason: "the target matches no device".into(),
+        },
+        (P::Planning, E::PlanCompleted { .. }) => P::Running,
+        (P::Accepted | P::Planning, E::PlanningFailed { reason }) => P::Failed {
+            reason: reason.clone(),
+        },
+
+        (P::Running, E::PauseRequested { reason }) => P::Paused {
+            reason: reason.clone(),
+        },
+        (P::Paused { .. }, E::PauseRequested { .. }) => phase.clone(),
+        (P::Paused { .. } | P::Running, E::ResumeRequested) => P::Running,
+
+        (
+            P::Accepted | P::Planning | P::Running | P::Paused { .. },
+            E::AbortRequested { reason },
+        ) => P::Aborting {
+            reason: reason.clone(),
+        },
+        (P::Aborting { .. } | P::Aborted { .. }, E::AbortRequested { .. }) => phase.clone(),
+
+        (P::Running | P::Paused { .. }, E::AllSettled { counts }) => {
+            if counts.failed() == 0 && counts.get(Outcome::Skipped) == 0 {
+                P::Succeeded
+            } else {
+                P::FinishedWithFailures
+            }
+        }
+        (P::Aborting { reason }, E::AllSettled { .. }) => P::Aborted {
+            reason: reason.clone(),
+        },
+        (P::Aborted { .. } | P::Succeeded | P::FinishedWithFailures, E::AllSettled { .. }) => {
+            phase.clone()
+        }
+
+        (
+            P::Running
+            | P::Paused { .. }
+            | P::Aborting { .. }
+            | P::Aborted { .. }
+            | P::Succeeded
+            | P::FinishedWithFailures
+            | P::Failed { .. },
+            E::PlanningStarted | E::PlanCompleted { .. } | E::PlanningFailed { .. },
+        )
+        | (
+            P::Accepted,
+            E::PlanCompleted { .. }
+            | E::PauseRequested { .. }
+            | E::ResumeRequested
+            | E::AllSettled { .. },
+        )
+        | (P::Planning, E::PauseRequested { .. } | E::ResumeRequested | E::AllSettled { .. })
+        | (
+            P::Aborting { .. }
+            | P::Aborted { .. }
+            | P::Succeeded
+            | P::FinishedWithFailures
+            | P::Failed { .. },
+            E::PauseRequested { .. } | E::ResumeRequested,
+        )
+        | (P::Succeeded | P::FinishedWithFailures | P::Failed { .. }, E::AbortRequested { .. })
+        | (P::Failed { .. }, E::AllSettled { .. }) => return Err(illegal()),
+    };
+    Ok(next)
+}
+
+/// A rollout as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The record's generation; a change is refused when it was made on an older one.
+    pub version: Version,
+    /// What was asked for. Files are inlined, or known by their digest in `files`.
+    pub spec: RolloutSpec,
+    /// SHA-256 of the files that the spec names, by path.
+    #[serde(default)]
+    pub files: std::collections::BTreeMap<String, String>,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// The newest try at planning.
+    pub plan_id: PlanId,
+    /// What the plan came to, once it is whole.
+    pub plan: Option<PlanSummary>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When its phase last changed.
+    pub changed_at: Timestamp,
+    /// What happened to it, oldest first; the newest [`Rollout::HISTORY`].
+    pub history: Vec<HistoryEntry>,
+}
+
+/// One thing that happened to a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Rollout {
+    /// How many history entries are kept.
+    pub const HISTORY: usize = 200;
+
+    /// A rollout that was just accepted.
+    #[must_use]
+    pub fn accepted(
+        spec: RolloutSpec,
+        files: std::collections::BTreeMap<String, String>,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            version: Version(1),
+            spec,
+            files,
+            phase: Phase::Accepted,
+            plan_id: PlanId(0),
+            plan: None,
+            created_at: now,
+            changed_at: now,
+            history: Vec::new(),
+        }
+    }
+
+    /// What makes it this rollout and no other: spec and files.
+    #[must_use]
+    pub fn identity(&self) -> serde_json::Value {
+        serde_json::json!({ "spec": self.spec, "files": self.files })
+    }
+
+    /// The record after `event`; `None` when the event changes nothing.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when the event cannot happen now.
+    pub fn after(&self, event: Event, now: Timestamp) -> Result<Option<Self>, IllegalTransition> {
+        let phase = transition(&self.phase, &event)?;
+        // Planning anew is a change even though the phase stays: the new try gets its own id.
+        if phase == self.phase && event != Event::PlanningStarted {
+            return Ok(None);
+        }
+        let mut next = self.clone();
+        next.version.0 += 1;
+        next.phase = phase;
+        next.changed_at = now;
+        match &event {
+            Event::PlanningStarted => next.plan_id.0 += 1,
+            Event::PlanCompleted { plan } => next.plan = Some(plan.clone()),
+            _ => {}
+        }
+        next.history.push(HistoryEntry { at: now, event });
+        let surplus = next.history.len().saturating_sub(Self::HISTORY);
+        next.history.drain(..surplus);
+        Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(devices: u64) -> Event {
+        Event::PlanCompleted {
+            plan: PlanSummary {
+                devices,
+                batches: 1,
+                digest: String::new(),
+                hubs: vec![],
+                excluded: vec![],
+                repeated: 0,
+            },
+        }
+    }
+
+    fn phases() -> Vec<Phase> {
+        let reason = || "r".to_owned();
+        vec![
+            Phase::Accepted,
+            Phase::Planning,
+            Phase::Running,
+            Phase::Paused { reason: reason() },
+            Phase::Aborting { reason: reason() },
+            Phase::Aborted { reason: reason() },
+            Phase::Succeeded,
+            Phase::FinishedWithFailures,
+            Phase::Failed { reason: reason() },
+        ]
+    }
+
+    fn events() -> Vec<Event> {
+        let reason = || "e".to_owned();
+        let mut failed = Counts::pending(2);
+        failed.shift(Outcome::Pending, Outcome::Enqueued);
+        let mut counts = failed;
+        failed.shift(Outcome::Pending, Outcome::NotFound);
+        counts.shift(Outcome::Pending, Outcome::Enqueued);
+        vec![
+            Event::PlanningStarted,
+            plan(2),
+            plan(0),
+            Event::PlanningFailed { reason: reason() },
+            Event::PauseRequested { reason: reason() },
+            Event::ResumeRequested,
+            Event::AbortRequested { reason: reason() },
+            Event::AllSettled { counts },
+            Event::AllSettled { counts: failed },
+        ]
+    }
+
+    /// The whole machine as a table: `.` is illegal, `=` changes nothing.
+    #[test]
+    fn every_edge() {
+        let table: Vec<String> = phases()
+            .iter()
+            .map(|phase| {
+                let row: Vec<_> = events()
+                    .iter()
+                    .map(|event| match transition(phase, event) {
+                        Err(_) => ".",
+                        Ok(next) if next == *phase => "=",
+                        Ok(next) => next.as_str(),
+                    })
+                    .collect();
+                format!("{}: {}", phase.as_str(), row.join(" "))
+            })
+            .collect();
+        assert_eq!(
+            table,
+            [
+                "accepted: planning . . failed . . aborting . .",
+                "planning: = running failed failed . . aborting . .",
+                "running: . . . . paused = aborting succeeded finished_with_failures",
+                "paused: . . . . = running aborting succeeded finished_with_failures",
+                "aborting: . . . . . . = aborted aborted",
+                "aborted: . . . . . . = = =",
+                "succeeded: . . . . . . . = =",
+                "finished_with_failures: . . . . . . . = =",
+                "failed: . . . . . . . . .",
+            ]
+        );
+    }
+
+    #[test]
+    fn ended_is_ended_and_only_running_sends() {
+        for phase in phases() {
+            assert_eq!(phase.wanted() == Wanted::GoOn, phase == Phase::Running);
+            if phase.is_ended() {
+                assert_eq!(phase.owed(), Owed::Nothing);
+                for event in events() {
+                    assert!(
+                        transition(&phase, &event).is_err()
+                            || transition(&phase, &event).unwrap() == phase
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn records_keep_a_bounded_history_and_read_back() {
+        let spec = RolloutSpec::read(
+            "x",
+            "{name: a, target: {all: true}, message: {body: {text: hi}}}",
+        )
+        .unwrap();
+        let mut rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));
+        rollout = rollout
+            .after(Event::PlanningStarted, Timestamp(6))
+            .unwrap()
+            .unwrap();
+        rollout = rollout
+            .after(Event::PlanningStarted, Timestamp(7))
+            .unwrap()
+            .unwrap();
+        assert_eq!((rollout.version, rollout.plan_id), (Version(3), PlanId(2)));
+        rollout = rollout.after(plan(2), Timestamp(8)).unwrap().unwrap();
+        for i in 0..300 {
+            rollout = rollout
+                .after(
+                    Event::PauseRequested {
+                        reason: i.to_string(),
+                    },
+                    Timestamp(9),
+                )
+                .unwrap()
+                .unwrap();
+            assert_eq!(
+                rollout.after(Event::PauseRequested { reason: "x".into() }, Timestamp(9)),
+                Ok(None)
+            );
+            rollout = rollout
+                .after(Event::ResumeRequested, Timestamp(9))
+                .unwrap()
+                .unwrap();
+        }
+        assert_eq!(rollout.history.len(), Rollout::HISTORY);
+        let text = serde_json::to_string(&rollout).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+    }
+}

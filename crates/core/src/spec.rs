@@ -1,0 +1,328 @@
+//! A rollout's spec: what a user writes, in YAML or JSON.
+//!
+//! [`Document`] keeps the place of every value; [`RolloutSpec::read`] gives either a spec of
+//! which nothing need be checked again, or every problem with its field and line.
+
+mod document;
+mod quantity;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
+pub use quantity::{InvalidRate, InvalidSpan, Rate, Span};
+pub use validate::{MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_TTL, MIN_TTL};
+
+use crate::ids::{DeviceId, HubName, RolloutName};
+use crate::message::Ack;
+use crate::query::{TagPath, TagSelector};
+
+/// A rollout: one message for one target, with its limits. Never changes once it is accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Twincast rollout")]
+pub struct RolloutSpec {
+    /// The rollout's name. The same spec under the same name again is the same rollout.
+    pub name: RolloutName,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Which devices.
+    pub target: Target,
+    /// Tags whose values all devices of a batch share. The summary is grouped by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batch_by: Vec<TagPath>,
+    /// What each device is sent.
+    pub message: MessageSpec,
+    /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// What happens to sends of which it is not known whether the hub took them.
+    #[serde(default)]
+    pub delivery: Delivery,
+}
+
+/// Which devices. Give `tags`, `where` or both; or `devices` or `devices_file`; or `all: true`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The hubs, by their names in the configuration. Default: all that are configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hubs: Vec<HubName>,
+    /// Tags and the values that they must have, all of them. A list means "one of these".
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: TagSelector,
+    /// A condition in the hub's own query language, for what `tags` cannot say.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// Device ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
+    /// A file with one device id a line, beside the spec. Empty lines and lines that start with
+    /// `#` followed by a space are passed over; an id that is listed twice counts once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices_file: Option<PathBuf>,
+    /// Every device of the hubs. To be said in so many words.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// Devices to leave out, each rule on its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Exclusion>,
+}
+
+/// Devices to leave out. Exactly one of `tags`, `devices` and `devices_file`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exclusion {
+    /// Devices that match all of these tags. A device without the tag is not left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: TagSelector,
+    /// Device ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
+    /// A file with one device id a line, beside the spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices_file: Option<PathBuf>,
+    /// Why, for people. The plan shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What each device is sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MessageSpec {
+    /// The body.
+    pub body: Body,
+    /// The `content-type` property. Default: `application/json` for a JSON body, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// The `content-encoding` property. Default: `utf-8` for a JSON or text body, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    /// Application properties. Texts only, as the hub wants it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+    /// How long the hub keeps the message for a device that is away, from its send on: 1 minute
+    /// to 2 days. Default: the hub's own (1 hour unless its owner changed it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
+    /// Which feedback the hub is asked to give.
+    #[serde(default)]
+    pub ack: Ack,
+}
+
+/// A message's body.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Body {
+    /// Any JSON value, sent in its compact form.
+    Json(Value),
+    /// A text, sent as UTF-8.
+    Text(String),
+    /// The bytes of a file beside the spec, as they are when the rollout is accepted.
+    File(PathBuf),
+}
+
+/// What happens to sends of which it is not known whether the hub took them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// They are sent again, with the same message id: a device may get the message twice.
+    #[default]
+    AtLeastOnce,
+    /// They are marked `unknown` and left: a device may not get the message.
+    AtMostOnce,
+}
+
+impl RolloutSpec {
+    /// Reads and checks a spec. `origin` is what a person would call the text, say its path.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its field and line.
+    pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
+        let document = Document::parse(origin, text)?;
+        let spec: Self = document.read()?;
+        let problems = validate::problems_of(&spec);
+        if problems.is_empty() {
+            Ok(spec)
+        } else {
+            Err(document.locate(problems))
+        }
+    }
+
+    /// The published JSON Schema of a spec.
+    #[must_use]
+    pub fn json_schema() -> Value {
+        schemars::schema_for!(Self).to_value()
+    }
+
+    /// The target's condition in the hub's query language, exclusions by tag included; empty
+    /// for all devices.
+    #[must_use]
+    pub fn condition(&self) -> String {
+        let mut parts = vec![self.selected()];
+        parts.extend(
+            self.target
+                .exclude
+                .iter()
+                .filter(|rule| !rule.tags.is_empty())
+                .map(|rule| crate::query::not_matching(&rule.tags)),
+        );
+        crate::query::all_of(parts.iter().map(String::as_str))
+    }
+
+    /// The target's condition without its exclusions.
+    #[must_use]
+    pub fn selected(&self) -> String {
+        let tags = crate::query::matching(&self.target.tags);
+        crate::query::all_of([
+            tags.as_str(),
+            self.target.condition.as_deref().unwrap_or(""),
+        ])
+    }
+
+    /// The devices are listed, not queried.
+    #[must_use]
+    pub fn has_list(&self) -> bool {
+        !self.target.devices.is_empty() || self.target.devices_file.is_some()
+    }
+}
+
+/// What differs between two specs, one line a field: `message.ttl: "1h" became "2h"`.
+#[must_use]
+pub fn difference(old: &Value, new: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    differ("", old, new, &mut lines);
+    lines
+}
+
+fn differ(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+    match (old, new) {
+        (Value::Object(a), Value::Object(b)) => {
+            let added = b.keys().filter(|key| !a.contains_key(*key));
+            for key in a.keys().chain(added) {
+                let path = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                match (a.get(key), b.get(key)) {
+                    (Some(x), Some(y)) => differ(&path, x, y, lines),
+                    (Some(x), None) => lines.push(format!("{path}: {} was removed", brief(x))),
+                    (None, Some(y)) => lines.push(format!("{path}: {} was added", brief(y))),
+                    (None, None) => {}
+                }
+            }
+        }
+        (a, b) if a != b => lines.push(format!("{path}: {} became {}", brief(a), brief(b))),
+        _ => {}
+    }
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 {
+        return text;
+    }
+    text.chars().take(57).chain("...".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRIDGES: &str = "\
+name: firmware-1.4.2
+target:
+  tags: {type: fridge, region: [eu, us]}
+  where: properties.reported.firmware != '1.4.2'
+  exclude:
+    - tags: {vip: true}
+      reason: asked not to be disturbed
+    - devices: [fridge-000007]
+batch_by: [region]
+message:
+  body:
+    json: {command: update, version: 1.4.2}
+  ttl: 24h
+  ack: full
+rate: 600/min
+";
+
+    #[test]
+    fn a_spec_reads_and_writes() {
+        let spec = RolloutSpec::read("x.yaml", FRIDGES).unwrap();
+        assert_eq!(
+            spec.condition(),
+            "((tags.region IN ['eu', 'us'] AND tags.type = 'fridge') AND (properties.reported.firmware != '1.4.2')) \
+             AND (NOT IS_DEFINED(tags.vip) OR tags.vip != true)"
+        );
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(RolloutSpec::read("x.json", &json).unwrap(), spec);
+    }
+
+    #[test]
+    fn every_problem_is_named_with_its_line() {
+        let text = FRIDGES
+            .replace("ttl: 24h", "ttl: 72h")
+            .replace("tags: {vip: true}", "reason2: x")
+            .replace("      reason: asked", "      note: asked");
+        let error = RolloutSpec::read("x.yaml", &text).unwrap_err().to_string();
+        assert!(
+            error.starts_with("x.yaml:6:16: target.exclude[0].reason2: unknown field `reason2`"),
+            "{error}"
+        );
+
+        let text = FRIDGES
+            .replace("ttl: 24h", "ttl: 72h")
+            .replace("    - devices: [fridge-000007]", "    - {}")
+            .replace("batch_by: [region]", "batch_by: [region, region]");
+        let error = RolloutSpec::read("x.yaml", &text).unwrap_err().to_string();
+        let lines: Vec<_> = error
+            .lines()
+            .map(|l| l.split(": ").take(2).collect::<Vec<_>>().join(": "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "x.yaml:8:7: target.exclude[1]",
+                "x.yaml:9:20: batch_by[1]",
+                "x.yaml:13:8: message.ttl"
+            ],
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_target_must_be_said() {
+        let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";
+        let error = RolloutSpec::read("x.yaml", text).unwrap_err().to_string();
+        assert!(
+            error.contains("x.yaml:2:9: target: says no devices"),
+            "{error}"
+        );
+        assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true}")).is_ok());
+        assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true, devices: [a]}")).is_err());
+    }
+
+    #[test]
+    fn differences_are_told_by_field() {
+        let old = serde_json::json!({"a": {"b": 1, "c": 2}, "d": [1]});
+        let new = serde_json::json!({"a": {"b": 3}, "d": [1], "e": "x"});
+        assert_eq!(
+            difference(&old, &new),
+            [
+                "a.b: 1 became 3",
+                "a.c: 2 was removed",
+                "e: \"x\" was added"
+            ]
+        );
+        assert!(difference(&old, &old).is_empty());
+    }
+}

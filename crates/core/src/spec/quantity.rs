@@ -1,0 +1,239 @@
+//! Quantities as people write them: `24h`, `600/min`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A length of time, written like `90s`, `15m`, `1h 30m` or `2d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+/// Why a text is no length of time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a length of time; write for example \"90s\", \"15m\", \"1h 30m\" or \"2d\"")]
+pub struct InvalidSpan(String);
+
+impl FromStr for Span {
+    type Err = InvalidSpan;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSpan> {
+        let invalid = || InvalidSpan(text.to_owned());
+        let mut total = 0u64;
+        let mut rest = text.trim();
+        if rest.is_empty() {
+            return Err(invalid());
+        }
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, after) = rest.split_at(digits);
+            let number: u64 = number.parse().map_err(|_| invalid())?;
+            let unit_len = after.bytes().take_while(u8::is_ascii_alphabetic).count();
+            let (unit, after) = after.split_at(unit_len);
+            let factor = match unit {
+                "ms" => 1,
+                "s" => 1_000,
+                "m" | "min" => 60_000,
+                "h" => 3_600_000,
+                "d" => 86_400_000,
+                _ => return Err(invalid()),
+            };
+            total = number
+                .checked_mul(factor)
+                .and_then(|ms| total.checked_add(ms))
+                .ok_or_else(invalid)?;
+            rest = after.trim_start();
+        }
+        Ok(Self(Duration::from_millis(total)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ms = self.0.as_millis();
+        if ms == 0 {
+            return f.write_str("0s");
+        }
+        let mut first = true;
+        for (unit, size) in [
+            ("d", 86_400_000),
+            ("h", 3_600_000),
+            ("m", 60_000),
+            ("s", 1_000),
+            ("ms", 1),
+        ] {
+            if ms >= size {
+                write!(f, "{}{}{unit}", if first { "" } else { " " }, ms / size)?;
+                first = false;
+                ms %= size;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = InvalidSpan;
+    fn try_from(text: String) -> Result<Self, InvalidSpan> {
+        text.parse()
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        span.to_string()
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": r"^\s*([0-9]+(ms|s|m|min|h|d)\s*)+$",
+            "description": "a length of time: `90s`, `15m`, `1h 30m`, `2d`",
+        })
+    }
+}
+
+/// A rate, written like `600/min`, `10/s` or `5000/h`. Kept per minute, as hubs count.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Rate {
+    per_minute: f64,
+}
+
+/// Why a text is no rate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a rate; write for example \"600/min\", \"10/s\" or \"5000/h\", more than zero"
+)]
+pub struct InvalidRate(String);
+
+impl Rate {
+    /// `n` a minute.
+    ///
+    /// # Errors
+    /// When `n` is not a finite number above zero.
+    pub fn per_minute(n: f64) -> Result<Self, InvalidRate> {
+        if n.is_finite() && n > 0.0 {
+            Ok(Self { per_minute: n })
+        } else {
+            Err(InvalidRate(n.to_string()))
+        }
+    }
+
+    /// How many a minute; above zero.
+    #[must_use]
+    pub fn as_per_minute(self) -> f64 {
+        self.per_minute
+    }
+}
+
+impl FromStr for Rate {
+    type Err = InvalidRate;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRate> {
+        let invalid = || InvalidRate(text.to_owned());
+        let (number, unit) = text.split_once('/').ok_or_else(invalid)?;
+        let number: f64 = number.trim().parse().map_err(|_| invalid())?;
+        let factor = match unit.trim() {
+            "s" => 60.0,
+            "m" | "min" => 1.0,
+            "h" => 1.0 / 60.0,
+            _ => return Err(invalid()),
+        };
+        Self::per_minute(number * factor).map_err(|_| invalid())
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounded = (self.per_minute * 1000.0).round() / 1000.0;
+        write!(f, "{rounded}/min")
+    }
+}
+
+impl TryFrom<String> for Rate {
+    type Error = InvalidRate;
+    fn try_from(text: String) -> Result<Self, InvalidRate> {
+        text.parse()
+    }
+}
+
+impl From<Rate> for String {
+    fn from(rate: Rate) -> String {
+        rate.to_string()
+    }
+}
+
+impl JsonSchema for Rate {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Rate".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*/\s*(s|m|min|h)\s*$",
+            "description": "a rate: `600/min`, `10/s`, `5000/h`",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_and_write() {
+        for (text, ms, written) in [
+            ("90s", 90_000, "1m 30s"),
+            ("1h 30m", 5_400_000, "1h 30m"),
+            ("1h30min", 5_400_000, "1h 30m"),
+            ("2d", 172_800_000, "2d"),
+            ("250ms", 250, "250ms"),
+            ("0s", 0, "0s"),
+        ] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(
+                (span.0.as_millis(), span.to_string().as_str()),
+                (ms, written)
+            );
+            assert_eq!(written.parse::<Span>().unwrap(), span);
+        }
+        for bad in [
+            "",
+            "h",
+            "5",
+            "5x",
+            "-1s",
+            "1.5h",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
+            assert!(bad.parse::<Span>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn rates_read_and_write() {
+        for (text, per_minute, written) in [
+            ("600/min", 600.0, "600/min"),
+            ("10/s", 600.0, "600/min"),
+            ("0.5 / m", 0.5, "0.5/min"),
+            ("6000/h", 100.0, "100/min"),
+        ] {
+            let rate: Rate = text.parse().unwrap();
+            assert!((rate.as_per_minute() - per_minute).abs() < 1e-9);
+            assert_eq!(rate.to_string(), written);
+        }
+        for bad in ["", "600", "0/min", "-1/s", "inf/s", "NaN/s", "1/day"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad:?} was taken");
+        }
+    }
+}
