@@ -77,11 +77,11 @@ pub enum SendResult {
     },
     /// The hub does not have it, and may take it later.
     NotSent {
-        /// The hub refused it for its quota: everyone should slow down.
-        throttled: bool,
+        /// Why.
+        cause: NotSent,
         /// How long to wait, if the hub says.
         retry_after: Option<Duration>,
-        /// Why.
+        /// Why, in words.
         detail: String,
     },
     /// It was on its way when the connection was lost or the answer did not come: the hub may
@@ -99,6 +99,18 @@ pub enum SendResult {
         /// What the matter is.
         trouble: HubTrouble,
     },
+}
+
+/// Why a message was not sent, though it may be later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// The hub refused it for its quota: everyone should slow down.
+    Throttled,
+    /// The hub could not take it just now, and gave this code (0 for none). Trying this message
+    /// again may go on failing, so tries are counted.
+    Refused(u32),
+    /// There was no connection. Says nothing about the message, so it does not count as a try.
+    NoConnection,
 }
 
 /// One hub.

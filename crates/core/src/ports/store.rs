@@ -200,6 +200,16 @@ pub trait Store: Send + Sync + 'static {
     /// Lets go of a batch. Does nothing if the lease no longer holds.
     async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
 
+    /// Settles what is left of a batch of a rollout that is being aborted: `pending` becomes
+    /// `skipped`, `attempting` becomes `unknown`. Gives the holder if somebody still works on
+    /// the batch; then nothing was changed, and it can be asked again later.
+    /// [`StoreError::Superseded`] when the rollout is not being aborted.
+    async fn skip_remaining(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+    ) -> Result<Option<Held>, StoreError>;
+
     /// A rollout's counters by stage and hub: always the sum of its outcomes.
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;
 
