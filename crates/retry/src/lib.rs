@@ -1,1 +1,481 @@
-//! Retry policies: exponential backoff with full jitter, capped.
+//! Retry policies: exponential backoff with *full jitter*, capped, bounded and named by situation.
+//!
+//! A [`Policy`] is a validated value; [`Policy::delays`] turns it into [`Delays`], which answers "how long until the
+//! next try" until the policy is exhausted. Nothing here sleeps and nothing here decides *what* to retry: one layer
+//! owns the retries of an operation, and retries never nest.
+//!
+//! The `k`-th ceiling is `min(max, initial × multiplier^k)`; the delay is drawn uniformly from `[floor, ceiling]`.
+//! With the usual `floor` of zero this is "full jitter": a crowd that failed together spreads over the whole interval
+//! instead of returning together. A `floor` above zero is for peers that ask to be left alone for at least so long.
+//!
+//! # Why the `backoff` crate stays behind this wall
+//!
+//! The growth of the ceiling and the limit on elapsed time come from the `backoff` crate, which is unmaintained
+//! (RUSTSEC-2025-0012). It is asked for a randomization factor of zero, so that it yields the ceiling itself, and the
+//! jitter is drawn here: `backoff` uses the thread's own random numbers and cannot be seeded, this crate can
+//! ([`Policy::delays_seeded`]). No type of `backoff` shows in this crate's interface, so it can be replaced without
+//! touching a caller.
+//!
+//! ```
+//! use std::time::Duration;
+//! use twincast_retry::Policy;
+//!
+//! let policy = Policy::new(Duration::from_millis(100), Duration::from_secs(10))?.with_max_attempts(3)?;
+//! let mut delays = policy.delays();
+//! assert!(delays.next_delay().unwrap() <= Duration::from_millis(100));
+//! # Ok::<(), twincast_retry::PolicyError>(())
+//! ```
+
+use std::fmt;
+use std::time::Duration;
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff as _;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+/// A longer delay than this is a configuration mistake, not a policy.
+const LONGEST_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// When to try again: a validated, immutable value.
+///
+/// Invariants: `0 < initial ≤ max ≤ 24 h`, `floor ≤ max`, `1 ≤ multiplier ≤ 100`, limits above zero where given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    initial: Duration,
+    max: Duration,
+    floor: Duration,
+    multiplier: f64,
+    max_elapsed: Option<Duration>,
+    max_attempts: Option<u32>,
+}
+
+/// Why a [`Policy`] was refused.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The first ceiling is zero: retries would spin.
+    ZeroInitial,
+    /// The largest delay is smaller than the first one.
+    MaxBelowInitial {
+        /// The first ceiling.
+        initial: Duration,
+        /// The largest ceiling.
+        max: Duration,
+    },
+    /// The largest delay is above 24 hours.
+    MaxTooLong(Duration),
+    /// The least delay is larger than the largest one.
+    FloorAboveMax {
+        /// The least delay.
+        floor: Duration,
+        /// The largest ceiling.
+        max: Duration,
+    },
+    /// The multiplier is not a number between 1 and 100.
+    Multiplier(f64),
+    /// The number of attempts is limited to zero.
+    ZeroAttempts,
+    /// The elapsed time is limited to zero.
+    ZeroElapsed,
+}
+
+/// The delays of one operation under one [`Policy`]; an iterator that ends when the policy is exhausted.
+///
+/// Make a new one per operation, and [`reset`](Delays::reset) it after a success that starts the operation over.
+pub struct Delays {
+    policy: Policy,
+    ceilings: ExponentialBackoff,
+    attempts: u32,
+    rng: StdRng,
+}
+
+impl Policy {
+    /// A policy that doubles from `initial` to `max` for ever, with full jitter.
+    ///
+    /// # Errors
+    ///
+    /// When `initial` is zero, or above `max`, or `max` is above 24 hours.
+    pub fn new(initial: Duration, max: Duration) -> Result<Self, PolicyError> {
+        if initial.is_zero() {
+            return Err(PolicyError::ZeroInitial);
+        }
+        if max < initial {
+            return Err(PolicyError::MaxBelowInitial { initial, max });
+        }
+        if max > LONGEST_MAX {
+            return Err(PolicyError::MaxTooLong(max));
+        }
+        Ok(Self {
+            initial,
+            max,
+            floor: Duration::ZERO,
+            multiplier: 2.0,
+            max_elapsed: None,
+            max_attempts: None,
+        })
+    }
+
+    /// Draws every delay from `[floor, ceiling]` instead of `[0, ceiling]`. Ceilings below the floor count as the floor.
+    ///
+    /// # Errors
+    ///
+    /// When `floor` is above the policy's largest delay.
+    pub fn with_floor(mut self, floor: Duration) -> Result<Self, PolicyError> {
+        if floor > self.max {
+            return Err(PolicyError::FloorAboveMax {
+                floor,
+                max: self.max,
+            });
+        }
+        self.floor = floor;
+        Ok(self)
+    }
+
+    /// Sets the factor between one ceiling and the next (2 unless set).
+    ///
+    /// # Errors
+    ///
+    /// When it is not between 1 and 100.
+    pub fn with_multiplier(mut self, multiplier: f64) -> Result<Self, PolicyError> {
+        if !(1.0..=100.0).contains(&multiplier) {
+            return Err(PolicyError::Multiplier(multiplier));
+        }
+        self.multiplier = multiplier;
+        Ok(self)
+    }
+
+    /// Ends the delays after `attempts` of them (without it they never end by number).
+    ///
+    /// # Errors
+    ///
+    /// When `attempts` is zero.
+    pub fn with_max_attempts(mut self, attempts: u32) -> Result<Self, PolicyError> {
+        if attempts == 0 {
+            return Err(PolicyError::ZeroAttempts);
+        }
+        self.max_attempts = Some(attempts);
+        Ok(self)
+    }
+
+    /// Ends the delays when `elapsed` of real time has passed since [`Policy::delays`] or [`Delays::reset`], or would
+    /// pass during the next delay's ceiling.
+    ///
+    /// # Errors
+    ///
+    /// When `elapsed` is zero.
+    pub fn with_max_elapsed(mut self, elapsed: Duration) -> Result<Self, PolicyError> {
+        if elapsed.is_zero() {
+            return Err(PolicyError::ZeroElapsed);
+        }
+        self.max_elapsed = Some(elapsed);
+        Ok(self)
+    }
+
+    /// Reconnecting to a hub after a connection or a link was lost: 250 ms to 30 s, for ever.
+    ///
+    /// Hubs move their gateways about weekly, and link opens are throttled, so a fleet of workers must not return as one.
+    #[must_use]
+    pub fn reconnect() -> Self {
+        Self::named(Duration::from_millis(250), Duration::from_secs(30))
+    }
+
+    /// An HTTP request that failed in transit or with a 5xx answer: 200 ms to 10 s, at most five retries.
+    #[must_use]
+    pub fn http_transient() -> Self {
+        Self {
+            max_attempts: Some(5),
+            ..Self::named(Duration::from_millis(200), Duration::from_secs(10))
+        }
+    }
+
+    /// A throttled request whose answer carries no `Retry-After`: at least 10 s, at most 60 s, at most eight retries.
+    #[must_use]
+    pub fn throttled() -> Self {
+        Self {
+            floor: Duration::from_secs(10),
+            max_attempts: Some(8),
+            ..Self::named(Duration::from_secs(15), Duration::from_secs(60))
+        }
+    }
+
+    /// One cloud-to-device send refused for the moment: 100 ms to 10 s, at most ten retries.
+    ///
+    /// It is short on purpose: a longer wait holds a slot per message, so the caller gives the message back instead.
+    #[must_use]
+    pub fn send_retry() -> Self {
+        Self {
+            max_attempts: Some(10),
+            ..Self::named(Duration::from_millis(100), Duration::from_secs(10))
+        }
+    }
+
+    /// The first ceiling.
+    #[must_use]
+    pub fn initial(&self) -> Duration {
+        self.initial
+    }
+
+    /// The largest delay.
+    #[must_use]
+    pub fn max(&self) -> Duration {
+        self.max
+    }
+
+    /// The least delay.
+    #[must_use]
+    pub fn floor(&self) -> Duration {
+        self.floor
+    }
+
+    /// The most delays that [`Delays`] yields, if limited.
+    #[must_use]
+    pub fn max_attempts(&self) -> Option<u32> {
+        self.max_attempts
+    }
+
+    /// Starts the delays of one operation, with jitter from the operating system's randomness.
+    #[must_use]
+    pub fn delays(&self) -> Delays {
+        self.delays_from(StdRng::from_rng(&mut rand::rng()))
+    }
+
+    /// Starts the delays of one operation with jitter that follows from `seed`: same seed, same delays.
+    #[must_use]
+    pub fn delays_seeded(&self, seed: u64) -> Delays {
+        self.delays_from(StdRng::seed_from_u64(seed))
+    }
+
+    fn delays_from(&self, rng: StdRng) -> Delays {
+        let mut ceilings = ExponentialBackoff {
+            initial_interval: self.initial,
+            current_interval: self.initial,
+            randomization_factor: 0.0,
+            multiplier: self.multiplier,
+            max_interval: self.max,
+            max_elapsed_time: self.max_elapsed,
+            ..ExponentialBackoff::default()
+        };
+        ceilings.reset();
+        Delays {
+            policy: self.clone(),
+            ceilings,
+            attempts: 0,
+            rng,
+        }
+    }
+
+    /// For constants of this module only: the numbers are known to satisfy [`Policy::new`] (tested below).
+    fn named(initial: Duration, max: Duration) -> Self {
+        Self {
+            initial,
+            max,
+            floor: Duration::ZERO,
+            multiplier: 2.0,
+            max_elapsed: None,
+            max_attempts: None,
+        }
+    }
+}
+
+impl Delays {
+    /// The time to wait before the next try, or `None` when the policy is exhausted.
+    pub fn next_delay(&mut self) -> Option<Duration> {
+        if self
+            .policy
+            .max_attempts
+            .is_some_and(|most| self.attempts >= most)
+        {
+            return None;
+        }
+        let ceiling = self
+            .ceilings
+            .next_backoff()?
+            .clamp(self.policy.floor, self.policy.max);
+        self.attempts = self.attempts.saturating_add(1);
+        let spread = ceiling - self.policy.floor;
+        let share: f64 = self.rng.random();
+        Some((self.policy.floor + spread.mul_f64(share)).min(ceiling))
+    }
+
+    /// How many delays were given since the start or the last reset.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Starts over: the next ceiling is the first one, counts and elapsed time are zero. The jitter goes on.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+        self.ceilings.reset();
+    }
+}
+
+impl Iterator for Delays {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.next_delay()
+    }
+}
+
+impl fmt::Debug for Delays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delays")
+            .field("policy", &self.policy)
+            .field("attempts", &self.attempts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroInitial => write!(f, "initial delay is zero"),
+            Self::MaxBelowInitial { initial, max } => {
+                write!(
+                    f,
+                    "largest delay {max:?} is below the initial delay {initial:?}"
+                )
+            }
+            Self::MaxTooLong(max) => write!(f, "largest delay {max:?} is above 24 hours"),
+            Self::FloorAboveMax { floor, max } => {
+                write!(f, "least delay {floor:?} is above the largest {max:?}")
+            }
+            Self::Multiplier(multiplier) => {
+                write!(f, "multiplier {multiplier} is not between 1 and 100")
+            }
+            Self::ZeroAttempts => write!(f, "number of attempts is limited to zero"),
+            Self::ZeroElapsed => write!(f, "elapsed time is limited to zero"),
+        }
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn named_policies_hold_the_invariants_of_the_constructor() {
+        for policy in [
+            Policy::reconnect(),
+            Policy::http_transient(),
+            Policy::throttled(),
+            Policy::send_retry(),
+        ] {
+            let rebuilt =
+                Policy::new(policy.initial, policy.max).and_then(|p| p.with_floor(policy.floor));
+            assert!(rebuilt.is_ok(), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn throttled_waits_between_ten_and_sixty_seconds() {
+        for seed in 0..50 {
+            for delay in Policy::throttled().delays_seeded(seed) {
+                assert!(
+                    (Duration::from_secs(10)..=Duration::from_secs(60)).contains(&delay),
+                    "{delay:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn attempts_end_the_delays_and_reset_starts_over() {
+        let policy = Policy::reconnect().with_max_attempts(2).unwrap();
+        let mut delays = policy.delays();
+        assert_eq!(delays.by_ref().count(), 2);
+        assert_eq!(delays.next_delay(), None);
+        delays.reset();
+        assert_eq!(delays.count(), 2);
+    }
+
+    #[test]
+    fn an_elapsed_limit_below_the_first_ceiling_ends_at_once() {
+        let policy = Policy::new(Duration::from_secs(5), Duration::from_secs(5)).unwrap();
+        let mut delays = policy
+            .with_max_elapsed(Duration::from_secs(1))
+            .unwrap()
+            .delays();
+        assert_eq!(delays.next_delay(), None);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let second = Duration::from_secs(1);
+        assert_eq!(
+            Policy::new(Duration::ZERO, second),
+            Err(PolicyError::ZeroInitial)
+        );
+        assert!(matches!(
+            Policy::new(second * 2, second),
+            Err(PolicyError::MaxBelowInitial { .. })
+        ));
+        assert!(matches!(
+            Policy::new(second, second * 90_000),
+            Err(PolicyError::MaxTooLong(_))
+        ));
+        let policy = Policy::new(second, second).unwrap();
+        assert!(matches!(
+            policy.clone().with_multiplier(f64::NAN),
+            Err(PolicyError::Multiplier(_))
+        ));
+        assert!(matches!(
+            policy.clone().with_floor(second * 2),
+            Err(PolicyError::FloorAboveMax { .. })
+        ));
+        assert_eq!(
+            policy.clone().with_max_attempts(0),
+            Err(PolicyError::ZeroAttempts)
+        );
+        assert_eq!(
+            policy.with_max_elapsed(Duration::ZERO),
+            Err(PolicyError::ZeroElapsed)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_delay_is_between_the_floor_and_its_ceiling(
+            initial_ms in 1_u64..5_000,
+            times in 1_u64..100,
+            floor_share in 0.0_f64..=1.0,
+            multiplier in 1.0_f64..10.0,
+            seed: u64,
+        ) {
+            let initial = Duration::from_millis(initial_ms);
+            let max = initial * u32::try_from(times).unwrap();
+            let policy = Policy::new(initial, max).unwrap()
+                .with_floor(max.mul_f64(floor_share).min(max)).unwrap()
+                .with_multiplier(multiplier).unwrap();
+            let mut ceiling = initial.as_secs_f64();
+            for delay in policy.delays_seeded(seed).take(20) {
+                let bound = ceiling.min(max.as_secs_f64()).max(policy.floor().as_secs_f64()) + 1e-6;
+                prop_assert!(delay >= policy.floor());
+                prop_assert!(delay.as_secs_f64() <= bound, "{delay:?} above {bound}");
+                prop_assert!(delay <= max);
+                ceiling *= multiplier;
+            }
+        }
+
+        #[test]
+        fn the_same_seed_gives_the_same_delays(seed: u64) {
+            let first: Vec<_> = Policy::reconnect().delays_seeded(seed).take(10).collect();
+            let second: Vec<_> = Policy::reconnect().delays_seeded(seed).take(10).collect();
+            prop_assert_eq!(first, second);
+        }
+    }
+
+    #[test]
+    fn jitter_is_full() {
+        let policy = Policy::new(Duration::from_secs(1), Duration::from_secs(1)).unwrap();
+        let delays: Vec<_> = policy.delays_seeded(7).take(2_000).collect();
+        assert!(delays.iter().any(|d| *d < Duration::from_millis(50)));
+        assert!(delays.iter().any(|d| *d > Duration::from_millis(950)));
+    }
+}
