@@ -19,7 +19,7 @@ pub use quantity::{InvalidRate, InvalidSpan, Rate, Span};
 pub use validate::{MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_TTL, MIN_TTL};
 
 use crate::ids::{DeviceId, HubName, RolloutName};
-use crate::message::Ack;
+use crate::message::{Ack, Content};
 use crate::query::{TagPath, TagSelector};
 
 /// A rollout: one message for one target, with its limits. Never changes once it is accepted.
@@ -127,6 +127,62 @@ pub enum Body {
     Text(String),
     /// The bytes of a file beside the spec, as they are when the rollout is accepted.
     File(PathBuf),
+    /// Bytes, in base64. What `file` becomes when the rollout is accepted.
+    Base64(String),
+}
+
+/// Why there is no message yet.
+#[derive(Debug, thiserror::Error)]
+pub enum NoContent {
+    /// The body is in a file that was not read.
+    #[error("the body is still to be read from {}", .0.display())]
+    File(PathBuf),
+    /// The body is not base64.
+    #[error("the body is not base64")]
+    Base64(#[source] base64::DecodeError),
+}
+
+impl MessageSpec {
+    /// The message as it is sent.
+    ///
+    /// # Errors
+    /// When the body is a file that was not inlined, or is not base64.
+    pub fn content(&self) -> Result<Content, NoContent> {
+        use base64::Engine as _;
+        let (body, content_type, encoding) = match &self.body {
+            Body::Json(value) => (
+                value.to_string().into(),
+                Some("application/json"),
+                Some("utf-8"),
+            ),
+            Body::Text(text) => (text.clone().into(), None, Some("utf-8")),
+            Body::File(path) => return Err(NoContent::File(path.clone())),
+            Body::Base64(text) => {
+                let bytes = base64::engine::general_purpose::STANDARD
+                    .decode(text)
+                    .map_err(NoContent::Base64)?;
+                (bytes.into(), None, None)
+            }
+        };
+        Ok(Content {
+            body,
+            content_type: self
+                .content_type
+                .clone()
+                .or(content_type.map(str::to_owned)),
+            content_encoding: self
+                .content_encoding
+                .clone()
+                .or(encoding.map(str::to_owned)),
+            properties: self
+                .properties
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+            ttl: self.ttl.map(|ttl| ttl.0),
+            ack: self.ack,
+        })
+    }
 }
 
 /// What happens to sends of which it is not known whether the hub took them.

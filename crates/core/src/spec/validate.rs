@@ -152,6 +152,18 @@ fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     let body = match &message.body {
         Body::Json(value) => value.to_string().len(),
         Body::Text(text) => text.len(),
+        Body::Base64(_) => match message.content() {
+            Ok(content) => content.body.len(),
+            Err(error) => {
+                let why = std::error::Error::source(&error)
+                    .map_or_else(String::new, |source| format!(": {source}"));
+                problems.push(Problem::new(
+                    "message.body.base64",
+                    format!("is not base64{why}"),
+                ));
+                0
+            }
+        },
         Body::File(_) => 0,
     };
     let properties: usize = message

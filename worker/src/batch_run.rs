@@ -1,0 +1,466 @@
+//! One batch, worked on under a lease.
+//!
+//! A device of the batch goes `pending → sent → answered → recorded`. At most
+//! [`window`](crate::WorkerConfig::window) devices are between the first and the last of these
+//! at any time; that bounds what a crash can repeat. Records are made while later sends are
+//! under way, so the connection never waits for the store.
+//!
+//! With `at_most_once` there is one step more: once there is a permit, `attempting` is recorded,
+//! and only then the message is sent. What is found in that state later becomes `unknown`: that
+//! includes messages which the hub had turned away for a passing reason when their batch was put
+//! down, because an outcome never falls back to `pending`.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::batch::Lease;
+use twincast_core::ids::Attempt;
+use twincast_core::message::{Content, MessageId, Outbound};
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::DeviceList;
+use twincast_core::ports::{BatchWork, NotSent, Report, SendResult, StoreError};
+use twincast_core::rollout::Wanted;
+use twincast_retry::{Delays, Policy};
+
+use crate::hub_loop::Inner;
+use crate::pacer::Pacer;
+use crate::status::HubStatus;
+
+/// How a batch run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Every device is settled.
+    Done,
+    /// The rollout wants nothing more to be sent, or somebody else works on the batch.
+    Unwanted,
+    /// This worker is stopping.
+    Stopped,
+    /// The hub takes nothing for now.
+    HubShut,
+    /// Somebody else took the batch over.
+    Fenced,
+}
+
+/// When a shut hub is tried again, if it does not say.
+const SHUT_PAUSE: Duration = Duration::from_secs(60);
+
+type Sending = BoxFuture<'static, (u32, SendResult)>;
+type Saving = BoxFuture<'static, (Vec<Report>, Result<Wanted, StoreError>)>;
+type Acquiring = BoxFuture<'static, Result<(), StoreError>>;
+
+pub(crate) struct BatchRun<'a> {
+    inner: &'a Inner,
+    lease: Lease,
+    devices: DeviceList,
+    content: Arc<Content>,
+    pacer: Option<Arc<Pacer>>,
+    /// Unanswered sends are made again.
+    again: bool,
+
+    /// Positions that nothing was done for yet.
+    fresh: VecDeque<u32>,
+    /// Positions that may be sent to now: fresh ones, and retries whose time has come.
+    ready: VecDeque<u32>,
+    /// Positions to be sent to again, with their time.
+    waiting: BinaryHeap<Reverse<(Instant, u32)>>,
+    retries: HashMap<u32, Retry>,
+    in_flight: FuturesUnordered<Sending>,
+    acquiring: Option<Acquiring>,
+
+    /// What is to be recorded, and since when the oldest of it waits.
+    unsaved: Vec<Report>,
+    unsaved_since: Instant,
+    saving: Option<Saving>,
+    save_delays: Delays,
+    saved_at: Instant,
+    /// Positions between their first step and their record.
+    open: usize,
+    ending: Option<Ended>,
+}
+
+/// The tries at one device so far.
+struct Retry {
+    delays: Delays,
+    tries: u8,
+}
+
+impl<'a> BatchRun<'a> {
+    pub(crate) fn new(
+        inner: &'a Inner,
+        lease: Lease,
+        work: BatchWork,
+        content: Arc<Content>,
+        pacer: Option<Arc<Pacer>>,
+        again: bool,
+    ) -> Self {
+        let now = Instant::now();
+        let mut fresh = VecDeque::new();
+        let mut unsaved = Vec::new();
+        for (index, outcome) in (0u32..).zip(work.outcomes.iter()) {
+            match outcome {
+                Outcome::Pending => fresh.push_back(index),
+                // A worker before us died between this mark and its record.
+                Outcome::Attempting => unsaved.push(Report {
+                    index,
+                    outcome: Outcome::Unknown,
+                    code: 0,
+                }),
+                _ => {}
+            }
+        }
+        Self {
+            inner,
+            lease,
+            devices: work.batch.devices,
+            content,
+            pacer,
+            again,
+            fresh,
+            ready: VecDeque::new(),
+            waiting: BinaryHeap::new(),
+            retries: HashMap::new(),
+            in_flight: FuturesUnordered::new(),
+            acquiring: None,
+            open: unsaved.len(),
+            unsaved,
+            unsaved_since: now,
+            saving: None,
+            save_delays: Policy::send_retry().delays(),
+            saved_at: now,
+            ending: None,
+        }
+    }
+
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Works until the batch is done or is to be put down, and everything in flight is recorded.
+    pub(crate) async fn until_ended(
+        &mut self,
+        stop: &CancellationToken,
+    ) -> Result<Ended, StoreError> {
+        loop {
+            self.start_sends();
+            self.start_save();
+            if let Some(ended) = self.ended() {
+                return Ok(ended);
+            }
+            let wake_at = self.wake_at();
+            // The arms that are futures of ours are kept across turns; the others are cancel-safe.
+            tokio::select! {
+                biased;
+                (reports, saved) = wait_for(&mut self.saving) => {
+                    self.saving = None;
+                    self.on_saved(reports, saved)?;
+                }
+                Some((index, result)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    self.on_answer(index, result).await?;
+                    // Takes what else has been answered: turns are not free.
+                    while let Some(Some((index, result))) = self.in_flight.next().now_or_never() {
+                        self.on_answer(index, result).await?;
+                    }
+                }
+                acquired = wait_for(&mut self.acquiring) => {
+                    self.acquiring = None;
+                    acquired?;
+                    self.send_one();
+                }
+                () = stop.cancelled(), if self.ending.is_none() => self.end(Ended::Stopped),
+                () = tokio::time::sleep_until(wake_at) => self.on_time(),
+            }
+        }
+    }
+
+    /// Sends as much as window and permits allow.
+    fn start_sends(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        while self.open < self.inner.config.window
+            && let Some(index) = self.fresh.pop_front()
+        {
+            self.open += 1;
+            self.ready.push_back(index);
+        }
+        match &self.pacer {
+            None => {
+                while !self.ready.is_empty() {
+                    self.send_one();
+                }
+            }
+            Some(pacer) if self.acquiring.is_none() && !self.ready.is_empty() => {
+                let pacer = Arc::clone(pacer);
+                self.acquiring = Some(async move { pacer.acquire().await }.boxed());
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Uses a permit.
+    fn send_one(&mut self) {
+        let Some(index) = self.ready.pop_front() else {
+            return;
+        };
+        if self.again || self.retries.contains_key(&index) {
+            self.transmit(index);
+        } else {
+            // The permit is there, so the send follows as soon as this is recorded.
+            self.report(index, Outcome::Attempting, 0);
+        }
+    }
+
+    fn transmit(&mut self, index: u32) {
+        let id = MessageId {
+            rollout: self.lease.rollout.clone(),
+            batch: self.lease.batch,
+            index,
+            attempt: Attempt(1),
+        };
+        let message = Outbound {
+            device: self.devices.get(index as usize),
+            id: id.to_string(),
+            content: Arc::clone(&self.content),
+        };
+        let hub = Arc::clone(&self.inner.hub.hub);
+        HubStatus::add(&self.inner.status.in_flight);
+        self.in_flight
+            .push(async move { (index, hub.send(message).await) }.boxed());
+    }
+
+    async fn on_answer(&mut self, index: u32, result: SendResult) -> Result<(), StoreError> {
+        let status = &self.inner.status;
+        status.in_flight.fetch_sub(1, Ordering::Relaxed);
+        match result {
+            SendResult::Enqueued => {
+                HubStatus::add(&status.accepted);
+                status.serving();
+                self.settle(index, Outcome::Enqueued, 0);
+            }
+            SendResult::Final {
+                outcome,
+                code,
+                detail,
+            } => {
+                status.serving();
+                tracing::debug!(device = %self.devices.get(index as usize), %outcome, code, detail, "not sent, for good");
+                self.settle(index, outcome, code);
+            }
+            SendResult::NotSent {
+                cause,
+                retry_after,
+                detail,
+            } => {
+                match cause {
+                    NotSent::Throttled => {
+                        HubStatus::add(&status.throttled);
+                        if let Some(pacer) = &self.pacer {
+                            pacer.throttled(retry_after).await?;
+                        }
+                    }
+                    NotSent::NoConnection => status.unreachable(&detail),
+                    NotSent::Refused(_) => {}
+                }
+                self.retry(index, cause, retry_after, &detail);
+            }
+            SendResult::Unknown { detail } => {
+                HubStatus::add(&status.unanswered);
+                if self.again {
+                    // The hub may have it: that counts as a try, or a message whose answer never
+                    // comes would be sent for ever.
+                    self.retry(index, NotSent::Refused(0), None, &detail);
+                } else {
+                    self.settle(index, Outcome::Unknown, 0);
+                }
+            }
+            SendResult::HubShut {
+                retry_after,
+                reason,
+                trouble,
+            } => {
+                tracing::warn!(hub = %self.inner.hub.name, reason, "hub takes nothing for now");
+                status.shut(retry_after.unwrap_or(SHUT_PAUSE), trouble, &reason);
+                self.waiting.push(Reverse((Instant::now(), index)));
+                self.end(Ended::HubShut);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, index: u32, outcome: Outcome, code: u32) {
+        self.retries.remove(&index);
+        self.report(index, outcome, code);
+    }
+
+    fn report(&mut self, index: u32, outcome: Outcome, code: u32) {
+        if self.unsaved.is_empty() {
+            self.unsaved_since = Instant::now();
+        }
+        self.unsaved.push(Report {
+            index,
+            outcome,
+            code,
+        });
+    }
+
+    fn retry(&mut self, index: u32, cause: NotSent, retry_after: Option<Duration>, detail: &str) {
+        HubStatus::add(&self.inner.status.resent);
+        let retry = self.retries.entry(index).or_insert_with(|| Retry {
+            delays: Policy::send_retry().delays(),
+            tries: 0,
+        });
+        retry.tries += u8::from(matches!(cause, NotSent::Refused(_)));
+        if retry.tries >= self.inner.config.tries {
+            let (outcome, code) = match cause {
+                NotSent::Refused(code) if code != 0 => (Outcome::Refused, code),
+                _ => (Outcome::Unknown, 0),
+            };
+            tracing::warn!(device = %self.devices.get(index as usize), %outcome, code, detail, "gave up on a device");
+            return self.settle(index, outcome, code);
+        }
+        let delay = retry.delays.next_delay().unwrap_or_else(|| {
+            retry.delays.reset();
+            Policy::send_retry().max()
+        });
+        self.waiting.push(Reverse((
+            Instant::now() + delay.max(retry_after.unwrap_or_default()),
+            index,
+        )));
+    }
+
+    /// Records what there is, when it is enough, or has waited enough, or is the last.
+    fn start_save(&mut self) {
+        if self.saving.is_some() {
+            return;
+        }
+        let config = &self.inner.config;
+        let now = Instant::now();
+        let idle = self.in_flight.is_empty() && self.ready.is_empty();
+        let due = !self.unsaved.is_empty()
+            && (idle
+                || self.unsaved.len() >= config.window / 2
+                || now >= self.unsaved_since + config.linger);
+        let heartbeat = now >= self.saved_at + config.heartbeat;
+        if due || heartbeat {
+            let reports = std::mem::take(&mut self.unsaved);
+            self.save(reports, Duration::ZERO);
+        }
+    }
+
+    fn save(&mut self, reports: Vec<Report>, delay: Duration) {
+        let (store, lease, ttl) = (
+            Arc::clone(&self.inner.store),
+            self.lease.clone(),
+            self.inner.config.lease,
+        );
+        let saving = async move {
+            tokio::time::sleep(delay).await;
+            let saved = store.record(&lease, &reports, ttl).await;
+            (reports, saved)
+        };
+        self.saving = Some(saving.boxed());
+    }
+
+    fn on_saved(
+        &mut self,
+        reports: Vec<Report>,
+        saved: Result<Wanted, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.saved_at = Instant::now();
+        match saved {
+            Ok(wanted) => {
+                self.save_delays.reset();
+                for report in reports {
+                    if report.outcome == Outcome::Attempting {
+                        // Even when the batch is being put down: what is marked is never sent
+                        // later, so it would be lost.
+                        self.transmit(report.index);
+                    } else {
+                        self.open -= 1;
+                    }
+                }
+                if wanted == Wanted::Stop {
+                    self.end(Ended::Unwanted);
+                }
+                Ok(())
+            }
+            Err(StoreError::Superseded { .. }) => {
+                self.ending = Some(Ended::Fenced);
+                Ok(())
+            }
+            // It may have taken effect. Recording again is harmless, the outcomes are a join.
+            Err(error @ StoreError::Unavailable { .. }) => {
+                let Some(delay) = self.save_delays.next_delay() else {
+                    return Err(error);
+                };
+                tracing::warn!(rollout = %self.lease.rollout, batch = %self.lease.batch, ?error, "outcomes not recorded yet");
+                self.save(reports, delay);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Nothing new is sent from here on; what is in flight is still recorded.
+    fn end(&mut self, how: Ended) {
+        self.ending.get_or_insert(how);
+        self.acquiring = None;
+        self.ready.clear();
+    }
+
+    fn ended(&self) -> Option<Ended> {
+        if self.ending == Some(Ended::Fenced) {
+            return Some(Ended::Fenced);
+        }
+        let settled = self.in_flight.is_empty() && self.unsaved.is_empty() && self.saving.is_none();
+        let nothing_left = self.fresh.is_empty() && self.open == 0;
+        match self.ending {
+            _ if settled && nothing_left => Some(Ended::Done),
+            Some(ending) if settled => Some(ending),
+            _ => None,
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let config = &self.inner.config;
+        let mut at = Instant::now() + config.heartbeat;
+        // While a save is under way its end wakes us, and nothing else can be saved.
+        if self.saving.is_none() {
+            at = at.min(self.saved_at + config.heartbeat);
+            if !self.unsaved.is_empty() {
+                at = at.min(self.unsaved_since + config.linger);
+            }
+        }
+        if let (Some(Reverse((retry_at, _))), None) = (self.waiting.peek(), self.ending) {
+            at = at.min(*retry_at);
+        }
+        at
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, index))) = self.waiting.peek().copied()
+            && at <= now
+            && self.ending.is_none()
+        {
+            self.waiting.pop();
+            self.ready.push_back(index);
+        }
+    }
+}
+
+/// Waits for a future that is kept elsewhere; for ever if there is none.
+async fn wait_for<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,229 @@
+//! One hub's loop: slots, dispatches, leases.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use twincast_core::ids::{Holder, RolloutName};
+use twincast_core::ports::{
+    Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
+};
+use twincast_core::rollout::Rollout;
+use twincast_core::spec::Delivery as DeliveryMode;
+use uuid::Uuid;
+
+use crate::batch_run::{BatchRun, Ended};
+use crate::pacer::Pacer;
+use crate::status::HubStatus;
+use crate::{WorkerConfig, WorkerError, WorkerHub};
+
+/// How many rollouts' pacers are kept. A rollout that falls out gets a new one when it is back.
+const PACERS: usize = 64;
+
+pub(crate) struct HubLoop {
+    inner: Arc<Inner>,
+}
+
+/// What all batch runs of a hub share.
+pub(crate) struct Inner {
+    pub(crate) config: WorkerConfig,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) hub: WorkerHub,
+    pub(crate) status: Arc<HubStatus>,
+    /// The hub's own pace, for rollouts without a limit of their own.
+    pacer: Option<Arc<Pacer>>,
+    limited: Mutex<BTreeMap<RolloutName, Option<Arc<Pacer>>>>,
+    /// This run of this worker. Every lease gets a holder of its own below it, so that a second
+    /// dispatch of a batch that we hold is seen for what it is.
+    id: Uuid,
+}
+
+impl HubLoop {
+    pub(crate) fn new(
+        config: WorkerConfig,
+        store: Arc<dyn Store>,
+        hub: WorkerHub,
+        status: Arc<HubStatus>,
+    ) -> Self {
+        let pacer = Pacer::new(Arc::clone(&store), &hub.name, hub.limits, None).map(Arc::new);
+        let limited = Mutex::default();
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                store,
+                hub,
+                status,
+                pacer,
+                limited,
+                id: Uuid::new_v4(),
+            }),
+        }
+    }
+
+    /// Runs until `stop`, then drains.
+    pub(crate) async fn run(
+        self,
+        queue: Arc<dyn Queue>,
+        stop: CancellationToken,
+    ) -> Result<(), WorkerError> {
+        let inner = self.inner;
+        let queue_error = |source| WorkerError::Queue {
+            hub: inner.hub.name.clone(),
+            source,
+        };
+        let mut deliveries = queue.consume(&inner.hub.name).await.map_err(queue_error)?;
+        let slots = Arc::new(Semaphore::new(inner.config.slots));
+        let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
+        let result = loop {
+            // A slot first, then a dispatch: the queue never waits for us. Every arm is
+            // cancel-safe, by the contracts of semaphore, join set and `Deliveries::next`.
+            let next = async {
+                if let Some(until) = inner.status.shut_until() {
+                    tokio::time::sleep_until(until).await;
+                }
+                let slot = Arc::clone(&slots)
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore is never closed");
+                (deliveries.next().await, slot)
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break Ok(()),
+                Some(ended) = runs.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => break Err(error),
+                    Err(error) => break Err(WorkerError::Panicked(error)),
+                },
+                (delivery, slot) = next => match delivery {
+                    Ok(delivery) => {
+                        let (inner, stop) = (Arc::clone(&inner), stop.clone());
+                        runs.spawn(async move {
+                            let result = inner.handle(delivery, stop).await;
+                            drop(slot);
+                            result
+                        });
+                    }
+                    Err(source) => break Err(queue_error(source)),
+                },
+            }
+        };
+        // Those that still run see `stop`, or their rollout's next answer; all of them are awaited.
+        stop.cancel();
+        let mut result = result;
+        while let Some(ended) = runs.join_next().await {
+            result = result.and(ended.map_err(WorkerError::Panicked).and_then(|ended| ended));
+        }
+        result
+    }
+}
+
+impl Inner {
+    /// Answers for one dispatch.
+    async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), WorkerError> {
+        let Delivery {
+            dispatch,
+            redelivered,
+            ticket,
+        } = delivery;
+        let store_error = |source| WorkerError::Store {
+            rollout: dispatch.rollout.clone(),
+            batch: dispatch.batch,
+            source,
+        };
+        let ended = match self
+            .work(&dispatch.rollout, dispatch.batch, redelivered, &stop)
+            .await
+        {
+            Ok(ended) => ended,
+            // The rollout or its plan is gone: an old dispatch, with nothing left to ring for.
+            Err(StoreError::NotFound { what }) => {
+                tracing::warn!(what, batch = %dispatch.batch, rollout = %dispatch.rollout, "dispatch of something that does not exist");
+                Ended::Done
+            }
+            Err(source) => return Err(store_error(source)),
+        };
+        tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
+        let answered = match ended {
+            Ended::Done | Ended::Unwanted | Ended::Fenced => ticket.ack().await,
+            Ended::Stopped | Ended::HubShut => ticket.requeue().await,
+        };
+        // An unanswered dispatch comes back by itself; that costs time only.
+        if let Err(QueueError::Unavailable { .. } | QueueError::Full { .. }) = answered {
+            tracing::warn!(rollout = %dispatch.rollout, batch = %dispatch.batch, "dispatch not answered");
+        }
+        Ok(())
+    }
+
+    async fn work(
+        &self,
+        name: &RolloutName,
+        batch: twincast_core::ids::BatchId,
+        takeover: bool,
+        stop: &CancellationToken,
+    ) -> Result<Ended, StoreError> {
+        let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
+            .expect("hexadecimal digits");
+        let request = LeaseRequest {
+            rollout: name.clone(),
+            batch,
+            holder,
+            ttl: self.config.lease,
+            takeover,
+        };
+        let lease = match self.store.lease(&request).await? {
+            LeaseReply::Granted(lease) => lease,
+            LeaseReply::Done => return Ok(Ended::Done),
+            LeaseReply::Held(_) | LeaseReply::NotWanted => return Ok(Ended::Unwanted),
+        };
+        let rollout = self
+            .store
+            .rollout(name)
+            .await?
+            .ok_or_else(|| StoreError::NotFound {
+                what: format!("rollout {name}"),
+            })?;
+        let content = rollout
+            .spec
+            .message
+            .content()
+            .map_err(|source| StoreError::Corrupt {
+                doing: format!("read the message of rollout {name}"),
+                source: Box::new(source),
+            })?;
+        let work = self.store.load(name, batch).await?;
+        let pacer = self.pacer_of(&rollout).await;
+        let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
+        let mut run = BatchRun::new(self, lease, work, Arc::new(content), pacer, again);
+        let ended = run.until_ended(stop).await?;
+        if ended != Ended::Fenced {
+            self.store.release(run.lease()).await?;
+        }
+        Ok(ended)
+    }
+
+    async fn pacer_of(&self, rollout: &Rollout) -> Option<Arc<Pacer>> {
+        let Some(rate) = rollout.spec.rate else {
+            return self.pacer.clone();
+        };
+        let name = &rollout.spec.name;
+        let mut limited = self.limited.lock().await;
+        if let Some(pacer) = limited.get(name) {
+            return pacer.clone();
+        }
+        if limited.len() >= PACERS {
+            limited.pop_first();
+        }
+        let pacer = Pacer::new(
+            Arc::clone(&self.store),
+            &self.hub.name,
+            self.hub.limits,
+            Some((name.clone(), rate)),
+        )
+        .map(Arc::new);
+        limited.insert(name.clone(), pacer.clone());
+        pacer
+    }
+}

@@ -1,0 +1,143 @@
+//! What a worker is doing, for whoever watches it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use twincast_core::ids::HubName;
+use twincast_core::ports::HubTrouble;
+
+/// Whether a hub can be sent through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HubState {
+    /// As far as is known.
+    Serving,
+    /// There is no connection; it is being tried for.
+    Unreachable {
+        /// Since when.
+        since: Instant,
+        /// Why.
+        reason: String,
+    },
+    /// The hub takes nothing from anyone.
+    Shut {
+        /// Since when.
+        since: Instant,
+        /// When it is tried again.
+        until: Instant,
+        /// What the matter is.
+        trouble: HubTrouble,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One hub, as a worker sees it.
+#[derive(Debug)]
+pub struct HubStatus {
+    state: Mutex<HubState>,
+    /// Messages that the hub accepted.
+    pub accepted: AtomicU64,
+    /// Refusals for the hub's quota.
+    pub throttled: AtomicU64,
+    /// Sends whose answer did not come.
+    pub unanswered: AtomicU64,
+    /// Sends that were made again, for whatever reason.
+    pub resent: AtomicU64,
+    /// Sends under way.
+    pub in_flight: AtomicU64,
+}
+
+impl HubStatus {
+    fn new() -> Self {
+        Self {
+            state: Mutex::new(HubState::Serving),
+            accepted: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
+            resent: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether it can be sent through.
+    #[must_use]
+    pub fn state(&self) -> HubState {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn serving(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != HubState::Serving {
+            *state = HubState::Serving;
+        }
+    }
+
+    pub(crate) fn unreachable(&self, reason: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == HubState::Serving {
+            *state = HubState::Unreachable {
+                since: Instant::now(),
+                reason: reason.to_owned(),
+            };
+        }
+    }
+
+    pub(crate) fn shut(&self, retry_after: Duration, trouble: HubTrouble, reason: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match &*state {
+            HubState::Shut { since, .. } => *since,
+            _ => Instant::now(),
+        };
+        *state = HubState::Shut {
+            since,
+            until: Instant::now() + retry_after,
+            trouble,
+            reason: reason.to_owned(),
+        };
+    }
+
+    /// When a shut hub is to be tried again.
+    pub(crate) fn shut_until(&self) -> Option<Instant> {
+        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            HubState::Shut { until, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A worker, live.
+#[derive(Debug)]
+pub struct WorkerStatus {
+    hubs: BTreeMap<HubName, Arc<HubStatus>>,
+}
+
+impl WorkerStatus {
+    pub(crate) fn new(hubs: impl Iterator<Item = HubName>) -> Self {
+        Self {
+            hubs: hubs.map(|hub| (hub, Arc::new(HubStatus::new()))).collect(),
+        }
+    }
+
+    pub(crate) fn hub(&self, name: &HubName) -> Arc<HubStatus> {
+        Arc::clone(
+            self.hubs
+                .get(name)
+                .expect("a worker's status has all its hubs"),
+        )
+    }
+
+    /// Its hubs, by name.
+    pub fn hubs(&self) -> impl Iterator<Item = (&HubName, &HubStatus)> {
+        self.hubs.iter().map(|(name, status)| (name, &**status))
+    }
+}
