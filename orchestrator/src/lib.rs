@@ -1,1 +1,30 @@
-//! Plans rollouts and drives them to their end.
+//! The orchestrator: accepts rollouts, plans them, and drives them to their end.
+//!
+//! * [`accept`]: is this rollout new, the same as before, or in conflict with one of its name;
+//! * [`planner`]: finds the devices in a stream and fills batches;
+//! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
+//!   nothing. It keeps no state that it could not read again.
+
+pub mod accept;
+pub mod driver;
+pub mod lists;
+pub mod planner;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::HubName;
+use twincast_core::ports::Hub;
+
+/// A hub that rollouts may use.
+#[derive(Clone)]
+pub struct HubHandle {
+    /// The way to it.
+    pub hub: Arc<dyn Hub>,
+    /// How fast it may be used.
+    pub limits: HubLimits,
+}
+
+/// The configured hubs, by name.
+pub type Hubs = BTreeMap<HubName, HubHandle>;

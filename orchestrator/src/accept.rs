@@ -1,0 +1,64 @@
+//! Accepting a rollout.
+
+use std::collections::BTreeMap;
+
+use twincast_core::ids::Version;
+use twincast_core::ports::{Created, Store, StoreError};
+use twincast_core::rollout::{Phase, PlanId, Rollout};
+use twincast_core::spec::{RolloutSpec, difference};
+use twincast_core::time::Timestamp;
+
+/// What became of a rollout that was handed in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Accepted {
+    /// It is new.
+    New(Box<Rollout>),
+    /// It is the rollout that was handed in before under its name.
+    Same(Box<Rollout>),
+    /// Its name is taken by a rollout that asked for something else.
+    Conflict {
+        /// The one that has the name.
+        existing: Box<Rollout>,
+        /// What differs, one line a field.
+        difference: Vec<String>,
+    },
+}
+
+/// Stores a rollout, once: handing it in again changes nothing.
+///
+/// A rollout that failed while it was planned has sent nothing. It does not keep its name: what
+/// is handed in next takes its place, be it the same again or something else.
+///
+/// # Errors
+/// When the store fails.
+pub async fn accept(
+    store: &dyn Store,
+    spec: RolloutSpec,
+    files: BTreeMap<String, String>,
+    now: Timestamp,
+) -> Result<Accepted, StoreError> {
+    let rollout = Rollout::accepted(spec, files, now);
+    match store.create(&rollout).await? {
+        Created::New => Ok(Accepted::New(Box::new(rollout))),
+        Created::Existing(existing) if matches!(existing.phase, Phase::Failed { .. }) => {
+            let next = Rollout {
+                version: Version(existing.version.0 + 1),
+                plan_id: PlanId(existing.plan_id.0 + 1),
+                ..rollout
+            };
+            store.save(&next, existing.version).await?;
+            Ok(Accepted::New(Box::new(next)))
+        }
+        Created::Existing(existing) => {
+            let difference = difference(&existing.identity(), &rollout.identity());
+            if difference.is_empty() {
+                Ok(Accepted::Same(existing))
+            } else {
+                Ok(Accepted::Conflict {
+                    existing,
+                    difference,
+                })
+            }
+        }
+    }
+}
