@@ -1,0 +1,329 @@
+//! The store in one file.
+//!
+//! `state.redb` in the state's folder is a copy-on-write B-tree (redb): a commit is whole or not
+//! there at all, and a crash at any instant leaves the last one. `state.lock` beside it is
+//! locked for as long as the store is open, so there is one process at a time.
+//!
+//! What is durable and what is not:
+//!
+//! * **On disk:** rollouts, batches, manifests, outcomes, codes, counts and tallies. A call is
+//!   answered after the sync of the commit that it is in.
+//! * **In memory:** leases and permits. The lock proves that no earlier process lives, so all
+//!   earlier leases have lapsed, and nothing that was reserved and not yet sent will be sent.
+//!
+//! One thread owns the file, see [`engine`]; the methods here turn a call into a request to it.
+//! What is costly and needs no order (compressing manifests, unpacking them) is done by the
+//! caller's task.
+
+mod disk;
+mod engine;
+mod error;
+mod leases;
+mod permits;
+mod read_ops;
+mod tables;
+mod write_ops;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::permits::Grant;
+use twincast_core::plan::Batch;
+use twincast_core::ports::{
+    BatchWork, Clock, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError,
+    Tally,
+};
+use twincast_core::rollout::{PlanId, Rollout, Wanted};
+
+use disk::Disk;
+use engine::{Call, Engine, Reading, Request, WAITING, Writing};
+pub use error::OpenError;
+use error::{Closed, Fault, Misfit};
+use permits::Permits;
+use tables::batch_of;
+use write_ops::PackedBatch;
+
+/// A [`Store`] in one folder, or in memory.
+///
+/// Dropping it waits for the requests that are under way, and closes the file.
+pub struct EmbeddedStore {
+    clock: Arc<dyn Clock>,
+    permits: Mutex<Permits>,
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for EmbeddedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedStore").finish_non_exhaustive()
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the state in the folder `dir`, and makes it if there is none. Blocks while it reads
+    /// the file through, which is some 30 bytes a device.
+    ///
+    /// # Errors
+    /// [`OpenError`], which says what to do about it.
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Self::start(Disk::folder(dir)?, clock)
+    }
+
+    /// A store in memory, for trying things out: nothing of it stays.
+    ///
+    /// # Errors
+    /// [`OpenError::System`] when the system gives no thread.
+    pub fn open_in_memory(clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Self::start(Disk::memory(), clock)
+    }
+
+    fn start(disk: Disk, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let dir = disk.dir().to_owned();
+        let engine = Engine::open(disk, Arc::clone(&clock))?;
+        let (requests, inbox) = mpsc::channel(WAITING);
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || engine.run(inbox))
+            .map_err(|error| OpenError::System {
+                dir,
+                source: Box::new(error),
+            })?;
+        Ok(Self {
+            clock,
+            permits: Mutex::default(),
+            requests: Some(requests),
+            thread: Some(thread),
+        })
+    }
+
+    /// Closes the file when the requests before this one are answered. Later ones are refused.
+    pub async fn close(&self) {
+        let (closed, done) = oneshot::channel();
+        // An error means that it is closed already.
+        if self.send(Request::Close(closed)).await.is_ok() {
+            _ = done.await;
+        }
+    }
+
+    /// Recounts a rollout's outcomes and compares them with all that is kept as a sum.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] with what differs.
+    pub async fn verify(&self, name: &RolloutName) -> Result<(), StoreError> {
+        let wanted = name.clone();
+        self.read(format!("verify rollout {name}"), move |on| {
+            read_ops::verify(on.tables, &wanted)
+        })
+        .await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        doing: String,
+        operation: impl FnOnce(Writing<'_, '_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (call, answer) = Call::new(doing.clone(), operation);
+        let sent = self.send(Request::Write(Box::new(call))).await;
+        Self::wait(doing, sent, answer).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        doing: String,
+        operation: impl FnOnce(Reading<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (call, answer) = Call::new(doing.clone(), operation);
+        let sent = self.send(Request::Read(Box::new(call))).await;
+        Self::wait(doing, sent, answer).await
+    }
+
+    async fn send(&self, request: Request) -> Result<(), Closed> {
+        let requests = self.requests.as_ref().ok_or(Closed)?;
+        requests.send(request).await.map_err(|_| Closed)
+    }
+
+    async fn wait<T>(
+        doing: String,
+        sent: Result<(), Closed>,
+        answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let answer = match sent {
+            Ok(()) => answer.await.map_err(|_| Closed),
+            Err(closed) => Err(closed),
+        };
+        answer.unwrap_or_else(|closed| {
+            Err(StoreError::Unavailable {
+                doing,
+                source: Box::new(closed),
+            })
+        })
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            // It fails only if the thread panicked, which is not ours to repeat.
+            _ = thread.join();
+        }
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
+        let rollout = rollout.clone();
+        let doing = format!("create rollout {}", rollout.spec.name);
+        self.write(doing, move |on| write_ops::create(on.tables, &rollout))
+            .await
+    }
+
+    async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
+        let wanted = name.clone();
+        self.read(format!("read rollout {name}"), move |on| {
+            read_ops::record_of(&on.tables.rollouts, &wanted)
+        })
+        .await
+    }
+
+    async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.read("list rollouts".into(), |on| read_ops::rollouts(on.tables))
+            .await
+    }
+
+    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+        let rollout = rollout.clone();
+        let doing = format!("save rollout {}", rollout.spec.name);
+        self.write(doing, move |on| write_ops::save(on.tables, &rollout, from))
+            .await
+    }
+
+    async fn add_batches(
+        &self,
+        name: &RolloutName,
+        plan: PlanId,
+        batches: Vec<Batch>,
+    ) -> Result<(), StoreError> {
+        let packed: Vec<_> = batches.into_iter().map(PackedBatch::new).collect();
+        let (doing, name) = (format!("add batches to rollout {name}"), name.clone());
+        self.write(doing, move |on| {
+            write_ops::add_batches(on.tables, &name, plan, &packed)
+        })
+        .await
+    }
+
+    async fn batches(
+        &self,
+        name: &RolloutName,
+        after: Option<BatchId>,
+        limit: usize,
+        open_only: bool,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let (doing, name) = (format!("list the batches of rollout {name}"), name.clone());
+        self.read(doing, move |on| {
+            let page = read_ops::Page {
+                after,
+                limit,
+                open_only,
+            };
+            read_ops::batches(on.tables, on.leases, on.now, &name, page)
+        })
+        .await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
+        let request = request.clone();
+        let doing = format!("lease {}", batch_of(request.batch, &request.rollout));
+        self.read(doing, move |on| {
+            read_ops::lease(on.tables, on.leases, on.now, &request)
+        })
+        .await
+    }
+
+    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
+        let (doing, name) = (format!("load {}", batch_of(batch, name)), name.clone());
+        let stored = self
+            .read(doing.clone(), move |on| {
+                read_ops::load(on.tables, &name, batch)
+            })
+            .await?;
+        stored.unpack().map_err(|what| StoreError::Corrupt {
+            doing,
+            source: Box::new(Misfit(what)),
+        })
+    }
+
+    async fn record(
+        &self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+    ) -> Result<Wanted, StoreError> {
+        let doing = format!("record {}", batch_of(lease.batch, &lease.rollout));
+        let lease = lease.clone();
+        if reports.is_empty() {
+            // A heartbeat changes nothing on disk, so it need not wait for the disk.
+            return self
+                .read(doing, move |on| {
+                    read_ops::heartbeat(on.tables, on.leases, on.now, &lease, ttl)
+                })
+                .await;
+        }
+        let reports = reports.to_vec();
+        self.write(doing, move |on| {
+            write_ops::record(on.tables, on.leases, &lease, &reports, ttl, on.now)
+        })
+        .await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let doing = format!("release {}", batch_of(lease.batch, &lease.rollout));
+        let lease = lease.clone();
+        self.read(doing, move |on| {
+            read_ops::release(on.tables, on.leases, &lease)
+        })
+        .await
+    }
+
+    async fn skip_remaining(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+    ) -> Result<Option<Held>, StoreError> {
+        let doing = format!("skip what is left of {}", batch_of(batch, name));
+        let name = name.clone();
+        self.write(doing, move |on| {
+            write_ops::skip_remaining(on.tables, on.leases, &name, batch, on.now)
+        })
+        .await
+    }
+
+    async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
+        let (doing, name) = (format!("read the tallies of rollout {name}"), name.clone());
+        self.read(doing, move |on| read_ops::tallies(on.tables, &name))
+            .await
+    }
+
+    async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(permits.take(self.clock.now(), request))
+    }
+
+    async fn throttled(
+        &self,
+        hub: &HubName,
+        retry_after: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        permits.throttled(self.clock.now(), hub, retry_after);
+        Ok(())
+    }
+}

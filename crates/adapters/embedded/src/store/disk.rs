@@ -1,0 +1,206 @@
+//! Opening the file: whose it is, whether it is ours, and which format it has.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::backends::InMemoryBackend;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+};
+
+use super::error::{Misfit, OpenError};
+use super::tables::{FORMAT, ReadTables, WriteTables, meta};
+
+/// The file's pages that are kept in memory. It bounds what the store takes, whatever the size
+/// of the fleet; what is worked on at one time is far smaller.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Opens the database, as often as it is asked to.
+type Opener = Box<dyn FnMut(&Builder) -> Result<Database, DatabaseError> + Send>;
+
+/// Where the state is. Holds the lock for as long as it lives, so the database can be closed and
+/// opened again after a failed write without another process getting in between.
+pub(super) struct Disk {
+    dir: PathBuf,
+    open: Opener,
+    _lock: Option<File>,
+}
+
+/// A database that is open, and what its `meta` table says.
+pub(super) struct Opened {
+    pub(super) database: Database,
+    /// How often it was opened, this time included.
+    pub(super) openings: u64,
+    /// How many groups of requests were committed.
+    pub(super) groups: u64,
+    /// A plan that was given up waits to be removed.
+    pub(super) garbage: bool,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    /// The folder `dir`, which is made if it is not there, and locked.
+    pub(super) fn folder(dir: &Path) -> Result<Self, OpenError> {
+        let io_error = |error| OpenError::from_io(dir.to_owned(), error);
+        std::fs::create_dir_all(dir).map_err(io_error)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join("state.lock"))
+            .map_err(io_error)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::InUse {
+                dir: dir.to_owned(),
+            },
+            TryLockError::Error(error) => io_error(error),
+        })?;
+        let path = dir.join("state.redb");
+        let synced = dir.to_owned();
+        let mut disk = Self::new(dir.to_owned(), move |builder| {
+            let is_new = !path.exists();
+            let database = builder.create(&path)?;
+            if is_new {
+                sync_folder(&synced)?;
+            }
+            Ok(database)
+        });
+        disk._lock = Some(lock);
+        Ok(disk)
+    }
+
+    /// Memory. Nothing can fail there, so it is never opened a second time.
+    pub(super) fn memory() -> Self {
+        let mut backend = Some(InMemoryBackend::new());
+        Self::new(PathBuf::from("(memory)"), move |builder| {
+            let backend = backend.take().ok_or(DatabaseError::DatabaseAlreadyOpen)?;
+            builder.create_with_backend(backend)
+        })
+    }
+
+    pub(super) fn new(
+        dir: PathBuf,
+        open: impl FnMut(&Builder) -> Result<Database, DatabaseError> + Send + 'static,
+    ) -> Self {
+        Self {
+            dir,
+            open: Box::new(open),
+            _lock: None,
+        }
+    }
+
+    /// Where it is, for messages.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Opens the database and makes sure that it is ours. `first` counts the opening.
+    pub(super) fn open(&mut self, first: bool) -> Result<Opened, OpenError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        // Reads the whole file, some 30 bytes a device: damage is found here, by its checksums,
+        // and not by a panic in the middle of a rollout.
+        builder.set_check_integrity_on_open(true);
+        let dir = &self.dir;
+        let open = &mut self.open;
+        let database = catch_unwind(AssertUnwindSafe(|| open(&builder)))
+            .map_err(|_| damaged(dir, "it cannot be read"))?
+            .map_err(|error| OpenError::from_database(dir.clone(), error))?;
+        check_format(dir, &database)?;
+        read_meta(database, first).map_err(|error| OpenError::from_redb(dir.clone(), error))
+    }
+}
+
+fn damaged(dir: &Path, what: &str) -> OpenError {
+    OpenError::Damaged {
+        dir: dir.to_owned(),
+        source: Box::new(Misfit(what.to_owned())),
+    }
+}
+
+/// Refuses what we do not know before anything is written to it.
+fn check_format(dir: &Path, database: &Database) -> Result<(), OpenError> {
+    let found =
+        stored_format(database).map_err(|error| OpenError::from_redb(dir.to_owned(), error))?;
+    match found {
+        Format::Fresh | Format::Number(FORMAT) => Ok(()),
+        Format::Number(found) if found > FORMAT => Err(OpenError::TooNew {
+            dir: dir.to_owned(),
+            found,
+            known: FORMAT,
+        }),
+        Format::Number(_) | Format::Foreign => {
+            Err(damaged(dir, "it was written by another program"))
+        }
+    }
+}
+
+enum Format {
+    /// Nothing was written yet.
+    Fresh,
+    /// Ours.
+    Number(u64),
+    /// Somebody else's.
+    Foreign,
+}
+
+fn stored_format(database: &Database) -> Result<Format, redb::Error> {
+    let transaction = database.begin_read()?;
+    if transaction.list_tables()?.next().is_none() {
+        return Ok(Format::Fresh);
+    }
+    match transaction.open_table(super::tables::META) {
+        Ok(table) => {
+            let number = table.get(meta::FORMAT)?.map(|number| number.value());
+            Ok(number.map_or(Format::Foreign, Format::Number))
+        }
+        Err(redb::TableError::Storage(error)) => Err(error.into()),
+        Err(_) => Ok(Format::Foreign),
+    }
+}
+
+fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
+    if first {
+        let transaction = database.begin_write()?;
+        let mut tables = WriteTables::open(&transaction)?;
+        let openings = tables.meta.get(meta::OPENINGS)?;
+        let openings = openings.map_or(0, |number| number.value());
+        tables.meta.insert(meta::FORMAT, FORMAT)?;
+        tables.meta.insert(meta::OPENINGS, openings + 1)?;
+        drop(tables);
+        transaction.commit()?;
+    }
+    let transaction = database.begin_read()?;
+    let tables = ReadTables::open(&transaction)?;
+    let number = |key| tables.meta.get(key).map(|n| n.map_or(0, |n| n.value()));
+    let (openings, groups) = (number(meta::OPENINGS)?, number(meta::GROUPS)?);
+    let garbage = !tables.garbage.is_empty()?;
+    drop((tables, transaction));
+    Ok(Opened {
+        database,
+        openings,
+        groups,
+        garbage,
+    })
+}
+
+/// Makes a new file's name durable, and its folder's.
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()?;
+        if let Some(parent) = dir.parent().filter(|parent| *parent != Path::new("")) {
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,312 @@
+//! The operations that only read, and leases, which are kept in memory.
+
+use std::ops::Bound;
+
+use redb::ReadableTable;
+use twincast_core::batch::{BatchStatus, Lease};
+use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
+use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
+use twincast_core::plan::{Batch, BatchHeader, DeviceList};
+use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
+use twincast_core::rollout::{Rollout, Wanted};
+use twincast_core::time::Timestamp;
+
+use super::error::Fault;
+use super::leases::Leases;
+use super::tables::{
+    BatchKey, ReadTables, Series, batch_counts, batch_of, head, header, key, known_head, lease_on,
+    numbers, to_counts, to_numbers, unsettled,
+};
+
+/// A batch as it is stored; unpacked by the caller's task.
+pub(super) struct StoredWork {
+    header: BatchHeader,
+    manifest: Vec<u8>,
+    outcomes: OutcomeList,
+    codes: Vec<(u32, u32)>,
+}
+
+/// Which batches are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Page {
+    pub(super) after: Option<BatchId>,
+    pub(super) limit: usize,
+    pub(super) open_only: bool,
+}
+
+pub(super) fn record_of(
+    rollouts: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &RolloutName,
+) -> Result<Option<Rollout>, Fault> {
+    let Some(stored) = rollouts.get(name.as_str())? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(stored.value())
+        .map(Some)
+        .map_err(|error| Fault::damaged(format!("the record of rollout {name}: {error}")))
+}
+
+pub(super) fn rollouts(tables: &ReadTables) -> Result<Vec<RolloutName>, Fault> {
+    let mut names = Vec::new();
+    for row in tables.heads.iter()? {
+        let (name, _) = row?;
+        names.push(RolloutName::new(name.value()).map_err(Fault::damaged)?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(super) fn batches(
+    tables: &ReadTables,
+    leases: &Leases,
+    now: Timestamp,
+    name: &RolloutName,
+    page: Page,
+) -> Result<Vec<BatchStatus>, Fault> {
+    let series = known_head(&tables.heads, name)?.series;
+    let start = match page.after {
+        Some(after) => Bound::Excluded((series, after.0)),
+        None => Bound::Included((series, 0)),
+    };
+    let range = (start, Bound::Included((series, u32::MAX)));
+    let ids = if page.open_only {
+        keys(tables.open.range::<BatchKey>(range)?, page.limit)?
+    } else {
+        keys(tables.batches.range::<BatchKey>(range)?, page.limit)?
+    };
+    ids.into_iter()
+        .map(|id| {
+            let missing = || Fault::damaged(format!("batch {id} has no header"));
+            let key = key(series, id);
+            Ok(BatchStatus {
+                header: header(&tables.batches, key)?.ok_or_else(missing)?,
+                counts: to_counts(&batch_counts(&tables.counts, key)?),
+                held: leases.held(series, id, now),
+            })
+        })
+        .collect()
+}
+
+fn keys<V: redb::Value + 'static>(
+    rows: redb::Range<'_, BatchKey, V>,
+    limit: usize,
+) -> Result<Vec<BatchId>, Fault> {
+    rows.take(limit)
+        .map(|row| Ok(BatchId(row?.0.value().1)))
+        .collect()
+}
+
+pub(super) fn lease(
+    tables: &ReadTables,
+    leases: &mut Leases,
+    now: Timestamp,
+    request: &LeaseRequest,
+) -> Result<LeaseReply, Fault> {
+    let head = known_head(&tables.heads, &request.rollout)?;
+    let key = key(head.series, request.batch);
+    if tables.batches.get(key)?.is_none() {
+        return Err(Fault::not_found(batch_of(request.batch, &request.rollout)));
+    }
+    if unsettled(&batch_counts(&tables.counts, key)?) == 0 {
+        return Ok(LeaseReply::Done);
+    }
+    if head.wanted() == Wanted::Stop {
+        return Ok(LeaseReply::NotWanted);
+    }
+    let reply = leases.lease(
+        head.series,
+        request.batch,
+        &request.holder,
+        now,
+        request.ttl,
+        request.takeover,
+    );
+    Ok(match reply {
+        Ok(epoch) => LeaseReply::Granted(Lease {
+            rollout: request.rollout.clone(),
+            batch: request.batch,
+            holder: request.holder.clone(),
+            epoch,
+        }),
+        Err(held) => LeaseReply::Held(held),
+    })
+}
+
+/// Renews a lease and says what the rollout wants: a record without reports.
+pub(super) fn heartbeat(
+    tables: &ReadTables,
+    leases: &mut Leases,
+    now: Timestamp,
+    lease: &Lease,
+    ttl: std::time::Duration,
+) -> Result<Wanted, Fault> {
+    match head(&tables.heads, &lease.rollout)? {
+        Some(head) if leases.renew(head.series, lease, now, ttl) => Ok(head.wanted()),
+        _ => Err(Fault::superseded(lease_on(lease))),
+    }
+}
+
+pub(super) fn release(
+    tables: &ReadTables,
+    leases: &mut Leases,
+    lease: &Lease,
+) -> Result<(), Fault> {
+    if let Some(head) = head(&tables.heads, &lease.rollout)? {
+        leases.release(head.series, lease);
+    }
+    Ok(())
+}
+
+pub(super) fn load(
+    tables: &ReadTables,
+    name: &RolloutName,
+    batch: BatchId,
+) -> Result<StoredWork, Fault> {
+    let series = known_head(&tables.heads, name)?.series;
+    let key = key(series, batch);
+    let header =
+        header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
+    let mut manifest = Vec::new();
+    for piece in tables
+        .manifests
+        .range((series, batch.0, 0)..=(series, batch.0, u16::MAX))?
+    {
+        manifest.extend_from_slice(piece?.1.value());
+    }
+    let outcomes = outcomes_of(&tables.outcomes, key, header.devices)?;
+    let mut codes = Vec::new();
+    for row in tables
+        .codes
+        .range((series, batch.0, 0)..(series, batch.0, header.devices))?
+    {
+        let (place, code) = row?;
+        let index = place.value().2;
+        // A device that was refused once and reached later is not refused.
+        if outcomes.get(index as usize) == Outcome::Refused {
+            codes.push((index, code.value()));
+        }
+    }
+    Ok(StoredWork {
+        header,
+        manifest,
+        outcomes,
+        codes,
+    })
+}
+
+pub(super) fn outcomes_of(
+    outcomes: &impl ReadableTable<BatchKey, &'static [u8]>,
+    key: BatchKey,
+    devices: u32,
+) -> Result<OutcomeList, Fault> {
+    let stored = outcomes
+        .get(key)?
+        .ok_or_else(|| Fault::damaged(format!("batch {} has no outcomes", key.1)))?;
+    OutcomeList::from_bytes(stored.value(), devices as usize).map_err(Fault::damaged)
+}
+
+impl StoredWork {
+    /// Unpacks the manifest. The error is in words.
+    pub(super) fn unpack(self) -> Result<BatchWork, String> {
+        let text = lz4_flex::decompress_size_prepended(&self.manifest)
+            .map_err(|error| error.to_string())?;
+        let text = String::from_utf8(text).map_err(|error| error.to_string())?;
+        let devices = DeviceList::from_text(&text).map_err(|error| error.to_string())?;
+        if devices.len() != self.header.devices as usize {
+            return Err(format!(
+                "a manifest of {} devices in a batch of {}",
+                devices.len(),
+                self.header.devices
+            ));
+        }
+        Ok(BatchWork {
+            batch: Batch {
+                header: self.header,
+                devices,
+            },
+            outcomes: self.outcomes,
+            codes: self.codes,
+        })
+    }
+}
+
+pub(super) fn tallies(tables: &ReadTables, name: &RolloutName) -> Result<Vec<Tally>, Fault> {
+    let series = known_head(&tables.heads, name)?.series;
+    tally_keys(&tables.tallies, series)?
+        .into_iter()
+        .map(|(stage, hub)| {
+            let stored = tables.tallies.get((series, stage.0, hub.as_str()))?;
+            let stored = stored.ok_or_else(|| Fault::damaged("a tally has no counts"))?;
+            let counts = to_counts(&numbers(stored.value())?);
+            Ok(Tally { stage, hub, counts })
+        })
+        .collect()
+}
+
+/// The stages and hubs of a series, ascending.
+pub(super) fn tally_keys(
+    tallies: &impl ReadableTable<(u32, u16, &'static str), &'static [u8]>,
+    series: Series,
+) -> Result<Vec<(StageIndex, HubName)>, Fault> {
+    tallies
+        .range((series, 0, "")..(series + 1, 0, ""))?
+        .map(|row| {
+            let (key, _) = row?;
+            let (_, stage, hub) = key.value();
+            let hub = HubName::new(hub).map_err(Fault::damaged)?;
+            Ok((StageIndex(stage), hub))
+        })
+        .collect()
+}
+
+/// Recounts everything of a rollout that is kept as a sum.
+pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Fault> {
+    let head = known_head(&tables.heads, name)?;
+    let record = record_of(&tables.rollouts, name)?
+        .ok_or_else(|| Fault::damaged(format!("rollout {name} has no record")))?;
+    if super::tables::Head::of(&record, head.series) != head {
+        return Err(Fault::damaged("a head is not that of its record"));
+    }
+    let mut sums = std::collections::BTreeMap::new();
+    let range = (head.series, 0)..=(head.series, u32::MAX);
+    for id in keys(tables.batches.range(range.clone())?, usize::MAX)? {
+        let key = key(head.series, id);
+        let Some(header) = header(&tables.batches, key)? else {
+            continue;
+        };
+        let recounted = to_numbers(&load(tables, name, id)?.outcomes.counts());
+        if recounted != batch_counts(&tables.counts, key)? {
+            return Err(Fault::damaged(format!("the counts of batch {id}")));
+        }
+        if tables.open.get(key)?.is_some() != (unsettled(&recounted) > 0) {
+            return Err(Fault::damaged(format!("the open mark of batch {id}")));
+        }
+        let sum = sums
+            .entry((header.stage, header.hub))
+            .or_insert([0; OUTCOMES]);
+        for (sum, number) in sum.iter_mut().zip(recounted) {
+            *sum += number;
+        }
+    }
+    let open = keys(tables.open.range(range)?, usize::MAX)?;
+    if let Some(id) = open
+        .into_iter()
+        .find(|id| !matches!(tables.batches.get(key(head.series, *id)), Ok(Some(_))))
+    {
+        return Err(Fault::damaged(format!("batch {id} is open but not there")));
+    }
+    let stored = tallies(tables, name)?;
+    let summed: Vec<_> = sums
+        .into_iter()
+        .map(|((stage, hub), sum)| Tally {
+            stage,
+            hub,
+            counts: to_counts(&sum),
+        })
+        .collect();
+    if stored == summed {
+        Ok(())
+    } else {
+        Err(Fault::damaged(format!("tallies {stored:?} of {summed:?}")))
+    }
+}

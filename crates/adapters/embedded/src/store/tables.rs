@@ -1,0 +1,296 @@
+//! What is in the file.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | what | a number: `format`, `openings`, `series`, `groups` |
+//! | `rollouts` | name | the record, JSON |
+//! | `heads` | name | what the other operations need of the record: series, version, try, stance |
+//! | `batches` | series, batch | the header, JSON |
+//! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
+//! | `open` | series, batch | nothing; is there while a send is owed to any device |
+//! | `outcomes` | series, batch | two devices a byte |
+//! | `codes` | series, batch, index | the hub's code for a refused device |
+//! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
+//! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
+//! | `garbage` | series | nothing; a plan that was given up and is being removed |
+//!
+//! A *series* numbers one try at planning one rollout. A new try gets a new series, so all of
+//! the old one is out of reach at once, and its rows are removed later, a few at a time.
+
+use redb::{
+    ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError,
+    WriteTransaction,
+};
+use serde::Deserialize;
+use serde::de::value::{Error as ValueError, MapDeserializer};
+use twincast_core::batch::Lease;
+use twincast_core::ids::{BatchId, RolloutName, Version};
+use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
+use twincast_core::plan::BatchHeader;
+use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
+
+use super::error::Fault;
+
+/// The format's number. Raised when an older release could not read what is written.
+pub(super) const FORMAT: u64 = 1;
+
+/// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
+/// value would take a power of two of pages, up to twice what it needs.
+pub(super) const PIECE: usize = 4064;
+
+/// The number of one try at planning one rollout.
+pub(super) type Series = u32;
+/// The key of what there is one of for each batch.
+pub(super) type BatchKey = (u32, u32);
+/// A place in `heads`: series, version, try, stance.
+type StoredHead = (u32, u64, u32, u8);
+
+/// The keys of `meta`.
+pub(super) mod meta {
+    /// The format's number.
+    pub(crate) const FORMAT: &str = "format";
+    /// How often the state was opened.
+    pub(crate) const OPENINGS: &str = "openings";
+    /// The newest series.
+    pub(crate) const SERIES: &str = "series";
+    /// How many groups of requests were committed.
+    pub(crate) const GROUPS: &str = "groups";
+}
+
+macro_rules! tables {
+    ($($field:ident: $constant:ident $key:ty => $value:ty;)*) => {
+        $(pub(super) const $constant: TableDefinition<'static, $key, $value> =
+            TableDefinition::new(stringify!($field));)*
+
+        /// All tables within a write transaction.
+        pub(super) struct WriteTables<'t> {
+            $(pub(super) $field: Table<'t, $key, $value>,)*
+            /// Anything was written.
+            pub(super) wrote: bool,
+        }
+
+        impl<'t> WriteTables<'t> {
+            /// Opens them all, and creates those that are not there.
+            pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
+                Ok(Self {
+                    $($field: transaction.open_table($constant)?,)*
+                    wrote: false,
+                })
+            }
+        }
+
+        /// All tables within a read transaction.
+        pub(super) struct ReadTables {
+            $(pub(super) $field: ReadOnlyTable<$key, $value>,)*
+        }
+
+        impl ReadTables {
+            /// Opens them all.
+            pub(super) fn open(transaction: &ReadTransaction) -> Result<Self, TableError> {
+                Ok(Self {
+                    $($field: transaction.open_table($constant)?,)*
+                })
+            }
+        }
+    };
+}
+
+tables! {
+    meta: META &'static str => u64;
+    rollouts: ROLLOUTS &'static str => &'static [u8];
+    heads: HEADS &'static str => StoredHead;
+    batches: BATCHES BatchKey => &'static [u8];
+    counts: COUNTS BatchKey => &'static [u8];
+    open: OPEN BatchKey => ();
+    outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
+    codes: CODES (u32, u32, u32) => u32;
+    manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
+    tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
+    garbage: GARBAGE u32 => ();
+}
+
+/// Counts as plain numbers, by outcome: what is stored and added up.
+pub(super) type Numbers = [u64; OUTCOMES];
+
+/// What the operations on batches need of a rollout's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) series: Series,
+    pub(super) version: Version,
+    pub(super) plan: PlanId,
+    pub(super) stance: Stance,
+}
+
+/// What a rollout lets happen to its batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stance {
+    /// Its plan is not whole: batches may be added.
+    Planning,
+    /// Batches may be worked on.
+    Running,
+    /// What is left may be skipped.
+    Aborting,
+    /// None of these.
+    Still,
+}
+
+impl Stance {
+    fn of(rollout: &Rollout) -> Self {
+        match &rollout.phase {
+            phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
+            phase if phase.wanted() == Wanted::GoOn => Self::Running,
+            Phase::Aborting { .. } => Self::Aborting,
+            _ => Self::Still,
+        }
+    }
+}
+
+impl Head {
+    pub(super) fn of(rollout: &Rollout, series: Series) -> Self {
+        Self {
+            series,
+            version: rollout.version,
+            plan: rollout.plan_id,
+            stance: Stance::of(rollout),
+        }
+    }
+
+    pub(super) fn stored(self) -> StoredHead {
+        let stance = match self.stance {
+            Stance::Planning => 0,
+            Stance::Running => 1,
+            Stance::Aborting => 2,
+            Stance::Still => 3,
+        };
+        (self.series, self.version.0, self.plan.0, stance)
+    }
+
+    /// What a worker is to do.
+    pub(super) fn wanted(self) -> Wanted {
+        match self.stance {
+            Stance::Running => Wanted::GoOn,
+            Stance::Planning | Stance::Aborting | Stance::Still => Wanted::Stop,
+        }
+    }
+}
+
+/// The head of a rollout, if there is one of that name.
+pub(super) fn head(
+    heads: &impl ReadableTable<&'static str, StoredHead>,
+    name: &RolloutName,
+) -> Result<Option<Head>, Fault> {
+    let Some(stored) = heads.get(name.as_str())? else {
+        return Ok(None);
+    };
+    let (series, version, plan, stance) = stored.value();
+    let stance = match stance {
+        0 => Stance::Planning,
+        1 => Stance::Running,
+        2 => Stance::Aborting,
+        3 => Stance::Still,
+        other => {
+            return Err(Fault::damaged(format!("{other} is no stance of a rollout")));
+        }
+    };
+    Ok(Some(Head {
+        series,
+        version: Version(version),
+        plan: PlanId(plan),
+        stance,
+    }))
+}
+
+/// The head of a rollout that must be there.
+pub(super) fn known_head(
+    heads: &impl ReadableTable<&'static str, StoredHead>,
+    name: &RolloutName,
+) -> Result<Head, Fault> {
+    head(heads, name)?.ok_or_else(|| Fault::not_found(format!("rollout {name}")))
+}
+
+/// A batch's header, if there is such a batch.
+pub(super) fn header(
+    batches: &impl ReadableTable<BatchKey, &'static [u8]>,
+    key: BatchKey,
+) -> Result<Option<BatchHeader>, Fault> {
+    let Some(stored) = batches.get(key)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(stored.value())
+        .map(Some)
+        .map_err(|error| Fault::damaged(format!("the header of batch {}: {error}", key.1)))
+}
+
+/// A batch's counts; a batch without any is damaged.
+pub(super) fn batch_counts(
+    counts: &impl ReadableTable<BatchKey, &'static [u8]>,
+    key: BatchKey,
+) -> Result<Numbers, Fault> {
+    match counts.get(key)? {
+        Some(stored) => numbers(stored.value()),
+        None => Err(Fault::damaged(format!("batch {} has no counts", key.1))),
+    }
+}
+
+/// Reads what [`numbers_to_bytes`] gave.
+pub(super) fn numbers(stored: &[u8]) -> Result<Numbers, Fault> {
+    let mut numbers = [0; OUTCOMES];
+    let (words, rest) = stored.as_chunks::<8>();
+    if !rest.is_empty() || words.len() > OUTCOMES {
+        return Err(Fault::damaged(format!(
+            "{} bytes are no counts",
+            stored.len()
+        )));
+    }
+    for (number, word) in numbers.iter_mut().zip(words) {
+        *number = u64::from_le_bytes(*word);
+    }
+    Ok(numbers)
+}
+
+/// Counts as they are stored.
+pub(super) fn numbers_to_bytes(numbers: &Numbers) -> [u8; OUTCOMES * 8] {
+    let mut bytes = [0; OUTCOMES * 8];
+    for (word, number) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(numbers) {
+        *word = number.to_le_bytes();
+    }
+    bytes
+}
+
+/// Counts for those who asked.
+pub(super) fn to_counts(numbers: &Numbers) -> Counts {
+    let entries = Outcome::ALL
+        .into_iter()
+        .map(|outcome| (outcome.as_str(), numbers[outcome as usize]));
+    Counts::deserialize(MapDeserializer::<_, ValueError>::new(entries))
+        .expect("every outcome reads back by its name")
+}
+
+/// Counts as plain numbers.
+pub(super) fn to_numbers(counts: &Counts) -> Numbers {
+    Outcome::ALL.map(|outcome| counts.get(outcome))
+}
+
+/// How many of the counted devices a send is still owed to.
+pub(super) fn unsettled(numbers: &Numbers) -> u64 {
+    Outcome::ALL
+        .into_iter()
+        .filter(|outcome| !outcome.is_settled())
+        .map(|outcome| numbers[outcome as usize])
+        .sum()
+}
+
+/// The key of a batch.
+pub(super) fn key(series: Series, batch: BatchId) -> BatchKey {
+    (series, batch.0)
+}
+
+/// A batch in words.
+pub(super) fn batch_of(batch: BatchId, name: &RolloutName) -> String {
+    format!("batch {batch} of rollout {name}")
+}
+
+/// A lease in words.
+pub(super) fn lease_on(lease: &Lease) -> String {
+    format!("the lease on {}", batch_of(lease.batch, &lease.rollout))
+}
