@@ -1,1 +1,103 @@
-//! An Azure IoT Hub service client: twin query, cloud-to-device sends, feedback.
+//! An Azure IoT Hub *service* client: twin queries, cloud-to-device (C2D) messages, delivery feedback.
+//!
+//! It is of use on its own. What it does that is not obvious:
+//!
+//! * **Sends pipelined.** One long-lived AMQP link, hundreds of sends in flight, each told its own outcome
+//!   ([`SendOutcome`]) and what to do about it ([`Disposition`]). Nothing hangs: every send ends within
+//!   [`ClientOptions::send_timeout`].
+//! * **Never guesses.** A message whose answer was lost is [`Unknown`](SendOutcome::Unknown), not failed; `released` is
+//!   not success.
+//! * **Stays up.** Tokens are renewed on the open connection, lost links come back with jitter, a hub that goes silent
+//!   is noticed, and the session window quirk of newer gateways is repaired.
+//! * **Tells people what to do.** Connection failures are told apart by name, TCP, certificate and credentials.
+//!
+//! It is not for devices, does not manage the registry, and needs a shared access policy (`service` suffices for
+//! everything but [`Client::statistics`]).
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use twincast_iothub::{
+//!     Ack, C2dMessage, C2dSender, C2dTemplate, Client, ClientOptions, ConnectionString, Disposition, Expiry,
+//! };
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let connection = ConnectionString::from_env("IOTHUB_CONNECTION_STRING")?;
+//! let client = Client::new(&connection, ClientOptions::default())?;
+//!
+//! // Which devices?
+//! let mut pages = client.query("SELECT deviceId FROM devices WHERE tags.region = 'eu'", 100)?;
+//! let template = C2dTemplate::builder(r#"{"fetch":"1.2.3"}"#)
+//!     .content_type("application/json")
+//!     .content_encoding("utf-8")
+//!     .ack(Ack::Full)
+//!     .expiry(Expiry::After(Duration::from_secs(3600)))
+//!     .build()?;
+//!
+//! let sender = C2dSender::connect(&client).await?;
+//! while let Some(page) = pages.next_page().await? {
+//!     // One after the other for brevity; in earnest, poll a few hundred of these futures at once.
+//!     for device in page.items.iter().filter_map(|item| item["deviceId"].as_str()) {
+//!         let message = C2dMessage::new(device, format!("rollout-7.{device}"), template.clone())?;
+//!         match sender.send(message).await.disposition() {
+//!             Disposition::Accepted => {}
+//!             Disposition::SlowHubDown { retry_after } => tokio::time::sleep(retry_after).await,
+//!             other => println!("{device}: {other:?}"),
+//!         }
+//!     }
+//! }
+//! sender.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Secrets
+//!
+//! Keys and tokens are [`Secret`]s and show in no `Debug`, `Display` or error of this crate, and it logs none. Its
+//! dependencies could: see [`LOG_TARGETS_WITH_SECRETS`].
+
+mod amqp;
+mod c2d;
+mod client;
+mod connect_error;
+mod connection_string;
+mod feedback;
+mod hub_message;
+mod options;
+mod rest;
+mod sas;
+mod secret;
+mod tls;
+
+pub use c2d::{
+    Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, ConnectionFailure, DeviceReason,
+    Disposition, Expiry, HubShutReason, InvalidMessage, LARGEST_MESSAGE, LONGEST_DEVICE_ID,
+    LONGEST_MESSAGE_ID, LONGEST_TTL, LinkState, Lost, NotSent, Refusal, SendOutcome, SendReport,
+    THROTTLE_PAUSE,
+};
+pub use client::{Client, ClientError};
+pub use connect_error::ConnectError;
+pub use connection_string::{ConnectionString, ConnectionStringError, LoadConnectionStringError};
+pub use feedback::{
+    FeedbackBatch, FeedbackError, FeedbackReceiver, FeedbackRecord, FeedbackStatus, SettleError,
+    UnparsableFeedback, UnreadableRecord,
+};
+pub use options::{ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, OptionsError, Roots};
+pub use rest::{
+    ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
+    RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
+};
+pub use sas::{SAS_TOKEN_TYPE, SasToken, TokenProvider, sign};
+pub use secret::Secret;
+pub use tls::RootsError;
+
+/// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them
+/// whatever its user asks for.
+///
+/// * `fe2o3_amqp` writes whole frames, put-token bodies included, when built with its features `tracing` or `log`.
+///   This workspace builds it with neither, so nothing is compiled in; another crate in the same build could turn
+///   them on, since features are united.
+/// * `reqwest` writes what it reads and writes when asked to be verbose, which this crate never does. The token's
+///   header value is marked sensitive, which keeps it out of `Debug` output.
+pub const LOG_TARGETS_WITH_SECRETS: &[&str] = &["fe2o3_amqp", "reqwest::connect"];

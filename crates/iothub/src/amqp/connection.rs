@@ -1,0 +1,244 @@
+//! Dialling a hub: TCP, TLS, AMQP open, session, token. Every stage has a name and all of them share one time-out.
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fe2o3_amqp::connection::{ConnectionHandle, OpenError};
+use fe2o3_amqp::link::{ReceiverAttachError, SenderAttachError};
+use fe2o3_amqp::sasl_profile::SaslProfile;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::{Connection, Session};
+use fe2o3_amqp_types::definitions::Error as AmqpError;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+use crate::c2d::{ConnectionFailure, symbol};
+use crate::client::ClientInner;
+use crate::connect_error::ConnectError;
+use crate::hub_message::cut;
+
+use super::cbs::{Cbs, keep_fresh};
+use super::stream::{HubStream, Kill};
+
+/// The frame size that hubs announce themselves.
+const MAX_FRAME_SIZE: u32 = 65_536;
+
+/// How long a connection may take to say good-bye before it is cut.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// An open, authorised connection with one session.
+///
+/// Dropping it cuts the connection at once; [`farewell`](Self::farewell) gives it a moment to close politely. The
+/// library's own `end` and `close` are never called: they wait, on a busy core, for a peer that may never answer.
+pub(crate) struct HubConnection {
+    pub(crate) session: SessionHandle<()>,
+    /// Asks for a new token at once.
+    pub(crate) renew: Arc<Notify>,
+    /// Gets the failure when the token could not be renewed.
+    pub(crate) token_lost: oneshot::Receiver<ConnectionFailure>,
+    _connection: ConnectionHandle<()>,
+    guard: Guard,
+}
+
+/// What is under way, to be named when it takes too long.
+struct Stage(Mutex<&'static str>);
+
+struct Guard {
+    kill: Arc<Kill>,
+    renewal: Option<AbortHandle>,
+    polite: bool,
+}
+
+impl HubConnection {
+    /// Dials and authorises. `purpose` is part of the container id, for the hub's logs.
+    pub(crate) async fn open(
+        client: &Arc<ClientInner>,
+        purpose: &str,
+    ) -> Result<Self, ConnectionFailure> {
+        let limit = client.options.connect_timeout;
+        let stage = Stage::new("resolving the hub's name");
+        match timeout(limit, Self::open_unbounded(client, purpose, &stage)).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectionFailure::Timeout {
+                stage: stage.get(),
+                limit,
+            }),
+        }
+    }
+
+    async fn open_unbounded(
+        client: &Arc<ClientInner>,
+        purpose: &str,
+        stage: &Stage,
+    ) -> Result<Self, ConnectionFailure> {
+        let tls = dial(client, stage)
+            .await
+            .map_err(ConnectionFailure::Connect)?;
+        let (stream, kill) = HubStream::new(tls);
+        let mut guard = Guard {
+            kill,
+            renewal: None,
+            polite: false,
+        };
+        stage.set("opening the AMQP connection");
+        let id = uuid::Uuid::new_v4().simple();
+        let idle = u32::try_from(client.options.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+        let mut connection = Connection::builder()
+            .container_id(format!("{}-{purpose}-{id}", client.options.application))
+            .hostname(client.host_name.as_str())
+            .scheme("amqp")
+            .sasl_profile(SaslProfile::Anonymous)
+            .max_frame_size(MAX_FRAME_SIZE)
+            .idle_time_out(idle)
+            .open_with_stream(stream)
+            .await
+            .map_err(|error| open_failure(&error))?;
+        stage.set("beginning the AMQP session");
+        let mut session = Session::begin(&mut connection)
+            .await
+            .map_err(|error| broken("beginning the AMQP session", &error))?;
+        stage.set("attaching the token links");
+        let mut cbs = Cbs::attach(&mut session).await?;
+        stage.set("putting the token");
+        let token = cbs.put_token(client).await?;
+        let (failed, token_lost) = oneshot::channel();
+        let renew = Arc::new(Notify::new());
+        let renewal = tokio::spawn(keep_fresh(
+            cbs,
+            Arc::clone(client),
+            token,
+            Arc::clone(&renew),
+            failed,
+        ));
+        guard.renewal = Some(renewal.abort_handle());
+        Ok(Self {
+            session,
+            renew,
+            token_lost,
+            _connection: connection,
+            guard,
+        })
+    }
+
+    /// Lets the connection close politely in the background, for two seconds at most.
+    pub(crate) fn farewell(mut self) {
+        self.guard.polite = true;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
+        let kill = Arc::clone(&self.kill);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.polite => {
+                runtime.spawn(async move {
+                    tokio::time::sleep(FAREWELL).await;
+                    kill.now();
+                });
+            }
+            _ => kill.now(),
+        }
+    }
+}
+
+impl Stage {
+    fn new(name: &'static str) -> Self {
+        Self(Mutex::new(name))
+    }
+
+    fn set(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn dial(client: &ClientInner, stage: &Stage) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let target = &client.amqp;
+    let addresses = tokio::net::lookup_host((target.host.as_str(), target.port))
+        .await
+        .map_err(|source| ConnectError::Dns {
+            host: target.host.clone(),
+            source: Arc::new(source),
+        })?;
+    stage.set("connecting");
+    let mut last = None;
+    let mut connected = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                connected = Some(stream);
+                break;
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    let Some(tcp) = connected else {
+        let error = last.unwrap_or_else(|| io::Error::other("name has no address"));
+        return Err(ConnectError::from_tcp(target.to_string(), error));
+    };
+    // Transfers are gathered above TCP; holding them back below as well would only add latency.
+    let _ = tcp.set_nodelay(true);
+    stage.set("the TLS handshake");
+    let name =
+        ServerName::try_from(client.host_name.clone()).map_err(|error| ConnectError::Tls {
+            host: client.host_name.clone(),
+            source: Arc::new(io::Error::other(error)),
+        })?;
+    client
+        .connector
+        .connect(name, tcp)
+        .await
+        .map_err(|source| ConnectError::from_tls(client.host_name.clone(), source))
+}
+
+fn open_failure(error: &OpenError) -> ConnectionFailure {
+    match error {
+        OpenError::RemoteClosedWithError(error) => ended("connection", error),
+        error => broken("opening the AMQP connection", error),
+    }
+}
+
+/// A failure that the hub explains.
+pub(crate) fn ended(what: &'static str, error: &AmqpError) -> ConnectionFailure {
+    ConnectionFailure::Ended {
+        what,
+        condition: symbol(error),
+        description: cut(error.description.as_deref().unwrap_or("")),
+    }
+}
+
+/// A failure that only the library explains. Its texts hold no secrets: they name states and conditions.
+pub(crate) fn broken(stage: &'static str, error: &dyn Debug) -> ConnectionFailure {
+    ConnectionFailure::Broken {
+        stage,
+        detail: cut(&format!("{error:?}")),
+    }
+}
+
+/// Why a sender link was not attached.
+pub(crate) fn sender_attach_failure(error: &SenderAttachError) -> ConnectionFailure {
+    match error {
+        SenderAttachError::RemoteClosedWithError(error) => ended("link", error),
+        error => broken("attaching the C2D link", error),
+    }
+}
+
+/// Why a receiver link was not attached.
+pub(crate) fn receiver_attach_failure(error: &ReceiverAttachError) -> ConnectionFailure {
+    match error {
+        ReceiverAttachError::RemoteClosedWithError(error) => ended("link", error),
+        error => broken("attaching the feedback link", error),
+    }
+}

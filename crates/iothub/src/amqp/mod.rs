@@ -1,0 +1,7 @@
+//! AMQP 1.0 to a hub: one connection with one session, its token kept fresh, and a stream that repairs what the
+//! protocol library and the hub's gateways disagree about.
+
+mod cbs;
+pub(crate) mod connection;
+mod repair;
+mod stream;

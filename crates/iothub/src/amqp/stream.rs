@@ -1,0 +1,253 @@
+//! The byte stream under an AMQP connection: TLS with repaired frames, gathered writes and a kill switch.
+//!
+//! *Gathered writes.* The protocol library flushes after every frame, which would make every transfer a TLS record and
+//! a system call of its own. Here a flush is only noted; the bytes leave when the connection's task has nothing else to
+//! write (it polls for reading twice with no write in between) or when [`GATHER`] bytes wait. That is safe because the
+//! library always reads after it has written: there is no state in which it waits without polling the read side.
+//!
+//! *Kill switch.* The library's own ways to end a connection wait for the peer, some of them while burning a core.
+//! [`Kill::now`] makes the stream end in both directions, so its tasks stop at once whatever the peer does.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use futures::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::repair::Repair;
+
+/// Bytes that may wait for being written. Two TLS records: more would only add latency.
+const GATHER: usize = 32 * 1024;
+
+/// Bytes read from TLS at once: one record.
+const READ: usize = 16 * 1024;
+
+/// Ends a stream from outside.
+#[derive(Default)]
+pub(crate) struct Kill {
+    killed: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Kill {
+    /// The stream reads its end and refuses writes from now on.
+    pub(crate) fn now(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+}
+
+/// See the module's documentation.
+pub(crate) struct HubStream<S> {
+    inner: S,
+    kill: Arc<Kill>,
+    repair: Repair,
+    scratch: Box<[u8]>,
+    /// Repaired bytes for the library, from `ready_from` on.
+    ready: Vec<u8>,
+    ready_from: usize,
+    /// Bytes from the library that are not written yet, from `gathered_from` on.
+    gathered: Vec<u8>,
+    gathered_from: usize,
+    /// Something was written since the read side was last polled.
+    wrote: bool,
+    /// The inner stream has bytes that it was not asked to flush.
+    unflushed: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
+    pub(crate) fn new(inner: S) -> (Self, Arc<Kill>) {
+        let kill = Arc::new(Kill::default());
+        let stream = Self {
+            inner,
+            kill: Arc::clone(&kill),
+            repair: Repair::default(),
+            scratch: vec![0; READ].into_boxed_slice(),
+            ready: Vec::with_capacity(READ),
+            ready_from: 0,
+            gathered: Vec::with_capacity(GATHER),
+            gathered_from: 0,
+            wrote: false,
+            unflushed: false,
+        };
+        (stream, kill)
+    }
+
+    /// Writes what is gathered.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.gathered_from < self.gathered.len() {
+            let rest = &self.gathered[self.gathered_from..];
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered_from += written;
+            self.unflushed = true;
+        }
+        self.gathered.clear();
+        self.gathered_from = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what is gathered and flushes it.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Lets gathered bytes go if the library has nothing more to write for now.
+    fn send_when_idle(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.gathered.is_empty() && !self.unflushed {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.wrote) {
+            // It may be about to write more. Come back when it has done what it can.
+            cx.waker().wake_by_ref();
+            return Ok(());
+        }
+        match self.poll_send(cx) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HubStream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.kill.reader.register(cx.waker());
+        if this.kill.is_killed() {
+            return Poll::Ready(Ok(()));
+        }
+        this.send_when_idle(cx)?;
+        loop {
+            let waiting = &this.ready[this.ready_from..];
+            if !waiting.is_empty() {
+                let count = waiting.len().min(buf.remaining());
+                buf.put_slice(&waiting[..count]);
+                this.ready_from += count;
+                return Poll::Ready(Ok(()));
+            }
+            this.ready.clear();
+            this.ready_from = 0;
+            let mut scratch = ReadBuf::new(&mut this.scratch);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut scratch))?;
+            if scratch.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let before = this.repair.repaired_flows();
+            this.repair.incoming(scratch.filled(), &mut this.ready);
+            if before == 0 && this.repair.repaired_flows() > 0 {
+                tracing::debug!("hub sends flow frames without next-incoming-id; repairing them");
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HubStream<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.kill.is_killed() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if this.gathered.len() >= GATHER {
+            ready!(this.poll_send(cx))?;
+        }
+        this.gathered.extend_from_slice(buf);
+        this.repair.outgoing(buf);
+        this.wrote = true;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.gathered.len() >= GATHER {
+            return this.poll_send(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.kill.is_killed() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.inner).poll_shutdown(cx)
+    }
+}
+
+impl<S> fmt::Debug for HubStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HubStream")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_are_gathered_and_leave_when_the_reader_is_idle() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut stream, _kill) = HubStream::new(near);
+        stream.write_all(b"AMQP\x00\x01\x00\x00").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut buffer = [0; 8];
+        let early = tokio::time::timeout(Duration::from_secs(1), far.read_exact(&mut buffer)).await;
+        assert!(early.is_err(), "left before the reader was polled");
+        let reader = tokio::spawn(async move { stream.read_u8().await });
+        far.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"AMQP\x00\x01\x00\x00");
+        drop(far);
+        assert!(reader.await.unwrap().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_gathering_leaves_by_itself() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut stream, _kill) = HubStream::new(near);
+        let mut frame = vec![0; GATHER];
+        frame[..8].copy_from_slice(&[0, 0, 0x80, 0, 2, 1, 0, 0]);
+        stream.write_all(&frame).await.unwrap();
+        stream.flush().await.unwrap();
+        far.read_exact(&mut vec![0; GATHER]).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_killed_stream_ends_in_both_directions() {
+        let (near, _far) = duplex(64);
+        let (mut stream, kill) = HubStream::new(near);
+        let waiting = tokio::spawn(async move {
+            let end = stream.read(&mut [0; 8]).await;
+            (end.unwrap(), stream.write(b"x").await.is_err())
+        });
+        tokio::task::yield_now().await;
+        kill.now();
+        assert_eq!(waiting.await.unwrap(), (0, true));
+    }
+}

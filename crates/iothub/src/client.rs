@@ -1,0 +1,130 @@
+//! The client: one hub, one set of credentials, one TLS configuration, shared by REST and AMQP.
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio_rustls::TlsConnector;
+
+use crate::connection_string::ConnectionString;
+use crate::options::{ClientOptions, Endpoint, OptionsError};
+use crate::rest::transport::Transport;
+use crate::sas::TokenProvider;
+use crate::tls::{self, RootsError};
+
+/// The port of AMQP over TLS on every hub.
+const AMQPS_PORT: u16 = 5_671;
+
+/// The port of the REST interface on every hub.
+const HTTPS_PORT: u16 = 443;
+
+/// A client of one IoT Hub. Cheap to clone; nothing is dialled before it is needed.
+///
+/// `Debug` shows host and policy, never key or tokens.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Arc<ClientInner>,
+}
+
+pub(crate) struct ClientInner {
+    pub(crate) host_name: String,
+    pub(crate) key_name: String,
+    pub(crate) options: ClientOptions,
+    pub(crate) tokens: TokenProvider,
+    pub(crate) connector: TlsConnector,
+    pub(crate) amqp: Target,
+    pub(crate) http: Transport,
+}
+
+/// What is dialled for one of the two protocols.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// Why a client could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// An option is out of bounds.
+    #[error("client options are not valid")]
+    Options(#[from] OptionsError),
+    /// The certificate authorities cannot be loaded.
+    #[error("failed to load certificate authorities")]
+    Roots(#[from] RootsError),
+    /// The HTTP library cannot be set up.
+    #[error("failed to set up the HTTP client")]
+    Http(#[source] reqwest::Error),
+}
+
+impl Client {
+    /// Checks the options, loads the certificate authorities, and is ready. Does no network.
+    ///
+    /// # Errors
+    ///
+    /// When an option is out of bounds or the authorities cannot be loaded.
+    pub fn new(connection: &ConnectionString, options: ClientOptions) -> Result<Self, ClientError> {
+        options.validate()?;
+        let tls = tls::client_config(&options.roots)?;
+        let dialled = connection
+            .gateway_host_name()
+            .unwrap_or(connection.host_name());
+        let https = Target::new(&options.https, dialled, HTTPS_PORT);
+        let http = Transport::new(connection.host_name(), https, &tls, &options)
+            .map_err(ClientError::Http)?;
+        Ok(Self {
+            inner: Arc::new(ClientInner {
+                host_name: connection.host_name().to_owned(),
+                key_name: connection.key_name().to_owned(),
+                tokens: TokenProvider::new(connection, options.token_lifetime),
+                connector: TlsConnector::from(tls),
+                amqp: Target::new(&options.amqp, dialled, AMQPS_PORT),
+                http,
+                options,
+            }),
+        })
+    }
+
+    /// The hub's host name, in lower case.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        &self.inner.host_name
+    }
+
+    /// The options that it was made with.
+    #[must_use]
+    pub fn options(&self) -> &ClientOptions {
+        &self.inner.options
+    }
+
+    /// The maker of SAS tokens for this hub.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenProvider {
+        &self.inner.tokens
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("host_name", &self.inner.host_name)
+            .field("key_name", &self.inner.key_name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    fn new(endpoint: &Endpoint, host: &str, port: u16) -> Self {
+        Self {
+            host: endpoint.host.clone().unwrap_or_else(|| host.to_owned()),
+            port: endpoint.port.unwrap_or(port),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}

@@ -1,0 +1,193 @@
+//! Why a connection could not be made, told apart so that a person knows what to do.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// What stage of connecting failed, and why. Cheap to clone: sources are shared.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The host name has no address.
+    #[error("failed to resolve {host}")]
+    Dns {
+        /// The name.
+        host: String,
+        /// What the resolver says.
+        source: Arc<io::Error>,
+    },
+    /// Nothing listens there.
+    #[error("connection to {address} was refused")]
+    Refused {
+        /// Host and port that were dialled.
+        address: String,
+        /// What the operating system says.
+        source: Arc<io::Error>,
+    },
+    /// Another failure of TCP: unreachable, reset.
+    #[error("failed to connect to {address}")]
+    Tcp {
+        /// Host and port that were dialled.
+        address: String,
+        /// What the operating system says.
+        source: Arc<io::Error>,
+    },
+    /// The certificate is not signed by an authority that we believe.
+    #[error("certificate of {host} is signed by an unknown authority")]
+    UnknownIssuer {
+        /// The host name that was expected.
+        host: String,
+        /// What the TLS library says.
+        source: Arc<io::Error>,
+    },
+    /// The certificate is for another name.
+    #[error("certificate presented is not for {host}")]
+    WrongName {
+        /// The host name that was expected.
+        host: String,
+        /// What the TLS library says; it lists the certificate's names.
+        source: Arc<io::Error>,
+    },
+    /// The certificate has expired or is not valid yet; our clock may be wrong.
+    #[error("certificate of {host} is not valid at this time")]
+    CertificateDates {
+        /// The host name that was expected.
+        host: String,
+        /// What the TLS library says.
+        source: Arc<io::Error>,
+    },
+    /// Another failure of the TLS handshake.
+    #[error("TLS handshake with {host} failed")]
+    Tls {
+        /// The host name that was expected.
+        host: String,
+        /// What the TLS library says.
+        source: Arc<io::Error>,
+    },
+    /// A stage took too long.
+    #[error("{stage} took longer than {limit:?}")]
+    Timeout {
+        /// What was under way.
+        stage: &'static str,
+        /// Its bound.
+        limit: Duration,
+    },
+}
+
+impl ConnectError {
+    /// Whether trying again without changing anything can help. False for certificates of unknown issuers or other
+    /// names: a person has to act.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::UnknownIssuer { .. } | Self::WrongName { .. })
+    }
+
+    /// One sentence that tells a person what to check.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Dns { .. } => "check the HostName of the connection string and the resolver",
+            Self::Refused { .. } => "check the port and whether a firewall or proxy is in between",
+            Self::Tcp { .. } => "check the network between here and the hub",
+            Self::UnknownIssuer { .. } => {
+                "give the certificate authority of the hub or of the proxy in between as a custom root"
+            }
+            Self::WrongName { .. } => "use the host name that the certificate is for",
+            Self::CertificateDates { .. } => {
+                "check this machine's clock and the certificate's dates"
+            }
+            Self::Tls { .. } => "check that the port speaks TLS 1.2 or 1.3",
+            Self::Timeout { .. } => "check the network, or allow more time",
+        }
+    }
+
+    /// Sorts a failure of `connect(2)`.
+    pub(crate) fn from_tcp(address: String, source: io::Error) -> Self {
+        let source = Arc::new(source);
+        match source.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused { address, source },
+            _ => Self::Tcp { address, source },
+        }
+    }
+
+    /// Sorts a failure of the TLS handshake by the rustls error inside.
+    pub(crate) fn from_tls(host: String, source: io::Error) -> Self {
+        let source = Arc::new(source);
+        match rustls_error(&source) {
+            Some(rustls::Error::InvalidCertificate(problem)) => {
+                certificate_error(problem, host, source.clone())
+            }
+            _ => Self::Tls { host, source },
+        }
+    }
+}
+
+fn certificate_error(
+    problem: &rustls::CertificateError,
+    host: String,
+    source: Arc<io::Error>,
+) -> ConnectError {
+    use rustls::CertificateError as E;
+    match problem {
+        E::UnknownIssuer => ConnectError::UnknownIssuer { host, source },
+        E::NotValidForName | E::NotValidForNameContext { .. } => {
+            ConnectError::WrongName { host, source }
+        }
+        E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
+            ConnectError::CertificateDates { host, source }
+        }
+        // A self-signed leaf that is not a root of ours, as webpki reports it.
+        E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            ConnectError::UnknownIssuer { host, source }
+        }
+        _ => ConnectError::Tls { host, source },
+    }
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|e| e as _);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificate_problems_are_told_apart() {
+        use rustls::CertificateError as C;
+        let sort = |problem| {
+            ConnectError::from_tls(
+                "h".into(),
+                io::Error::other(rustls::Error::InvalidCertificate(problem)),
+            )
+        };
+        assert!(matches!(
+            sort(C::UnknownIssuer),
+            ConnectError::UnknownIssuer { .. }
+        ));
+        assert!(matches!(
+            sort(C::NotValidForName),
+            ConnectError::WrongName { .. }
+        ));
+        assert!(matches!(
+            sort(C::Expired),
+            ConnectError::CertificateDates { .. }
+        ));
+        assert!(matches!(sort(C::BadSignature), ConnectError::Tls { .. }));
+        assert!(!sort(C::UnknownIssuer).is_transient());
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(matches!(
+            ConnectError::from_tcp("h:1".into(), refused),
+            ConnectError::Refused { .. }
+        ));
+    }
+}

@@ -1,0 +1,392 @@
+//! Service connection strings: `HostName=…;SharedAccessKeyName=…;SharedAccessKey=…`.
+//!
+//! Keys may come in any order; a part is split at its *first* `=` because base64 keys end in `=`. The host name is
+//! lower-cased, and no DNS suffix is ever added: sovereign clouds have their own. No error of this module repeats a
+//! value of the string, since a mistyped string may hold the key anywhere.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
+/// Where a hub is and how to sign for it: the parsed form of a service connection string.
+///
+/// `Debug` shows the host and the policy, never the key.
+#[derive(Clone)]
+pub struct ConnectionString {
+    host_name: String,
+    key_name: String,
+    key: Secret,
+    gateway_host_name: Option<String>,
+}
+
+/// Why a connection string was refused. Never holds a value of the string.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConnectionStringError {
+    /// There is no text at all.
+    #[error("connection string is empty")]
+    Empty,
+    /// A part between two `;` has no `=`.
+    #[error("connection string part {position} has no '='")]
+    NoEquals {
+        /// Which part, from one.
+        position: usize,
+    },
+    /// A part names a key that service connection strings do not have.
+    #[error(
+        "connection string part {position} has an unknown key; known are HostName, SharedAccessKeyName, SharedAccessKey and GatewayHostName"
+    )]
+    UnknownKey {
+        /// Which part, from one.
+        position: usize,
+    },
+    /// The same key is given twice.
+    #[error("connection string gives {0} twice")]
+    Repeated(&'static str),
+    /// A needed key is missing.
+    #[error("connection string lacks {0}")]
+    Missing(&'static str),
+    /// A needed key has no value.
+    #[error("connection string has an empty {0}")]
+    EmptyValue(&'static str),
+    /// The host name has characters that no host name has, or a scheme, path or port.
+    #[error("connection string's {0} is not a bare host name")]
+    NotAHostName(&'static str),
+    /// The shared access key is not base64.
+    #[error("connection string's SharedAccessKey is not base64")]
+    KeyNotBase64,
+    /// It is a device's connection string (`DeviceId` or `ModuleId`); this is a service client.
+    #[error(
+        "connection string is for a device (it has {0}); a service policy such as 'service' is needed"
+    )]
+    ForADevice(&'static str),
+    /// It holds a ready token instead of a key. Tokens cannot be renewed.
+    #[error("connection string has SharedAccessSignature; only SharedAccessKey is supported")]
+    HasSignature,
+}
+
+/// Why a connection string could not be loaded from a file or the environment.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LoadConnectionStringError {
+    /// The file cannot be read.
+    #[error("failed to read connection string file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The environment variable is not set.
+    #[error("environment variable {0} is not set")]
+    NotSet(String),
+    /// The environment variable is not Unicode.
+    #[error("environment variable {0} is not Unicode")]
+    NotUnicode(String),
+    /// What was loaded is not a connection string.
+    #[error("{origin} does not hold a connection string")]
+    Invalid {
+        /// The file or variable.
+        origin: String,
+        /// What is wrong with it.
+        source: ConnectionStringError,
+    },
+}
+
+impl ConnectionString {
+    /// Puts one together from its parts, checking the same rules as parsing.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not a bare host name, the policy name is empty or the key is not base64.
+    pub fn new(
+        host_name: &str,
+        key_name: &str,
+        key: Secret,
+    ) -> Result<Self, ConnectionStringError> {
+        let host_name = host("HostName", host_name)?;
+        if key_name.is_empty() {
+            return Err(ConnectionStringError::EmptyValue("SharedAccessKeyName"));
+        }
+        if key.is_empty() {
+            return Err(ConnectionStringError::EmptyValue("SharedAccessKey"));
+        }
+        let decoded = STANDARD.decode(key.expose()).map(Zeroizing::new);
+        if decoded.is_err() {
+            return Err(ConnectionStringError::KeyNotBase64);
+        }
+        Ok(Self {
+            host_name,
+            key_name: key_name.to_owned(),
+            key,
+            gateway_host_name: None,
+        })
+    }
+
+    /// Reads and parses a file; white space around the text is dropped (secret mounts end in a newline).
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or does not hold a connection string.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LoadConnectionStringError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path)
+            .map(Zeroizing::new)
+            .map_err(|source| LoadConnectionStringError::File {
+                path: path.to_owned(),
+                source,
+            })?;
+        text.trim()
+            .parse()
+            .map_err(|source| LoadConnectionStringError::Invalid {
+                origin: format!("file {}", path.display()),
+                source,
+            })
+    }
+
+    /// Reads and parses an environment variable.
+    ///
+    /// # Errors
+    ///
+    /// When the variable is not set, not Unicode, or does not hold a connection string.
+    pub fn from_env(variable: &str) -> Result<Self, LoadConnectionStringError> {
+        let text = match std::env::var(variable) {
+            Ok(text) => Zeroizing::new(text),
+            Err(std::env::VarError::NotPresent) => {
+                return Err(LoadConnectionStringError::NotSet(variable.to_owned()));
+            }
+            Err(std::env::VarError::NotUnicode(_)) => {
+                return Err(LoadConnectionStringError::NotUnicode(variable.to_owned()));
+            }
+        };
+        text.trim()
+            .parse()
+            .map_err(|source| LoadConnectionStringError::Invalid {
+                origin: format!("environment variable {variable}"),
+                source,
+            })
+    }
+
+    /// The hub's host name, in lower case.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        &self.host_name
+    }
+
+    /// The name of the shared access policy.
+    #[must_use]
+    pub fn key_name(&self) -> &str {
+        &self.key_name
+    }
+
+    /// The base64 key of the policy.
+    #[must_use]
+    pub fn key(&self) -> &Secret {
+        &self.key
+    }
+
+    /// The host to dial instead of the hub itself, if the string names a gateway.
+    #[must_use]
+    pub fn gateway_host_name(&self) -> Option<&str> {
+        self.gateway_host_name.as_deref()
+    }
+}
+
+impl FromStr for ConnectionString {
+    type Err = ConnectionStringError;
+
+    fn from_str(text: &str) -> Result<Self, ConnectionStringError> {
+        if text.trim().is_empty() {
+            return Err(ConnectionStringError::Empty);
+        }
+        let (mut host_name, mut key_name, mut key, mut gateway) = (None, None, None, None);
+        for (index, part) in text.split(';').enumerate() {
+            let (part, position) = (part.trim(), index + 1);
+            if part.is_empty() {
+                continue;
+            }
+            let (name, value) = part
+                .split_once('=')
+                .ok_or(ConnectionStringError::NoEquals { position })?;
+            let (slot, known) = match name.trim().to_ascii_lowercase().as_str() {
+                "hostname" => (&mut host_name, "HostName"),
+                "sharedaccesskeyname" => (&mut key_name, "SharedAccessKeyName"),
+                "sharedaccesskey" => (&mut key, "SharedAccessKey"),
+                "gatewayhostname" => (&mut gateway, "GatewayHostName"),
+                "deviceid" => return Err(ConnectionStringError::ForADevice("DeviceId")),
+                "moduleid" => return Err(ConnectionStringError::ForADevice("ModuleId")),
+                "sharedaccesssignature" => return Err(ConnectionStringError::HasSignature),
+                _ => return Err(ConnectionStringError::UnknownKey { position }),
+            };
+            if slot.replace(value.trim()).is_some() {
+                return Err(ConnectionStringError::Repeated(known));
+            }
+        }
+        let host_name = host_name.ok_or(ConnectionStringError::Missing("HostName"))?;
+        let key_name = key_name.ok_or(ConnectionStringError::Missing("SharedAccessKeyName"))?;
+        let key = key.ok_or(ConnectionStringError::Missing("SharedAccessKey"))?;
+        let gateway_host_name = gateway
+            .map(|name| host("GatewayHostName", name))
+            .transpose()?;
+        Ok(Self {
+            gateway_host_name,
+            ..Self::new(host_name, key_name, Secret::new(key))?
+        })
+    }
+}
+
+impl fmt::Debug for ConnectionString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionString")
+            .field("host_name", &self.host_name)
+            .field("key_name", &self.key_name)
+            .field("key", &self.key)
+            .field("gateway_host_name", &self.gateway_host_name)
+            .finish()
+    }
+}
+
+fn host(key: &'static str, text: &str) -> Result<String, ConnectionStringError> {
+    if text.is_empty() {
+        return Err(ConnectionStringError::EmptyValue(key));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
+    if text.len() > 253 || !text.chars().all(allowed) {
+        return Err(ConnectionStringError::NotAHostName(key));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQ=";
+
+    #[test]
+    fn parts_come_in_any_order_and_case_and_the_host_is_lower_cased() {
+        for text in [
+            format!(
+                "HostName=Hub.Azure-Devices.NET;SharedAccessKeyName=service;SharedAccessKey={KEY}"
+            ),
+            format!(
+                "SharedAccessKey={KEY}; sharedaccesskeyname=service ;HOSTNAME=hub.azure-devices.net;"
+            ),
+        ] {
+            let parsed: ConnectionString = text.parse().unwrap();
+            assert_eq!(parsed.host_name(), "hub.azure-devices.net");
+            assert_eq!(parsed.key_name(), "service");
+            assert_eq!(parsed.key().expose(), KEY);
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        use ConnectionStringError as E;
+        let cases: &[(&str, E)] = &[
+            ("", E::Empty),
+            ("  ", E::Empty),
+            ("HostName", E::NoEquals { position: 1 }),
+            ("HostName=h;Colour=red", E::UnknownKey { position: 2 }),
+            ("HostName=a;HostName=b", E::Repeated("HostName")),
+            (
+                "SharedAccessKeyName=s;SharedAccessKey=YQ==",
+                E::Missing("HostName"),
+            ),
+            (
+                "HostName=h;SharedAccessKey=YQ==",
+                E::Missing("SharedAccessKeyName"),
+            ),
+            (
+                "HostName=h;SharedAccessKeyName=s",
+                E::Missing("SharedAccessKey"),
+            ),
+            (
+                "HostName=;SharedAccessKeyName=s;SharedAccessKey=YQ==",
+                E::EmptyValue("HostName"),
+            ),
+            (
+                "HostName=h;SharedAccessKeyName=;SharedAccessKey=YQ==",
+                E::EmptyValue("SharedAccessKeyName"),
+            ),
+            (
+                "HostName=h;SharedAccessKeyName=s;SharedAccessKey=",
+                E::EmptyValue("SharedAccessKey"),
+            ),
+            (
+                "HostName=https://h/;SharedAccessKeyName=s;SharedAccessKey=YQ==",
+                E::NotAHostName("HostName"),
+            ),
+            (
+                "HostName=h:5671;SharedAccessKeyName=s;SharedAccessKey=YQ==",
+                E::NotAHostName("HostName"),
+            ),
+            (
+                "HostName=h;SharedAccessKeyName=s;SharedAccessKey=*",
+                E::KeyNotBase64,
+            ),
+            (
+                "HostName=h;DeviceId=d;SharedAccessKey=YQ==",
+                E::ForADevice("DeviceId"),
+            ),
+            ("HostName=h;SharedAccessSignature=x", E::HasSignature),
+        ];
+        for (text, error) in cases {
+            assert_eq!(
+                text.parse::<ConnectionString>().unwrap_err(),
+                *error,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_and_errors_never_show_the_key() {
+        let parsed = ConnectionString::new("h", "service", Secret::new(KEY)).unwrap();
+        assert!(!format!("{parsed:?}").contains(KEY));
+        for text in [
+            format!("HostName=h;{KEY}"),
+            format!("HostName=h;{KEY}x"),
+            format!("{KEY}=;HostName=h"),
+        ] {
+            let error = text.parse::<ConnectionString>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("c2Vjc"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_end_in_a_newline_and_a_missing_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hub");
+        std::fs::write(
+            &path,
+            format!("HostName=h;SharedAccessKeyName=s;SharedAccessKey={KEY}\n"),
+        )
+        .unwrap();
+        assert_eq!(
+            ConnectionString::from_file(&path).unwrap().key().expose(),
+            KEY
+        );
+        let error = ConnectionString::from_file(folder.path().join("none")).unwrap_err();
+        assert!(error.to_string().contains("none"), "{error}");
+        let error =
+            ConnectionString::from_env("TWINCAST_TEST_VARIABLE_THAT_IS_NOT_SET").unwrap_err();
+        assert!(matches!(error, LoadConnectionStringError::NotSet(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in ".{0,200}") {
+            let _ = text.parse::<ConnectionString>();
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Delivery feedback: what the hub says became of accepted messages.
+
+mod receiver;
+mod record;
+
+pub use receiver::{
+    FeedbackBatch, FeedbackError, FeedbackReceiver, SettleError, UnparsableFeedback,
+};
+pub use record::{FeedbackRecord, FeedbackStatus, UnreadableRecord};

@@ -1,0 +1,389 @@
+//! The link that feedback comes over: one batch after the other, each settled when the caller says so.
+//!
+//! All applications of a hub share one feedback queue: a record can be eaten by another application, so feedback is an
+//! addition to one's own time-outs and never the only path.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fe2o3_amqp::link::delivery::DeliveryInfo;
+use fe2o3_amqp::link::{CreditMode, Receiver, ReceiverDisposer, RecvError};
+use fe2o3_amqp_types::definitions::Error as AmqpError;
+use fe2o3_amqp_types::messaging::{Body, Message};
+use fe2o3_amqp_types::primitives::Symbol;
+use serde_amqp::Value;
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+use twincast_retry::Delays;
+
+use crate::amqp::connection::{HubConnection, broken, ended, receiver_attach_failure};
+use crate::c2d::{ConnectionFailure, LinkState};
+use crate::client::{Client, ClientInner};
+use crate::hub_message::cut;
+
+use super::record::{FeedbackRecord, UnreadableRecord, read_records};
+
+/// The hub's address for feedback.
+const SOURCE: &str = "/messages/serviceBound/feedback";
+
+/// Messages that may wait here. The hub locks each for 60 s (its default), and each holds up to 64 records: enough for
+/// a few thousand records a second, few enough to be handled before the locks are gone.
+const CREDIT: u32 = 16;
+
+/// Receives feedback, reconnecting for as long as it takes.
+pub struct FeedbackReceiver {
+    client: Arc<ClientInner>,
+    link: Option<FeedbackLink>,
+    delays: Delays,
+    attempts: u32,
+    lost: Option<(SystemTime, Arc<ConnectionFailure>)>,
+    wait: Duration,
+    state: watch::Sender<LinkState>,
+}
+
+struct FeedbackLink {
+    receiver: Receiver,
+    connection: HubConnection,
+}
+
+/// The records of one feedback message.
+///
+/// The hub keeps the message until [`complete`](Self::complete), and gives it to someone again after
+/// [`release`](Self::release), or when neither is called before its lock is over (60 s unless configured).
+#[derive(Debug)]
+#[must_use = "the hub sends a batch again that is not completed"]
+#[non_exhaustive]
+pub struct FeedbackBatch {
+    /// Its records.
+    pub records: Vec<FeedbackRecord>,
+    /// Elements that are not records.
+    pub unreadable: Vec<UnreadableRecord>,
+    /// When the hub has put the message into the feedback queue, if it says so.
+    pub enqueued_time: Option<SystemTime>,
+    settle: Settle,
+}
+
+/// A feedback message that is not a JSON array.
+#[derive(Debug, Error)]
+#[error("feedback message is not an array of records")]
+#[non_exhaustive]
+pub struct UnparsableFeedback {
+    /// Its body as text, cut to 1024 bytes.
+    pub raw: String,
+    /// What is wrong with it.
+    pub source: serde_json::Error,
+    settle: Settle,
+}
+
+/// Why there is no batch.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FeedbackError {
+    /// A message came that cannot be read. Settle it, then go on: the link is fine.
+    #[error("failed to read a feedback message")]
+    Unparsable(#[source] Box<UnparsableFeedback>),
+    /// Credentials or certificates are refused: trying again is of no use.
+    #[error("feedback link failed for good")]
+    Failed(#[source] Arc<ConnectionFailure>),
+}
+
+/// Why a message could not be settled: its link is gone, and the hub will send it again.
+#[derive(Debug, Error)]
+#[error("failed to settle a feedback message: {0}")]
+pub struct SettleError(String);
+
+#[derive(Clone)]
+struct Settle {
+    disposer: ReceiverDisposer,
+    delivery: DeliveryInfo,
+}
+
+impl FeedbackReceiver {
+    /// Connects, and returns when the link is attached. One attempt.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be connected.
+    pub async fn connect(client: &Client) -> Result<Self, ConnectionFailure> {
+        let mut receiver = Self::new(client);
+        receiver.link = Some(FeedbackLink::open(&receiver.client).await?);
+        receiver.state.send_replace(LinkState::Connected);
+        Ok(receiver)
+    }
+
+    /// A receiver that connects at the first call of [`next`](Self::next).
+    #[must_use]
+    pub fn new(client: &Client) -> Self {
+        let since = SystemTime::now();
+        let first = LinkState::Reconnecting {
+            since,
+            attempts: 0,
+            last_error: None,
+        };
+        Self {
+            client: Arc::clone(&client.inner),
+            link: None,
+            delays: client.options().reconnect.delays(),
+            attempts: 0,
+            lost: None,
+            wait: Duration::ZERO,
+            state: watch::channel(first).0,
+        }
+    }
+
+    /// How the link is doing, now and from now on.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.subscribe()
+    }
+
+    /// The next batch. Waits for as long as none comes, reconnecting in between.
+    ///
+    /// # Errors
+    ///
+    /// A message that cannot be read (call again after settling it), or refused credentials or certificates.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing for good: a message that was just arriving is sent again by the hub when its
+    /// lock is over, and a connection that was being made is made again.
+    pub async fn next(&mut self) -> Result<FeedbackBatch, FeedbackError> {
+        loop {
+            let failure = match &mut self.link {
+                None => match self.open().await {
+                    Ok(()) => continue,
+                    Err(failure) => failure,
+                },
+                Some(link) => match link.receive().await {
+                    Ok((settle, message)) => return read(settle, &message),
+                    Err(failure) => {
+                        warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
+                        self.link = None;
+                        self.attempts = 0;
+                        self.lost = None;
+                        failure
+                    }
+                },
+            };
+            let transient = failure.is_transient();
+            let failure = Arc::new(failure);
+            if !transient {
+                self.state
+                    .send_replace(LinkState::Failed(Arc::clone(&failure)));
+                return Err(FeedbackError::Failed(failure));
+            }
+            let since = self
+                .lost
+                .take()
+                .map_or_else(SystemTime::now, |(since, _)| since);
+            let last_error = Some(Arc::clone(&failure));
+            self.lost = Some((since, failure));
+            let attempts = self.attempts;
+            self.state.send_replace(LinkState::Reconnecting {
+                since,
+                attempts,
+                last_error,
+            });
+            self.wait = self
+                .delays
+                .next_delay()
+                .unwrap_or_else(|| self.client.options.reconnect.max());
+        }
+    }
+
+    /// Says good-bye. Batches that are not settled yet are sent again by the hub.
+    pub fn close(mut self) {
+        if let Some(FeedbackLink {
+            receiver,
+            connection,
+        }) = self.link.take()
+        {
+            drop(receiver);
+            connection.farewell();
+        }
+        self.state.send_replace(LinkState::Closed);
+    }
+
+    async fn open(&mut self) -> Result<(), ConnectionFailure> {
+        tokio::time::sleep(self.wait).await;
+        match FeedbackLink::open(&self.client).await {
+            Ok(link) => {
+                info!(hub = %self.client.host_name, attempts = self.attempts, "feedback link attached");
+                self.link = Some(link);
+                self.lost = None;
+                self.attempts = 0;
+                self.wait = Duration::ZERO;
+                self.delays.reset();
+                self.state.send_replace(LinkState::Connected);
+                Ok(())
+            }
+            Err(failure) => {
+                debug!(hub = %self.client.host_name, error = %failure, "feedback link not attached");
+                self.attempts += 1;
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl FeedbackLink {
+    async fn open(client: &Arc<ClientInner>) -> Result<Self, ConnectionFailure> {
+        let mut connection = HubConnection::open(client, "feedback").await?;
+        let id = uuid::Uuid::new_v4().simple();
+        let attach = Receiver::builder()
+            .name(format!("{}-feedback-{id}", client.options.application))
+            .source(SOURCE)
+            .credit_mode(CreditMode::Auto(CREDIT))
+            .attach(&mut connection.session);
+        let limit = client.options.connect_timeout;
+        let receiver = tokio::time::timeout(limit, attach)
+            .await
+            .map_err(|_| ConnectionFailure::Timeout {
+                stage: "attaching the feedback link",
+                limit,
+            })?
+            .map_err(|error| receiver_attach_failure(&error))?;
+        Ok(Self {
+            receiver,
+            connection,
+        })
+    }
+
+    async fn receive(&mut self) -> Result<(Settle, Message<Body<Value>>), ConnectionFailure> {
+        tokio::select! {
+            delivery = self.receiver.recv::<Body<Value>>() => {
+                let (info, message) = delivery.map_err(|error| receive_failure(&error))?.into_parts();
+                let disposer = self.receiver.disposer();
+                Ok((Settle { disposer, delivery: info }, message))
+            }
+            Ok(failure) = &mut self.connection.token_lost => Err(failure),
+        }
+    }
+}
+
+impl FeedbackBatch {
+    /// Removes the message from the hub's feedback queue.
+    ///
+    /// # Errors
+    ///
+    /// When the link it came over is gone: the hub will send it again.
+    pub async fn complete(self) -> Result<(), SettleError> {
+        self.settle.complete().await
+    }
+
+    /// Puts the message back into the hub's feedback queue, for anyone.
+    ///
+    /// # Errors
+    ///
+    /// When the link it came over is gone: the hub will send it again anyway.
+    pub async fn release(self) -> Result<(), SettleError> {
+        self.settle.release().await
+    }
+}
+
+impl UnparsableFeedback {
+    /// Removes the message from the hub's feedback queue.
+    ///
+    /// # Errors
+    ///
+    /// When the link it came over is gone: the hub will send it again.
+    pub async fn complete(self) -> Result<(), SettleError> {
+        self.settle.complete().await
+    }
+
+    /// Puts the message back into the hub's feedback queue, for anyone.
+    ///
+    /// # Errors
+    ///
+    /// When the link it came over is gone: the hub will send it again anyway.
+    pub async fn release(self) -> Result<(), SettleError> {
+        self.settle.release().await
+    }
+}
+
+impl Settle {
+    async fn complete(self) -> Result<(), SettleError> {
+        let settled = self.disposer.accept(self.delivery).await;
+        settled.map_err(|error| SettleError(format!("{error:?}")))
+    }
+
+    async fn release(self) -> Result<(), SettleError> {
+        let settled = self.disposer.release(self.delivery).await;
+        settled.map_err(|error| SettleError(format!("{error:?}")))
+    }
+}
+
+fn read(settle: Settle, message: &Message<Body<Value>>) -> Result<FeedbackBatch, FeedbackError> {
+    let body: Vec<u8> = match &message.body {
+        Body::Data(sections) => sections
+            .iter()
+            .flat_map(|data| data.0.iter().copied())
+            .collect(),
+        Body::Value(value) => match &value.0 {
+            Value::String(text) => text.clone().into_bytes(),
+            Value::Binary(bytes) => bytes.to_vec(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    match read_records(&body) {
+        Ok((records, unreadable)) => {
+            let enqueued_time = enqueued_time(message);
+            Ok(FeedbackBatch {
+                records,
+                unreadable,
+                enqueued_time,
+                settle,
+            })
+        }
+        Err(source) => {
+            let raw = cut(&String::from_utf8_lossy(&body));
+            Err(FeedbackError::Unparsable(Box::new(UnparsableFeedback {
+                raw,
+                source,
+                settle,
+            })))
+        }
+    }
+}
+
+fn enqueued_time(message: &Message<Body<Value>>) -> Option<SystemTime> {
+    let annotations = message.message_annotations.as_ref()?;
+    match annotations.0.get(&Symbol::from("iothub-enqueuedtime")
+        as &dyn fe2o3_amqp_types::messaging::annotations::AnnotationKey)?
+    {
+        Value::Timestamp(stamp) => {
+            let millis = u64::try_from(stamp.milliseconds()).ok()?;
+            Some(SystemTime::UNIX_EPOCH + Duration::from_millis(millis))
+        }
+        _ => None,
+    }
+}
+
+fn receive_failure(error: &RecvError) -> ConnectionFailure {
+    use fe2o3_amqp::link::LinkStateError as L;
+    let explained = |what, error: &AmqpError| ended(what, error);
+    match error {
+        RecvError::LinkStateError(
+            L::RemoteDetachedWithError(error) | L::RemoteClosedWithError(error),
+        ) => explained("link", error),
+        error => broken("receiving feedback", error),
+    }
+}
+
+impl fmt::Debug for Settle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Settle")
+    }
+}
+
+impl fmt::Debug for FeedbackReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FeedbackReceiver")
+            .field("hub", &self.client.host_name)
+            .field("connected", &self.link.is_some())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,258 @@
+//! One request to the hub: address, token, time-outs, retries, and errors told apart.
+
+use std::error::Error as StdError;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
+use reqwest::{Method, Response};
+use thiserror::Error;
+use tracing::debug;
+
+use crate::client::{ClientInner, Target};
+use crate::connect_error::ConnectError;
+use crate::options::ClientOptions;
+
+use super::error::{ApiError, RestError};
+use super::retry::{Retries, RetryNotice, RetryReason, retry_after};
+
+/// The interface version that all official SDKs ask for.
+const API_VERSION: &str = "2021-04-12";
+
+/// The largest answer read into memory. A page has at most 100 twins of at most ~100 KB; this is several times that.
+const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// The HTTP half of a client.
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    host: String,
+    base: String,
+    target: Target,
+}
+
+/// One request, described so that it can be made again.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    /// Starts with `/`; already encoded.
+    pub(crate) path: &'a str,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Option<Bytes>,
+}
+
+/// The hub's `2xx`.
+pub(crate) struct Answer {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// Marks failures of name resolution inside the HTTP library's error chain.
+#[derive(Debug, Error)]
+#[error("failed to resolve {host}")]
+struct ResolveError {
+    host: String,
+    source: io::Error,
+}
+
+/// Resolves the one name that is dialled, which may differ from the name in the URL.
+struct Resolver(Target);
+
+impl reqwest::dns::Resolve for Resolver {
+    fn resolve(&self, _name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let target = self.0.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
+            let addresses: Vec<SocketAddr> = found
+                .map_err(|source| ResolveError {
+                    host: target.host.clone(),
+                    source,
+                })?
+                .collect();
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+impl Transport {
+    pub(crate) fn new(
+        host: &str,
+        target: Target,
+        tls: &Arc<rustls::ClientConfig>,
+        options: &ClientOptions,
+    ) -> Result<Self, reqwest::Error> {
+        let agent = format!(
+            "{} twincast-iothub/{}",
+            options.application,
+            env!("CARGO_PKG_VERSION")
+        );
+        let mut headers = HeaderMap::new();
+        if let Ok(agent) = HeaderValue::try_from(agent) {
+            headers.insert(USER_AGENT, agent);
+        }
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(tls))
+            .dns_resolver(Arc::new(Resolver(target.clone())))
+            .default_headers(headers)
+            .redirect(reqwest::redirect::Policy::none())
+            // A proxy from the environment would only serve half of this client: AMQP does not go through it.
+            .no_proxy()
+            .connect_timeout(options.connect_timeout)
+            .timeout(options.request_timeout)
+            .build()?;
+        let base = match target.port {
+            443 => format!("https://{host}"),
+            port => format!("https://{host}:{port}"),
+        };
+        Ok(Self {
+            http,
+            host: host.to_owned(),
+            base,
+            target,
+        })
+    }
+
+    async fn once(&self, client: &ClientInner, request: &Request<'_>) -> Result<Answer, RestError> {
+        let join = if request.path.contains('?') { '&' } else { '?' };
+        let url = format!(
+            "{}{}{join}api-version={API_VERSION}",
+            self.base, request.path
+        );
+        let token = client.tokens.token();
+        let mut token = HeaderValue::try_from(token.token().expose())
+            .expect("a token is percent-encoded and so printable ASCII");
+        // Keeps the token out of every Debug output of the HTTP libraries.
+        token.set_sensitive(true);
+        let mut builder = self
+            .http
+            .request(request.method.clone(), url)
+            .headers(request.headers.clone())
+            .header(AUTHORIZATION, token);
+        if let Some(body) = &request.body {
+            builder = builder
+                .header(
+                    CONTENT_TYPE,
+                    HeaderValue::from_static("application/json; charset=utf-8"),
+                )
+                .body(body.clone());
+        }
+        let response = builder
+            .send()
+            .await
+            .map_err(|error| self.sort(error, client))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = read_body(response).await?;
+        if status.is_success() {
+            return Ok(Answer { headers, body });
+        }
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let after =
+            text(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, SystemTime::now()));
+        let body = String::from_utf8_lossy(&body);
+        Err(RestError::Api(ApiError::read(
+            status.as_u16(),
+            text("iothub-errorcode"),
+            &body,
+            after,
+        )))
+    }
+
+    /// Turns the HTTP library's error into one that says what to do.
+    fn sort(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
+        let error = error.without_url();
+        if !error.is_connect() {
+            return RestError::Transit(error);
+        }
+        if error.is_timeout() {
+            let limit = client.options.connect_timeout;
+            return RestError::Connect(ConnectError::Timeout {
+                stage: "connecting",
+                limit,
+            });
+        }
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if let Some(found) = inner.downcast_ref::<ResolveError>() {
+                let source = Arc::new(io::Error::new(
+                    found.source.kind(),
+                    found.source.to_string(),
+                ));
+                return RestError::Connect(ConnectError::Dns {
+                    host: found.host.clone(),
+                    source,
+                });
+            }
+            if let Some(found) = inner.downcast_ref::<rustls::Error>() {
+                let source = io::Error::other(found.clone());
+                return RestError::Connect(ConnectError::from_tls(self.host.clone(), source));
+            }
+            if let Some(found) = inner.downcast_ref::<io::Error>() {
+                let tls = found
+                    .get_ref()
+                    .and_then(|e| e.downcast_ref::<rustls::Error>());
+                let address = self.target.to_string();
+                return RestError::Connect(match tls {
+                    Some(tls) => {
+                        ConnectError::from_tls(self.host.clone(), io::Error::other(tls.clone()))
+                    }
+                    None => ConnectError::from_tcp(
+                        address,
+                        io::Error::new(found.kind(), found.to_string()),
+                    ),
+                });
+            }
+            cause = inner.source();
+        }
+        RestError::Transit(error)
+    }
+}
+
+impl ClientInner {
+    /// Makes `request`, again and again as the policies allow. All requests of this crate are safe to repeat.
+    pub(crate) async fn request(&self, request: &Request<'_>) -> Result<Answer, RestError> {
+        let mut retries = Retries::new(&self.options);
+        loop {
+            let error = match self.http.once(self, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let attempt = retries.attempts();
+            let Some((reason, wait)) = retries.decide(&error) else {
+                return Err(error);
+            };
+            if reason == RetryReason::TokenRefused {
+                self.tokens.invalidate();
+            }
+            debug!(?reason, ?wait, attempt, %error, "hub request will be retried");
+            if let Some(hook) = &self.options.on_retry {
+                hook.call(&RetryNotice {
+                    reason,
+                    wait,
+                    attempt,
+                    error: &error,
+                });
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+async fn read_body(mut response: Response) -> Result<Bytes, RestError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| RestError::Transit(error.without_url()))?
+    {
+        if body.len() + chunk.len() > LARGEST_ANSWER {
+            return Err(RestError::TooLarge {
+                limit: LARGEST_ANSWER,
+            });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}

@@ -1,0 +1,237 @@
+//! Shared access signature tokens: making them, and renewing them in time.
+//!
+//! A token is `SharedAccessSignature sr={R}&sig={S}&se={E}&skn={P}`: `R` is the percent-encoded resource (for a
+//! service the bare host name), `E` the expiry in Unix seconds, `P` the policy, and `S` the percent-encoded base64 of
+//! HMAC-SHA256 over `R`, a newline and `E`, keyed with the base64-decoded policy key (Microsoft's documentation of
+//! IoT Hub access control). [`sign`] is pure; [`TokenProvider`] adds a clock and remembers the last token.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, Mac as _};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rand::RngExt as _;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::connection_string::ConnectionString;
+use crate::secret::Secret;
+
+/// What is left as it is in a token: the unreserved characters of RFC 3986.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A token is renewed when this share of its life has passed; the exact share is drawn once per token.
+const RENEW_BETWEEN: (f64, f64) = (0.75, 0.85);
+
+/// The `type` that a put-token request gives for such a token.
+pub const SAS_TOKEN_TYPE: &str = "servicebus.windows.net:sastoken";
+
+/// A signed token with the times that matter. `Debug` does not show the token.
+#[derive(Debug, Clone)]
+pub struct SasToken {
+    token: Secret,
+    renew_at: SystemTime,
+    expires_at: SystemTime,
+}
+
+/// Makes tokens for one hub and policy, and renews them at 75–85 % of their life (jittered, so that many workers do
+/// not renew at once). Shared by REST and AMQP.
+pub struct TokenProvider {
+    resource: String,
+    key_name: String,
+    key: Zeroizing<Vec<u8>>,
+    lifetime: Duration,
+    current: Mutex<Option<SasToken>>,
+}
+
+impl SasToken {
+    /// The whole token, `SharedAccessSignature …`.
+    #[must_use]
+    pub fn token(&self) -> &Secret {
+        &self.token
+    }
+
+    /// From when on it should be replaced.
+    #[must_use]
+    pub fn renew_at(&self) -> SystemTime {
+        self.renew_at
+    }
+
+    /// From when on the hub refuses it, on the hub's own clock.
+    #[must_use]
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires_at
+    }
+}
+
+impl TokenProvider {
+    /// Signs for the host of `connection` with tokens of `lifetime` (at least one minute is used, so that clock skew
+    /// of a few seconds does no harm).
+    #[must_use]
+    pub fn new(connection: &ConnectionString, lifetime: Duration) -> Self {
+        let key = STANDARD
+            .decode(connection.key().expose())
+            .expect("a connection string's key was checked to be base64 when it was made");
+        Self {
+            resource: connection.host_name().to_owned(),
+            key_name: connection.key_name().to_owned(),
+            key: Zeroizing::new(key),
+            lifetime: lifetime.max(Duration::from_secs(60)),
+            current: Mutex::new(None),
+        }
+    }
+
+    /// What the tokens are for: the bare, lower-case host name. It is the audience of a put-token, too.
+    #[must_use]
+    pub fn audience(&self) -> &str {
+        &self.resource
+    }
+
+    /// The token to use at `now`: the last one while it is fresh, else a new one.
+    pub fn token_at(&self, now: SystemTime) -> SasToken {
+        let mut current = self
+            .current
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*current {
+            // A token that expires further away than one lifetime was made by a clock that has since gone back.
+            Some(token) if now < token.renew_at && token.expires_at <= now + self.lifetime => {
+                token.clone()
+            }
+            _ => current.insert(self.mint(now)).clone(),
+        }
+    }
+
+    /// The token to use now, by the system's clock.
+    pub fn token(&self) -> SasToken {
+        self.token_at(SystemTime::now())
+    }
+
+    /// Forgets the last token: the next one is new. For use after the hub refused one.
+    pub fn invalidate(&self) {
+        *self
+            .current
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
+    fn mint(&self, now: SystemTime) -> SasToken {
+        let expiry = now.duration_since(UNIX_EPOCH).unwrap_or_default() + self.lifetime;
+        let share = rand::rng().random_range(RENEW_BETWEEN.0..RENEW_BETWEEN.1);
+        SasToken {
+            token: sign(&self.resource, &self.key_name, &self.key, expiry.as_secs()),
+            renew_at: now + self.lifetime.mul_f64(share),
+            expires_at: UNIX_EPOCH + Duration::from_secs(expiry.as_secs()),
+        }
+    }
+}
+
+impl fmt::Debug for TokenProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenProvider")
+            .field("resource", &self.resource)
+            .field("key_name", &self.key_name)
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Signs for `resource` (not yet encoded) until `expiry` (Unix seconds) with the decoded `key` of policy `key_name`.
+#[must_use]
+pub fn sign(resource: &str, key_name: &str, key: &[u8], expiry: u64) -> Secret {
+    let resource = utf8_percent_encode(resource, ENCODED).to_string();
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of every length");
+    mac.update(resource.as_bytes());
+    mac.update(b"\n");
+    mac.update(expiry.to_string().as_bytes());
+    let signature = STANDARD.encode(mac.finalize().into_bytes());
+    Secret::new(format!(
+        "SharedAccessSignature sr={resource}&sig={}&se={expiry}&skn={}",
+        utf8_percent_encode(&signature, ENCODED),
+        utf8_percent_encode(key_name, ENCODED),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provider(lifetime: u64) -> TokenProvider {
+        let connection =
+            ConnectionString::new("Hub.Example.Net", "service", Secret::new("c2VjcmV0")).unwrap();
+        TokenProvider::new(&connection, Duration::from_secs(lifetime))
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_known_token_comes_out() {
+        // HMAC-SHA256("secret", "hub.example.net\n1700003600"), computed with OpenSSL.
+        let token = sign("hub.example.net", "service", b"secret", 1_700_003_600);
+        assert_eq!(
+            token.expose(),
+            "SharedAccessSignature sr=hub.example.net&sig=08zz39IWfGwPMZQSfBVvTjSGXGNnGZUy4WK%2FxeRfYVo%3D&se=1700003600&skn=service"
+        );
+    }
+
+    #[test]
+    fn a_device_resource_is_percent_encoded() {
+        let token = sign("h/devices/a b", "p", b"k", 1);
+        assert!(
+            token.expose().contains("sr=h%2Fdevices%2Fa%20b&"),
+            "{}",
+            token.expose()
+        );
+    }
+
+    #[test]
+    fn a_token_is_kept_until_three_quarters_and_gone_after_85_percent() {
+        let provider = provider(1_000);
+        let first = provider.token_at(at(5_000));
+        assert_eq!(first.expires_at(), at(6_000));
+        assert_eq!(
+            provider.token_at(at(5_749)).token().expose(),
+            first.token().expose()
+        );
+        assert_ne!(
+            provider.token_at(at(5_850)).token().expose(),
+            first.token().expose()
+        );
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gets_a_new_token() {
+        let provider = provider(1_000);
+        let first = provider.token_at(at(50_000));
+        assert!(provider.token_at(at(10_000)).expires_at() < first.expires_at());
+    }
+
+    #[test]
+    fn a_refused_token_is_not_used_again() {
+        let provider = provider(1_000);
+        let first = provider.token_at(at(5_000));
+        provider.invalidate();
+        assert_ne!(
+            provider.token_at(at(5_001)).token().expose(),
+            first.token().expose()
+        );
+    }
+
+    #[test]
+    fn debug_shows_neither_key_nor_token() {
+        let provider = provider(1_000);
+        let token = provider.token_at(at(5_000));
+        let text = format!("{provider:?} {token:?}");
+        assert!(!text.contains("sig="), "{text}");
+        assert!(!text.contains("secret\""), "{text}");
+    }
+}
