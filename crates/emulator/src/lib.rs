@@ -1,1 +1,41 @@
 //! An Azure IoT Hub emulator on real sockets that the official service SDKs accept.
+//!
+//! [`start`] binds the ports and returns a [`RunningHub`]: cloud-to-device messages and feedback over
+//! AMQP 1.0, queries, twins and the registry over HTTPS, and a plain HTTP interface to look inside and to
+//! inject [`Faults`]. The devices are a [`Fleet`]: computed from a seed, a million of them in a few bytes.
+//!
+//! What it is not: it has no device-side endpoints, no telemetry, no jobs and no direct methods.
+
+mod amqp;
+mod certificate;
+mod config;
+mod control;
+mod faults;
+mod fleet;
+mod hub;
+mod policy;
+mod query;
+mod rest;
+mod sas;
+mod server;
+mod tier;
+
+pub use certificate::IdentityError;
+pub use config::HubConfig;
+pub use control::MessageReport;
+pub use faults::{Chance, Faults};
+pub use fleet::{
+    Behaviour, Fleet, FleetError, FleetFile, GroupSpec, OnlineAfter, Share, Span, ValueSpec,
+};
+pub use hub::{Cut, MessageState, Summary};
+pub use policy::{Permissions, Policy};
+pub use sas::sign_token;
+pub use server::{HubHandle, RunningHub, StartError, start};
+pub use tier::{Limits, Tier};
+
+/// Locks, also after a panic elsewhere: every critical section leaves what it guards consistent.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

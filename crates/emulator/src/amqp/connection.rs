@@ -1,0 +1,417 @@
+//! One connection: a state machine that turns bytes into bytes, and the loop that feeds it.
+//!
+//! The state machine never waits. Whatever the hub answers piles up in one output buffer, so that a batch
+//! of frames that was read together is answered with one write, and consecutive acceptances with one
+//! disposition.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::encode;
+use super::link::{LinkState, Unsettled};
+use super::outcome::{ErrorText, Verdict};
+use super::performative::{self, Attach, IDLE_TIME_OUT_MS};
+use super::session::Session;
+use super::timer::Timer;
+use crate::faults::CutRules;
+use crate::hub::{Cut, Hub};
+use crate::policy::Permissions;
+use crate::sas::Grant;
+
+/// How much is read at once; a TLS record is at most a quarter of it.
+const READ_BYTES: usize = 64 * 1024;
+/// Nothing more is read while this much waits to be written.
+const WRITE_BACKLOG_MAX: usize = 1 << 20;
+/// How long the hub waits, after its close, for the peer's.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a peer has to open the connection.
+const OPEN_TIME_OUT: Duration = Duration::from_secs(30);
+/// How often tokens, locks and heartbeats are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Before any protocol header.
+    Header,
+    /// In the SASL layer.
+    SaslInit,
+    /// After the SASL layer, before the second header.
+    HeaderAfterSasl,
+    /// Before the peer's open.
+    Open,
+    Running,
+    /// The hub has closed; only the peer's close is still of interest.
+    Closing,
+    /// Both have closed, or the hub drops the connection.
+    Closed,
+}
+
+/// Something that waits for its time.
+#[derive(Debug)]
+pub(crate) enum Later {
+    /// A message waits for its permit.
+    Send {
+        place: Place,
+        delivery_id: u32,
+        settled: bool,
+        payload: Bytes,
+    },
+    /// An answer is held back.
+    Answer {
+        place: Place,
+        delivery_id: u32,
+        verdict: Verdict,
+    },
+    /// A link waits for its permit.
+    Attach { place: Place, attach: Box<Attach> },
+}
+
+/// One link of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) channel: u16,
+    pub(crate) handle: u32,
+    pub(crate) serial: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) out: BytesMut,
+    pub(crate) phase: Phase,
+    pub(crate) sessions: Vec<Option<Session>>,
+    pub(crate) grants: Vec<Grant>,
+    /// The rights came with the connection and end with it.
+    pub(crate) plain: bool,
+    /// Answers to tokens that wait for credit.
+    pub(crate) replies: VecDeque<Vec<u8>>,
+    pub(crate) later: Timer<Later>,
+    pub(crate) rules: CutRules,
+    pub(crate) peer_frame_max: usize,
+    pub(crate) peer_idle: Option<Duration>,
+    pub(crate) transfers: u64,
+    pub(crate) serials: u64,
+    /// Acceptances that have not been written: channel, first and last delivery id.
+    pub(crate) accepted: Option<(u16, u32, u32)>,
+    opened_at: Instant,
+    closing_since: Option<Instant>,
+    last_read: Instant,
+    last_write: Instant,
+}
+
+impl Connection {
+    fn new(hub: Arc<Hub>) -> Self {
+        let now = Instant::now();
+        Self {
+            hub,
+            out: BytesMut::with_capacity(8 * 1024),
+            phase: Phase::Header,
+            sessions: Vec::new(),
+            grants: Vec::new(),
+            plain: false,
+            replies: VecDeque::new(),
+            later: Timer::new(),
+            rules: CutRules::default(),
+            peer_frame_max: 512,
+            peer_idle: None,
+            transfers: 0,
+            serials: 0,
+            accepted: None,
+            opened_at: now,
+            closing_since: None,
+            last_read: now,
+            last_write: now,
+        }
+    }
+
+    pub(crate) fn session(&mut self, channel: u16) -> Option<&mut Session> {
+        self.sessions.get_mut(usize::from(channel))?.as_mut()
+    }
+
+    /// Whether some token allows `path`.
+    pub(crate) fn may(&self, path: &str, wanted: Permissions) -> bool {
+        let now_s = self.hub.now_s();
+        self.grants
+            .iter()
+            .any(|grant| grant.covers(path, wanted, now_s))
+    }
+
+    /// Closes the connection with an error.
+    pub(crate) fn close(&mut self, error: &ErrorText) {
+        if matches!(self.phase, Phase::Closing | Phase::Closed) {
+            return;
+        }
+        self.flush_accepted();
+        if matches!(self.phase, Phase::Running | Phase::Open) {
+            if self.phase == Phase::Open {
+                // A close is only allowed after an open.
+                performative::write_open(&mut self.out, "DeviceGateway");
+            }
+            performative::write_close(&mut self.out, Some(error));
+            self.phase = Phase::Closing;
+            self.closing_since = Some(Instant::now());
+        } else {
+            self.phase = Phase::Closed;
+        }
+        self.release_everything();
+    }
+
+    /// Gives back what the peer held and forgets what was to be done later.
+    pub(crate) fn release_everything(&mut self) {
+        let sessions = std::mem::take(&mut self.sessions);
+        for session in sessions.into_iter().flatten() {
+            self.give_back(session.unsettled.into_values());
+        }
+        let waiting = self
+            .later
+            .drain()
+            .filter(|later| !matches!(later, Later::Attach { .. }))
+            .count();
+        for _ in 0..waiting {
+            self.hub.tallies.unanswered.down();
+        }
+    }
+
+    /// Gives feedback back to the queue.
+    pub(crate) fn give_back(&self, deliveries: impl IntoIterator<Item = Unsettled>) {
+        for delivery in deliveries {
+            if let Unsettled::Feedback { batch, .. } = delivery {
+                self.hub.give_back_feedback(batch);
+            }
+        }
+    }
+
+    /// What is due now: permits, held-back answers, heartbeats, expired tokens and locks.
+    fn on_time(&mut self, now: Instant) {
+        self.rules = self.hub.faults.cut_rules();
+        while let Some(later) = self.later.pop_due(now) {
+            self.do_later(later);
+        }
+        self.flush_accepted();
+        self.check_deadlines(now);
+        if self.phase == Phase::Running {
+            self.check_tokens();
+            self.check_locks(now);
+            self.pump_feedback();
+        }
+    }
+
+    fn check_deadlines(&mut self, now: Instant) {
+        let closing_too_long = self
+            .closing_since
+            .is_some_and(|since| now - since >= LINGER);
+        let opening = matches!(
+            self.phase,
+            Phase::Header | Phase::SaslInit | Phase::HeaderAfterSasl | Phase::Open
+        );
+        if closing_too_long || (opening && now - self.opened_at >= OPEN_TIME_OUT) {
+            self.phase = Phase::Closed;
+            return;
+        }
+        let silent = now - self.last_read >= Duration::from_millis(u64::from(IDLE_TIME_OUT_MS));
+        let fault = self
+            .rules
+            .idle_close
+            .is_some_and(|after| now - self.opened_at >= after);
+        if self.phase == Phase::Running && (silent || fault) {
+            self.hub.tallies.cut_connections.add(u64::from(fault));
+            let text = format!(
+                "The connection was inactive for more than the allowed {IDLE_TIME_OUT_MS} milliseconds and is closed by container 'DeviceGateway'."
+            );
+            self.close(&ErrorText::plain("amqp:connection:forced", text));
+        }
+        let quiet = self
+            .peer_idle
+            .is_some_and(|idle| now - self.last_write >= idle / 2);
+        if quiet && self.out.is_empty() && self.phase == Phase::Running {
+            encode::heartbeat(&mut self.out);
+        }
+    }
+
+    /// A link whose token has run out is detached; a connection that came with its token is closed.
+    fn check_tokens(&mut self) {
+        let now_s = self.hub.now_s();
+        let before = self.grants.len();
+        self.grants.retain(|grant| grant.expires_s > now_s);
+        if self.grants.len() == before {
+            return;
+        }
+        let error = ErrorText::plain("amqp:unauthorized-access", "The token has expired.");
+        if self.plain {
+            self.close(&error);
+        } else {
+            self.detach_unauthorized(&error);
+        }
+    }
+
+    fn check_locks(&mut self, now: Instant) {
+        let lock = self.hub.config.feedback_lock;
+        let mut overdue = Vec::new();
+        for session in self.sessions.iter_mut().flatten() {
+            let late = session.unsettled.extract_if(
+                ..,
+                |_, held| matches!(held, Unsettled::Feedback { since, .. } if now - *since >= lock),
+            );
+            overdue.extend(late.map(|(_, held)| held));
+        }
+        self.give_back(overdue);
+    }
+
+    /// Carries out an order to all connections. Returns whether the socket is to be dropped at once.
+    fn on_cut(&mut self, cut: Cut) -> bool {
+        self.hub
+            .tallies
+            .cut_connections
+            .add(u64::from(cut != Cut::Detach));
+        match cut {
+            Cut::Drop => return true,
+            Cut::Close => {
+                let text =
+                    "The connection was closed by container 'DeviceGateway': the service moves.";
+                self.close(&ErrorText::plain("amqp:connection:forced", text));
+            }
+            Cut::Detach => {
+                let error = ErrorText::plain(
+                    "amqp:link:detach-forced",
+                    "The link is detached: server busy.",
+                );
+                self.detach_where(&error, |link| link.state == LinkState::Open);
+            }
+        }
+        false
+    }
+
+    /// When there is next something to do without input.
+    fn next_wake(&self, now: Instant) -> Instant {
+        let mut wake = now + HOUSEKEEPING;
+        if let Some(idle) = self.peer_idle {
+            wake = wake.min(now + (idle / 4).max(Duration::from_millis(5)));
+        }
+        if let Some(idle) = self.rules.idle_close {
+            wake = wake.min((self.opened_at + idle).max(now + Duration::from_millis(5)));
+        }
+        self.later.next_at().map_or(wake, |at| wake.min(at))
+    }
+}
+
+/// Serves one connection until either side closes it. `read` is what was already read of it.
+pub(crate) async fn serve<S>(stream: S, mut input: BytesMut, hub: Arc<Hub>, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connection = Connection::new(Arc::clone(&hub));
+    hub.tallies.connections.one();
+    hub.tallies.open_connections.up();
+    run(stream, &mut connection, &mut input, stop).await;
+    connection.release_everything();
+    hub.tallies.open_connections.down();
+}
+
+async fn run<S>(
+    stream: S,
+    connection: &mut Connection,
+    input: &mut BytesMut,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut feedback = connection.hub.watch_feedback();
+    let mut cuts = connection.hub.watch_cuts();
+    let mut unflushed = false;
+    let mut stopping = false;
+    let sleep = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(sleep);
+    if connection.on_input(input).is_drop() {
+        return;
+    }
+    loop {
+        let nothing_to_write = connection.out.is_empty() && !unflushed;
+        if connection.phase == Phase::Closed && nothing_to_write {
+            // A best effort: the peer may be gone.
+            let _ = tokio::time::timeout(LINGER, writer.shutdown()).await;
+            return;
+        }
+        let wake = connection.next_wake(Instant::now());
+        if sleep.deadline().into_std() > wake || sleep.is_elapsed() {
+            sleep.as_mut().reset(wake.into());
+        }
+        input.reserve(READ_BYTES);
+        // Each arm is cancel-safe: `read_buf` and `write_out` move bytes only when they complete.
+        tokio::select! {
+            read = reader.read_buf(input), if connection.out.len() < WRITE_BACKLOG_MAX && connection.phase != Phase::Closed => {
+                match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {
+                        connection.last_read = Instant::now();
+                        if connection.on_input(input).is_drop() {
+                            return;
+                        }
+                    }
+                }
+            }
+            written = write_out(&mut writer, &mut connection.out, &mut unflushed), if !nothing_to_write => {
+                connection.last_write = Instant::now();
+                if written.is_err() {
+                    return;
+                }
+            }
+            () = sleep.as_mut() => connection.on_time(Instant::now()),
+            Ok(()) = feedback.changed() => {
+                feedback.mark_unchanged();
+                connection.pump_feedback();
+            }
+            Ok(()) = cuts.changed() => {
+                let (_, cut) = *cuts.borrow_and_update();
+                if connection.on_cut(cut) {
+                    return;
+                }
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                let error = ErrorText::plain("amqp:connection:forced", "The hub is shutting down.");
+                connection.close(&error);
+            }
+        }
+    }
+}
+
+/// Writes some of `out`, or flushes if all is written. Cancel-safe: `unflushed` remembers what is owed.
+async fn write_out<W>(
+    writer: &mut W,
+    out: &mut BytesMut,
+    unflushed: &mut bool,
+) -> std::io::Result<()>
+where
+    W: AsyncWrite + Unpin,
+{
+    if out.is_empty() {
+        writer.flush().await?;
+        *unflushed = false;
+    } else {
+        *unflushed = true;
+        writer.write_buf(out).await?;
+    }
+    Ok(())
+}
+
+/// What to do with the socket after some input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    Continue,
+    /// Drop it without a word.
+    Drop,
+}
+
+impl Next {
+    fn is_drop(self) -> bool {
+        self == Self::Drop
+    }
+}

@@ -1,0 +1,237 @@
+//! From bytes to frames to handlers.
+
+use bytes::{Buf as _, BytesMut};
+
+use super::connection::{Connection, Next, Phase};
+use super::decode::{DecodeError, Reader};
+use super::outcome::ErrorText;
+use super::performative::{
+    self, Begin, CHANNEL_MAX, Detach, Disposition, Flow, MAX_FRAME_SIZE, Open, Transfer,
+};
+use super::session::Session;
+use super::{AMQP_HEADER, SASL_HEADER, sasl};
+use crate::policy::Permissions;
+
+/// Why a peer's input cannot go on.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The bytes make no sense.
+    Decode(DecodeError),
+    /// They make sense and are not allowed.
+    Protocol(ErrorText),
+    /// The hub drops the connection.
+    Drop,
+}
+
+impl From<DecodeError> for Fault {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl Fault {
+    pub(crate) fn protocol(condition: &'static str, text: impl Into<String>) -> Self {
+        Self::Protocol(ErrorText::plain(condition, text))
+    }
+}
+
+impl Connection {
+    /// Takes in all whole frames of `input` and leaves the rest.
+    pub(crate) fn on_input(&mut self, input: &mut BytesMut) -> Next {
+        self.rules = self.hub.faults.cut_rules();
+        let mut used = 0;
+        let result = loop {
+            match self.step(&input[used..]) {
+                Ok(0) => break Ok(()),
+                Ok(step) => used += step,
+                Err(fault) => break Err(fault),
+            }
+        };
+        input.advance(used);
+        match result {
+            Ok(()) => self.flush_accepted(),
+            Err(Fault::Drop) => {
+                self.hub.tallies.cut_connections.one();
+                return Next::Drop;
+            }
+            Err(Fault::Decode(error)) => {
+                input.clear();
+                self.close(&ErrorText::plain("amqp:decode-error", error.to_string()));
+            }
+            Err(Fault::Protocol(error)) => {
+                input.clear();
+                self.close(&error);
+            }
+        }
+        Next::Continue
+    }
+
+    /// Takes one header or frame and returns its length, or 0 if it is not whole yet.
+    fn step(&mut self, input: &[u8]) -> Result<usize, Fault> {
+        match self.phase {
+            Phase::Header | Phase::HeaderAfterSasl => {
+                let Some(header) = input.first_chunk::<8>() else {
+                    return Ok(0);
+                };
+                self.on_header(*header)?;
+                return Ok(8);
+            }
+            // What comes after the end is not read.
+            Phase::Closed => return Ok(input.len()),
+            Phase::SaslInit | Phase::Open | Phase::Running | Phase::Closing => {}
+        }
+        let Some(head) = input.first_chunk::<8>() else {
+            return Ok(0);
+        };
+        let size = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let start = usize::from(head[4]) * 4;
+        if size > MAX_FRAME_SIZE || (size as usize) < start || start < 8 {
+            let text = format!("a frame of {size} bytes with its body at {start}");
+            return Err(Fault::protocol("amqp:connection:framing-error", text));
+        }
+        let size = size as usize;
+        let Some(frame) = input.get(..size) else {
+            return Ok(0);
+        };
+        let channel = u16::from_be_bytes([head[6], head[7]]);
+        self.on_frame(channel, &frame[start..])?;
+        Ok(size)
+    }
+
+    fn on_header(&mut self, header: [u8; 8]) -> Result<(), Fault> {
+        match (self.phase, header) {
+            (Phase::Header, SASL_HEADER) => {
+                self.out.extend_from_slice(&SASL_HEADER);
+                sasl::write_mechanisms(&mut self.out);
+                self.phase = Phase::SaslInit;
+            }
+            (_, AMQP_HEADER) => {
+                self.out.extend_from_slice(&AMQP_HEADER);
+                self.phase = Phase::Open;
+            }
+            _ => {
+                // The answer to a wrong header is the right one, and the end.
+                self.out.extend_from_slice(&AMQP_HEADER);
+                self.phase = Phase::Closed;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_frame(&mut self, channel: u16, body: &[u8]) -> Result<(), Fault> {
+        if body.is_empty() {
+            return Ok(());
+        }
+        if self.phase == Phase::SaslInit {
+            return self.on_sasl(body);
+        }
+        let mut reader = Reader::new(body);
+        let performative = reader.descriptor()?;
+        if self.phase == Phase::Closing {
+            if performative == performative::CLOSE {
+                self.phase = Phase::Closed;
+            }
+            return Ok(());
+        }
+        match (self.phase, performative) {
+            (Phase::Open, performative::OPEN) => self.on_open(&Open::read(&mut reader)?),
+            (Phase::Open, _) | (_, performative::OPEN) => {
+                return Err(Fault::protocol(
+                    "amqp:not-allowed",
+                    "an open comes first, and once",
+                ));
+            }
+            (_, performative::TRANSFER) => {
+                let transfer = Transfer::read(&mut reader)?;
+                return self.on_transfer(channel, &transfer, reader.rest());
+            }
+            (_, performative::DISPOSITION) => {
+                self.on_disposition(channel, &Disposition::read(&mut reader)?)
+            }
+            (_, performative::FLOW) => self.on_flow(channel, &Flow::read(&mut reader)?),
+            (_, performative::BEGIN) => return self.on_begin(channel, &Begin::read(&mut reader)?),
+            (_, performative::ATTACH) => {
+                return self.on_attach(channel, performative::Attach::read(&mut reader)?);
+            }
+            (_, performative::DETACH) => self.on_detach(channel, Detach::read(&mut reader)?),
+            (_, performative::END) => self.on_end(channel),
+            (_, performative::CLOSE) => self.on_close(),
+            (_, other) => {
+                return Err(Fault::protocol(
+                    "amqp:not-implemented",
+                    format!("performative {other:#x}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_sasl(&mut self, body: &[u8]) -> Result<(), Fault> {
+        match sasl::enter(body, &self.hub)? {
+            sasl::Entry::Refused => {
+                sasl::write_outcome(&mut self.out, false);
+                self.phase = Phase::Closed;
+                return Ok(());
+            }
+            sasl::Entry::Anonymous => {}
+            sasl::Entry::Granted(grant) => {
+                self.grants.push(*grant);
+                self.plain = true;
+            }
+        }
+        sasl::write_outcome(&mut self.out, true);
+        self.phase = Phase::HeaderAfterSasl;
+        Ok(())
+    }
+
+    fn on_open(&mut self, open: &Open) {
+        // The smallest that the protocol allows, and no more than the hub itself takes.
+        self.peer_frame_max = open.max_frame_size.clamp(512, MAX_FRAME_SIZE) as usize;
+        self.peer_idle = open
+            .idle_time_out_ms
+            .map(|ms| std::time::Duration::from_millis(u64::from(ms)));
+        let container = format!("DeviceGateway_{}", uuid::Uuid::new_v4().as_simple());
+        tracing::debug!(peer = open.container_id, container, "connection opened");
+        performative::write_open(&mut self.out, &container);
+        self.phase = Phase::Running;
+    }
+
+    fn on_begin(&mut self, channel: u16, begin: &Begin) -> Result<(), Fault> {
+        if channel > CHANNEL_MAX || self.session(channel).is_some() {
+            let text = format!("channel {channel} is in use or above {CHANNEL_MAX}");
+            return Err(Fault::protocol("amqp:not-allowed", text));
+        }
+        let at = usize::from(channel);
+        if self.sessions.len() <= at {
+            self.sessions.resize_with(at + 1, || None);
+        }
+        let session = Session::new(channel, begin);
+        performative::write_begin(&mut self.out, channel, session.next_outgoing_id());
+        self.sessions[at] = Some(session);
+        Ok(())
+    }
+
+    fn on_end(&mut self, channel: u16) {
+        self.flush_accepted();
+        if let Some(session) = self
+            .sessions
+            .get_mut(usize::from(channel))
+            .and_then(Option::take)
+        {
+            self.give_back(session.unsettled.into_values());
+        }
+        performative::write_end(&mut self.out, channel, None);
+    }
+
+    fn on_close(&mut self) {
+        self.flush_accepted();
+        performative::write_close(&mut self.out, None);
+        self.phase = Phase::Closed;
+        self.release_everything();
+    }
+
+    /// Whether the hub's node needs rights, and the connection has them.
+    pub(crate) fn may_use(&self, path: &str) -> bool {
+        self.may(path, Permissions::SERVICE)
+    }
+}

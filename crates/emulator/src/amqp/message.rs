@@ -1,0 +1,281 @@
+//! Reads the few parts of a message that the hub acts on, in one pass and without copying.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use super::decode::{DecodeError, Reader};
+
+const PROPERTIES: u64 = 0x73;
+const APPLICATION_PROPERTIES: u64 = 0x74;
+const DATA: u64 = 0x75;
+const SEQUENCE: u64 = 0x76;
+const VALUE: u64 = 0x77;
+
+/// The application property that says which feedback is wanted.
+pub(crate) const ACK_PROPERTY: &str = "iothub-ack";
+
+/// The parts of a message.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Message<'a> {
+    /// The message id as encoded.
+    pub(crate) message_id: Option<&'a [u8]>,
+    /// Where it goes.
+    pub(crate) to: Option<&'a str>,
+    /// When it expires, in milliseconds since 1970.
+    pub(crate) expiry_ms: Option<i64>,
+    /// The value of `iothub-ack`; none if absent, an error text if it is not a string.
+    pub(crate) ack: Option<&'a str>,
+    /// Whether `iothub-ack` is there and not a string.
+    pub(crate) ack_not_text: bool,
+    /// The application properties' map, as encoded.
+    pub(crate) application_properties: &'a [u8],
+    /// The body sections, as encoded.
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Reads a whole message.
+    pub(crate) fn read(payload: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut message = Self::default();
+        let mut reader = Reader::new(payload);
+        while !reader.is_empty() {
+            let before = reader.rest();
+            match reader.descriptor()? {
+                PROPERTIES => message.read_properties(&mut reader)?,
+                APPLICATION_PROPERTIES => {
+                    let raw = reader.raw()?;
+                    message.application_properties = raw;
+                    message.find_ack(raw)?;
+                }
+                DATA | SEQUENCE | VALUE => {
+                    reader.skip()?;
+                    let len = before.len() - reader.rest().len();
+                    if message.body.is_empty() {
+                        message.body = &before[..len];
+                    } else {
+                        // Data sections follow each other, so the body grows in place.
+                        let start = payload.len() - before.len() - message.body.len();
+                        message.body = &payload[start..payload.len() - reader.rest().len()];
+                    }
+                }
+                _ => reader.skip()?,
+            }
+        }
+        Ok(message)
+    }
+
+    fn read_properties(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        let mut fields = reader.list()?;
+        self.message_id = fields.raw()?;
+        fields.skip(1)?;
+        self.to = fields.get(Reader::text)?;
+        fields.skip(5)?;
+        self.expiry_ms = fields.get(Reader::timestamp)?;
+        Ok(())
+    }
+
+    fn find_ack(&mut self, raw: &'a [u8]) -> Result<(), DecodeError> {
+        let mut items = Reader::new(raw).map()?;
+        while let Some(key) = items.next() {
+            let key = key.raw()?;
+            let Some(value) = items.next() else { break };
+            let value = value.raw()?;
+            if matches!(key, [0xa1 | 0xa3, _, name @ ..] if name == ACK_PROPERTY.as_bytes()) {
+                match Reader::new(value).text() {
+                    Ok(text) => self.ack = text,
+                    Err(_) => self.ack_not_text = true,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The message id as text: uuids hyphenated, numbers in decimal, binary in hexadecimal.
+    pub(crate) fn message_id_text(&self) -> Cow<'a, str> {
+        self.message_id.map_or(Cow::Borrowed(""), id_text)
+    }
+
+    /// The body's bytes: of data sections their content, of anything else its encoding.
+    #[cfg(test)]
+    pub(crate) fn body_bytes(&self) -> Vec<u8> {
+        body_bytes(self.body)
+    }
+}
+
+fn id_text(raw: &[u8]) -> Cow<'_, str> {
+    let mut reader = Reader::new(raw);
+    match raw {
+        [0x98, bytes @ ..] => match uuid::Uuid::from_slice(bytes) {
+            Ok(uuid) => Cow::Owned(uuid.hyphenated().to_string()),
+            Err(_) => Cow::Borrowed(""),
+        },
+        [0xa1 | 0xb1, ..] => Cow::Borrowed(reader.text().ok().flatten().unwrap_or_default()),
+        [0xa0 | 0xb0, ..] => {
+            let bytes = reader.binary().ok().flatten().unwrap_or_default();
+            Cow::Owned(hex(bytes))
+        }
+        _ => Cow::Owned(
+            reader
+                .u64()
+                .ok()
+                .flatten()
+                .map_or_else(String::new, |n| n.to_string()),
+        ),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// The content of the encoded body sections.
+pub(crate) fn body_bytes(sections: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut reader = Reader::new(sections);
+    while !reader.is_empty() {
+        let Ok(descriptor) = reader.descriptor() else {
+            break;
+        };
+        let mut probe = reader;
+        match (descriptor, probe.binary(), probe) {
+            (DATA, Ok(Some(data)), after) => {
+                bytes.extend_from_slice(data);
+                reader = after;
+            }
+            _ => {
+                let Ok(raw) = reader.raw() else { break };
+                let text = Reader::new(raw).text().ok().flatten();
+                bytes.extend_from_slice(text.map_or(raw, str::as_bytes));
+            }
+        }
+    }
+    bytes
+}
+
+/// One application property, both sides as text.
+pub(crate) type PropertyPair = (String, String);
+
+/// The application properties as text, in order.
+pub(crate) fn application_properties(raw: &[u8]) -> Vec<PropertyPair> {
+    let mut pairs = Vec::new();
+    let Ok(mut items) = Reader::new(raw).map() else {
+        return pairs;
+    };
+    while let Some(key) = items.next() {
+        let Ok(key) = key.raw() else { break };
+        let Some(Ok(value)) = items.next().map(Reader::raw) else {
+            break;
+        };
+        pairs.push((scalar_text(key), scalar_text(value)));
+    }
+    pairs
+}
+
+fn scalar_text(raw: &[u8]) -> String {
+    let reader = Reader::new(raw);
+    if let Ok(Some(text)) = reader.clone_text() {
+        return text.to_owned();
+    }
+    if let Ok(Some(value)) = { reader }.bool() {
+        return value.to_string();
+    }
+    id_text(raw).into_owned()
+}
+
+impl<'a> Reader<'a> {
+    fn clone_text(self) -> Result<Option<&'a str>, DecodeError> {
+        let mut copy = self;
+        copy.text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut as _, BytesMut};
+
+    use super::super::encode;
+    use super::*;
+
+    fn sample(id: impl FnOnce(&mut encode::Items<'_>)) -> BytesMut {
+        let mut out = BytesMut::new();
+        encode::described(&mut out, 0x73, |items| {
+            id(items);
+            items
+                .null()
+                .text("/devices/a/messages/devicebound")
+                .null()
+                .null()
+                .null()
+                .null()
+                .null();
+            items.timestamp(1234);
+        });
+        out.put_slice(&[0x00, 0x53, 0x74]);
+        encode::map(&mut out, |items| {
+            items
+                .text("kind")
+                .text("test")
+                .text(ACK_PROPERTY)
+                .text("full");
+        });
+        for part in [b"he", b"y!"] {
+            out.put_slice(&[0x00, 0x53, 0x75]);
+            encode::binary(&mut out, part);
+        }
+        out
+    }
+
+    #[test]
+    fn the_parts_the_hub_acts_on_are_found() {
+        let payload = sample(|items| {
+            items.text("id-1");
+        });
+        let message = Message::read(&payload).unwrap();
+        assert_eq!(message.message_id_text(), "id-1");
+        assert_eq!(message.to, Some("/devices/a/messages/devicebound"));
+        assert_eq!(message.expiry_ms, Some(1234));
+        assert_eq!(message.ack, Some("full"));
+        assert_eq!(message.body_bytes(), b"hey!");
+        let pairs = application_properties(message.application_properties);
+        assert_eq!(pairs[0], ("kind".to_owned(), "test".to_owned()));
+    }
+
+    #[test]
+    fn message_ids_of_every_type_become_text() {
+        let uuid = uuid::uuid!("5a1c8d2e-0000-4000-8000-00000000000f");
+        let as_uuid = sample(|items| {
+            items.with(|out| {
+                out.put_u8(0x98);
+                out.put_slice(uuid.as_bytes());
+            });
+        });
+        assert_eq!(
+            Message::read(&as_uuid).unwrap().message_id_text(),
+            uuid.to_string()
+        );
+        let as_number = sample(|items| {
+            items.u64(42);
+        });
+        assert_eq!(Message::read(&as_number).unwrap().message_id_text(), "42");
+        let as_binary = sample(|items| {
+            items.binary(&[0xab, 0x01]);
+        });
+        assert_eq!(Message::read(&as_binary).unwrap().message_id_text(), "ab01");
+    }
+
+    #[test]
+    fn a_cut_message_is_an_error_and_never_a_panic() {
+        let payload = sample(|items| {
+            items.text("id");
+        });
+        for end in 1..payload.len() {
+            // A cut between sections is a shorter message; any other is an error. Neither panics.
+            let _ = Message::read(&payload[..end]);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The SASL layer: what is offered, and what a peer's answer comes to.
+
+use bytes::BytesMut;
+
+use super::decode::{DecodeError, Reader};
+use super::encode;
+use crate::hub::Hub;
+use crate::sas::Grant;
+
+const MECHANISMS: [&str; 4] = ["PLAIN", "ANONYMOUS", "MSSBCBS", "EXTERNAL"];
+const INIT: u64 = 0x41;
+
+/// Writes the offer.
+pub(crate) fn write_mechanisms(out: &mut BytesMut) {
+    encode::frame(out, encode::FRAME_SASL, 0, |out| {
+        encode::described(out, 0x40, |items| {
+            items.symbols(&MECHANISMS);
+        });
+    });
+}
+
+/// Writes the outcome.
+pub(crate) fn write_outcome(out: &mut BytesMut, ok: bool) {
+    encode::frame(out, encode::FRAME_SASL, 0, |out| {
+        encode::described(out, 0x44, |items| {
+            items.u8(u8::from(!ok));
+        });
+    });
+}
+
+/// How a peer got through the SASL layer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// With rights, which last as long as the token.
+    Granted(Box<Grant>),
+    /// Without; a token follows through `$cbs`.
+    Anonymous,
+    /// Not at all.
+    Refused,
+}
+
+/// Judges a peer's init frame.
+pub(crate) fn enter(body: &[u8], hub: &Hub) -> Result<Entry, DecodeError> {
+    let mut reader = Reader::new(body);
+    if reader.descriptor()? != INIT {
+        return Err(DecodeError::Unexpected {
+            code: body.get(2).copied().unwrap_or(0),
+            wanted: "a SASL init",
+        });
+    }
+    let mut fields = reader.list()?;
+    let mechanism = fields.get(Reader::text)?.unwrap_or_default();
+    let response = fields.get(Reader::binary)?.unwrap_or_default();
+    Ok(match mechanism {
+        "ANONYMOUS" | "MSSBCBS" => Entry::Anonymous,
+        "PLAIN" => {
+            plain(response, hub).map_or(Entry::Refused, |grant| Entry::Granted(Box::new(grant)))
+        }
+        // There are no client certificates, so nobody is anybody outside.
+        _ => Entry::Refused,
+    })
+}
+
+/// `{policy}@sas.root.{hub}` and a token of that policy.
+fn plain(response: &[u8], hub: &Hub) -> Option<Grant> {
+    let mut parts = response.split(|byte| *byte == 0);
+    let (_, user, password) = (parts.next()?, parts.next()?, parts.next()?);
+    let user = std::str::from_utf8(user).ok()?;
+    let (policy, hub_name) = user.split_once("@sas.root.")?;
+    let own_name = hub.config.host_name.split('.').next().unwrap_or_default();
+    if !hub_name.eq_ignore_ascii_case(own_name) {
+        return None;
+    }
+    let token = std::str::from_utf8(password).ok()?;
+    match hub.authenticate(token) {
+        Ok(grant) if grant.policy == policy => {
+            hub.tallies.tokens_accepted.one();
+            Some(grant)
+        }
+        _ => {
+            hub.tallies.tokens_refused.one();
+            None
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Things to do later, soonest first.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+/// A heap of things by time; equal times keep their order.
+#[derive(Debug)]
+pub(crate) struct Timer<T> {
+    heap: BinaryHeap<Entry<T>>,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    at: Instant,
+    sequence: u64,
+    what: T,
+}
+
+impl<T> Timer<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            heap: BinaryHeap::new(),
+            sequence: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, at: Instant, what: T) {
+        self.sequence += 1;
+        self.heap.push(Entry {
+            at,
+            sequence: self.sequence,
+            what,
+        });
+    }
+
+    /// When the next thing is due.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        self.heap.peek().map(|entry| entry.at)
+    }
+
+    /// The next thing that is due by `now`.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
+        if self.next_at()? > now {
+            return None;
+        }
+        self.heap.pop().map(|entry| entry.what)
+    }
+
+    /// Everything that is left, in no order.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
+        self.heap.drain().map(|entry| entry.what)
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Reversed: the heap gives its greatest first.
+        (other.at, other.sequence).cmp(&(self.at, self.sequence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_soonest_comes_first_and_equals_keep_their_order() {
+        let start = Instant::now();
+        let mut timer = Timer::new();
+        for (ms, what) in [(5, 'c'), (1, 'a'), (5, 'd'), (2, 'b'), (90, 'e')] {
+            timer.push(start + Duration::from_millis(ms), what);
+        }
+        let now = start + Duration::from_millis(5);
+        let due: String = std::iter::from_fn(|| timer.pop_due(now)).collect();
+        assert_eq!(due, "abcd");
+        assert_eq!(timer.drain().count(), 1);
+    }
+}

@@ -1,0 +1,260 @@
+//! The control interface: plain HTTP on a port of its own, to look inside and to inject faults.
+//!
+//! | request | does |
+//! |---|---|
+//! | `GET /health` | answers 200 |
+//! | `GET /summary` | the counts, see [`Summary`](crate::Summary) |
+//! | `GET /devices/{id}/messages` | the device's messages, see [`MessageReport`] |
+//! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
+//! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
+//! | `POST /faults/disconnect` | cuts all AMQP connections: `{"how": "close" \| "drop" \| "detach"}` |
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use bytes::Bytes;
+use futures::stream;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::amqp;
+use crate::faults::Faults;
+use crate::hub::{Cut, Hub, MessageState, Summary};
+use crate::server::HubHandle;
+
+/// How many devices one piece of the export covers.
+const DEVICES_PER_PIECE: u32 = 4096;
+
+/// A message as the hub holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageReport {
+    /// Its message id, as text.
+    pub message_id: String,
+    /// What became of it.
+    pub state: MessageState,
+    /// The feedback it asked for.
+    pub ack: String,
+    /// When it was enqueued, in milliseconds since 1970.
+    pub enqueued_ms: u64,
+    /// When it expires or would have, likewise.
+    pub expires_ms: u64,
+    /// When it ended, if it has.
+    pub done_ms: Option<u64>,
+    /// The length of its body sections as encoded.
+    pub body_bytes: u32,
+    /// Its body, if it is UTF-8 and was kept.
+    pub body: Option<String>,
+    /// Its body in base64, if it is not UTF-8 and was kept.
+    pub body_base64: Option<String>,
+    /// Its application properties.
+    pub properties: Map<String, Value>,
+}
+
+/// Serves the control interface until `stop`.
+pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: CancellationToken) {
+    let router = axum::Router::new()
+        .route(
+            "/health",
+            get(|| async { Json(serde_json::json!({ "status": "ok" })) }),
+        )
+        .route("/summary", get(summary))
+        .route("/devices/{id}/messages", get(device_messages))
+        .route("/messages", get(export))
+        .route(
+            "/faults",
+            get(get_faults).put(put_faults).patch(patch_faults),
+        )
+        .route("/faults/disconnect", post(disconnect))
+        .with_state(hub);
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::warn!(error = %error, "the control interface ended");
+    }
+}
+
+async fn summary(State(hub): State<HubHandle>) -> Json<Summary> {
+    Json(hub.summary())
+}
+
+async fn device_messages(State(hub): State<HubHandle>, Path(id): Path<String>) -> Response {
+    match hub.messages(&id) {
+        Some(messages) => Json(messages).into_response(),
+        None => (
+            StatusCode::NOT_FOUND,
+            format!("there is no device '{id}'\n"),
+        )
+            .into_response(),
+    }
+}
+
+/// All messages of a device.
+pub(crate) fn messages_of(hub: &Hub, device_id: &str) -> Option<Vec<MessageReport>> {
+    let number = hub.registry().number(device_id)?;
+    let state = hub.state();
+    let store = &state.store;
+    let report = |number| {
+        let message = store.message(number)?;
+        let body = store.bodies.get(message.body).map(amqp::body_bytes);
+        let (body, body_base64) = match body.map(String::from_utf8) {
+            None => (None, None),
+            Some(Ok(text)) => (Some(text), None),
+            Some(Err(bytes)) => (
+                None,
+                Some(base64::engine::general_purpose::STANDARD.encode(bytes.into_bytes())),
+            ),
+        };
+        let properties = store
+            .properties
+            .get(message.properties)
+            .map(amqp::application_properties);
+        let done = !message.state.is_pending();
+        Some(MessageReport {
+            message_id: store.id(message).to_owned(),
+            state: message.state,
+            ack: message.ack.as_str().to_owned(),
+            enqueued_ms: message.enqueued_ms,
+            expires_ms: message.enqueued_ms + u64::from(message.ttl_ms),
+            done_ms: done.then(|| message.enqueued_ms + u64::from(message.done_after_ms)),
+            body_bytes: store.bodies.len(message.body),
+            body,
+            body_base64,
+            properties: properties
+                .into_iter()
+                .flatten()
+                .map(|(key, value)| (key, Value::from(value)))
+                .collect(),
+        })
+    };
+    Some(store.messages_of(number).filter_map(report).collect())
+}
+
+async fn export(State(hub): State<HubHandle>) -> Response {
+    let hub = Arc::clone(hub.inner());
+    // Piece by piece: a million devices are a hundred megabytes, and no lock is held for long.
+    let pieces = stream::unfold((hub, 0u32), |(hub, from)| async move {
+        let end = hub.registry().end();
+        if from >= end {
+            return None;
+        }
+        let until = end.min(from.saturating_add(DEVICES_PER_PIECE));
+        let piece = export_piece(&hub, from..until);
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), (hub, until)))
+    });
+    let headers = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
+    (headers, Body::from_stream(pieces)).into_response()
+}
+
+fn export_piece(hub: &Hub, devices: std::ops::Range<u32>) -> String {
+    let registry = hub.registry();
+    let state = hub.state();
+    let store = &state.store;
+    let mut lines = String::new();
+    for device in devices {
+        let mut messages = store
+            .messages_of(device)
+            .filter_map(|number| store.message(number))
+            .peekable();
+        if messages.peek().is_none() {
+            continue;
+        }
+        let id = registry.id(device).unwrap_or_default();
+        // Writing to a string cannot fail.
+        let _ = write!(lines, "{{\"deviceId\":{},\"messages\":[", Value::from(id));
+        for (at, message) in messages.enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            let id = Value::from(store.id(message));
+            let state = serde_json::to_value(message.state).unwrap_or_default();
+            let _ = write!(lines, "{comma}{{\"id\":{id},\"state\":{state}}}");
+        }
+        lines.push_str("]}\n");
+    }
+    lines
+}
+
+async fn get_faults(State(hub): State<HubHandle>) -> Json<Faults> {
+    Json(hub.faults())
+}
+
+async fn put_faults(State(hub): State<HubHandle>, body: Bytes) -> Response {
+    match serde_json::from_slice(&body) {
+        Ok(faults) => set_faults(&hub, faults),
+        Err(error) => bad_faults(&error),
+    }
+}
+
+async fn patch_faults(State(hub): State<HubHandle>, body: Bytes) -> Response {
+    let patch: Value = match serde_json::from_slice(&body) {
+        Ok(patch) => patch,
+        Err(error) => return bad_faults(&error),
+    };
+    let mut faults = serde_json::to_value(hub.faults()).unwrap_or_default();
+    merge(&mut faults, patch);
+    match serde_json::from_value(faults) {
+        Ok(faults) => set_faults(&hub, faults),
+        Err(error) => bad_faults(&error),
+    }
+}
+
+/// Merges objects into each other; anything else replaces, null included (it resets an optional fault).
+fn merge(into: &mut Value, patch: Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
+
+fn set_faults(hub: &HubHandle, faults: Faults) -> Response {
+    hub.set_faults(faults);
+    Json(hub.faults()).into_response()
+}
+
+fn bad_faults(error: &serde_json::Error) -> Response {
+    (
+        StatusCode::BAD_REQUEST,
+        format!("the body is not a set of faults: {error}\n"),
+    )
+        .into_response()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disconnect {
+    #[serde(default = "close")]
+    how: Cut,
+}
+
+fn close() -> Cut {
+    Cut::Close
+}
+
+async fn disconnect(State(hub): State<HubHandle>, body: Bytes) -> Response {
+    let order = if body.is_empty() {
+        Ok(Disconnect { how: close() })
+    } else {
+        serde_json::from_slice(&body)
+    };
+    match order {
+        Ok(order) => {
+            hub.cut_connections(order.how);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => bad_faults(&error),
+    }
+}

@@ -1,0 +1,317 @@
+//! Faults the hub can be told to have, at the start or while it runs.
+//!
+//! Which request a share hits is a function of the fault seed and of how many requests came before it, so a
+//! run with one client repeats exactly.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lock;
+
+/// How often a fault strikes: the next `next` times without fail, and after that a share of the time.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Chance {
+    /// Strike this many more times; counts down.
+    pub next: u64,
+    /// Strike this share of the remaining times, between 0 and 1.
+    pub share: f64,
+}
+
+impl Chance {
+    /// A fault that strikes exactly `n` times.
+    #[must_use]
+    pub fn next(n: u64) -> Self {
+        Self {
+            next: n,
+            share: 0.0,
+        }
+    }
+
+    /// A fault that strikes a share of the time.
+    #[must_use]
+    pub fn share(share: f64) -> Self {
+        Self { next: 0, share }
+    }
+
+    fn is_set(&self) -> bool {
+        self.next > 0 || self.share > 0.0
+    }
+}
+
+/// Everything that can be made to go wrong. The default is a hub without faults.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Faults {
+    /// Seed of the draws for shares.
+    pub seed: u64,
+    /// Leave `next-incoming-id` out of every flow frame, as newer gateways do.
+    pub flow_without_next_incoming_id: bool,
+    /// Detach each sending link (`amqp:link:detach-forced`) after this many transfers on it.
+    pub detach_after_transfers: Option<u64>,
+    /// Close each connection (`amqp:connection:forced`) after this many transfers on it.
+    pub close_after_transfers: Option<u64>,
+    /// Drop each TCP connection, without a word, after this many transfers on it.
+    pub drop_after_transfers: Option<u64>,
+    /// Close each AMQP connection for inactivity after this many milliseconds, active or not.
+    pub idle_close_ms: Option<u64>,
+    /// Refuse new connections: they are accepted by TCP and dropped.
+    pub refuse_connections: bool,
+    /// Answer every put-token with 401.
+    pub refuse_cbs: bool,
+    /// Behave as if the daily quota were used up.
+    pub quota_exhausted: bool,
+    /// Answer a send with `released`; the message is not enqueued.
+    pub released: Chance,
+    /// Answer a send with `modified`; the message is not enqueued.
+    pub modified: Chance,
+    /// Reject a send with `amqp:internal-error`; the message is not enqueued.
+    pub internal_error: Chance,
+    /// Reject a send with `com.microsoft:timeout`; the message *is* enqueued.
+    pub timeout: Chance,
+    /// Reject a send as throttled, whatever the rate; the message is not enqueued.
+    pub throttled: Chance,
+    /// Enqueue a message and never answer the send.
+    pub lost_disposition: Chance,
+    /// Hold the answer to every send back by this many milliseconds.
+    pub disposition_delay_ms: u64,
+    /// Hold every HTTP answer back by this many milliseconds.
+    pub http_delay_ms: u64,
+    /// Answer HTTP with 429.
+    pub http_429: Chance,
+    /// The `Retry-After` header of a 429, in seconds; absent if none.
+    pub retry_after_s: Option<u64>,
+    /// Answer HTTP with 500.
+    pub http_500: Chance,
+    /// Answer HTTP with 503.
+    pub http_503: Chance,
+    /// Answer a query with an empty page and a continuation to the same place.
+    pub empty_page: Chance,
+}
+
+/// What a fault makes of one send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SendFault {
+    Released,
+    Modified,
+    InternalError,
+    Throttled,
+    TimedOutYetEnqueued,
+    DispositionLost,
+}
+
+/// What a fault makes of one HTTP request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HttpFault {
+    TooManyRequests { retry_after_s: Option<u64> },
+    Internal,
+    Unavailable,
+}
+
+/// Rules by which connections are cut, read once per batch of frames.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CutRules {
+    pub(crate) detach_after: Option<u64>,
+    pub(crate) close_after: Option<u64>,
+    pub(crate) drop_after: Option<u64>,
+    pub(crate) idle_close: Option<Duration>,
+    pub(crate) omit_next_incoming_id: bool,
+    pub(crate) disposition_delay: Duration,
+    pub(crate) any_send_fault: bool,
+}
+
+/// The faults in force.
+#[derive(Debug)]
+pub(crate) struct FaultBox {
+    inner: Mutex<Inner>,
+    /// Whether anything at all is set; the hot path asks only this.
+    active: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    faults: Faults,
+    draws: u64,
+}
+
+impl Inner {
+    fn strikes(&mut self, pick: impl Fn(&mut Faults) -> &mut Chance) -> bool {
+        let chance = pick(&mut self.faults);
+        if !chance.is_set() {
+            return false;
+        }
+        if chance.next > 0 {
+            chance.next -= 1;
+            return true;
+        }
+        let share = chance.share;
+        self.draws += 1;
+        unit(self.faults.seed, self.draws) < share
+    }
+}
+
+fn unit(seed: u64, draw: u64) -> f64 {
+    let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&draw.to_le_bytes(), seed);
+    (hash >> 11) as f64 / (1u64 << 53) as f64
+}
+
+impl FaultBox {
+    pub(crate) fn new(faults: Faults) -> Self {
+        let active = AtomicBool::new(faults != Faults::default());
+        Self {
+            inner: Mutex::new(Inner { faults, draws: 0 }),
+            active,
+        }
+    }
+
+    pub(crate) fn get(&self) -> Faults {
+        lock(&self.inner).faults.clone()
+    }
+
+    pub(crate) fn set(&self, faults: Faults) {
+        let active = faults != Faults::default();
+        lock(&self.inner).faults = faults;
+        self.active.store(active, Ordering::Release);
+    }
+
+    fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn refuses_connections(&self) -> bool {
+        self.is_active() && lock(&self.inner).faults.refuse_connections
+    }
+
+    pub(crate) fn refuses_cbs(&self) -> bool {
+        self.is_active() && lock(&self.inner).faults.refuse_cbs
+    }
+
+    pub(crate) fn quota_exhausted(&self) -> bool {
+        self.is_active() && lock(&self.inner).faults.quota_exhausted
+    }
+
+    pub(crate) fn http_delay(&self) -> Duration {
+        if !self.is_active() {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(lock(&self.inner).faults.http_delay_ms)
+    }
+
+    pub(crate) fn cut_rules(&self) -> CutRules {
+        if !self.is_active() {
+            return CutRules::default();
+        }
+        let inner = lock(&self.inner);
+        let faults = &inner.faults;
+        CutRules {
+            detach_after: faults.detach_after_transfers,
+            close_after: faults.close_after_transfers,
+            drop_after: faults.drop_after_transfers,
+            idle_close: faults.idle_close_ms.map(Duration::from_millis),
+            omit_next_incoming_id: faults.flow_without_next_incoming_id,
+            disposition_delay: Duration::from_millis(faults.disposition_delay_ms),
+            any_send_fault: [
+                faults.released,
+                faults.modified,
+                faults.internal_error,
+                faults.timeout,
+                faults.throttled,
+                faults.lost_disposition,
+            ]
+            .iter()
+            .any(Chance::is_set),
+        }
+    }
+
+    pub(crate) fn on_send(&self) -> Option<SendFault> {
+        let mut inner = lock(&self.inner);
+        if inner.strikes(|faults| &mut faults.released) {
+            Some(SendFault::Released)
+        } else if inner.strikes(|faults| &mut faults.modified) {
+            Some(SendFault::Modified)
+        } else if inner.strikes(|faults| &mut faults.internal_error) {
+            Some(SendFault::InternalError)
+        } else if inner.strikes(|faults| &mut faults.throttled) {
+            Some(SendFault::Throttled)
+        } else if inner.strikes(|faults| &mut faults.timeout) {
+            Some(SendFault::TimedOutYetEnqueued)
+        } else if inner.strikes(|faults| &mut faults.lost_disposition) {
+            Some(SendFault::DispositionLost)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn on_http(&self) -> Option<HttpFault> {
+        if !self.is_active() {
+            return None;
+        }
+        let mut inner = lock(&self.inner);
+        if inner.strikes(|faults| &mut faults.http_429) {
+            let retry_after_s = inner.faults.retry_after_s;
+            Some(HttpFault::TooManyRequests { retry_after_s })
+        } else if inner.strikes(|faults| &mut faults.http_500) {
+            Some(HttpFault::Internal)
+        } else if inner.strikes(|faults| &mut faults.http_503) {
+            Some(HttpFault::Unavailable)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn on_query_page(&self) -> bool {
+        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.empty_page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_strikes_exactly_so_often() {
+        let faults = FaultBox::new(Faults {
+            released: Chance::next(2),
+            ..Faults::default()
+        });
+        let struck: Vec<_> = (0..4).map(|_| faults.on_send()).collect();
+        assert_eq!(
+            struck,
+            [
+                Some(SendFault::Released),
+                Some(SendFault::Released),
+                None,
+                None
+            ]
+        );
+        assert_eq!(faults.get().released.next, 0);
+    }
+
+    #[test]
+    fn a_share_is_kept_and_repeats_with_its_seed() {
+        let draw = |seed| {
+            let faults = Faults {
+                seed,
+                lost_disposition: Chance::share(0.25),
+                ..Faults::default()
+            };
+            let faults = FaultBox::new(faults);
+            (0..4000)
+                .map(|_| faults.on_send().is_some())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let hits = draw(7).iter().filter(|hit| **hit).count();
+        assert!((900..1100).contains(&hits), "{hits}");
+    }
+
+    #[test]
+    fn an_unknown_fault_is_an_error() {
+        let error = serde_json::from_str::<Faults>(r#"{"relased":{}}"#).unwrap_err();
+        assert!(error.to_string().contains("relased"), "{error}");
+    }
+}

@@ -1,0 +1,453 @@
+//! The hub's state and what can be done with it. Everything here is synchronous and short; sockets and
+//! waiting are elsewhere.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::feedback::{FeedbackBatch, FeedbackQueue, Record};
+use super::refusal::Refusal;
+use super::store::{Ack, Arrival, MessageState, Store};
+use super::summary::{Summary, Tallies};
+use super::throttle::{Admission, Operation, Throttles};
+use crate::config::HubConfig;
+use crate::faults::{FaultBox, SendFault};
+use crate::fleet::{Conduct, DeviceRecord, Registry, twin_document};
+use crate::lock;
+use crate::policy::Policy;
+use crate::sas::{Grant, TokenError, verify};
+use crate::tier::Limits;
+
+/// The largest cloud-to-device message, properties included.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// A message on its way to a device, as the AMQP side has read it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Submission<'a> {
+    pub(crate) device_id: &'a str,
+    pub(crate) message_id: &'a str,
+    pub(crate) ack: Ack,
+    pub(crate) expiry_ms: Option<i64>,
+    pub(crate) properties: &'a [u8],
+    pub(crate) body: &'a [u8],
+    /// Everything together, in bytes.
+    pub(crate) size: usize,
+}
+
+/// What a connection is told to do to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Close with `amqp:connection:forced`.
+    Close,
+    /// Drop the TCP connection.
+    Drop,
+    /// Detach all links with `amqp:link:detach-forced`.
+    Detach,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) store: Store,
+    pub(crate) feedback: FeedbackQueue,
+    /// The day since 1970 and what was used of its quota.
+    quota: (u64, u64),
+}
+
+/// A hub.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) config: HubConfig,
+    pub(crate) names: Vec<String>,
+    policies: Vec<Policy>,
+    limits: Limits,
+    started: Instant,
+    started_ms: u64,
+    registry: RwLock<Registry>,
+    state: Mutex<State>,
+    throttles: Throttles,
+    pub(crate) faults: FaultBox,
+    pub(crate) tallies: Tallies,
+    /// A bit for each device of the fleet that has completed a message.
+    completed: Vec<AtomicU64>,
+    /// Changes whenever there may be feedback to take.
+    feedback_ready: watch::Sender<u64>,
+    /// Changes whenever all connections are to be cut.
+    cuts: watch::Sender<(u64, Cut)>,
+}
+
+impl Hub {
+    pub(crate) fn new(config: HubConfig) -> Self {
+        let limits = config.effective_limits();
+        let policies = if config.policies.is_empty() {
+            Policy::defaults(config.seed)
+        } else {
+            config.policies.clone()
+        };
+        let feedback = FeedbackQueue::new(
+            config.feedback_interval,
+            config.feedback_ttl,
+            config.feedback_records_max,
+            config.delivery_count_max,
+        );
+        let throttled = (!config.unlimited).then_some(&limits);
+        let started_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        Self {
+            names: config.names(),
+            policies,
+            limits,
+            started: Instant::now(),
+            started_ms: u64::try_from(started_ms).unwrap_or(0),
+            completed: (0..=config.fleet.len() / 64)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+            registry: RwLock::new(Registry::new(Arc::new(config.fleet.clone()))),
+            state: Mutex::new(State {
+                store: Store::new(),
+                feedback,
+                quota: (0, 0),
+            }),
+            throttles: Throttles::new(
+                throttled,
+                config.throttle_tolerance,
+                config.throttle_wait_max,
+            ),
+            faults: FaultBox::new(config.faults.clone()),
+            tallies: Tallies::default(),
+            feedback_ready: watch::Sender::new(0),
+            cuts: watch::Sender::new((0, Cut::Close)),
+            config,
+        }
+    }
+
+    /// Milliseconds since 1970, by a clock that does not go back.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started_ms + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
+    }
+
+    pub(crate) fn now_s(&self) -> u64 {
+        self.now_ms() / 1000
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    pub(crate) fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+        self.registry
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn registry_mut(&self) -> RwLockWriteGuard<'_, Registry> {
+        self.registry
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Checks a token.
+    pub(crate) fn authenticate(&self, token: &str) -> Result<Grant, TokenError> {
+        verify(token, &self.policies, &self.names, self.now_s())
+    }
+
+    /// Asks the throttle of `operation` for `count` permits.
+    pub(crate) fn admit(&self, operation: Operation, count: u64) -> Admission {
+        let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX >> 1);
+        // The clock starts a minute in, so that the first operations find no debt of the past.
+        self.throttles
+            .admit(operation, count, now_ns + 60_000_000_000)
+    }
+
+    /// Enqueues a message, or says why not.
+    pub(crate) fn submit(&self, submission: &Submission<'_>) -> Result<(), Refusal> {
+        let result = self.try_submit(submission);
+        if let Err(refusal) = &result {
+            self.tallies.refusal(refusal);
+        }
+        result
+    }
+
+    fn try_submit(&self, submission: &Submission<'_>) -> Result<(), Refusal> {
+        if !self.config.tier.has_commands() {
+            return Err(Refusal::not_in_tier());
+        }
+        if submission.size > MESSAGE_BYTES_MAX {
+            return Err(Refusal::too_large(submission.size, MESSAGE_BYTES_MAX));
+        }
+        let id = submission.device_id;
+        let now_ms = self.now_ms();
+        let registry = self.registry();
+        let device = registry
+            .number(id)
+            .ok_or_else(|| Refusal::device_not_found(id))?;
+        let ttl_ms = self.ttl_ms(submission.expiry_ms, now_ms)?;
+        let conduct = registry.conduct(device);
+        if conduct == Conduct::Disabled {
+            return Err(Refusal::device_disabled(id));
+        }
+        let mut state = lock(&self.state);
+        if state.store.pending(device) >= self.config.queue_depth {
+            return Err(Refusal::queue_full(id, self.config.queue_depth));
+        }
+        if state.store.len() >= self.config.messages_max as usize {
+            return Err(Refusal::store_full(self.config.messages_max));
+        }
+        self.charge(&mut state, submission.size, now_ms)?;
+        let nth = state.store.len() as u64;
+        let (planned, due_ms) = self.fate(&registry, device, conduct, now_ms, ttl_ms, nth);
+        state.store.enqueue(Arrival {
+            now_ms,
+            device,
+            id: submission.message_id,
+            ack: submission.ack,
+            properties: submission.properties,
+            body: submission.body,
+            ttl_ms,
+            invisible: conduct == Conduct::NeverAnswers,
+            planned,
+            due_ms,
+        });
+        Ok(())
+    }
+
+    fn ttl_ms(&self, expiry_ms: Option<i64>, now_ms: u64) -> Result<u64, Refusal> {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let Some(expiry_ms) = expiry_ms else {
+            return Ok(millis(self.config.default_ttl));
+        };
+        let ttl_ms = u64::try_from(expiry_ms).unwrap_or(0).saturating_sub(now_ms);
+        if ttl_ms > millis(self.config.ttl_max) {
+            let hours = self.config.ttl_max.as_secs() / 3600;
+            return Err(Refusal::bad_expiry(format!(
+                "the message expires {} hours from now; at most {hours} are allowed",
+                ttl_ms / 3_600_000
+            )));
+        }
+        // What has expired already is taken, and expires.
+        Ok(ttl_ms)
+    }
+
+    fn charge(&self, state: &mut State, size: usize, now_ms: u64) -> Result<(), Refusal> {
+        let day = now_ms / DAY_MS;
+        if state.quota.0 != day {
+            state.quota = (day, 0);
+        }
+        let limit = self.limits.daily_messages;
+        let units = size.div_ceil(self.config.tier.meter_bytes()).max(1) as u64;
+        let full = !self.config.unlimited && state.quota.1 + units > limit;
+        if full || self.faults.quota_exhausted() {
+            return Err(Refusal::quota_exceeded(
+                state.quota.1.max(if full { 0 } else { limit }),
+                limit,
+            ));
+        }
+        state.quota.1 += units;
+        Ok(())
+    }
+
+    /// How a message will end, and when, unless something comes between.
+    fn fate(
+        &self,
+        registry: &Registry,
+        device: u32,
+        conduct: Conduct,
+        now_ms: u64,
+        ttl_ms: u64,
+        nth: u64,
+    ) -> (MessageState, u64) {
+        let expires_ms = now_ms.saturating_add(ttl_ms);
+        let latency = registry
+            .fleet()
+            .place(device)
+            .map_or(Duration::from_millis(50), |(group, position)| {
+                group.latency(position, nth)
+            });
+        let latency_ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX >> 1);
+        let (end, at_ms) = match conduct {
+            Conduct::Completes { online_after } => {
+                let online_ms = self.started_ms
+                    + u64::try_from(online_after.as_millis()).unwrap_or(u64::MAX >> 1);
+                (MessageState::Delivered, now_ms.max(online_ms) + latency_ms)
+            }
+            Conduct::Rejects => (MessageState::Rejected, now_ms + latency_ms),
+            Conduct::Abandons => {
+                let times = u64::from(self.config.delivery_count_max);
+                (
+                    MessageState::DeliveryCountExceeded,
+                    now_ms + latency_ms * times,
+                )
+            }
+            Conduct::NeverAnswers | Conduct::Offline | Conduct::Disabled => {
+                (MessageState::Expired, expires_ms)
+            }
+        };
+        if at_ms < expires_ms {
+            (end, at_ms)
+        } else {
+            (MessageState::Expired, expires_ms)
+        }
+    }
+
+    /// What a fault makes of the next send, if one strikes.
+    pub(crate) fn send_fault(&self) -> Option<SendFault> {
+        self.faults.on_send()
+    }
+
+    /// Removes a device's pending messages, and says how many there were.
+    pub(crate) fn empty_queue(&self, device: u32, end: MessageState) -> u64 {
+        let now_ms = self.now_ms();
+        let mut state = lock(&self.state);
+        let numbers: Vec<u32> = state.store.messages_of(device).collect();
+        let mut count = 0;
+        for number in numbers {
+            if let Some(message) = state.store.finish(number, end, now_ms) {
+                count += 1;
+                if message.ack.wants(end) {
+                    state.feedback.push(Record {
+                        at_ms: now_ms,
+                        message: number,
+                        state: end,
+                    });
+                }
+            }
+        }
+        count
+    }
+
+    /// Whether a device is connected.
+    pub(crate) fn is_connected(&self, registry: &Registry, device: u32) -> bool {
+        match registry.conduct(device) {
+            Conduct::Completes { online_after } => self.uptime() >= online_after,
+            Conduct::Rejects | Conduct::Abandons | Conduct::NeverAnswers => true,
+            Conduct::Offline | Conduct::Disabled => false,
+        }
+    }
+
+    /// Whether a device has completed a message.
+    pub(crate) fn has_completed(&self, device: u32) -> bool {
+        let word = self.completed.get(device as usize / 64);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (device % 64) & 1 == 1)
+    }
+
+    pub(crate) fn mark_completed(&self, device: u32) {
+        if let Some(word) = self.completed.get(device as usize / 64) {
+            word.fetch_or(1 << (device % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// The twin document of a device as it is now.
+    pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
+        let pending = lock(&self.state).store.pending(device);
+        let connected = self.is_connected(registry, device);
+        if !self.has_completed(device) {
+            return twin_document(record, pending, connected);
+        }
+        let mut record = record.clone();
+        if let Some((group, position)) = registry.fleet().place(device) {
+            record
+                .reported
+                .extend(group.reported_after.object(position));
+        }
+        twin_document(&record, pending, connected)
+    }
+
+    /// Takes a feedback batch.
+    pub(crate) fn take_feedback(&self) -> Option<FeedbackBatch> {
+        lock(&self.state).feedback.take()
+    }
+
+    /// Gives a feedback batch back.
+    pub(crate) fn give_back_feedback(&self, batch: FeedbackBatch) {
+        if lock(&self.state).feedback.give_back(batch) {
+            self.feedback_may_be_ready();
+        }
+    }
+
+    pub(crate) fn feedback_may_be_ready(&self) {
+        self.feedback_ready.send_modify(|version| *version += 1);
+    }
+
+    pub(crate) fn watch_feedback(&self) -> watch::Receiver<u64> {
+        self.feedback_ready.subscribe()
+    }
+
+    /// Cuts all connections now.
+    pub(crate) fn cut(&self, cut: Cut) {
+        self.cuts
+            .send_modify(|current| *current = (current.0 + 1, cut));
+    }
+
+    pub(crate) fn watch_cuts(&self) -> watch::Receiver<(u64, Cut)> {
+        self.cuts.subscribe()
+    }
+
+    /// What was counted so far.
+    pub(crate) fn summary(&self) -> Summary {
+        let devices = u64::try_from(self.registry().numbers(0).count()).unwrap_or(u64::MAX);
+        let state = lock(&self.state);
+        let (counts, feedback, tallies) =
+            (state.store.counts, state.feedback.counts, &self.tallies);
+        Summary {
+            devices,
+            uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
+            transfers: tallies.transfers.get(),
+            accepted: counts.accepted,
+            distinct_devices: counts.distinct_devices,
+            repeats_by_device: counts.accepted - counts.distinct_devices,
+            repeats_by_message_id: counts.repeated_message_ids,
+            accepted_in_any_minute_max: state.store.windows.max_minute(),
+            accepted_in_any_second_max: state.store.windows.max_second(),
+            daily_messages_used: state.quota.1,
+            pending: counts.pending,
+            delivered: counts.delivered,
+            expired: counts.expired,
+            rejected_by_device: counts.rejected,
+            delivery_count_exceeded: counts.delivery_count_exceeded,
+            purged: counts.purged,
+            lost_with_device: counts.lost,
+            shaped: tallies.shaped.get(),
+            throttled: tallies.throttled.get(),
+            not_found: tallies.not_found.get(),
+            disabled: tallies.disabled.get(),
+            queue_full: tallies.queue_full.get(),
+            quota_exceeded: tallies.quota_exceeded.get(),
+            otherwise_refused: tallies.otherwise_refused.get(),
+            released: tallies.released.get(),
+            modified: tallies.modified.get(),
+            lost_dispositions: tallies.lost_dispositions.get(),
+            unanswered_max: tallies.unanswered.max(),
+            connections: tallies.connections.get(),
+            open_connections: tallies.open_connections.now(),
+            open_connections_max: tallies.open_connections.max(),
+            link_opens: tallies.link_opens.get(),
+            link_opens_throttled: tallies.link_opens_throttled.get(),
+            cut_connections: tallies.cut_connections.get(),
+            cut_links: tallies.cut_links.get(),
+            tokens_accepted: tallies.tokens_accepted.get(),
+            tokens_refused: tallies.tokens_refused.get(),
+            feedback_made: feedback.made,
+            feedback_completed: feedback.completed,
+            feedback_dropped: feedback.dropped,
+            feedback_waiting: state.feedback.len() as u64,
+            http_requests: tallies.http_requests.get(),
+            http_shaped: tallies.http_shaped.get(),
+            http_throttled: tallies.http_throttled.get(),
+            query_pages: tallies.query_pages.get(),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Keeps each distinct piece of bytes once: a rollout's million messages share one body.
+
+use std::collections::HashMap;
+
+/// Bytes of at most this many pieces' content are kept; of later ones only the length is known. Bodies that
+/// differ for every device would otherwise grow without bound.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+
+/// Distinct byte strings, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Interner {
+    by_hash: HashMap<u64, u32>,
+    pieces: Vec<Piece>,
+    kept_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Piece {
+    content: Option<Box<[u8]>>,
+    len: u32,
+}
+
+impl Interner {
+    /// The number of these bytes.
+    pub(crate) fn intern(&mut self, bytes: &[u8]) -> u32 {
+        let hash = xxhash_rust::xxh3::xxh3_64(bytes);
+        if let Some(number) = self.by_hash.get(&hash) {
+            return *number;
+        }
+        let keep = self.kept_bytes + bytes.len() <= KEPT_BYTES_MAX;
+        if keep {
+            self.kept_bytes += bytes.len();
+        }
+        // The store holds fewer messages than 2^32, and each adds at most one piece.
+        let number = u32::try_from(self.pieces.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.pieces.push(Piece {
+            content: keep.then(|| bytes.into()),
+            len,
+        });
+        self.by_hash.insert(hash, number);
+        number
+    }
+
+    /// The bytes of a number, if they were kept.
+    pub(crate) fn get(&self, number: u32) -> Option<&[u8]> {
+        self.pieces.get(number as usize)?.content.as_deref()
+    }
+
+    /// How many bytes a number stands for.
+    pub(crate) fn len(&self, number: u32) -> u32 {
+        self.pieces
+            .get(number as usize)
+            .map_or(0, |piece| piece.len)
+    }
+}
+
+/// Short texts one after the other in large blocks: no allocation, and no more bytes than the text itself.
+#[derive(Debug, Default)]
+pub(crate) struct TextArena {
+    blocks: Vec<Vec<u8>>,
+}
+
+/// Where a text is in the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TextRef(u64);
+
+const BLOCK_BYTES: usize = 1 << 20;
+const TEXT_BYTES_MAX: usize = u16::MAX as usize;
+
+impl TextArena {
+    /// Stores a text; what is longer than 64 KiB, which no message id is, is cut.
+    pub(crate) fn push(&mut self, text: &str) -> TextRef {
+        let bytes = &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)];
+        if self
+            .blocks
+            .last()
+            .is_none_or(|block| block.len() + bytes.len() > BLOCK_BYTES)
+        {
+            self.blocks.push(Vec::with_capacity(BLOCK_BYTES));
+        }
+        let block = self.blocks.len() - 1;
+        let start = self.blocks[block].len();
+        self.blocks[block].extend_from_slice(bytes);
+        TextRef((block as u64) << 40 | (start as u64) << 16 | bytes.len() as u64)
+    }
+
+    /// A stored text.
+    pub(crate) fn get(&self, at: TextRef) -> &str {
+        let (block, start, len) = (
+            (at.0 >> 40) as usize,
+            (at.0 >> 16 & 0xff_ffff) as usize,
+            (at.0 & 0xffff) as usize,
+        );
+        let bytes = self
+            .blocks
+            .get(block)
+            .and_then(|block| block.get(start..start + len));
+        bytes
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_bytes_have_one_number() {
+        let mut interner = Interner::default();
+        let a = interner.intern(b"body");
+        assert_eq!(interner.intern(b"body"), a);
+        assert_ne!(interner.intern(b"other"), a);
+        assert_eq!(interner.get(a), Some(&b"body"[..]));
+        assert_eq!(interner.len(a), 4);
+    }
+
+    #[test]
+    fn texts_come_back_across_blocks() {
+        let mut arena = TextArena::default();
+        let texts: Vec<String> = (0..50_000)
+            .map(|i| format!("rollout-{i}.{}", "x".repeat(i % 60)))
+            .collect();
+        let refs: Vec<_> = texts.iter().map(|text| arena.push(text)).collect();
+        assert!(arena.blocks.len() > 1);
+        for (text, at) in texts.iter().zip(refs) {
+            assert_eq!(arena.get(at), text);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The hub itself: what is accepted, queued, delivered and reported back.
+
+mod core;
+mod delivery;
+mod feedback;
+mod intern;
+mod refusal;
+mod store;
+mod summary;
+mod throttle;
+mod windows;
+
+pub use self::core::Cut;
+pub(crate) use self::core::{Hub, Submission};
+pub(crate) use feedback::FeedbackBatch;
+pub(crate) use refusal::Refusal;
+pub(crate) use store::Ack;
+pub use store::MessageState;
+pub use summary::Summary;
+pub(crate) use throttle::{Admission, Operation};

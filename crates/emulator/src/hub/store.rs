@@ -1,0 +1,444 @@
+//! The messages: queued, delivered and done, in about a hundred bytes each.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::intern::{Interner, TextArena, TextRef};
+use super::windows::Windows;
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    /// In the device's queue.
+    Enqueued,
+    /// With the device, which has not answered.
+    Invisible,
+    /// Completed by the device.
+    Delivered,
+    /// Not taken in time.
+    Expired,
+    /// Rejected by the device.
+    Rejected,
+    /// Abandoned by the device too often.
+    DeliveryCountExceeded,
+    /// Removed on request.
+    Purged,
+    /// Gone with its device.
+    Lost,
+}
+
+impl MessageState {
+    /// Whether it still takes a place in the device's queue.
+    #[must_use]
+    pub fn is_pending(self) -> bool {
+        matches!(self, Self::Enqueued | Self::Invisible)
+    }
+
+    /// Its word in feedback records, if it is ever reported.
+    pub(crate) fn feedback_status(self) -> Option<&'static str> {
+        match self {
+            Self::Delivered => Some("Success"),
+            Self::Expired => Some("Expired"),
+            Self::Rejected => Some("Rejected"),
+            Self::DeliveryCountExceeded => Some("DeliveryCountExceeded"),
+            Self::Purged => Some("Purged"),
+            Self::Enqueued | Self::Invisible | Self::Lost => None,
+        }
+    }
+}
+
+/// Which feedback the sender wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ack {
+    None,
+    Positive,
+    Negative,
+    Full,
+}
+
+impl Ack {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "none" => Some(Self::None),
+            "positive" => Some(Self::Positive),
+            "negative" => Some(Self::Negative),
+            "full" => Some(Self::Full),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Positive => "positive",
+            Self::Negative => "negative",
+            Self::Full => "full",
+        }
+    }
+
+    /// Whether the sender wants to hear of this end.
+    pub(crate) fn wants(self, state: MessageState) -> bool {
+        match (self, state) {
+            (Self::None, _) | (_, MessageState::Lost) => false,
+            (Self::Full, _) => !state.is_pending(),
+            (Self::Positive, _) => state == MessageState::Delivered,
+            (Self::Negative, _) => !state.is_pending() && state != MessageState::Delivered,
+        }
+    }
+}
+
+/// A message, by number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored {
+    pub(crate) enqueued_ms: u64,
+    pub(crate) id: TextRef,
+    pub(crate) device: u32,
+    /// The device's next message, plus one.
+    next: u32,
+    pub(crate) properties: u32,
+    pub(crate) body: u32,
+    /// From enqueuing to expiry. At most two days, so 32 bits are plenty.
+    pub(crate) ttl_ms: u32,
+    /// From enqueuing to the end, once there is one.
+    pub(crate) done_after_ms: u32,
+    pub(crate) state: MessageState,
+    /// How it will end unless something comes between.
+    planned: MessageState,
+    pub(crate) ack: Ack,
+}
+
+/// A message on its way into the store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) now_ms: u64,
+    pub(crate) device: u32,
+    pub(crate) id: &'a str,
+    pub(crate) ack: Ack,
+    pub(crate) properties: &'a [u8],
+    pub(crate) body: &'a [u8],
+    pub(crate) ttl_ms: u64,
+    pub(crate) invisible: bool,
+    pub(crate) planned: MessageState,
+    pub(crate) due_ms: u64,
+}
+
+/// What is known of a device that was sent a message; the list of its messages, by number plus one.
+#[derive(Debug, Clone, Copy, Default)]
+struct DeviceState {
+    head: u32,
+    tail: u32,
+    pending: u32,
+}
+
+/// What the store has counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StoreCounts {
+    pub(crate) accepted: u64,
+    pub(crate) distinct_devices: u64,
+    pub(crate) repeated_message_ids: u64,
+    pub(crate) pending: u64,
+    pub(crate) delivered: u64,
+    pub(crate) expired: u64,
+    pub(crate) rejected: u64,
+    pub(crate) delivery_count_exceeded: u64,
+    pub(crate) purged: u64,
+    pub(crate) lost: u64,
+}
+
+const MESSAGES_PER_BLOCK: usize = 1 << 14;
+const DEVICES_PER_PAGE: usize = 1 << 10;
+
+/// All messages of a hub.
+#[derive(Debug)]
+pub(crate) struct Store {
+    blocks: Vec<Vec<Stored>>,
+    devices: Vec<Option<Box<[DeviceState]>>>,
+    ids: TextArena,
+    pub(crate) bodies: Interner,
+    pub(crate) properties: Interner,
+    /// Hashes of the message ids accepted so far. With a million ids the chance that two different ones
+    /// share a hash is below one in ten million.
+    seen: HashSet<u64, std::hash::BuildHasherDefault<HashIsKey>>,
+    /// Messages by the time at which something happens to them.
+    due: BTreeMap<u64, Vec<u32>>,
+    pub(crate) windows: Windows,
+    pub(crate) counts: StoreCounts,
+}
+
+/// The keys of the set of seen ids are hashes already.
+#[derive(Debug, Default)]
+pub(crate) struct HashIsKey(u64);
+
+impl std::hash::Hasher for HashIsKey {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxhash_rust::xxh3::xxh3_64(bytes);
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self {
+            blocks: Vec::new(),
+            devices: Vec::new(),
+            ids: TextArena::default(),
+            bodies: Interner::default(),
+            properties: Interner::default(),
+            seen: HashSet::default(),
+            due: BTreeMap::new(),
+            windows: Windows::new(),
+            counts: StoreCounts::default(),
+        }
+    }
+
+    /// How many messages are held, finished ones included.
+    pub(crate) fn len(&self) -> usize {
+        match self.blocks.split_last() {
+            None => 0,
+            Some((last, full)) => full.len() * MESSAGES_PER_BLOCK + last.len(),
+        }
+    }
+
+    /// A message.
+    pub(crate) fn message(&self, number: u32) -> Option<&Stored> {
+        let number = number as usize;
+        self.blocks
+            .get(number / MESSAGES_PER_BLOCK)?
+            .get(number % MESSAGES_PER_BLOCK)
+    }
+
+    fn message_mut(&mut self, number: u32) -> Option<&mut Stored> {
+        let number = number as usize;
+        self.blocks
+            .get_mut(number / MESSAGES_PER_BLOCK)?
+            .get_mut(number % MESSAGES_PER_BLOCK)
+    }
+
+    /// A message's id.
+    pub(crate) fn id(&self, message: &Stored) -> &str {
+        self.ids.get(message.id)
+    }
+
+    fn device(&self, device: u32) -> DeviceState {
+        let page = self.devices.get(device as usize / DEVICES_PER_PAGE);
+        page.and_then(Option::as_ref)
+            .map_or_else(DeviceState::default, |page| {
+                page[device as usize % DEVICES_PER_PAGE]
+            })
+    }
+
+    fn device_mut(&mut self, device: u32) -> &mut DeviceState {
+        let at = device as usize / DEVICES_PER_PAGE;
+        if self.devices.len() <= at {
+            self.devices.resize_with(at + 1, || None);
+        }
+        let empty = || vec![DeviceState::default(); DEVICES_PER_PAGE].into_boxed_slice();
+        &mut self.devices[at].get_or_insert_with(empty)[device as usize % DEVICES_PER_PAGE]
+    }
+
+    /// How many messages wait for a device.
+    pub(crate) fn pending(&self, device: u32) -> u32 {
+        self.device(device).pending
+    }
+
+    /// Puts a message into its device's queue.
+    pub(crate) fn enqueue(&mut self, arrival: Arrival<'_>) -> u32 {
+        let number = u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let message = Stored {
+            enqueued_ms: arrival.now_ms,
+            id: self.ids.push(arrival.id),
+            device: arrival.device,
+            next: 0,
+            properties: self.properties.intern(arrival.properties),
+            body: self.bodies.intern(arrival.body),
+            ttl_ms: u32::try_from(arrival.ttl_ms).unwrap_or(u32::MAX),
+            done_after_ms: 0,
+            state: if arrival.invisible {
+                MessageState::Invisible
+            } else {
+                MessageState::Enqueued
+            },
+            planned: arrival.planned,
+            ack: arrival.ack,
+        };
+        if self
+            .blocks
+            .last()
+            .is_none_or(|block| block.len() == MESSAGES_PER_BLOCK)
+        {
+            self.blocks.push(Vec::with_capacity(MESSAGES_PER_BLOCK));
+        }
+        if let Some(block) = self.blocks.last_mut() {
+            block.push(message);
+        }
+        let state = self.device_mut(arrival.device);
+        state.pending += 1;
+        let last = std::mem::replace(&mut state.tail, number + 1);
+        if last == 0 {
+            state.head = number + 1;
+            self.counts.distinct_devices += 1;
+        } else if let Some(last) = self.message_mut(last - 1) {
+            last.next = number + 1;
+        }
+        if !self
+            .seen
+            .insert(xxhash_rust::xxh3::xxh3_64(arrival.id.as_bytes()))
+        {
+            self.counts.repeated_message_ids += 1;
+        }
+        self.due.entry(arrival.due_ms).or_default().push(number);
+        self.counts.accepted += 1;
+        self.counts.pending += 1;
+        self.windows.count(arrival.now_ms);
+        number
+    }
+
+    /// Ends up to `limit` messages whose time has come, and calls `ended` for each.
+    pub(crate) fn run_due(
+        &mut self,
+        now_ms: u64,
+        limit: usize,
+        mut ended: impl FnMut(u32, &Stored),
+    ) -> usize {
+        let mut count = 0;
+        while count < limit {
+            let Some(entry) = self
+                .due
+                .first_entry()
+                .filter(|entry| *entry.key() <= now_ms)
+            else {
+                break;
+            };
+            for number in entry.remove() {
+                let Some(planned) = self.message(number).map(|message| message.planned) else {
+                    continue;
+                };
+                if let Some(message) = self.finish(number, planned, now_ms) {
+                    ended(number, &message);
+                }
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Ends a message that is still pending.
+    pub(crate) fn finish(
+        &mut self,
+        number: u32,
+        state: MessageState,
+        now_ms: u64,
+    ) -> Option<Stored> {
+        let message = self.message_mut(number)?;
+        if !message.state.is_pending() {
+            return None;
+        }
+        message.state = state;
+        message.done_after_ms =
+            u32::try_from(now_ms.saturating_sub(message.enqueued_ms)).unwrap_or(u32::MAX);
+        let message = *message;
+        self.device_mut(message.device).pending -= 1;
+        self.counts.pending -= 1;
+        let counts = &mut self.counts;
+        match state {
+            MessageState::Delivered => counts.delivered += 1,
+            MessageState::Expired => counts.expired += 1,
+            MessageState::Rejected => counts.rejected += 1,
+            MessageState::DeliveryCountExceeded => counts.delivery_count_exceeded += 1,
+            MessageState::Purged => counts.purged += 1,
+            MessageState::Lost => counts.lost += 1,
+            MessageState::Enqueued | MessageState::Invisible => {}
+        }
+        Some(message)
+    }
+
+    /// The numbers of a device's messages, oldest first.
+    pub(crate) fn messages_of(&self, device: u32) -> impl Iterator<Item = u32> + '_ {
+        let mut next = self.device(device).head;
+        std::iter::from_fn(move || {
+            let number = next.checked_sub(1)?;
+            next = self.message(number)?.next;
+            Some(number)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival(device: u32, id: &str, now_ms: u64, due_ms: u64) -> Arrival<'_> {
+        Arrival {
+            now_ms,
+            device,
+            id,
+            ack: Ack::Full,
+            properties: b"",
+            body: b"body",
+            ttl_ms: 1000,
+            invisible: false,
+            planned: MessageState::Delivered,
+            due_ms,
+        }
+    }
+
+    #[test]
+    fn messages_end_once_and_in_time() {
+        let mut store = Store::new();
+        store.enqueue(arrival(7, "a", 0, 20));
+        store.enqueue(arrival(7, "b", 1, 10));
+        store.enqueue(arrival(9, "a", 2, 30));
+        assert_eq!(
+            (store.pending(7), store.pending(9), store.pending(8)),
+            (2, 1, 0)
+        );
+        assert_eq!(store.counts.repeated_message_ids, 1);
+        assert_eq!(store.counts.distinct_devices, 2);
+        let mut ended = Vec::new();
+        store.run_due(15, 10, |number, _| ended.push(number));
+        assert_eq!(ended, [1]);
+        assert!(store.finish(0, MessageState::Purged, 16).is_some());
+        store.run_due(100, 10, |number, _| ended.push(number));
+        assert_eq!(ended, [1, 2]);
+        assert_eq!(
+            (
+                store.counts.delivered,
+                store.counts.purged,
+                store.counts.pending
+            ),
+            (2, 1, 0)
+        );
+        assert!(store.messages_of(7).eq([0, 1]));
+    }
+
+    #[test]
+    fn acknowledgements_are_for_the_ends_they_name() {
+        use MessageState::{Delivered, Enqueued, Expired, Lost, Purged};
+        for (ack, wanted) in [
+            (Ack::None, &[][..]),
+            (Ack::Positive, &[Delivered]),
+            (Ack::Negative, &[Expired, Purged]),
+            (Ack::Full, &[Delivered, Expired, Purged]),
+        ] {
+            for state in [Delivered, Expired, Purged, Enqueued, Lost] {
+                assert_eq!(
+                    ack.wants(state),
+                    wanted.contains(&state),
+                    "{ack:?} {state:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_is_small() {
+        assert!(size_of::<Stored>() <= 48, "{}", size_of::<Stored>());
+    }
+}

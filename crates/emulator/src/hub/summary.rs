@@ -1,0 +1,190 @@
+//! What the hub has counted since it started.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::refusal::Refusal;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn one(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down, and the highest it has been.
+#[derive(Debug, Default)]
+pub(crate) struct Level {
+    now: AtomicU64,
+    max: AtomicU64,
+}
+
+impl Level {
+    pub(crate) fn up(&self) {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.max.fetch_max(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn down(&self) {
+        self.now.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn max(&self) -> u64 {
+        self.max.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts outside the message store.
+#[derive(Debug, Default)]
+pub(crate) struct Tallies {
+    pub(crate) connections: Counter,
+    pub(crate) open_connections: Level,
+    pub(crate) link_opens: Counter,
+    pub(crate) link_opens_throttled: Counter,
+    pub(crate) transfers: Counter,
+    pub(crate) unanswered: Level,
+    pub(crate) shaped: Counter,
+    pub(crate) throttled: Counter,
+    pub(crate) not_found: Counter,
+    pub(crate) disabled: Counter,
+    pub(crate) queue_full: Counter,
+    pub(crate) quota_exceeded: Counter,
+    pub(crate) otherwise_refused: Counter,
+    pub(crate) released: Counter,
+    pub(crate) modified: Counter,
+    pub(crate) lost_dispositions: Counter,
+    pub(crate) cut_connections: Counter,
+    pub(crate) cut_links: Counter,
+    pub(crate) tokens_accepted: Counter,
+    pub(crate) tokens_refused: Counter,
+    pub(crate) http_requests: Counter,
+    pub(crate) http_throttled: Counter,
+    pub(crate) http_shaped: Counter,
+    pub(crate) query_pages: Counter,
+}
+
+impl Tallies {
+    pub(crate) fn refusal(&self, refusal: &Refusal) {
+        match refusal.code {
+            404_001 | 404_010 => self.not_found.one(),
+            403_012 => self.disabled.one(),
+            403_004 => self.queue_full.one(),
+            403_002 => self.quota_exceeded.one(),
+            429_001 => self.throttled.one(),
+            _ => self.otherwise_refused.one(),
+        }
+    }
+}
+
+/// What the hub has counted since it started. The sums that must hold: `accepted = pending + delivered +
+/// expired + rejected_by_device + delivery_count_exceeded + purged + lost_with_device`, and
+/// `accepted = distinct_devices + repeats_by_device`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Devices in the registry, disabled ones included.
+    pub devices: u64,
+    /// How long the hub has run.
+    pub uptime_ms: u64,
+    /// Transfers received on sending links.
+    pub transfers: u64,
+    /// Messages enqueued.
+    pub accepted: u64,
+    /// Devices for which at least one message was enqueued.
+    pub distinct_devices: u64,
+    /// Messages enqueued for a device that had been sent one before.
+    pub repeats_by_device: u64,
+    /// Messages enqueued with a message id that had been seen before.
+    pub repeats_by_message_id: u64,
+    /// The most messages enqueued in any 60 seconds, exact to the millisecond.
+    pub accepted_in_any_minute_max: u64,
+    /// The most messages enqueued in any second, exact to the millisecond.
+    pub accepted_in_any_second_max: u64,
+    /// Messages counted against today's quota, by size.
+    pub daily_messages_used: u64,
+    /// Messages in devices' queues now.
+    pub pending: u64,
+    /// Messages completed by devices.
+    pub delivered: u64,
+    /// Messages that expired.
+    pub expired: u64,
+    /// Messages rejected by devices.
+    pub rejected_by_device: u64,
+    /// Messages that devices abandoned too often.
+    pub delivery_count_exceeded: u64,
+    /// Messages purged.
+    pub purged: u64,
+    /// Messages gone with their deleted devices.
+    pub lost_with_device: u64,
+    /// Sends slowed down by the throttle.
+    pub shaped: u64,
+    /// Sends refused by the throttle.
+    pub throttled: u64,
+    /// Sends refused because there is no such device.
+    pub not_found: u64,
+    /// Sends refused because the device is disabled.
+    pub disabled: u64,
+    /// Sends refused because the device's queue was full.
+    pub queue_full: u64,
+    /// Sends refused because the daily quota was used up.
+    pub quota_exceeded: u64,
+    /// Sends refused for any other reason.
+    pub otherwise_refused: u64,
+    /// Sends answered `released` by a fault.
+    pub released: u64,
+    /// Sends answered `modified` by a fault.
+    pub modified: u64,
+    /// Sends whose answer a fault swallowed.
+    pub lost_dispositions: u64,
+    /// The most sends that waited for an answer at the same time.
+    pub unanswered_max: u64,
+    /// AMQP connections accepted.
+    pub connections: u64,
+    /// AMQP connections open now.
+    pub open_connections: u64,
+    /// The most AMQP connections open at the same time.
+    pub open_connections_max: u64,
+    /// AMQP links opened, token links not counted.
+    pub link_opens: u64,
+    /// AMQP link openings refused by the throttle.
+    pub link_opens_throttled: u64,
+    /// Connections cut by a fault.
+    pub cut_connections: u64,
+    /// Links cut by a fault.
+    pub cut_links: u64,
+    /// Tokens accepted, over AMQP.
+    pub tokens_accepted: u64,
+    /// Tokens refused, over AMQP.
+    pub tokens_refused: u64,
+    /// Feedback records made.
+    pub feedback_made: u64,
+    /// Feedback records completed by services.
+    pub feedback_completed: u64,
+    /// Feedback records dropped.
+    pub feedback_dropped: u64,
+    /// Feedback records waiting.
+    pub feedback_waiting: u64,
+    /// HTTP requests.
+    pub http_requests: u64,
+    /// HTTP requests slowed down by a throttle.
+    pub http_shaped: u64,
+    /// HTTP requests refused by a throttle.
+    pub http_throttled: u64,
+    /// Pages of queries answered.
+    pub query_pages: u64,
+}

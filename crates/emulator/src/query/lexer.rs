@@ -1,0 +1,190 @@
+//! Cuts a query into tokens that know where they stand.
+
+use super::parser::QueryError;
+
+/// A piece of a query.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Token {
+    /// A name or keyword, as written.
+    Word(String),
+    /// A quoted text, unescaped.
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    /// One of `( ) [ ] , . * = != <> < > <= >=`.
+    Sign(&'static str),
+    End,
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Word(word) => write!(f, "'{word}'"),
+            Self::Text(text) => write!(f, "the text {text:?}"),
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::Float(number) => write!(f, "{number}"),
+            Self::Sign(sign) => write!(f, "'{sign}'"),
+            Self::End => f.write_str("the end of the query"),
+        }
+    }
+}
+
+const SIGNS: [&str; 13] = [
+    "!=", "<>", "<=", ">=", "(", ")", "[", "]", ",", ".", "*", "=", "<",
+];
+
+/// The tokens of `text`, each with its position, counted in characters from 1.
+pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while at < chars.len() {
+        let start = at;
+        let c = chars[at];
+        let token = if c.is_whitespace() {
+            at += 1;
+            continue;
+        } else if c.is_ascii_alphabetic() || c == '_' || c == '$' {
+            while at < chars.len() && (chars[at].is_alphanumeric() || "_$-".contains(chars[at])) {
+                at += 1;
+            }
+            Token::Word(chars[start..at].iter().collect())
+        } else if c.is_ascii_digit()
+            || (c == '-' && chars.get(at + 1).is_some_and(char::is_ascii_digit))
+        {
+            number(&chars, &mut at)?
+        } else if c == '\'' || c == '"' {
+            Token::Text(quoted(&chars, &mut at)?)
+        } else if c == '>' && chars.get(at + 1) != Some(&'=') {
+            at += 1;
+            Token::Sign(">")
+        } else {
+            let rest: String = chars[at..chars.len().min(at + 2)].iter().collect();
+            let sign = SIGNS.into_iter().find(|sign| rest.starts_with(sign));
+            let sign = sign
+                .ok_or_else(|| QueryError::new(start + 1, format!("unexpected character {c:?}")))?;
+            at += sign.len();
+            Token::Sign(sign)
+        };
+        tokens.push((token, start + 1));
+    }
+    tokens.push((Token::End, chars.len() + 1));
+    Ok(tokens)
+}
+
+fn number(chars: &[char], at: &mut usize) -> Result<Token, QueryError> {
+    let start = *at;
+    *at += 1;
+    while *at < chars.len() {
+        let c = chars[*at];
+        let sign_of_exponent = "+-".contains(c) && "eE".contains(chars[*at - 1]);
+        if !(c.is_ascii_digit() || ".eE".contains(c) || sign_of_exponent) {
+            break;
+        }
+        *at += 1;
+    }
+    let text: String = chars[start..*at].iter().collect();
+    if let Ok(integer) = text.parse() {
+        return Ok(Token::Integer(integer));
+    }
+    match text.parse::<f64>() {
+        Ok(float) if float.is_finite() => Ok(Token::Float(float)),
+        _ => Err(QueryError::new(
+            start + 1,
+            format!("'{text}' is not a number"),
+        )),
+    }
+}
+
+fn quoted(chars: &[char], at: &mut usize) -> Result<String, QueryError> {
+    let start = *at;
+    let quote = chars[start];
+    *at += 1;
+    let mut text = String::new();
+    loop {
+        let Some(&c) = chars.get(*at) else {
+            return Err(QueryError::new(start + 1, "this text has no closing quote"));
+        };
+        *at += 1;
+        if c == quote {
+            return Ok(text);
+        }
+        if c != '\\' {
+            text.push(c);
+            continue;
+        }
+        let escape = chars.get(*at).copied();
+        *at += 1;
+        match escape {
+            Some(c @ ('\'' | '"' | '\\' | '/')) => text.push(c),
+            Some('n') => text.push('\n'),
+            Some('r') => text.push('\r'),
+            Some('t') => text.push('\t'),
+            Some('b') => text.push('\u{8}'),
+            Some('f') => text.push('\u{c}'),
+            Some('u') => text.push(unicode_escape(chars, at)?),
+            _ => return Err(QueryError::new(*at - 1, "unknown escape after '\\'")),
+        }
+    }
+}
+
+fn unicode_escape(chars: &[char], at: &mut usize) -> Result<char, QueryError> {
+    let start = *at;
+    let unit = |at: usize| -> Option<u32> {
+        let digits: String = chars.get(at..at + 4)?.iter().collect();
+        u32::from_str_radix(&digits, 16).ok()
+    };
+    let wrong = || {
+        QueryError::new(
+            start - 1,
+            "'\\u' takes four hexadecimal digits of a character",
+        )
+    };
+    let high = unit(*at).ok_or_else(wrong)?;
+    *at += 4;
+    if !(0xd800..0xdc00).contains(&high) {
+        return char::from_u32(high).ok_or_else(wrong);
+    }
+    if chars.get(*at) != Some(&'\\') || chars.get(*at + 1) != Some(&'u') {
+        return Err(wrong());
+    }
+    let low = unit(*at + 2)
+        .filter(|low| (0xdc00..0xe000).contains(low))
+        .ok_or_else(wrong)?;
+    *at += 6;
+    char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_unescaped() {
+        for (query, expected) in [
+            (r"'it\'s'", "it's"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r"'\u0041\ud83d\ude00'", "A😀"),
+            ("'say \"\"'", "say \"\""),
+        ] {
+            assert_eq!(
+                tokens(query).unwrap()[0].0,
+                Token::Text(expected.to_owned()),
+                "{query}"
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_name_their_position() {
+        for (query, position) in [
+            ("a = 'x", 5),
+            (r"a = '\q'", 7),
+            ("a # b", 3),
+            ("a = 1.2.3", 5),
+            (r"'\u12'", 3),
+        ] {
+            assert_eq!(tokens(query).unwrap_err().position, position, "{query}");
+        }
+    }
+}

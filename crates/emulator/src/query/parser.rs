@@ -1,0 +1,487 @@
+//! The grammar: `SELECT [TOP n] … FROM devices [WHERE …]`.
+
+use serde_json::Value;
+
+use super::lexer::{Token, tokens};
+
+/// The longest query the hub takes, in characters.
+const QUERY_CHARS_MAX: usize = 8192;
+/// How deep conditions may nest.
+const DEPTH_MAX: u32 = 64;
+
+/// What is wrong with a query, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem} at position {position}")]
+pub(crate) struct QueryError {
+    /// In characters from 1.
+    pub(crate) position: usize,
+    pub(crate) problem: String,
+}
+
+impl QueryError {
+    pub(crate) fn new(position: usize, problem: impl Into<String>) -> Self {
+        Self {
+            position,
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A query.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Query {
+    pub(crate) top: Option<u64>,
+    pub(crate) projection: Projection,
+    pub(crate) condition: Option<Condition>,
+    /// The paths that the query reads; conditions and columns refer to them by number.
+    pub(crate) paths: Vec<Vec<String>>,
+}
+
+/// What each row holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Projection {
+    /// The whole twin.
+    All,
+    /// One row with the number of devices, under this name.
+    Count(String),
+    /// These values.
+    Columns(Vec<Column>),
+}
+
+/// A value of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Column {
+    pub(crate) path: usize,
+    pub(crate) name: String,
+}
+
+/// A condition.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Condition {
+    And(Box<Condition>, Box<Condition>),
+    Or(Box<Condition>, Box<Condition>),
+    Not(Box<Condition>),
+    Compare(Operand, Comparison, Operand),
+    In {
+        operand: Operand,
+        values: Vec<Value>,
+        negated: bool,
+    },
+    IsDefined(usize),
+    StartsWith(Operand, Operand),
+    EndsWith(Operand, Operand),
+}
+
+/// One side of a comparison.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Operand {
+    Path(usize),
+    Literal(Value),
+}
+
+/// A comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Equal,
+    NotEqual,
+    Less,
+    Greater,
+    LessOrEqual,
+    GreaterOrEqual,
+}
+
+impl Query {
+    /// Reads a query.
+    pub(crate) fn parse(text: &str) -> Result<Self, QueryError> {
+        let length = text.chars().count();
+        if length > QUERY_CHARS_MAX {
+            let problem =
+                format!("the query has {length} characters; at most {QUERY_CHARS_MAX} are allowed");
+            return Err(QueryError::new(QUERY_CHARS_MAX + 1, problem));
+        }
+        let mut parser = Parser {
+            tokens: tokens(text)?,
+            at: 0,
+            paths: Vec::new(),
+        };
+        parser.keyword("SELECT")?;
+        let top = parser.top()?;
+        let projection = parser.projection()?;
+        parser.keyword("FROM")?;
+        parser.keyword("devices")?;
+        let condition = if parser.take_keyword("WHERE") {
+            Some(parser.condition(0)?)
+        } else {
+            None
+        };
+        match parser.peek() {
+            Token::End => Ok(Self {
+                top,
+                projection,
+                condition,
+                paths: parser.paths,
+            }),
+            _ => Err(parser.unexpected("AND, OR or the end of the query")),
+        }
+    }
+}
+
+struct Parser {
+    tokens: Vec<(Token, usize)>,
+    at: usize,
+    paths: Vec<Vec<String>>,
+}
+
+impl Parser {
+    // The last token is always `End` and is never passed, so there is always a current one.
+    fn peek(&self) -> &Token {
+        &self.tokens[self.at].0
+    }
+
+    fn position(&self) -> usize {
+        self.tokens[self.at].1
+    }
+
+    fn next(&mut self) -> Token {
+        let token = self.peek().clone();
+        if token != Token::End {
+            self.at += 1;
+        }
+        token
+    }
+
+    fn unexpected(&self, wanted: &str) -> QueryError {
+        QueryError::new(
+            self.position(),
+            format!("found {} where {wanted} is expected", self.peek()),
+        )
+    }
+
+    fn is_keyword(&self, keyword: &str) -> bool {
+        matches!(self.peek(), Token::Word(word) if word.eq_ignore_ascii_case(keyword))
+    }
+
+    fn take_keyword(&mut self, keyword: &str) -> bool {
+        let found = self.is_keyword(keyword);
+        if found {
+            self.at += 1;
+        }
+        found
+    }
+
+    fn keyword(&mut self, keyword: &str) -> Result<(), QueryError> {
+        if self.take_keyword(keyword) {
+            Ok(())
+        } else {
+            Err(self.unexpected(&format!("'{keyword}'")))
+        }
+    }
+
+    fn take_sign(&mut self, sign: &str) -> bool {
+        let found = matches!(self.peek(), Token::Sign(found) if *found == sign);
+        if found {
+            self.at += 1;
+        }
+        found
+    }
+
+    fn sign(&mut self, sign: &str) -> Result<(), QueryError> {
+        if self.take_sign(sign) {
+            Ok(())
+        } else {
+            Err(self.unexpected(&format!("'{sign}'")))
+        }
+    }
+
+    fn top(&mut self) -> Result<Option<u64>, QueryError> {
+        if !self.take_keyword("TOP") {
+            return Ok(None);
+        }
+        let parenthesis = self.take_sign("(");
+        let Token::Integer(number) = *self.peek() else {
+            return Err(self.unexpected("a number"));
+        };
+        let number =
+            u64::try_from(number).map_err(|_| self.unexpected("a number that is not negative"))?;
+        self.at += 1;
+        if parenthesis {
+            self.sign(")")?;
+        }
+        Ok(Some(number))
+    }
+
+    fn projection(&mut self) -> Result<Projection, QueryError> {
+        if self.take_sign("*") {
+            return Ok(Projection::All);
+        }
+        if self.is_keyword("COUNT") && matches!(self.tokens[self.at + 1].0, Token::Sign("(")) {
+            self.at += 2;
+            self.sign(")")?;
+            let name = self.alias()?.unwrap_or_else(|| "$1".to_owned());
+            return Ok(Projection::Count(name));
+        }
+        let mut columns = Vec::new();
+        loop {
+            let path = self.path()?;
+            let last = self.paths[path].last().cloned().unwrap_or_default();
+            let name = self.alias()?.unwrap_or(last);
+            columns.push(Column { path, name });
+            if !self.take_sign(",") {
+                return Ok(Projection::Columns(columns));
+            }
+        }
+    }
+
+    fn alias(&mut self) -> Result<Option<String>, QueryError> {
+        if !self.take_keyword("AS") {
+            return Ok(None);
+        }
+        match self.next() {
+            Token::Word(word) => Ok(Some(word)),
+            _ => {
+                self.at = self.at.saturating_sub(1);
+                Err(self.unexpected("a name"))
+            }
+        }
+    }
+
+    fn path(&mut self) -> Result<usize, QueryError> {
+        let mut path = vec![self.name()?];
+        while self.take_sign(".") {
+            path.push(self.name()?);
+        }
+        let known = self.paths.iter().position(|known| *known == path);
+        Ok(known.unwrap_or_else(|| {
+            self.paths.push(path);
+            self.paths.len() - 1
+        }))
+    }
+
+    fn name(&mut self) -> Result<String, QueryError> {
+        // `[[name]]` is how a name that is a keyword is written.
+        if self.take_sign("[") {
+            self.sign("[")?;
+            let Token::Word(word) = self.peek().clone() else {
+                return Err(self.unexpected("a name"));
+            };
+            self.at += 1;
+            self.sign("]")?;
+            self.sign("]")?;
+            return Ok(word);
+        }
+        match self.peek().clone() {
+            Token::Word(word) if !is_reserved(&word) => {
+                self.at += 1;
+                Ok(word)
+            }
+            _ => Err(self.unexpected("a property")),
+        }
+    }
+
+    fn condition(&mut self, depth: u32) -> Result<Condition, QueryError> {
+        let mut left = self.conjunction(depth)?;
+        while self.take_keyword("OR") {
+            left = Condition::Or(Box::new(left), Box::new(self.conjunction(depth)?));
+        }
+        Ok(left)
+    }
+
+    fn conjunction(&mut self, depth: u32) -> Result<Condition, QueryError> {
+        let mut left = self.negation(depth)?;
+        while self.take_keyword("AND") {
+            left = Condition::And(Box::new(left), Box::new(self.negation(depth)?));
+        }
+        Ok(left)
+    }
+
+    fn negation(&mut self, depth: u32) -> Result<Condition, QueryError> {
+        if depth > DEPTH_MAX {
+            return Err(QueryError::new(
+                self.position(),
+                "the condition nests too deeply",
+            ));
+        }
+        if self.take_keyword("NOT") {
+            return Ok(Condition::Not(Box::new(self.negation(depth + 1)?)));
+        }
+        if self.take_sign("(") {
+            let inner = self.condition(depth + 1)?;
+            self.sign(")")?;
+            return Ok(inner);
+        }
+        self.function().unwrap_or_else(|| self.comparison())
+    }
+
+    fn function(&mut self) -> Option<Result<Condition, QueryError>> {
+        let Token::Word(word) = self.peek() else {
+            return None;
+        };
+        if !matches!(self.tokens[self.at + 1].0, Token::Sign("(")) {
+            return None;
+        }
+        let name = word.to_ascii_uppercase();
+        let position = self.position();
+        self.at += 2;
+        Some(match name.as_str() {
+            "IS_DEFINED" => self.path().and_then(|path| {
+                self.sign(")")?;
+                Ok(Condition::IsDefined(path))
+            }),
+            "STARTSWITH" => self
+                .two_operands()
+                .map(|(a, b)| Condition::StartsWith(a, b)),
+            "ENDSWITH" => self.two_operands().map(|(a, b)| Condition::EndsWith(a, b)),
+            _ => Err(QueryError::new(
+                position,
+                format!("unknown function '{name}'"),
+            )),
+        })
+    }
+
+    fn two_operands(&mut self) -> Result<(Operand, Operand), QueryError> {
+        let first = self.operand()?;
+        self.sign(",")?;
+        let second = self.operand()?;
+        self.sign(")")?;
+        Ok((first, second))
+    }
+
+    fn comparison(&mut self) -> Result<Condition, QueryError> {
+        let operand = self.operand()?;
+        for (keyword, negated) in [("IN", false), ("NIN", true)] {
+            if self.take_keyword(keyword) {
+                let values = self.list()?;
+                return Ok(Condition::In {
+                    operand,
+                    values,
+                    negated,
+                });
+            }
+        }
+        let comparison = match self.peek() {
+            Token::Sign("=") => Comparison::Equal,
+            Token::Sign("!=" | "<>") => Comparison::NotEqual,
+            Token::Sign("<") => Comparison::Less,
+            Token::Sign(">") => Comparison::Greater,
+            Token::Sign("<=") => Comparison::LessOrEqual,
+            Token::Sign(">=") => Comparison::GreaterOrEqual,
+            _ => return Err(self.unexpected("a comparison")),
+        };
+        self.at += 1;
+        Ok(Condition::Compare(operand, comparison, self.operand()?))
+    }
+
+    fn operand(&mut self) -> Result<Operand, QueryError> {
+        match self.literal() {
+            Some(value) => Ok(Operand::Literal(value)),
+            None if matches!(self.peek(), Token::Word(_) | Token::Sign("[")) => {
+                Ok(Operand::Path(self.path()?))
+            }
+            None => Err(self.unexpected("a property or a value")),
+        }
+    }
+
+    fn literal(&mut self) -> Option<Value> {
+        let value = match self.peek() {
+            Token::Text(text) => Value::from(text.as_str()),
+            Token::Integer(number) => Value::from(*number),
+            Token::Float(number) => Value::from(*number),
+            Token::Word(word) if word.eq_ignore_ascii_case("true") => Value::Bool(true),
+            Token::Word(word) if word.eq_ignore_ascii_case("false") => Value::Bool(false),
+            Token::Word(word) if word.eq_ignore_ascii_case("null") => Value::Null,
+            _ => return None,
+        };
+        self.at += 1;
+        Some(value)
+    }
+
+    fn list(&mut self) -> Result<Vec<Value>, QueryError> {
+        self.sign("[")?;
+        let mut values = Vec::new();
+        if self.take_sign("]") {
+            return Ok(values);
+        }
+        loop {
+            values.push(self.literal().ok_or_else(|| self.unexpected("a value"))?);
+            if self.take_sign("]") {
+                return Ok(values);
+            }
+            self.sign(",")?;
+        }
+    }
+}
+
+fn is_reserved(word: &str) -> bool {
+    const RESERVED: [&str; 13] = [
+        "SELECT", "TOP", "FROM", "WHERE", "AS", "AND", "OR", "NOT", "IN", "NIN", "GROUP", "BY",
+        "ORDER",
+    ];
+    RESERVED
+        .iter()
+        .any(|reserved| word.eq_ignore_ascii_case(reserved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_the_sdks_and_the_documents_are_read() {
+        for query in [
+            "SELECT * FROM devices",
+            "select * from devices where tags.a = 'x'",
+            "SELECT TOP 5 deviceId, tags.region AS r FROM devices WHERE NOT (tags.a != 1 OR tags.b <> true)",
+            "SELECT COUNT() AS n FROM devices WHERE IS_DEFINED(tags.x) AND STARTSWITH(deviceId, 'fr')",
+            "SELECT deviceId FROM devices WHERE tags.a IN ['x', \"y\"] AND tags.b NIN [1, -2.5] AND tags.[[group]] = null",
+            "SELECT deviceId FROM devices WHERE properties.reported.v >= 1 AND 5 > tags.x",
+        ] {
+            assert!(
+                Query::parse(query).is_ok(),
+                "{query}: {:?}",
+                Query::parse(query)
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_name_their_position() {
+        for (query, position, hint) in [
+            ("", 1, "'SELECT'"),
+            ("SELECT", 7, "a property"),
+            ("SELECT * FROM machines", 15, "'devices'"),
+            ("SELECT * FROM devices WHERE", 28, "a property or a value"),
+            ("SELECT * FROM devices WHERE tags.a", 35, "a comparison"),
+            (
+                "SELECT * FROM devices WHERE tags.a = 'x' ORDER BY tags.a",
+                42,
+                "the end",
+            ),
+            (
+                "SELECT * FROM devices WHERE tags.group = 'x'",
+                34,
+                "a property",
+            ),
+            ("SELECT * FROM devices WHERE tags.a IN ('x')", 39, "'['"),
+            (
+                "SELECT * FROM devices WHERE STARTS_WITH(tags.a, 'x')",
+                29,
+                "unknown function",
+            ),
+            ("SELECT * FROM devices WHERE (tags.a = 1", 40, "')'"),
+            ("SELECT deviceId AS FROM devices", 26, "'FROM'"),
+            ("SELECT TOP x * FROM devices", 12, "a number"),
+        ] {
+            let error = Query::parse(query).unwrap_err();
+            assert_eq!(error.position, position, "{query}: {error}");
+            assert!(error.problem.contains(hint), "{query}: {error}");
+        }
+        let deep = format!("SELECT * FROM devices WHERE {}a = 1", "(".repeat(1000));
+        assert!(Query::parse(&deep).unwrap_err().problem.contains("deeply"));
+        assert!(
+            Query::parse(&"x".repeat(9000))
+                .unwrap_err()
+                .problem
+                .contains("9000")
+        );
+    }
+}

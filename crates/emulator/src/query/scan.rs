@@ -1,0 +1,297 @@
+//! Runs a query over the fleet. Only the values that the query names are computed, so that a scan of a
+//! million devices takes a fraction of a second.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+
+use super::evaluate::{Found, holds};
+use super::parser::{Projection, Query};
+use crate::fleet::{Conduct, DeviceRecord, Generator, Group, Registry, RegistryEntry, etag_of};
+use crate::hub::Hub;
+
+/// How many devices are looked at before the registry's lock is given back, so that writers and sends
+/// never wait long: about a millisecond's work.
+const DEVICES_PER_LOCK: u32 = 8192;
+
+/// A page of a query's rows.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) rows: Vec<Value>,
+    /// Where the next page starts; none if there are no more rows.
+    pub(crate) next: Option<Position>,
+}
+
+/// A place in a query's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The number of the next device.
+    pub(crate) device: u32,
+    /// How many rows came before.
+    pub(crate) rows: u64,
+}
+
+/// A query at work.
+pub(crate) struct Scan<'a> {
+    hub: &'a Hub,
+    query: &'a Query,
+}
+
+impl<'a> Scan<'a> {
+    pub(crate) fn new(hub: &'a Hub, query: &'a Query) -> Self {
+        Self { hub, query }
+    }
+
+    /// The page at `position` with at most `limit` rows.
+    pub(crate) fn page(&self, position: Position, limit: usize) -> Page {
+        if let Projection::Count(name) = &self.query.projection {
+            let mut count = 0u64;
+            self.walk(0, |_, _| {
+                count += 1;
+                true
+            });
+            return Page {
+                rows: vec![json!({ name.as_str(): count })],
+                next: None,
+            };
+        }
+        let left = self
+            .query
+            .top
+            .map_or(u64::MAX, |top| top.saturating_sub(position.rows));
+        let mut rows = Vec::new();
+        let mut next = None;
+        if left == 0 {
+            return Page { rows, next };
+        }
+        self.walk(position.device, |registry, number| {
+            if rows.len() as u64 == left {
+                return false;
+            }
+            if rows.len() == limit {
+                // There is a further row, so there is a further page.
+                next = Some(Position {
+                    device: number,
+                    rows: position.rows + rows.len() as u64,
+                });
+                return false;
+            }
+            rows.extend(self.row(registry, number));
+            true
+        });
+        Page { rows, next }
+    }
+
+    /// Calls `found` with each device that meets the condition, until it returns false.
+    fn walk(&self, from: u32, mut found: impl FnMut(&Registry, u32) -> bool) {
+        let mut at = from;
+        loop {
+            let registry = self.hub.registry();
+            let end = registry.end().min(at.saturating_add(DEVICES_PER_LOCK));
+            if at >= end {
+                return;
+            }
+            while at < end {
+                let Some((group, position)) = registry.fleet().place(at) else {
+                    let until = end;
+                    for number in at..until {
+                        if self.changed_meets(&registry, number) && !found(&registry, number) {
+                            return;
+                        }
+                    }
+                    at = until;
+                    break;
+                };
+                let until = end.min(group.start + group.count);
+                if !self.walk_group(
+                    &registry,
+                    group,
+                    position..position + (until - at),
+                    &mut found,
+                ) {
+                    return;
+                }
+                at = until;
+            }
+        }
+    }
+
+    fn walk_group(
+        &self,
+        registry: &Registry,
+        group: &Group,
+        positions: std::ops::Range<u32>,
+        found: &mut impl FnMut(&Registry, u32) -> bool,
+    ) -> bool {
+        let untouched = registry.is_untouched();
+        let bindings: Vec<Binding<'_>> = self
+            .query
+            .paths
+            .iter()
+            .map(|path| Binding::new(group, path))
+            .collect();
+        for position in positions {
+            let number = group.start + position;
+            let meets = if untouched || registry.entry(number).is_none() {
+                let get =
+                    |path: usize| self.computed(registry, group, position, &bindings[path], path);
+                self.query
+                    .condition
+                    .as_ref()
+                    .is_none_or(|condition| holds(condition, &get) == Some(true))
+            } else {
+                self.changed_meets(registry, number)
+            };
+            if meets && !found(registry, number) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether a device that departs from the computed fleet exists and meets the condition.
+    fn changed_meets(&self, registry: &Registry, number: u32) -> bool {
+        let Some(RegistryEntry::Changed(record)) = registry.entry(number) else {
+            return false;
+        };
+        let Some(condition) = &self.query.condition else {
+            return true;
+        };
+        let twin = self.hub.twin_of(registry, number, record);
+        let get = |path: usize| in_document(&twin, &self.query.paths[path]);
+        holds(condition, &get) == Some(true)
+    }
+
+    fn computed<'v>(
+        &'v self,
+        registry: &Registry,
+        group: &Group,
+        position: u32,
+        binding: &Binding<'v>,
+        path: usize,
+    ) -> Found<'v> {
+        let text = |text: &str| Some(Cow::Owned(Value::from(text)));
+        let number = group.start + position;
+        match binding {
+            Binding::Undefined => None,
+            Binding::DeviceId => Some(Cow::Owned(Value::String(group.id(position)))),
+            Binding::Status => text(if group.conduct(position) == Conduct::Disabled {
+                "disabled"
+            } else {
+                "enabled"
+            }),
+            Binding::Etag => text(&etag_of(2)),
+            Binding::Generated(generator, rest) => generated(generator, rest, position),
+            Binding::Reported { before, after } => {
+                let overlay = after.filter(|_| self.hub.has_completed(number));
+                let (generator, rest) = overlay.or(*before)?;
+                generated(generator, rest, position)
+            }
+            Binding::Document => {
+                let record: DeviceRecord = registry.record(number)?;
+                let twin = self.hub.twin_of(registry, number, &record);
+                in_document(&twin, &self.query.paths[path])
+                    .map(|value| Cow::Owned(value.into_owned()))
+            }
+        }
+    }
+
+    fn row(&self, registry: &Registry, number: u32) -> Option<Value> {
+        let columns = match &self.query.projection {
+            Projection::Columns(columns) => columns,
+            _ => {
+                let record = registry.record(number)?;
+                return Some(self.hub.twin_of(registry, number, &record));
+            }
+        };
+        let mut row = Map::new();
+        let place = registry
+            .fleet()
+            .place(number)
+            .filter(|_| registry.entry(number).is_none());
+        if let Some((group, position)) = place {
+            for column in columns {
+                let binding = Binding::new(group, &self.query.paths[column.path]);
+                if let Some(value) = self.computed(registry, group, position, &binding, column.path)
+                {
+                    row.insert(column.name.clone(), value.into_owned());
+                }
+            }
+        } else {
+            let record = registry.record(number)?;
+            let twin = self.hub.twin_of(registry, number, &record);
+            for column in columns {
+                if let Some(value) = in_document(&twin, &self.query.paths[column.path]) {
+                    row.insert(column.name.clone(), value.into_owned());
+                }
+            }
+        }
+        Some(Value::Object(row))
+    }
+}
+
+/// Where a path of the query leads in the devices of one group.
+#[derive(Clone, Copy)]
+enum Binding<'a> {
+    Undefined,
+    DeviceId,
+    Status,
+    Etag,
+    Generated(&'a Generator, &'a [String]),
+    Reported {
+        before: Option<(&'a Generator, &'a [String])>,
+        after: Option<(&'a Generator, &'a [String])>,
+    },
+    /// Anything rarer is looked up in the whole twin.
+    Document,
+}
+
+impl<'a> Binding<'a> {
+    fn new(group: &'a Group, path: &'a [String]) -> Self {
+        let names: Vec<&str> = path.iter().map(String::as_str).collect();
+        match names[..] {
+            ["deviceId"] => Self::DeviceId,
+            ["status"] => Self::Status,
+            ["etag"] => Self::Etag,
+            ["tags", _, ..] => match locate(&group.tags, &path[1..]) {
+                Some((generator, rest)) => Self::Generated(generator, rest),
+                None => Self::Undefined,
+            },
+            ["properties", "reported", name, ..] if !name.starts_with('$') => Self::Reported {
+                before: locate(&group.reported, &path[2..]),
+                after: locate(&group.reported_after, &path[2..]),
+            },
+            _ => Self::Document,
+        }
+    }
+}
+
+/// Follows a path through nested objects as far as they go.
+fn locate<'a>(
+    generator: &'a Generator,
+    path: &'a [String],
+) -> Option<(&'a Generator, &'a [String])> {
+    let (mut generator, mut rest) = (generator, path);
+    while let (Generator::Object(_), [first, after @ ..]) = (generator, rest) {
+        generator = generator.at(std::slice::from_ref(first))?;
+        rest = after;
+    }
+    Some((generator, rest))
+}
+
+fn generated<'a>(generator: &'a Generator, rest: &[String], position: u32) -> Found<'a> {
+    let value = generator.value(position);
+    let value = if rest.is_empty() {
+        value
+    } else {
+        Cow::Owned(in_document(&value, rest)?.into_owned())
+    };
+    (!value.is_null()).then_some(value)
+}
+
+fn in_document<'a>(document: &'a Value, path: &[String]) -> Found<'a> {
+    let value = path
+        .iter()
+        .try_fold(document, |value, name| value.get(name))?;
+    (!value.is_null()).then_some(Cow::Borrowed(value))
+}

@@ -1,0 +1,350 @@
+//! Ports, connections and tasks: what makes a hub run, and what stops it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::amqp;
+use crate::certificate::{self, Identity, IdentityError};
+use crate::config::HubConfig;
+use crate::control::{self, MessageReport};
+use crate::faults::Faults;
+use crate::hub::{Cut, Hub, Summary};
+use crate::rest::{self, Prefixed};
+
+/// How long a client has for the TLS handshake and its first bytes.
+const HANDSHAKE_TIME_OUT: Duration = Duration::from_secs(30);
+/// How long connections have to end when the hub stops.
+const DRAIN_TIME_OUT: Duration = Duration::from_secs(5);
+
+/// Why a hub could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port could not be bound.
+    #[error("binding {address} for {purpose}")]
+    Bind {
+        /// What the port is for.
+        purpose: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The hub's TLS identity could not be made.
+    #[error("making the hub's TLS identity")]
+    Identity(#[from] IdentityError),
+}
+
+/// Starts a hub. All its ports are bound when this returns.
+///
+/// # Errors
+///
+/// Names the port that could not be bound, or what is wrong with the host name.
+pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
+    let identity = certificate::make(&config.names())?;
+    let bind = async |purpose, port| {
+        let address = SocketAddr::new(config.bind, port);
+        TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Bind {
+                purpose,
+                address,
+                source,
+            })
+    };
+    let amqp = bind("AMQP", config.amqp_port).await?;
+    let https = bind("HTTPS", config.https_port).await?;
+    let control = match config.control_port {
+        Some(port) => Some(bind("the control interface", port).await?),
+        None => None,
+    };
+    let address = |purpose, listener: &TcpListener, port| {
+        let asked = SocketAddr::new(config.bind, port);
+        listener.local_addr().map_err(|source| StartError::Bind {
+            purpose,
+            address: asked,
+            source,
+        })
+    };
+    let amqp_addr = address("AMQP", &amqp, config.amqp_port)?;
+    let https_addr = address("HTTPS", &https, config.https_port)?;
+    let control_addr = match &control {
+        Some(listener) => Some(address(
+            "the control interface",
+            listener,
+            config.control_port.unwrap_or(0),
+        )?),
+        None => None,
+    };
+    let hub = Arc::new(Hub::new(config));
+    let running = RunningHub {
+        handle: HubHandle {
+            hub: Arc::clone(&hub),
+        },
+        ca_pem: identity.ca_pem.clone(),
+        amqp_addr,
+        https_addr,
+        control_addr,
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    };
+    running.spawn_all(&hub, &identity, [amqp, https], control);
+    tracing::info!(%amqp_addr, %https_addr, ?control_addr, "hub emulator started");
+    Ok(running)
+}
+
+/// A hub that runs until it is shut down or dropped.
+#[derive(Debug)]
+pub struct RunningHub {
+    handle: HubHandle,
+    ca_pem: String,
+    amqp_addr: SocketAddr,
+    https_addr: SocketAddr,
+    control_addr: Option<SocketAddr>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl RunningHub {
+    /// The connection string of the policy `iothubowner` (or of the first policy, if there is none of that
+    /// name). Its host name carries the AMQP port unless both ports are the standard ones; that port
+    /// answers HTTPS too.
+    #[must_use]
+    pub fn connection_string(&self) -> String {
+        let policies = self.handle.hub.policies();
+        let owner = policies
+            .iter()
+            .find(|policy| policy.name == "iothubowner")
+            .or(policies.first());
+        owner
+            .and_then(|policy| self.connection_string_for(&policy.name))
+            .unwrap_or_default()
+    }
+
+    /// The connection string of one policy, if there is such a policy.
+    #[must_use]
+    pub fn connection_string_for(&self, policy: &str) -> Option<String> {
+        let hub = &self.handle.hub;
+        let policy = hub.policies().iter().find(|known| known.name == policy)?;
+        let host = &hub.config.host_name;
+        let standard = self.amqp_addr.port() == 5671 && self.https_addr.port() == 443;
+        let port = if standard {
+            String::new()
+        } else {
+            format!(":{}", self.amqp_addr.port())
+        };
+        let (name, key) = (&policy.name, policy.primary_key_base64());
+        Some(format!(
+            "HostName={host}{port};SharedAccessKeyName={name};SharedAccessKey={key}"
+        ))
+    }
+
+    /// The certificate that clients must trust.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// Where AMQP is (and HTTPS as well).
+    #[must_use]
+    pub fn amqp_addr(&self) -> SocketAddr {
+        self.amqp_addr
+    }
+
+    /// Where HTTPS is (and AMQP as well).
+    #[must_use]
+    pub fn https_addr(&self) -> SocketAddr {
+        self.https_addr
+    }
+
+    /// Where the control interface is, if it is on.
+    #[must_use]
+    pub fn control_addr(&self) -> Option<SocketAddr> {
+        self.control_addr
+    }
+
+    /// The hub behind the ports.
+    #[must_use]
+    pub fn hub(&self) -> &HubHandle {
+        &self.handle
+    }
+
+    /// Closes all connections and waits until everything has ended.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN_TIME_OUT, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "some connections did not end in time"
+            );
+        }
+    }
+
+    fn spawn_all(
+        &self,
+        hub: &Arc<Hub>,
+        identity: &Identity,
+        listeners: [TcpListener; 2],
+        control: Option<TcpListener>,
+    ) {
+        let permits = Arc::new(Semaphore::new(hub.config.connections_max));
+        for listener in listeners {
+            let acceptor = Acceptor {
+                hub: Arc::clone(hub),
+                tls: TlsAcceptor::from(Arc::clone(&identity.server)),
+                permits: Arc::clone(&permits),
+                tasks: self.tasks.clone(),
+                stop: self.stop.clone(),
+            };
+            self.tasks.spawn(acceptor.run(listener));
+        }
+        self.tasks
+            .spawn(Arc::clone(hub).run_devices(self.stop.clone()));
+        if let Some(listener) = control {
+            self.tasks.spawn(control::serve(
+                listener,
+                self.handle.clone(),
+                self.stop.clone(),
+            ));
+        }
+    }
+}
+
+impl Drop for RunningHub {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Acceptor {
+    hub: Arc<Hub>,
+    tls: TlsAcceptor,
+    permits: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely; trying again at once would only burn a core.
+                    tracing::warn!(error = %error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            if self.hub.faults.refuses_connections() {
+                self.hub.tallies.cut_connections.one();
+                continue;
+            }
+            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+                tracing::warn!("connection refused: as many as allowed are open");
+                continue;
+            };
+            let (hub, tls, stop) = (Arc::clone(&self.hub), self.tls.clone(), self.stop.clone());
+            self.tasks.spawn(async move {
+                serve_connection(stream, &tls, hub, stop).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// TLS first; the first bytes inside it tell AMQP from HTTP.
+async fn serve_connection(
+    stream: TcpStream,
+    tls: &TlsAcceptor,
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+) {
+    // Dispositions are small and must not wait for more to come.
+    let _ = stream.set_nodelay(true);
+    let opening = async {
+        let mut stream = tls.accept(stream).await?;
+        let first = first_bytes(&mut stream).await?;
+        Ok::<_, std::io::Error>((stream, first))
+    };
+    let opened = tokio::select! {
+        () = stop.cancelled() => return,
+        opened = tokio::time::timeout(HANDSHAKE_TIME_OUT, opening) => opened,
+    };
+    match opened {
+        Ok(Ok((stream, first))) if first.starts_with(b"AMQP") => {
+            amqp::serve(stream, first, hub, stop).await
+        }
+        Ok(Ok((stream, first))) => rest::serve(Prefixed::new(stream, first), hub, stop).await,
+        Ok(Err(error)) => tracing::debug!(error = %error, "connection ended before it began"),
+        Err(_) => tracing::debug!("connection said nothing"),
+    }
+}
+
+async fn first_bytes<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+) -> std::io::Result<BytesMut> {
+    let mut first = BytesMut::with_capacity(4096);
+    while first.len() < 4 {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(first)
+}
+
+/// A hub to look into and to disturb. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HubHandle {
+    hub: Arc<Hub>,
+}
+
+impl HubHandle {
+    /// What the hub has counted since it started.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        self.hub.summary()
+    }
+
+    /// The faults in force; counts show what is left of them.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        self.hub.faults.get()
+    }
+
+    /// Replaces all faults.
+    pub fn set_faults(&self, faults: Faults) {
+        self.hub.faults.set(faults);
+    }
+
+    /// Cuts all AMQP connections now.
+    pub fn cut_connections(&self, cut: Cut) {
+        self.hub.cut(cut);
+    }
+
+    /// All messages of a device, oldest first; none if there is no such device.
+    #[must_use]
+    pub fn messages(&self, device_id: &str) -> Option<Vec<MessageReport>> {
+        control::messages_of(&self.hub, device_id)
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+}
