@@ -3,6 +3,8 @@
 mod error;
 mod query;
 mod retry;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transport;
 mod twin;
 

@@ -115,6 +115,12 @@ impl Transport {
         })
     }
 
+    /// Sends to a scripted server without TLS.
+    #[cfg(test)]
+    pub(crate) fn plain_for_tests(&mut self, base: String) {
+        self.base = base;
+    }
+
     async fn once(&self, client: &ClientInner, request: &Request<'_>) -> Result<Answer, RestError> {
         let join = if request.path.contains('?') { '&' } else { '?' };
         let url = format!(
