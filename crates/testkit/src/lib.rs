@@ -1,1 +1,20 @@
-//! Doubles, conformance suites and simulators for Twincast's own tests.
+//! What Twincast's own tests are made of. A development dependency only.
+//!
+//! * [`conformance`]: the contract of each port as a set of named cases, for any implementation;
+//! * [`MemoryStore`]: a store that is obviously right, and the model that others are compared to;
+//! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
+//! * [`ManualClock`]: a clock that stands still;
+//! * [`build`]: rollouts and batches in a line.
+//!
+//! There is no queue here: the embedded adapter's is in memory and takes part in the suite, so
+//! tests use that one.
+
+pub mod build;
+mod clock;
+pub mod conformance;
+mod hub;
+mod memory;
+
+pub use clock::ManualClock;
+pub use hub::{ScriptedHub, Sent};
+pub use memory::MemoryStore;

@@ -1,0 +1,171 @@
+//! Rollouts, batches and reports in a line. Everything here panics when it is given nonsense.
+
+use std::time::Duration;
+
+use twincast_core::batch::Lease;
+use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex};
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
+use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
+use twincast_core::rollout::{Event, PlanId, Rollout};
+use twincast_core::spec::RolloutSpec;
+use twincast_core::time::Timestamp;
+
+/// The lease time of [`lease_request`].
+pub const TTL: Duration = Duration::from_secs(30);
+
+/// A rollout's name.
+#[must_use]
+pub fn name(text: &str) -> RolloutName {
+    RolloutName::new(text).expect("a rollout name")
+}
+
+/// A hub's name.
+#[must_use]
+pub fn hub(text: &str) -> HubName {
+    HubName::new(text).expect("a hub name")
+}
+
+/// A device's id.
+#[must_use]
+pub fn device(text: &str) -> DeviceId {
+    DeviceId::new(text).expect("a device id")
+}
+
+/// A holder.
+#[must_use]
+pub fn holder(text: &str) -> Holder {
+    Holder::new(text).expect("a holder")
+}
+
+/// A rollout to all devices that was just accepted.
+#[must_use]
+pub fn accepted(name: &str) -> Rollout {
+    let text = format!("{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}}}");
+    let spec = RolloutSpec::read("test", &text).expect("the spec is right");
+    Rollout::accepted(spec, Default::default(), Timestamp(1))
+}
+
+/// The record after an event that must be possible.
+#[must_use]
+pub fn after(rollout: &Rollout, event: Event) -> Rollout {
+    rollout
+        .after(event, Timestamp(2))
+        .expect("the event is possible")
+        .expect("the event changes something")
+}
+
+/// A plan of `devices` devices was completed.
+#[must_use]
+pub fn plan_completed(devices: u64) -> Event {
+    Event::PlanCompleted {
+        plan: PlanSummary {
+            devices,
+            batches: 1,
+            digest: String::new(),
+            hubs: vec![],
+            excluded: vec![],
+            repeated: 0,
+        },
+    }
+}
+
+/// A pause was requested.
+#[must_use]
+pub fn paused() -> Event {
+    Event::PauseRequested {
+        reason: "a test".into(),
+    }
+}
+
+/// An abort was requested.
+#[must_use]
+pub fn aborted() -> Event {
+    Event::AbortRequested {
+        reason: "a test".into(),
+    }
+}
+
+/// A batch of `devices` devices on hub `a`, stage 0. Its devices' ids hold its number.
+#[must_use]
+pub fn batch(id: u32, devices: u32) -> Batch {
+    batch_on(id, "a", 0, devices)
+}
+
+/// A batch on a hub and in a stage.
+#[must_use]
+pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
+    let mut list = DeviceList::default();
+    for index in 0..devices {
+        list.push(&device(&format!("device-{id}-{index:06}")));
+    }
+    Batch {
+        header: BatchHeader {
+            id: BatchId(id),
+            hub: hub(on),
+            stage: StageIndex(stage),
+            group: Group::default(),
+            devices,
+        },
+        devices: list,
+    }
+}
+
+/// A report without a code.
+#[must_use]
+pub fn report(index: u32, outcome: Outcome) -> Report {
+    Report {
+        index,
+        outcome,
+        code: 0,
+    }
+}
+
+/// A wish to work on a batch, for [`TTL`].
+#[must_use]
+pub fn lease_request(rollout: &RolloutName, batch: u32, by: &str) -> LeaseRequest {
+    LeaseRequest {
+        rollout: rollout.clone(),
+        batch: BatchId(batch),
+        holder: holder(by),
+        ttl: TTL,
+        takeover: false,
+    }
+}
+
+/// Stores a change of a rollout.
+pub async fn step(store: &dyn Store, rollout: &Rollout, event: Event) -> Rollout {
+    let next = after(rollout, event);
+    store
+        .save(&next, rollout.version)
+        .await
+        .expect("nobody else changes it");
+    next
+}
+
+/// Creates a rollout and starts planning it.
+pub async fn planning(store: &dyn Store, name: &str) -> Rollout {
+    let rollout = accepted(name);
+    store.create(&rollout).await.expect("it can be created");
+    step(store, &rollout, Event::PlanningStarted).await
+}
+
+/// Creates a rollout that runs, with these batches.
+pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
+    let rollout = planning(store, name).await;
+    let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
+    store
+        .add_batches(&rollout.spec.name, PlanId(1), batches)
+        .await
+        .expect("the plan is not whole");
+    step(store, &rollout, plan_completed(devices)).await
+}
+
+/// Leases a batch that must be free.
+pub async fn leased(store: &dyn Store, rollout: &RolloutName, batch: u32, by: &str) -> Lease {
+    let reply = store.lease(&lease_request(rollout, batch, by)).await;
+    match reply.expect("the store works") {
+        LeaseReply::Granted(lease) => lease,
+        other => panic!("batch {batch} was not leased to {by}: {other:?}"),
+    }
+}

@@ -1,0 +1,162 @@
+//! The contracts of the ports as named cases.
+//!
+//! An implementation runs all of them:
+//!
+//! ```ignore
+//! async fn make() -> Subject { … }
+//! twincast_testkit::store_conformance!(make);
+//! ```
+//!
+//! A defect that is found in one implementation becomes a case here, for all of them.
+
+pub mod permits;
+pub mod plans;
+pub mod queue;
+pub mod random;
+pub mod work;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use twincast_core::ports::Store;
+
+use crate::ManualClock;
+
+/// A store to be tested: empty, and on a clock that the cases move.
+pub struct Subject {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Its clock.
+    pub clock: ManualClock,
+    _keep: Option<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subject").finish_non_exhaustive()
+    }
+}
+
+impl Subject {
+    /// A store and its clock.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, clock: ManualClock) -> Self {
+        Self {
+            store,
+            clock,
+            _keep: None,
+        }
+    }
+
+    /// Keeps something for as long as the store is used: its folder, a server.
+    #[must_use]
+    pub fn keeping(mut self, kept: impl Any + Send) -> Self {
+        self._keep = Some(Box::new(kept));
+        self
+    }
+}
+
+/// Runs a case. The runtime is its own, with time that the case can pause.
+///
+/// # Panics
+/// When the case does, or there is no runtime.
+pub fn run(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime can be built").block_on(case);
+}
+
+/// Asserts that a call was refused in one way.
+#[macro_export]
+macro_rules! assert_refused {
+    ($result:expr, $variant:ident) => {
+        match $result {
+            Err(twincast_core::ports::StoreError::$variant { .. }) => {}
+            other => panic!("not refused as {}: {other:?}", stringify!($variant)),
+        }
+    };
+}
+
+/// One test for each case of the store's contract. `$make` is an `async fn() -> Subject`.
+#[macro_export]
+macro_rules! store_conformance {
+    ($make:path) => {
+        $crate::cases! { $crate::conformance::plans, $make().await;
+            creating_twice_keeps_the_first
+            what_is_not_there_is_told
+            names_ascend
+            a_save_is_a_compare_and_swap
+            records_read_back_whole
+            a_new_try_leaves_no_trace_of_the_old
+            only_the_current_try_is_added_to
+            a_repeated_batch_changes_nothing
+            batches_come_in_pages
+            finished_batches_are_passed_over
+            what_was_added_is_loaded
+        }
+        $crate::cases! { $crate::conformance::work, $make().await;
+            one_holder_at_a_time
+            a_lease_lapses_and_its_holder_is_fenced
+            a_lapsed_lease_that_nobody_took_still_records
+            a_takeover_fences_at_once
+            a_released_batch_is_free
+            a_lease_is_asked_for_by_the_right_phase
+            a_finished_batch_is_done
+            records_merge_in_any_order
+            a_record_says_what_is_wanted
+            a_record_renews_the_lease
+            a_refused_record_writes_nothing
+            a_lease_of_an_older_try_is_fenced
+            the_first_code_stands
+            tallies_are_by_stage_and_hub
+            what_is_left_of_an_aborted_batch_is_skipped
+            only_an_abort_skips
+        }
+        $crate::cases! { $crate::conformance::permits, $make().await;
+            the_quota_is_used_and_not_exceeded
+            hubs_have_quotas_of_their_own
+            a_rollout_keeps_to_its_own_limit
+            a_throttle_holds_everyone_back
+        }
+        #[test]
+        fn agrees_with_the_model() {
+            $crate::conformance::random::agrees_with_the_model(async || $make().await);
+        }
+    };
+}
+
+/// One test for each case of the queue's contract. `$make` is a
+/// `fn(limit: usize) -> impl Queue`, a queue in which `limit` dispatches of a hub may wait.
+#[macro_export]
+macro_rules! queue_conformance {
+    ($make:path) => {
+        $crate::cases! { $crate::conformance::queue, $make;
+            dispatches_come_in_order
+            each_hub_has_its_own_line
+            what_is_acked_is_gone
+            what_is_requeued_comes_back
+            a_dropped_ticket_comes_back
+            a_dropped_consumer_hands_back_what_it_held
+            the_line_is_bounded
+            two_consumers_share
+            a_consumer_waits_for_what_is_published
+            an_abandoned_wait_loses_nothing
+        }
+    };
+}
+
+/// One test for each case. For the two macros above.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! cases {
+    ($module:path, $subject:expr; $($case:ident)*) => {
+        $(
+            #[test]
+            fn $case() {
+                use $module as cases;
+                $crate::conformance::run(async { cases::$case($subject).await });
+            }
+        )*
+    };
+}

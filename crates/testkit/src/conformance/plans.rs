@@ -1,0 +1,224 @@
+//! Cases: rollouts, their records and their plans.
+
+use twincast_core::ids::{BatchId, RolloutName, Version};
+use twincast_core::outcome::{Counts, Outcome, OutcomeList};
+use twincast_core::plan::{Batch, Group};
+use twincast_core::ports::{Created, Store};
+use twincast_core::rollout::{Event, PlanId};
+
+use super::Subject;
+use crate::assert_refused;
+use crate::build::{
+    TTL, aborted, accepted, after, batch, batch_on, lease_request, leased, name, paused,
+    plan_completed, planning, report, running, step,
+};
+
+async fn ids(store: &dyn Store, after: Option<u32>, limit: usize, open_only: bool) -> Vec<u32> {
+    let page = store
+        .batches(&name("r"), after.map(BatchId), limit, open_only)
+        .await
+        .unwrap();
+    page.into_iter().map(|status| status.header.id.0).collect()
+}
+
+/// The second one of a name is not stored, and gets the first.
+pub async fn creating_twice_keeps_the_first(subject: Subject) {
+    let store = &*subject.store;
+    let first = accepted("r");
+    assert_eq!(store.create(&first).await.unwrap(), Created::New);
+    let running = step(store, &first, Event::PlanningStarted).await;
+    let mut second = accepted("r");
+    second.spec.description = Some("another".into());
+    assert_eq!(
+        store.create(&second).await.unwrap(),
+        Created::Existing(Box::new(running.clone()))
+    );
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
+}
+
+/// Reading nothing is `None`; working on nothing is `NotFound`.
+pub async fn what_is_not_there_is_told(subject: Subject) {
+    let store = &*subject.store;
+    let nobody = name("nobody");
+    assert_eq!(store.rollout(&nobody).await.unwrap(), None);
+    assert!(store.rollouts().await.unwrap().is_empty());
+    assert_refused!(store.save(&accepted("nobody"), Version(1)).await, NotFound);
+    assert_refused!(
+        store.add_batches(&nobody, PlanId(0), vec![]).await,
+        NotFound
+    );
+    assert_refused!(store.batches(&nobody, None, 10, false).await, NotFound);
+    assert_refused!(store.lease(&lease_request(&nobody, 0, "w")).await, NotFound);
+    assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
+    assert_refused!(store.tallies(&nobody).await, NotFound);
+    assert_refused!(store.skip_remaining(&nobody, BatchId(0)).await, NotFound);
+
+    running(store, "r", vec![batch(0, 1)]).await;
+    let there = name("r");
+    assert_refused!(store.lease(&lease_request(&there, 1, "w")).await, NotFound);
+    assert_refused!(store.load(&there, BatchId(1)).await, NotFound);
+}
+
+/// All names, ascending.
+pub async fn names_ascend(subject: Subject) {
+    for text in ["m", "b", "b-2", "B", "b.1"] {
+        subject.store.create(&accepted(text)).await.unwrap();
+    }
+    let names = subject.store.rollouts().await.unwrap();
+    let texts: Vec<_> = names.iter().map(RolloutName::as_str).collect();
+    assert_eq!(texts, ["B", "b", "b-2", "b.1", "m"]);
+}
+
+/// A record that was made from an older version changes nothing.
+pub async fn a_save_is_a_compare_and_swap(subject: Subject) {
+    let store = &*subject.store;
+    let first = planning(store, "r").await;
+    let running = step(store, &first, plan_completed(1)).await;
+    let late = after(&first, aborted());
+    assert_refused!(store.save(&late, first.version).await, Superseded);
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
+}
+
+/// What is saved is read, to the last field.
+pub async fn records_read_back_whole(subject: Subject) {
+    let store = &*subject.store;
+    let mut rollout = running(store, "r", vec![batch(0, 3)]).await;
+    for _ in 0..20 {
+        rollout = step(store, &rollout, paused()).await;
+        rollout = step(store, &rollout, Event::ResumeRequested).await;
+    }
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
+}
+
+/// A planning that crashed leaves nothing for the next.
+pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
+    let store = &*subject.store;
+    let first = planning(store, "r").await;
+    let old = (0..5).map(|id| batch_on(id, "old", 1, 700)).collect();
+    store.add_batches(&name("r"), PlanId(1), old).await.unwrap();
+    assert_eq!(ids(store, None, 10, false).await.len(), 5);
+
+    let second = step(store, &first, Event::PlanningStarted).await;
+    assert!(ids(store, None, 10, false).await.is_empty());
+    assert!(ids(store, None, 10, true).await.is_empty());
+    assert_eq!(store.tallies(&name("r")).await.unwrap(), []);
+    assert_refused!(store.load(&name("r"), BatchId(0)).await, NotFound);
+
+    let new = batch(0, 2);
+    let added = store
+        .add_batches(&name("r"), PlanId(2), vec![new.clone()])
+        .await;
+    added.unwrap();
+    step(store, &second, plan_completed(2)).await;
+    let work = store.load(&name("r"), BatchId(0)).await.unwrap();
+    assert_eq!((work.batch, work.outcomes), (new, OutcomeList::pending(2)));
+    let tallies = store.tallies(&name("r")).await.unwrap();
+    assert_eq!(tallies.len(), 1);
+    assert_eq!(tallies[0].counts, Counts::pending(2));
+}
+
+/// An older try, a later one, and a plan that is whole take no batches.
+pub async fn only_the_current_try_is_added_to(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = planning(store, "r").await;
+    let rollout = step(store, &rollout, Event::PlanningStarted).await;
+    for wrong in [PlanId(1), PlanId(3)] {
+        let added = store
+            .add_batches(&name("r"), wrong, vec![batch(0, 1)])
+            .await;
+        assert_refused!(added, Superseded);
+    }
+    assert!(ids(store, None, 10, false).await.is_empty());
+    let right = PlanId(2);
+    let added = store
+        .add_batches(&name("r"), right, vec![batch(0, 1)])
+        .await;
+    added.unwrap();
+    step(store, &rollout, plan_completed(1)).await;
+    let added = store
+        .add_batches(&name("r"), right, vec![batch(1, 1)])
+        .await;
+    assert_refused!(added, Superseded);
+
+    let other = planning(store, "aborted").await;
+    step(store, &other, aborted()).await;
+    let added = store
+        .add_batches(&name("aborted"), PlanId(1), vec![batch(0, 1)])
+        .await;
+    assert_refused!(added, Superseded);
+}
+
+/// A call that is made again after an unanswered one counts nothing twice.
+pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
+    let store = &*subject.store;
+    planning(store, "r").await;
+    for batches in [
+        vec![batch(0, 2)],
+        vec![batch(0, 2), batch(1, 3)],
+        vec![batch(1, 3), batch(1, 3)],
+    ] {
+        let added = store.add_batches(&name("r"), PlanId(1), batches).await;
+        added.unwrap();
+    }
+    assert_eq!(ids(store, None, 10, false).await, [0, 1]);
+    let tallies = store.tallies(&name("r")).await.unwrap();
+    assert_eq!(tallies[0].counts, Counts::pending(5));
+}
+
+/// In the order of their numbers, whatever order they came in.
+pub async fn batches_come_in_pages(subject: Subject) {
+    let store = &*subject.store;
+    let batches = [7, 3, 300, 0, 70_000].map(|id| batch(id, id % 5 + 1));
+    running(store, "r", batches.to_vec()).await;
+    running(store, "r-other", vec![batch(1, 1)]).await;
+    assert_eq!(ids(store, None, 2, false).await, [0, 3]);
+    assert_eq!(ids(store, Some(3), 2, false).await, [7, 300]);
+    assert_eq!(ids(store, Some(4), 1, false).await, [7]);
+    assert_eq!(ids(store, Some(300), 9, false).await, [70_000]);
+    assert!(ids(store, Some(u32::MAX), 9, false).await.is_empty());
+    assert!(ids(store, None, 0, false).await.is_empty());
+    assert_eq!(ids(store, None, 9, true).await, [0, 3, 7, 300, 70_000]);
+    let statuses = store.batches(&name("r"), None, 9, false).await.unwrap();
+    assert!(statuses.iter().all(|status| status.held.is_none()));
+    assert_eq!(statuses[1].header, batches[1].header);
+    assert_eq!(statuses[1].counts, Counts::pending(4));
+}
+
+/// `open_only` leaves out what nothing is owed to, and shows who works on the rest.
+pub async fn finished_batches_are_passed_over(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", (0..4).map(|id| batch(id, 2)).collect()).await;
+    for (id, second) in [(1, Outcome::NotFound), (2, Outcome::Attempting)] {
+        let lease = leased(store, &name("r"), id, "w").await;
+        let reports = [report(0, Outcome::Enqueued), report(1, second)];
+        store.record(&lease, &reports, TTL).await.unwrap();
+    }
+    assert_eq!(ids(store, None, 9, true).await, [0, 2, 3]);
+    assert_eq!(ids(store, None, 2, true).await, [0, 2]);
+    assert_eq!(ids(store, Some(0), 1, true).await, [2]);
+    assert_eq!(ids(store, None, 9, false).await, [0, 1, 2, 3]);
+    let statuses = store.batches(&name("r"), None, 9, true).await.unwrap();
+    let held: Vec<_> = statuses.iter().map(|s| s.held.is_some()).collect();
+    assert_eq!(held, [false, true, false]);
+}
+
+/// Headers, groups, and devices in order, in batches of any size.
+pub async fn what_was_added_is_loaded(subject: Subject) {
+    let store = &*subject.store;
+    let mut batches: Vec<Batch> = [1, 2, 3, 999, 10_000]
+        .into_iter()
+        .zip(0..)
+        .map(|(devices, id)| batch_on(id, "a", 3, devices))
+        .collect();
+    batches[2].header.group = Group(vec![
+        ("region".into(), Some("\u{e9}u, \"1\"".into())),
+        ("site".into(), None),
+    ]);
+    running(store, "r", batches.clone()).await;
+    for batch in batches {
+        let id = batch.header.id;
+        let work = store.load(&name("r"), id).await.unwrap();
+        assert_eq!(work.outcomes, OutcomeList::pending(batch.devices.len()));
+        assert_eq!((work.batch, work.codes), (batch, vec![]));
+    }
+}

@@ -1,0 +1,233 @@
+//! Random sequences of calls, compared with [`MemoryStore`] step by step. What fails is shrunk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use twincast_core::batch::Lease;
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
+use twincast_core::rollout::{Event, PlanId};
+
+use super::Subject;
+use crate::MemoryStore;
+use crate::build::{TTL, aborted, accepted, batch_on, lease_request, name, paused, plan_completed};
+
+const BATCHES: u32 = 4;
+
+/// One call.
+#[derive(Debug, Clone)]
+enum Call {
+    Create,
+    Change(Change),
+    Add { plan: u32, batches: Vec<u32> },
+    Lease { batch: u32, by: u8, takeover: bool },
+    Record { lease: usize, reports: Vec<Report> },
+    Release { lease: usize },
+    Skip { batch: u32 },
+    Wait { seconds: u64 },
+}
+
+/// A change of the record, made from the version that is `stale` steps old.
+#[derive(Debug, Clone)]
+struct Change {
+    event: Event,
+    stale: bool,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let event = prop_oneof![
+        3 => Just(Event::PlanningStarted),
+        4 => Just(plan_completed(9)),
+        2 => Just(paused()),
+        3 => Just(Event::ResumeRequested),
+        1 => Just(aborted()),
+        1 => Just(Event::AllSettled { counts: Counts::default() }),
+    ];
+    let change =
+        (event, prop::bool::weighted(0.1)).prop_map(|(event, stale)| Change { event, stale });
+    let report = (
+        0..12u32,
+        prop::sample::select(Outcome::ALL.to_vec()),
+        0..3u32,
+    )
+        .prop_map(|(index, outcome, code)| Report {
+            index,
+            outcome,
+            code,
+        });
+    prop_oneof![
+        1 => Just(Call::Create),
+        8 => change.prop_map(Call::Change),
+        6 => (1..4u32, prop::collection::vec(0..BATCHES, 0..4))
+            .prop_map(|(plan, batches)| Call::Add { plan, batches }),
+        6 => (0..BATCHES, 0..3u8, prop::bool::weighted(0.2))
+            .prop_map(|(batch, by, takeover)| Call::Lease { batch, by, takeover }),
+        9 => (0..6usize, prop::collection::vec(report, 0..8))
+            .prop_map(|(lease, reports)| Call::Record { lease, reports }),
+        2 => (0..6usize).prop_map(|lease| Call::Release { lease }),
+        2 => (0..BATCHES).prop_map(|batch| Call::Skip { batch }),
+        1 => (1..40u64).prop_map(|seconds| Call::Wait { seconds }),
+    ]
+}
+
+/// One store with what a caller of it remembers.
+struct Side {
+    store: Arc<dyn Store>,
+    leases: Vec<Lease>,
+}
+
+impl Side {
+    /// Makes the call; gives the answer as text, without what stores may choose freely.
+    async fn make(&mut self, call: &Call) -> String {
+        let store = &*self.store;
+        match call {
+            Call::Create => answer(store.create(&accepted("r")).await),
+            Call::Change(change) => self.change(change).await,
+            Call::Add { plan, batches } => {
+                let batches = batches.iter().map(|id| batch(*id)).collect();
+                answer(store.add_batches(&name("r"), PlanId(*plan), batches).await)
+            }
+            Call::Lease {
+                batch,
+                by,
+                takeover,
+            } => {
+                let mut request = lease_request(&name("r"), *batch, &format!("w{by}"));
+                request.takeover = *takeover;
+                let reply = store.lease(&request).await;
+                if let Ok(LeaseReply::Granted(lease)) = reply {
+                    self.leases.push(lease);
+                    return "granted".into();
+                }
+                answer(reply)
+            }
+            Call::Record { lease, reports } => match self.lease(*lease) {
+                Some(lease) => answer(store.record(lease, reports, TTL).await),
+                None => String::new(),
+            },
+            Call::Release { lease } => match self.lease(*lease) {
+                Some(lease) => answer(store.release(lease).await),
+                None => String::new(),
+            },
+            Call::Skip { batch } => answer(store.skip_remaining(&name("r"), BatchId(*batch)).await),
+            Call::Wait { .. } => String::new(),
+        }
+    }
+
+    /// The newest lease is the likeliest to hold.
+    fn lease(&self, back: usize) -> Option<&Lease> {
+        self.leases.iter().rev().nth(back)
+    }
+
+    async fn change(&self, change: &Change) -> String {
+        let Ok(Some(mut rollout)) = self.store.rollout(&name("r")).await else {
+            return String::new();
+        };
+        let mut from = rollout.version;
+        if change.stale {
+            from.0 += 1;
+        }
+        match rollout.after(change.event.clone(), rollout.changed_at) {
+            Ok(Some(next)) => rollout = next,
+            _ => return "not possible".into(),
+        }
+        answer(self.store.save(&rollout, from).await)
+    }
+
+    /// Everything that can be read.
+    async fn seen(&self) -> String {
+        let (store, r) = (&*self.store, name("r"));
+        let mut text = answer(store.rollout(&r).await);
+        let all = store.batches(&r, None, 9, false).await;
+        for status in all.iter().flatten() {
+            text += &answer(store.load(&r, status.header.id).await);
+        }
+        text += &answer(all);
+        text += &answer(store.batches(&r, Some(BatchId(0)), 2, true).await);
+        let mut tallies = store.tallies(&r).await;
+        if let Ok(tallies) = &mut tallies {
+            tallies.sort_by_key(|tally| (tally.stage, tally.hub.clone()));
+        }
+        text += &answer(tallies);
+        text
+    }
+}
+
+fn batch(id: u32) -> twincast_core::plan::Batch {
+    batch_on(id, ["a", "b"][id as usize % 2], (id / 2) as u16, id * 3 + 1)
+}
+
+fn answer<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
+    match result {
+        Ok(value) => format!("{value:?}\n"),
+        Err(StoreError::Superseded { .. }) => "superseded\n".into(),
+        Err(StoreError::NotFound { .. }) => "not found\n".into(),
+        Err(error) => format!("{error:?}\n"),
+    }
+}
+
+/// Makes the same calls on the store and on the model; every answer, and everything that can be
+/// read after every call, must be the same.
+///
+/// # Panics
+/// When they differ, with the shortest sequence of calls that was found.
+pub fn agrees_with_the_model(make: impl AsyncFn() -> Subject) {
+    let config = Config {
+        cases: 60,
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        ..Config::default()
+    };
+    let sequences = prop::collection::vec(call(), 1..60);
+    let checked = TestRunner::new(config).run(&sequences, |calls| {
+        let mut difference = None;
+        super::run(async { difference = differ(make().await, &calls).await });
+        match difference {
+            None => Ok(()),
+            Some(difference) => Err(TestCaseError::fail(difference)),
+        }
+    });
+    if let Err(error) = checked {
+        panic!("{error}");
+    }
+}
+
+async fn differ(subject: Subject, calls: &[Call]) -> Option<String> {
+    let model = MemoryStore::new(Arc::new(subject.clock.clone()));
+    let mut sides = [
+        Arc::clone(&subject.store),
+        Arc::new(model) as Arc<dyn Store>,
+    ]
+    .map(|store| Side {
+        store,
+        leases: Vec::new(),
+    });
+    // Most sequences are to get beyond planning.
+    let begin = [
+        Call::Create,
+        Call::Change(Change {
+            event: Event::PlanningStarted,
+            stale: false,
+        }),
+    ];
+    for call in begin.iter().chain(calls) {
+        if let Call::Wait { seconds } = call {
+            subject.clock.advance(Duration::from_secs(*seconds));
+        }
+        let [store, model] = &mut sides;
+        let (got, expected) = (store.make(call).await, model.make(call).await);
+        if got != expected {
+            return Some(format!("{call:?} gave\n{got}instead of\n{expected}"));
+        }
+        let (got, expected) = (store.seen().await, model.seen().await);
+        if got != expected {
+            return Some(format!(
+                "after {call:?} there is\n{got}instead of\n{expected}"
+            ));
+        }
+    }
+    None
+}

@@ -1,0 +1,381 @@
+//! Cases: leases, records and what follows from them.
+
+use std::time::Duration;
+
+use twincast_core::ids::{BatchId, HubName, StageIndex};
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{Clock, LeaseReply, Report, Store};
+use twincast_core::rollout::{Event, PlanId, Wanted};
+
+use super::Subject;
+use crate::assert_refused;
+use crate::build::{
+    TTL, aborted, batch, batch_on, lease_request, leased, name, paused, plan_completed, planning,
+    report, running, step,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn outcomes(store: &dyn Store, batch: u32) -> Vec<Outcome> {
+    let work = store.load(&name("r"), BatchId(batch)).await.unwrap();
+    work.outcomes.iter().collect()
+}
+
+async fn counts(store: &dyn Store) -> Counts {
+    let mut sum = Counts::default();
+    for tally in store.tallies(&name("r")).await.unwrap() {
+        sum.add(&tally.counts);
+    }
+    sum
+}
+
+/// Another one gets to know who has it and until when; the holder itself may ask again.
+pub async fn one_holder_at_a_time(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 1), batch(1, 1)]).await;
+    let first = leased(store, &name("r"), 0, "a").await;
+    let reply = store.lease(&lease_request(&name("r"), 0, "b")).await;
+    let LeaseReply::Held(held) = reply.unwrap() else {
+        panic!("two have it");
+    };
+    assert_eq!(held.by, first.holder);
+    assert_eq!(held.until, subject.clock.now().plus(TTL));
+    let shown = store.batches(&name("r"), None, 9, true).await.unwrap();
+    assert_eq!(shown[0].held.as_ref(), Some(&held));
+    assert_eq!(shown[1].held, None);
+    leased(store, &name("r"), 1, "b").await;
+
+    let again = leased(store, &name("r"), 0, "a").await;
+    assert!(again.epoch > first.epoch);
+    assert_refused!(store.record(&first, &[], TTL).await, Superseded);
+    assert_eq!(store.record(&again, &[], TTL).await.unwrap(), Wanted::GoOn);
+}
+
+/// A holder that comes back after another has the batch can write nothing.
+pub async fn a_lease_lapses_and_its_holder_is_fenced(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 2)]).await;
+    let old = leased(store, &name("r"), 0, "a").await;
+    subject.clock.advance(TTL);
+    let new = leased(store, &name("r"), 0, "b").await;
+    assert!(new.epoch > old.epoch);
+    let late = [report(0, Outcome::Enqueued)];
+    assert_refused!(store.record(&old, &late, TTL).await, Superseded);
+    store.release(&old).await.unwrap();
+    assert_eq!(outcomes(store, 0).await, [Outcome::Pending; 2]);
+    assert_eq!(store.record(&new, &late, TTL).await.unwrap(), Wanted::GoOn);
+}
+
+/// Nobody else has written, so nothing is lost by believing it.
+pub async fn a_lapsed_lease_that_nobody_took_still_records(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 2)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    subject.clock.advance(TTL * 10);
+    let reports = [report(1, Outcome::Enqueued)];
+    let wanted = store.record(&lease, &reports, TTL).await.unwrap();
+    assert_eq!(wanted, Wanted::GoOn);
+    assert_eq!(
+        outcomes(store, 0).await,
+        [Outcome::Pending, Outcome::Enqueued]
+    );
+    let reply = store.lease(&lease_request(&name("r"), 0, "b")).await;
+    assert!(matches!(reply.unwrap(), LeaseReply::Held(_)));
+}
+
+/// Whoever knows that the holder is gone need not wait.
+pub async fn a_takeover_fences_at_once(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 1)]).await;
+    let old = leased(store, &name("r"), 0, "a").await;
+    let mut request = lease_request(&name("r"), 0, "b");
+    request.takeover = true;
+    let LeaseReply::Granted(new) = store.lease(&request).await.unwrap() else {
+        panic!("it was not taken over");
+    };
+    assert!(new.epoch > old.epoch);
+    assert_refused!(store.record(&old, &[], TTL).await, Superseded);
+    store.record(&new, &[], TTL).await.unwrap();
+}
+
+/// By its holder only, and for good.
+pub async fn a_released_batch_is_free(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 1)]).await;
+    let first = leased(store, &name("r"), 0, "a").await;
+    store.release(&first).await.unwrap();
+    store.release(&first).await.unwrap();
+    let late = [report(0, Outcome::Enqueued)];
+    assert_refused!(store.record(&first, &late, TTL).await, Superseded);
+    let second = leased(store, &name("r"), 0, "b").await;
+    store.release(&first).await.unwrap();
+    store.record(&second, &[], TTL).await.unwrap();
+    assert_eq!(outcomes(store, 0).await, [Outcome::Pending]);
+}
+
+/// Only while the rollout runs.
+pub async fn a_lease_is_asked_for_by_the_right_phase(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = planning(store, "r").await;
+    let added = store
+        .add_batches(&name("r"), PlanId(1), vec![batch(0, 1)])
+        .await;
+    added.unwrap();
+    let ask = async || store.lease(&lease_request(&name("r"), 0, "a")).await;
+    assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
+    let rollout = step(store, &rollout, plan_completed(1)).await;
+    assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
+    let rollout = step(store, &rollout, paused()).await;
+    assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
+    let rollout = step(store, &rollout, Event::ResumeRequested).await;
+    assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
+    step(store, &rollout, aborted()).await;
+    assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
+}
+
+/// In any phase, and whoever holds it.
+pub async fn a_finished_batch_is_done(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let reports = [report(0, Outcome::Enqueued), report(1, Outcome::QueueFull)];
+    store.record(&lease, &reports, TTL).await.unwrap();
+    let ask = async || store.lease(&lease_request(&name("r"), 0, "b")).await;
+    assert_eq!(ask().await.unwrap(), LeaseReply::Done);
+    store.release(&lease).await.unwrap();
+    assert_eq!(ask().await.unwrap(), LeaseReply::Done);
+    step(store, &rollout, paused()).await;
+    assert_eq!(ask().await.unwrap(), LeaseReply::Done);
+}
+
+/// Twice, late, all at once or one by one: the outcomes are the same, and so are the counts.
+pub async fn records_merge_in_any_order(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 5), batch(1, 5)]).await;
+    let reports = [
+        report(0, Outcome::Enqueued),
+        report(0, Outcome::Delivered),
+        report(1, Outcome::Attempting),
+        report(2, Outcome::Unknown),
+        report(4, Outcome::NotFound),
+        report(4, Outcome::Enqueued),
+        report(0, Outcome::Enqueued),
+    ];
+    let lease = leased(store, &name("r"), 0, "a").await;
+    store.record(&lease, &reports, TTL).await.unwrap();
+    store.record(&lease, &reports, TTL).await.unwrap();
+    let lease = leased(store, &name("r"), 1, "a").await;
+    for report in reports.iter().rev() {
+        store.record(&lease, &[*report], TTL).await.unwrap();
+    }
+    let expected = [
+        Outcome::Delivered,
+        Outcome::Attempting,
+        Outcome::Unknown,
+        Outcome::Pending,
+        Outcome::Enqueued,
+    ];
+    assert_eq!(outcomes(store, 0).await, expected);
+    assert_eq!(outcomes(store, 1).await, expected);
+    let counts = counts(store).await;
+    assert_eq!(counts.total(), 10);
+    assert!(expected.iter().all(|outcome| counts.get(*outcome) == 2));
+}
+
+/// The answer to a record is how a worker learns of a pause or an abort.
+pub async fn a_record_says_what_is_wanted(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 9)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let record = async |index| {
+        let reports = [report(index, Outcome::Enqueued)];
+        let recorded = store.record(&lease, &reports, TTL).await.unwrap();
+        let beat = store.record(&lease, &[], TTL).await.unwrap();
+        assert_eq!(recorded, beat);
+        recorded
+    };
+    assert_eq!(record(0).await, Wanted::GoOn);
+    let rollout = step(store, &rollout, paused()).await;
+    assert_eq!(record(1).await, Wanted::Stop);
+    let rollout = step(store, &rollout, Event::ResumeRequested).await;
+    assert_eq!(record(2).await, Wanted::GoOn);
+    step(store, &rollout, aborted()).await;
+    assert_eq!(record(3).await, Wanted::Stop);
+    assert_eq!(counts(store).await.get(Outcome::Enqueued), 4);
+}
+
+/// With reports and without.
+pub async fn a_record_renews_the_lease(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 2)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    for reports in [vec![], vec![report(0, Outcome::Enqueued)], vec![]] {
+        subject.clock.advance(TTL - SECOND);
+        store.record(&lease, &reports, TTL).await.unwrap();
+        let reply = store.lease(&lease_request(&name("r"), 0, "b")).await;
+        let LeaseReply::Held(held) = reply.unwrap() else {
+            panic!("it was not renewed");
+        };
+        assert_eq!(held.until, subject.clock.now().plus(TTL));
+    }
+    store.record(&lease, &[], SECOND).await.unwrap();
+    subject.clock.advance(SECOND);
+    leased(store, &name("r"), 0, "b").await;
+}
+
+/// Not even the reports that would be right.
+pub async fn a_refused_record_writes_nothing(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 3)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let reports = [report(0, Outcome::Enqueued), report(3, Outcome::Enqueued)];
+    assert_refused!(store.record(&lease, &reports, TTL).await, NotFound);
+    let mut other = lease.clone();
+    other.batch = BatchId(1);
+    assert_refused!(store.record(&other, &reports, TTL).await, Superseded);
+    other.rollout = name("nobody");
+    assert_refused!(store.record(&other, &reports, TTL).await, Superseded);
+    store.release(&other).await.unwrap();
+    assert_eq!(outcomes(store, 0).await, [Outcome::Pending; 3]);
+    assert_eq!(counts(store).await, Counts::pending(3));
+    store.record(&lease, &[], TTL).await.unwrap();
+}
+
+/// A worker of a plan that is no more cannot write to its successor's batch of the same number.
+pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 2)]).await;
+    let old = leased(store, &name("r"), 0, "a").await;
+    let mut anew = rollout.clone();
+    anew.version.0 += 1;
+    anew.plan_id = PlanId(2);
+    anew.plan = None;
+    anew.phase = twincast_core::rollout::Phase::Planning;
+    store.save(&anew, rollout.version).await.unwrap();
+    let reports = [report(0, Outcome::Enqueued)];
+    assert_refused!(store.record(&old, &reports, TTL).await, Superseded);
+
+    let added = store
+        .add_batches(&name("r"), PlanId(2), vec![batch(0, 2)])
+        .await;
+    added.unwrap();
+    step(store, &anew, plan_completed(2)).await;
+    let new = leased(store, &name("r"), 0, "b").await;
+    assert_refused!(store.record(&old, &reports, TTL).await, Superseded);
+    store.release(&old).await.unwrap();
+    assert_eq!(outcomes(store, 0).await, [Outcome::Pending; 2]);
+    store.record(&new, &reports, TTL).await.unwrap();
+}
+
+/// Codes are kept for what ends refused, and only then.
+pub async fn the_first_code_stands(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 5)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let refused = |index, code| Report {
+        index,
+        outcome: Outcome::Refused,
+        code,
+    };
+    let first = [
+        refused(3, 7),
+        refused(1, 400_004),
+        refused(1, 5),
+        refused(0, 0),
+    ];
+    store.record(&lease, &first, TTL).await.unwrap();
+    let later = [
+        refused(3, 8),
+        refused(2, 9),
+        report(2, Outcome::Enqueued),
+        report(4, Outcome::Delivered),
+        refused(4, 10),
+    ];
+    store.record(&lease, &later, TTL).await.unwrap();
+    let work = store.load(&name("r"), BatchId(0)).await.unwrap();
+    assert_eq!(work.codes, [(1, 400_004), (3, 7)]);
+}
+
+/// Each batch counts in its stage on its hub, before anything is sent too.
+pub async fn tallies_are_by_stage_and_hub(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![
+        batch_on(0, "b", 0, 1),
+        batch_on(1, "a", 1, 2),
+        batch_on(2, "a", 0, 4),
+        batch_on(3, "a", 0, 8),
+    ];
+    running(store, "r", batches).await;
+    running(store, "other", vec![batch(0, 100)]).await;
+    let lease = leased(store, &name("r"), 3, "w").await;
+    let reports = [report(0, Outcome::Enqueued), report(5, Outcome::NotFound)];
+    store.record(&lease, &reports, TTL).await.unwrap();
+    let tallies = store.tallies(&name("r")).await.unwrap();
+    let mut by_key: Vec<(StageIndex, HubName, u64, u64)> = tallies
+        .into_iter()
+        .map(|t| (t.stage, t.hub, t.counts.total(), t.counts.unsettled()))
+        .collect();
+    by_key.sort();
+    let expected = [(0, "a", 12, 10), (0, "b", 1, 1), (1, "a", 2, 2)];
+    let expected = expected.map(|(stage, hub, total, unsettled)| {
+        (StageIndex(stage), crate::build::hub(hub), total, unsettled)
+    });
+    assert_eq!(by_key, expected);
+}
+
+/// When nobody works on it any more; what is settled stays.
+pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 4), batch(1, 1)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let reports = [
+        report(1, Outcome::Attempting),
+        report(2, Outcome::Enqueued),
+        report(3, Outcome::NotFound),
+    ];
+    store.record(&lease, &reports, TTL).await.unwrap();
+    step(store, &rollout, aborted()).await;
+    let skip = async || store.skip_remaining(&name("r"), BatchId(0)).await;
+    let held = skip().await.unwrap().expect("somebody works on it");
+    assert_eq!(held.by, lease.holder);
+    assert_eq!(outcomes(store, 0).await[0], Outcome::Pending);
+
+    subject.clock.advance(TTL);
+    for _ in 0..2 {
+        assert_eq!(skip().await.unwrap(), None);
+    }
+    let expected = [
+        Outcome::Skipped,
+        Outcome::Unknown,
+        Outcome::Enqueued,
+        Outcome::NotFound,
+    ];
+    assert_eq!(outcomes(store, 0).await, expected);
+    let counts = counts(store).await;
+    assert_eq!((counts.total(), counts.unsettled()), (5, 1));
+    let open = store.batches(&name("r"), None, 9, true).await.unwrap();
+    assert_eq!(open.len(), 1);
+
+    let reports = [report(0, Outcome::Enqueued)];
+    let late = store.record(&lease, &reports, TTL).await.unwrap();
+    assert_eq!(
+        late,
+        Wanted::Stop,
+        "a lapsed holder may still tell the truth"
+    );
+    assert_eq!(outcomes(store, 0).await[0], Outcome::Enqueued);
+}
+
+/// Skipping is refused while the rollout may go on.
+pub async fn only_an_abort_skips(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 1)]).await;
+    let skip = async |id| store.skip_remaining(&name("r"), BatchId(id)).await;
+    assert_refused!(skip(0).await, Superseded);
+    let rollout = step(store, &rollout, paused()).await;
+    assert_refused!(skip(0).await, Superseded);
+    step(store, &rollout, aborted()).await;
+    assert_refused!(skip(1).await, NotFound);
+    assert_eq!(skip(0).await.unwrap(), None);
+    assert_eq!(outcomes(store, 0).await, [Outcome::Skipped]);
+}
