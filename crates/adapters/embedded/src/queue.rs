@@ -205,3 +205,10 @@ fn late(doing: &'static str) -> QueueError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    twincast_testkit::queue_conformance!(InProcessQueue::new);
+}

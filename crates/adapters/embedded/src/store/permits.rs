@@ -29,7 +29,8 @@ impl Permits {
             .rollouts
             .entry((name.clone(), request.hub.clone()))
             .or_default();
-        let allowed = rollout.clone().take(now, request.wanted, *per_minute);
+        let mut tried = *rollout;
+        let allowed = tried.take(now, request.wanted, *per_minute);
         if !allowed.wait.is_zero() {
             return Grant {
                 permits: 0,

@@ -1,0 +1,3 @@
+//! The contract, and what is this store's own: reopening, crashes, full disks, damage.
+
+mod contract;
