@@ -70,7 +70,11 @@ impl Client {
         let dialled = connection
             .gateway_host_name()
             .unwrap_or(connection.host_name());
-        let https = Target::new(&options.https, dialled, HTTPS_PORT);
+        let https = Target::new(
+            &options.https,
+            dialled,
+            connection.port().unwrap_or(HTTPS_PORT),
+        );
         let http = Transport::new(connection.host_name(), https, &tls, &options)
             .map_err(ClientError::Http)?;
         Ok(Self {
@@ -79,7 +83,11 @@ impl Client {
                 key_name: connection.key_name().to_owned(),
                 tokens: TokenProvider::new(connection, options.token_lifetime),
                 connector: TlsConnector::from(tls),
-                amqp: Target::new(&options.amqp, dialled, AMQPS_PORT),
+                amqp: Target::new(
+                    &options.amqp,
+                    dialled,
+                    connection.port().unwrap_or(AMQPS_PORT),
+                ),
                 http,
                 options,
             }),

@@ -1,8 +1,9 @@
 //! Service connection strings: `HostName=…;SharedAccessKeyName=…;SharedAccessKey=…`.
 //!
 //! Keys may come in any order; a part is split at its *first* `=` because base64 keys end in `=`. The host name is
-//! lower-cased, and no DNS suffix is ever added: sovereign clouds have their own. No error of this module repeats a
-//! value of the string, since a mistyped string may hold the key anywhere.
+//! lower-cased, and no DNS suffix is ever added: sovereign clouds have their own. `HostName=localhost:5671` names a port
+//! for both protocols, as emulators need it. No error of this module repeats a value of the string, since a mistyped
+//! string may hold the key anywhere.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::secret::Secret;
 #[derive(Clone)]
 pub struct ConnectionString {
     host_name: String,
+    port: Option<u16>,
     key_name: String,
     key: Secret,
     gateway_host_name: Option<String>,
@@ -56,7 +58,7 @@ pub enum ConnectionStringError {
     /// A needed key has no value.
     #[error("connection string has an empty {0}")]
     EmptyValue(&'static str),
-    /// The host name has characters that no host name has, or a scheme, path or port.
+    /// The host name has characters that no host name has, or a scheme or path.
     #[error("connection string's {0} is not a bare host name")]
     NotAHostName(&'static str),
     /// The shared access key is not base64.
@@ -111,7 +113,14 @@ impl ConnectionString {
         key_name: &str,
         key: Secret,
     ) -> Result<Self, ConnectionStringError> {
-        let host_name = host("HostName", host_name)?;
+        let (host_name, port) = match host_name.split_once(':') {
+            None => (host("HostName", host_name)?, None),
+            Some((name, port)) => {
+                let port = port.parse().ok().filter(|port| *port > 0);
+                let port = port.ok_or(ConnectionStringError::NotAHostName("HostName"))?;
+                (host("HostName", name)?, Some(port))
+            }
+        };
         if key_name.is_empty() {
             return Err(ConnectionStringError::EmptyValue("SharedAccessKeyName"));
         }
@@ -124,6 +133,7 @@ impl ConnectionString {
         }
         Ok(Self {
             host_name,
+            port,
             key_name: key_name.to_owned(),
             key,
             gateway_host_name: None,
@@ -178,6 +188,12 @@ impl ConnectionString {
     #[must_use]
     pub fn host_name(&self) -> &str {
         &self.host_name
+    }
+
+    /// The port that the host name carries, if any: for both protocols.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
     }
 
     /// The name of the shared access policy.
@@ -246,6 +262,7 @@ impl fmt::Debug for ConnectionString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionString")
             .field("host_name", &self.host_name)
+            .field("port", &self.port)
             .field("key_name", &self.key_name)
             .field("key", &self.key)
             .field("gateway_host_name", &self.gateway_host_name)
@@ -290,6 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn a_host_name_may_carry_a_port() {
+        let parsed = ConnectionString::new("LocalHost:5671", "s", Secret::new(KEY)).unwrap();
+        assert_eq!(
+            (parsed.host_name(), parsed.port()),
+            ("localhost", Some(5_671))
+        );
+    }
+
+    #[test]
     fn every_mistake_is_named() {
         use ConnectionStringError as E;
         let cases: &[(&str, E)] = &[
@@ -327,7 +353,7 @@ mod tests {
                 E::NotAHostName("HostName"),
             ),
             (
-                "HostName=h:5671;SharedAccessKeyName=s;SharedAccessKey=YQ==",
+                "HostName=h:x;SharedAccessKeyName=s;SharedAccessKey=YQ==",
                 E::NotAHostName("HostName"),
             ),
             (

@@ -30,7 +30,8 @@ pub enum Roots {
 pub struct Endpoint {
     /// Host name or address to dial; the hub's name when `None`.
     pub host: Option<String>,
-    /// Port to dial; 5671 for AMQP and 443 for HTTPS when `None`.
+    /// Port to dial; when `None` that of the connection string's host name, else 5671 for
+    /// AMQP and 443 for HTTPS.
     pub port: Option<u16>,
 }
 

@@ -1,0 +1,410 @@
+//! Sending over real sockets: every fault of the hub, and the promise that every send has exactly one outcome.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Tally, client, client_with, hub, message, options, template};
+use futures::{StreamExt as _, stream};
+use tokio::time::timeout;
+use twincast_emulator::{Chance, Cut, Faults};
+use twincast_iothub::{
+    C2dSender, Client, ConnectError, ConnectionFailure, Disposition, HubShutReason, LinkState,
+    NotSent, Roots, SendOutcome,
+};
+
+/// Longer than anything here should take; a hang fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn send_all(sender: &C2dSender, count: u64, in_flight: usize) -> Tally {
+    let template = template();
+    let sends = stream::iter(0..count)
+        .map(|i| sender.send(message(&template, i % 100, i)))
+        .buffer_unordered(in_flight);
+    let all = sends.fold(Tally::default(), |mut tally, outcome| async move {
+        tally.add(&outcome);
+        tally
+    });
+    timeout(PATIENCE, all).await.expect("sends hang")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_is_accepted_by_a_healthy_hub() {
+    let hub = hub(100, Faults::default()).await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let tally = send_all(&sender, 5_000, 256).await;
+    assert_eq!(
+        tally,
+        Tally {
+            accepted: 5_000,
+            ..Tally::default()
+        }
+    );
+    let summary = hub.hub().summary();
+    assert_eq!(
+        (summary.accepted, summary.repeats_by_message_id),
+        (5_000, 0)
+    );
+    timeout(PATIENCE, sender.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flow_frames_without_next_incoming_id_do_not_stall_the_session() {
+    let faults = Faults {
+        flow_without_next_incoming_id: true,
+        ..Faults::default()
+    };
+    let hub = hub(100, faults).await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let tally = send_all(&sender, 21_000, 256).await;
+    assert_eq!(
+        tally,
+        Tally {
+            accepted: 21_000,
+            ..Tally::default()
+        }
+    );
+    assert_eq!(hub.hub().summary().accepted, 21_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_connections_and_sockets_that_end_cost_only_what_was_in_flight() {
+    let after = Some(700);
+    for faults in [
+        Faults {
+            detach_after_transfers: after,
+            ..Faults::default()
+        },
+        Faults {
+            close_after_transfers: after,
+            ..Faults::default()
+        },
+        Faults {
+            drop_after_transfers: after,
+            ..Faults::default()
+        },
+    ] {
+        let hub = hub(100, faults.clone()).await;
+        let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+        let tally = send_all(&sender, 3_000, 64).await;
+        assert_eq!(tally.sum(), 3_000, "{faults:?}");
+        assert_eq!(
+            tally.accepted + tally.unknown,
+            3_000,
+            "{tally:?} {faults:?}"
+        );
+        // At least three ends; each leaves at most what was in flight unknown.
+        assert!(tally.unknown <= 6 * 64, "{tally:?} {faults:?}");
+        let summary = hub.hub().summary();
+        assert!(summary.accepted >= tally.accepted, "{faults:?}");
+        assert!(
+            summary.accepted <= tally.accepted + tally.unknown,
+            "{faults:?}"
+        );
+        assert_eq!(summary.repeats_by_message_id, 0, "sent twice: {faults:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
+    let faults = Faults {
+        idle_close_ms: Some(150),
+        ..Faults::default()
+    };
+    let hub = hub(100, faults).await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let mut state = sender.state();
+    let lost = |s: &LinkState| {
+        matches!(
+            s,
+            LinkState::Reconnecting {
+                last_error: Some(_),
+                ..
+            }
+        )
+    };
+    timeout(PATIENCE, state.wait_for(lost))
+        .await
+        .unwrap()
+        .unwrap();
+    let tally = send_all(&sender, 200, 16).await;
+    assert_eq!(tally.accepted + tally.unknown, 200);
+    assert!(tally.accepted > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_hub_gives_back_or_refuses_for_the_moment_is_not_success() {
+    let share = || Chance::share(0.25);
+    let faults = Faults {
+        released: share(),
+        modified: share(),
+        internal_error: share(),
+        ..Faults::default()
+    };
+    let hub = hub(100, faults).await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let tally = send_all(&sender, 1_000, 64).await;
+    assert_eq!(tally.accepted, hub.hub().summary().accepted);
+    assert_eq!(tally.accepted + tally.retry, 1_000, "{tally:?}");
+    assert!(tally.retry > 300, "{tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttle_slows_down_and_a_timeout_of_the_hub_leaves_unknown() {
+    let hub = hub(
+        100,
+        Faults {
+            throttled: Chance::next(1),
+            timeout: Chance::default(),
+            ..Faults::default()
+        },
+    )
+    .await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let outcome = sender.send(message(&template(), 1, 1)).await;
+    let slow = Disposition::SlowHubDown {
+        retry_after: Duration::from_secs(10),
+    };
+    assert_eq!(outcome.disposition(), slow, "{outcome}");
+    hub.hub().set_faults(Faults {
+        timeout: Chance::next(1),
+        ..Faults::default()
+    });
+    let outcome = sender.send(message(&template(), 1, 2)).await;
+    assert_eq!(outcome.disposition(), Disposition::Unknown, "{outcome}");
+    hub.hub().set_faults(Faults {
+        quota_exhausted: true,
+        ..Faults::default()
+    });
+    let outcome = sender.send(message(&template(), 1, 3)).await;
+    let Disposition::HubShut { reason, until } = outcome.disposition() else {
+        panic!("{outcome}")
+    };
+    assert_eq!(reason, HubShutReason::DailyQuota);
+    assert!(until.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_device_is_permanent() {
+    let hub = hub(10, Faults::default()).await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let outcome = sender.send(message(&template(), 9_999, 1)).await;
+    let gone = Disposition::PermanentForDevice(twincast_iothub::DeviceReason::NotFound);
+    assert_eq!(outcome.disposition(), gone, "{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers_end_as_unknown_and_do_not_hold_slots() {
+    let hub = hub(
+        100,
+        Faults {
+            lost_disposition: Chance::next(20),
+            ..Faults::default()
+        },
+    )
+    .await;
+    let mut options = options(&hub);
+    options.send_timeout = Duration::from_millis(1_500);
+    options.max_in_flight = 64;
+    let sender = C2dSender::connect(&client_with(&hub, options))
+        .await
+        .unwrap();
+    let tally = send_all(&sender, 1_000, 64).await;
+    assert_eq!(tally.unknown, 20, "{tally:?}");
+    assert_eq!(tally.accepted, 980, "{tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_answers_nothing_is_left_by_the_watchdog() {
+    let hub = hub(
+        100,
+        Faults {
+            lost_disposition: Chance::share(1.0),
+            ..Faults::default()
+        },
+    )
+    .await;
+    let mut options = options(&hub);
+    options.stall_timeout = Duration::from_millis(300);
+    let sender = C2dSender::connect(&client_with(&hub, options))
+        .await
+        .unwrap();
+    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+        .await
+        .unwrap();
+    let SendOutcome::Unknown(twincast_iothub::Lost::Disconnected(failure)) = outcome else {
+        panic!("{outcome}");
+    };
+    assert!(
+        matches!(*failure, ConnectionFailure::Stalled(_)),
+        "{failure}"
+    );
+    hub.hub().set_faults(Faults::default());
+    assert!(
+        timeout(PATIENCE, sender.send(message(&template(), 1, 2)))
+            .await
+            .unwrap()
+            .is_accepted()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_takes_no_connections_is_shown_and_come_back_to() {
+    let hub = hub(100, Faults::default()).await;
+    let mut options = options(&hub);
+    options.send_timeout = Duration::from_millis(500);
+    let sender = C2dSender::connect(&client_with(&hub, options))
+        .await
+        .unwrap();
+    hub.hub().set_faults(Faults {
+        refuse_connections: true,
+        ..Faults::default()
+    });
+    hub.hub().cut_connections(Cut::Drop);
+    let mut state = sender.state();
+    let trying = |s: &LinkState| matches!(s, LinkState::Reconnecting { attempts: 2.., .. });
+    timeout(PATIENCE, state.wait_for(trying))
+        .await
+        .unwrap()
+        .unwrap();
+    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+        .await
+        .unwrap();
+    assert!(
+        matches!(
+            outcome,
+            SendOutcome::NotSent(NotSent::Timeout {
+                connection: Some(_)
+            })
+        ),
+        "{outcome}"
+    );
+    hub.hub().set_faults(Faults::default());
+    assert!(
+        timeout(
+            PATIENCE,
+            state.wait_for(|s| matches!(s, LinkState::Connected))
+        )
+        .await
+        .is_ok()
+    );
+    assert!(sender.send(message(&template(), 1, 2)).await.is_accepted());
+    assert_eq!(
+        hub.hub().summary().accepted,
+        1,
+        "a message that was not sent arrived"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_are_not_tried_again() {
+    let hub = hub(
+        10,
+        Faults {
+            refuse_cbs: true,
+            ..Faults::default()
+        },
+    )
+    .await;
+    let error = C2dSender::connect(&client(&hub)).await.unwrap_err();
+    assert!(
+        matches!(error, ConnectionFailure::Unauthorised { status: 401, .. }),
+        "{error}"
+    );
+    let sender = C2dSender::start(&client(&hub));
+    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+        .await
+        .unwrap();
+    let shut = Disposition::HubShut {
+        reason: HubShutReason::Unauthorised,
+        until: None,
+    };
+    assert_eq!(outcome.disposition(), shut, "{outcome}");
+    assert!(matches!(*sender.state().borrow(), LinkState::Failed(_)));
+    let outcome = sender.send(message(&template(), 1, 2)).await;
+    assert_eq!(outcome.disposition(), shut, "{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_ports_and_names_are_told_apart() {
+    let hub = hub(10, Faults::default()).await;
+    let connect = async |client: Client| match C2dSender::connect(&client).await.unwrap_err() {
+        ConnectionFailure::Connect(error) => error,
+        other => panic!("{other}"),
+    };
+    let made = rcgen::generate_simple_self_signed(vec!["x".into()]).unwrap();
+    let mut foreign = options(&hub);
+    foreign.roots = Roots::Only(made.cert.pem());
+    let error = connect(client_with(&hub, foreign)).await;
+    assert!(
+        matches!(error, ConnectError::UnknownIssuer { .. }),
+        "{error:?}"
+    );
+
+    let mut refused = options(&hub);
+    refused.amqp.port = Some(1);
+    let error = connect(client_with(&hub, refused)).await;
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+
+    let key = twincast_iothub::Secret::new("c2VjcmV0");
+    let elsewhere =
+        twincast_iothub::ConnectionString::new("other.example.net", "service", key).unwrap();
+    let mut named = options(&hub);
+    named.amqp.host = Some("127.0.0.1".into());
+    named.amqp.port = Some(hub.amqp_addr().port());
+    let error = connect(Client::new(&elsewhere, named.clone()).unwrap()).await;
+    assert!(matches!(error, ConnectError::WrongName { .. }), "{error:?}");
+
+    named.amqp.host = Some("no-such-host.invalid".into());
+    let error = connect(Client::new(&elsewhere, named).unwrap()).await;
+    assert!(matches!(error, ConnectError::Dns { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_waits_for_what_is_in_flight() {
+    let hub = hub(
+        100,
+        Faults {
+            disposition_delay_ms: 300,
+            ..Faults::default()
+        },
+    )
+    .await;
+    let sender = std::sync::Arc::new(C2dSender::connect(&client(&hub)).await.unwrap());
+    let template = template();
+    let sends: Vec<_> = (0..50)
+        .map(|i| {
+            let (sender, message) = (std::sync::Arc::clone(&sender), message(&template, i, i));
+            tokio::spawn(async move { sender.send(message).await })
+        })
+        .collect();
+    for send in sends {
+        let outcome = send.await.unwrap();
+        assert!(outcome.is_accepted(), "{outcome}");
+    }
+    let sender = std::sync::Arc::into_inner(sender).unwrap();
+    timeout(PATIENCE, sender.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_messages_span_frames() {
+    let hub = hub(
+        100,
+        Faults {
+            flow_without_next_incoming_id: true,
+            ..Faults::default()
+        },
+    )
+    .await;
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let template = twincast_iothub::C2dTemplate::builder(vec![7; 65_000])
+        .build()
+        .unwrap();
+    let sends = stream::iter(0..500)
+        .map(|i| sender.send(message(&template, i % 100, i)))
+        .buffer_unordered(32);
+    let accepted = sends
+        .filter(|o| std::future::ready(o.is_accepted()))
+        .count();
+    assert_eq!(timeout(PATIENCE, accepted).await.unwrap(), 500);
+}
