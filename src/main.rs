@@ -1,2 +1,70 @@
-//! The command line.
-fn main() {}
+//! `twincast`: rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
+//!
+//! The command line is a thin layer: [`commands`] has a file per command, [`engine`] puts the
+//! parts of the local engine together, and everything that decides is in the libraries.
+
+mod args;
+mod commands;
+mod config;
+mod engine;
+mod exit;
+mod logging;
+mod output;
+mod progress;
+mod signal;
+mod specfile;
+mod summary;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+use crate::config::{Overrides, Settings};
+use crate::exit::{ExitCode, Failure};
+use crate::output::Output;
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let output = Output::new(args.json);
+    let code = match start(args, &output) {
+        Ok(code) => code,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.code
+        }
+    };
+    std::process::ExitCode::from(code as u8)
+}
+
+fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
+    let overrides = Overrides {
+        state: args.state,
+        log: args.log,
+    };
+    let settings = Settings::load(args.config.as_deref(), overrides)?;
+    logging::start(&settings.log);
+    if args.print_config {
+        output.print_config(&settings);
+        return Ok(ExitCode::Success);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        match args.command {
+            Some(Command::Run(run)) => commands::run::run(&run, &settings, output).await,
+            Some(Command::Plan(plan)) => commands::plan::plan(&plan, &settings, output).await,
+            Some(Command::Validate(validate)) => commands::validate::validate(&validate, output),
+            Some(Command::Report(report)) => {
+                commands::report::report(&report, &settings, output).await
+            }
+            Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
+            Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
+            Some(Command::Schema) => Ok(commands::validate::schema(output)),
+            None => Err(Failure::message(ExitCode::Usage, "no command given")
+                .hint("twincast --help lists the commands")),
+        }
+    });
+    // Blocking tasks that nobody waits for any more (reading a list) must not hold us up.
+    runtime.shutdown_background();
+    result
+}

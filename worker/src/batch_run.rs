@@ -84,6 +84,8 @@ pub(crate) struct BatchRun<'a> {
     /// Positions between their first step and their record.
     open: usize,
     ending: Option<Ended>,
+    /// When a stopping worker waits for answers no longer.
+    drained_at: Option<Instant>,
 }
 
 /// The tries at one device so far.
@@ -136,6 +138,7 @@ impl<'a> BatchRun<'a> {
             save_delays: Policy::send_retry().delays(),
             saved_at: now,
             ending: None,
+            drained_at: None,
         }
     }
 
@@ -259,15 +262,11 @@ impl<'a> BatchRun<'a> {
                 retry_after,
                 detail,
             } => {
-                match cause {
-                    NotSent::Throttled => {
-                        HubStatus::add(&status.throttled);
-                        if let Some(pacer) = &self.pacer {
-                            pacer.throttled(retry_after).await?;
-                        }
+                if cause == NotSent::Throttled {
+                    HubStatus::add(&status.throttled);
+                    if let Some(pacer) = &self.pacer {
+                        pacer.throttled(retry_after).await?;
                     }
-                    NotSent::NoConnection => status.unreachable(&detail),
-                    NotSent::Refused(_) => {}
                 }
                 self.retry(index, cause, retry_after, &detail);
             }
@@ -412,6 +411,9 @@ impl<'a> BatchRun<'a> {
     /// Nothing new is sent from here on; what is in flight is still recorded.
     fn end(&mut self, how: Ended) {
         self.ending.get_or_insert(how);
+        if how == Ended::Stopped {
+            self.drained_at = Some(Instant::now() + self.inner.config.drain);
+        }
         self.acquiring = None;
         self.ready.clear();
     }
@@ -420,7 +422,9 @@ impl<'a> BatchRun<'a> {
         if self.ending == Some(Ended::Fenced) {
             return Some(Ended::Fenced);
         }
-        let settled = self.in_flight.is_empty() && self.unsaved.is_empty() && self.saving.is_none();
+        let answered =
+            self.in_flight.is_empty() || self.drained_at.is_some_and(|at| at <= Instant::now());
+        let settled = answered && self.unsaved.is_empty() && self.saving.is_none();
         let nothing_left = self.fresh.is_empty() && self.open == 0;
         match self.ending {
             _ if settled && nothing_left => Some(Ended::Done),
@@ -442,7 +446,10 @@ impl<'a> BatchRun<'a> {
         if let (Some(Reverse((retry_at, _))), None) = (self.waiting.peek(), self.ending) {
             at = at.min(*retry_at);
         }
-        at
+        match self.drained_at {
+            Some(drained_at) if drained_at > Instant::now() => at.min(drained_at),
+            _ => at,
+        }
     }
 
     fn on_time(&mut self) {

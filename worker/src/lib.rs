@@ -52,6 +52,9 @@ pub struct WorkerConfig {
     /// How often a message is tried that the hub refuses for a passing reason of its own, or
     /// whose answer does not come.
     pub tries: u8,
+    /// How long a worker that is told to stop waits for the hub's answers. What is unanswered
+    /// then counts as after a crash.
+    pub drain: Duration,
 }
 
 impl Default for WorkerConfig {
@@ -63,6 +66,7 @@ impl Default for WorkerConfig {
             heartbeat: Duration::from_millis(400),
             linger: Duration::from_millis(50),
             tries: 8,
+            drain: Duration::from_secs(15),
         }
     }
 }
@@ -140,8 +144,8 @@ impl Worker {
         Arc::clone(&self.status)
     }
 
-    /// Works until `stop` is cancelled; then takes nothing new, waits for the hub's answer to
-    /// what is in flight (the hub's own time limit bounds that), records it, and lets go of its
+    /// Works until `stop` is cancelled; then takes nothing new, waits for the hub's answers to
+    /// what is in flight (at most [`WorkerConfig::drain`]), records them, and lets go of its
     /// batches.
     ///
     /// Cancel safety: if dropped, what was in flight is not recorded, as after a crash.

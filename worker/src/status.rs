@@ -14,13 +14,6 @@ use twincast_core::ports::HubTrouble;
 pub enum HubState {
     /// As far as is known.
     Serving,
-    /// There is no connection; it is being tried for.
-    Unreachable {
-        /// Since when.
-        since: Instant,
-        /// Why.
-        reason: String,
-    },
     /// The hub takes nothing from anyone.
     Shut {
         /// Since when.
@@ -78,21 +71,11 @@ impl HubStatus {
         }
     }
 
-    pub(crate) fn unreachable(&self, reason: &str) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state == HubState::Serving {
-            *state = HubState::Unreachable {
-                since: Instant::now(),
-                reason: reason.to_owned(),
-            };
-        }
-    }
-
     pub(crate) fn shut(&self, retry_after: Duration, trouble: HubTrouble, reason: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match &*state {
             HubState::Shut { since, .. } => *since,
-            _ => Instant::now(),
+            HubState::Serving => Instant::now(),
         };
         *state = HubState::Shut {
             since,
@@ -106,7 +89,7 @@ impl HubStatus {
     pub(crate) fn shut_until(&self) -> Option<Instant> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
             HubState::Shut { until, .. } => Some(*until),
-            _ => None,
+            HubState::Serving => None,
         }
     }
 

@@ -7,7 +7,7 @@ mod queue;
 mod store;
 
 pub use clock::{Clock, SystemClock};
-pub use hub::{DeviceQuery, DeviceRow, Hub, HubError, HubTrouble, NotSent, SendResult};
+pub use hub::{DeviceQuery, DeviceRow, Hindrance, Hub, HubError, HubTrouble, NotSent, SendResult};
 pub use queue::{Deliveries, Delivery, Dispatch, Queue, QueueError, Ticket};
 pub use store::{
     BatchWork, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError, Tally,

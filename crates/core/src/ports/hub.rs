@@ -128,4 +128,21 @@ pub trait Hub: Send + Sync + 'static {
     ///
     /// Cancel safety: if dropped, it is unknown whether the hub has the message.
     async fn send(&self, message: Outbound) -> SendResult;
+
+    /// What keeps sends from leaving right now, if that is known. For showing, and for deciding
+    /// when waiting makes no sense any more; never for deciding about a message.
+    fn hindrance(&self) -> Option<Hindrance> {
+        None
+    }
+}
+
+/// What keeps sends from leaving.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hindrance {
+    /// What the matter is.
+    pub trouble: HubTrouble,
+    /// For how long it has been so.
+    pub lasting: Duration,
+    /// Why, for people.
+    pub reason: String,
 }

@@ -1,0 +1,177 @@
+//! Twin queries: conditions to SQL, rows to devices.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use serde_json::{Map, Value};
+use twincast_core::ids::DeviceId;
+use twincast_core::ports::{DeviceQuery, DeviceRow, HubError, HubTrouble};
+use twincast_iothub::{Client, RestError};
+
+/// The largest page that hubs give (`iot-hub-devguide-query-language`).
+const PAGE: u32 = 100;
+
+/// Keeps queries within the hub's quota of pages.
+pub(crate) struct Throttle(DefaultDirectRateLimiter);
+
+impl Throttle {
+    pub(crate) fn new(per_minute: f64) -> Self {
+        let period = Duration::from_secs_f64(60.0 / per_minute.max(1e-3));
+        // A few at once, so that a small fleet is listed at once; far below a minute's quota.
+        let burst = NonZeroU32::new((per_minute / 10.0) as u32).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(period)
+            .expect("a period above zero")
+            .allow_burst(burst);
+        Self(RateLimiter::direct(quota))
+    }
+
+    async fn permit(&self) {
+        while let Err(not_until) = self.0.check() {
+            let now = governor::clock::Clock::now(self.0.clock());
+            tokio::time::sleep(not_until.wait_time_from(now)).await;
+        }
+    }
+}
+
+async fn permit(throttle: Option<&Throttle>) {
+    if let Some(throttle) = throttle {
+        throttle.permit().await;
+    }
+}
+
+pub(crate) async fn count(
+    client: &Client,
+    throttle: Option<&Throttle>,
+    condition: &str,
+) -> Result<u64, HubError> {
+    permit(throttle).await;
+    let condition = Some(condition).filter(|condition| !condition.is_empty());
+    client
+        .count(condition)
+        .await
+        .map_err(|error| hub_error(client, "count the devices", error))
+}
+
+pub(crate) fn devices<'a>(
+    client: &'a Client,
+    throttle: Option<&'a Throttle>,
+    query: &DeviceQuery,
+) -> BoxStream<'a, Result<Vec<DeviceRow>, HubError>> {
+    let sql = sql(query);
+    let tags = query.tags.len();
+    let pages = match client.query(&sql, PAGE) {
+        Ok(pages) => pages,
+        Err(error) => {
+            let error = hub_error(client, "list the devices", error);
+            return stream::once(futures::future::ready(Err(error))).boxed();
+        }
+    };
+    // After an error the stream is over.
+    stream::unfold(Some(pages), move |pages| async move {
+        let mut pages = pages?;
+        permit(throttle).await;
+        match pages.next_page().await {
+            Ok(Some(page)) => {
+                let rows: Result<Vec<_>, _> = page
+                    .items
+                    .into_iter()
+                    .map(|item| row(client, item, tags))
+                    .collect();
+                let rest = rows.is_ok().then_some(pages);
+                Some((rows, rest))
+            }
+            Ok(None) => None,
+            Err(error) => Some((Err(hub_error(client, "list the devices", error)), None)),
+        }
+    })
+    .boxed()
+}
+
+/// Only what is needed is asked for: the answer's size counts against the daily quota.
+fn sql(query: &DeviceQuery) -> String {
+    let mut sql = "SELECT deviceId AS id".to_owned();
+    for (index, tag) in query.tags.iter().enumerate() {
+        sql.push_str(&format!(", tags.{tag} AS t{index}"));
+    }
+    sql.push_str(" FROM devices");
+    if !query.condition.is_empty() {
+        sql.push_str(" WHERE ");
+        sql.push_str(&query.condition);
+    }
+    sql
+}
+
+fn row(client: &Client, item: Value, tags: usize) -> Result<DeviceRow, HubError> {
+    let unexpected = |found: &dyn std::fmt::Display| HubError {
+        doing: format!("understand a device of hub {}", client.host_name()),
+        trouble: HubTrouble::Other,
+        source: format!("found {found}").into(),
+    };
+    let Value::Object(mut fields) = item else {
+        return Err(unexpected(&item));
+    };
+    let Some(Value::String(id)) = fields.remove("id") else {
+        return Err(unexpected(&Value::Object(fields)));
+    };
+    let device = DeviceId::new(&id).map_err(|error| unexpected(&error))?;
+    let tags = (0..tags).map(|index| tag(&mut fields, index)).collect();
+    Ok(DeviceRow { device, tags })
+}
+
+/// A tag's value as text; what is no text is written as JSON.
+fn tag(fields: &mut Map<String, Value>, index: usize) -> Option<String> {
+    match fields.remove(&format!("t{index}"))? {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    }
+}
+
+fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
+    let trouble = match &error {
+        RestError::Connect(connect) if connect.is_transient() => HubTrouble::Unreachable,
+        RestError::Connect(_) => HubTrouble::Certificate,
+        RestError::Transit(_) => HubTrouble::Unreachable,
+        RestError::QueryTooLong { .. } => HubTrouble::BadQuery,
+        RestError::Api(api) if api.is_throttled() => HubTrouble::Throttled,
+        RestError::Api(api) => match api.status {
+            400 => HubTrouble::BadQuery,
+            401 => HubTrouble::Unauthorized,
+            403 => HubTrouble::Shut,
+            500.. => HubTrouble::Unreachable,
+            _ => HubTrouble::Other,
+        },
+        _ => HubTrouble::Other,
+    };
+    HubError {
+        doing: format!("{doing} of hub {}", client.host_name()),
+        trouble,
+        source: Box::new(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twincast_core::query::TagPath;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_is_asked_for() {
+        let query = |condition: &str, tags: &[&str]| {
+            let tags = tags.iter().map(|tag| TagPath::new(*tag).unwrap()).collect();
+            sql(&DeviceQuery {
+                condition: condition.into(),
+                tags,
+            })
+        };
+        assert_eq!(query("", &[]), "SELECT deviceId AS id FROM devices");
+        assert_eq!(
+            query("tags.a = 1", &["region", "location.site"]),
+            "SELECT deviceId AS id, tags.region AS t0, tags.location.site AS t1 FROM devices WHERE tags.a = 1"
+        );
+    }
+}

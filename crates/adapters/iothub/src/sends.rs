@@ -1,0 +1,168 @@
+//! Sends: messages to the client's form, its outcomes to ours.
+
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use twincast_core::message::{Ack, Content, Outbound};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Hindrance, HubTrouble, NotSent, SendResult};
+use twincast_iothub::{
+    Ack as HubAck, C2dMessage, C2dSender, C2dTemplate, DeviceReason, Disposition, Expiry,
+    HubShutReason, InvalidMessage, LinkState, NotSent as HubNotSent, SendOutcome,
+};
+
+use crate::IotHub;
+
+/// How many contents are kept in the client's form.
+const TEMPLATES: usize = 8;
+
+pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
+    let invalid = |error: &InvalidMessage| SendResult::Final {
+        outcome: Outcome::Refused,
+        code: 400_004,
+        detail: error.to_string(),
+    };
+    let template = match template(hub, &message.content) {
+        Ok(template) => template,
+        Err(error) => return invalid(&error),
+    };
+    let message = match C2dMessage::new(message.device.as_str(), message.id, template) {
+        Ok(message) => message,
+        Err(error) => return invalid(&error),
+    };
+    let sender = sender(hub);
+    let outcome = sender.send(message).await;
+    if let SendOutcome::NotSent(HubNotSent::Failed(_)) = &outcome {
+        let mut current = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|current| Arc::ptr_eq(current, &sender));
+    }
+    in_our_words(&outcome)
+}
+
+fn sender(hub: &IotHub) -> Arc<C2dSender> {
+    let mut sender = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(sender.get_or_insert_with(|| Arc::new(C2dSender::start(&hub.client))))
+}
+
+pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
+    let sender = hub
+        .sender
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()?;
+    let state = sender.state();
+    let state = state.borrow();
+    match &*state {
+        // Not having failed yet is no hindrance.
+        LinkState::Reconnecting {
+            since,
+            last_error: Some(error),
+            ..
+        } => Some(Hindrance {
+            trouble: HubTrouble::Unreachable,
+            lasting: since.elapsed().unwrap_or_default(),
+            reason: with_causes(&**error),
+        }),
+        _ => None,
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}
+
+fn template(hub: &IotHub, content: &Arc<Content>) -> Result<Arc<C2dTemplate>, InvalidMessage> {
+    let mut templates = hub.templates.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, template)) = templates
+        .iter()
+        .find(|(known, _)| Arc::ptr_eq(known, content))
+    {
+        return Ok(Arc::clone(template));
+    }
+    let mut builder = C2dTemplate::builder(content.body.clone()).ack(match content.ack {
+        Ack::None => HubAck::None,
+        Ack::Positive => HubAck::Positive,
+        Ack::Negative => HubAck::Negative,
+        Ack::Full => HubAck::Full,
+    });
+    if let Some(content_type) = &content.content_type {
+        builder = builder.content_type(content_type);
+    }
+    if let Some(encoding) = &content.content_encoding {
+        builder = builder.content_encoding(encoding);
+    }
+    for (key, value) in &content.properties {
+        builder = builder.property(key, value);
+    }
+    if let Some(ttl) = content.ttl {
+        builder = builder.expiry(Expiry::After(ttl));
+    }
+    let template = builder.build()?;
+    if templates.len() >= TEMPLATES {
+        templates.remove(0);
+    }
+    templates.push((Arc::clone(content), Arc::clone(&template)));
+    Ok(template)
+}
+
+fn in_our_words(outcome: &SendOutcome) -> SendResult {
+    let now = SystemTime::now();
+    match outcome.disposition_at(now) {
+        Disposition::Accepted => SendResult::Enqueued,
+        Disposition::PermanentForDevice(reason) => {
+            let (outcome_of, code) = match reason {
+                DeviceReason::NotFound => (Outcome::NotFound, 0),
+                DeviceReason::QueueFull => (Outcome::QueueFull, 0),
+                DeviceReason::Refused { code, .. } => (Outcome::Refused, code.unwrap_or(0)),
+            };
+            SendResult::Final {
+                outcome: outcome_of,
+                code,
+                detail: detail(outcome),
+            }
+        }
+        Disposition::Retry => SendResult::NotSent {
+            cause: cause(outcome),
+            retry_after: None,
+            detail: detail(outcome),
+        },
+        Disposition::SlowHubDown { retry_after } => SendResult::NotSent {
+            cause: NotSent::Throttled,
+            retry_after: Some(retry_after),
+            detail: detail(outcome),
+        },
+        Disposition::HubShut { reason, until } => SendResult::HubShut {
+            retry_after: until.and_then(|until| until.duration_since(now).ok()),
+            reason: detail(outcome),
+            trouble: match reason {
+                HubShutReason::Unauthorised => HubTrouble::Unauthorized,
+                HubShutReason::Untrusted => HubTrouble::Certificate,
+                HubShutReason::NotFound => HubTrouble::Unreachable,
+                _ => HubTrouble::Shut,
+            },
+        },
+        Disposition::Unknown => SendResult::Unknown {
+            detail: detail(outcome),
+        },
+    }
+}
+
+fn cause(outcome: &SendOutcome) -> NotSent {
+    match outcome {
+        SendOutcome::Refused(refusal) => NotSent::Refused(refusal.code.unwrap_or(0)),
+        SendOutcome::NotSent(HubNotSent::Timeout { .. } | HubNotSent::Closed) => {
+            NotSent::NoConnection
+        }
+        _ => NotSent::Refused(0),
+    }
+}
+
+fn detail(outcome: &SendOutcome) -> String {
+    outcome.to_string()
+}

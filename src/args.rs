@@ -1,0 +1,175 @@
+//! The command line's grammar.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::exit::ExitCode;
+
+/// Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
+#[derive(Debug, Parser)]
+#[command(name = "twincast", version, about, after_help = ExitCode::HELP, max_term_width = 100)]
+pub(crate) struct Args {
+    /// A configuration file (TOML or YAML).
+    #[arg(long, global = true, value_name = "FILE", env = "TWINCAST_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The folder where rollouts are kept. Default: twincast-state.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Results as one JSON object on standard output.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// What to log to standard error: warn, info, debug, or a filter like twincast=debug.
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+
+    /// Shows the configuration that is in force, without secrets, and ends.
+    #[arg(long, global = true)]
+    pub(crate) print_config: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Roll a message out from this machine; run it again to go on after an interruption.
+    Run(RunArgs),
+    /// Show what a rollout would do, without sending anything.
+    Plan(PlanArgs),
+    /// Check a rollout's spec and its files.
+    Validate(ValidateArgs),
+    /// Show what became of each device.
+    Report(ReportArgs),
+    /// Run an IoT Hub emulator that the official SDKs accept.
+    Hub(HubArgs),
+    /// See it all at work: an emulated fleet of refrigerators and a rollout to it.
+    Demo(DemoArgs),
+    /// Print the JSON Schema of a rollout's spec.
+    Schema,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    /// The rollout's spec (YAML or JSON); - for standard input.
+    pub(crate) spec: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PlanArgs {
+    /// The rollout's spec (YAML or JSON); - for standard input.
+    pub(crate) spec: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ValidateArgs {
+    /// The rollout's spec (YAML or JSON); - for standard input.
+    pub(crate) spec: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReportArgs {
+    /// The rollout's name.
+    pub(crate) name: String,
+
+    /// How to write it.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
+    pub(crate) format: ReportFormat,
+
+    /// Only devices with one of these outcomes: pending, enqueued, not_found, queue_full ...
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
+    pub(crate) outcome: Vec<String>,
+
+    /// Only devices that were not sent the message, or of which it is not known.
+    #[arg(long, conflicts_with = "outcome")]
+    pub(crate) failed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// Columns for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HubArgs {
+    /// A fleet file (YAML). Default: 1000 refrigerators over four regions.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) fleet: Option<PathBuf>,
+
+    /// Just so many devices, without a fleet file.
+    #[arg(long, value_name = "N", conflicts_with = "fleet")]
+    pub(crate) devices: Option<u64>,
+
+    /// The folder for the certificate, the connection string, and a configuration file to use with --config.
+    #[arg(long, value_name = "DIR", default_value = "twincast-hub")]
+    pub(crate) out: PathBuf,
+
+    /// The address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) bind: IpAddr,
+
+    /// The hub's host name, as clients are to know it.
+    #[arg(long, default_value = "localhost")]
+    pub(crate) host_name: String,
+
+    /// AMQP port; 0 takes a free one.
+    #[arg(long, default_value_t = 5671)]
+    pub(crate) amqp_port: u16,
+
+    /// HTTPS port; 0 takes a free one. The official SDKs insist on 443.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) https_port: u16,
+
+    /// Port of the control endpoint (plain HTTP, loopback); 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) control_port: u16,
+
+    /// The hub's tier, which its limits follow from.
+    #[arg(long, value_enum, ignore_case = true, default_value_t = HubTier::S1)]
+    pub(crate) tier: HubTier,
+
+    /// Units of the tier.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) units: u32,
+
+    /// No throttles and no quotas.
+    #[arg(long)]
+    pub(crate) unlimited: bool,
+
+    /// Seed of keys, certificate and fleet: the same seed gives the same hub.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Fault switches to start with (JSON), as the control endpoint takes them.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) faults: Option<String>,
+}
+
+/// The tiers of a hub that can send to devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HubTier {
+    #[value(name = "F1")]
+    F1,
+    #[value(name = "S1")]
+    S1,
+    #[value(name = "S2")]
+    S2,
+    #[value(name = "S3")]
+    S3,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DemoArgs {
+    /// How many devices.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) devices: u64,
+}

@@ -1,0 +1,178 @@
+//! `twincast hub`: the IoT Hub emulator.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde_json::json;
+use twincast_emulator::{Faults, Fleet, HubConfig, RunningHub, Tier};
+
+use crate::args::{HubArgs, HubTier};
+use crate::exit::{ExitCode, Failure};
+use crate::output::{Output, Style, thousands};
+use crate::signal::asked_to_stop;
+
+/// Refrigerators over four regions, some of them away, a few of them difficult.
+pub(crate) fn refrigerators(devices: u64, seed: u64) -> String {
+    format!(
+        "\
+seed: {seed}
+groups:
+  - name: fridges
+    count: {devices}
+    id: \"fridge-{{index:06}}\"
+    tags:
+      type: fridge
+      region: {{ $weighted: {{ eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 }} }}
+      ring: {{ $weighted: {{ canary: 2, early: 18, main: 80 }} }}
+      site: {{ $text: \"site-{{index/100:04}}\" }}
+    reported:
+      firmware: {{ $choice: [\"1.3.0\", \"1.4.1\"] }}
+    reported_after_delivery:
+      firmware: \"1.4.2\"
+    behaviour:
+      offline: 5%
+      online_after: {{ share: 10%, after: 10s..2m }}
+      rejects: 1%
+      disabled: 0.5%
+      latency: 50ms..400ms
+"
+    )
+}
+
+pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Failure> {
+    let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
+    let (origin, text) = match &args.fleet {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the fleet file {}", path.display()));
+            (path.display().to_string(), text.map_err(refused)?)
+        }
+        None => (
+            "built-in fleet".to_owned(),
+            refrigerators(args.devices.unwrap_or(1_000), args.seed),
+        ),
+    };
+    let fleet = Fleet::from_yaml(&text)
+        .with_context(|| format!("{origin} is refused"))
+        .map_err(refused)?;
+    let (tier, _) = tiers(args.tier);
+    let faults = match &args.faults {
+        Some(json) => serde_json::from_str(json)
+            .context("--faults is refused")
+            .map_err(refused)?,
+        None => Faults::default(),
+    };
+    let config = HubConfig {
+        host_name: args.host_name.clone(),
+        bind: args.bind,
+        amqp_port: args.amqp_port,
+        https_port: args.https_port,
+        control_port: Some(args.control_port),
+        tier,
+        units: args.units,
+        unlimited: args.unlimited,
+        seed: args.seed,
+        fleet,
+        faults,
+        ..HubConfig::default()
+    };
+    let devices = config.fleet.len();
+    let hub = twincast_emulator::start(config).await.map_err(|error| {
+        Failure::new(ExitCode::Refused, error)
+            .hint("choose other ports with --amqp-port and --https-port; 0 takes a free one")
+    })?;
+    let files = Files::write(&args.out, args, &hub)?;
+    announce(&hub, u64::from(devices), &files, output);
+    asked_to_stop().await;
+    hub.shutdown().await;
+    Ok(ExitCode::Success)
+}
+
+/// A tier in the emulator's words and in the engine's.
+fn tiers(tier: HubTier) -> (Tier, twincast_core::hub::Tier) {
+    use twincast_core::hub::Tier as Ours;
+    match tier {
+        HubTier::F1 => (Tier::Free, Ours::F1),
+        HubTier::S1 => (Tier::S1, Ours::S1),
+        HubTier::S2 => (Tier::S2, Ours::S2),
+        HubTier::S3 => (Tier::S3, Ours::S3),
+    }
+}
+
+/// The files that a hub leaves for its clients.
+struct Files {
+    ca: String,
+    connection_string: String,
+    config: String,
+}
+
+impl Files {
+    fn write(out: &Path, args: &HubArgs, hub: &RunningHub) -> Result<Self, Failure> {
+        let path = |name: &str| out.join(name);
+        let write = |name: &str, text: &str| {
+            std::fs::write(path(name), text)
+                .with_context(|| format!("cannot write {}", path(name).display()))
+        };
+        let config = client_config(hub, args);
+        let written = std::fs::create_dir_all(out)
+            .with_context(|| format!("cannot make the folder {}", out.display()))
+            .and_then(|()| write("ca.pem", hub.ca_pem()))
+            .and_then(|()| write("connection-string", &hub.connection_string()))
+            .and_then(|()| write("twincast.toml", &config));
+        written.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+        let shown = |name: &str| path(name).display().to_string();
+        Ok(Self {
+            ca: shown("ca.pem"),
+            connection_string: shown("connection-string"),
+            config: shown("twincast.toml"),
+        })
+    }
+}
+
+/// A configuration file for this program, beside the certificate.
+fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
+    let limits = if args.unlimited {
+        "unlimited = true\n".to_owned()
+    } else {
+        format!(
+            "tier = \"{}\"\nunits = {}\n",
+            tiers(args.tier).1,
+            args.units
+        )
+    };
+    format!(
+        "# Made by `twincast hub` for its clients.\n[hubs.emulator]\nconnection_string_file = \"connection-string\"\n\
+         ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}",
+        hub.amqp_addr().port(),
+        hub.https_addr().port(),
+        hub.amqp_addr().ip(),
+    )
+}
+
+fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
+    let control = hub
+        .control_addr()
+        .map(|address| format!("http://{address}"));
+    let value = json!({
+        "connection_string": hub.connection_string(),
+        "ca_file": files.ca,
+        "connection_string_file": files.connection_string,
+        "config_file": files.config,
+        "amqp": hub.amqp_addr(),
+        "https": hub.https_addr(),
+        "control": control,
+        "devices": devices,
+    });
+    let text = format!(
+        "{} with {} devices is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  look inside        curl {}/summary\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        output.paint(Style::Bold, "IoT Hub emulator"),
+        thousands(devices),
+        hub.connection_string(),
+        files.ca,
+        hub.amqp_addr(),
+        hub.https_addr(),
+        control.as_deref().unwrap_or("(no control endpoint)"),
+        files.config,
+    );
+    output.result(&value, &text);
+}

@@ -1,0 +1,338 @@
+//! `twincast run`: a rollout from this machine, resumable.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::ids::RolloutName;
+use twincast_core::outcome::Counts;
+use twincast_core::ports::{Hindrance, HubTrouble, Store, StoreError};
+use twincast_core::rollout::{Event, Owed, Phase, Rollout};
+use twincast_core::spec::Rate;
+use twincast_embedded::EmbeddedStore;
+use twincast_orchestrator::Hubs;
+use twincast_orchestrator::accept::{Accepted, accept};
+use twincast_orchestrator::driver::Driver;
+use twincast_worker::{HubState, WorkerStatus};
+
+use crate::args::RunArgs;
+use crate::config::Settings;
+use crate::engine::{self, Engine};
+use crate::exit::{ExitCode, Failure};
+use crate::output::Output;
+use crate::progress::{Progress, Snapshot};
+use crate::signal::asked_to_stop;
+use crate::specfile::{self, SpecFile};
+use crate::summary;
+
+pub(crate) async fn run(
+    args: &RunArgs,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let file = specfile::read(&args.spec)?;
+    let hubs = engine::hubs_of(&file.spec, settings)?;
+    let store = engine::open_store(&settings.state)?;
+    let again = format!("twincast run {}", args.spec.display());
+    roll_out(file, hubs, store, settings, &again, output).await
+}
+
+/// Rolls out with a given store and hubs; `again` is the command that goes on after an
+/// interruption.
+pub(crate) async fn roll_out(
+    file: SpecFile,
+    hubs: Hubs,
+    store: EmbeddedStore,
+    settings: &Settings,
+    again: &str,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let name = file.spec.name.clone();
+    let rate = file.spec.rate;
+    let engine = Engine::new(store, hubs, &settings.worker, file.base);
+    let accepted = accept(
+        &*engine.store,
+        file.spec,
+        file.files,
+        engine.driver.clock.now(),
+    )
+    .await;
+    let rollout = match accepted.map_err(store_failure)? {
+        Accepted::New(rollout) => *rollout,
+        Accepted::Same(rollout) => resume(*rollout, &engine.driver, output).await?,
+        Accepted::Conflict {
+            existing,
+            difference,
+        } => return Err(conflict(&existing, &difference, settings)),
+    };
+    let started = Instant::now();
+    let store = Arc::clone(&engine.store);
+    let result = if rollout.phase.owed() == Owed::Nothing {
+        Ok((rollout, false))
+    } else {
+        work(engine, &name, rate, settings, output).await
+    };
+    let (rollout, interrupted) = match result {
+        Ok(done) => done,
+        Err(failure) => {
+            store.close().await;
+            return Err(failure);
+        }
+    };
+    let summary = summary::read(&*store, &rollout)
+        .await
+        .map_err(store_failure)?;
+    store.close().await;
+    output.result(&summary, &summary.text(output, Some(started.elapsed())));
+    if interrupted {
+        output.note(&format!(
+            "Interrupted. To go on where this left off: {again}"
+        ));
+        return Ok(ExitCode::Interrupted);
+    }
+    Ok(match &rollout.phase {
+        Phase::Succeeded => ExitCode::Success,
+        Phase::FinishedWithFailures => ExitCode::FinishedWithFailures,
+        Phase::Failed { .. } | Phase::Aborted { .. } | Phase::Paused { .. } => {
+            ExitCode::NotRolledOut
+        }
+        Phase::Accepted | Phase::Planning | Phase::Running | Phase::Aborting { .. } => {
+            ExitCode::Unexpected
+        }
+    })
+}
+
+/// The same rollout again: says where it stands, and wakes it if it was paused.
+async fn resume(rollout: Rollout, driver: &Driver, output: &Output) -> Result<Rollout, Failure> {
+    let name = &rollout.spec.name;
+    if rollout.phase.is_ended() {
+        output.note(&format!("{name} is over already; this is its summary. To send again, give the rollout another name."));
+        return Ok(rollout);
+    }
+    if rollout.plan.is_some() {
+        let counts = counts(&*driver.store, name).await.map_err(store_failure)?;
+        output.note(&format!(
+            "{name}: going on, {} of {} devices are done",
+            counts.settled(),
+            counts.total()
+        ));
+    }
+    if let Phase::Paused { .. } = rollout.phase {
+        return driver
+            .apply(&rollout, Event::ResumeRequested)
+            .await
+            .map_err(engine::drive_failure);
+    }
+    Ok(rollout)
+}
+
+fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> Failure {
+    let name = &existing.spec.name;
+    let message = format!(
+        "rollout {name} was started at {} with another spec; what differs:\n    {}",
+        existing.created_at,
+        difference.join("\n    ")
+    );
+    Failure::message(ExitCode::Refused, message).hint(format!(
+        "a rollout never changes once it is started: give this one another name, or undo the change to go on with {name} (it is kept in {})",
+        settings.state.display()
+    ))
+}
+
+/// Runs worker and driver side by side until the rollout owes nothing, or until something stops
+/// them. The flag says that the user did.
+async fn work(
+    engine: Engine,
+    name: &RolloutName,
+    rate: Option<Rate>,
+    settings: &Settings,
+    output: &Output,
+) -> Result<(Rollout, bool), Failure> {
+    let stop = CancellationToken::new();
+    let Engine {
+        store,
+        driver,
+        worker,
+    } = engine;
+    let status = worker.status();
+    let pace = driver
+        .hubs
+        .values()
+        .map(|hub| hub.limits.pace(rate))
+        .sum::<Option<f64>>();
+    let mut worker = tokio::spawn(worker.run(stop.clone()));
+    let mut worked = None;
+    let mut progress = Progress::new(*output);
+    let watcher = Watcher {
+        store: &*store,
+        driver: &driver,
+        status: &status,
+        name,
+        pace,
+        give_up_after: settings.run.give_up_after.0,
+    };
+
+    let stopped = {
+        let drive = driver.drive(name, &stop);
+        let mut drive = std::pin::pin!(drive);
+        let watch = watcher.watch(&mut progress);
+        tokio::select! {
+            driven = &mut drive => Stopped::Driven(driven.map_err(engine::drive_failure)),
+            why = watch => {
+                stop.cancel();
+                let driven = drive.await.map_err(engine::drive_failure);
+                match why {
+                    Why::Signal => Stopped::ByUser(driven),
+                    Why::Hub(failure) => Stopped::Driven(Err(failure)),
+                }
+            }
+            // Before anyone told it to: it has failed.
+            ended = &mut worker => {
+                worked = Some(ended);
+                stop.cancel();
+                Stopped::Driven(drive.await.map_err(engine::drive_failure))
+            }
+        }
+    };
+    stop.cancel();
+    if let Stopped::ByUser(_) = &stopped {
+        progress.print("Stopping: recording what is in flight. Once more to stop at once.");
+    }
+    let drain = async {
+        match worked {
+            Some(ended) => ended,
+            None => worker.await,
+        }
+    };
+    let drained = tokio::select! {
+        ended = drain => ended.map_err(|error| Failure::new(ExitCode::Unexpected, error))?.map_err(engine::worker_failure),
+        () = asked_to_stop(), if matches!(stopped, Stopped::ByUser(_)) => {
+            progress.finish();
+            return Err(Failure::message(ExitCode::Interrupted, "stopped before everything in flight was recorded")
+                .hint("run the same command again: up to a window of sends for each batch under way may be repeated"));
+        }
+    };
+    progress.finish();
+    drained?;
+    match stopped {
+        Stopped::Driven(driven) => Ok((driven?, false)),
+        Stopped::ByUser(driven) => driven.map(|rollout| (rollout, true)),
+    }
+}
+
+/// What ended the work.
+enum Stopped {
+    Driven(Result<Rollout, Failure>),
+    ByUser(Result<Rollout, Failure>),
+}
+
+/// Why the watcher wants it to stop.
+enum Why {
+    Signal,
+    Hub(Failure),
+}
+
+/// Shows progress, and decides when waiting for a hub makes no sense any more.
+struct Watcher<'a> {
+    store: &'a EmbeddedStore,
+    driver: &'a Driver,
+    status: &'a WorkerStatus,
+    name: &'a RolloutName,
+    pace: Option<f64>,
+    give_up_after: Duration,
+}
+
+impl Watcher<'_> {
+    async fn watch(&self, progress: &mut Progress) -> Why {
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        let mut signal = std::pin::pin!(asked_to_stop());
+        loop {
+            tokio::select! {
+                () = &mut signal => return Why::Signal,
+                _ = ticks.tick() => {}
+            }
+            let (trouble, failure) = self.trouble();
+            if let Some(failure) = failure {
+                return Why::Hub(failure);
+            }
+            match counts(self.store, self.name).await {
+                Ok(counts) if self.is_planned().await => {
+                    progress.sending(&Snapshot {
+                        counts,
+                        pace: self.pace,
+                        trouble,
+                    });
+                }
+                // Whatever is wrong with the store, worker and driver meet it too and say so.
+                _ => progress.planning(self.driver.planning.devices.load(Ordering::Relaxed)),
+            }
+        }
+    }
+
+    async fn is_planned(&self) -> bool {
+        matches!(self.store.rollout(self.name).await, Ok(Some(rollout)) if rollout.plan.is_some())
+    }
+
+    /// What stands in the way of the hubs, and the failure when it will not go away by waiting.
+    fn trouble(&self) -> (Option<String>, Option<Failure>) {
+        let mut words = Vec::new();
+        let mut given_up = None;
+        for (name, status) in self.status.hubs() {
+            let hindrance = match status.state() {
+                HubState::Shut {
+                    since,
+                    trouble,
+                    reason,
+                    ..
+                } => Some(Hindrance {
+                    trouble,
+                    lasting: since.elapsed(),
+                    reason,
+                }),
+                HubState::Serving => self
+                    .driver
+                    .hubs
+                    .get(name)
+                    .and_then(|hub| hub.hub.hindrance()),
+            };
+            let Some(Hindrance {
+                trouble,
+                lasting,
+                reason,
+            }) = hindrance
+            else {
+                continue;
+            };
+            words.push(format!("hub {name}: {reason}"));
+            let hopeless = matches!(trouble, HubTrouble::Unauthorized | HubTrouble::Certificate);
+            // A hub that is shut for its daily quota opens again by itself.
+            let too_long = trouble != HubTrouble::Shut && lasting >= self.give_up_after;
+            if hopeless || too_long {
+                let (code, hint) = engine::hub_trouble(trouble);
+                let failure =
+                    Failure::message(code, format!("cannot send through hub {name}: {reason}"));
+                given_up = Some(match hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                });
+            }
+        }
+        // As long as one hub serves, its devices are worth going on for.
+        let failure = given_up.filter(|_| words.len() == self.driver.hubs.len());
+        ((!words.is_empty()).then(|| words.join("; ")), failure)
+    }
+}
+
+async fn counts(store: &dyn Store, name: &RolloutName) -> Result<Counts, StoreError> {
+    let mut counts = Counts::default();
+    for tally in store.tallies(name).await? {
+        counts.add(&tally.counts);
+    }
+    Ok(counts)
+}
+
+fn store_failure(error: StoreError) -> Failure {
+    Failure::new(ExitCode::State, error)
+}

@@ -1,0 +1,36 @@
+//! `twincast validate` and `twincast schema`.
+
+use serde_json::json;
+use twincast_core::spec::RolloutSpec;
+
+use crate::args::ValidateArgs;
+use crate::exit::{ExitCode, Failure};
+use crate::output::Output;
+use crate::specfile;
+
+pub(crate) fn validate(args: &ValidateArgs, output: &Output) -> Result<ExitCode, Failure> {
+    let file = specfile::read(&args.spec)?;
+    let condition = file.spec.condition();
+    let devices = match (file.spec.has_list(), condition.is_empty()) {
+        (true, _) => "the listed devices".to_owned(),
+        (false, true) => "all devices".to_owned(),
+        (false, false) => format!("devices where {condition}"),
+    };
+    let text = format!(
+        "{}: rollout {} is valid\n  target: {devices}",
+        args.spec.display(),
+        file.spec.name
+    );
+    output.result(
+        &json!({ "valid": true, "rollout": file.spec.name, "condition": condition }),
+        &text,
+    );
+    Ok(ExitCode::Success)
+}
+
+pub(crate) fn schema(output: &Output) -> ExitCode {
+    let schema =
+        serde_json::to_string_pretty(&RolloutSpec::json_schema()).expect("a schema is plain data");
+    output.out(&schema);
+    ExitCode::Success
+}

@@ -1,0 +1,408 @@
+//! The configuration: commented defaults, then a file, then the environment, then flags.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use config::{Config, Environment, File, FileFormat};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use twincast_core::hub::{HubLimits, Tier};
+use twincast_core::ids::HubName;
+use twincast_core::spec::Span;
+
+use crate::exit::{ExitCode, Failure};
+
+const DEFAULTS: &str = include_str!("default.toml");
+
+/// A text that is never shown.
+#[derive(Clone, Deserialize)]
+pub(crate) struct SecretText(String);
+
+impl SecretText {
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(secret)")
+    }
+}
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Settings {
+    pub(crate) state: PathBuf,
+    pub(crate) log: LogSettings,
+    pub(crate) worker: WorkerSettings,
+    pub(crate) run: RunSettings,
+    pub(crate) hubs: BTreeMap<HubName, HubSettings>,
+    /// Relative paths are below the configuration file's folder.
+    #[serde(skip)]
+    pub(crate) base: PathBuf,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogSettings {
+    pub(crate) filter: String,
+    pub(crate) format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Pretty,
+    Json,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WorkerSettings {
+    pub(crate) slots: usize,
+    pub(crate) window: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunSettings {
+    pub(crate) give_up_after: Span,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HubSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_string: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_string_file: Option<PathBuf>,
+    #[serde(default = "default_tier")]
+    pub(crate) tier: Option<Tier>,
+    #[serde(default = "one")]
+    pub(crate) units: Option<u32>,
+    #[serde(default)]
+    pub(crate) share: Share,
+    #[serde(default)]
+    pub(crate) unlimited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) https_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) amqp_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<std::net::IpAddr>,
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "serde wants a default of the field's own type"
+)]
+fn default_tier() -> Option<Tier> {
+    Some(Tier::S1)
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "serde wants a default of the field's own type"
+)]
+fn one() -> Option<u32> {
+    Some(1)
+}
+
+/// A part of a hub's quota, written like `90%`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Share(f64);
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl TryFrom<String> for Share {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let percent = text
+            .trim()
+            .strip_suffix('%')
+            .and_then(|number| number.trim().parse::<f64>().ok());
+        match percent {
+            Some(percent) if percent > 0.0 && percent <= 100.0 => Ok(Self(percent / 100.0)),
+            _ => Err(format!(
+                "{text:?} is not a share; write for example \"90%\", above 0% and at most 100%"
+            )),
+        }
+    }
+}
+
+impl From<Share> for String {
+    fn from(share: Share) -> String {
+        format!("{}%", share.0 * 100.0)
+    }
+}
+
+impl HubSettings {
+    /// How fast the hub may be used.
+    pub(crate) fn limits(&self) -> HubLimits {
+        match (self.unlimited, self.tier, self.units) {
+            (true, ..) => HubLimits::unlimited(),
+            (false, tier, units) => {
+                HubLimits::of(tier.unwrap_or(Tier::S1), units.unwrap_or(1), self.share.0)
+            }
+        }
+    }
+}
+
+/// What flags may override.
+#[derive(Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) log: Option<String>,
+}
+
+impl Settings {
+    /// Puts the configuration together.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub(crate) fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, Failure> {
+        let environment = Environment::with_prefix("TWINCAST")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true);
+        Self::load_from(file, environment, overrides)
+    }
+
+    fn load_from(
+        file: Option<&Path>,
+        environment: Environment,
+        overrides: Overrides,
+    ) -> Result<Self, Failure> {
+        let refused = |error: config::ConfigError| {
+            Failure::new(
+                ExitCode::Refused,
+                anyhow::Error::new(error).context("cannot read the configuration"),
+            )
+        };
+        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        let mut base = PathBuf::new();
+        if let Some(path) = file {
+            builder = builder.add_source(File::from(path));
+            base = path.parent().map(Path::to_owned).unwrap_or_default();
+        }
+        let values: Map<String, Value> = builder
+            .add_source(environment)
+            .build()
+            .and_then(Config::try_deserialize)
+            .map_err(refused)?;
+        let mut sections = Sections {
+            values,
+            problems: Vec::new(),
+        };
+        let state: Option<PathBuf> = sections.take("state");
+        let log = sections.take("log");
+        let worker: Option<WorkerSettings> = sections.take("worker");
+        let run = sections.take("run");
+        let hubs = sections.take_hubs();
+        if let Some(worker) = &worker {
+            sections.check(
+                (1..=64).contains(&worker.slots),
+                "worker.slots",
+                "must be 1 to 64",
+            );
+            sections.check(
+                (1..=10_000).contains(&worker.window),
+                "worker.window",
+                "must be 1 to 10000",
+            );
+        }
+        let unknown: Vec<_> = sections.values.keys().cloned().collect();
+        for key in unknown {
+            sections.check(
+                false,
+                &key,
+                "is not a key; the keys are state, log, worker, run and hubs",
+            );
+        }
+        let (Some(state), Some(log), Some(worker), Some(run), []) =
+            (state, log, worker, run, sections.problems.as_slice())
+        else {
+            let origin = file.map_or("the environment".to_owned(), |path| {
+                format!("{} and the environment", path.display())
+            });
+            let problems = sections.problems.join("\n  ");
+            return Err(Failure::message(
+                ExitCode::Refused,
+                format!("the configuration from {origin} is refused:\n  {problems}"),
+            ));
+        };
+        let mut settings = Self {
+            state,
+            log,
+            worker,
+            run,
+            hubs,
+            base,
+        };
+        if let Some(state) = overrides.state {
+            settings.state = state;
+        }
+        if let Some(log) = overrides.log {
+            settings.log.filter = log;
+        }
+        Ok(settings)
+    }
+}
+
+/// Reads section by section, so that a mistake in one does not hide those in another.
+struct Sections {
+    values: Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Sections {
+    fn take<T: serde::de::DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        let value = self.values.remove(key).unwrap_or(Value::Null);
+        self.read(key, value)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&mut self, at: &str, value: Value) -> Option<T> {
+        match serde_path_to_error::deserialize(value) {
+            Ok(section) => Some(section),
+            Err(error) => {
+                let path = error.path().to_string();
+                let path = if path == "." {
+                    at.to_owned()
+                } else {
+                    format!("{at}.{path}")
+                };
+                self.problems
+                    .push(format!("{path}: {}", error.into_inner()));
+                None
+            }
+        }
+    }
+
+    fn take_hubs(&mut self) -> BTreeMap<HubName, HubSettings> {
+        let mut hubs = BTreeMap::new();
+        let values = match self.values.remove("hubs") {
+            None => return hubs,
+            Some(Value::Object(values)) => values,
+            Some(other) => {
+                self.problems.push(format!(
+                    "hubs: must be a table of hubs by name, not {other}"
+                ));
+                return hubs;
+            }
+        };
+        for (name, value) in values {
+            let at = format!("hubs.{name}");
+            let hub: Option<HubSettings> = self.read(&at, value);
+            let Some(hub) = hub else { continue };
+            let strings = [
+                hub.connection_string.is_some(),
+                hub.connection_string_file.is_some(),
+            ];
+            let given = strings.iter().filter(|given| **given).count();
+            self.check(
+                given == 1,
+                &at,
+                "must have exactly one of connection_string and connection_string_file",
+            );
+            let (tier, units) = (hub.tier.unwrap_or(Tier::S1), hub.units.unwrap_or(1));
+            let most = tier.max_units();
+            self.check(
+                (1..=most).contains(&units),
+                &format!("{at}.units"),
+                &format!("must be 1 to {most} for tier {tier}"),
+            );
+            match HubName::new(&name) {
+                Ok(name) => drop(hubs.insert(name, hub)),
+                Err(error) => self.problems.push(format!("{at}: {error}")),
+            }
+        }
+        hubs
+    }
+
+    fn check(&mut self, holds: bool, at: &str, otherwise: &str) {
+        if !holds {
+            self.problems.push(format!("{at}: {otherwise}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        file.write_all(toml.as_bytes()).unwrap();
+        let pairs = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let source = Environment::with_prefix("TWINCAST")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(pairs));
+        Settings::load_from(Some(file.path()), source, Overrides::default())
+            .map_err(|failure| failure.lines().join("\n"))
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let toml = "state = 'x'\n[hubs.eu]\nconnection_string = 'a'\ntier = 'S3'\nunits = 2\nshare = '50%'\n";
+        let settings = load(
+            toml,
+            &[
+                ("TWINCAST__WORKER__SLOTS", "7"),
+                ("TWINCAST__HUBS__EU__UNITS", "4"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            (settings.state.to_str(), settings.worker.slots),
+            (Some("x"), 7)
+        );
+        let hub = &settings.hubs[&HubName::new("eu").unwrap()];
+        assert_eq!(hub.limits().sends_per_minute, Some(10_000.0));
+        let shown = serde_json::to_string(&settings).unwrap() + &format!("{settings:?}");
+        assert!(
+            shown.contains("(secret)") && !shown.contains("\"a\""),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let error = load(
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[run]\ngive_up_after = 'x'\n",
+            &[],
+        )
+        .unwrap_err();
+        for part in [
+            "colour: is not a key",
+            "worker.windw: unknown field",
+            "hubs.eu: must have exactly one of",
+            "hubs.eu.units: must be 1 to 10 for tier S3",
+            "hubs.us.share: \"0%\" is not a share",
+            "run.give_up_after: \"x\" is not a length of time",
+        ] {
+            assert!(error.contains(part), "{part:?} is not in {error}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Puts the local engine together: hubs, store, queue, worker and driver in one process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use twincast_core::ids::HubName;
+use twincast_core::ports::{Clock, HubTrouble, Store, StoreError, SystemClock};
+use twincast_core::spec::RolloutSpec;
+use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError};
+use twincast_hub_adapter::IotHub;
+use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
+use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig};
+use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
+use twincast_orchestrator::{HubHandle, Hubs};
+use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
+
+use crate::config::{HubSettings, Settings, WorkerSettings};
+use crate::exit::{ExitCode, Failure};
+
+/// Dispatches that a hub's queue may hold: more than a driver ever releases.
+const QUEUE_LIMIT: usize = 1024;
+
+/// The parts of a local engine.
+pub(crate) struct Engine {
+    pub(crate) store: Arc<EmbeddedStore>,
+    pub(crate) driver: Driver,
+    pub(crate) worker: Worker,
+}
+
+impl Engine {
+    /// Puts an engine together for the hubs of one rollout.
+    pub(crate) fn new(
+        store: EmbeddedStore,
+        hubs: Hubs,
+        settings: &WorkerSettings,
+        base: PathBuf,
+    ) -> Self {
+        let store = Arc::new(store);
+        let queue = Arc::new(InProcessQueue::new(QUEUE_LIMIT));
+        let config = WorkerConfig {
+            slots: settings.slots,
+            window: settings.window,
+            ..WorkerConfig::default()
+        };
+        let worker_hubs = hubs
+            .iter()
+            .map(|(name, handle)| WorkerHub {
+                name: name.clone(),
+                hub: Arc::clone(&handle.hub),
+                limits: handle.limits,
+            })
+            .collect();
+        let worker = Worker::new(
+            config,
+            Arc::clone(&store) as Arc<dyn Store>,
+            Arc::clone(&queue) as _,
+            worker_hubs,
+        );
+        let driver = Driver {
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            queue,
+            hubs,
+            clock: clock(),
+            config: DriverConfig::default(),
+            base,
+            planning: PlanProgress::default(),
+        };
+        Self {
+            store,
+            driver,
+            worker,
+        }
+    }
+}
+
+pub(crate) fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
+
+/// Opens the state folder.
+pub(crate) fn open_store(dir: &Path) -> Result<EmbeddedStore, Failure> {
+    EmbeddedStore::open(dir, clock()).map_err(|error| {
+        let hint = match &error {
+            OpenError::InUse { .. } => {
+                "wait for the other twincast to end, or give this one another folder with --state"
+            }
+            OpenError::NotAFolder { .. } | OpenError::NotWritable { .. } => {
+                "give a folder that can be written to with --state"
+            }
+            OpenError::NoRoom { .. } => {
+                "make room on the disk, or give another folder with --state"
+            }
+            OpenError::TooNew { .. } => {
+                "install the newest twincast, or give another folder with --state"
+            }
+            OpenError::Damaged { .. } => {
+                "restore the folder from a backup, or give another one with --state"
+            }
+            OpenError::System { .. } => "give another folder with --state",
+        };
+        Failure::new(ExitCode::State, error).hint(hint)
+    })
+}
+
+/// The hubs that a rollout uses, ready to be connected to. Nothing is dialled yet.
+pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, Failure> {
+    if settings.hubs.is_empty() {
+        return Err(Failure::message(ExitCode::Refused, "no hub is configured").hint(
+            "give a hub's connection string: put it into a file, and set TWINCAST__HUBS__MAIN__CONNECTION_STRING_FILE to \
+             its path; or write a configuration file with [hubs.main] and give it with --config; or start an emulator \
+             with `twincast hub`",
+        ));
+    }
+    let mut hubs = Hubs::new();
+    for (name, hub) in &settings.hubs {
+        if spec.target.hubs.is_empty() || spec.target.hubs.contains(name) {
+            hubs.insert(name.clone(), connectable(name, hub, settings)?);
+        }
+    }
+    // Names a hub of the spec that is not configured.
+    planner::hubs_of(spec, &hubs).map_err(|_| {
+        let all: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();
+        let unknown: Vec<_> = spec
+            .target
+            .hubs
+            .iter()
+            .filter(|hub| !settings.hubs.contains_key(*hub))
+            .map(HubName::as_str)
+            .collect();
+        Failure::message(
+            ExitCode::Refused,
+            format!(
+                "target.hubs names {}, which is not configured; configured are: {}",
+                unknown.join(", "),
+                all.join(", ")
+            ),
+        )
+    })?;
+    Ok(hubs)
+}
+
+fn connectable(
+    name: &HubName,
+    hub: &HubSettings,
+    settings: &Settings,
+) -> Result<HubHandle, Failure> {
+    let refused = |error: anyhow::Error| {
+        Failure::new(
+            ExitCode::Refused,
+            error.context(format!("hub {name} cannot be used")),
+        )
+    };
+    let connection = match (&hub.connection_string, &hub.connection_string_file) {
+        (Some(text), _) => text
+            .expose()
+            .parse::<ConnectionString>()
+            .map_err(|error| refused(error.into()))?,
+        (None, Some(path)) => ConnectionString::from_file(settings.base.join(path))
+            .map_err(|error| refused(error.into()))?,
+        (None, None) => return Err(refused(anyhow::anyhow!("it has no connection string"))),
+    };
+    let mut options = ClientOptions::default();
+    if let Some(path) = &hub.ca_file {
+        let path = settings.base.join(path);
+        let pem = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the certificates in {}", path.display()))
+            .map_err(refused)?;
+        options.roots = Roots::SystemAnd(pem);
+    }
+    options.amqp.port = hub.amqp_port;
+    options.https.port = hub.https_port;
+    if let Some(address) = hub.address {
+        options.amqp.host = Some(address.to_string());
+        options.https.host = Some(address.to_string());
+    }
+    let limits = hub.limits();
+    let worker = &settings.worker;
+    handle(&connection, options, limits, worker).map_err(refused)
+}
+
+/// A hub that is reached with these options.
+pub(crate) fn handle(
+    connection: &ConnectionString,
+    mut options: ClientOptions,
+    limits: twincast_core::hub::HubLimits,
+    worker: &WorkerSettings,
+) -> Result<HubHandle, anyhow::Error> {
+    // The worker bounds what is under way; the client must not bind below it.
+    options.max_in_flight =
+        (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);
+    let client = Client::new(connection, options)?;
+    Ok(HubHandle {
+        hub: Arc::new(IotHub::new(client, limits.queries_per_minute)),
+        limits,
+    })
+}
+
+/// One hub under a name.
+pub(crate) fn single(name: &str, handle: HubHandle) -> Hubs {
+    BTreeMap::from([(HubName::new(name).expect("a name of ours"), handle)])
+}
+
+/// What a driver's failure means for the user.
+pub(crate) fn drive_failure(error: DriveError) -> Failure {
+    match &error {
+        DriveError::Plan { source, .. } => {
+            let (code, hint) = plan_trouble(source);
+            with_hint(Failure::new(code, error), hint)
+        }
+        DriveError::Store { source, .. } => {
+            let hint = store_hint(source);
+            with_hint(Failure::new(ExitCode::State, error), hint)
+        }
+        DriveError::Illegal { .. } | DriveError::Unknown(_) => {
+            Failure::new(ExitCode::Unexpected, error)
+        }
+    }
+}
+
+/// What a failure to plan means for the user.
+pub(crate) fn plan_failure(error: PlanError) -> Failure {
+    let (code, hint) = plan_trouble(&error);
+    with_hint(Failure::new(code, error), hint)
+}
+
+fn with_hint(failure: Failure, hint: Option<&str>) -> Failure {
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn plan_trouble(error: &PlanError) -> (ExitCode, Option<&'static str>) {
+    match error {
+        PlanError::Hub { source, .. } => hub_trouble(source.trouble),
+        _ => (ExitCode::Refused, None),
+    }
+}
+
+/// The exit code of a hub's trouble, and what to do about it.
+pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str>) {
+    match trouble {
+        HubTrouble::Unreachable => (
+            ExitCode::HubUnreachable,
+            Some(
+                "check the HostName of the connection string, the network, and that outgoing ports 443 and 5671 are open; then run the same command again",
+            ),
+        ),
+        HubTrouble::Certificate => (
+            ExitCode::HubUnreachable,
+            Some(
+                "give the certificate of the authority that signed the hub's (or your proxy's) certificate as ca_file",
+            ),
+        ),
+        HubTrouble::Unauthorized => (
+            ExitCode::HubRefused,
+            Some(
+                "check the key in the connection string, that its policy has \"service connect\", and this machine's clock",
+            ),
+        ),
+        HubTrouble::Shut => (
+            ExitCode::HubRefused,
+            Some(
+                "look at the hub in the portal: its daily quota may be used up, or it is suspended",
+            ),
+        ),
+        HubTrouble::Throttled => (
+            ExitCode::HubRefused,
+            Some("other applications use the hub's quota up; lower `share`, or try later"),
+        ),
+        HubTrouble::BadQuery => (
+            ExitCode::Refused,
+            Some("check target.where: the hub does not understand it"),
+        ),
+        HubTrouble::Other => (ExitCode::Unexpected, None),
+    }
+}
+
+/// What a worker's failure means for the user.
+pub(crate) fn worker_failure(error: WorkerError) -> Failure {
+    match &error {
+        WorkerError::Store { source, .. } => {
+            let hint = store_hint(source);
+            with_hint(Failure::new(ExitCode::State, error), hint)
+        }
+        WorkerError::Queue { .. } | WorkerError::Panicked(_) => {
+            Failure::new(ExitCode::Unexpected, error)
+        }
+    }
+}
+
+fn store_hint(error: &StoreError) -> Option<&'static str> {
+    match error {
+        StoreError::NotWritable { .. } => Some(
+            "make room on the disk of the state folder, or make it writable; then run the same command again, it goes on where it left off",
+        ),
+        StoreError::Corrupt { .. } => Some(
+            "the state folder was changed by something else or the disk is failing; restore it from a backup",
+        ),
+        _ => None,
+    }
+}

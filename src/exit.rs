@@ -1,0 +1,97 @@
+//! How the program ends: exit codes, and failures that tell the user what to do.
+
+use std::fmt;
+
+/// The exit codes. They are documented in the README and in `--help`, and do not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitCode {
+    /// Everything was done.
+    Success = 0,
+    /// Something that should not happen.
+    Unexpected = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The input is refused: spec, configuration, connection string, device list, or a rollout's
+    /// name that is taken.
+    Refused = 3,
+    /// The rollout is finished, but not every device was sent the message.
+    FinishedWithFailures = 4,
+    /// A hub cannot be reached, or its certificate is not trusted.
+    HubUnreachable = 5,
+    /// A hub refuses our key, or takes nothing.
+    HubRefused = 6,
+    /// The state folder cannot be used: in use, damaged, full, not writable.
+    State = 7,
+    /// The rollout was aborted, or could not be planned.
+    NotRolledOut = 8,
+    /// Interrupted. The same command goes on where this one left off.
+    Interrupted = 130,
+}
+
+impl ExitCode {
+    /// All of them, with their meaning, for `--help`.
+    pub(crate) const HELP: &'static str = "\
+Exit codes:
+  0    done
+  1    something unexpected
+  2    wrong command line
+  3    refused input: spec, configuration, connection string, device list, name taken
+  4    finished, but some devices were not sent the message
+  5    hub cannot be reached, or its certificate is not trusted
+  6    hub refuses the key, or takes nothing
+  7    state folder in use, damaged, full or not writable
+  8    the rollout was aborted or could not be planned
+  130  interrupted; the same command goes on from there";
+}
+
+/// A failure: what went wrong, why, what to do about it, and the code to end with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: ExitCode,
+    pub(crate) error: anyhow::Error,
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code,
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn message(code: ExitCode, message: impl fmt::Display) -> Self {
+        Self::new(code, anyhow::anyhow!("{message}"))
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The error and its causes, one a line. A cause that only repeats what was said is left out.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for cause in self.error.chain() {
+            let text = cause.to_string();
+            if !lines.iter().any(|line| line.contains(&text)) {
+                lines.push(text);
+            }
+        }
+        lines
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(ExitCode::Unexpected, error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(ExitCode::Unexpected, error)
+    }
+}

@@ -1,0 +1,33 @@
+//! Logs: to standard error, pretty or JSON, never with secrets.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Starts logging. `RUST_LOG` overrides the configured filter.
+pub(crate) fn start(settings: &LogSettings) {
+    let wanted = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|filter| !filter.is_empty());
+    let mut filter =
+        EnvFilter::builder().parse_lossy(wanted.unwrap_or_else(|| settings.filter.clone()));
+    // Some libraries write what passes through them, tokens included. They stay silent whatever
+    // is asked for.
+    for target in twincast_iothub::LOG_TARGETS_WITH_SECRETS {
+        if let Ok(directive) = format!("{target}=off").parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
+    let writer = BoxMakeWriter::new(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer);
+    // A second start (in tests) keeps the first.
+    let _ = match settings.format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Pretty => builder
+            .with_ansi(crate::output::colours_wanted_on_stderr())
+            .try_init(),
+    };
+}

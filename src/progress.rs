@@ -1,0 +1,156 @@
+//! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::Instant;
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::time::friendly;
+
+use crate::output::{Output, thousands};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// The span over which the shown rate is measured.
+const RATE_OVER: Duration = Duration::from_secs(10);
+
+/// What is known at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) counts: Counts,
+    /// The hubs' pace together, a minute.
+    pub(crate) pace: Option<f64>,
+    /// What stands in the way, if something does.
+    pub(crate) trouble: Option<String>,
+}
+
+/// Shows progress.
+pub(crate) struct Progress {
+    output: Output,
+    bar: Option<ProgressBar>,
+    line_at: Instant,
+    /// Settled devices over the last while, for the rate.
+    samples: VecDeque<(Instant, u64)>,
+    last_trouble: Option<String>,
+}
+
+impl Progress {
+    pub(crate) fn new(output: Output) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+            bar.set_style(
+                ProgressStyle::with_template("{spinner} {msg}").expect("a valid template"),
+            );
+            bar
+        });
+        Self {
+            output,
+            bar,
+            line_at: Instant::now() + LINE_EVERY,
+            samples: VecDeque::new(),
+            last_trouble: None,
+        }
+    }
+
+    /// Devices are being found.
+    pub(crate) fn planning(&mut self, devices: u64) {
+        let text = format!("finding devices: {}", thousands(devices));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(text);
+                bar.tick();
+            }
+            None => self.line(&text),
+        }
+    }
+
+    /// Devices are being sent to.
+    pub(crate) fn sending(&mut self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        let settled = snapshot.counts.settled();
+        self.samples.push_back((now, settled));
+        while self.samples.len() > 2 && self.samples[1].0 + RATE_OVER < now {
+            self.samples.pop_front();
+        }
+        let text = self.describe(snapshot, settled);
+        if snapshot.trouble != self.last_trouble {
+            if let Some(trouble) = &snapshot.trouble {
+                self.print(&format!("waiting: {trouble}"));
+            }
+            self.last_trouble.clone_from(&snapshot.trouble);
+        }
+        match &self.bar {
+            Some(bar) => {
+                if bar.length() != Some(snapshot.counts.total()) {
+                    bar.set_length(snapshot.counts.total());
+                    let style = ProgressStyle::with_template("{bar:28} {percent:>3}%  {msg}")
+                        .expect("a valid template");
+                    bar.set_style(style.progress_chars("━╸─"));
+                }
+                bar.set_position(settled);
+                bar.set_message(text);
+            }
+            None => self.line(&text),
+        }
+    }
+
+    fn describe(&self, snapshot: &Snapshot, settled: u64) -> String {
+        let counts = &snapshot.counts;
+        let mut parts = vec![format!(
+            "{} of {} sent",
+            thousands(counts.sum_of(Outcome::was_enqueued)),
+            thousands(counts.total())
+        )];
+        if let Some(per_minute) = self.per_minute() {
+            let quota = snapshot
+                .pace
+                .map(|pace| format!(" (pace {})", thousands(pace.round() as u64)))
+                .unwrap_or_default();
+            parts.push(format!(
+                "{}/min{quota}",
+                thousands(per_minute.round() as u64)
+            ));
+            let left = (counts.total() - settled) as f64;
+            if per_minute > 0.0 && left > 0.0 && snapshot.trouble.is_none() {
+                parts.push(format!(
+                    "{} left",
+                    friendly(Duration::from_secs_f64(left / per_minute * 60.0))
+                ));
+            }
+        }
+        if counts.failed() > 0 {
+            parts.push(format!("{} failed", thousands(counts.failed())));
+        }
+        parts.join("  ")
+    }
+
+    fn per_minute(&self) -> Option<f64> {
+        let ((from, first), (to, last)) = (self.samples.front()?, self.samples.back()?);
+        let seconds = to.duration_since(*from).as_secs_f64();
+        (seconds > 0.5).then(|| (last.saturating_sub(*first)) as f64 / seconds * 60.0)
+    }
+
+    /// A remark that stays, above the bar.
+    pub(crate) fn print(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.output.note(text)),
+            None => self.output.note(text),
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        if Instant::now() >= self.line_at {
+            self.line_at = Instant::now() + LINE_EVERY;
+            self.output.note(text);
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

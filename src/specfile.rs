@@ -1,0 +1,98 @@
+//! Reads a rollout's spec from a file, with the files that it names.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use sha2::{Digest as _, Sha256};
+use twincast_core::spec::{Body, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, RolloutSpec};
+use twincast_orchestrator::lists;
+
+use crate::exit::{ExitCode, Failure};
+
+/// A spec with its files read.
+#[derive(Debug)]
+pub(crate) struct SpecFile {
+    /// The spec; its body is inlined.
+    pub(crate) spec: RolloutSpec,
+    /// SHA-256 of the device lists, by the path that the spec gives.
+    pub(crate) files: BTreeMap<String, String>,
+    /// The folder of the spec, which its paths are relative to.
+    pub(crate) base: PathBuf,
+}
+
+/// Reads and checks a spec and all its files. `-` is standard input.
+pub(crate) fn read(path: &Path) -> Result<SpecFile, Failure> {
+    let text = read_text(path)?;
+    let mut spec = RolloutSpec::read(path.display().to_string(), &text)
+        .map_err(|problems| Failure::new(ExitCode::Refused, problems))?;
+    let base = path.parent().map(Path::to_owned).unwrap_or_default();
+    if let Body::File(file) = &spec.message.body {
+        spec.message.body = Body::Base64(inline(&base.join(file))?);
+    }
+    let mut files = BTreeMap::new();
+    let lists = spec.target.devices_file.iter().chain(
+        spec.target
+            .exclude
+            .iter()
+            .filter_map(|rule| rule.devices_file.as_ref()),
+    );
+    for list in lists {
+        let path = base.join(list);
+        lists::check(&path).map_err(|error| Failure::new(ExitCode::Refused, error))?;
+        files.insert(list.display().to_string(), sha256(&path)?);
+    }
+    Ok(SpecFile { spec, files, base })
+}
+
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
+    let mut text = Vec::new();
+    let limit = MAX_DOCUMENT_BYTES as u64 + 1;
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(limit).read_to_end(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text))
+    };
+    read.with_context(|| format!("cannot read the rollout's spec {}", path.display()))
+        .map_err(refused)?;
+    String::from_utf8(text)
+        .with_context(|| format!("{} is not UTF-8 text", path.display()))
+        .map_err(refused)
+}
+
+fn inline(path: &Path) -> Result<String, Failure> {
+    let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("cannot read the message's body {}", path.display()))
+        .map_err(refused)?;
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        let message = format!(
+            "the message's body {} has {} bytes; a hub takes at most {MAX_MESSAGE_BYTES}",
+            path.display(),
+            bytes.len()
+        );
+        return Err(Failure::message(ExitCode::Refused, message));
+    }
+    Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
+fn sha256(path: &Path) -> Result<String, Failure> {
+    let mut digest = Sha256::new();
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => {
+                return Ok(digest
+                    .finalize()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect());
+            }
+            n => digest.update(&buffer[..n]),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! What became of a rollout: outcomes by tag group, and failures with their reasons.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use twincast_core::ids::RolloutName;
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{Store, StoreError};
+use twincast_core::rollout::{Phase, Rollout};
+use twincast_core::time::friendly;
+
+use crate::output::{Output, Style, table, thousands};
+
+/// How many tag groups a summary lists; the rest is one line.
+const GROUPS: usize = 20;
+/// How many device ids a reason shows.
+const SAMPLES: usize = 3;
+
+/// A rollout's summary.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) rollout: RolloutName,
+    #[serde(flatten)]
+    pub(crate) phase: Phase,
+    pub(crate) devices: u64,
+    pub(crate) counts: Counts,
+    pub(crate) groups: Vec<GroupSummary>,
+    pub(crate) other_groups: u64,
+    pub(crate) failures: Vec<FailureSummary>,
+    pub(crate) plan_digest: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct GroupSummary {
+    pub(crate) hub: String,
+    pub(crate) group: String,
+    pub(crate) counts: Counts,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct FailureSummary {
+    pub(crate) outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<u32>,
+    pub(crate) reason: String,
+    pub(crate) devices: u64,
+    pub(crate) samples: Vec<String>,
+}
+
+/// Reads a summary from the store: the counts of all batches, and the failed devices of those
+/// that have some.
+pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary, StoreError> {
+    let name = &rollout.spec.name;
+    let mut counts = Counts::default();
+    let mut groups: BTreeMap<(String, String), Counts> = BTreeMap::new();
+    let mut other_groups = 0;
+    let mut failures: BTreeMap<(Outcome, u32), (u64, Vec<String>)> = BTreeMap::new();
+    let mut after = None;
+    loop {
+        let page = store.batches(name, after, 256, false).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.header.id);
+        for batch in page {
+            counts.add(&batch.counts);
+            let key = (batch.header.hub.to_string(), batch.header.group.to_string());
+            if groups.len() < GROUPS || groups.contains_key(&key) {
+                groups.entry(key).or_default().add(&batch.counts);
+            } else {
+                other_groups += batch.counts.total();
+            }
+            if batch.counts.failed() > 0 {
+                collect_failures(store, name, batch.header.id, &mut failures).await?;
+            }
+        }
+    }
+    let groups = groups
+        .into_iter()
+        .map(|((hub, group), counts)| GroupSummary { hub, group, counts })
+        .collect();
+    let failures = failures
+        .into_iter()
+        .map(|((outcome, code), (devices, samples))| FailureSummary {
+            outcome,
+            code: (code != 0).then_some(code),
+            reason: reason(outcome, code),
+            devices,
+            samples,
+        });
+    let mut failures: Vec<_> = failures.collect();
+    failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
+    Ok(Summary {
+        rollout: name.clone(),
+        phase: rollout.phase.clone(),
+        devices: counts.total(),
+        counts,
+        groups,
+        other_groups,
+        failures,
+        plan_digest: rollout.plan.as_ref().map(|plan| plan.digest.clone()),
+    })
+}
+
+async fn collect_failures(
+    store: &dyn Store,
+    name: &RolloutName,
+    batch: twincast_core::ids::BatchId,
+    failures: &mut BTreeMap<(Outcome, u32), (u64, Vec<String>)>,
+) -> Result<(), StoreError> {
+    let work = store.load(name, batch).await?;
+    let codes: BTreeMap<u32, u32> = work.codes.iter().copied().collect();
+    for ((index, outcome), device) in (0u32..)
+        .zip(work.outcomes.iter())
+        .zip(work.batch.devices.iter())
+    {
+        if outcome.is_failure() {
+            let code = codes.get(&index).copied().unwrap_or(0);
+            let (devices, samples) = failures.entry((outcome, code)).or_default();
+            *devices += 1;
+            if samples.len() < SAMPLES {
+                samples.push(device.to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An outcome in words that say what to do about it.
+pub(crate) fn reason(outcome: Outcome, code: u32) -> String {
+    let text = match outcome {
+        Outcome::Unknown => "no answer from the hub: the device may have the message or not",
+        Outcome::NotFound => "the hub does not know the device, or has it disabled",
+        Outcome::QueueFull => {
+            "50 messages are waiting for the device already: it is away, or does not take them"
+        }
+        Outcome::Refused => match code {
+            403_012 => "the device is disabled",
+            413_001 => "the message is too large",
+            _ => "the hub refused the message",
+        },
+        Outcome::Expired => "the device was away until the message's time was over",
+        Outcome::Rejected => "the device rejected the message",
+        Outcome::Undeliverable => "the device was handed the message too often without taking it",
+        Outcome::Purged => "the device's queue was purged",
+        Outcome::Skipped => "the rollout was aborted first",
+        Outcome::Pending | Outcome::Attempting => "not sent yet",
+        Outcome::Enqueued => "the hub has the message for the device",
+        Outcome::Delivered => "the device took the message",
+        Outcome::Applied => "the device reports the change",
+    };
+    if code == 0 {
+        text.to_owned()
+    } else {
+        format!("{text} ({code})")
+    }
+}
+
+impl Summary {
+    /// The summary for people. `took`: since when this process worked on it.
+    pub(crate) fn text(&self, output: &Output, took: Option<Duration>) -> String {
+        let mut lines = Vec::new();
+        let (style, word) = match &self.phase {
+            Phase::Succeeded => (Style::Good, "succeeded".to_owned()),
+            Phase::FinishedWithFailures => (Style::Warn, "finished with failures".to_owned()),
+            Phase::Aborted { reason } => (Style::Bad, format!("aborted: {reason}")),
+            Phase::Failed { reason } => (Style::Bad, format!("failed: {reason}")),
+            Phase::Paused { reason } => (Style::Warn, format!("paused: {reason}")),
+            phase => (Style::Warn, phase.as_str().to_owned()),
+        };
+        let took = took
+            .map(|took| format!(" in {}", friendly(took)))
+            .unwrap_or_default();
+        let sent = self.counts.sum_of(Outcome::was_enqueued);
+        lines.push(format!(
+            "{} {}: {} of {} devices sent{took}",
+            self.rollout,
+            output.paint(style, &word),
+            thousands(sent),
+            thousands(self.devices)
+        ));
+        if !self.groups.is_empty() {
+            lines.push(String::new());
+            lines.push(self.groups_table());
+            if self.other_groups > 0 {
+                lines.push(format!(
+                    "  and {} devices in further groups",
+                    thousands(self.other_groups)
+                ));
+            }
+        }
+        if !self.failures.is_empty() {
+            lines.push(String::new());
+            lines.push("  Not sent:".to_owned());
+            for failure in &self.failures {
+                let more = if failure.devices > failure.samples.len() as u64 {
+                    ", ..."
+                } else {
+                    ""
+                };
+                lines.push(format!(
+                    "  {:>9}  {}  {}",
+                    thousands(failure.devices),
+                    failure.reason,
+                    output.paint(
+                        Style::Dim,
+                        &format!("({}{more})", failure.samples.join(", "))
+                    )
+                ));
+            }
+        }
+        lines.join("\n")
+    }
+
+    fn groups_table(&self) -> String {
+        let several_hubs = self
+            .groups
+            .iter()
+            .any(|group| group.hub != self.groups[0].hub);
+        let outcomes: Vec<Outcome> = self.counts.iter().map(|(outcome, _)| outcome).collect();
+        let mut headings = if several_hubs {
+            vec!["hub", "group", "devices"]
+        } else {
+            vec!["group", "devices"]
+        };
+        headings.extend(outcomes.iter().map(|outcome| outcome.as_str()));
+        let rows: Vec<_> = self
+            .groups
+            .iter()
+            .map(|group| {
+                let mut row = if several_hubs {
+                    vec![group.hub.clone()]
+                } else {
+                    vec![]
+                };
+                row.push(group.group.clone());
+                row.push(thousands(group.counts.total()));
+                row.extend(
+                    outcomes
+                        .iter()
+                        .map(|outcome| thousands(group.counts.get(*outcome))),
+                );
+                row
+            })
+            .collect();
+        table(&headings, &rows)
+    }
+}
