@@ -142,14 +142,6 @@ impl Parser {
         self.tokens[self.at].1
     }
 
-    fn next(&mut self) -> Token {
-        let token = self.peek().clone();
-        if token != Token::End {
-            self.at += 1;
-        }
-        token
-    }
-
     fn unexpected(&self, wanted: &str) -> QueryError {
         QueryError::new(
             self.position(),
@@ -236,12 +228,12 @@ impl Parser {
         if !self.take_keyword("AS") {
             return Ok(None);
         }
-        match self.next() {
-            Token::Word(word) => Ok(Some(word)),
-            _ => {
-                self.at = self.at.saturating_sub(1);
-                Err(self.unexpected("a name"))
+        match self.peek().clone() {
+            Token::Word(word) if !is_reserved(&word) => {
+                self.at += 1;
+                Ok(Some(word))
             }
+            _ => Err(self.unexpected("a name")),
         }
     }
 
@@ -468,7 +460,7 @@ mod tests {
                 "unknown function",
             ),
             ("SELECT * FROM devices WHERE (tags.a = 1", 40, "')'"),
-            ("SELECT deviceId AS FROM devices", 26, "'FROM'"),
+            ("SELECT deviceId AS FROM devices", 20, "a name"),
             ("SELECT TOP x * FROM devices", 12, "a number"),
         ] {
             let error = Query::parse(query).unwrap_err();

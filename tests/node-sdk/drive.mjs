@@ -1,0 +1,201 @@
+// Drives the hub emulator with Azure's own Node service SDK.
+//
+//   NODE_EXTRA_CA_CERTS=ca.pem node drive.mjs <connection string> <device id prefix>
+//
+// The fleet must have at least 250 devices "<prefix>000" and up, with a tag `kind` of "fridge", that complete
+// their messages. Prints one JSON object per check and exits with 1 if any check failed.
+
+import assert from 'node:assert/strict';
+import https from 'node:https';
+import iothub from 'azure-iothub';
+import messages from 'azure-iothub/dist/common-core/message.js';
+
+const { Client, Registry } = iothub;
+const { Message } = messages;
+
+const [connectionString, prefix] = process.argv.slice(2);
+assert.ok(connectionString && prefix, 'usage: drive.mjs <connection string> <device id prefix>');
+const [host, port] = /HostName=([^;]+)/.exec(connectionString)[1].split(':');
+
+// The SDK's REST half takes the whole host name, port included, for a DNS name. Its connections are made here.
+class PortAgent extends https.Agent {
+  createConnection(options, callback) {
+    return super.createConnection({ ...options, host, servername: host, port: Number(port ?? 443) }, callback);
+  }
+}
+
+let failed = 0;
+async function check(name, action) {
+  const started = Date.now();
+  try {
+    const detail = await action();
+    console.log(JSON.stringify({ check: name, ok: true, ms: Date.now() - started, ...detail }));
+  } catch (error) {
+    failed += 1;
+    console.log(JSON.stringify({ check: name, ok: false, error: `${error.name}: ${error.message}` }));
+  }
+}
+
+function within(ms, what, promise) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`${what}: nothing within ${ms} ms`)), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+const device = (n) => `${prefix}${String(n).padStart(3, '0')}`;
+const client = Client.fromConnectionString(connectionString);
+const registry = Registry.fromConnectionString(connectionString);
+registry._restApiClient.setOptions({ http: { agent: new PortAgent({ keepAlive: true }) } });
+
+// --- sending and feedback ---
+
+const wanted = new Map();
+let feedbackDone;
+const feedback = new Promise((resolve) => { feedbackDone = resolve; });
+
+await check('open', () => within(30_000, 'open', client.open()));
+
+await check('feedback receiver', async () => {
+  const { result, message } = await within(30_000, 'receiver', client.getFeedbackReceiver());
+  const receiver = message ?? result ?? (await client.getFeedbackReceiver());
+  receiver.on('errorReceived', (error) => console.log(JSON.stringify({ note: 'receiver', error: error.message })));
+  receiver.on('message', (received) => {
+    for (const record of JSON.parse(received.data.toString())) {
+      wanted.get(record.originalMessageId)?.(record);
+      wanted.delete(record.originalMessageId);
+    }
+    receiver.complete(received, () => { if (wanted.size === 0) feedbackDone(); });
+  });
+});
+
+for (const [n, ack] of ['none', 'positive', 'negative', 'full'].entries()) {
+  await check(`send with ack ${ack}`, async () => {
+    const message = new Message(JSON.stringify({ ack }));
+    // The SDK encodes an id that looks like a uuid as one.
+    message.messageId = ack === 'full' ? 'a1b2c3d4-0000-4000-8000-0123456789ab' : `node-${ack}`;
+    message.ack = ack;
+    message.contentType = 'application/json';
+    message.properties.add('n', String(n));
+    message.expiryTimeUtc = Date.now() + 60_000;
+    if (ack === 'positive' || ack === 'full') {
+      wanted.set(message.messageId, (record) => {
+        assert.equal(record.statusCode, 'Success');
+        assert.equal(record.deviceId, device(n));
+      });
+    }
+    const { message: outcome } = await within(30_000, 'send', client.send(device(n), message));
+    return { outcome: outcome?.constructor?.name };
+  });
+}
+
+await check('send to an unknown device fails', async () => {
+  await assert.rejects(within(30_000, 'send', client.send('nobody', new Message('x'))), { name: 'DeviceNotFoundError' });
+});
+
+await check('send of too much fails', async () => {
+  const large = new Message(Buffer.alloc(70_000));
+  await assert.rejects(within(30_000, 'send', client.send(device(0), large)), { name: 'MessageTooLargeError' });
+});
+
+await check('many sends at once', async () => {
+  const sends = [];
+  for (let n = 0; n < 2500; n += 1) {
+    const message = new Message('burst');
+    message.messageId = `burst-${n}`;
+    sends.push(client.send(device(n % 250), message));
+  }
+  await within(60_000, 'burst', Promise.all(sends));
+  return { sends: sends.length };
+});
+
+await check('feedback arrives and is completed', () => within(30_000, 'feedback', feedback));
+
+// --- queries ---
+
+await check('query with pages', async () => {
+  const query = registry.createQuery(`SELECT * FROM devices WHERE tags.kind = 'fridge'`, 100);
+  const ids = new Set();
+  let pages = 0;
+  while (query.hasMoreResults) {
+    const { result } = await within(30_000, 'page', query.nextAsTwin());
+    pages += 1;
+    for (const twin of result) {
+      assert.equal(twin.tags.kind, 'fridge');
+      ids.add(twin.deviceId);
+    }
+  }
+  assert.ok(ids.size >= 250 && pages >= 3, `${ids.size} devices in ${pages} pages`);
+  return { devices: ids.size, pages };
+});
+
+await check('query with count', async () => {
+  const query = registry.createQuery(`SELECT COUNT() AS n FROM devices WHERE tags.kind = 'fridge'`);
+  const { result } = await within(30_000, 'count', query.next());
+  assert.ok(result[0].n >= 250);
+  return { count: result[0].n };
+});
+
+await check('bad query is refused', async () => {
+  const query = registry.createQuery('SELECT * FROM devices WHERE');
+  await assert.rejects(query.next());
+});
+
+// --- registry and twins ---
+
+const extra = 'node sdk@1'.replace(' ', '-');
+
+await check('create', async () => {
+  const { responseBody } = await registry.create({ deviceId: extra, status: 'enabled' });
+  assert.equal(responseBody.deviceId, extra);
+  assert.ok(responseBody.authentication.symmetricKey.primaryKey);
+});
+
+await check('create again fails', () => assert.rejects(registry.create({ deviceId: extra }), { name: 'DeviceAlreadyExistsError' }));
+
+await check('get', async () => {
+  const { responseBody } = await registry.get(extra);
+  assert.equal(responseBody.status, 'enabled');
+});
+
+await check('list', async () => {
+  const { responseBody } = await registry.list();
+  assert.ok(responseBody.length >= 250);
+});
+
+await check('update', async () => {
+  const { responseBody } = await registry.update({ deviceId: extra, status: 'disabled', authentication: (await registry.get(extra)).responseBody.authentication });
+  assert.equal(responseBody.status, 'disabled');
+});
+
+await check('update twin', async () => {
+  const { responseBody: before } = await registry.getTwin(extra);
+  const patch = { tags: { kind: 'visitor', room: { floor: 3 } }, properties: { desired: { interval: 5 } } };
+  const { responseBody: after } = await registry.updateTwin(extra, patch, before.etag);
+  assert.equal(after.tags.room.floor, 3);
+  assert.equal(after.properties.desired.interval, 5);
+  await assert.rejects(registry.updateTwin(extra, patch, before.etag));
+  const { result } = await registry.createQuery(`SELECT deviceId FROM devices WHERE tags.room.floor >= 3`).next();
+  assert.deepEqual(result, [{ deviceId: extra }]);
+});
+
+await check('bulk add and remove', async () => {
+  const devices = [{ deviceId: 'bulk-1' }, { deviceId: 'bulk-2' }];
+  assert.equal((await registry.addDevices(devices)).responseBody.isSuccessful, true);
+  assert.equal((await registry.removeDevices(devices, true)).responseBody.isSuccessful, true);
+});
+
+await check('statistics', async () => {
+  const { responseBody } = await registry.getRegistryStatistics();
+  assert.ok(responseBody.totalDeviceCount >= 251);
+  return responseBody;
+});
+
+await check('delete', async () => {
+  await registry.delete(extra);
+  await assert.rejects(registry.get(extra), { name: 'DeviceNotFoundError' });
+});
+
+await check('close', () => within(30_000, 'close', client.close()));
+process.exit(failed === 0 ? 0 : 1);
