@@ -66,15 +66,10 @@ impl Disk {
             TryLockError::Error(error) => io_error(error),
         })?;
         let path = dir.join("state.redb");
-        let synced = dir.to_owned();
-        let mut disk = Self::new(dir.to_owned(), move |builder| {
-            let is_new = !path.exists();
-            let database = builder.create(&path)?;
-            if is_new {
-                sync_folder(&synced)?;
-            }
-            Ok(database)
-        });
+        if !path.try_exists().map_err(io_error)? {
+            create(dir, &path)?;
+        }
+        let mut disk = Self::new(dir.to_owned(), move |builder| builder.open(&path));
         disk._lock = Some(lock);
         Ok(disk)
     }
@@ -119,6 +114,34 @@ impl Disk {
         check_format(dir, &database)?;
         read_meta(database, first).map_err(|error| OpenError::from_redb(dir.clone(), error))
     }
+}
+
+/// Makes an empty state under another name first: a crash on the way leaves no half of one, which
+/// could not be told from a damaged state.
+fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
+    let io_error = |error| OpenError::from_io(dir.to_owned(), error);
+    let new = dir.join("state.new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+        _ => {}
+    }
+    let database = Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create(&new)
+        .map_err(|error| OpenError::from_database(dir.to_owned(), error))?;
+    write_format(&database).map_err(|error| OpenError::from_redb(dir.to_owned(), error))?;
+    drop(database);
+    std::fs::rename(&new, path).map_err(io_error)?;
+    sync_folder(dir).map_err(io_error)
+}
+
+fn write_format(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    let mut tables = WriteTables::open(&transaction)?;
+    tables.meta.insert(meta::FORMAT, FORMAT)?;
+    drop(tables);
+    transaction.commit()?;
+    Ok(())
 }
 
 fn damaged(dir: &Path, what: &str) -> OpenError {

@@ -1,0 +1,197 @@
+//! The power goes at any instant: what was answered is there, what was not is there whole or not
+//! at all, and everything that is a sum is right.
+
+use std::sync::Arc;
+
+use twincast_core::batch::Lease;
+use twincast_core::ids::{BatchId, Version};
+use twincast_core::outcome::{Outcome, OutcomeList};
+use twincast_core::ports::{Report, Store};
+use twincast_core::rollout::{Event, PlanId, Rollout};
+use twincast_testkit::ManualClock;
+use twincast_testkit::build::{TTL, accepted, after, batch, leased, name, plan_completed};
+use twincast_testkit::conformance::run;
+
+use super::sim::{Dice, SimDisk};
+use crate::EmbeddedStore;
+
+const BATCHES: u32 = 3;
+const DEVICES: u32 = 300;
+const SEEDS: u64 = 200;
+
+/// What the caller knows.
+#[derive(Default)]
+struct Known {
+    /// The newest record that is stored.
+    record: Option<Rollout>,
+    /// The change that was asked for last.
+    change: Option<Rollout>,
+    /// Batches that are stored.
+    added: u32,
+    /// What each batch's outcomes are, and what they are if the last record has taken effect.
+    outcomes: Vec<(OutcomeList, OutcomeList)>,
+}
+
+impl Known {
+    async fn set(&mut self, store: &EmbeddedStore, next: Rollout) -> Option<Rollout> {
+        self.change = Some(next.clone());
+        let done = match self.record.as_ref().map(|record| record.version) {
+            None => store.create(&next).await.map(|_| ()),
+            Some(from) => store.save(&next, from).await,
+        };
+        done.ok()?;
+        self.record = Some(next.clone());
+        Some(next)
+    }
+
+    /// Plans twice, and works on the batches. `None` when the power went.
+    async fn work(&mut self, store: &EmbeddedStore, dice: &mut Dice) -> Option<()> {
+        let first = self.set(store, accepted("r")).await?;
+        let first = self
+            .set(store, after(&first, Event::PlanningStarted))
+            .await?;
+        let given_up = vec![batch(0, 900), batch(7, 30)];
+        store
+            .add_batches(&name("r"), PlanId(1), given_up)
+            .await
+            .ok()?;
+        let second = self
+            .set(store, after(&first, Event::PlanningStarted))
+            .await?;
+        for id in 0..BATCHES {
+            let added = vec![batch(id, DEVICES)];
+            store.add_batches(&name("r"), PlanId(2), added).await.ok()?;
+            self.added += 1;
+            let pending = OutcomeList::pending(DEVICES as usize);
+            self.outcomes.push((pending.clone(), pending));
+        }
+        self.set(store, after(&second, plan_completed(900))).await?;
+        let mut leases = Vec::new();
+        for id in 0..BATCHES {
+            leases.push(leased(store, &name("r"), id, "w").await);
+        }
+        let workers = leases.iter().zip(&mut self.outcomes).map(|(lease, known)| {
+            let dice = Dice(dice.below(u64::MAX));
+            record(store, lease, known, dice)
+        });
+        let mut all = Some(());
+        for worked in futures::future::join_all(workers).await {
+            all = all.and(worked);
+        }
+        all
+    }
+}
+
+async fn record(
+    store: &EmbeddedStore,
+    lease: &Lease,
+    (known, asked): &mut (OutcomeList, OutcomeList),
+    mut dice: Dice,
+) -> Option<()> {
+    for _ in 0..8 {
+        let reports: Vec<_> = (0..=dice.below(60))
+            .map(|_| Report {
+                index: dice.below(DEVICES.into()) as u32,
+                outcome: Outcome::ALL[dice.below(14) as usize],
+                code: 1,
+            })
+            .collect();
+        for report in &reports {
+            asked.merge(report.index as usize, report.outcome);
+        }
+        store.record(lease, &reports, TTL).await.ok()?;
+        known.clone_from(asked);
+    }
+    Some(())
+}
+
+async fn check(store: &EmbeddedStore, known: &Known) {
+    let r = name("r");
+    let record = store.rollout(&r).await.unwrap();
+    let allowed = [&known.record, &known.change];
+    assert!(allowed.contains(&&record), "{record:?} of {allowed:?}");
+    if record.is_none() {
+        return;
+    }
+    store.verify(&r).await.unwrap();
+    for id in 0..known.added {
+        let work = store.load(&r, BatchId(id)).await.unwrap();
+        assert_eq!(work.batch, batch(id, DEVICES));
+        let (sure, asked) = &known.outcomes[id as usize];
+        assert!(
+            [sure, asked].contains(&&work.outcomes),
+            "batch {id} has neither what was answered nor what was asked"
+        );
+    }
+}
+
+/// Goes on where it was cut off, with the same calls.
+async fn finish(store: &EmbeddedStore) {
+    let r = name("r");
+    let mut rollout = match store.rollout(&r).await.unwrap() {
+        Some(rollout) => rollout,
+        None => {
+            store.create(&accepted("r")).await.unwrap();
+            accepted("r")
+        }
+    };
+    if rollout.plan.is_none() {
+        let version = rollout.version;
+        rollout = after(&rollout, Event::PlanningStarted);
+        store.save(&rollout, version).await.unwrap();
+        for id in 0..BATCHES {
+            let added = vec![batch(id, DEVICES)];
+            let added = store.add_batches(&r, rollout.plan_id, added).await;
+            added.unwrap();
+        }
+        let planned = after(&rollout, plan_completed(900));
+        store.save(&planned, Version(version.0 + 1)).await.unwrap();
+    }
+    for status in store.batches(&r, None, 9, true).await.unwrap() {
+        let lease = leased(store, &r, status.header.id.0, "w2").await;
+        let reports: Vec<_> = (0..DEVICES)
+            .map(|index| twincast_testkit::build::report(index, Outcome::Enqueued))
+            .collect();
+        store.record(&lease, &reports, TTL).await.unwrap();
+    }
+    store.verify(&r).await.unwrap();
+    let tallies = store.tallies(&r).await.unwrap();
+    assert_eq!(tallies[0].counts.settled(), u64::from(BATCHES * DEVICES));
+}
+
+#[test]
+fn a_power_cut_loses_nothing_that_was_answered() {
+    let clock = Arc::new(ManualClock::default());
+    let disk = SimDisk::default();
+    drop(disk.open(clock.clone()).unwrap());
+    let created = disk.operations();
+    run(async {
+        let store = disk.open(clock.clone()).unwrap();
+        let worked = Known::default().work(&store, &mut Dice(0)).await;
+        worked.expect("without a power cut all of it works");
+    });
+    let operations = disk.operations() - created;
+    assert!(
+        operations > 100,
+        "{operations} operations are too few to cut"
+    );
+
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let disk = SimDisk::default();
+        // A new state gets its name when it is whole, so no power cut is in the middle of that.
+        drop(disk.open(clock.clone()).unwrap());
+        disk.set_fuse(dice.below(operations));
+        run(async {
+            let mut known = Known::default();
+            if let Ok(store) = disk.open(clock.clone()) {
+                known.work(&store, &mut dice).await;
+            }
+            disk.power_on(&mut dice);
+            let store = disk.open(clock.clone());
+            let store = store.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+            check(&store, &known).await;
+            finish(&store).await;
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! A disk without room.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Store, StoreError};
+use twincast_core::rollout::{PlanId, Wanted};
+use twincast_testkit::ManualClock;
+use twincast_testkit::build::{TTL, batch, leased, name, plan_completed, planning, report, step};
+use twincast_testkit::conformance::run;
+
+use super::sim::SimDisk;
+
+/// The whole chain in one line, as a program would print it.
+fn in_words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        words += &format!(": {error}");
+        source = error.source();
+    }
+    words
+}
+
+#[test]
+fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
+    run(async {
+        let disk = SimDisk::default();
+        let store = disk.open(Arc::new(ManualClock::default())).unwrap();
+        let r = name("r");
+        let rollout = planning(&store, "r").await;
+        let add = async |id| {
+            store
+                .add_batches(&r, PlanId(1), vec![batch(id, 5_000)])
+                .await
+        };
+        add(0).await.unwrap();
+        disk.set_room(Some(disk.bytes()));
+        let mut added = 1;
+        let error = loop {
+            match add(added).await {
+                Ok(()) => added += 1,
+                Err(error) => break error,
+            }
+            assert!(added < 1_000, "the disk never was full");
+        };
+        assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
+        let words = in_words(&error);
+        assert!(
+            words.starts_with("cannot add batches to rollout r: "),
+            "{words}"
+        );
+        assert!(words.contains("no storage space"), "{words}");
+
+        for _ in 0..3 {
+            assert!(add(added).await.is_err(), "it is still full");
+            let there = store.batches(&r, None, 1_000, false).await.unwrap();
+            assert_eq!(there.len(), added as usize, "reading goes on");
+        }
+        store.verify(&r).await.unwrap();
+
+        disk.set_room(None);
+        add(added).await.unwrap();
+        store.verify(&r).await.unwrap();
+        step(&store, &rollout, plan_completed(1)).await;
+        assert!(store.load(&r, BatchId(added)).await.is_ok());
+    });
+}
+
+#[test]
+fn a_lease_outlives_a_failed_write() {
+    run(async {
+        let disk = SimDisk::default();
+        let store = disk.open(Arc::new(ManualClock::default())).unwrap();
+        twincast_testkit::build::running(&store, "r", vec![batch(0, 10)]).await;
+        let lease = leased(&store, &name("r"), 0, "w").await;
+        let reports = [report(3, Outcome::Enqueued)];
+        // Not even what is there can be written again.
+        disk.set_room(Some(0));
+        for _ in 0..3 {
+            let error = store.record(&lease, &reports, TTL).await.unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    StoreError::NotWritable { .. } | StoreError::Unavailable { .. }
+                ),
+                "{error:?}"
+            );
+        }
+        disk.set_room(None);
+        let wanted = store.record(&lease, &reports, TTL).await.unwrap();
+        assert_eq!(wanted, Wanted::GoOn);
+        let work = store.load(&name("r"), BatchId(0)).await.unwrap();
+        assert_eq!(work.outcomes.get(3), Outcome::Enqueued);
+        store.verify(&name("r")).await.unwrap();
+    });
+}

@@ -1,0 +1,196 @@
+//! Opening what is there, and what should not be.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Database, TableDefinition};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Store, StoreError};
+use twincast_testkit::ManualClock;
+use twincast_testkit::build::{TTL, batch, leased, name, report, running};
+use twincast_testkit::conformance::run;
+
+use super::sim::Dice;
+use crate::{EmbeddedStore, OpenError};
+
+fn open(dir: &Path) -> Result<EmbeddedStore, OpenError> {
+    EmbeddedStore::open(dir, Arc::new(ManualClock::default()))
+}
+
+/// A folder with a state in it.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let store = open(dir.path()).unwrap();
+        running(&store, "r", vec![batch(0, 4_000), batch(1, 3)]).await;
+        let lease = leased(&store, &name("r"), 0, "w").await;
+        let reports = [report(7, Outcome::Enqueued)];
+        store.record(&lease, &reports, TTL).await.unwrap();
+    });
+    dir
+}
+
+#[test]
+fn what_was_answered_is_there_again() {
+    let dir = folder();
+    run(async {
+        let store = open(dir.path()).unwrap();
+        store.verify(&name("r")).await.unwrap();
+        let statuses = store.batches(&name("r"), None, 9, true).await.unwrap();
+        assert_eq!(statuses.len(), 2);
+        assert!(statuses.iter().all(|status| status.held.is_none()));
+        assert_eq!(statuses[0].counts.get(Outcome::Enqueued), 1);
+    });
+}
+
+#[test]
+fn a_lease_of_an_earlier_opening_is_fenced() {
+    let dir = folder();
+    run(async {
+        let store = open(dir.path()).unwrap();
+        let old = leased(&store, &name("r"), 0, "w").await;
+        drop(store);
+        let store = open(dir.path()).unwrap();
+        let refused = store.record(&old, &[], TTL).await;
+        assert!(matches!(refused, Err(StoreError::Superseded { .. })));
+        let new = leased(&store, &name("r"), 0, "w").await;
+        assert!(new.epoch > old.epoch);
+        let refused = store.record(&old, &[], TTL).await;
+        assert!(matches!(refused, Err(StoreError::Superseded { .. })));
+    });
+}
+
+#[test]
+fn a_closed_store_lets_go_of_its_folder_and_refuses_calls() {
+    let dir = folder();
+    run(async {
+        let store = open(dir.path()).unwrap();
+        store.close().await;
+        store.close().await;
+        let refused = store.rollouts().await;
+        assert!(matches!(refused, Err(StoreError::Unavailable { .. })));
+        open(dir.path()).unwrap();
+    });
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let dir = folder();
+    let _first = open(dir.path()).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    assert!(error.to_string().ends_with("is in use by another process"));
+}
+
+#[test]
+fn a_path_that_is_no_folder_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, OpenError::NotAFolder { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn a_file_of_another_kind_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    for content in ["hello".to_owned(), "hello\n".repeat(10_000)] {
+        std::fs::write(&path, &content).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_database_of_another_program_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::create(dir.path().join("state.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let theirs: TableDefinition<'_, u64, u64> = TableDefinition::new("meta");
+    transaction
+        .open_table(theirs)
+        .unwrap()
+        .insert(1, 1)
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let dir = folder();
+    let database = Database::create(dir.path().join("state.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let mut table = transaction.open_table(super::super::tables::META).unwrap();
+    table.insert(super::super::tables::meta::FORMAT, 9).unwrap();
+    drop(table);
+    transaction.commit().unwrap();
+    drop(database);
+    let error = open(dir.path()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OpenError::TooNew {
+                found: 9,
+                known: 1,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn damage_is_found_when_it_is_opened() {
+    let dir = folder();
+    let path = dir.path().join("state.redb");
+    let good = std::fs::read(&path).unwrap();
+    let (mut found, mut dice) = (0, Dice(1));
+    for _ in 0..40 {
+        let mut bad = good.clone();
+        let start = dice.below(good.len() as u64 - 64) as usize;
+        bad[start..start + 64].fill(0xA5);
+        std::fs::write(&path, &bad).unwrap();
+        match open(dir.path()) {
+            Err(OpenError::Damaged { .. }) => found += 1,
+            Err(error) => panic!("damage at {start} is {error:?}"),
+            // It was in a page that nothing is in, or in the older commit's header.
+            Ok(store) => run(async { store.verify(&name("r")).await.unwrap() }),
+        }
+    }
+    assert!(found > 0, "all of the damage was beside the data");
+    std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+}
+
+#[test]
+fn the_systems_refusals_are_told_apart() {
+    let told = |kind: io::ErrorKind| OpenError::from_io("x".into(), kind.into());
+    for kind in [
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::ReadOnlyFilesystem,
+    ] {
+        let error = told(kind);
+        assert!(matches!(error, OpenError::NotWritable { .. }), "{error:?}");
+    }
+    let full = told(io::ErrorKind::StorageFull);
+    assert_eq!(full.to_string(), "no room on the disk for the state in x");
+    let other = told(io::ErrorKind::TimedOut);
+    assert!(matches!(other, OpenError::System { .. }), "{other:?}");
+}
+
+#[test]
+fn a_crash_while_it_was_made_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("state.new"), [0; 5_000]).unwrap();
+    drop(open(dir.path()).unwrap());
+    assert!(!dir.path().join("state.new").exists());
+}
