@@ -105,7 +105,11 @@ impl Side {
                 answer(reply)
             }
             Call::Record { lease, reports } => match self.lease(*lease) {
-                Some(lease) => answer(store.record(lease, reports, TTL).await),
+                Some(lease) => {
+                    let devices = batch(lease.batch.0).header.devices;
+                    let reports: Vec<_> = reports.iter().map(|r| within(*r, devices)).collect();
+                    answer(store.record(lease, &reports, TTL).await)
+                }
                 None => String::new(),
             },
             Call::Release { lease } => match self.lease(*lease) {
@@ -156,6 +160,16 @@ impl Side {
     }
 }
 
+/// Most reports are on a device of the batch; a few are not.
+fn within(mut report: Report, devices: u32) -> Report {
+    if report.index > 5 {
+        report.index %= devices;
+    } else {
+        report.index += devices;
+    }
+    report
+}
+
 fn batch(id: u32) -> twincast_core::plan::Batch {
     batch_on(id, ["a", "b"][id as usize % 2], (id / 2) as u16, id * 3 + 1)
 }
@@ -181,10 +195,13 @@ pub fn agrees_with_the_model(make: impl AsyncFn() -> Subject) {
         max_shrink_iters: 2_000,
         ..Config::default()
     };
-    let sequences = prop::collection::vec(call(), 1..60);
-    let checked = TestRunner::new(config).run(&sequences, |calls| {
+    let sequences = (
+        prop::bool::weighted(0.7),
+        prop::collection::vec(call(), 1..60),
+    );
+    let checked = TestRunner::new(config).run(&sequences, |(runs, calls)| {
         let mut difference = None;
-        super::run(async { difference = differ(make().await, &calls).await });
+        super::run(async { difference = differ(make().await, runs, &calls).await });
         match difference {
             None => Ok(()),
             Some(difference) => Err(TestCaseError::fail(difference)),
@@ -195,7 +212,7 @@ pub fn agrees_with_the_model(make: impl AsyncFn() -> Subject) {
     }
 }
 
-async fn differ(subject: Subject, calls: &[Call]) -> Option<String> {
+async fn differ(subject: Subject, runs: bool, calls: &[Call]) -> Option<String> {
     let model = MemoryStore::new(Arc::new(subject.clock.clone()));
     let mut sides = [
         Arc::clone(&subject.store),
@@ -205,14 +222,20 @@ async fn differ(subject: Subject, calls: &[Call]) -> Option<String> {
         store,
         leases: Vec::new(),
     });
-    // Most sequences are to get beyond planning.
-    let begin = [
-        Call::Create,
+    let change = |event| {
         Call::Change(Change {
-            event: Event::PlanningStarted,
+            event,
             stale: false,
-        }),
-    ];
+        })
+    };
+    let mut begin = vec![Call::Create, change(Event::PlanningStarted)];
+    if runs {
+        begin.push(Call::Add {
+            plan: 1,
+            batches: (0..BATCHES).collect(),
+        });
+        begin.push(change(plan_completed(9)));
+    }
     for call in begin.iter().chain(calls) {
         if let Call::Wait { seconds } = call {
             subject.clock.advance(Duration::from_secs(*seconds));
