@@ -289,7 +289,7 @@ async fn serve_connection(
     };
     match opened {
         Ok(Ok((stream, first))) if first.starts_with(b"AMQP") => {
-            amqp::serve(stream, first, hub, stop).await
+            amqp::serve(stream, first, hub, stop).await;
         }
         Ok(Ok((stream, first))) => rest::serve(Prefixed::new(stream, first), hub, stop).await,
         Ok(Err(error)) => tracing::debug!(error = %error, "connection ended before it began"),

@@ -146,7 +146,7 @@ impl Connection {
                 return self.on_transfer(channel, &transfer, reader.rest());
             }
             (_, performative::DISPOSITION) => {
-                self.on_disposition(channel, &Disposition::read(&mut reader)?)
+                self.on_disposition(channel, &Disposition::read(&mut reader)?);
             }
             (_, performative::FLOW) => self.on_flow(channel, &Flow::read(&mut reader)?),
             (_, performative::BEGIN) => return self.on_begin(channel, &Begin::read(&mut reader)?),

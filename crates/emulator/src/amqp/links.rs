@@ -536,7 +536,7 @@ impl Connection {
         self.flush_accepted();
         let range = (delivery_id, delivery_id);
         performative::write_disposition(&mut self.out, place.channel, true, range, |out| {
-            verdict.write(out)
+            verdict.write(out);
         });
     }
 
@@ -714,7 +714,7 @@ impl Connection {
                 _ => Verdict::Accepted,
             };
             performative::write_disposition(&mut self.out, channel, false, range, |out| {
-                verdict.write(out)
+                verdict.write(out);
             });
         }
     }

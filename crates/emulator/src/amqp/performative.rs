@@ -173,9 +173,9 @@ pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, ref
     let (mut source, mut target) = (asked.source.as_deref(), asked.target.as_deref());
     if refused {
         if asked.peer_receives {
-            source = None
+            source = None;
         } else {
-            target = None
+            target = None;
         }
     }
     encode::frame(out, encode::FRAME_AMQP, channel, |out| {

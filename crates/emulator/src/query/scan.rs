@@ -197,12 +197,9 @@ impl<'a> Scan<'a> {
     }
 
     fn row(&self, registry: &Registry, number: u32) -> Option<Value> {
-        let columns = match &self.query.projection {
-            Projection::Columns(columns) => columns,
-            _ => {
-                let record = registry.record(number)?;
-                return Some(self.hub.twin_of(registry, number, &record));
-            }
+        let Projection::Columns(columns) = &self.query.projection else {
+            let record = registry.record(number)?;
+            return Some(self.hub.twin_of(registry, number, &record));
         };
         let mut row = Map::new();
         let place = registry

@@ -105,7 +105,7 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
                 }
                 None => {
                     check_id(&id).map_err(|text| (400_004, "ArgumentInvalid", text))?;
-                    registry.add(&id).ok_or_else(|| full())?
+                    registry.add(&id).ok_or_else(full)?
                 }
             };
             update(registry, number, item)
@@ -132,7 +132,12 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
                 let version = registry.record(number).map_or(0, |record| record.version);
                 matches_version(item.twin_e_tag.as_deref(), version)?;
             }
-            update_twin(registry, number, item.tags, item.properties)
+            update_twin(
+                registry,
+                number,
+                item.tags.as_ref(),
+                item.properties.as_ref(),
+            )
         }
         _ => Err((
             400_004,
@@ -143,8 +148,7 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
 }
 
 fn full() -> Failure {
-    let error = registry_full();
-    (403_000, "TooManyDevices", format!("{error:?}"))
+    (403_000, "TooManyDevices", registry_full().to_string())
 }
 
 fn check_etag(registry: &Registry, number: u32, wanted: Option<&str>) -> Result<(), Failure> {
@@ -176,10 +180,15 @@ fn update(registry: &mut Registry, number: u32, item: Item) -> Result<(), Failur
     };
     let changed = registry.change(number, |record| identity.apply(record));
     if let Some(Err(error)) = changed {
-        return Err((400_004, "ArgumentInvalid", format!("{error:?}")));
+        return Err((400_004, "ArgumentInvalid", error.to_string()));
     }
     if item.tags.is_some() || item.properties.is_some() {
-        return update_twin(registry, number, item.tags, item.properties);
+        return update_twin(
+            registry,
+            number,
+            item.tags.as_ref(),
+            item.properties.as_ref(),
+        );
     }
     Ok(())
 }
@@ -187,15 +196,15 @@ fn update(registry: &mut Registry, number: u32, item: Item) -> Result<(), Failur
 fn update_twin(
     registry: &mut Registry,
     number: u32,
-    tags: Option<Map<String, Value>>,
-    properties: Option<Value>,
+    tags: Option<&Map<String, Value>>,
+    properties: Option<&Value>,
 ) -> Result<(), Failure> {
     let wrong = |text: String| (400_004, "ArgumentInvalid", text);
-    let body = json!({ "tags": tags, "properties": properties.unwrap_or_else(|| json!({})) });
+    let body = json!({ "tags": tags, "properties": properties.unwrap_or(&json!({})) });
     let patch: TwinPatch =
         serde_json::from_value(body).map_err(|error| wrong(error.to_string()))?;
     match registry.change(number, |record| patch.apply(record, Manner::Merge)) {
-        Some(Err(error)) => Err(wrong(format!("{error:?}"))),
+        Some(Err(error)) => Err(wrong(error.to_string())),
         _ => Ok(()),
     }
 }

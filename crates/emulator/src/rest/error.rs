@@ -9,7 +9,8 @@ use crate::amqp::tracking_id;
 use crate::hub::Refusal;
 
 /// A refused request.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
 pub(crate) struct ApiError {
     status: StatusCode,
     name: &'static str,
