@@ -164,6 +164,10 @@ impl Inner {
         takeover: bool,
         stop: &CancellationToken,
     ) -> Result<Ended, StoreError> {
+        if self.status.shut_until().is_some() {
+            // It was on its way here when the hub was found shut. The loop waits, not the dispatch.
+            return Ok(Ended::HubShut);
+        }
         let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
             .expect("hexadecimal digits");
         let request = LeaseRequest {

@@ -64,9 +64,11 @@ impl HubStatus {
             .clone()
     }
 
+    /// The hub takes messages. While it is shut that says nothing: what it answers then was on
+    /// its way before.
     pub(crate) fn serving(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state != HubState::Serving {
+        if matches!(&*state, HubState::Shut { until, .. } if *until <= Instant::now()) {
             *state = HubState::Serving;
         }
     }
@@ -85,10 +87,10 @@ impl HubStatus {
         };
     }
 
-    /// When a shut hub is to be tried again.
+    /// When a shut hub is to be tried again, if that is still to come.
     pub(crate) fn shut_until(&self) -> Option<Instant> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            HubState::Shut { until, .. } => Some(*until),
+            HubState::Shut { until, .. } => Some(*until).filter(|until| *until > Instant::now()),
             HubState::Serving => None,
         }
     }

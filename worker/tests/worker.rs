@@ -1,0 +1,581 @@
+//! The worker on doubles, with the time paused: what is sent, how often, and what is recorded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::{BatchId, RolloutName};
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{
+    Clock, Dispatch, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store,
+};
+use twincast_core::rollout::{Event, Rollout};
+use twincast_core::spec::{Delivery, Rate};
+use twincast_core::time::Timestamp;
+use twincast_embedded::InProcessQueue;
+use twincast_testkit::{MemoryStore, ScriptedHub, build};
+use twincast_worker::{HubState, Worker, WorkerConfig, WorkerError, WorkerHub, WorkerStatus};
+
+/// A clock that goes with the runtime's, so that paused time is one time.
+struct RuntimeClock(Instant);
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_790_000_000_000).plus(self.0.elapsed())
+    }
+}
+
+struct Bench {
+    store: Arc<MemoryStore>,
+    queue: Arc<InProcessQueue>,
+    hub: ScriptedHub,
+    limits: HubLimits,
+    config: WorkerConfig,
+    rollout: RolloutName,
+}
+
+/// A worker at work. Dropping it is a crash.
+struct Working {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), WorkerError>>,
+    status: Arc<WorkerStatus>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Working {
+    async fn stopped(mut self) {
+        self.stop.cancel();
+        (&mut self.task).await.unwrap().unwrap();
+    }
+}
+
+impl Bench {
+    /// A running rollout with batches of these sizes on hub `a`, all dispatched.
+    async fn new(batches: &[u32]) -> Self {
+        Self::with(batches, |_| {}).await
+    }
+
+    async fn with(batches: &[u32], change: impl FnOnce(&mut Rollout)) -> Self {
+        let clock = Arc::new(RuntimeClock(Instant::now()));
+        let store = Arc::new(MemoryStore::new(clock));
+        let mut rollout = build::accepted("r");
+        change(&mut rollout);
+        store.create(&rollout).await.unwrap();
+        let rollout = build::step(&*store, &rollout, Event::PlanningStarted).await;
+        let name = rollout.spec.name.clone();
+        let made: Vec<_> = (0u32..)
+            .zip(batches)
+            .map(|(id, devices)| build::batch(id, *devices))
+            .collect();
+        store
+            .add_batches(&name, rollout.plan_id, made)
+            .await
+            .unwrap();
+        let devices = batches.iter().map(|n| u64::from(*n)).sum();
+        build::step(&*store, &rollout, build::plan_completed(devices)).await;
+        let bench = Self {
+            store,
+            queue: Arc::new(InProcessQueue::new(1_000)),
+            hub: ScriptedHub::of(0),
+            limits: HubLimits::unlimited(),
+            config: WorkerConfig::default(),
+            rollout: name,
+        };
+        bench.ring_all(batches.len()).await;
+        bench
+    }
+
+    async fn ring_all(&self, batches: usize) {
+        for id in 0..batches {
+            self.ring(id as u32).await;
+        }
+    }
+
+    async fn ring(&self, batch: u32) {
+        let dispatch = Dispatch {
+            rollout: self.rollout.clone(),
+            batch: BatchId(batch),
+            hub: build::hub("a"),
+        };
+        self.queue.publish(&dispatch).await.unwrap();
+    }
+
+    fn start(&self) -> Working {
+        let hub = WorkerHub {
+            name: build::hub("a"),
+            hub: Arc::new(self.hub.clone()),
+            limits: self.limits,
+        };
+        let worker = Worker::new(
+            self.config,
+            Arc::clone(&self.store) as _,
+            Arc::clone(&self.queue) as _,
+            vec![hub],
+        );
+        let stop = CancellationToken::new();
+        let status = worker.status();
+        let task = tokio::spawn(worker.run(stop.clone()));
+        Working { stop, task, status }
+    }
+
+    async fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for tally in self.store.tallies(&self.rollout).await.unwrap() {
+            counts.add(&tally.counts);
+        }
+        counts
+    }
+
+    /// Waits (on paused time) until the counts are as wanted.
+    async fn until(&self, what: &str, wanted: impl Fn(&Counts) -> bool) -> Counts {
+        let waited = tokio::time::timeout(Duration::from_secs(3_600), async {
+            loop {
+                let counts = self.counts().await;
+                if wanted(&counts) {
+                    return counts;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        match waited.await {
+            Ok(counts) => counts,
+            Err(_) => panic!("not {what} within an hour: {:?}", self.counts().await),
+        }
+    }
+
+    async fn until_settled(&self) -> Counts {
+        self.until("settled", |counts| counts.unsettled() == 0)
+            .await
+    }
+
+    async fn event(&self, event: Event) {
+        let rollout = self.store.rollout(&self.rollout).await.unwrap().unwrap();
+        build::step(&*self.store, &rollout, event).await;
+    }
+}
+
+fn map(counts: &Counts) -> BTreeMap<&'static str, u64> {
+    counts
+        .iter()
+        .map(|(outcome, n)| (outcome.as_str(), n))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_device_is_sent_once_and_recorded() {
+    let bench = Bench::new(&[1_000, 1, 700]).await;
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 1_701)]));
+    assert_eq!(bench.hub.sends(), 1_701);
+    assert_eq!(bench.hub.sends_by_device().len(), 1_701);
+    assert!(
+        bench.hub.sends_by_id().contains_key("r.0.rr.1"),
+        "batch 0, index 999, attempt 1"
+    );
+    assert_eq!(
+        bench.queue.waiting(&build::hub("a")),
+        0,
+        "every dispatch was answered"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_repeats_one_window_a_batch_at_most_with_the_same_ids() {
+    let mut bench = Bench::new(&[500, 500]).await;
+    bench.config.window = 50;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(100).await;
+    // Two windows are under way, and no more. Some of them are answered and recorded.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(bench.hub.sends(), 100);
+    bench.hub.let_go(60);
+    let before = bench
+        .until("60 recorded", |c| c.get(Outcome::Enqueued) == 60)
+        .await;
+    bench.hub.arrived(160).await;
+    drop(worker);
+
+    bench.hub.let_all_go();
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 1_000)]));
+    let repeated = bench.hub.sends() - 1_000;
+    assert_eq!(
+        repeated, 100,
+        "what was under way at the crash; {before:?} was recorded"
+    );
+    assert_eq!(
+        bench.hub.sends_by_id().len(),
+        1_000,
+        "a repeat has the id of the first"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_once_never_repeats() {
+    let mut bench = Bench::with(&[300], |rollout| {
+        rollout.spec.delivery = Delivery::AtMostOnce
+    })
+    .await;
+    bench.config.window = 50;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(50).await;
+    drop(worker);
+    bench.hub.let_all_go();
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(
+        map(&counts),
+        BTreeMap::from([("enqueued", 250), ("unknown", 50)])
+    );
+    assert_eq!(bench.hub.sends(), 300);
+    assert!(
+        bench
+            .hub
+            .sends_by_device()
+            .values()
+            .all(|sends| *sends == 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_under_at_most_once_loses_nobody() {
+    let mut bench = Bench::with(&[300], |rollout| {
+        rollout.spec.delivery = Delivery::AtMostOnce
+    })
+    .await;
+    bench.config.window = 50;
+    bench.hub.set_delay(Duration::from_millis(300));
+    let worker = bench.start();
+    bench.hub.arrived(120).await;
+    bench.event(build::paused()).await;
+    worker.stopped().await;
+    bench.event(Event::ResumeRequested).await;
+    bench.ring(0).await;
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 300)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
+    let mut bench = Bench::new(&[5_000]).await;
+    bench.limits.sends_per_minute = Some(6_000.0);
+    let worker = bench.start();
+    bench.hub.arrived(1_000).await;
+    bench.event(build::paused()).await;
+    let paused_at = Instant::now();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let sent = bench.hub.sent();
+    let last = sent.last().unwrap().at;
+    assert!(
+        last.saturating_duration_since(paused_at) < Duration::from_secs(1),
+        "sent {:?} after the pause",
+        last - paused_at
+    );
+    let counts = bench.counts().await;
+    assert_eq!(
+        counts.get(Outcome::Enqueued),
+        sent.len() as u64,
+        "what was in flight is recorded"
+    );
+    let status = bench
+        .store
+        .batches(&bench.rollout, None, 1, true)
+        .await
+        .unwrap()
+        .remove(0);
+    assert_eq!(status.held, None, "the lease is given back");
+
+    bench.event(Event::ResumeRequested).await;
+    bench.ring(0).await;
+    bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends(), 5_000, "nothing twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pace_is_kept_and_used() {
+    for (per_minute, batches) in [
+        (100.0, [100; 4].as_slice()),
+        (50_000.0, [6_000; 10].as_slice()),
+    ] {
+        let mut bench = Bench::new(batches).await;
+        bench.limits.sends_per_minute = Some(per_minute);
+        bench.hub.set_delay(Duration::from_millis(40));
+        let worker = bench.start();
+        bench.until_settled().await;
+        worker.stopped().await;
+        let at: Vec<_> = bench.hub.sent().iter().map(|sent| sent.at).collect();
+        let minute = Duration::from_secs(60);
+        let most = (0..at.len())
+            .map(|i| at[i..].partition_point(|other| *other < at[i] + minute))
+            .max()
+            .unwrap();
+        assert!(
+            most as f64 <= per_minute,
+            "{most} in a minute of {per_minute}"
+        );
+        let used =
+            (at.len() - 1) as f64 / (at[at.len() - 1] - at[0]).as_secs_f64() * 60.0 / per_minute;
+        assert!(used > 0.98, "{used} of the quota used");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollouts_own_rate_is_kept() {
+    let rate: Rate = "120/min".parse().unwrap();
+    let mut bench = Bench::with(&[400], |rollout| rollout.spec.rate = Some(rate)).await;
+    bench.limits.sends_per_minute = Some(6_000.0);
+    let started = Instant::now();
+    let worker = bench.start();
+    bench.until_settled().await;
+    worker.stopped().await;
+    let took = started.elapsed().as_secs_f64();
+    assert!(
+        (199.0..203.0).contains(&took),
+        "400 devices at 120 a minute took {took} s"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_slows_everyone_and_loses_nobody() {
+    let mut bench = Bench::new(&[2_000]).await;
+    bench.limits.sends_per_minute = Some(60_000.0);
+    let throttled = SendResult::NotSent {
+        cause: NotSent::Throttled,
+        retry_after: None,
+        detail: "slow down".into(),
+    };
+    bench.hub.answer_next(vec![throttled; 20]);
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    let status = Arc::clone(&worker.status);
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 2_000)]));
+    assert_eq!(
+        status
+            .hubs()
+            .next()
+            .unwrap()
+            .1
+            .throttled
+            .load(std::sync::atomic::Ordering::Relaxed),
+        20
+    );
+    let sent = bench.hub.sent();
+    let pause = sent
+        .windows(2)
+        .map(|pair| pair[1].at - pair[0].at)
+        .max()
+        .unwrap();
+    assert!(
+        pause >= Duration::from_secs(9),
+        "the longest silence was {pause:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_become_outcomes() {
+    let bench = Bench::new(&[8]).await;
+    let device = |index: u32| build::device(&format!("device-0-{index:06}"));
+    let fin = |outcome, code| SendResult::Final {
+        outcome,
+        code,
+        detail: "no".into(),
+    };
+    let busy = SendResult::NotSent {
+        cause: NotSent::Refused(500_001),
+        retry_after: None,
+        detail: "busy".into(),
+    };
+    let unknown = SendResult::Unknown {
+        detail: "lost".into(),
+    };
+    let cut = SendResult::NotSent {
+        cause: NotSent::NoConnection,
+        retry_after: None,
+        detail: "no line".into(),
+    };
+    bench
+        .hub
+        .answer_device(&device(0), [fin(Outcome::NotFound, 0)]);
+    bench
+        .hub
+        .answer_device(&device(1), [fin(Outcome::QueueFull, 0)]);
+    bench
+        .hub
+        .answer_device(&device(2), [fin(Outcome::Refused, 413_001)]);
+    bench.hub.answer_device_always(&device(3), busy.clone());
+    bench.hub.answer_device_always(&device(4), unknown.clone());
+    bench
+        .hub
+        .answer_device(&device(5), [busy, unknown, cut.clone()]);
+    // Without a connection nothing is said about the message: that may last.
+    bench.hub.answer_device(&device(6), vec![cut; 40]);
+    let worker = bench.start();
+    bench.until_settled().await;
+    worker.stopped().await;
+    let work = bench.store.load(&bench.rollout, BatchId(0)).await.unwrap();
+    let outcomes: Vec<_> = work.outcomes.iter().map(Outcome::as_str).collect();
+    assert_eq!(
+        outcomes,
+        [
+            "not_found",
+            "queue_full",
+            "refused",
+            "refused",
+            "unknown",
+            "enqueued",
+            "enqueued",
+            "enqueued"
+        ]
+    );
+    assert_eq!(work.codes, [(2, 413_001), (3, 500_001)]);
+    let sends = bench.hub.sends_by_device();
+    assert_eq!(sends[&device(3)], usize::from(bench.config.tries));
+    assert_eq!((sends[&device(5)], sends[&device(6)]), (4, 41));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shut_hub_is_left_alone_and_tried_again() {
+    let bench = Bench::new(&[50]).await;
+    let shut = SendResult::HubShut {
+        retry_after: Some(Duration::from_secs(7_200)),
+        reason: "daily quota used up".into(),
+        trouble: HubTrouble::Shut,
+    };
+    bench.hub.answer_next([shut]);
+    let worker = bench.start();
+    bench
+        .until("49 sent", |c| c.get(Outcome::Enqueued) == 49)
+        .await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (_, status) = worker.status.hubs().next().unwrap();
+    assert!(matches!(
+        status.state(),
+        HubState::Shut {
+            trouble: HubTrouble::Shut,
+            ..
+        }
+    ));
+    let before = Instant::now();
+    tokio::time::sleep(Duration::from_secs(7_000)).await;
+    assert_eq!(bench.hub.sends(), 50, "nobody asks a shut hub");
+    bench.until_settled().await;
+    assert!(before.elapsed() < Duration::from_secs(7_300));
+    let (_, status) = worker.status.hubs().next().unwrap();
+    assert_eq!(status.state(), HubState::Serving);
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends(), 51);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_dispatch_of_a_batch_changes_nothing() {
+    let bench = Bench::new(&[400]).await;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(256).await;
+    bench.ring_all(1).await;
+    bench.ring_all(1).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    bench.hub.let_all_go();
+    bench.until_settled().await;
+    bench.ring_all(1).await;
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends(), 400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_taken_over_lets_go() {
+    let bench = Bench::new(&[400]).await;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(256).await;
+    let mut request = build::lease_request(&bench.rollout, 0, "another");
+    request.takeover = true;
+    let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
+        panic!("not granted")
+    };
+    bench.hub.let_all_go();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(
+        bench.counts().await.settled(),
+        0,
+        "nothing is recorded under the old lease"
+    );
+    assert_eq!(bench.hub.sends(), 256, "and nothing more is sent");
+    assert!(
+        bench
+            .store
+            .record(&lease, &[], Duration::from_secs(30))
+            .await
+            .is_ok(),
+        "the new lease is untouched"
+    );
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_records_what_is_answered_and_does_not_wait_for_ever() {
+    let bench = Bench::new(&[400]).await;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(256).await;
+    bench.hub.let_go(100);
+    let started = Instant::now();
+    worker.stopped().await;
+    assert!(started.elapsed() <= bench.config.drain + Duration::from_secs(1));
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("pending", 300), ("enqueued", 100)])
+    );
+    assert_eq!(
+        bench.queue.waiting(&build::hub("a")),
+        1,
+        "the dispatch is handed back"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aborted_rollout_is_put_down() {
+    let bench = Bench::new(&[2_000]).await;
+    bench.hub.set_delay(Duration::from_secs(1));
+    let worker = bench.start();
+    bench.hub.arrived(256).await;
+    bench.event(build::aborted()).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let sent = bench.hub.sends();
+    assert!(sent < 2_000);
+    assert_eq!(
+        bench
+            .store
+            .skip_remaining(&bench.rollout, BatchId(0))
+            .await
+            .unwrap(),
+        None,
+        "nobody holds it"
+    );
+    let counts = bench.counts().await;
+    assert_eq!(
+        map(&counts),
+        BTreeMap::from([("enqueued", sent as u64), ("skipped", 2_000 - sent as u64)])
+    );
+    worker.stopped().await;
+}
