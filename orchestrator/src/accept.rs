@@ -50,7 +50,7 @@ pub async fn accept(
             Ok(Accepted::New(Box::new(next)))
         }
         Created::Existing(existing) => {
-            let difference = difference(&existing.identity(), &rollout.identity());
+            let difference = differences(&existing, &rollout);
             if difference.is_empty() {
                 Ok(Accepted::Same(existing))
             } else {
@@ -61,4 +61,22 @@ pub async fn accept(
             }
         }
     }
+}
+
+/// What two rollouts of one name ask for differently.
+fn differences(old: &Rollout, new: &Rollout) -> Vec<String> {
+    let value = |spec| serde_json::to_value(spec).expect("a spec is plain data");
+    let mut lines = difference(&value(&old.spec), &value(&new.spec));
+    let changed = |path: &&String| {
+        new.files
+            .get(*path)
+            .is_some_and(|digest| *digest != old.files[*path])
+    };
+    lines.extend(
+        old.files
+            .keys()
+            .filter(changed)
+            .map(|path| format!("the contents of {path} changed")),
+    );
+    lines
 }

@@ -333,12 +333,6 @@ impl Rollout {
         }
     }
 
-    /// What makes it this rollout and no other: spec and files.
-    #[must_use]
-    pub fn identity(&self) -> serde_json::Value {
-        serde_json::json!({ "spec": self.spec, "files": self.files })
-    }
-
     /// The record after `event`; `None` when the event changes nothing.
     ///
     /// # Errors

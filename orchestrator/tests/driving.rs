@@ -1,0 +1,333 @@
+//! The driver on doubles: what it owes, what it does about lost dispatches, how it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::BatchHeader;
+use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
+use twincast_core::rollout::{Event, Phase, PlanId, Rollout};
+use twincast_core::time::Timestamp;
+use twincast_embedded::InProcessQueue;
+use twincast_orchestrator::accept::{Accepted, accept};
+use twincast_orchestrator::driver::{Driver, DriverConfig};
+use twincast_orchestrator::planner::PlanProgress;
+use twincast_orchestrator::{HubHandle, Hubs};
+use twincast_testkit::{MemoryStore, ScriptedHub, build};
+
+/// A clock that goes with the runtime's, so that paused time is one time.
+struct RuntimeClock(Instant);
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_790_000_000_000).plus(self.0.elapsed())
+    }
+}
+
+struct Bench {
+    store: Arc<MemoryStore>,
+    queue: Arc<InProcessQueue>,
+    hub: ScriptedHub,
+    driver: Arc<Driver>,
+    stop: CancellationToken,
+}
+
+fn bench(devices: u32, config: DriverConfig) -> Bench {
+    let clock: Arc<dyn Clock> = Arc::new(RuntimeClock(Instant::now()));
+    let store = Arc::new(MemoryStore::new(Arc::clone(&clock)));
+    let queue = Arc::new(InProcessQueue::new(1_000));
+    let hub = ScriptedHub::of(devices);
+    // A hundred devices a batch.
+    let limits = HubLimits {
+        sends_per_minute: Some(100.0),
+        ..HubLimits::unlimited()
+    };
+    let hubs = Hubs::from([(
+        build::hub("a"),
+        HubHandle {
+            hub: Arc::new(hub.clone()),
+            limits,
+        },
+    )]);
+    let driver = Driver {
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        queue: Arc::clone(&queue) as Arc<dyn Queue>,
+        hubs,
+        clock,
+        config,
+        base: ".".into(),
+        planning: PlanProgress::default(),
+    };
+    Bench {
+        store,
+        queue,
+        hub,
+        driver: Arc::new(driver),
+        stop: CancellationToken::new(),
+    }
+}
+
+impl Bench {
+    async fn accepted(&self) -> Rollout {
+        let rollout = build::accepted("r");
+        match accept(&*self.store, rollout.spec, rollout.files, Timestamp(1))
+            .await
+            .unwrap()
+        {
+            Accepted::New(rollout) => *rollout,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn drive(&self) -> tokio::task::JoinHandle<Rollout> {
+        let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
+        tokio::spawn(async move { driver.drive(&build::name("r"), &stop).await.unwrap() })
+    }
+
+    /// Does a dispatch's work: every device of the batch becomes `outcome`.
+    async fn settle(&self, batch: BatchId, outcome: Outcome) {
+        let name = build::name("r");
+        let request = build::lease_request(&name, batch.0, "worker");
+        let LeaseReply::Granted(lease) = self.store.lease(&request).await.unwrap() else {
+            return;
+        };
+        let devices = self
+            .store
+            .load(&name, batch)
+            .await
+            .unwrap()
+            .header()
+            .devices;
+        let reports: Vec<_> = (0..devices)
+            .map(|index| build::report(index, outcome))
+            .collect();
+        self.store
+            .record(&lease, &reports, build::TTL)
+            .await
+            .unwrap();
+        self.store.release(&lease).await.unwrap();
+    }
+
+    async fn event(&self, event: Event) {
+        let rollout = self
+            .store
+            .rollout(&build::name("r"))
+            .await
+            .unwrap()
+            .unwrap();
+        build::step(&*self.store, &rollout, event).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_is_planned_released_and_ended() {
+    let bench = bench(
+        1_000,
+        DriverConfig {
+            released: 3,
+            ..DriverConfig::default()
+        },
+    );
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    for _ in 0..10 {
+        let delivery = deliveries.next().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(
+            bench.queue.waiting(&build::hub("a")) <= 2,
+            "no more than three are released"
+        );
+        bench
+            .settle(delivery.dispatch.batch, Outcome::Enqueued)
+            .await;
+        delivery.ticket.ack().await.unwrap();
+    }
+    let rollout = driving.await.unwrap();
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    assert_eq!(rollout.plan.unwrap().devices, 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_dispatch_is_rung_again() {
+    let bench = bench(150, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    for _ in 0..2 {
+        // Acked and never worked on: as good as lost.
+        deliveries.next().await.unwrap().ticket.ack().await.unwrap();
+    }
+    let lost_at = Instant::now();
+    for outcome in [Outcome::Enqueued, Outcome::NotFound] {
+        let delivery = deliveries.next().await.unwrap();
+        bench.settle(delivery.dispatch.batch, outcome).await;
+        delivery.ticket.ack().await.unwrap();
+    }
+    let waited = lost_at.elapsed();
+    assert!((50..70).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(driving.await.unwrap().phase, Phase::FinishedWithFailures);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashed_plan_is_made_again_without_a_trace() {
+    let bench = bench(250, DriverConfig::default());
+    let rollout = bench.accepted().await;
+    // A first try that got as far as two batches, one of them with a device that is gone since.
+    let rollout = build::step(&*bench.store, &rollout, Event::PlanningStarted).await;
+    bench
+        .store
+        .add_batches(
+            &build::name("r"),
+            rollout.plan_id,
+            vec![build::batch(0, 7), build::batch(9, 1)],
+        )
+        .await
+        .unwrap();
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    deliveries.next().await.unwrap();
+    let planned = bench
+        .store
+        .rollout(&build::name("r"))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (
+            planned.plan_id,
+            planned.plan.map(|plan| (plan.devices, plan.batches))
+        ),
+        (PlanId(2), Some((250, 3)))
+    );
+    let batches = bench
+        .store
+        .batches(&build::name("r"), None, 10, false)
+        .await
+        .unwrap();
+    let devices: Vec<_> = batches.iter().map(|batch| batch.header.devices).collect();
+    assert_eq!(devices, [100, 100, 50]);
+    driving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_skips_what_is_left_once_the_workers_let_go() {
+    let bench = bench(300, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    let first = deliveries.next().await.unwrap();
+    bench.settle(first.dispatch.batch, Outcome::Enqueued).await;
+    let second = deliveries.next().await.unwrap().dispatch.batch;
+    let lease = build::leased(&*bench.store, &build::name("r"), second.0, "slow").await;
+    bench.event(build::aborted()).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!driving.is_finished(), "a worker still holds a batch");
+    bench
+        .store
+        .record(&lease, &[build::report(0, Outcome::Enqueued)], build::TTL)
+        .await
+        .unwrap();
+    bench.store.release(&lease).await.unwrap();
+    let rollout = driving.await.unwrap();
+    assert!(matches!(rollout.phase, Phase::Aborted { .. }));
+    let tallies = bench.store.tallies(&build::name("r")).await.unwrap();
+    let counts = tallies[0].counts;
+    assert_eq!(
+        (counts.get(Outcome::Enqueued), counts.get(Outcome::Skipped)),
+        (101, 199)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_rollout_is_left_alone_and_a_stop_changes_nothing() {
+    let bench = bench(300, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    deliveries.next().await.unwrap();
+    bench.event(build::paused()).await;
+    assert!(matches!(driving.await.unwrap().phase, Phase::Paused { .. }));
+    bench.event(Event::ResumeRequested).await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.stop.cancel();
+    assert_eq!(driving.await.unwrap().phase, Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_target_fails_and_frees_its_name() {
+    let bench = bench(0, DriverConfig::default());
+    let rollout = bench.accepted().await;
+    let ended = bench.drive().await.unwrap();
+    assert_eq!(
+        ended.phase,
+        Phase::Failed {
+            reason: "the target matches no device".into()
+        }
+    );
+    let again = accept(
+        &*bench.store,
+        rollout.spec.clone(),
+        rollout.files.clone(),
+        Timestamp(2),
+    )
+    .await
+    .unwrap();
+    assert!(matches!(again, Accepted::New(_)), "{again:?}");
+    // While it runs, the name is taken: by itself, and not by something else.
+    let same = accept(
+        &*bench.store,
+        rollout.spec.clone(),
+        rollout.files.clone(),
+        Timestamp(3),
+    )
+    .await
+    .unwrap();
+    assert!(matches!(same, Accepted::Same(_)), "{same:?}");
+    let mut other = rollout.spec;
+    other.description = Some("something else".into());
+    match accept(&*bench.store, other, rollout.files, Timestamp(4))
+        .await
+        .unwrap()
+    {
+        Accepted::Conflict { difference, .. } => {
+            assert_eq!(difference, ["description: \"something else\" was added"])
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
+    let bench = bench(50, DriverConfig::default());
+    bench.accepted().await;
+    bench.hub.set_down(true);
+    let error = bench
+        .driver
+        .drive(&build::name("r"), &bench.stop)
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "cannot plan rollout r");
+    bench.hub.set_down(false);
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a")).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    bench
+        .settle(delivery.dispatch.batch, Outcome::Enqueued)
+        .await;
+    assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
+    let headers: Vec<BatchHeader> = bench
+        .store
+        .batches(&build::name("r"), None, 9, false)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|b| b.header)
+        .collect();
+    assert_eq!(headers.len(), 1);
+}
