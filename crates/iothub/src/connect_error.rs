@@ -1,13 +1,12 @@
 //! Why a connection could not be made, told apart so that a person knows what to do.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
-
 /// What stage of connecting failed, and why. Cheap to clone: sources are shared.
-#[derive(Debug, Clone, Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The host name has no address.
@@ -147,14 +146,24 @@ fn certificate_error(
 }
 
 fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|e| e as _);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<rustls::Error>() {
-            return Some(found);
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// An error and what caused it, in order. An `io::Error` made from another error shows that one, too, which its
+/// `source` skips.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        let error: &'a (dyn Error + 'static) = *error;
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => error.source(),
         }
-        cause = error.source();
-    }
-    None
+    })
 }
 
 #[cfg(test)]
@@ -165,10 +174,8 @@ mod tests {
     fn certificate_problems_are_told_apart() {
         use rustls::CertificateError as C;
         let sort = |problem| {
-            ConnectError::from_tls(
-                "h".into(),
-                io::Error::other(rustls::Error::InvalidCertificate(problem)),
-            )
+            let inner = io::Error::other(rustls::Error::InvalidCertificate(problem));
+            ConnectError::from_tls("h".into(), io::Error::other(inner))
         };
         assert!(matches!(
             sort(C::UnknownIssuer),

@@ -250,4 +250,43 @@ mod tests {
         kill.now();
         assert_eq!(waiting.await.unwrap(), (0, true));
     }
+
+    /// A hub that announces an idle time-out of 90 s, and what reaches it in the ten minutes after.
+    #[tokio::test(start_paused = true)]
+    async fn empty_frames_come_well_within_half_of_the_peers_idle_time_out() {
+        let (near, mut far) = duplex(1 << 16);
+        let (stream, _kill) = HubStream::new(near);
+        let client = tokio::spawn(async move {
+            let builder = fe2o3_amqp::Connection::builder()
+                .container_id("c")
+                .scheme("amqp");
+            let connection = builder.open_with_stream(stream).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(connection);
+        });
+        let mut header = [0; 8];
+        far.read_exact(&mut header).await.unwrap();
+        far.write_all(&header).await.unwrap();
+        let mut open = vec![0, 0, 0, 0, 2, 0, 0, 0, 0x00, 0x53, 0x10, 0xc0, 14, 5];
+        open.extend([0xa1, 1, b'h', 0x40, 0x70, 0, 1, 0, 0, 0x40, 0x70]);
+        open.extend(90_000_u32.to_be_bytes());
+        open[12] = u8::try_from(open.len() - 13).unwrap();
+        open[3] = u8::try_from(open.len()).unwrap();
+        far.write_all(&open).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let (mut last, mut frames) = (start, 0);
+        while start.elapsed() < Duration::from_secs(600) {
+            let size = far.read_u32().await.unwrap() as usize;
+            far.read_exact(&mut vec![0; size - 4]).await.unwrap();
+            assert!(
+                last.elapsed() < Duration::from_secs(45),
+                "{:?}",
+                last.elapsed()
+            );
+            last = tokio::time::Instant::now();
+            frames += 1;
+        }
+        assert!((13..=25).contains(&frames), "{frames}");
+        client.abort();
+    }
 }

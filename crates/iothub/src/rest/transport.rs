@@ -1,6 +1,5 @@
 //! One request to the hub: address, token, time-outs, retries, and errors told apart.
 
-use std::error::Error as StdError;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use crate::client::{ClientInner, Target};
-use crate::connect_error::ConnectError;
+use crate::connect_error::{ConnectError, causes};
 use crate::options::ClientOptions;
 
 use super::error::{ApiError, RestError};
@@ -179,38 +178,23 @@ impl Transport {
                 limit,
             });
         }
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            if let Some(found) = inner.downcast_ref::<ResolveError>() {
-                let source = Arc::new(io::Error::new(
-                    found.source.kind(),
-                    found.source.to_string(),
-                ));
-                return RestError::Connect(ConnectError::Dns {
-                    host: found.host.clone(),
-                    source,
-                });
+        let mut tcp = None;
+        for cause in causes(&error) {
+            if let Some(found) = cause.downcast_ref::<ResolveError>() {
+                let source = io::Error::new(found.source.kind(), found.source.to_string());
+                let (host, source) = (found.host.clone(), Arc::new(source));
+                return RestError::Connect(ConnectError::Dns { host, source });
             }
-            if let Some(found) = inner.downcast_ref::<rustls::Error>() {
+            if let Some(found) = cause.downcast_ref::<rustls::Error>() {
                 let source = io::Error::other(found.clone());
                 return RestError::Connect(ConnectError::from_tls(self.host.clone(), source));
             }
-            if let Some(found) = inner.downcast_ref::<io::Error>() {
-                let tls = found
-                    .get_ref()
-                    .and_then(|e| e.downcast_ref::<rustls::Error>());
-                let address = self.target.to_string();
-                return RestError::Connect(match tls {
-                    Some(tls) => {
-                        ConnectError::from_tls(self.host.clone(), io::Error::other(tls.clone()))
-                    }
-                    None => ConnectError::from_tcp(
-                        address,
-                        io::Error::new(found.kind(), found.to_string()),
-                    ),
-                });
+            if let Some(found) = cause.downcast_ref::<io::Error>() {
+                tcp = Some(io::Error::new(found.kind(), found.to_string()));
             }
-            cause = inner.source();
+        }
+        if let Some(source) = tcp {
+            return RestError::Connect(ConnectError::from_tcp(self.target.to_string(), source));
         }
         RestError::Transit(error)
     }

@@ -1,0 +1,108 @@
+//! Feedback over real sockets.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{client, config, message};
+use tokio::time::timeout;
+use twincast_emulator::{Cut, Faults, HubConfig};
+use twincast_iothub::{Ack, C2dSender, C2dTemplate, FeedbackReceiver, FeedbackStatus, LinkState};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn quick() -> HubConfig {
+    HubConfig {
+        feedback_interval: Duration::from_millis(50),
+        feedback_lock: Duration::from_secs(5),
+        ..config(100, Faults::default())
+    }
+}
+
+fn acked() -> Arc<C2dTemplate> {
+    C2dTemplate::builder("hello")
+        .ack(Ack::Full)
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection() {
+    let hub = twincast_emulator::start(quick()).await.unwrap();
+    let client = client(&hub);
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let mut feedback = FeedbackReceiver::connect(&client).await.unwrap();
+    let mut state = feedback.state();
+    let template = acked();
+    let mut seen: HashMap<String, FeedbackStatus> = HashMap::new();
+    for round in 0..2_u64 {
+        for i in 0..50 {
+            let outcome = sender.send(message(&template, i, round * 50 + i)).await;
+            assert!(outcome.is_accepted(), "{outcome}");
+        }
+        while seen.len() < 50 * (round as usize + 1) {
+            let batch = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+            assert!(batch.unreadable.is_empty());
+            assert!(batch.enqueued_time.is_some());
+            for record in &batch.records {
+                assert!(record.enqueued_time.is_some());
+                seen.insert(record.original_message_id.clone(), record.status.clone());
+            }
+            batch.complete().await.unwrap();
+        }
+        hub.hub().cut_connections(Cut::Drop);
+        let mut sending = sender.state();
+        let again = |s: &LinkState| matches!(s, LinkState::Reconnecting { .. });
+        timeout(PATIENCE, sending.wait_for(again))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert!(
+        seen.values()
+            .all(|status| *status == FeedbackStatus::Success),
+        "{seen:?}"
+    );
+    assert_eq!(seen.len(), 100);
+    assert!(!matches!(*state.borrow_and_update(), LinkState::Failed(_)));
+    feedback.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_batch_comes_again() {
+    let hub = twincast_emulator::start(quick()).await.unwrap();
+    let client = client(&hub);
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let mut feedback = FeedbackReceiver::new(&client);
+    assert!(sender.send(message(&acked(), 1, 7)).await.is_accepted());
+    let first = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+    assert_eq!(first.records[0].original_message_id, "m-7");
+    assert_eq!(first.records[0].device_id, "d-1");
+    first.release().await.unwrap();
+    let second = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+    assert_eq!(second.records[0].original_message_id, "m-7");
+    second.complete().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_end_the_feedback() {
+    let hub = twincast_emulator::start(HubConfig {
+        faults: Faults {
+            refuse_cbs: true,
+            ..Faults::default()
+        },
+        ..quick()
+    });
+    let hub = hub.await.unwrap();
+    let mut feedback = FeedbackReceiver::new(&client(&hub));
+    let error = timeout(PATIENCE, feedback.next())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(error, twincast_iothub::FeedbackError::Failed(_)),
+        "{error:?}"
+    );
+}
