@@ -84,9 +84,9 @@ pub(crate) struct HubSettings {
     pub(crate) connection_string: Option<SecretText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connection_string_file: Option<PathBuf>,
-    #[serde(default = "default_tier")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tier: Option<Tier>,
-    #[serde(default = "one")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) units: Option<u32>,
     #[serde(default)]
     pub(crate) share: Share,
@@ -100,22 +100,6 @@ pub(crate) struct HubSettings {
     pub(crate) amqp_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<std::net::IpAddr>,
-}
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "serde wants a default of the field's own type"
-)]
-fn default_tier() -> Option<Tier> {
-    Some(Tier::S1)
-}
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "serde wants a default of the field's own type"
-)]
-fn one() -> Option<u32> {
-    Some(1)
 }
 
 /// A part of a hub's quota, written like `90%`.
@@ -152,7 +136,12 @@ impl From<Share> for String {
 }
 
 impl HubSettings {
-    /// How fast the hub may be used.
+    /// The hub's quota is a guess: nothing says what it is.
+    pub(crate) fn is_guessed(&self) -> bool {
+        !self.unlimited && self.tier.is_none()
+    }
+
+    /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
     pub(crate) fn limits(&self) -> HubLimits {
         match (self.unlimited, self.tier, self.units) {
             (true, ..) => HubLimits::unlimited(),

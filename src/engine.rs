@@ -18,6 +18,7 @@ use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
 
 use crate::config::{HubSettings, Settings, WorkerSettings};
 use crate::exit::{ExitCode, Failure};
+use crate::output::Output;
 
 /// Dispatches that a hub's queue may hold: more than a driver ever releases.
 const QUEUE_LIMIT: usize = 1024;
@@ -139,6 +140,15 @@ pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, F
         )
     })?;
     Ok(hubs)
+}
+
+/// Says which hubs' quotas are guesses.
+pub(crate) fn note_guesses(hubs: &Hubs, settings: &Settings, output: &Output) {
+    for name in hubs.keys().filter(|name| settings.hubs[*name].is_guessed()) {
+        output.note(&format!(
+            "Hub {name}: its tier is not configured, so the quota of the smallest is kept (S1, 1 unit, 100 a minute). Set tier and units."
+        ));
+    }
 }
 
 fn connectable(

@@ -43,6 +43,7 @@ pub(crate) async fn plan(
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
+    engine::note_guesses(&hubs, settings, output);
     let content = file.spec.message.content().map_err(anyhow::Error::new)?;
     let progress = PlanProgress::default();
     let planner = Planner {

@@ -34,6 +34,7 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
+    engine::note_guesses(&hubs, settings, output);
     let store = engine::open_store(&settings.state)?;
     let again = format!("twincast run {}", args.spec.display());
     roll_out(file, hubs, store, settings, &again, output).await
@@ -67,12 +68,15 @@ pub(crate) async fn roll_out(
             difference,
         } => return Err(conflict(&existing, &difference, settings)),
     };
-    let started = Instant::now();
     let store = Arc::clone(&engine.store);
+    let mut took = None;
     let result = if rollout.phase.owed() == Owed::Nothing {
         Ok((rollout, false))
     } else {
-        work(engine, &name, rate, settings, output).await
+        let started = Instant::now();
+        let result = work(engine, &name, rate, settings, output).await;
+        took = Some(started.elapsed());
+        result
     };
     let (rollout, interrupted) = match result {
         Ok(done) => done,
@@ -85,7 +89,7 @@ pub(crate) async fn roll_out(
         .await
         .map_err(store_failure)?;
     store.close().await;
-    output.result(&summary, &summary.text(output, Some(started.elapsed())));
+    output.result(&summary, &summary.text(output, took));
     if interrupted {
         output.note(&format!(
             "Interrupted. To go on where this left off: {again}"
@@ -166,7 +170,7 @@ async fn work(
     let mut worked = None;
     let mut progress = Progress::new(*output);
     let watcher = Watcher {
-        store: &*store,
+        store: &store,
         driver: &driver,
         status: &status,
         name,

@@ -99,6 +99,36 @@ impl Limiter {
     }
 }
 
+/// Reserves permits where a hub has room and, if it has a limit of its own there, a rollout too.
+/// Each limiter comes with its rate, a minute.
+///
+/// A rollout's limiter gives nothing ahead of time: a place in the hub's line that is used later
+/// than it was reserved for would come on top of the places reserved for then.
+pub fn take_within(
+    hub: (&mut Limiter, f64),
+    rollout: Option<(&mut Limiter, f64)>,
+    now: Timestamp,
+    wanted: u32,
+) -> Grant {
+    let (hub, hub_rate) = hub;
+    let Some((limiter, rate)) = rollout else {
+        return hub.take(now, wanted, hub_rate);
+    };
+    let mut tried = *limiter;
+    let allowed = tried.take(now, wanted, rate);
+    if !allowed.wait.is_zero() {
+        return Grant {
+            permits: 0,
+            wait: allowed.wait,
+        };
+    }
+    let grant = hub.take(now, allowed.permits, hub_rate);
+    if grant.permits > 0 {
+        limiter.take(now, grant.permits, rate);
+    }
+    grant
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -2,7 +2,7 @@
 //!
 //! An implementation runs all of them:
 //!
-//! ```ignore
+//! ```text
 //! async fn make() -> Subject { … }
 //! twincast_testkit::store_conformance!(make);
 //! ```

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease, Tenancy};
 use twincast_core::ids::{BatchId, Epoch, HubName, RolloutName, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::permits::{Grant, Limiter};
+use twincast_core::permits::{Grant, Limiter, take_within};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Clock, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError,
@@ -313,22 +313,12 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let State { hubs, limits, .. } = &mut *state;
         let hub = hubs.entry(request.hub.clone()).or_default();
-        let Some((name, per_minute)) = &request.rollout else {
-            return Ok(hub.take(now, request.wanted, request.per_minute));
-        };
-        let limit = limits.entry((name.clone(), request.hub.clone()));
-        let limit = limit.or_default();
-        let mut tried = *limit;
-        let allowed = tried.take(now, request.wanted, *per_minute);
-        if !allowed.wait.is_zero() {
-            let wait = allowed.wait;
-            return Ok(Grant { permits: 0, wait });
-        }
-        let grant = hub.take(now, allowed.permits, request.per_minute);
-        if grant.permits > 0 {
-            limit.take(now, grant.permits, *per_minute);
-        }
-        Ok(grant)
+        let rollout = request.rollout.as_ref().map(|(name, per_minute)| {
+            let key = (name.clone(), request.hub.clone());
+            (limits.entry(key).or_default(), *per_minute)
+        });
+        let hub = (hub, request.per_minute);
+        Ok(take_within(hub, rollout, now, request.wanted))
     }
 
     async fn throttled(
