@@ -63,6 +63,7 @@ pub(crate) struct Registry {
     added: HashMap<String, u32>,
     added_ids: Vec<String>,
     generations: u64,
+    deleted: u32,
 }
 
 impl Registry {
@@ -73,11 +74,17 @@ impl Registry {
             added: HashMap::new(),
             added_ids: Vec::new(),
             generations: 0,
+            deleted: 0,
         }
     }
 
     pub(crate) fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// How many devices there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.end() - self.deleted
     }
 
     /// One past the highest device number.
@@ -234,14 +241,17 @@ impl Registry {
             generation: generation(self.fleet.seed() ^ (1 << 40) ^ self.generations),
             authentication: symmetric_key(self.fleet.seed(), id),
         };
-        self.entries
-            .insert(number, RegistryEntry::Changed(Box::new(record)));
+        let entry = RegistryEntry::Changed(Box::new(record));
+        if let Some(RegistryEntry::Deleted) = self.entries.insert(number, entry) {
+            self.deleted -= 1;
+        }
         Some(number)
     }
 
     /// Deletes an existing device.
     pub(crate) fn delete(&mut self, number: u32) {
-        self.entries.insert(number, RegistryEntry::Deleted);
+        let before = self.entries.insert(number, RegistryEntry::Deleted);
+        self.deleted += u32::from(!matches!(before, Some(RegistryEntry::Deleted)));
     }
 
     /// The numbers of existing devices from `from` on, in order.
@@ -293,6 +303,6 @@ mod tests {
         assert_ne!(registry.record(1).unwrap().generation, before);
         assert_eq!(registry.add("extra"), Some(3));
         assert_eq!(registry.id(3).as_deref(), Some("extra"));
-        assert_eq!(registry.census(), (4, 0));
+        assert_eq!((registry.census(), registry.len()), ((4, 0), 4));
     }
 }

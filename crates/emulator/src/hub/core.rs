@@ -398,7 +398,7 @@ impl Hub {
 
     /// What was counted so far.
     pub(crate) fn summary(&self) -> Summary {
-        let devices = u64::try_from(self.registry().numbers(0).count()).unwrap_or(u64::MAX);
+        let devices = u64::from(self.registry().len());
         let state = lock(&self.state);
         let (counts, feedback, tallies) =
             (state.store.counts, state.feedback.counts, &self.tallies);
