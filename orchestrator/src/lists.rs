@@ -80,6 +80,20 @@ pub fn for_each_unique(path: &Path, take: impl FnMut(DeviceId) -> bool) -> Resul
     in_passes(path, facts.ids.div_ceil(IDS_A_PASS), take)
 }
 
+/// Hands out each of these ids once; gives the number of repeats, so far when `take` says `false`.
+pub fn each_once(ids: Vec<DeviceId>, mut take: impl FnMut(DeviceId) -> bool) -> u64 {
+    let mut seen = HashSet::new();
+    let mut repeats = 0;
+    for id in ids {
+        if !seen.insert(id.clone()) {
+            repeats += 1;
+        } else if !take(id) {
+            break;
+        }
+    }
+    repeats
+}
+
 fn in_passes(
     path: &Path,
     passes: u64,

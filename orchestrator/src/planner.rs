@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex};
 use twincast_core::plan::{
     Batch, BatchHeader, BatchLimits, Batcher, Excluded, Filled, Group, HubDigest, HubPlan,
@@ -154,6 +155,8 @@ impl Planner<'_> {
             excluded: excluded.counts(&self.spec.target.exclude),
             repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
         };
+        let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
+        let found: u64 = parts.iter().map(|part| part.found).sum();
         for part in parts {
             summary.devices += part.plan.devices;
             summary.batches += part.plan.batches;
@@ -163,8 +166,7 @@ impl Planner<'_> {
             digest.add(part.plan.hub.clone(), part.digest);
             summary.hubs.push(part.plan);
         }
-        // Asked of every hub, found in none.
-        let (listed, found) = (excluded.listed.into_inner(), excluded.found.into_inner());
+        // Every hub is asked for the whole list.
         if listed > found {
             let rule = "listed, but in none of the hubs".to_owned();
             summary.excluded.push(Excluded {
@@ -192,6 +194,9 @@ struct Planned {
     plan: HubPlan,
     digest: HubDigest,
     excluded_by_tags: Vec<(usize, u64)>,
+    /// Of a list: its ids, how many of them this hub knows, and how many were repeats.
+    listed: u64,
+    found: u64,
     repeated: u64,
 }
 
@@ -206,6 +211,8 @@ impl HubPart<'_> {
             },
             digest: HubDigest::default(),
             excluded_by_tags: Vec::new(),
+            listed: 0,
+            found: 0,
             repeated: 0,
         };
         let limits = BatchLimits::for_rate(self.handle.limits.pace(spec.rate));
@@ -224,7 +231,7 @@ impl HubPart<'_> {
     }
 
     /// Plans listed devices: as they are if nothing need be known of them, else by asking the hub
-    /// for them, a page's worth at a time.
+    /// for them.
     async fn plan_list(
         &self,
         alone: bool,
@@ -232,49 +239,28 @@ impl HubPart<'_> {
         planned: &mut Planned,
     ) -> Result<(), PlanError> {
         let spec = self.planner.spec;
-        let as_listed = alone
-            && spec.batch_by.is_empty()
-            && spec.target.exclude.iter().all(|rule| rule.tags.is_empty());
-        let (mut ids, reader) = self.listed();
-        let mut chunk = Vec::with_capacity(IDS_A_QUERY);
-        loop {
-            let next = ids.recv().await;
-            let is_last = next.is_none();
-            chunk.extend(next);
-            if chunk.is_empty() || (!is_last && chunk.len() < IDS_A_QUERY) {
-                if is_last {
-                    break;
-                }
-                continue;
-            }
+        let by_tag = spec.target.exclude.iter().any(|rule| !rule.tags.is_empty());
+        let as_listed = alone && spec.batch_by.is_empty() && !by_tag;
+        let (mut chunks, reader) = self.listed();
+        while let Some(chunk) = chunks.recv().await {
+            planned.listed += chunk.len() as u64;
             if as_listed {
+                planned.found += chunk.len() as u64;
                 let rows = chunk
-                    .drain(..)
+                    .into_iter()
                     .map(|device| DeviceRow {
                         device,
                         tags: Vec::new(),
                     })
                     .collect();
                 self.take_page(rows, batcher, planned).await?;
-            } else {
-                for part in queries_of(&chunk) {
-                    self.count_exclusions(&part, planned).await?;
-                    let found = self.count(&part).await?;
-                    self.excluded.found.fetch_add(found, Ordering::Relaxed);
-                    let rows =
-                        self.query(query::all_of([part.as_str(), spec.condition().as_str()]));
-                    self.take_rows(rows, batcher, planned).await?;
-                }
-                // Every hub is asked for the whole list; it is counted once.
-                if Some(self.name) == hubs_of(spec, self.planner.hubs)?.keys().next().copied() {
-                    self.excluded
-                        .listed
-                        .fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                }
-                chunk.clear();
+                continue;
             }
-            if is_last {
-                break;
+            for part in queries_of(&chunk) {
+                self.count_exclusions(&part, planned).await?;
+                planned.found += self.count(&part).await?;
+                let rows = self.query(query::all_of([part.as_str(), spec.condition().as_str()]));
+                self.take_rows(rows, batcher, planned).await?;
             }
         }
         planned.repeated = reader
@@ -284,35 +270,34 @@ impl HubPart<'_> {
         Ok(())
     }
 
-    /// The listed devices, each once, and how many repeats there were.
+    /// The listed devices, each once, some at a time; and how many repeats there were.
     fn listed(
         &self,
     ) -> (
-        mpsc::Receiver<DeviceId>,
-        tokio::task::JoinHandle<Result<u64, ListError>>,
+        mpsc::Receiver<Vec<DeviceId>>,
+        JoinHandle<Result<u64, ListError>>,
     ) {
         let target = &self.planner.spec.target;
-        let (sender, receiver) = mpsc::channel(IDS_A_QUERY);
+        let (sender, receiver) = mpsc::channel(2);
         let path = target
             .devices_file
             .as_ref()
             .map(|path| self.planner.base.join(path));
         let inline = target.devices.clone();
-        let reader = tokio::task::spawn_blocking(move || match path {
+        let reader = tokio::task::spawn_blocking(move || {
+            let mut chunk = Vec::new();
             // A closed channel means that planning was given up.
-            Some(path) => lists::for_each_unique(&path, |id| sender.blocking_send(id).is_ok()),
-            None => {
-                let mut seen = std::collections::HashSet::new();
-                let mut repeats = 0;
-                for id in inline {
-                    if !seen.insert(id.clone()) {
-                        repeats += 1;
-                    } else if sender.blocking_send(id).is_err() {
-                        break;
-                    }
-                }
-                Ok(repeats)
-            }
+            let mut take = |id| {
+                chunk.push(id);
+                chunk.len() < IDS_A_QUERY
+                    || sender.blocking_send(std::mem::take(&mut chunk)).is_ok()
+            };
+            let repeats = match path {
+                Some(path) => lists::for_each_unique(&path, &mut take)?,
+                None => lists::each_once(inline, &mut take),
+            };
+            let _ = sender.blocking_send(chunk);
+            Ok(repeats)
         });
         (receiver, reader)
     }
@@ -458,8 +443,6 @@ fn queries_of(ids: &[DeviceId]) -> Vec<String> {
 struct ExcludedIds {
     rule_of: HashMap<DeviceId, usize>,
     met: Vec<AtomicU64>,
-    listed: AtomicU64,
-    found: AtomicU64,
 }
 
 impl ExcludedIds {
@@ -482,12 +465,7 @@ impl ExcludedIds {
             }
         }
         let met = rules.iter().map(|_| AtomicU64::new(0)).collect();
-        Ok(Self {
-            rule_of,
-            met,
-            listed: AtomicU64::new(0),
-            found: AtomicU64::new(0),
-        })
+        Ok(Self { rule_of, met })
     }
 
     fn excludes(&self, device: &DeviceId) -> bool {

@@ -296,7 +296,7 @@ async fn an_empty_target_fails_and_frees_its_name() {
         .unwrap()
     {
         Accepted::Conflict { difference, .. } => {
-            assert_eq!(difference, ["description: \"something else\" was added"])
+            assert_eq!(difference, ["description: \"something else\" was added"]);
         }
         other => panic!("{other:?}"),
     }

@@ -28,7 +28,7 @@ fn fleet(prefix: &str, count: u32) -> Vec<(DeviceId, Tags)> {
     (0..count)
         .map(|n| {
             let mut pairs = vec![("vip", (n % 10 == 0).to_string())];
-            if n % 7 != 0 {
+            if !n.is_multiple_of(7) {
                 pairs.push(("region", format!("r{}", n % 3)));
             }
             (build::device(&format!("{prefix}-{n:06}")), tags(&pairs))
@@ -149,7 +149,7 @@ async fn a_query_becomes_batches_by_tag_group() {
         let region = batch.header.group.0[0].1.clone();
         for id in batch.devices.iter() {
             let n: u32 = id[2..].parse().unwrap();
-            let own = (n % 7 != 0).then(|| format!("r{}", n % 3));
+            let own = (!n.is_multiple_of(7)).then(|| format!("r{}", n % 3));
             assert_eq!(own, region, "{id}");
         }
     }

@@ -227,7 +227,7 @@ async fn a_crash_repeats_one_window_a_batch_at_most_with_the_same_ids() {
 #[tokio::test(start_paused = true)]
 async fn at_most_once_never_repeats() {
     let mut bench = Bench::with(&[300], |rollout| {
-        rollout.spec.delivery = Delivery::AtMostOnce
+        rollout.spec.delivery = Delivery::AtMostOnce;
     })
     .await;
     bench.config.window = 50;
@@ -256,7 +256,7 @@ async fn at_most_once_never_repeats() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_under_at_most_once_loses_nobody() {
     let mut bench = Bench::with(&[300], |rollout| {
-        rollout.spec.delivery = Delivery::AtMostOnce
+        rollout.spec.delivery = Delivery::AtMostOnce;
     })
     .await;
     bench.config.window = 50;
