@@ -92,9 +92,10 @@ impl FeedbackQueue {
     }
 
     /// Makes batches of what has waited long enough, drops what has waited too long, and says whether there
-    /// is anything to take.
+    /// is anything new to take.
     pub(crate) fn cut(&mut self, now_ms: u64) -> bool {
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
+        let mut made = false;
         while let Some(first) = self.open.front() {
             if self.open.len() < RECORDS_PER_BATCH
                 && now_ms.saturating_sub(first.at_ms) < interval_ms
@@ -108,6 +109,7 @@ impl FeedbackQueue {
                 made_ms: now_ms,
                 deliveries: 0,
             });
+            made = true;
         }
         while let Some(first) = self.ready.front() {
             if now_ms.saturating_sub(first.made_ms) < self.ttl_ms {
@@ -117,7 +119,7 @@ impl FeedbackQueue {
             self.ready.pop_front();
             self.forget(count);
         }
-        !self.ready.is_empty()
+        made
     }
 
     /// Takes the oldest batch. It must come back through one of the three methods below.

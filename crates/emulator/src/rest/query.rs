@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{ApiError, json_response};
-use super::serve::{Answer, Call};
+use super::serve::{Answer, Call, off_loop};
 use crate::query::{Page, Position, Projection, Query, Scan};
 
 const CONTINUATION: &str = "x-ms-continuation";
@@ -51,15 +51,7 @@ pub(crate) async fn run(call: &Call) -> Answer {
         }
     } else {
         let hub = Arc::clone(&call.hub);
-        let scan =
-            tokio::task::spawn_blocking(move || Scan::new(&hub, &query).page(position, limit));
-        scan.await.map_err(|error| {
-            ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "ServerError",
-                format!("the scan failed: {error}"),
-            )
-        })?
+        off_loop(move || Scan::new(&hub, &query).page(position, limit)).await?
     };
     let mut response = json_response(StatusCode::OK, &Value::Array(page.rows));
     let headers = response.headers_mut();

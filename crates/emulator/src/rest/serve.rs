@@ -134,9 +134,19 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
         Route::GetTwin(id) => twins::get(&call, id),
         Route::PatchTwin(id) => twins::update(&call, id, twins::Manner::Merge),
         Route::PutTwin(id) => twins::update(&call, id, twins::Manner::Replace),
-        Route::DeviceStatistics => Ok(devices::statistics(&call)),
-        Route::ServiceStatistics => Ok(devices::service_statistics(&call)),
+        Route::DeviceStatistics => off_loop(move || devices::statistics(&call)).await,
+        Route::ServiceStatistics => off_loop(move || devices::service_statistics(&call)).await,
     }
+}
+
+/// Runs something that looks at every device where it holds up nobody.
+pub(crate) async fn off_loop<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        let text = format!("the scan failed: {error}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "ServerError", text)
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

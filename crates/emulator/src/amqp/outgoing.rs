@@ -1,0 +1,176 @@
+//! Messages that go out: answers to tokens, and feedback.
+
+use std::time::Instant;
+
+use super::address::Node;
+use super::connection::Connection;
+use super::feedback;
+use super::link::{LinkState, Unsettled};
+use super::outcome::Verdict;
+use super::performative::{self, Disposition, Flow, PeerState};
+
+impl Connection {
+    pub(crate) fn on_flow(&mut self, channel: u16, flow: &Flow) {
+        let Some(session) = self.session(channel) else {
+            return;
+        };
+        session.apply_flow(flow);
+        let mut about = None;
+        if let Some(handle) = flow.handle
+            && let Some(link) = session
+                .link(handle)
+                .filter(|link| link.state == LinkState::Open)
+        {
+            if link.peer_receives {
+                let count = flow.delivery_count.unwrap_or(0);
+                let limit = count.wrapping_add(flow.link_credit.unwrap_or(0));
+                link.credit = limit.wrapping_sub(link.delivery_count);
+                if link.credit > u32::MAX / 2 {
+                    link.credit = 0;
+                }
+            }
+            about = Some((handle, link.delivery_count, link.credit));
+        }
+        self.pump_replies();
+        self.pump_feedback();
+        if flow.drain {
+            self.drain(channel, flow.handle);
+        } else if flow.echo {
+            self.write_flow(channel, about, false);
+        }
+    }
+
+    /// Uses the rest of a link's credit up without sending anything.
+    fn drain(&mut self, channel: u16, handle: Option<u32>) {
+        let Some(session) = self.session(channel) else {
+            return;
+        };
+        let Some(handle) = handle else { return };
+        let Some(link) = session.link(handle).filter(|link| link.peer_receives) else {
+            return;
+        };
+        link.delivery_count = link
+            .delivery_count
+            .wrapping_add(std::mem::take(&mut link.credit));
+        let about = Some((handle, link.delivery_count, 0));
+        self.write_flow(channel, about, true);
+    }
+
+    /// Sends waiting answers to tokens as far as credit allows.
+    pub(crate) fn pump_replies(&mut self) {
+        let frame_max = self.peer_frame_max;
+        for session in self.sessions.iter_mut().flatten() {
+            while !self.replies.is_empty() && session.can_send() {
+                let found = session
+                    .links()
+                    .find(|(_, link)| link.sends_for(Node::Cbs) && link.credit > 0);
+                let Some((handle, link)) = found else { break };
+                link.credit -= 1;
+                link.delivery_count = link.delivery_count.wrapping_add(1);
+                let presettled = link.presettled;
+                let Some(reply) = self.replies.pop_front() else {
+                    break;
+                };
+                let tag = uuid::Uuid::new_v4();
+                let id = session.write_message(
+                    &mut self.out,
+                    frame_max,
+                    handle,
+                    tag.as_bytes(),
+                    presettled,
+                    &reply,
+                );
+                if !presettled {
+                    session.unsettled.insert(id, Unsettled::Reply { handle });
+                }
+            }
+        }
+    }
+
+    /// Sends feedback as far as there is any and credit allows.
+    pub(crate) fn pump_feedback(&mut self) {
+        let frame_max = self.peer_frame_max;
+        let host = self.hub.config.host_name.clone();
+        for session in self.sessions.iter_mut().flatten() {
+            while session.can_send() {
+                let found = session
+                    .links()
+                    .find(|(_, link)| link.sends_for(Node::Feedback) && link.credit > 0);
+                let Some((handle, link)) = found else { break };
+                let Some(batch) = self.hub.take_feedback() else {
+                    return;
+                };
+                let json = self.hub.feedback_json(&batch);
+                if json == b"[]" {
+                    // All its devices are gone, and their feedback with them.
+                    self.hub.state().feedback.reject(&batch);
+                    continue;
+                }
+                link.credit -= 1;
+                link.delivery_count = link.delivery_count.wrapping_add(1);
+                let presettled = link.presettled;
+                let message = feedback::encode_message(&host, batch.made_ms, &json);
+                let tag = uuid::Uuid::new_v4();
+                let id = session.write_message(
+                    &mut self.out,
+                    frame_max,
+                    handle,
+                    tag.as_bytes(),
+                    presettled,
+                    &message,
+                );
+                if presettled {
+                    self.hub.state().feedback.complete(&batch);
+                } else {
+                    let since = Instant::now();
+                    session.unsettled.insert(
+                        id,
+                        Unsettled::Feedback {
+                            handle,
+                            batch,
+                            since,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    pub(crate) fn on_disposition(&mut self, channel: u16, disposition: &Disposition) {
+        // About deliveries of the peer itself there is nothing to learn: the hub has settled them.
+        if !disposition.peer_receives || disposition.state == PeerState::Received {
+            return;
+        }
+        let Some(session) = self.session(channel) else {
+            return;
+        };
+        if disposition.first > disposition.last {
+            return;
+        }
+        let held: Vec<_> = session
+            .unsettled
+            .extract_if(disposition.first..=disposition.last, |_, _| true)
+            .collect();
+        for (_, delivery) in held {
+            let Unsettled::Feedback { batch, .. } = delivery else {
+                continue;
+            };
+            match disposition.state {
+                PeerState::Accepted => self.hub.state().feedback.complete(&batch),
+                PeerState::Rejected => self.hub.state().feedback.reject(&batch),
+                _ => self.hub.give_back_feedback(batch),
+            }
+        }
+        if !disposition.settled {
+            let range = (disposition.first, disposition.last);
+            let verdict = match disposition.state {
+                PeerState::Released => Verdict::Released,
+                PeerState::Modified => Verdict::Modified,
+                _ => Verdict::Accepted,
+            };
+            performative::write_disposition(&mut self.out, channel, false, range, |out| {
+                verdict.write(out);
+            });
+        }
+    }
+}
