@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::{Config, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,11 @@ use twincast_core::spec::Span;
 use crate::exit::{ExitCode, Failure};
 
 const DEFAULTS: &str = include_str!("default.toml");
+
+/// Below a second, a hub that only slows us down would be taken for one that does not answer;
+/// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
+const SEND_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 
 /// A text that is never shown.
 #[derive(Clone, Deserialize)]
@@ -100,6 +107,8 @@ pub(crate) struct HubSettings {
     pub(crate) amqp_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) send_timeout: Option<Span>,
 }
 
 /// A part of a hub's quota, written like `90%`.
@@ -315,6 +324,13 @@ impl Sections {
                 &format!("{at}.units"),
                 &format!("must be 1 to {most} for tier {tier}"),
             );
+            if let Some(timeout) = hub.send_timeout {
+                self.check(
+                    SEND_TIMEOUTS.contains(&timeout.0),
+                    &format!("{at}.send_timeout"),
+                    "must be 1s to 1h",
+                );
+            }
             match HubName::new(&name) {
                 Ok(name) => drop(hubs.insert(name, hub)),
                 Err(error) => self.problems.push(format!("{at}: {error}")),
@@ -379,7 +395,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[run]\ngive_up_after = 'x'\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n",
             &[],
         )
         .unwrap_err();
@@ -389,6 +405,7 @@ mod tests {
             "hubs.eu: must have exactly one of",
             "hubs.eu.units: must be 1 to 10 for tier S3",
             "hubs.us.share: \"0%\" is not a share",
+            "hubs.in.send_timeout: must be 1s to 1h",
             "run.give_up_after: \"x\" is not a length of time",
         ] {
             assert!(error.contains(part), "{part:?} is not in {error}");

@@ -185,6 +185,11 @@ fn connectable(
         options.amqp.host = Some(address.to_string());
         options.https.host = Some(address.to_string());
     }
+    if let Some(timeout) = hub.send_timeout {
+        options.send_timeout = timeout.0;
+        // A connection without a sign of life is to be given up before its sends are.
+        options.stall_timeout = options.stall_timeout.min(timeout.0 / 2);
+    }
     let limits = hub.limits();
     let worker = &settings.worker;
     handle(&connection, options, limits, worker).map_err(refused)

@@ -36,8 +36,24 @@ pub(crate) async fn run(
     let hubs = engine::hubs_of(&file.spec, settings)?;
     engine::note_guesses(&hubs, settings, output);
     let store = engine::open_store(&settings.state)?;
-    let again = format!("twincast run {}", args.spec.display());
-    roll_out(file, hubs, store, settings, &again, output).await
+    roll_out(file, hubs, store, settings, &this_command(), output).await
+}
+
+/// The command line of this process, as one types it into a shell: options such as `--state` are
+/// needed to go on, too.
+fn this_command() -> String {
+    let words = std::env::args_os().enumerate().map(|(index, word)| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+        if index == 0 {
+            "twincast".to_owned()
+        } else if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Rolls out with a given store and hubs; `again` is the command that goes on after an
