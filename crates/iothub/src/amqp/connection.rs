@@ -242,3 +242,52 @@ pub(crate) fn receiver_attach_failure(error: &ReceiverAttachError) -> Connection
         error => broken("attaching the feedback link", error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use twincast_emulator::{Faults, Fleet, HubConfig};
+
+    use super::*;
+    use crate::{Client, ClientOptions, ConnectionString, Roots};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_is_renewed_on_the_open_connection_and_a_refused_renewal_is_told() {
+        let config = HubConfig {
+            amqp_port: 0,
+            https_port: 0,
+            control_port: None,
+            ..HubConfig::with_fleet(Fleet::empty())
+        };
+        let hub = twincast_emulator::start(config).await.unwrap();
+        let connection: ConnectionString = hub.connection_string().parse().unwrap();
+        let options = ClientOptions {
+            roots: Roots::Only(hub.ca_pem().to_owned()),
+            ..ClientOptions::default()
+        };
+        let client = Client::new(&connection, options).unwrap();
+        let mut open = HubConnection::open(&client.inner, "test").await.unwrap();
+        let renew_at = client.inner.tokens.token().renew_at();
+        open.renew.notify_one();
+        // The next token has its own moment of renewal, drawn anew.
+        let renewed = async {
+            while client.inner.tokens.token().renew_at() == renew_at {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), renewed).await.unwrap();
+        assert!(open.token_lost.try_recv().is_err());
+        hub.hub().set_faults(Faults {
+            refuse_cbs: true,
+            ..Faults::default()
+        });
+        open.renew.notify_one();
+        let lost = timeout(Duration::from_secs(30), &mut open.token_lost)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            matches!(lost, ConnectionFailure::Unauthorised { status: 401, .. }),
+            "{lost}"
+        );
+    }
+}

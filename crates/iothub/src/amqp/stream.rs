@@ -289,4 +289,34 @@ mod tests {
         assert!((13..=25).contains(&frames), "{frames}");
         client.abort();
     }
+
+    /// A hub that opens and then never says a word again: our own idle time-out ends the connection.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_left_after_our_idle_time_out() {
+        let (near, mut far) = duplex(1 << 16);
+        let (stream, _kill) = HubStream::new(near);
+        let client = tokio::spawn(async move {
+            let builder = fe2o3_amqp::Connection::builder()
+                .container_id("c")
+                .scheme("amqp");
+            let builder = builder.idle_time_out(5_000_u32);
+            let mut connection = builder.open_with_stream(stream).await.unwrap();
+            connection.on_close().await
+        });
+        let mut header = [0; 8];
+        far.read_exact(&mut header).await.unwrap();
+        far.write_all(&header).await.unwrap();
+        let open = [
+            0, 0, 0, 17, 2, 0, 0, 0, 0x00, 0x53, 0x10, 0xc0, 4, 1, 0xa1, 1, b'h',
+        ];
+        far.write_all(&open).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let closed = tokio::time::timeout(Duration::from_secs(60), client).await;
+        assert!(closed.expect("hangs").unwrap().is_err());
+        assert!(
+            start.elapsed() <= Duration::from_secs(11),
+            "{:?}",
+            start.elapsed()
+        );
+    }
 }

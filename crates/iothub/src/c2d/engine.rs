@@ -30,6 +30,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
+use twincast_retry::Delays;
 
 use crate::client::ClientInner;
 
@@ -65,6 +66,8 @@ pub(crate) struct Engine {
     prepared: Prepared,
     /// The hub has refused our token since the last message that it accepted.
     token_refused: bool,
+    /// Waits between attempts; they go on growing over connections that do not last.
+    delays: Delays,
 }
 
 /// Why a connection was left.
@@ -118,6 +121,7 @@ impl Engine {
         state: watch::Sender<LinkState>,
     ) -> Self {
         Self {
+            delays: client.options.reconnect.delays(),
             client,
             commands,
             state,
@@ -142,12 +146,17 @@ impl Engine {
             };
             let Some(connected) = connected else { break };
             self.state.send_replace(LinkState::Connected);
+            let connected_at = Instant::now();
             match self.drive(connected).await {
                 End::Closed => break,
                 End::Lost(failure) => {
                     warn!(hub = %self.client.host_name, error = %failure, "c2d link lost");
-                    if !failure.is_transient() {
+                    if !failure.is_transient() && !self.forgives(&failure) {
                         return self.fail(&failure);
+                    }
+                    // A hub that takes connections and drops them at once must not be hammered with link opens.
+                    if connected_at.elapsed() >= self.client.options.reconnect.max() {
+                        self.delays.reset();
                     }
                     since = SystemTime::now();
                     last_error = Some(failure);
@@ -166,12 +175,11 @@ impl Engine {
         since: SystemTime,
         mut last_error: Option<Arc<ConnectionFailure>>,
     ) -> Result<Option<Link>, ConnectionFailure> {
-        let mut delays = self.client.options.reconnect.delays();
         // The first attempt ever is made at once; after a loss even the first one is jittered, so that a crowd that
         // was thrown out together does not return together.
         let mut wait = last_error
             .as_ref()
-            .and_then(|_| delays.next_delay())
+            .and_then(|_| self.delays.next_delay())
             .unwrap_or_default();
         let mut attempts = 0;
         loop {
@@ -203,10 +211,26 @@ impl Engine {
                 }
             }
             // A policy that ends means the longest wait from then on: giving up is the caller's decision.
-            wait = delays
+            wait = self
+                .delays
                 .next_delay()
                 .unwrap_or_else(|| self.client.options.reconnect.max());
         }
+    }
+
+    /// Whether a link that worked and then was refused may be tried once more, with a new token: the old one may have
+    /// run out on the hub's clock.
+    fn forgives(&mut self, failure: &ConnectionFailure) -> bool {
+        let unauthorised = matches!(
+            failure,
+            ConnectionFailure::Ended { condition, .. } if condition == "amqp:unauthorized-access"
+        );
+        if !unauthorised || self.token_refused {
+            return false;
+        }
+        self.token_refused = true;
+        self.client.tokens.invalidate();
+        true
     }
 
     /// Waits for `what` while taking commands in and telling those whose time is up. `None` and `false` when the handle
@@ -360,6 +384,11 @@ impl Engine {
             reply,
         } = command;
         if reply.is_closed() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            // It grew old in the channel, behind a head that waited for credit.
+            let _ = reply.send(SendReport::not_sent(NotSent::Timeout { connection: None }));
             return Ok(());
         }
         let mut prepared = std::mem::take(&mut self.prepared);

@@ -15,6 +15,7 @@ use fe2o3_amqp_types::primitives::Symbol;
 use serde_amqp::Value;
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use twincast_retry::Delays;
 
@@ -46,6 +47,7 @@ pub struct FeedbackReceiver {
 struct FeedbackLink {
     receiver: Receiver,
     connection: HubConnection,
+    opened_at: Instant,
 }
 
 /// The records of one feedback message.
@@ -160,6 +162,10 @@ impl FeedbackReceiver {
                     Ok((settle, message)) => return read(settle, &message),
                     Err(failure) => {
                         warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
+                        // A hub that takes links and drops them at once must not be hammered with link opens.
+                        if link.opened_at.elapsed() >= self.client.options.reconnect.max() {
+                            self.delays.reset();
+                        }
                         self.link = None;
                         self.attempts = 0;
                         self.lost = None;
@@ -198,6 +204,7 @@ impl FeedbackReceiver {
         if let Some(FeedbackLink {
             receiver,
             connection,
+            ..
         }) = self.link.take()
         {
             drop(receiver);
@@ -215,7 +222,6 @@ impl FeedbackReceiver {
                 self.lost = None;
                 self.attempts = 0;
                 self.wait = Duration::ZERO;
-                self.delays.reset();
                 self.state.send_replace(LinkState::Connected);
                 Ok(())
             }
@@ -248,6 +254,7 @@ impl FeedbackLink {
         Ok(Self {
             receiver,
             connection,
+            opened_at: Instant::now(),
         })
     }
 
