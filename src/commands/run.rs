@@ -1,5 +1,6 @@
 //! `twincast run`: a rollout from this machine, resumable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use twincast_core::ids::RolloutName;
 use twincast_core::outcome::Counts;
 use twincast_core::ports::{Hindrance, HubTrouble, Store, StoreError};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
-use twincast_core::spec::Rate;
+use twincast_core::spec::{Rate, RolloutSpec};
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
@@ -69,14 +70,7 @@ pub(crate) async fn roll_out(
     let name = file.spec.name.clone();
     let rate = file.spec.rate;
     let engine = Engine::new(store, hubs, &settings.worker, file.base);
-    let accepted = accept(
-        &*engine.store,
-        file.spec,
-        file.files,
-        engine.driver.clock.now(),
-    )
-    .await;
-    let rollout = match accepted.map_err(store_failure)? {
+    let rollout = match take_in(&engine.driver, file.spec, file.files).await? {
         Accepted::New(rollout) => *rollout,
         Accepted::Same(rollout) => resume(*rollout, &engine.driver, output).await?,
         Accepted::Conflict {
@@ -122,6 +116,33 @@ pub(crate) async fn roll_out(
             ExitCode::Unexpected
         }
     })
+}
+
+/// Accepts a rollout. One of its name that was never planned has sent nothing, and nobody else
+/// can be planning it in a state folder that is ours: it gives way.
+async fn take_in(
+    driver: &Driver,
+    spec: RolloutSpec,
+    files: BTreeMap<String, String>,
+) -> Result<Accepted, Failure> {
+    let now = driver.clock.now();
+    let accepted = accept(&*driver.store, spec.clone(), files.clone(), now).await;
+    match accepted.map_err(store_failure)? {
+        Accepted::Conflict { existing, .. }
+            if existing.plan.is_none() && !existing.phase.is_ended() =>
+        {
+            let reason = "replaced by another spec before it was planned".to_owned();
+            let event = Event::PlanningFailed { reason };
+            driver
+                .apply(&existing, event)
+                .await
+                .map_err(engine::drive_failure)?;
+            accept(&*driver.store, spec, files, now)
+                .await
+                .map_err(store_failure)
+        }
+        accepted => Ok(accepted),
+    }
 }
 
 /// The same rollout again: says where it stands, and wakes it if it was paused.
