@@ -302,7 +302,7 @@ async fn purging_empties_a_queue_and_delivery_shows_in_the_twin() {
 #[tokio::test]
 async fn queries_are_throttled_and_disturbed() {
     let mut limits = twincast_emulator::Tier::S1.limits(1);
-    limits.queries_per_minute = 60.0;
+    limits.queries_per_minute = 6.0;
     let config = HubConfig {
         limits: Some(limits),
         throttle_wait_max: std::time::Duration::from_millis(100),
