@@ -1,0 +1,95 @@
+//! `kill -9` at any moment costs time, never correctness.
+
+use crate::harness::{
+    Chance, Fleet, Hub, Room, Running, agree, assert_same_ids, eventually, repeats,
+};
+
+const DEVICES: u64 = 20_000;
+/// Sends that one crash may repeat: slots x window, both at their defaults.
+const REPEATS_A_CRASH: u64 = 4 * 256;
+/// How often the program is killed while it plans, and how often while it sends.
+const WHILE_PLANNING: u64 = 4;
+const WHILE_SENDING: u64 = 16;
+
+#[test]
+fn twenty_kills_lose_no_device_and_repeat_few() {
+    let seed = 20_260_101;
+    println!("seed {seed}");
+    let mut chance = Chance::seeded(seed);
+    // Pages and answers take a while, so that there is something to be hit.
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    hub.faults(r#"{"http_delay_ms": 4, "disposition_delay_ms": 60}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("crash", "");
+    let run = || room.start(&["run", &spec]);
+
+    for _ in 0..WHILE_PLANNING {
+        let until = hub.summary().query_pages + chance.within(0..190);
+        killed_when(run(), || hub.summary().query_pages >= until);
+        assert_eq!(hub.summary().accepted, 0, "sent before the plan was whole");
+    }
+    let mut worst = 0;
+    for _ in 0..WHILE_SENDING {
+        let before = hub.summary();
+        let until = before.accepted + chance.within(1..2_000);
+        killed_when(run(), || hub.summary().accepted >= until);
+        let repeated = hub.summary().repeats_by_device - before.repeats_by_device;
+        worst = worst.max(repeated);
+        assert!(
+            repeated <= REPEATS_A_CRASH,
+            "one crash repeated {repeated} sends"
+        );
+    }
+    let left = DEVICES - hub.summary().distinct_devices;
+    let ended = run().wait().expect(0);
+    assert!(ended.stderr.contains("crash: going on, "), "{ended}");
+
+    let account = hub.account();
+    let repeated = repeats(&account);
+    println!(
+        "{left} devices were left to the last run; {repeated} repeats, at most {worst} a crash"
+    );
+    assert!(left > 0, "the last run had nothing to do");
+    assert_eq!(account.len() as u64, DEVICES, "devices were missed");
+    assert_same_ids(&account);
+    assert!(repeated <= WHILE_SENDING * REPEATS_A_CRASH);
+    let rows = room.report("crash");
+    assert_eq!(rows.len() as u64, DEVICES);
+    assert!(rows.iter().all(|row| row.outcome == "enqueued"));
+    agree(&rows, &account);
+}
+
+/// Kills a run as soon as `reached`; it must not be over before.
+#[track_caller]
+fn killed_when(mut run: Running, reached: impl Fn() -> bool) {
+    eventually("the moment to kill", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        reached().then_some(())
+    });
+    let ended = run.kill();
+    assert_eq!(ended.signal, Some(9), "{ended}");
+}
+
+#[test]
+fn with_at_most_once_kills_repeat_nothing() {
+    let hub = Hub::unlimited(&Fleet::of(10_000));
+    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("once", "delivery: at_most_once");
+    let run = || room.start(&["--json", "run", &spec]);
+    let mut chance = Chance::seeded(7);
+    for _ in 0..5 {
+        let until = hub.summary().accepted + chance.within(1..1_200);
+        killed_when(run(), || hub.summary().accepted >= until);
+    }
+    let result = run().wait().expect(4).json();
+    let seen = hub.summary();
+    assert_eq!(seen.repeats_by_device, 0);
+    let unknown = result["counts"]["unknown"].as_u64().expect("some unknown");
+    let enqueued = result["counts"]["enqueued"].as_u64().expect("some sent");
+    println!("{unknown} of 10000 devices are unknown");
+    assert_eq!(unknown + enqueued, 10_000);
+    assert!(unknown <= 5 * REPEATS_A_CRASH, "{unknown} are unknown");
+    assert!((enqueued..=enqueued + unknown).contains(&seen.distinct_devices));
+    agree(&room.report("once"), &hub.account());
+}

@@ -1,0 +1,225 @@
+//! Every fault of a hub while messages are sent: no device is missed, repeats happen only where
+//! nobody can know what became of a send, and the program counts what the hub counts.
+
+use serde_json::{Value, json};
+use twincast_emulator::Summary;
+
+use crate::harness::{
+    Account, Fleet, Hub, Room, Signal, agree, assert_same_ids, eventually, repeats,
+};
+
+/// More than any session window that a hub is known to grant, several times over.
+const MANY: u64 = 15_000;
+const SOME: u64 = 4_000;
+/// Sends that may be under way when a connection is cut: slots x window.
+const UNDER_WAY: u64 = 4 * 256;
+
+/// Rolls out on a hub with these faults: every device must be reached.
+fn survives(devices: u64, faults: &str) -> Summary {
+    let hub = Hub::unlimited(&Fleet::of(devices));
+    hub.faults(faults);
+    // What the hub will never answer is given up soon.
+    let room = Room::with(&hub).set("TWINCAST__HUBS__EMULATOR__SEND_TIMEOUT", "3s");
+    let spec = room.rollout("faulty", "");
+    let result = room.run(&["--json", "run", &spec]).expect(0).json();
+    assert_reached(&hub, &room, &result, devices);
+    hub.summary()
+}
+
+/// Everyone is reached, and program, report and hub agree.
+#[track_caller]
+fn assert_reached(hub: &Hub, room: &Room, result: &Value, devices: u64) {
+    assert_eq!(result["phase"], "succeeded");
+    assert_eq!(result["counts"], json!({ "enqueued": devices }));
+    let account: Account = hub.account();
+    assert_eq!(account.len() as u64, devices, "devices were missed");
+    assert_same_ids(&account);
+    let seen = hub.summary();
+    assert_eq!(seen.distinct_devices, devices);
+    assert_eq!(seen.repeats_by_device, repeats(&account));
+    assert_eq!(seen.repeats_by_message_id, seen.repeats_by_device);
+    let rows = room.report("faulty");
+    assert!(rows.iter().all(|row| row.outcome == "enqueued"));
+    agree(&rows, &account);
+}
+
+#[test]
+fn flows_without_next_incoming_id() {
+    let seen = survives(MANY, r#"{"flow_without_next_incoming_id": true}"#);
+    assert_eq!((seen.transfers, seen.repeats_by_device), (MANY, 0));
+}
+
+#[test]
+fn detached_links() {
+    let seen = survives(MANY, r#"{"detach_after_transfers": 4000}"#);
+    assert!(seen.cut_links >= 3, "{seen:?}");
+    assert!(
+        seen.repeats_by_device <= seen.cut_links * UNDER_WAY,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn closed_connections() {
+    let seen = survives(MANY, r#"{"close_after_transfers": 4000}"#);
+    assert!(seen.cut_connections >= 3, "{seen:?}");
+    assert!(
+        seen.repeats_by_device <= seen.cut_connections * UNDER_WAY,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn dropped_connections() {
+    // With a delay, so that the drop hits sends that were enqueued and not answered.
+    let faults = r#"{"drop_after_transfers": 4000, "disposition_delay_ms": 30}"#;
+    let seen = survives(MANY, faults);
+    assert!(seen.cut_connections >= 3, "{seen:?}");
+    assert!(seen.repeats_by_device > 0, "no drop hit anything: {seen:?}");
+    assert!(
+        seen.repeats_by_device <= seen.cut_connections * UNDER_WAY,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn connections_closed_for_inactivity() {
+    let faults = r#"{"idle_close_ms": 400, "disposition_delay_ms": 100}"#;
+    let seen = survives(MANY, faults);
+    assert!(seen.connections >= 3, "{seen:?}");
+    assert!(
+        seen.repeats_by_device <= (seen.connections - 1) * UNDER_WAY,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn sends_that_are_released() {
+    let seen = survives(SOME, r#"{"released": {"share": 0.1}}"#);
+    assert!(seen.released > 200, "{seen:?}");
+    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(seen.transfers, SOME + seen.released);
+}
+
+#[test]
+fn sends_that_are_modified() {
+    let seen = survives(SOME, r#"{"modified": {"share": 0.1}}"#);
+    assert!(seen.modified > 200, "{seen:?}");
+    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(seen.transfers, SOME + seen.modified);
+}
+
+#[test]
+fn sends_that_are_refused_for_a_passing_reason() {
+    let faults = r#"{"internal_error": {"next": 300}, "throttled": {"next": 5}}"#;
+    let seen = survives(SOME, faults);
+    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(seen.transfers, SOME + 305);
+}
+
+#[test]
+fn sends_that_time_out_in_the_hub_and_are_enqueued_yet() {
+    let seen = survives(SOME, r#"{"timeout": {"next": 200}}"#);
+    assert_eq!(seen.repeats_by_device, 200, "one for each unknown fate");
+    assert_eq!(seen.transfers, SOME + 200);
+}
+
+#[test]
+fn sends_that_are_never_answered() {
+    let seen = survives(SOME, r#"{"lost_disposition": {"next": 150}}"#);
+    assert_eq!(seen.lost_dispositions, 150);
+    assert_eq!(seen.repeats_by_device, 150, "one for each unknown fate");
+}
+
+#[test]
+fn slow_answers() {
+    let seen = survives(SOME, r#"{"disposition_delay_ms": 1000}"#);
+    assert_eq!((seen.transfers, seen.repeats_by_device), (SOME, 0));
+}
+
+#[test]
+fn everything_at_once() {
+    let seen = survives(
+        MANY,
+        r#"{"seed": 3, "flow_without_next_incoming_id": true, "drop_after_transfers": 5000,
+            "released": {"share": 0.02}, "modified": {"share": 0.02},
+            "internal_error": {"share": 0.02}, "timeout": {"share": 0.01},
+            "lost_disposition": {"next": 40}, "disposition_delay_ms": 10}"#,
+    );
+    assert!(seen.released > 0 && seen.modified > 0, "{seen:?}");
+    assert!(
+        seen.cut_connections > 0 && seen.lost_dispositions > 0,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_hub_that_takes_no_connections_for_a_while() {
+    let hub = Hub::unlimited(&Fleet::of(MANY));
+    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("faulty", "");
+    let mut run = room.start(&["--json", "run", &spec]);
+    eventually("sends", || (hub.summary().accepted > 2_000).then_some(()));
+    hub.faults(r#"{"refuse_connections": true}"#);
+    hub.drop_connections();
+    eventually("word of the trouble", || {
+        assert!(!run.is_over(), "it gave up: {}", run.stderr());
+        run.stderr()
+            .contains("waiting: hub emulator: ")
+            .then_some(())
+    });
+    assert!(hub.summary().distinct_devices < MANY, "it was over already");
+    hub.faults(r#"{"refuse_connections": false}"#);
+    let ended = run.wait().expect(0);
+    assert_reached(&hub, &room, &ended.json(), MANY);
+    assert!(hub.summary().repeats_by_device <= UNDER_WAY);
+}
+
+#[test]
+fn a_hub_whose_daily_quota_is_used_up_is_waited_for() {
+    let hub = Hub::unlimited(&Fleet::of(SOME));
+    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("faulty", "");
+    let mut run = room.start(&["--json", "run", &spec]);
+    eventually("sends", || (hub.summary().accepted > 500).then_some(()));
+    hub.faults(r#"{"quota_exhausted": true}"#);
+    eventually("word of the trouble", || {
+        assert!(!run.is_over(), "it gave up: {}", run.stderr());
+        run.stderr()
+            .contains("waiting: hub emulator: ")
+            .then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    run.wait().expect(130);
+    let before = hub.summary();
+    assert!(
+        before.accepted < SOME && before.quota_exceeded > 0,
+        "{before:?}"
+    );
+    hub.faults(r#"{"quota_exhausted": false}"#);
+    let result = room.run(&["--json", "run", &spec]).expect(0).json();
+    assert_reached(&hub, &room, &result, SOME);
+    assert_eq!(hub.summary().repeats_by_device, 0, "their fate is known");
+}
+
+#[test]
+fn at_most_once_never_repeats_when_connections_drop() {
+    let hub = Hub::unlimited(&Fleet::of(MANY));
+    hub.faults(r#"{"drop_after_transfers": 4000, "disposition_delay_ms": 30}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("faulty", "delivery: at_most_once");
+    let result = room.run(&["--json", "run", &spec]).expect(4).json();
+    let seen = hub.summary();
+    assert!(seen.cut_connections >= 3, "{seen:?}");
+    assert_eq!(seen.repeats_by_device, 0);
+    let count = |outcome: &str| result["counts"][outcome].as_u64().unwrap_or(0);
+    assert_eq!(count("enqueued") + count("unknown"), MANY);
+    assert!(count("unknown") > 0, "no drop hit anything");
+    assert!(count("unknown") <= seen.cut_connections * UNDER_WAY);
+    let rows = room.report("faulty");
+    agree(&rows, &hub.account());
+    let unknown = rows.iter().filter(|row| row.outcome == "unknown").count();
+    assert_eq!(unknown as u64, count("unknown"));
+}

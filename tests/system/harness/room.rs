@@ -1,0 +1,127 @@
+//! The folder of one user: specs, state, and the commands that are run in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{Ended, Hub, Row, Running};
+
+/// A folder of its own, with a place for temporary files in another one.
+pub(crate) struct Room {
+    folder: TempDir,
+    temporary: TempDir,
+    config: Option<PathBuf>,
+    environment: Vec<(String, String)>,
+}
+
+impl Room {
+    /// A folder from where nothing is configured.
+    pub(crate) fn bare() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            temporary: tempfile::tempdir().expect("a temporary folder"),
+            config: None,
+            environment: Vec::new(),
+        }
+    }
+
+    /// A folder from where the hub can be used.
+    pub(crate) fn with(hub: &Hub) -> Self {
+        let mut room = Self::bare();
+        room.config = Some(hub.config());
+        room
+    }
+
+    /// A folder with this text as its configuration.
+    pub(crate) fn configured(toml: &str) -> Self {
+        let mut room = Self::bare();
+        room.config = Some(room.write("twincast.toml", toml));
+        room
+    }
+
+    /// Sets an environment variable for all commands.
+    pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
+        self.environment.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder for temporary files.
+    pub(crate) fn temporary(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Writes a file.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).expect("the folder is ours");
+        path
+    }
+
+    /// Writes `NAME.yaml`: a rollout to all refrigerators, batched by region, with further lines.
+    pub(crate) fn rollout(&self, name: &str, more: &str) -> String {
+        let file = format!("{name}.yaml");
+        self.write(
+            &file,
+            &format!(
+                "name: {name}\ntarget: {{ tags: {{ type: fridge }} }}\nbatch_by: [region]\n\
+                 message: {{ body: {{ text: hello }}, ttl: 24h }}\n{more}\n"
+            ),
+        );
+        file
+    }
+
+    /// The program with these arguments, in this folder and with nothing from the test's own
+    /// environment.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twincast"));
+        self.prepare(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    /// Puts a command into this folder and environment.
+    pub(crate) fn prepare(&self, command: &mut Command) {
+        let inherited = ["PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+        let inherited = inherited
+            .into_iter()
+            .filter_map(|key| Some((key, std::env::var_os(key)?)));
+        let inherited: Vec<_> = inherited.collect();
+        command
+            .current_dir(self.path())
+            .env_clear()
+            .envs(inherited)
+            .env("TMPDIR", self.temporary.path());
+        if let Some(config) = &self.config {
+            command.env("TWINCAST_CONFIG", config);
+        }
+        command.envs(self.environment.iter().cloned());
+    }
+
+    /// Starts the program.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        Running::start(&mut self.command(arguments))
+    }
+
+    /// Runs the program to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        self.start(arguments).wait()
+    }
+
+    /// Every device's row of a rollout's report.
+    #[track_caller]
+    pub(crate) fn report(&self, name: &str) -> Vec<Row> {
+        let ended = self.run(&["report", name, "--format", "jsonl"]).expect(0);
+        let rows = ended
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a row"));
+        rows.collect()
+    }
+}

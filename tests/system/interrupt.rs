@@ -1,0 +1,136 @@
+//! Being asked to stop, politely and twice.
+
+use crate::harness::{
+    Ended, Fleet, Hub, Room, Running, Signal, agree, assert_same_ids, eventually,
+};
+
+const DEVICES: u64 = 10_000;
+
+/// A hub that answers late enough to be in the middle of things.
+fn slow_hub() -> Hub {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    hub
+}
+
+fn until_sending(hub: &Hub, run: &mut Running, messages: u64) {
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted >= messages).then_some(())
+    });
+}
+
+/// The command that the program says to go on with, split into its arguments.
+#[track_caller]
+fn told_to_go_on(ended: &Ended) -> Vec<String> {
+    let marker = "To go on where this left off: twincast ";
+    let line = ended
+        .stderr
+        .lines()
+        .find_map(|line| Some(line.split_once(marker)?.1));
+    let line = line.unwrap_or_else(|| panic!("it does not say how to go on: {ended}"));
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn stopped_by_repeats_nothing(signal: Signal) {
+    let hub = slow_hub();
+    let room = Room::bare();
+    let spec = room.rollout("stop", "");
+    let config = hub.config();
+    let config = config.to_str().expect("a plain path");
+    let mut run = room.start(&[
+        "--config", config, "--state", "kept", "--json", "run", &spec,
+    ]);
+    until_sending(&hub, &mut run, 3_000);
+    run.signal(signal);
+    let ended = run.wait().expect(130);
+    let counts = &ended.json()["counts"];
+    let accepted = hub.summary().accepted;
+    assert!(accepted < DEVICES, "nothing was left to go on with");
+    assert_eq!(counts["enqueued"], accepted, "what was sent is recorded");
+    assert_eq!(counts["pending"], DEVICES - accepted);
+
+    // What it says is what works, word for word.
+    let again = told_to_go_on(&ended);
+    let again: Vec<_> = again.iter().map(String::as_str).collect();
+    let ended = room.run(&again).expect(0);
+    assert!(ended.stderr.contains("stop: going on, "), "{ended}");
+    let seen = hub.summary();
+    assert_eq!((seen.accepted, seen.repeats_by_device), (DEVICES, 0));
+    let rows = room.run(&["--state", "kept", "report", "stop", "--format", "jsonl"]);
+    let rows: Vec<_> = rows
+        .expect(0)
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect();
+    agree(&rows, &hub.account());
+}
+
+#[test]
+fn ctrl_c_records_what_is_in_flight() {
+    stopped_by_repeats_nothing(Signal::Interrupt);
+}
+
+#[test]
+fn a_service_manager_can_stop_it_like_ctrl_c() {
+    stopped_by_repeats_nothing(Signal::Terminate);
+}
+
+#[test]
+fn ctrl_c_while_planning_sends_nothing_and_can_be_gone_on_from() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    hub.faults(r#"{"http_delay_ms": 100}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("stop", "");
+    let mut run = room.start(&["run", &spec]);
+    eventually("pages of the query", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().query_pages >= 20).then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    let ended = run.wait().expect(130);
+    assert_eq!(told_to_go_on(&ended), ["run", &spec]);
+    let seen = hub.summary();
+    assert_eq!(seen.transfers, 0, "nothing was sent");
+    assert!(seen.query_pages < DEVICES / 100, "it planned to the end");
+
+    hub.faults(r#"{"http_delay_ms": 0}"#);
+    room.run(&["run", &spec]).expect(0);
+    let seen = hub.summary();
+    assert_eq!((seen.accepted, seen.repeats_by_device), (DEVICES, 0));
+    agree(&room.report("stop"), &hub.account());
+}
+
+#[test]
+fn a_second_ctrl_c_ends_at_once() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    // No answer within any drain.
+    hub.faults(r#"{"disposition_delay_ms": 600000}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("stop", "");
+    let mut run = room.start(&["run", &spec]);
+    until_sending(&hub, &mut run, 500);
+    run.signal(Signal::Interrupt);
+    eventually("its answer to the first Ctrl-C", || {
+        assert!(!run.is_over(), "over without a second: {}", run.stderr());
+        run.stderr()
+            .contains("Once more to stop at once")
+            .then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    let ended = run.wait().expect(130);
+    let ended = ended.says(&[
+        "stopped before everything in flight was recorded",
+        "run the same command again",
+    ]);
+    assert!(!ended.stderr.contains("panicked"), "{ended}");
+
+    hub.faults(r#"{"disposition_delay_ms": 0}"#);
+    room.run(&["run", &spec]).expect(0);
+    let account = hub.account();
+    assert_eq!(account.len() as u64, DEVICES);
+    assert_same_ids(&account);
+    assert!(hub.summary().repeats_by_device <= 4 * 256);
+    agree(&room.report("stop"), &account);
+}

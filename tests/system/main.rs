@@ -1,0 +1,23 @@
+//! Whole-system tests: the real program against the emulator, each in a process of its own, over
+//! real TLS sockets, with real kills.
+//!
+//! Every test has its own hub, its own folder and its own ports. A test waits for something it
+//! can see (the hub's account, a line of output, an end); [`harness`] has the means. What a test
+//! believes about sends it takes from the hub's own account, not from the program under test.
+
+mod harness;
+
+// mod commands;
+mod crash;
+mod exactly_once;
+mod faults;
+// mod golden;
+mod interrupt;
+mod names;
+mod planning_faults;
+mod quota;
+mod refused_input;
+mod refused_settings;
+// mod secrets;
+// mod state;
+mod unreachable;

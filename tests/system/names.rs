@@ -1,0 +1,99 @@
+//! A rollout is known by its name, and never changes once it is started.
+
+use crate::harness::{Fleet, Hub, Room, Signal, eventually};
+
+const DEVICES: u64 = 4_000;
+
+#[test]
+fn another_spec_under_a_used_name_is_refused_field_by_field() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    hub.faults(r#"{"disposition_delay_ms": 200}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("name", "rate: 100000/min");
+    let original = std::fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    let mut run = room.start(&["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted > 500).then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    run.wait().expect(130);
+    let sent = hub.summary().transfers;
+
+    let changed = original
+        .replace("text: hello", "text: goodbye")
+        .replace("100000/min", "200/min")
+        .replace("type: fridge", "type: oven");
+    room.write(&spec, &changed);
+    let ended = room.run(&["run", &spec]).expect(3).says(&[
+        "rollout name was started at",
+        "with another spec",
+        "What to do: ",
+        "give this one another name",
+        "message.body.text",
+        "hello",
+        "goodbye",
+        "rate",
+        "target.tags.type",
+        "fridge",
+        "oven",
+    ]);
+    assert!(
+        !ended.stderr.contains("batch_by"),
+        "that is the same: {ended}"
+    );
+    assert_eq!(ended.stdout, "");
+    assert_eq!(hub.summary().transfers, sent, "something was sent");
+
+    // Comments and the order of fields are no difference.
+    room.write(&spec, &format!("# The same.\n{original}"));
+    room.run(&["run", &spec]).expect(0);
+    let seen = hub.summary();
+    assert_eq!((seen.accepted, seen.repeats_by_device), (DEVICES, 0));
+}
+
+#[test]
+fn a_changed_device_list_is_another_spec() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let room = Room::with(&hub);
+    room.write("list.txt", "d-000001\nd-000002\n");
+    let spec =
+        "name: listed\ntarget: { devices_file: list.txt }\nmessage: { body: { text: hi } }\n";
+    room.write("listed.yaml", spec);
+    room.run(&["run", "listed.yaml"]).expect(0);
+    room.write("list.txt", "d-000001\nd-000003\n");
+    room.run(&["run", "listed.yaml"])
+        .expect(3)
+        .says(&["the contents of list.txt changed"]);
+    assert_eq!(hub.summary().accepted, 2);
+}
+
+#[test]
+fn a_rollout_that_is_over_says_so_and_ends_as_before() {
+    let hub = Hub::unlimited(&Fleet::behaving(200, "{ disabled: 10% }"));
+    let room = Room::with(&hub);
+    let spec = room.rollout("over", "");
+    let first = room.run(&["--json", "run", &spec]).expect(4);
+    let again = room
+        .run(&["--json", "run", &spec])
+        .expect(4)
+        .says(&["over is over already", "give the rollout another name"]);
+    assert_eq!(again.json(), first.json());
+    assert_eq!(hub.summary().transfers, 200, "something was sent again");
+}
+
+#[test]
+fn a_rollout_that_failed_leaves_its_name() {
+    let hub = Hub::unlimited(&Fleet::of(100));
+    let room = Room::with(&hub);
+    let spec = room.rollout("typo", "");
+    let right = std::fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    room.write(&spec, &right.replace("fridge", "frigde"));
+    let failed = room.run(&["run", &spec]).expect(8);
+    assert!(failed.stdout.contains("failed: "), "{failed}");
+    assert_eq!(hub.summary().transfers, 0);
+
+    room.write(&spec, &right);
+    room.run(&["run", &spec]).expect(0);
+    assert_eq!(hub.summary().distinct_devices, 100);
+}

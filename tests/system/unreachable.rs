@@ -1,0 +1,166 @@
+//! Hubs that cannot be reached, are not what they seem, or do not believe us.
+
+use std::net::TcpListener;
+
+use crate::harness::{Fleet, Hub, Room, assert_refused, assert_tidy};
+
+/// A user of `hub` whose configuration differs in some lines.
+fn room_with(hub: &Hub, changed: impl Fn(&str) -> String) -> Room {
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = changed(&config);
+    let room = Room::configured(&config);
+    for file in ["ca.pem", "connection-string"] {
+        if !room.path().join(file).exists() {
+            std::fs::copy(hub.folder().join(file), room.path().join(file)).expect("our folder");
+        }
+    }
+    room.rollout("away", "");
+    // Long enough to tell a moment's trouble from the end.
+    room.set("TWINCAST__RUN__GIVE_UP_AFTER", "2s")
+}
+
+fn small_hub() -> Hub {
+    Hub::unlimited(&Fleet::of(20))
+}
+
+/// A port that nobody listens on: one that was ours a moment ago.
+fn closed_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+#[test]
+fn a_closed_port_is_told_while_planning() {
+    let hub = small_hub();
+    let closed = closed_port();
+    let room = room_with(&hub, |config| {
+        config.replace(
+            &format!("https_port = {}", hub.https_port()),
+            &format!("https_port = {closed}"),
+        )
+    });
+    let words = [
+        "hub emulator",
+        "refused",
+        &closed.to_string(),
+        "check the HostName",
+        "443 and 5671",
+        "run the same command again",
+    ];
+    assert_refused(&room, &["plan", "away.yaml"], 5, &words);
+    assert_refused(&room, &["run", "away.yaml"], 5, &words);
+}
+
+#[test]
+fn a_closed_port_is_told_while_sending_and_gone_on_from() {
+    let hub = small_hub();
+    let closed = closed_port();
+    let right = format!("amqp_port = {}", hub.amqp_port());
+    let room = room_with(&hub, |config| {
+        config.replace(&right, &format!("amqp_port = {closed}"))
+    });
+    let ended = room.run(&["run", "away.yaml"]).expect(5);
+    let ended = ended.says(&[
+        "waiting: hub emulator: ",
+        "cannot send through hub emulator",
+        "refused",
+        "443 and 5671",
+    ]);
+    assert_tidy(&ended);
+    // The hub is there again: the same command goes on.
+    let config = std::fs::read_to_string(room.path().join("twincast.toml")).expect("it is there");
+    let config = config.replace(&format!("amqp_port = {closed}"), &right);
+    room.write("twincast.toml", &config);
+    room.run(&["run", "away.yaml"]).expect(0);
+    let seen = hub.summary();
+    assert_eq!((seen.accepted, seen.repeats_by_device), (20, 0));
+}
+
+#[test]
+fn a_certificate_of_another_authority_is_not_trusted() {
+    let hub = small_hub();
+    let other = Hub::start(&Fleet::of(1), &["--host-name", "other.example"]);
+    let room = room_with(&hub, str::to_owned);
+    std::fs::copy(other.ca(), room.path().join("ca.pem")).expect("our folder");
+    let words = ["hub emulator", "certificate", "ca_file"];
+    assert_refused(&room, &["plan", "away.yaml"], 5, &words);
+    assert_refused(&room, &["run", "away.yaml"], 5, &words);
+    assert_eq!(hub.summary().transfers, 0);
+}
+
+#[test]
+fn without_its_authority_a_hub_is_not_trusted() {
+    let hub = small_hub();
+    let room = room_with(&hub, |config| config.replace("ca_file = \"ca.pem\"\n", ""));
+    let words = ["hub emulator", "certificate", "ca_file"];
+    assert_refused(&room, &["run", "away.yaml"], 5, &words);
+}
+
+#[test]
+fn a_certificate_for_another_name_is_not_trusted() {
+    let hub = small_hub();
+    let room = room_with(&hub, str::to_owned);
+    let string = hub.connection_string();
+    let port = hub.amqp_port();
+    let string = string.replace(&format!("localhost:{port}"), "other.example");
+    assert!(string.contains("HostName=other.example;"));
+    room.write("connection-string", &string);
+    let words = ["hub emulator", "certificate", "other.example"];
+    assert_refused(&room, &["run", "away.yaml"], 5, &words);
+}
+
+#[test]
+fn a_port_that_speaks_no_tls_is_told() {
+    let hub = small_hub();
+    // Whatever is written to it, it answers in plain text.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let plain = listener.local_addr().expect("it is bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.0 400 Bad Request\r\n\r\n");
+        }
+    });
+    let room = room_with(&hub, |config| {
+        config.replace(
+            &format!("https_port = {}", hub.https_port()),
+            &format!("https_port = {plain}"),
+        )
+    });
+    assert_refused(&room, &["run", "away.yaml"], 5, &["hub emulator", "TLS"]);
+}
+
+#[test]
+fn a_wrong_key_is_told_without_showing_it() {
+    let hub = small_hub();
+    let room = room_with(&hub, str::to_owned);
+    let wrong = "d3Jvbmcta2V5LXdyb25nLWtleS13cm9uZy1rZXkhISE=";
+    room.write(
+        "connection-string",
+        &hub.connection_string().replace(hub.key(), wrong),
+    );
+    let words = [
+        "hub emulator",
+        "401",
+        "check the key",
+        "service connect",
+        "clock",
+    ];
+    assert_refused(&room, &["plan", "away.yaml"], 6, &words);
+    assert_refused(&room, &["run", "away.yaml"], 6, &words);
+    let ended = room.run(&["run", "away.yaml"]);
+    assert!(!ended.to_string().contains(&wrong[..10]), "{ended}");
+}
+
+#[test]
+fn a_key_that_is_refused_while_sending_is_told() {
+    let hub = small_hub();
+    hub.faults(r#"{"refuse_cbs": true}"#);
+    let room = room_with(&hub, str::to_owned);
+    let ended = room.run(&["run", "away.yaml"]).expect(6);
+    let ended = ended.says(&["cannot send through hub emulator", "check the key"]);
+    assert_tidy(&ended);
+    hub.faults(r#"{"refuse_cbs": false}"#);
+    room.run(&["run", "away.yaml"]).expect(0);
+    assert_eq!(hub.summary().accepted, 20);
+}
