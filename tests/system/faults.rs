@@ -84,7 +84,7 @@ fn dropped_connections() {
 
 #[test]
 fn connections_closed_for_inactivity() {
-    let faults = r#"{"idle_close_ms": 400, "disposition_delay_ms": 100}"#;
+    let faults = r#"{"idle_close_ms": 2000, "disposition_delay_ms": 400}"#;
     let seen = survives(MANY, faults);
     assert!(seen.connections >= 3, "{seen:?}");
     assert!(

@@ -82,7 +82,7 @@ fn a_certificate_of_another_authority_is_not_trusted() {
     let other = Hub::start(&Fleet::of(1), &["--host-name", "other.example"]);
     let room = room_with(&hub, str::to_owned);
     std::fs::copy(other.ca(), room.path().join("ca.pem")).expect("our folder");
-    let words = ["hub emulator", "certificate", "ca_file"];
+    let words = ["hub emulator", "certificate"];
     assert_refused(&room, &["plan", "away.yaml"], 5, &words);
     assert_refused(&room, &["run", "away.yaml"], 5, &words);
     assert_eq!(hub.summary().transfers, 0);

@@ -22,6 +22,11 @@ impl Fleet {
         Self::behaving(devices, "{}")
     }
 
+    /// A fleet file of one's own.
+    pub(crate) fn written(yaml: &str) -> Self {
+        Self(yaml.to_owned())
+    }
+
     /// The same with a behaviour, in the fleet file's words.
     pub(crate) fn behaving(devices: u64, behaviour: &str) -> Self {
         Self(format!(
@@ -56,12 +61,19 @@ impl Hub {
 
     /// Starts a hub with further flags, on free ports.
     pub(crate) fn start(fleet: &Fleet, flags: &[&str]) -> Self {
+        Self::start_with(fleet, flags, &[])
+    }
+
+    /// Starts a hub with further flags and environment variables.
+    pub(crate) fn start_with(fleet: &Fleet, flags: &[&str], set: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("fleet.yaml");
         std::fs::write(&file, &fleet.0).expect("the folder is ours");
         let mut command = Command::new(env!("CARGO_BIN_EXE_twincast"));
         command
             .current_dir(folder.path())
+            .env_clear()
+            .envs(set.iter().copied())
             .args(["hub", "--json", "--amqp-port", "0", "--out"])
             .arg(folder.path())
             .arg("--fleet")
@@ -166,6 +178,11 @@ impl Hub {
     /// Cuts all AMQP connections without a word.
     pub(crate) fn drop_connections(&self) {
         self.control("POST", "/faults/disconnect", r#"{"how": "drop"}"#);
+    }
+
+    /// What the hub wrote to standard output: its announcement.
+    pub(crate) fn stdout(&self) -> String {
+        self.process.stdout()
     }
 
     /// What the hub wrote to standard error.

@@ -29,6 +29,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// # Panics
 /// When that takes longer than [`PATIENCE`].
 #[track_caller]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "other processes are looked at, there is nothing to await"
+)]
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -58,7 +58,7 @@ impl Collected {
         text.clone()
     }
 
-    fn to_end(&mut self) -> String {
+    fn finish(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
@@ -120,6 +120,16 @@ impl Running {
         assert!(sent.success(), "{} did not get SIG{name}", self.shown);
     }
 
+    /// From now on, no file that it writes may reach beyond so many bytes.
+    pub(crate) fn limit_file_size(&self, bytes: u64) {
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.child.id().to_string()])
+            .arg(format!("--fsize={bytes}"))
+            .status()
+            .expect("there is prlimit (util-linux)");
+        assert!(limited.success(), "{} cannot be limited", self.shown);
+    }
+
     /// Ends it as a power cut would (SIGKILL).
     pub(crate) fn kill(mut self) -> Ended {
         self.child.kill().expect("a child can be killed");
@@ -135,8 +145,8 @@ impl Running {
             command: self.shown.clone(),
             code: status.code(),
             signal: status.signal(),
-            stdout: self.stdout.to_end(),
-            stderr: self.stderr.to_end(),
+            stdout: self.stdout.finish(),
+            stderr: self.stderr.finish(),
         }
     }
 }

@@ -1,0 +1,145 @@
+//! The commands beside `run`: they do what they say, and nothing else.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Fleet, Hub, Room};
+
+/// The project's folder.
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The first YAML block of the README.
+fn spec_of_the_readme() -> String {
+    let readme = fs::read_to_string(project().join("README.md")).expect("a README");
+    let start = readme.find("```yaml\n").expect("a YAML block") + "```yaml\n".len();
+    let length = readme[start..].find("```").expect("its end");
+    readme[start..start + length].to_owned()
+}
+
+fn examples() -> Vec<(String, String)> {
+    let files = fs::read_dir(project().join("examples")).expect("examples");
+    let files = files.map(|file| file.expect("a file").path());
+    let specs = files.filter(|path| path.extension().is_some_and(|end| end == "yaml"));
+    specs
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("an example");
+            (path.display().to_string(), text)
+        })
+        .collect()
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).expect("a folder").next().is_none()
+}
+
+#[test]
+fn the_demo_succeeds_and_leaves_nothing_behind() {
+    let room = Room::bare();
+    let started = Instant::now();
+    let ended = room.run(&["demo"]).expect(0);
+    assert!(
+        started.elapsed() < Duration::from_secs(60),
+        "a demo is short"
+    );
+    let ended = ended.says(&["The hub's own account", "0 repeated", "Try next"]);
+    assert!(ended.stdout.contains("firmware-1.4.2 finished"), "{ended}");
+    assert!(is_empty(room.path()), "files in the working folder");
+    assert!(is_empty(room.temporary()), "temporary files");
+
+    let ended = room.run(&["--json", "demo", "--devices", "300"]).expect(0);
+    assert_eq!(ended.json()["rollout"], "firmware-1.4.2");
+    assert!(is_empty(room.path()) && is_empty(room.temporary()));
+}
+
+#[test]
+fn a_plan_sends_nothing_keeps_nothing_and_is_what_run_does() {
+    let hub = Hub::unlimited(&Fleet::of(7_000));
+    let room = Room::with(&hub);
+    let spec = room.rollout("planned", "");
+    let plan = room.run(&["--json", "plan", &spec]).expect(0).json();
+    assert_eq!(plan["plan"]["devices"], 7_000);
+    let seen = hub.summary();
+    assert_eq!((seen.transfers, seen.connections), (0, 0));
+    assert!(
+        !room.path().join("twincast-state").exists(),
+        "it kept state"
+    );
+    let again = room.run(&["--json", "plan", &spec]).expect(0).json();
+    assert_eq!(again["plan"]["digest"], plan["plan"]["digest"]);
+
+    let run = room.run(&["--json", "run", &spec]).expect(0).json();
+    assert_eq!(run["plan_digest"], plan["plan"]["digest"]);
+    assert_eq!(run["devices"], plan["plan"]["devices"]);
+
+    // Another target is another plan.
+    let text = fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    room.write(&spec, &text.replace("type: fridge", "region: us-west"));
+    let other = room.run(&["--json", "plan", &spec]).expect(0).json();
+    assert_ne!(other["plan"]["digest"], plan["plan"]["digest"]);
+}
+
+#[test]
+fn the_readme_and_the_examples_are_valid() {
+    let room = Room::bare();
+    let mut specs = examples();
+    assert!(!specs.is_empty(), "there are no examples");
+    specs.push(("README.md".to_owned(), spec_of_the_readme()));
+    for (origin, text) in specs {
+        room.write("spec.yaml", &text);
+        let result = room
+            .run(&["--json", "validate", "spec.yaml"])
+            .expect(0)
+            .json();
+        assert_eq!(result["valid"], true, "{origin}");
+        assert_eq!(result["rollout"], "firmware-1.4.2", "{origin}");
+    }
+}
+
+#[test]
+fn the_schema_accepts_what_validate_accepts() {
+    let room = Room::bare();
+    let schema = room.run(&["schema"]).expect(0).json();
+    let schema = jsonschema::validator_for(&schema).expect("a JSON Schema");
+    let value = |text: &str| -> Value { serde_saphyr::from_str(text).expect("YAML") };
+    let mut specs = examples();
+    specs.push(("README.md".to_owned(), spec_of_the_readme()));
+    for (origin, text) in specs {
+        if let Err(error) = schema.validate(&value(&text)) {
+            panic!("{origin}: {}: {error}", error.instance_path());
+        }
+    }
+    let good = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
+    assert!(schema.is_valid(&value(good)));
+    for bad in [
+        good.replace("name: a\n", ""),
+        good.replace("name: a", "name: a b"),
+        good.replace("text: hi", "txet: hi"),
+        good.replace("all: true", "all: perhaps"),
+        good.replace("text: hi }", "text: hi }, ack: maybe"),
+        format!("{good}colour: red\n"),
+    ] {
+        room.write("spec.yaml", &bad);
+        room.run(&["validate", "spec.yaml"]).expect(3);
+        assert!(!schema.is_valid(&value(&bad)), "the schema accepts {bad}");
+    }
+}
+
+#[test]
+fn a_spec_may_come_from_standard_input_or_be_json() {
+    let room = Room::bare();
+    let json = r#"{"name": "j", "target": {"all": true}, "message": {"body": {"json": {"a": 1}}}}"#;
+    room.write("spec.json", json);
+    let result = room
+        .run(&["--json", "validate", "spec.json"])
+        .expect(0)
+        .json();
+    assert_eq!(result["rollout"], "j");
+    let ended = room.run(&["validate", "-"]).expect(3);
+    // Standard input is empty in these tests.
+    ended.says(&["-:1:1"]);
+}

@@ -1,0 +1,164 @@
+//! What the program prints, word for word.
+
+use crate::harness::{Fleet, Hub, Room};
+
+const HELP: &str = "\
+Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
+
+Usage: twincast [OPTIONS] [COMMAND]
+
+Commands:
+  run       Roll a message out from this machine; run it again to go on after an interruption
+  plan      Show what a rollout would do, without sending anything
+  validate  Check a rollout's spec and its files
+  report    Show what became of each device
+  hub       Run an IoT Hub emulator that the official SDKs accept
+  demo      See it all at work: an emulated fleet of refrigerators and a rollout to it
+  schema    Print the JSON Schema of a rollout's spec
+  help      Print this message or the help of the given subcommand(s)
+
+Options:
+      --config <FILE>  A configuration file (TOML or YAML) [env: TWINCAST_CONFIG=]
+      --state <DIR>    The folder where rollouts are kept. Default: twincast-state
+      --json           Results as one JSON object on standard output
+      --log <FILTER>   What to log to standard error: warn, info, debug, or a filter like
+                       twincast=debug
+      --print-config   Shows the configuration that is in force, without secrets, and ends
+  -h, --help           Print help
+  -V, --version        Print version
+
+Exit codes:
+  0    done
+  1    something unexpected
+  2    wrong command line
+  3    refused input: spec, configuration, connection string, device list, name taken
+  4    finished, but some devices were not sent the message
+  5    hub cannot be reached, or its certificate is not trusted
+  6    hub refuses the key, or takes nothing
+  7    state folder in use, damaged, full or not writable
+  8    the rollout was aborted or could not be planned
+  130  interrupted; the same command goes on from there
+";
+
+const FLEET: &str = "\
+seed: 5
+groups:
+  - name: fridges
+    count: 1000
+    id: \"d-{index:06}\"
+    tags:
+      type: fridge
+      region: { $weighted: { eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 } }
+      ring: { $weighted: { canary: 2, main: 98 } }
+    behaviour: { disabled: 3% }
+";
+
+const SPEC: &str = "\
+name: golden
+target:
+  tags: { type: fridge }
+  exclude: [{ tags: { ring: canary }, reason: have it already }]
+batch_by: [region]
+message: { body: { text: hello } }
+";
+
+const PLAN: &str = "\
+golden: 980 devices in 4 batches
+
+  hub       devices  batches        pace  takes  of a day's quota
+  emulator      980        4  49,500/min   1.2s              0.0%
+
+  hub       group            devices  batches
+  emulator  region=eu-north      393        1
+  emulator  region=eu-south      243        1
+  emulator  region=us-east       194        1
+  emulator  region=us-west       150        1
+
+  Left out:
+         20  tags.ring = 'canary': have it already
+
+  Sending takes 1.2s at this pace. Nothing was sent.
+  plan digest DIGEST
+";
+
+const SUMMARY: &str = "\
+golden finished with failures: 951 of 980 devices sent in TIME
+
+  group            devices  not_found  enqueued
+  region=eu-north      393          7       386
+  region=eu-south      243         11       232
+  region=us-east       194          4       190
+  region=us-west       150          7       143
+
+  Not sent:
+         29  the hub does not know the device, or has it disabled  (d-000102, d-000124, d-000164, ...)
+";
+
+const FAILED: &str = "\
+device                           hub          outcome        group                        reason
+d-000102                         emulator     not_found      region=eu-north              the hub does not know the device, or has it disabled
+d-000124                         emulator     not_found      region=eu-north              the hub does not know the device, or has it disabled
+";
+
+/// Puts `word` in the place of what follows `marker`, to the end of its line.
+fn hide(text: &str, marker: &str, word: &str) -> String {
+    let (before, after) = text
+        .split_once(marker)
+        .unwrap_or_else(|| panic!("{marker:?} is not in {text}"));
+    let rest = after.find('\n').map_or("", |end| &after[end..]);
+    format!("{before}{marker}{word}{rest}")
+}
+
+#[test]
+fn plan_run_and_report_for_people() {
+    let hub = Hub::start(&Fleet::written(FLEET), &["--tier", "S3", "--units", "10"]);
+    let room = Room::with(&hub);
+    room.write("golden.yaml", SPEC);
+    let plan = room.run(&["plan", "golden.yaml"]).expect(0);
+    assert_eq!(hide(&plan.stdout, "plan digest ", "DIGEST"), PLAN);
+    let run = room.run(&["run", "golden.yaml"]).expect(4);
+    assert_eq!(hide(&run.stdout, "sent in ", "TIME"), SUMMARY);
+    assert_eq!(run.stderr, "", "a short run has nothing to add");
+    let failed = room.run(&["report", "golden", "--failed"]).expect(0).stdout;
+    assert!(failed.starts_with(FAILED), "{failed}");
+    assert_eq!(failed.lines().count(), 1 + 29);
+}
+
+#[test]
+fn help_tells_commands_and_exit_codes() {
+    let room = Room::bare();
+    let help = room.run(&["--help"]).expect(0);
+    assert_eq!(help.stdout, HELP);
+}
+
+#[test]
+fn the_readme_has_the_same_exit_codes_and_commands() {
+    let readme = include_str!("../../README.md");
+    let cells = |line: &str| -> Option<(String, String)> {
+        let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
+        Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+    };
+    let rows: Vec<_> = readme.lines().filter_map(cells).collect();
+    let codes: Vec<_> = rows
+        .iter()
+        .filter(|(code, _)| code.parse::<u8>().is_ok())
+        .map(|(code, meaning)| format!("  {code:<3}  {meaning}"))
+        .collect();
+    let (_, table) = HELP.split_once("Exit codes:\n").expect("a table");
+    assert_eq!(codes, table.lines().collect::<Vec<_>>());
+
+    let mut told: Vec<_> = rows
+        .iter()
+        .filter_map(|(command, _)| command.strip_prefix("`twincast ")?.split([' ', '`']).next())
+        .collect();
+    let (_, list) = HELP.split_once("Commands:\n").expect("a list");
+    let mut commands: Vec<_> = list
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    told.sort_unstable();
+    commands.sort_unstable();
+    assert_eq!(told, commands);
+}

@@ -1,0 +1,130 @@
+//! Nothing secret shows, however much is logged.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::harness::{Ended, Fleet, Hub, Room};
+
+/// The ways in which a key or a signature could show.
+struct Traces(Vec<(&'static str, String)>);
+
+impl Traces {
+    fn of(key: &str) -> Self {
+        let bytes = STANDARD.decode(key).expect("keys are base64");
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let list: Vec<_> = bytes[..8].iter().map(ToString::to_string).collect();
+        let encoded = key
+            .replace('/', "%2F")
+            .replace('+', "%2B")
+            .replace('=', "%3D");
+        Self(vec![
+            ("the key", key.trim_end_matches('=').to_owned()),
+            ("the key, URL-encoded", encoded),
+            ("the key's beginning", key[..12].to_owned()),
+            ("the key in hexadecimal", hex),
+            ("the key as a list of bytes", list.join(", ")),
+            ("a signature", "sig=".to_owned()),
+            ("a token", "SharedAccessSignature".to_owned()),
+        ])
+    }
+
+    /// What of it is in `text`.
+    fn found_in(&self, text: &str) -> Vec<&'static str> {
+        let text = text.to_lowercase();
+        let found = self.0.iter();
+        found
+            .filter(|(_, trace)| text.contains(&trace.to_lowercase()))
+            .map(|(what, _)| *what)
+            .collect()
+    }
+
+    #[track_caller]
+    fn assert_none(&self, ended: &Ended) {
+        let shown = self.found_in(&format!("{}{}", ended.stdout, ended.stderr));
+        assert!(shown.is_empty(), "{shown:?} can be seen: {ended}");
+    }
+}
+
+#[test]
+fn secrets_are_found_where_they_are() {
+    let hub = Hub::unlimited(&Fleet::of(1));
+    let traces = Traces::of(hub.key());
+    let file = std::fs::read_to_string(hub.folder().join("connection-string"));
+    for text in [file.expect("the hub wrote it"), hub.stdout()] {
+        assert_eq!(traces.found_in(&text), ["the key", "the key's beginning"]);
+    }
+    let token = "Authorization: SharedAccessSignature sr=localhost&sig=abc%3D&se=1&skn=service";
+    assert_eq!(traces.found_in(token), ["a signature", "a token"]);
+    let bytes = STANDARD.decode(hub.key()).expect("keys are base64");
+    assert_eq!(
+        traces.found_in(&format!("{bytes:?}")),
+        ["the key as a list of bytes"]
+    );
+}
+
+#[test]
+fn nothing_secret_shows_at_the_highest_log_level() {
+    let hub = Hub::start_with(&Fleet::of(60), &["--unlimited"], &[("RUST_LOG", "trace")]);
+    let room = Room::with(&hub).set("RUST_LOG", "trace");
+    let traces = Traces::of(hub.key());
+    let spec = room.rollout("quiet", "");
+    for arguments in [
+        &["plan", spec.as_str()][..],
+        &["--json", "run", &spec],
+        &["run", &spec],
+        &["report", "quiet"],
+        &["--print-config"],
+        &["--print-config", "--json"],
+    ] {
+        let ended = room.run(arguments).expect(0);
+        traces.assert_none(&ended);
+        if arguments[0] == "plan" {
+            assert!(ended.stderr.contains("TRACE"), "it is not logging: {ended}");
+        }
+    }
+    // What the hub says on standard output it says on purpose.
+    assert!(hub.stderr().contains("TRACE"), "the hub is not logging");
+    let shown = traces.found_in(&hub.stderr());
+    assert!(shown.is_empty(), "{shown:?} can be seen in the hub's log");
+}
+
+#[test]
+fn a_refused_key_does_not_show_either() {
+    let hub = Hub::unlimited(&Fleet::of(5));
+    let wrong = STANDARD.encode("no hub has this key, which is wrong");
+    let string = hub.connection_string().replace(hub.key(), &wrong);
+    let traces = Traces::of(&wrong);
+    assert!(!traces.found_in(&string).is_empty());
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    // In the configuration itself, where it could be printed with the rest.
+    let config = config.replace(
+        "connection_string_file = \"connection-string\"",
+        &format!("connection_string = \"{string}\""),
+    );
+    let room = Room::configured(&config)
+        .set("RUST_LOG", "trace")
+        .set("TWINCAST__RUN__GIVE_UP_AFTER", "1s");
+    std::fs::copy(hub.ca(), room.path().join("ca.pem")).expect("our folder");
+    let spec = room.rollout("quiet", "");
+    for command in ["plan", "run"] {
+        traces.assert_none(&room.run(&[command, &spec]).expect(6));
+        traces.assert_none(&room.run(&["--json", command, &spec]).expect(6));
+    }
+    let shown = room.run(&["--print-config"]).expect(0);
+    traces.assert_none(&shown);
+    assert!(shown.stdout.contains("(secret)"), "{shown}");
+    // A mistake beside the key.
+    room.write("twincast.toml", &config.replace("amqp_port", "amqp_prot"));
+    traces.assert_none(&room.run(&["run", &spec]).expect(3));
+}
+
+#[test]
+fn tokens_that_are_refused_while_sending_do_not_show() {
+    let hub = Hub::unlimited(&Fleet::of(5));
+    hub.faults(r#"{"refuse_cbs": true}"#);
+    let room = Room::with(&hub).set("RUST_LOG", "trace");
+    let spec = room.rollout("quiet", "");
+    let ended = room.run(&["run", &spec]).expect(6);
+    assert!(ended.stderr.contains("TRACE"), "it is not logging: {ended}");
+    Traces::of(hub.key()).assert_none(&ended);
+}

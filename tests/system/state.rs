@@ -1,0 +1,149 @@
+//! State folders that are in use, wrong, damaged or full.
+
+use std::fs;
+use std::process::Command;
+
+use crate::harness::{
+    Ended, Fleet, Hub, Room, Running, Signal, agree, assert_refused, assert_tidy, eventually,
+};
+
+const DEVICES: u64 = 20_000;
+
+#[test]
+fn a_folder_in_use_is_told() {
+    let hub = Hub::unlimited(&Fleet::of(2_000));
+    hub.faults(r#"{"disposition_delay_ms": 600000}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("first", "");
+    room.rollout("second", "");
+    let mut run = room.start(&["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted > 0).then_some(())
+    });
+    let words = [
+        "twincast-state is in use",
+        "wait for the other twincast",
+        "--state",
+    ];
+    assert_refused(&room, &["run", "second.yaml"], 7, &words);
+    assert_refused(&room, &["report", "first"], 7, &words);
+    // Another folder is another matter.
+    hub.faults(r#"{"disposition_delay_ms": 0}"#);
+    room.run(&["--state", "other", "run", "second.yaml"])
+        .expect(0);
+    run.signal(Signal::Interrupt);
+}
+
+#[test]
+fn a_path_that_is_no_folder_is_told() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let room = Room::with(&hub);
+    let spec = room.rollout("a", "");
+    let words = ["a.yaml is not a folder", "--state"];
+    assert_refused(&room, &["--state", "a.yaml", "run", &spec], 7, &words);
+    let below = ["a.yaml/below", "--state"];
+    assert_refused(&room, &["--state", "a.yaml/below", "run", &spec], 7, &below);
+    assert_eq!(hub.summary().transfers, 0);
+}
+
+#[test]
+fn a_damaged_state_is_told_and_left_alone() {
+    let hub = Hub::unlimited(&Fleet::of(5_000));
+    let room = Room::with(&hub);
+    let spec = room.rollout("whole", "");
+    room.run(&["run", &spec]).expect(0);
+    let whole = fs::read(room.path().join("twincast-state/state.redb")).expect("the state");
+    let sent = hub.summary().transfers;
+
+    let mut overwritten = whole.clone();
+    overwritten[..16].copy_from_slice(b"something else!!");
+    let truncated = whole[..whole.len() / 3].to_vec();
+    let mut rotten = whole.clone();
+    for byte in rotten.iter_mut().skip(4_096).step_by(37) {
+        *byte ^= 0xa5;
+    }
+    for (name, bytes) in [
+        ("overwritten", overwritten),
+        ("truncated", truncated),
+        ("rotten", rotten),
+    ] {
+        let folder = room.path().join(name);
+        fs::create_dir(&folder).expect("our folder");
+        fs::write(folder.join("state.redb"), &bytes).expect("our folder");
+        let place = format!("the state in {name}");
+        let words = [
+            &*place,
+            "damaged",
+            "restore the folder from a backup",
+            "--state",
+        ];
+        assert_refused(&room, &["--state", name, "run", &spec], 7, &words);
+        assert_refused(&room, &["--state", name, "report", "whole"], 7, &words);
+        let after = fs::read(folder.join("state.redb")).expect("the state");
+        assert!(after.len() == bytes.len(), "{name}: it was made anew");
+    }
+    assert_eq!(hub.summary().transfers, sent, "something was sent again");
+}
+
+/// Starts the program where no file may grow beyond `limit` (in the shell's blocks): writes fail
+/// then as on a full disk, and the signal that comes with it is ignored.
+fn with_file_limit(limit: &str, room: &Room, arguments: &[&str]) -> Running {
+    let mut command = Command::new("sh");
+    room.prepare(&mut command);
+    command
+        .args(["-c", "ulimit -f \"$0\"; trap '' XFSZ; exec \"$@\"", limit])
+        .arg(env!("CARGO_BIN_EXE_twincast"))
+        .args(arguments);
+    Running::start(&mut command)
+}
+
+/// It must have ended for want of room; once there is room again, it goes on.
+fn told_and_gone_on_from(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
+    let ended = ended.expect(7);
+    let ended = ended.says(&[
+        "error: ",
+        "cannot be written",
+        "What to do: ",
+        "make room on the disk",
+        "run the same command again",
+    ]);
+    assert_tidy(&ended);
+    room.run(&["run", spec]).expect(0);
+    let seen = hub.summary();
+    assert_eq!(seen.distinct_devices, DEVICES);
+    assert!(seen.repeats_by_device <= 4 * 256, "{seen:?}");
+    agree(&room.report("full"), &hub.account());
+}
+
+#[test]
+fn a_disk_that_is_full_while_planning_is_told_and_gone_on_from() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let room = Room::with(&hub);
+    let spec = room.rollout("full", "");
+    // Enough to begin with, too little for the plan.
+    let ended = with_file_limit("200", &room, &["run", &spec]).wait();
+    assert_eq!(hub.summary().transfers, 0, "sent before the plan was kept");
+    told_and_gone_on_from(ended, &room, &hub, &spec);
+    assert_eq!(hub.summary().repeats_by_device, 0);
+}
+
+#[test]
+fn a_disk_that_is_full_while_sending_is_told_and_gone_on_from() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("full", "");
+    let mut run = with_file_limit("unlimited", &room, &["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted > 3_000).then_some(())
+    });
+    run.limit_file_size(4_096);
+    let ended = run.wait();
+    assert!(
+        hub.summary().distinct_devices < DEVICES,
+        "it was over already"
+    );
+    told_and_gone_on_from(ended, &room, &hub, &spec);
+}
