@@ -30,7 +30,7 @@ fn planning(c: &mut Criterion) {
             let mut batcher = Batcher::new(BatchLimits::for_rate(Some(5_000.0)));
             let mut filled = 0;
             for (group, id) in groups.iter().cycle().zip(&ids) {
-                filled += usize::from(batcher.push(StageIndex(0), group.clone(), id).is_some());
+                filled += batcher.push(StageIndex(0), group.clone(), id).len();
             }
             filled + batcher.finish().count()
         });

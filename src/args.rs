@@ -84,7 +84,7 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
     pub(crate) outcome: Vec<String>,
 
-    /// Only devices that were not sent the message, or of which it is not known.
+    /// Only devices that do not have the message, or of which it is not known.
     #[arg(long, conflicts_with = "outcome")]
     pub(crate) failed: bool,
 }

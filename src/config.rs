@@ -130,9 +130,9 @@ impl TryFrom<String> for Share {
             .strip_suffix('%')
             .and_then(|number| number.trim().parse::<f64>().ok());
         match percent {
-            Some(percent) if percent > 0.0 && percent <= 100.0 => Ok(Self(percent / 100.0)),
+            Some(percent) if (0.1..=100.0).contains(&percent) => Ok(Self(percent / 100.0)),
             _ => Err(format!(
-                "{text:?} is not a share; write for example \"90%\", above 0% and at most 100%"
+                "{text:?} is not a share; write for example \"90%\", 0.1% to 100%"
             )),
         }
     }

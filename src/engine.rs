@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use twincast_core::ids::HubName;
-use twincast_core::ports::{Clock, HubTrouble, Store, StoreError, SystemClock};
+use twincast_core::ports::{Clock, HubTrouble, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
-use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError};
+use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig};
@@ -77,7 +77,7 @@ impl Engine {
 }
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
-    Arc::new(SystemClock)
+    Arc::new(SystemClock::start())
 }
 
 /// Opens the state folder.
@@ -275,7 +275,7 @@ pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str
                 "check the key in the connection string, that its policy has \"service connect\", and this machine's clock",
             ),
         ),
-        HubTrouble::Shut => (
+        HubTrouble::QuotaUsedUp | HubTrouble::Shut => (
             ExitCode::HubRefused,
             Some(
                 "look at the hub in the portal: its daily quota may be used up, or it is suspended",
@@ -304,6 +304,12 @@ pub(crate) fn worker_failure(error: WorkerError) -> Failure {
             Failure::new(ExitCode::Unexpected, error)
         }
     }
+}
+
+/// What a failure of the store means for the user.
+pub(crate) fn store_failure(error: StoreError) -> Failure {
+    let hint = store_hint(&error);
+    with_hint(Failure::new(ExitCode::State, error), hint)
 }
 
 fn store_hint(error: &StoreError) -> Option<&'static str> {

@@ -13,7 +13,7 @@ pub(crate) enum ExitCode {
     /// The command line is wrong.
     Usage = 2,
     /// The input is refused: spec, configuration, connection string, device list, or a rollout's
-    /// name that is taken.
+    /// name that is taken; a target without devices.
     Refused = 3,
     /// The rollout is finished, but not every device was sent the message.
     FinishedWithFailures = 4,
@@ -23,7 +23,7 @@ pub(crate) enum ExitCode {
     HubRefused = 6,
     /// The state folder cannot be used: in use, damaged, full, not writable.
     State = 7,
-    /// The rollout was aborted, or could not be planned.
+    /// The rollout was aborted, or is paused.
     NotRolledOut = 8,
     /// Interrupted. The same command goes on where this one left off.
     Interrupted = 130,
@@ -36,12 +36,12 @@ Exit codes:
   0    done
   1    something unexpected
   2    wrong command line
-  3    refused input: spec, configuration, connection string, device list, name taken
+  3    refused input: spec, configuration, connection string, device list, name taken, empty target
   4    finished, but some devices were not sent the message
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted or could not be planned
+  8    the rollout was aborted or is paused
   130  interrupted; the same command goes on from there";
 }
 
@@ -75,13 +75,35 @@ impl Failure {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for cause in self.error.chain() {
-            let text = cause.to_string();
+            let text = scrub(&cause.to_string());
             if !lines.iter().any(|line| line.contains(&text)) {
                 lines.push(text);
             }
         }
         lines
     }
+}
+
+/// `text` without keys and signatures. A key can be in a text of ours only when it was put into a
+/// place where no key belongs, and the complaint about that place shows what was found.
+pub(crate) fn scrub(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    let marks = ["SharedAccessKey=", "sharedaccesskey=", "sig="];
+    while let Some((at, mark)) = marks
+        .iter()
+        .filter_map(|mark| Some((rest.find(mark)?, mark)))
+        .min()
+    {
+        let after = &rest[at + mark.len()..];
+        let end = after
+            .find(|c: char| c.is_whitespace() || ";&\"'`".contains(c))
+            .unwrap_or(after.len());
+        out.push_str(&rest[..at + mark.len()]);
+        out.push_str("(secret)");
+        rest = &after[end..];
+    }
+    out + rest
 }
 
 impl From<anyhow::Error> for Failure {
@@ -93,5 +115,20 @@ impl From<anyhow::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::new(ExitCode::Unexpected, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_signatures_never_show() {
+        let text = "invalid type: string \"HostName=h;SharedAccessKey=aGk=/+x==;X=1\", and sr=h&sig=abc%3D&se=1";
+        assert_eq!(
+            scrub(text),
+            "invalid type: string \"HostName=h;SharedAccessKey=(secret);X=1\", and sr=h&sig=(secret)&se=1"
+        );
+        assert_eq!(scrub("nothing here"), "nothing here");
     }
 }

@@ -5,11 +5,12 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Starts logging. `RUST_LOG` overrides the configured filter.
-pub(crate) fn start(settings: &LogSettings) {
-    let wanted = std::env::var("RUST_LOG")
+/// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` both.
+pub(crate) fn start(settings: &LogSettings, flag: Option<&str>) {
+    let environment = std::env::var("RUST_LOG")
         .ok()
         .filter(|filter| !filter.is_empty());
+    let wanted = flag.map(str::to_owned).or(environment);
     let mut filter =
         EnvFilter::builder().parse_lossy(wanted.unwrap_or_else(|| settings.filter.clone()));
     // Some libraries write what passes through them, tokens included. They stay silent whatever

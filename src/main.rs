@@ -23,7 +23,10 @@ use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 
 fn main() -> std::process::ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
     let output = Output::new(args.json);
     let code = match start(args, &output) {
         Ok(code) => code,
@@ -35,13 +38,30 @@ fn main() -> std::process::ExitCode {
     std::process::ExitCode::from(code as u8)
 }
 
+/// Help, version, and what is wrong with a command line; as JSON too, where that is asked for.
+fn usage(error: &clap::Error) -> std::process::ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let message = error.render().to_string();
+        Output::new(true).failure(&Failure::message(ExitCode::Usage, message.trim()));
+    } else {
+        // A reader that went away is no error.
+        let _ = error.print();
+    }
+    let code = if error.use_stderr() {
+        ExitCode::Usage
+    } else {
+        ExitCode::Success
+    };
+    std::process::ExitCode::from(code as u8)
+}
+
 fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     let overrides = Overrides {
         state: args.state,
-        log: args.log,
+        log: args.log.clone(),
     };
     let settings = Settings::load(args.config.as_deref(), overrides)?;
-    logging::start(&settings.log);
+    logging::start(&settings.log, args.log.as_deref());
     if args.print_config {
         output.print_config(&settings);
         return Ok(ExitCode::Success);

@@ -56,6 +56,11 @@ impl Output {
         paint(self.colours_out, style, text)
     }
 
+    /// `text` in a style, where standard error takes colours.
+    pub(crate) fn paint_note(&self, style: Style, text: &str) -> String {
+        paint(self.colours_err, style, text)
+    }
+
     /// A result: the text for people, or the value for machines.
     pub(crate) fn result(&self, value: &impl Serialize, text: &str) {
         if self.json {
@@ -99,7 +104,7 @@ impl Output {
     /// The configuration in force.
     pub(crate) fn print_config(&self, settings: &Settings) {
         let text = serde_json::to_string_pretty(settings).expect("settings are plain data");
-        self.out(&text);
+        self.out(&crate::exit::scrub(&text));
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
-use twincast_core::spec::{Body, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, RolloutSpec};
+use twincast_core::spec::{Body, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, Problems, RolloutSpec};
 use twincast_orchestrator::lists;
 
 use crate::exit::{ExitCode, Failure};
@@ -31,6 +31,14 @@ pub(crate) fn read(path: &Path) -> Result<SpecFile, Failure> {
     let base = path.parent().map(Path::to_owned).unwrap_or_default();
     if let Body::File(file) = &spec.message.body {
         spec.message.body = Body::Base64(inline(&base.join(file))?);
+        let problems = spec.problems();
+        if !problems.is_empty() {
+            let origin = path.display().to_string();
+            return Err(Failure::new(
+                ExitCode::Refused,
+                Problems { origin, problems },
+            ));
+        }
     }
     let mut files = BTreeMap::new();
     let lists = spec.target.devices_file.iter().chain(

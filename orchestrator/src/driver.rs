@@ -273,42 +273,51 @@ impl Driver {
         const PAGE: usize = 256;
         let name = &rollout.spec.name;
         let now = Instant::now();
+        // Hubs with something left to do, and how many of their batches are released.
+        let tallies = self.store.tallies(name).await?;
+        let unsettled = tallies
+            .into_iter()
+            .filter(|tally| tally.counts.unsettled() > 0);
+        let mut released: HashMap<HubName, usize> = unsettled.map(|tally| (tally.hub, 0)).collect();
+        let left = if released.is_empty() {
+            Left::Nothing
+        } else {
+            Left::Something
+        };
+        let mut at = HashMap::new();
         let mut after = None;
-        let mut left = Left::Nothing;
-        let mut released: HashMap<HubName, usize> = HashMap::new();
-        let mut seen = HashMap::new();
-        let hubs = rollout.plan.as_ref().map_or(0, |plan| {
-            plan.hubs.iter().filter(|hub| hub.batches > 0).count()
-        });
-        loop {
+        while released.values().any(|count| *count < self.config.released) {
             let page = self.store.batches(name, after, PAGE, true).await?;
-            let is_last = page.len() < PAGE;
-            after = page.last().map(|batch| batch.header.id);
+            let Some(last) = page.last() else { break };
+            after = Some(last.header.id);
             for batch in page {
-                left = Left::Something;
-                let count = released.entry(batch.header.hub.clone()).or_default();
+                let (id, hub) = (batch.header.id, &batch.header.hub);
+                let count = released.entry(hub.clone()).or_default();
                 if *count >= self.config.released {
                     continue;
                 }
                 *count += 1;
-                let at = match rung.0.get(&batch.header.id) {
-                    _ if batch.held.is_some() => now,
-                    Some(at) if now < *at + self.config.ring_again => *at,
-                    _ if self.ring(name, &batch).await => now,
-                    _ => continue,
-                };
-                seen.insert(batch.header.id, at);
-            }
-            let all_full = released.len() >= hubs
-                && released
-                    .values()
-                    .all(|count| *count >= self.config.released);
-            if is_last || all_full {
-                // What was not seen is done.
-                rung.0 = seen;
-                return Ok(left);
+                if batch.held.is_some() {
+                    rung.worked_at.insert(hub.clone(), now);
+                    at.insert(id, now);
+                } else if let Some(rung_at) = rung.at.get(&id)
+                    && now < self.again_at(*rung_at, rung.worked_at.get(hub))
+                {
+                    at.insert(id, *rung_at);
+                } else if self.ring(name, &batch).await {
+                    at.insert(id, now);
+                }
             }
         }
+        // What was not seen is done.
+        rung.at = at;
+        Ok(left)
+    }
+
+    /// When a batch that was rung for is rung for again. Not while its hub's other batches are
+    /// worked on: it waits its turn.
+    fn again_at(&self, rung_at: Instant, worked_at: Option<&Instant>) -> Instant {
+        worked_at.map_or(rung_at, |at| rung_at.max(*at)) + self.config.ring_again
     }
 
     async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> bool {
@@ -382,9 +391,13 @@ impl Driver {
     }
 }
 
-/// When each batch was last rung for. Only a memory aid: losing it costs a few extra rings.
+/// When each released batch was last rung for, and when each hub was last seen at work. Only a
+/// memory aid: losing it costs a few extra rings.
 #[derive(Debug, Default)]
-struct Rung(HashMap<BatchId, Instant>);
+struct Rung {
+    at: HashMap<BatchId, Instant>,
+    worked_at: HashMap<HubName, Instant>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {

@@ -160,8 +160,8 @@ impl Planner<'_> {
         for part in parts {
             summary.devices += part.plan.devices;
             summary.batches += part.plan.batches;
-            for (rule, devices) in part.excluded_by_tags {
-                summary.excluded[rule].devices += devices;
+            for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
+                excluded.devices += devices;
             }
             digest.add(part.plan.hub.clone(), part.digest);
             summary.hubs.push(part.plan);
@@ -193,7 +193,8 @@ struct HubPart<'a> {
 struct Planned {
     plan: HubPlan,
     digest: HubDigest,
-    excluded_by_tags: Vec<(usize, u64)>,
+    /// By rule, what was left out by its tags.
+    excluded_by_tags: Vec<u64>,
     /// Of a list: its ids, how many of them this hub knows, and how many were repeats.
     listed: u64,
     found: u64,
@@ -210,7 +211,7 @@ impl HubPart<'_> {
                 batches: 0,
             },
             digest: HubDigest::default(),
-            excluded_by_tags: Vec::new(),
+            excluded_by_tags: vec![0; spec.target.exclude.len()],
             listed: 0,
             found: 0,
             repeated: 0,
@@ -339,7 +340,7 @@ impl HubPart<'_> {
                 query::matching(&rule.tags).as_str(),
             ]);
             let devices = self.count(&condition).await?;
-            planned.excluded_by_tags.push((index, devices));
+            planned.excluded_by_tags[index] += devices;
         }
         Ok(())
     }
@@ -383,7 +384,7 @@ impl HubPart<'_> {
                     .zip(values)
                     .collect(),
             );
-            if let Some(filled) = batcher.push(StageIndex(0), group, &row.device) {
+            for filled in batcher.push(StageIndex(0), group, &row.device) {
                 self.emit(filled, planned).await?;
             }
         }

@@ -34,13 +34,13 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         .context("cannot start the emulator")?;
     output.note(&format!(
         "{}: an IoT Hub ({tier}, {units} units) with {} refrigerators in four regions, on {}",
-        output.paint(Style::Bold, "Emulator"),
+        output.paint_note(Style::Bold, "Emulator"),
         thousands(args.devices),
         hub.amqp_addr()
     ));
     output.note(&format!(
         "{}: examples/firmware.yaml\n",
-        output.paint(Style::Bold, "Rollout")
+        output.paint_note(Style::Bold, "Rollout")
     ));
 
     let settings = Settings::load(None, Overrides::default())?;
@@ -81,7 +81,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         let seen = hub.hub().summary();
         output.note(&format!(
             "\n{}: {} messages accepted, to {} devices, {} repeated; at most {} in any minute (quota {})",
-            output.paint(Style::Bold, "The hub's own account"),
+            output.paint_note(Style::Bold, "The hub's own account"),
             thousands(seen.accepted),
             thousands(seen.distinct_devices),
             thousands(seen.repeats_by_device),

@@ -68,21 +68,17 @@ pub(crate) async fn plan(
         .await
         .map_err(engine::plan_failure)?;
 
-    let properties: usize = content
-        .properties
-        .iter()
-        .map(|(key, value)| key.len() + value.len())
-        .sum();
+    if summary.devices == 0 {
+        return Err(Failure::message(ExitCode::Refused, "the target matches no device").hint(
+            "check the tags and the condition; a tag that was set just now can take minutes to be found",
+        ));
+    }
+
     let limits = |hub: &_| {
         hubs.get(hub)
             .map_or_else(HubLimits::unlimited, |handle| handle.limits)
     };
-    let estimate = estimate(
-        &summary.hubs,
-        limits,
-        file.spec.rate,
-        content.body.len() + properties,
-    );
+    let estimate = estimate(&summary.hubs, limits, file.spec.rate, content.size());
     let groups = groups
         .into_iter()
         .map(|((hub, group), (devices, batches))| GroupPlan {
@@ -100,11 +96,6 @@ pub(crate) async fn plan(
         estimate: &estimate,
     };
     output.result(&result, &result.text(output));
-    if summary.devices == 0 {
-        return Err(Failure::message(ExitCode::Refused, "the target matches no device").hint(
-            "check the tags and the condition; a tag that was set just now can take minutes to be found",
-        ));
-    }
     Ok(ExitCode::Success)
 }
 

@@ -7,6 +7,9 @@ use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
+use twincast_core::rollout::Rollout;
+
+use twincast_embedded::EmbeddedStore;
 
 use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
@@ -34,7 +37,7 @@ pub(crate) async fn report(
     let name =
         RolloutName::new(&args.name).map_err(|error| Failure::new(ExitCode::Refused, error))?;
     let wanted = wanted(args)?;
-    if !settings.state.exists() {
+    if !EmbeddedStore::is_in(&settings.state) {
         let message = format!("there is no state folder {}", settings.state.display());
         return Err(Failure::message(ExitCode::State, message)
             .hint("run this where `twincast run` was run, or give its --state"));
@@ -62,49 +65,13 @@ pub(crate) async fn report(
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = if output.is_json() {
-        let summary = summary::read(&store, &rollout).await.map_err(state)?;
-        let head = serde_json::to_string(&summary).map_err(anyhow::Error::new)?;
-        // One object, streamed: the summary with a list of devices at its end.
-        write!(
-            out,
-            "{},\"devices_list\":[",
-            head.strip_suffix('}').unwrap_or(&head)
-        )?;
-        let written = write_rows(
-            &store,
-            &name,
-            &wanted,
-            &mut JsonArray {
-                out: &mut out,
-                first: true,
-            },
-        )
-        .await;
-        writeln!(out, "]}}")?;
-        written
+        write_object(&store, &rollout, &wanted, &mut out).await
     } else {
         match args.format {
             ReportFormat::Table => {
-                write_rows(
-                    &store,
-                    &name,
-                    &wanted,
-                    &mut Table {
-                        out: &mut out,
-                        headed: false,
-                    },
-                )
-                .await
+                write_rows(&store, &name, &wanted, &mut Table::new(&mut out)).await
             }
-            ReportFormat::Csv => {
-                write_rows(
-                    &store,
-                    &name,
-                    &wanted,
-                    &mut Csv(csv::Writer::from_writer(&mut out)),
-                )
-                .await
-            }
+            ReportFormat::Csv => write_rows(&store, &name, &wanted, &mut Csv::new(&mut out)).await,
             ReportFormat::Jsonl => {
                 write_rows(&store, &name, &wanted, &mut JsonLines(&mut out)).await
             }
@@ -119,15 +86,35 @@ pub(crate) async fn report(
             Ok(ExitCode::Success)
         }
         Err(ReportError::Write(error)) => Err(Failure::new(ExitCode::Unexpected, error)),
-        Err(ReportError::Store(error)) => Err(state(error)),
+        Err(ReportError::Store(error)) => Err(engine::store_failure(error)),
     }
+}
+
+/// One object, streamed: the summary with the list of devices at its end.
+async fn write_object(
+    store: &dyn Store,
+    rollout: &Rollout,
+    wanted: &[Outcome],
+    mut out: impl Write,
+) -> Result<(), ReportError> {
+    let summary = summary::read(store, rollout).await?;
+    let head = serde_json::to_string(&summary).map_err(io::Error::from)?;
+    let head = head.strip_suffix('}').expect("a summary is an object");
+    write!(out, "{head},\"devices_list\":[")?;
+    let mut rows = JsonArray {
+        out: &mut out,
+        first: true,
+    };
+    write_rows(store, &rollout.spec.name, wanted, &mut rows).await?;
+    writeln!(out, "]}}")?;
+    Ok(())
 }
 
 fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
     if args.failed {
         return Ok(Outcome::ALL
             .into_iter()
-            .filter(|outcome| outcome.is_failure())
+            .filter(|outcome| !outcome.was_enqueued() || outcome.is_failure())
             .collect());
     }
     if args.outcome.is_empty() {
@@ -168,6 +155,7 @@ async fn write_rows(
     wanted: &[Outcome],
     sink: &mut dyn Sink,
 ) -> Result<(), ReportError> {
+    sink.begin()?;
     let mut after = None;
     loop {
         let page = store.batches(name, after, 64, false).await?;
@@ -213,12 +201,23 @@ async fn write_rows(
 }
 
 trait Sink {
+    /// What comes before the rows, be there any or not.
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn row(&mut self, row: &Row<'_>) -> io::Result<()>;
 }
 
 struct Table<W> {
     out: W,
     headed: bool,
+}
+
+impl<W: Write> Table<W> {
+    fn new(out: W) -> Self {
+        Self { out, headed: false }
+    }
 }
 
 impl<W: Write> Sink for Table<W> {
@@ -245,31 +244,40 @@ impl<W: Write> Sink for Table<W> {
 
 struct Csv<W: Write>(csv::Writer<W>);
 
-impl<W: Write> Sink for Csv<W> {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        #[derive(Serialize)]
-        struct Flat<'a> {
-            device: &'a str,
-            hub: &'a str,
-            group: &'a str,
-            outcome: &'a str,
-            code: Option<u32>,
-            message_id: &'a str,
-        }
-        let flat = Flat {
-            device: row.device,
-            hub: row.hub,
-            group: row.group,
-            outcome: row.outcome.as_str(),
-            code: row.code,
-            message_id: &row.message_id,
-        };
+impl<W: Write> Csv<W> {
+    fn new(out: W) -> Self {
+        Self(
+            csv::WriterBuilder::new()
+                .has_headers(false)
+                .from_writer(out),
+        )
+    }
+
+    fn record(&mut self, fields: [&str; 6]) -> io::Result<()> {
         self.0
-            .serialize(flat)
+            .write_record(fields)
             .map_err(|error| match error.into_kind() {
                 csv::ErrorKind::Io(error) => error,
                 other => io::Error::other(format!("{other:?}")),
             })
+    }
+}
+
+impl<W: Write> Sink for Csv<W> {
+    fn begin(&mut self) -> io::Result<()> {
+        self.record(["device", "hub", "group", "outcome", "code", "message_id"])
+    }
+
+    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
+        let code = row.code.map(|code| code.to_string()).unwrap_or_default();
+        self.record([
+            row.device,
+            row.hub,
+            row.group,
+            row.outcome.as_str(),
+            &code,
+            &row.message_id,
+        ])
     }
 }
 

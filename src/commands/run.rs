@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::ids::RolloutName;
+use twincast_core::ids::{HubName, RolloutName};
 use twincast_core::outcome::Counts;
-use twincast_core::ports::{Hindrance, HubTrouble, Store, StoreError};
+use twincast_core::ports::{Hindrance, HubTrouble, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
 use twincast_core::spec::{Rate, RolloutSpec};
 use twincast_embedded::EmbeddedStore;
@@ -109,9 +109,8 @@ pub(crate) async fn roll_out(
     Ok(match &rollout.phase {
         Phase::Succeeded => ExitCode::Success,
         Phase::FinishedWithFailures => ExitCode::FinishedWithFailures,
-        Phase::Failed { .. } | Phase::Aborted { .. } | Phase::Paused { .. } => {
-            ExitCode::NotRolledOut
-        }
+        Phase::Failed { .. } => ExitCode::Refused,
+        Phase::Aborted { .. } | Phase::Paused { .. } => ExitCode::NotRolledOut,
         Phase::Accepted | Phase::Planning | Phase::Running | Phase::Aborting { .. } => {
             ExitCode::Unexpected
         }
@@ -249,7 +248,7 @@ async fn work(
     };
     let drained = tokio::select! {
         ended = drain => ended.map_err(|error| Failure::new(ExitCode::Unexpected, error))?.map_err(engine::worker_failure),
-        () = asked_to_stop(), if matches!(stopped, Stopped::ByUser(_)) => {
+        () = asked_to_stop() => {
             progress.finish();
             return Err(Failure::message(ExitCode::Interrupted, "stopped before everything in flight was recorded")
                 .hint("run the same command again: up to a window of sends for each batch under way may be repeated"));
@@ -294,20 +293,21 @@ impl Watcher<'_> {
                 () = &mut signal => return Why::Signal,
                 _ = ticks.tick() => {}
             }
-            let (trouble, failure) = self.trouble();
+            let tallies = self.store.tallies(self.name).await.unwrap_or_default();
+            let (trouble, failure) = self.trouble(&tallies);
             if let Some(failure) = failure {
                 return Why::Hub(failure);
             }
-            match counts(self.store, self.name).await {
-                Ok(counts) if self.is_planned().await => {
-                    progress.sending(&Snapshot {
-                        counts,
-                        pace: self.pace,
-                        trouble,
-                    });
-                }
-                // Whatever is wrong with the store, worker and driver meet it too and say so.
-                _ => progress.planning(self.driver.planning.devices.load(Ordering::Relaxed)),
+            // Whatever is wrong with the store, worker and driver meet it too and say so.
+            if self.is_planned().await {
+                let counts = counts_of(&tallies);
+                progress.sending(&Snapshot {
+                    counts,
+                    pace: self.pace,
+                    trouble,
+                });
+            } else {
+                progress.planning(self.driver.planning.devices.load(Ordering::Relaxed));
             }
         }
     }
@@ -316,11 +316,18 @@ impl Watcher<'_> {
         matches!(self.store.rollout(self.name).await, Ok(Some(rollout)) if rollout.plan.is_some())
     }
 
-    /// What stands in the way of the hubs, and the failure when it will not go away by waiting.
-    fn trouble(&self) -> (Option<String>, Option<Failure>) {
+    /// What stands in the way of the hubs that something is left to do on, and the failure when
+    /// none of them will be back by waiting.
+    fn trouble(&self, tallies: &[Tally]) -> (Option<String>, Option<Failure>) {
         let mut words = Vec::new();
         let mut given_up = None;
-        for (name, status) in self.status.hubs() {
+        let mut worth_waiting = false;
+        let at_work = |name: &HubName| {
+            tallies
+                .iter()
+                .any(|tally| tally.hub == *name && tally.counts.unsettled() > 0)
+        };
+        for (name, status) in self.status.hubs().filter(|(name, _)| at_work(name)) {
             let hindrance = match status.state() {
                 HubState::Shut {
                     since,
@@ -344,13 +351,17 @@ impl Watcher<'_> {
                 reason,
             }) = hindrance
             else {
+                worth_waiting = true;
                 continue;
             };
             words.push(format!("hub {name}: {reason}"));
-            let hopeless = matches!(trouble, HubTrouble::Unauthorized | HubTrouble::Certificate);
-            // A hub that is shut for its daily quota opens again by itself.
-            let too_long = trouble != HubTrouble::Shut && lasting >= self.give_up_after;
-            if hopeless || too_long {
+            let give_up = match trouble {
+                HubTrouble::Unauthorized | HubTrouble::Certificate => true,
+                // It opens again by itself.
+                HubTrouble::QuotaUsedUp => false,
+                _ => lasting >= self.give_up_after,
+            };
+            if give_up {
                 let (code, hint) = engine::hub_trouble(trouble);
                 let failure =
                     Failure::message(code, format!("cannot send through hub {name}: {reason}"));
@@ -358,22 +369,27 @@ impl Watcher<'_> {
                     Some(hint) => failure.hint(hint),
                     None => failure,
                 });
+            } else {
+                worth_waiting = true;
             }
         }
-        // As long as one hub serves, its devices are worth going on for.
-        let failure = given_up.filter(|_| words.len() == self.driver.hubs.len());
+        let failure = given_up.filter(|_| !worth_waiting);
         ((!words.is_empty()).then(|| words.join("; ")), failure)
     }
 }
 
 async fn counts(store: &dyn Store, name: &RolloutName) -> Result<Counts, StoreError> {
+    Ok(counts_of(&store.tallies(name).await?))
+}
+
+fn counts_of(tallies: &[Tally]) -> Counts {
     let mut counts = Counts::default();
-    for tally in store.tallies(name).await? {
+    for tally in tallies {
         counts.add(&tally.counts);
     }
-    Ok(counts)
+    counts
 }
 
 fn store_failure(error: StoreError) -> Failure {
-    Failure::new(ExitCode::State, error)
+    engine::store_failure(error)
 }

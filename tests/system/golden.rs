@@ -31,12 +31,12 @@ Exit codes:
   0    done
   1    something unexpected
   2    wrong command line
-  3    refused input: spec, configuration, connection string, device list, name taken
+  3    refused input: spec, configuration, connection string, device list, name taken, empty target
   4    finished, but some devices were not sent the message
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted or could not be planned
+  8    the rollout was aborted or is paused
   130  interrupted; the same command goes on from there
 ";
 

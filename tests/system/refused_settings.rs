@@ -191,3 +191,31 @@ fn files_that_a_configuration_names_must_be_there() {
     let words = ["hub main cannot be used", "certificate"];
     assert_refused(&room, &["run", "spec.yaml"], 3, &words);
 }
+
+#[test]
+fn a_connection_string_in_the_wrong_place_does_not_show() {
+    let string =
+        format!("HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey={KEY}");
+    let places = [
+        format!("[hubs]\nmain = '{string}'\n"),
+        format!("hubs = '{string}'\n"),
+        format!("[hubs.main]\nconnection_string = {string}\n"),
+        format!("[hubs.main]\nconnection_string = '{string}\n"),
+        format!("[hubs.main]\nconnection_string_file = '{string}'\n"),
+        format!("[hubs.main]\nconnection_string_file = 'x'\ntier = '{string}'\n"),
+    ];
+    for toml in places {
+        let room = Room::configured(&toml);
+        room.write("spec.yaml", SPEC);
+        for arguments in [
+            &["run", "spec.yaml"][..],
+            &["--json", "run", "spec.yaml"],
+            &["--print-config"],
+        ] {
+            let ended = room.run(arguments);
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(!said.contains(&KEY[..12]), "the key shows: {ended}");
+            assert!(matches!(ended.code, Some(0 | 3)), "{ended}");
+        }
+    }
+}

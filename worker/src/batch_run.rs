@@ -30,7 +30,7 @@ use twincast_core::ports::{BatchWork, NotSent, Report, SendResult, StoreError};
 use twincast_core::rollout::Wanted;
 use twincast_retry::{Delays, Policy};
 
-use crate::hub_loop::Inner;
+use crate::hub_loop::{Inner, Known};
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
 
@@ -51,6 +51,12 @@ pub(crate) enum Ended {
 
 /// When a shut hub is tried again, if it does not say.
 const SHUT_PAUSE: Duration = Duration::from_secs(60);
+/// A shut hub is tried at least this often, whatever it says: one refused message costs nothing,
+/// and clocks differ (a daily quota ends at the hub's midnight, not at ours).
+const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
+
+/// How often a hub that is not ready for sends is asked again.
+const READY_AGAIN: Duration = Duration::from_millis(50);
 
 type Sending = BoxFuture<'static, (u32, SendResult)>;
 type Saving = BoxFuture<'static, (Vec<Report>, Result<Wanted, StoreError>)>;
@@ -95,14 +101,7 @@ struct Retry {
 }
 
 impl<'a> BatchRun<'a> {
-    pub(crate) fn new(
-        inner: &'a Inner,
-        lease: Lease,
-        work: BatchWork,
-        content: Arc<Content>,
-        pacer: Option<Arc<Pacer>>,
-        again: bool,
-    ) -> Self {
+    pub(crate) fn new(inner: &'a Inner, lease: Lease, work: BatchWork, known: &Known) -> Self {
         let now = Instant::now();
         let mut fresh = VecDeque::new();
         let mut unsaved = Vec::new();
@@ -122,9 +121,9 @@ impl<'a> BatchRun<'a> {
             inner,
             lease,
             devices: work.batch.devices,
-            content,
-            pacer,
-            again,
+            content: Arc::clone(&known.content),
+            pacer: known.pacer.clone(),
+            again: known.again,
             fresh,
             ready: VecDeque::new(),
             waiting: BinaryHeap::new(),
@@ -177,7 +176,7 @@ impl<'a> BatchRun<'a> {
                     acquired?;
                     self.send_one();
                 }
-                () = stop.cancelled(), if self.ending.is_none() => self.end(Ended::Stopped),
+                () = stop.cancelled(), if self.drained_at.is_none() => self.end(Ended::Stopped),
                 () = tokio::time::sleep_until(wake_at) => self.on_time(),
             }
         }
@@ -200,7 +199,12 @@ impl<'a> BatchRun<'a> {
                     self.send_one();
                 }
             }
-            Some(pacer) if self.acquiring.is_none() && !self.ready.is_empty() => {
+            // No permit for a send that could not leave.
+            Some(pacer)
+                if self.acquiring.is_none()
+                    && !self.ready.is_empty()
+                    && self.inner.hub.hub.is_ready() =>
+            {
                 let pacer = Arc::clone(pacer);
                 self.acquiring = Some(async move { pacer.acquire().await }.boxed());
             }
@@ -264,8 +268,10 @@ impl<'a> BatchRun<'a> {
             } => {
                 if cause == NotSent::Throttled {
                     HubStatus::add(&status.throttled);
-                    if let Some(pacer) = &self.pacer {
-                        pacer.throttled(retry_after).await?;
+                    if let Some(pacer) = &self.pacer
+                        && let Err(error) = pacer.throttled(retry_after).await
+                    {
+                        tracing::warn!(hub = %self.inner.hub.name, ?error, "throttle not passed on");
                     }
                 }
                 self.retry(index, cause, retry_after, &detail);
@@ -285,8 +291,10 @@ impl<'a> BatchRun<'a> {
                 reason,
                 trouble,
             } => {
-                tracing::warn!(hub = %self.inner.hub.name, reason, "hub takes nothing for now");
-                status.shut(retry_after.unwrap_or(SHUT_PAUSE), trouble, &reason);
+                let pause = retry_after.unwrap_or(SHUT_PAUSE).min(LONGEST_SHUT_PAUSE);
+                if status.shut(pause, trouble, &reason) {
+                    tracing::warn!(hub = %self.inner.hub.name, reason, "hub takes nothing for now");
+                }
                 self.waiting.push(Reverse((Instant::now(), index)));
                 self.end(Ended::HubShut);
             }
@@ -322,7 +330,7 @@ impl<'a> BatchRun<'a> {
                 NotSent::Refused(code) if code != 0 => (Outcome::Refused, code),
                 _ => (Outcome::Unknown, 0),
             };
-            tracing::warn!(device = %self.devices.get(index as usize), %outcome, code, detail, "gave up on a device");
+            tracing::debug!(device = %self.devices.get(index as usize), %outcome, code, detail, "gave up on a device");
             return self.settle(index, outcome, code);
         }
         let delay = retry.delays.next_delay().unwrap_or_else(|| {
@@ -410,6 +418,13 @@ impl<'a> BatchRun<'a> {
 
     /// Nothing new is sent from here on; what is in flight is still recorded.
     fn end(&mut self, how: Ended) {
+        if self.ending.is_none() {
+            // Marks that nobody has recorded yet: these devices are still pending.
+            let marks = self.unsaved.len();
+            self.unsaved
+                .retain(|report| report.outcome != Outcome::Attempting);
+            self.open -= marks - self.unsaved.len();
+        }
         self.ending.get_or_insert(how);
         if how == Ended::Stopped {
             self.drained_at = Some(Instant::now() + self.inner.config.drain);
@@ -436,6 +451,9 @@ impl<'a> BatchRun<'a> {
     fn wake_at(&self) -> Instant {
         let config = &self.inner.config;
         let mut at = Instant::now() + config.heartbeat;
+        if self.acquiring.is_none() && !self.ready.is_empty() {
+            at = at.min(Instant::now() + READY_AGAIN);
+        }
         // While a save is under way its end wakes us, and nothing else can be saved.
         if self.saving.is_none() {
             at = at.min(self.saved_at + config.heartbeat);

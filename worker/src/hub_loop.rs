@@ -7,10 +7,10 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{Holder, RolloutName};
+use twincast_core::message::Content;
 use twincast_core::ports::{
     Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
-use twincast_core::rollout::Rollout;
 use twincast_core::spec::Delivery as DeliveryMode;
 use uuid::Uuid;
 
@@ -19,8 +19,9 @@ use crate::pacer::Pacer;
 use crate::status::HubStatus;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
 
-/// How many rollouts' pacers are kept. A rollout that falls out gets a new one when it is back.
-const PACERS: usize = 64;
+/// When there are more rollouts than this, those that are not worked on just now are forgotten,
+/// and read again when they are back.
+const KNOWN: usize = 64;
 
 pub(crate) struct HubLoop {
     inner: Arc<Inner>,
@@ -34,10 +35,18 @@ pub(crate) struct Inner {
     pub(crate) status: Arc<HubStatus>,
     /// The hub's own pace, for rollouts without a limit of their own.
     pacer: Option<Arc<Pacer>>,
-    limited: Mutex<BTreeMap<RolloutName, Option<Arc<Pacer>>>>,
+    known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
     /// dispatch of a batch that we hold is seen for what it is.
     id: Uuid,
+}
+
+/// What all batches of a rollout need.
+pub(crate) struct Known {
+    pub(crate) content: Arc<Content>,
+    pub(crate) pacer: Option<Arc<Pacer>>,
+    /// Unanswered sends are made again.
+    pub(crate) again: bool,
 }
 
 impl HubLoop {
@@ -48,7 +57,6 @@ impl HubLoop {
         status: Arc<HubStatus>,
     ) -> Self {
         let pacer = Pacer::new(Arc::clone(&store), &hub.name, hub.limits, None).map(Arc::new);
-        let limited = Mutex::default();
         Self {
             inner: Arc::new(Inner {
                 config,
@@ -56,7 +64,7 @@ impl HubLoop {
                 hub,
                 status,
                 pacer,
-                limited,
+                known: Mutex::default(),
                 id: Uuid::new_v4(),
             }),
         }
@@ -124,19 +132,14 @@ impl Inner {
     /// Answers for one dispatch.
     async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), WorkerError> {
         let Delivery {
-            dispatch,
-            redelivered,
-            ticket,
+            dispatch, ticket, ..
         } = delivery;
         let store_error = |source| WorkerError::Store {
             rollout: dispatch.rollout.clone(),
             batch: dispatch.batch,
             source,
         };
-        let ended = match self
-            .work(&dispatch.rollout, dispatch.batch, redelivered, &stop)
-            .await
-        {
+        let ended = match self.work(&dispatch.rollout, dispatch.batch, &stop).await {
             Ok(ended) => ended,
             // The rollout or its plan is gone: an old dispatch, with nothing left to ring for.
             Err(StoreError::NotFound { what }) => {
@@ -161,7 +164,6 @@ impl Inner {
         &self,
         name: &RolloutName,
         batch: twincast_core::ids::BatchId,
-        takeover: bool,
         stop: &CancellationToken,
     ) -> Result<Ended, StoreError> {
         if self.status.shut_until().is_some() {
@@ -175,20 +177,38 @@ impl Inner {
             batch,
             holder,
             ttl: self.config.lease,
-            takeover,
+            // A dispatch that came back says nothing about who holds the batch now: another dispatch
+            // of it may have been taken since. Whoever put it back has released it before.
+            takeover: false,
         };
         let lease = match self.store.lease(&request).await? {
             LeaseReply::Granted(lease) => lease,
             LeaseReply::Done => return Ok(Ended::Done),
             LeaseReply::Held(_) | LeaseReply::NotWanted => return Ok(Ended::Unwanted),
         };
-        let rollout = self
-            .store
-            .rollout(name)
-            .await?
-            .ok_or_else(|| StoreError::NotFound {
-                what: format!("rollout {name}"),
-            })?;
+        let known = self.known(name).await?;
+        let work = self.store.load(name, batch).await?;
+        let mut run = BatchRun::new(self, lease, work, &known);
+        let ended = run.until_ended(stop).await?;
+        if ended != Ended::Fenced
+            && let Err(error) = self.store.release(run.lease()).await
+        {
+            // It lapses by itself; that costs time only.
+            tracing::warn!(rollout = %name, %batch, ?error, "batch not released");
+        }
+        Ok(ended)
+    }
+
+    /// What all batches of a rollout need. A rollout never changes, so it is read once.
+    async fn known(&self, name: &RolloutName) -> Result<Arc<Known>, StoreError> {
+        let mut known = self.known.lock().await;
+        if let Some(known) = known.get(name) {
+            return Ok(Arc::clone(known));
+        }
+        let missing = || StoreError::NotFound {
+            what: format!("rollout {name}"),
+        };
+        let rollout = self.store.rollout(name).await?.ok_or_else(missing)?;
         let content = rollout
             .spec
             .message
@@ -197,37 +217,29 @@ impl Inner {
                 doing: format!("read the message of rollout {name}"),
                 source: Box::new(source),
             })?;
-        let work = self.store.load(name, batch).await?;
-        let pacer = self.pacer_of(&rollout).await;
-        let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
-        let mut run = BatchRun::new(self, lease, work, Arc::new(content), pacer, again);
-        let ended = run.until_ended(stop).await?;
-        if ended != Ended::Fenced {
-            self.store.release(run.lease()).await?;
-        }
-        Ok(ended)
-    }
-
-    async fn pacer_of(&self, rollout: &Rollout) -> Option<Arc<Pacer>> {
-        let Some(rate) = rollout.spec.rate else {
-            return self.pacer.clone();
+        let pacer = match rollout.spec.rate {
+            None => self.pacer.clone(),
+            Some(rate) => {
+                let limit = Some((name.clone(), rate));
+                Pacer::new(
+                    Arc::clone(&self.store),
+                    &self.hub.name,
+                    self.hub.limits,
+                    limit,
+                )
+                .map(Arc::new)
+            }
         };
-        let name = &rollout.spec.name;
-        let mut limited = self.limited.lock().await;
-        if let Some(pacer) = limited.get(name) {
-            return pacer.clone();
+        let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
+        let new = Arc::new(Known {
+            content: Arc::new(content),
+            pacer,
+            again,
+        });
+        if known.len() >= KNOWN {
+            known.retain(|_, known| Arc::strong_count(known) > 1);
         }
-        if limited.len() >= PACERS {
-            limited.pop_first();
-        }
-        let pacer = Pacer::new(
-            Arc::clone(&self.store),
-            &self.hub.name,
-            self.hub.limits,
-            Some((name.clone(), rate)),
-        )
-        .map(Arc::new);
-        limited.insert(name.clone(), pacer.clone());
-        pacer
+        known.insert(name.clone(), Arc::clone(&new));
+        Ok(new)
     }
 }

@@ -73,18 +73,21 @@ impl HubStatus {
         }
     }
 
-    pub(crate) fn shut(&self, retry_after: Duration, trouble: HubTrouble, reason: &str) {
+    /// The hub is shut. Says whether that is news.
+    pub(crate) fn shut(&self, retry_after: Duration, trouble: HubTrouble, reason: &str) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match &*state {
             HubState::Shut { since, .. } => *since,
             HubState::Serving => Instant::now(),
         };
+        let is_news = *state == HubState::Serving;
         *state = HubState::Shut {
             since,
             until: Instant::now() + retry_after,
             trouble,
             reason: reason.to_owned(),
         };
+        is_news
     }
 
     /// When a shut hub is to be tried again, if that is still to come.

@@ -42,6 +42,17 @@ pub struct Content {
     pub ack: Ack,
 }
 
+impl Content {
+    /// What counts against the hub's limit on a message's size: body, properties and the two
+    /// content fields.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let text = |field: &Option<String>| field.as_ref().map_or(0, String::len);
+        let properties: usize = self.properties.iter().map(|(k, v)| k.len() + v.len()).sum();
+        self.body.len() + properties + text(&self.content_type) + text(&self.content_encoding)
+    }
+}
+
 /// The deterministic id of one message: a device that is sent the same message twice (after a
 /// crash) can tell by it, and a feedback record finds its device without a look-up table.
 ///

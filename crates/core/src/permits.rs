@@ -72,7 +72,7 @@ impl Limiter {
         }
         let block = (BLOCK.as_micros() as f64 / interval_us) as u32;
         let permits = wanted.min(block.max(1));
-        self.next_us = start + (f64::from(permits) * interval_us) as u64;
+        self.next_us = start.saturating_add((f64::from(permits) * interval_us) as u64);
         Grant {
             permits,
             wait: ahead,

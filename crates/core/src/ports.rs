@@ -6,7 +6,7 @@ mod hub;
 mod queue;
 mod store;
 
-pub use clock::{Clock, SystemClock};
+pub use clock::Clock;
 pub use hub::{DeviceQuery, DeviceRow, Hindrance, Hub, HubError, HubTrouble, NotSent, SendResult};
 pub use queue::{Deliveries, Delivery, Dispatch, Queue, QueueError, Ticket};
 pub use store::{

@@ -205,6 +205,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         }
     };
     let next = match (phase, event) {
+        (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
         (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
         (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
             reason: "the target matches no device".into(),

@@ -212,6 +212,12 @@ impl RolloutSpec {
         }
     }
 
+    /// What is wrong with a spec that was changed after it was read, as by inlining its files.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        validate::problems_of(self)
+    }
+
     /// The published JSON Schema of a spec.
     #[must_use]
     pub fn json_schema() -> Value {

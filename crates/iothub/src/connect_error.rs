@@ -130,7 +130,8 @@ fn certificate_error(
 ) -> ConnectError {
     use rustls::CertificateError as E;
     match problem {
-        E::UnknownIssuer => ConnectError::UnknownIssuer { host, source },
+        // A bad signature is what an authority of the right name and another key looks like.
+        E::UnknownIssuer | E::BadSignature => ConnectError::UnknownIssuer { host, source },
         E::NotValidForName | E::NotValidForNameContext { .. } => {
             ConnectError::WrongName { host, source }
         }

@@ -51,6 +51,7 @@ struct State {
     always: HashMap<DeviceId, SendResult>,
     delay: Duration,
     down: bool,
+    ready: bool,
     sent: Vec<Sent>,
     under_way: usize,
     most_under_way: usize,
@@ -87,6 +88,7 @@ impl ScriptedHub {
                 always: HashMap::new(),
                 delay: Duration::ZERO,
                 down: false,
+                ready: true,
                 sent: Vec::new(),
                 under_way: 0,
                 most_under_way: 0,
@@ -135,6 +137,11 @@ impl ScriptedHub {
     /// hub shut; they are not counted as sent.
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
+    }
+
+    /// Whether the hub says that a send would leave now. Sends that are made nevertheless arrive.
+    pub fn set_ready(&self, ready: bool) {
+        self.state().ready = ready;
     }
 
     /// From now on sends wait until they are let go. What has arrived goes on.
@@ -266,6 +273,10 @@ impl Hub for ScriptedHub {
             Err(error) => vec![Err(error)],
         };
         stream::iter(pages).boxed()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.state().ready
     }
 
     async fn send(&self, message: Outbound) -> SendResult {

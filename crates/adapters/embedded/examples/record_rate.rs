@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
-use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store, SystemClock};
+use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
 use twincast_core::rollout::{Event, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
-use twincast_embedded::EmbeddedStore;
+use twincast_embedded::{EmbeddedStore, SystemClock};
 
 type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
@@ -36,7 +36,7 @@ async fn main() -> Done {
 }
 
 async fn measure(dir: &std::path::Path, devices: u32, workers: u32, window: u32) -> Done {
-    let store = Arc::new(EmbeddedStore::open(dir, Arc::new(SystemClock))?);
+    let store = Arc::new(EmbeddedStore::open(dir, Arc::new(SystemClock::start()))?);
     let name = RolloutName::new("bench")?;
     let file = dir.join("state.redb");
 
@@ -87,7 +87,7 @@ async fn measure(dir: &std::path::Path, devices: u32, workers: u32, window: u32)
     say(&format!("recounted in {:.2?}", begun.elapsed()));
     store.close().await;
     let begun = Instant::now();
-    drop(EmbeddedStore::open(dir, Arc::new(SystemClock))?);
+    drop(EmbeddedStore::open(dir, Arc::new(SystemClock::start()))?);
     say(&format!(
         "opened and checked in {:.2?}, {} KiB of memory at the most",
         begun.elapsed(),

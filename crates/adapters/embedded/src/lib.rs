@@ -6,8 +6,10 @@
 //! The store is the truth, so the queue needs no durability: after a crash it is empty, and the
 //! reconcile pass rings again for every batch that is open.
 
+mod clock;
 mod queue;
 mod store;
 
+pub use clock::SystemClock;
 pub use queue::InProcessQueue;
 pub use store::{EmbeddedStore, OpenError};

@@ -76,6 +76,12 @@ impl EmbeddedStore {
         Self::start(Disk::folder(dir)?, clock)
     }
 
+    /// Whether there is a state in the folder `dir`.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(STATE_FILE).is_file()
+    }
+
     /// A store in memory, for trying things out: nothing of it stays.
     ///
     /// # Errors
@@ -327,6 +333,9 @@ impl Store for EmbeddedStore {
         Ok(())
     }
 }
+
+/// The state's file in its folder.
+const STATE_FILE: &str = "state.redb";
 
 #[cfg(test)]
 mod tests;

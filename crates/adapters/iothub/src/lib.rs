@@ -54,6 +54,10 @@ impl Hub for IotHub {
         sends::send(self, message).await
     }
 
+    fn is_ready(&self) -> bool {
+        sends::is_ready(self)
+    }
+
     fn hindrance(&self) -> Option<Hindrance> {
         sends::hindrance(self)
     }

@@ -9,18 +9,21 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::{Map, Value};
 use twincast_core::ids::DeviceId;
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError, HubTrouble};
-use twincast_iothub::{Client, RestError};
+use twincast_iothub::{Client, QueryPages, RestError};
+use twincast_retry::Policy;
 
 /// The largest page that hubs give (`iot-hub-devguide-query-language`).
 const PAGE: u32 = 100;
+/// How long a page is asked for again. Listing a large fleet takes hours on a small hub.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Keeps queries within the hub's quota of pages.
 pub(crate) struct Throttle(DefaultDirectRateLimiter);
 
 impl Throttle {
     pub(crate) fn new(per_minute: f64) -> Self {
-        let period = Duration::from_secs_f64(60.0 / per_minute.max(1e-3));
-        // A few at once, so that a small fleet is listed at once; far below a minute's quota.
+        // A few at once, so that a small fleet is listed at once; the rate leaves room for them.
+        let period = Duration::from_secs_f64(60.0 / (per_minute * 0.9).max(1e-3));
         let burst = NonZeroU32::new((per_minute / 10.0) as u32).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(period)
             .expect("a period above zero")
@@ -70,24 +73,58 @@ pub(crate) fn devices<'a>(
         }
     };
     // After an error the stream is over.
-    stream::unfold(Some(pages), move |pages| async move {
-        let mut pages = pages?;
-        permit(throttle).await;
-        match pages.next_page().await {
-            Ok(Some(page)) => {
-                let rows: Result<Vec<_>, _> = page
-                    .items
+    stream::unfold(Some((pages, 0u32)), move |state| async move {
+        let (mut pages, number) = state?;
+        match next_page(client, throttle, &mut pages, number > 0).await {
+            Ok(Some(items)) => {
+                let rows: Result<Vec<_>, _> = items
                     .into_iter()
                     .map(|item| row(client, item, tags))
                     .collect();
-                let rest = rows.is_ok().then_some(pages);
+                let rest = rows.is_ok().then_some((pages, number.saturating_add(1)));
                 Some((rows, rest))
             }
             Ok(None) => None,
-            Err(error) => Some((Err(hub_error(client, "list the devices", error)), None)),
+            Err(error) => Some((Err(error), None)),
         }
     })
     .boxed()
+}
+
+/// The next page. Under way (`started`), a hub that is away for a while does not cost the pages
+/// so far: the same page is asked for again, for about [`PATIENCE`].
+async fn next_page(
+    client: &Client,
+    throttle: Option<&Throttle>,
+    pages: &mut QueryPages,
+    started: bool,
+) -> Result<Option<Vec<Value>>, HubError> {
+    let mut delays = Policy::reconnect()
+        .with_max_elapsed(PATIENCE)
+        .expect("longer than nothing")
+        .delays();
+    loop {
+        permit(throttle).await;
+        let error = match pages.next_page().await {
+            Ok(page) => return Ok(page.map(|page| page.items)),
+            Err(error) => hub_error(client, "list the devices", error),
+        };
+        let passing = matches!(
+            error.trouble,
+            HubTrouble::Unreachable | HubTrouble::Throttled
+        );
+        match delays.next_delay() {
+            Some(delay) if started && passing => {
+                tracing::warn!(
+                    hub = client.host_name(),
+                    ?error,
+                    "page of devices is asked for again"
+                );
+                tokio::time::sleep(delay).await;
+            }
+            _ => return Err(error),
+        }
+    }
 }
 
 /// Only what is needed is asked for: the answer's size counts against the daily quota.

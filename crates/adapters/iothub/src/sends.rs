@@ -44,6 +44,15 @@ fn sender(hub: &IotHub) -> Arc<C2dSender> {
     Arc::clone(sender.get_or_insert_with(|| Arc::new(C2dSender::start(&hub.client))))
 }
 
+/// Also opens the link, the first time.
+pub(crate) fn is_ready(hub: &IotHub) -> bool {
+    // A link that has failed for good is for the next send to find out.
+    !matches!(
+        *sender(hub).state().borrow(),
+        LinkState::Reconnecting { .. }
+    )
+}
+
 pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
     let sender = hub
         .sender
@@ -141,7 +150,9 @@ fn in_our_words(outcome: &SendOutcome) -> SendResult {
             retry_after: until.and_then(|until| until.duration_since(now).ok()),
             reason: detail(outcome),
             trouble: match reason {
-                HubShutReason::Unauthorised => HubTrouble::Unauthorized,
+                HubShutReason::DailyQuota => HubTrouble::QuotaUsedUp,
+                // No key sends through a hub of a basic tier.
+                HubShutReason::Unauthorised | HubShutReason::NotInTier => HubTrouble::Unauthorized,
                 HubShutReason::Untrusted => HubTrouble::Certificate,
                 HubShutReason::NotFound => HubTrouble::Unreachable,
                 _ => HubTrouble::Shut,

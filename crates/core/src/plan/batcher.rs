@@ -12,8 +12,8 @@ pub struct BatchLimits {
     pub devices: usize,
     /// Bytes of ids in a batch.
     pub bytes: usize,
-    /// Devices in all batches that are not full yet. When there are more, the largest open batch
-    /// is closed as it is: many small tag groups cost smaller batches, never memory.
+    /// Devices in all batches that are not full yet. When there are more, the largest open ones
+    /// are closed as they are: many small tag groups cost smaller batches, never memory.
     pub open_devices: usize,
 }
 
@@ -25,7 +25,8 @@ impl BatchLimits {
     pub const MAX_DEVICES: usize = 10_000;
     /// Devices in a batch at the least: below it the batch's own cost would dominate.
     pub const MIN_DEVICES: usize = 100;
-    /// About 5 MiB of 20-character ids.
+    /// About 5 MiB of 20-character ids, and at the worst, when every device has a group of its
+    /// own, some 50 MiB of groups.
     pub const OPEN_DEVICES: usize = 200_000;
 
     /// Batches of about 30 seconds of sending at `per_minute`; `None` is an unlimited hub.
@@ -62,8 +63,9 @@ impl Batcher {
         }
     }
 
-    /// Adds a device; gives the batch that became full by it, or had to be closed for room.
-    pub fn push(&mut self, stage: StageIndex, group: Group, device: &DeviceId) -> Option<Filled> {
+    /// Adds a device; gives the batch that became full by it, or those that had to be closed for
+    /// room.
+    pub fn push(&mut self, stage: StageIndex, group: Group, device: &DeviceId) -> Vec<Filled> {
         let key = (stage, group);
         // Looked up before inserting, to clone the key only for a new group.
         let list = match self.open.get_mut(&key) {
@@ -73,17 +75,32 @@ impl Batcher {
         list.push(device);
         self.open_devices += 1;
         if list.len() >= self.limits.devices || list.bytes() >= self.limits.bytes {
-            return self.close(&key);
+            return self.close(&key).into_iter().collect();
         }
         if self.open_devices > self.limits.open_devices {
-            let largest = self
-                .open
-                .iter()
-                .max_by_key(|(_, list)| list.len())
-                .map(|(key, _)| key.clone());
-            return largest.and_then(|key| self.close(&key));
+            return self.make_room();
         }
-        None
+        Vec::new()
+    }
+
+    /// Closes the largest batches, until a quarter of the room is free: not one at a time, for
+    /// finding the largest means looking at all.
+    fn make_room(&mut self) -> Vec<Filled> {
+        let mut by_size: Vec<_> = self
+            .open
+            .iter()
+            .map(|(key, list)| (list.len(), key.clone()))
+            .collect();
+        by_size.sort_unstable_by(|a, b| b.cmp(a));
+        let room = self.limits.open_devices - self.limits.open_devices / 4;
+        let mut closed = Vec::new();
+        for (_, key) in by_size {
+            if self.open_devices <= room {
+                break;
+            }
+            closed.extend(self.close(&key));
+        }
+        closed
     }
 
     fn close(&mut self, key: &(StageIndex, Group)) -> Option<Filled> {

@@ -17,6 +17,7 @@ pub struct HubEstimate {
     /// Sends a minute, `None` without a limit.
     pub sends_per_minute: Option<f64>,
     /// Time to send them all, `None` without a limit.
+    #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
     pub sending: Option<Duration>,
     /// Messages that count against the daily quota.
     pub metered_messages: u64,
@@ -30,7 +31,19 @@ pub struct Estimate {
     /// By hub.
     pub hubs: Vec<HubEstimate>,
     /// Until the slowest hub is done; `None` when none has a limit.
+    #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
     pub sending: Option<Duration>,
+}
+
+#[expect(
+    clippy::ref_option,
+    reason = "serde hands out a reference to the field"
+)]
+fn as_seconds<S: serde::Serializer>(
+    time: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
 }
 
 impl HubEstimate {

@@ -42,7 +42,9 @@ pub enum HubTrouble {
     BadQuery,
     /// Too many requests, for longer than we wait.
     Throttled,
-    /// The hub exists but serves nothing for now: daily quota, suspended.
+    /// The hub's daily quota is used up. It opens again by itself.
+    QuotaUsedUp,
+    /// The hub exists but serves nothing for now: suspended.
     Shut,
     /// Anything else.
     Other,
@@ -128,6 +130,12 @@ pub trait Hub: Send + Sync + 'static {
     ///
     /// Cancel safety: if dropped, it is unknown whether the hub has the message.
     async fn send(&self, message: Outbound) -> SendResult;
+
+    /// Whether a send would leave now. While it would not, nobody should take a permit for one:
+    /// permits that pile up behind a broken connection would all be used at once.
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     /// What keeps sends from leaving right now, if that is known. For showing, and for deciding
     /// when waiting makes no sense any more; never for deciding about a message.

@@ -111,7 +111,7 @@ pub struct Rate {
 /// Why a text is no rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a rate; write for example \"600/min\", \"10/s\" or \"5000/h\", more than zero"
+    "{0:?} is not a rate; write for example \"600/min\", \"10/s\" or \"5000/h\", at least 0.001/min"
 )]
 pub struct InvalidRate(String);
 
@@ -119,9 +119,10 @@ impl Rate {
     /// `n` a minute.
     ///
     /// # Errors
-    /// When `n` is not a finite number above zero.
+    /// When `n` is not a number from 0.001 to 1e9: beyond these nobody means it, and the
+    /// arithmetic of permits would suffer.
     pub fn per_minute(n: f64) -> Result<Self, InvalidRate> {
-        if n.is_finite() && n > 0.0 {
+        if (0.001..=1e9).contains(&n) {
             Ok(Self { per_minute: n })
         } else {
             Err(InvalidRate(n.to_string()))
@@ -142,20 +143,20 @@ impl FromStr for Rate {
         let invalid = || InvalidRate(text.to_owned());
         let (number, unit) = text.split_once('/').ok_or_else(invalid)?;
         let number: f64 = number.trim().parse().map_err(|_| invalid())?;
-        let factor = match unit.trim() {
-            "s" => 60.0,
-            "m" | "min" => 1.0,
-            "h" => 1.0 / 60.0,
+        let per_minute = match unit.trim() {
+            "s" => number * 60.0,
+            "m" | "min" => number,
+            "h" => number / 60.0,
             _ => return Err(invalid()),
         };
-        Self::per_minute(number * factor).map_err(|_| invalid())
+        Self::per_minute(per_minute).map_err(|_| invalid())
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rounded = (self.per_minute * 1000.0).round() / 1000.0;
-        write!(f, "{rounded}/min")
+        // Exact: what is stored must read back as the same rate.
+        write!(f, "{}/min", self.per_minute)
     }
 }
 
@@ -231,6 +232,10 @@ mod tests {
             let rate: Rate = text.parse().unwrap();
             assert!((rate.as_per_minute() - per_minute).abs() < 1e-9);
             assert_eq!(rate.to_string(), written);
+        }
+        for text in ["1/h", "7/h", "0.06/h", "0.001/min", "16666666/s"] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!(rate.to_string().parse::<Rate>().unwrap(), rate, "{text}");
         }
         for bad in ["", "600", "0/min", "-1/s", "inf/s", "NaN/s", "1/day"] {
             assert!(bad.parse::<Rate>().is_err(), "{bad:?} was taken");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Problem;
-use super::{Body, Exclusion, RolloutSpec, Target};
+use super::{Exclusion, NoContent, RolloutSpec, Target};
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
 /// The largest message that a hub takes from the cloud to a device: 64 KiB with its properties
@@ -149,35 +149,26 @@ fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             ));
         }
     }
-    let body = match &message.body {
-        Body::Json(value) => value.to_string().len(),
-        Body::Text(text) => text.len(),
-        Body::Base64(_) => match message.content() {
-            Ok(content) => content.body.len(),
-            Err(error) => {
-                let why = std::error::Error::source(&error)
-                    .map_or_else(String::new, |source| format!(": {source}"));
-                problems.push(Problem::new(
-                    "message.body.base64",
-                    format!("is not base64{why}"),
-                ));
-                0
-            }
-        },
-        Body::File(_) => 0,
-    };
-    let properties: usize = message
-        .properties
-        .iter()
-        .map(|(k, v)| k.len() + v.len())
-        .sum();
-    if body + properties > MAX_MESSAGE_BYTES {
-        problems.push(Problem::new(
+    for (field, value) in [
+        ("message.content_type", &message.content_type),
+        ("message.content_encoding", &message.content_encoding),
+    ] {
+        if value.as_ref().is_some_and(|value| !value.is_ascii()) {
+            problems.push(Problem::new(field, "must be ASCII"));
+        }
+    }
+    match message.content() {
+        Ok(content) if content.size() > MAX_MESSAGE_BYTES => problems.push(Problem::new(
             "message",
             format!(
-                "body and properties have {} bytes; a hub takes at most {MAX_MESSAGE_BYTES}",
-                body + properties
+                "body, properties and content fields have {} bytes; a hub takes at most {MAX_MESSAGE_BYTES}",
+                content.size()
             ),
-        ));
+        )),
+        // A body in a file is checked once the file is read.
+        Ok(_) | Err(NoContent::File(_)) => {}
+        Err(NoContent::Base64(error)) => {
+            problems.push(Problem::new("message.body.base64", format!("is not base64: {error}")));
+        }
     }
 }

@@ -65,7 +65,7 @@ impl Disk {
             },
             TryLockError::Error(error) => io_error(error),
         })?;
-        let path = dir.join("state.redb");
+        let path = dir.join(super::STATE_FILE);
         if !path.try_exists().map_err(io_error)? {
             create(dir, &path)?;
         }
