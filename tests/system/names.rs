@@ -89,7 +89,7 @@ fn a_rollout_that_failed_leaves_its_name() {
     let spec = room.rollout("typo", "");
     let right = std::fs::read_to_string(room.path().join(&spec)).expect("it was written");
     room.write(&spec, &right.replace("fridge", "frigde"));
-    let failed = room.run(&["run", &spec]).expect(8);
+    let failed = room.run(&["run", &spec]).expect(3);
     assert!(failed.stdout.contains("failed: "), "{failed}");
     assert_eq!(hub.summary().transfers, 0);
 

@@ -362,6 +362,17 @@ rate: 600/min
     }
 
     #[test]
+    fn the_published_schema_is_this_one() {
+        let published = include_str!("../../../docs/rollout.schema.json");
+        let published: Value = serde_json::from_str(published).unwrap();
+        assert_eq!(
+            published,
+            RolloutSpec::json_schema(),
+            "twincast schema > docs/rollout.schema.json"
+        );
+    }
+
+    #[test]
     fn a_target_must_be_said() {
         let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";
         let error = RolloutSpec::read("x.yaml", text).unwrap_err().to_string();

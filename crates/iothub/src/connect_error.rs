@@ -190,7 +190,11 @@ mod tests {
             sort(C::Expired),
             ConnectError::CertificateDates { .. }
         ));
-        assert!(matches!(sort(C::BadSignature), ConnectError::Tls { .. }));
+        assert!(matches!(
+            sort(C::BadSignature),
+            ConnectError::UnknownIssuer { .. }
+        ));
+        assert!(matches!(sort(C::Revoked), ConnectError::Tls { .. }));
         assert!(!sort(C::UnknownIssuer).is_transient());
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(matches!(
