@@ -74,7 +74,7 @@ pub enum PlanError {
     Interrupted,
 }
 
-/// How far planning is. Read it while [`plan`] runs.
+/// How far planning is. Read it while [`Planner::plan`] runs.
 #[derive(Debug, Default)]
 pub struct PlanProgress {
     /// Devices found so far, excluded ones among them.

@@ -17,16 +17,7 @@ use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{Driver, DriverConfig};
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{MemoryStore, ScriptedHub, build};
-
-/// A clock that goes with the runtime's, so that paused time is one time.
-struct RuntimeClock(Instant);
-
-impl Clock for RuntimeClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(1_790_000_000_000).plus(self.0.elapsed())
-    }
-}
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -37,7 +28,7 @@ struct Bench {
 }
 
 fn bench(devices: u32, config: DriverConfig) -> Bench {
-    let clock: Arc<dyn Clock> = Arc::new(RuntimeClock(Instant::now()));
+    let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
     let store = Arc::new(MemoryStore::new(Arc::clone(&clock)));
     let queue = Arc::new(InProcessQueue::new(1_000));
     let hub = ScriptedHub::of(devices);

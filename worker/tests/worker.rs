@@ -10,24 +10,12 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{
-    Clock, Dispatch, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store,
-};
+use twincast_core::ports::{Dispatch, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::spec::{Delivery, Rate};
-use twincast_core::time::Timestamp;
 use twincast_embedded::InProcessQueue;
-use twincast_testkit::{MemoryStore, ScriptedHub, build};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 use twincast_worker::{HubState, Worker, WorkerConfig, WorkerError, WorkerHub, WorkerStatus};
-
-/// A clock that goes with the runtime's, so that paused time is one time.
-struct RuntimeClock(Instant);
-
-impl Clock for RuntimeClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(1_790_000_000_000).plus(self.0.elapsed())
-    }
-}
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -65,7 +53,7 @@ impl Bench {
     }
 
     async fn with(batches: &[u32], change: impl FnOnce(&mut Rollout)) -> Self {
-        let clock = Arc::new(RuntimeClock(Instant::now()));
+        let clock = Arc::new(RuntimeClock::default());
         let store = Arc::new(MemoryStore::new(clock));
         let mut rollout = build::accepted("r");
         change(&mut rollout);

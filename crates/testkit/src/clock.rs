@@ -1,20 +1,41 @@
-//! A clock that stands still until it is moved.
+//! A clock that stands still until it is moved, and one that goes with the runtime's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use twincast_core::ports::Clock;
 use twincast_core::time::Timestamp;
+
+/// Some time in 2026: not 0, at which a limiter's first permits would be a special case.
+const START: Timestamp = Timestamp(1_790_000_000_000);
+
+/// A [`Clock`] that goes with tokio's, so that paused time is one time.
+#[derive(Debug, Clone, Copy)]
+pub struct RuntimeClock(Instant);
+
+impl Default for RuntimeClock {
+    /// Starts now.
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Timestamp {
+        START.plus(self.0.elapsed())
+    }
+}
 
 /// A [`Clock`] that tests set. Clones show the same time.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<AtomicU64>);
 
 impl Default for ManualClock {
-    /// Some time in 2026: not 0, at which a limiter's first permits would be a special case.
+    /// Stands at some time in 2026.
     fn default() -> Self {
-        Self::at(Timestamp(1_790_000_000_000))
+        Self::at(START)
     }
 }
 

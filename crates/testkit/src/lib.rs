@@ -3,7 +3,7 @@
 //! * [`conformance`]: the contract of each port as a set of named cases, for any implementation;
 //! * [`MemoryStore`]: a store that is obviously right, and the model that others are compared to;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
-//! * [`ManualClock`]: a clock that stands still;
+//! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
 //! * [`build`]: rollouts and batches in a line.
 //!
 //! There is no queue here: the embedded adapter's is in memory and takes part in the suite, so
@@ -15,6 +15,6 @@ pub mod conformance;
 mod hub;
 mod memory;
 
-pub use clock::ManualClock;
+pub use clock::{ManualClock, RuntimeClock};
 pub use hub::{ScriptedHub, Sent};
 pub use memory::MemoryStore;
