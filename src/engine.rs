@@ -240,7 +240,8 @@ pub(crate) fn plan_failure(error: PlanError) -> Failure {
     with_hint(Failure::new(code, error), hint)
 }
 
-fn with_hint(failure: Failure, hint: Option<&str>) -> Failure {
+/// A failure with what to do about it, if that is known.
+pub(crate) fn with_hint(failure: Failure, hint: Option<&str>) -> Failure {
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,

@@ -12,10 +12,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::batch::BatchStatus;
+use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
-use twincast_core::ports::{Clock, Dispatch, HubTrouble, Queue, QueueError, Store, StoreError};
+use twincast_core::ports::{
+    Clock, Dispatch, HubTrouble, Queue, QueueError, Store, StoreError, Tally,
+};
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 
 use crate::Hubs;
@@ -107,10 +110,6 @@ impl Driver {
         name: &RolloutName,
         stop: &CancellationToken,
     ) -> Result<Rollout, DriveError> {
-        let store_error = |source| DriveError::Store {
-            rollout: name.clone(),
-            source,
-        };
         let mut rung = Rung::default();
         loop {
             let rollout = self.read(name).await?;
@@ -132,10 +131,6 @@ impl Driver {
                     source: StoreError::Superseded { .. },
                     ..
                 }) => {}
-                Err(DriveError::Store {
-                    source: error @ StoreError::Unavailable { .. },
-                    ..
-                }) => return Err(store_error(error)),
                 Err(error) => return Err(error),
             }
         }
@@ -383,11 +378,7 @@ impl Driver {
     }
 
     async fn counts(&self, name: &RolloutName) -> Result<Counts, StoreError> {
-        let mut counts = Counts::default();
-        for tally in self.store.tallies(name).await? {
-            counts.add(&tally.counts);
-        }
-        Ok(counts)
+        Ok(Tally::sum(&self.store.tallies(name).await?))
     }
 }
 
@@ -415,15 +406,4 @@ fn is_final(error: &PlanError) -> bool {
         | PlanError::Interrupted => false,
         PlanError::Device { .. } | PlanError::TooManyExcluded | PlanError::TooManyBatches => true,
     }
-}
-
-fn in_words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        source = error.source();
-    }
-    words
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::outcome::Counts;
-use twincast_core::ports::{Hindrance, HubTrouble, Store, StoreError, Tally};
+use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
 use twincast_core::spec::{Rate, RolloutSpec};
 use twincast_embedded::EmbeddedStore;
@@ -97,7 +96,7 @@ pub(crate) async fn roll_out(
     };
     let summary = summary::read(&*store, &rollout)
         .await
-        .map_err(store_failure)?;
+        .map_err(engine::store_failure)?;
     store.close().await;
     output.result(&summary, &summary.text(output, took));
     if interrupted {
@@ -126,7 +125,7 @@ async fn take_in(
 ) -> Result<Accepted, Failure> {
     let now = driver.clock.now();
     let accepted = accept(&*driver.store, spec.clone(), files.clone(), now).await;
-    match accepted.map_err(store_failure)? {
+    match accepted.map_err(engine::store_failure)? {
         Accepted::Conflict { existing, .. }
             if existing.plan.is_none() && !existing.phase.is_ended() =>
         {
@@ -138,7 +137,7 @@ async fn take_in(
                 .map_err(engine::drive_failure)?;
             accept(&*driver.store, spec, files, now)
                 .await
-                .map_err(store_failure)
+                .map_err(engine::store_failure)
         }
         accepted => Ok(accepted),
     }
@@ -152,7 +151,12 @@ async fn resume(rollout: Rollout, driver: &Driver, output: &Output) -> Result<Ro
         return Ok(rollout);
     }
     if rollout.plan.is_some() {
-        let counts = counts(&*driver.store, name).await.map_err(store_failure)?;
+        let tallies = driver
+            .store
+            .tallies(name)
+            .await
+            .map_err(engine::store_failure)?;
+        let counts = Tally::sum(&tallies);
         output.note(&format!(
             "{name}: going on, {} of {} devices are done",
             counts.settled(),
@@ -300,7 +304,7 @@ impl Watcher<'_> {
             }
             // Whatever is wrong with the store, worker and driver meet it too and say so.
             if self.is_planned().await {
-                let counts = counts_of(&tallies);
+                let counts = Tally::sum(&tallies);
                 progress.sending(&Snapshot {
                     counts,
                     pace: self.pace,
@@ -365,10 +369,7 @@ impl Watcher<'_> {
                 let (code, hint) = engine::hub_trouble(trouble);
                 let failure =
                     Failure::message(code, format!("cannot send through hub {name}: {reason}"));
-                given_up = Some(match hint {
-                    Some(hint) => failure.hint(hint),
-                    None => failure,
-                });
+                given_up = Some(engine::with_hint(failure, hint));
             } else {
                 worth_waiting = true;
             }
@@ -376,20 +377,4 @@ impl Watcher<'_> {
         let failure = given_up.filter(|_| !worth_waiting);
         ((!words.is_empty()).then(|| words.join("; ")), failure)
     }
-}
-
-async fn counts(store: &dyn Store, name: &RolloutName) -> Result<Counts, StoreError> {
-    Ok(counts_of(&store.tallies(name).await?))
-}
-
-fn counts_of(tallies: &[Tally]) -> Counts {
-    let mut counts = Counts::default();
-    for tally in tallies {
-        counts.add(&tally.counts);
-    }
-    counts
-}
-
-fn store_failure(error: StoreError) -> Failure {
-    engine::store_failure(error)
 }

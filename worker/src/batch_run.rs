@@ -165,10 +165,10 @@ impl<'a> BatchRun<'a> {
                     self.on_saved(reports, saved)?;
                 }
                 Some((index, result)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
-                    self.on_answer(index, result).await?;
+                    self.on_answer(index, result).await;
                     // Takes what else has been answered: turns are not free.
                     while let Some(Some((index, result))) = self.in_flight.next().now_or_never() {
-                        self.on_answer(index, result).await?;
+                        self.on_answer(index, result).await;
                     }
                 }
                 acquired = wait_for(&mut self.acquiring) => {
@@ -243,7 +243,7 @@ impl<'a> BatchRun<'a> {
             .push(async move { (index, hub.send(message).await) }.boxed());
     }
 
-    async fn on_answer(&mut self, index: u32, result: SendResult) -> Result<(), StoreError> {
+    async fn on_answer(&mut self, index: u32, result: SendResult) {
         let status = &self.inner.status;
         status.in_flight.fetch_sub(1, Ordering::Relaxed);
         match result {
@@ -299,7 +299,6 @@ impl<'a> BatchRun<'a> {
                 self.end(Ended::HubShut);
             }
         }
-        Ok(())
     }
 
     fn settle(&mut self, index: u32, outcome: Outcome, code: u32) {

@@ -14,6 +14,7 @@
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
 pub mod batch;
+pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod message;

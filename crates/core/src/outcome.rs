@@ -223,18 +223,6 @@ impl Counts {
         }
     }
 
-    /// Replaces the part `old` of these counts by `new`.
-    ///
-    /// # Panics
-    /// When `old` is not a part of these counts.
-    pub fn replace(&mut self, old: &Self, new: &Self) {
-        for (index, mine) in self.0.iter_mut().enumerate() {
-            *mine = (*mine + new.0[index])
-                .checked_sub(old.0[index])
-                .expect("counts are the sum of the outcomes");
-        }
-    }
-
     /// The outcomes that any device has, with their counts, lowest first.
     pub fn iter(&self) -> impl Iterator<Item = (Outcome, u64)> + '_ {
         Outcome::ALL

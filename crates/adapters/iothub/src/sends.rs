@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
+use twincast_core::error::in_words;
 use twincast_core::message::{Ack, Content, Outbound};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Hindrance, HubTrouble, NotSent, SendResult};
@@ -70,20 +71,10 @@ pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
         } => Some(Hindrance {
             trouble: HubTrouble::Unreachable,
             lasting: since.elapsed().unwrap_or_default(),
-            reason: with_causes(&**error),
+            reason: in_words(&**error),
         }),
         _ => None,
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 fn template(hub: &IotHub, content: &Arc<Content>) -> Result<Arc<C2dTemplate>, InvalidMessage> {

@@ -125,6 +125,18 @@ pub struct Tally {
     pub counts: Counts,
 }
 
+impl Tally {
+    /// The counts of all stages and hubs together.
+    #[must_use]
+    pub fn sum(tallies: &[Self]) -> Counts {
+        let mut counts = Counts::default();
+        for tally in tallies {
+            counts.add(&tally.counts);
+        }
+        counts
+    }
+}
+
 /// A wish to send through a hub.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PermitRequest {
