@@ -4,7 +4,8 @@
 //! * [`MemoryStore`]: a store that is obviously right, and the model that others are compared to;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
-//! * [`build`]: rollouts and batches in a line.
+//! * [`build`]: rollouts and batches in a line;
+//! * [`services`]: real RabbitMQ and Redis, and a proxy that cuts connections to them.
 //!
 //! There is no queue here: the embedded adapter's is in memory and takes part in the suite, so
 //! tests use that one.
@@ -14,6 +15,7 @@ mod clock;
 pub mod conformance;
 mod hub;
 mod memory;
+pub mod services;
 
 pub use clock::{ManualClock, RuntimeClock};
 pub use hub::{ScriptedHub, Sent};
