@@ -1,4 +1,4 @@
-//! Real services for tests: [`Redis`], [`RedisCluster`], and a [`Proxy`] to
+//! Real services for tests: [`RabbitMq`], [`Redis`], [`RedisCluster`], and a [`Proxy`] to
 //! put in front of them.
 //!
 //! `shared()` is one service per test process, started by who asks first. Tests that share one use
@@ -10,6 +10,7 @@
 //! hold, then kills what is left and removes its files.
 
 mod proxy;
+mod rabbitmq;
 mod redis;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use proxy::Proxy;
+pub use rabbitmq::RabbitMq;
 pub use redis::{Redis, RedisCluster};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/services");
