@@ -11,7 +11,7 @@ use twincast_core::spec::RolloutSpec;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
-use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig};
+use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
@@ -20,6 +20,8 @@ use crate::config::{HubSettings, Settings, WorkerSettings};
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 
+/// How long the store of a local engine may be silent: it is in the same process.
+const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Dispatches that a hub's queue may hold: more than a driver ever releases.
 const QUEUE_LIMIT: usize = 1024;
 
@@ -43,6 +45,7 @@ impl Engine {
         let config = WorkerConfig {
             slots: settings.slots,
             window: settings.window,
+            give_up: Some(STORE_PATIENCE),
             ..WorkerConfig::default()
         };
         let worker_hubs = hubs
@@ -67,6 +70,8 @@ impl Engine {
             config: DriverConfig::default(),
             base,
             planning: PlanProgress::default(),
+            roster: None,
+            repairs: Repairs::default(),
         };
         Self {
             store,

@@ -58,7 +58,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
     let mut failures: BTreeMap<(Outcome, u32), (u64, Vec<String>)> = BTreeMap::new();
     let mut after = None;
     loop {
-        let page = store.batches(name, after, 256, false).await?;
+        let page = store.batches(name, after, 256).await?;
         let Some(last) = page.last() else { break };
         after = Some(last.header.id);
         for batch in page {

@@ -41,11 +41,15 @@ pub async fn accept(
     match store.create(&rollout).await? {
         Created::New => Ok(Accepted::New(Box::new(rollout))),
         Created::Existing(existing) if matches!(existing.phase, Phase::Failed { .. }) => {
-            let next = Rollout {
-                version: Version(existing.version.0 + 1),
+            let version = Version(existing.version.0 + 1);
+            let mut next = Rollout {
+                version,
                 plan_id: PlanId(existing.plan_id.0 + 1),
                 ..rollout
             };
+            for entry in &mut next.history {
+                entry.version = version;
+            }
             store.save(&next, existing.version).await?;
             Ok(Accepted::New(Box::new(next)))
         }

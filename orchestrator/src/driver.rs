@@ -3,9 +3,10 @@
 //! Each turn reads the rollout, does what its phase owes, and reads again. Nothing is kept that
 //! could not be read or done again, so a driver may die at any point and another one go on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    Clock, Dispatch, HubTrouble, Queue, QueueError, Store, StoreError, Tally,
+    Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 
@@ -27,20 +28,31 @@ use crate::planner::{PlanError, PlanProgress, Planner};
 /// How a driver works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriverConfig {
-    /// Batches of a rollout that are on each hub's queue or being worked on, at the most.
-    pub released: usize,
-    /// How often it looks whether more can be released.
+    /// Batches of a rollout that are on each hub's queue or being worked on, at the most: so many
+    /// for each consumer of the queue ...
+    pub per_consumer: usize,
+    /// ... and so many more. A rollout that came first must not fill the workers for those that
+    /// come later, and yet no worker may wait for work.
+    pub ahead: usize,
+    /// How often it looks whether more can be released, while there is something to release.
     pub pass: Duration,
-    /// When a batch that was released and is worked on by nobody is released again: a lost
-    /// dispatch costs this much.
+    /// How often it looks when there was nothing to do.
+    pub longest_pass: Duration,
+    /// When a batch is released again that was released, is worked on by nobody, and whose
+    /// dispatch cannot be on the queue, because that is empty.
+    pub lost_after: Duration,
+    /// When a batch is released again that is worked on by nobody, whatever is on the queue.
     pub ring_again: Duration,
 }
 
 impl Default for DriverConfig {
     fn default() -> Self {
         Self {
-            released: 32,
+            per_consumer: 2,
+            ahead: 4,
             pass: Duration::from_millis(100),
+            longest_pass: Duration::from_secs(1),
+            lost_after: Duration::from_secs(2),
             ring_again: Duration::from_secs(60),
         }
     }
@@ -97,6 +109,22 @@ pub struct Driver {
     pub base: PathBuf,
     /// How far planning is.
     pub planning: PlanProgress,
+    /// Where a halt of all rollouts is found, in an engine that has one.
+    pub roster: Option<Arc<dyn Roster>>,
+    /// What it has repaired.
+    pub repairs: Repairs,
+}
+
+/// What drivers found out of order and put right: dispatches that were lost.
+#[derive(Debug, Clone, Default)]
+pub struct Repairs(Arc<AtomicU64>);
+
+impl Repairs {
+    /// How many there were since the process started.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Driver {
@@ -116,11 +144,7 @@ impl Driver {
             let result = match rollout.phase.owed() {
                 Owed::Nothing => return Ok(rollout),
                 _ if stop.is_cancelled() => return Ok(rollout),
-                Owed::Plan => tokio::select! {
-                    result = self.plan(&rollout) => result,
-                    // A half-made plan is discarded by the next try.
-                    () = stop.cancelled() => return self.read(name).await,
-                },
+                Owed::Plan => self.plan(&rollout, stop).await,
                 Owed::ReleaseBatches => self.release(&rollout, &mut rung, stop).await,
                 Owed::SkipRemaining => self.skip_remaining(&rollout, stop).await,
             };
@@ -178,7 +202,7 @@ impl Driver {
         Ok(next)
     }
 
-    async fn plan(&self, rollout: &Rollout) -> Result<(), DriveError> {
+    async fn plan(&self, rollout: &Rollout, stop: &CancellationToken) -> Result<(), DriveError> {
         let rollout = self.apply(rollout, Event::PlanningStarted).await?;
         let name = &rollout.spec.name;
         let planner = Planner {
@@ -188,10 +212,18 @@ impl Driver {
             progress: &self.planning,
         };
         let (sender, receiver) = mpsc::channel(4);
-        let (planned, stored) = futures::join!(
-            planner.plan(sender),
-            self.store_batches(name, rollout.plan_id, receiver)
-        );
+        let planning = async {
+            futures::join!(
+                planner.plan(sender),
+                self.store_batches(name, rollout.plan_id, receiver)
+            )
+        };
+        // A half-made plan is discarded by the next try.
+        let (planned, stored) = tokio::select! {
+            both = planning => both,
+            () = stop.cancelled() => return Ok(()),
+            changed = self.changed(&rollout) => return changed,
+        };
         stored.map_err(|source| DriveError::Store {
             rollout: name.clone(),
             source,
@@ -210,6 +242,26 @@ impl Driver {
         };
         self.apply(&rollout, event).await?;
         Ok(())
+    }
+
+    /// Waits until somebody else has moved the rollout on.
+    async fn changed(&self, rollout: &Rollout) -> Result<(), DriveError> {
+        loop {
+            tokio::time::sleep(self.config.longest_pass).await;
+            if !self.is_current(rollout).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn is_current(&self, rollout: &Rollout) -> Result<bool, DriveError> {
+        let name = &rollout.spec.name;
+        let version = self.store.version(name).await;
+        let version = version.map_err(|source| DriveError::Store {
+            rollout: name.clone(),
+            source,
+        })?;
+        Ok(version == Some(rollout.version))
     }
 
     /// Stores batches as they come, several at a time when they come fast.
@@ -242,77 +294,91 @@ impl Driver {
             rollout: name.clone(),
             source,
         };
+        let mut pass = self.config.pass;
         loop {
-            if self
+            if let Some(roster) = &self.roster
+                && let Some(halt) = roster.halted().await.map_err(store_error)?
+            {
+                let reason = halt.reason;
+                self.apply(rollout, Event::HaltRequested { reason }).await?;
+                return Ok(());
+            }
+            match self
                 .release_pass(rollout, rung)
                 .await
                 .map_err(store_error)?
-                == Left::Nothing
             {
-                let counts = self.counts(name).await.map_err(store_error)?;
-                self.apply(rollout, Event::AllSettled { counts }).await?;
-                return Ok(());
+                Pass::NothingLeft => {
+                    let counts = self.counts(name).await.map_err(store_error)?;
+                    self.apply(rollout, Event::AllSettled { counts }).await?;
+                    return Ok(());
+                }
+                Pass::Quarantined(batch) => {
+                    let reason = format!(
+                        "batch {batch} has brought down {} workers in a row; see their logs, then resume",
+                        twincast_core::batch::MAX_STRIKES
+                    );
+                    self.apply(rollout, Event::PauseRequested { reason })
+                        .await?;
+                    return Ok(());
+                }
+                Pass::Rang => pass = self.config.pass,
+                Pass::Waited => pass = (pass * 2).min(self.config.longest_pass),
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(self.config.pass) => {}
+                () = tokio::time::sleep(pass) => {}
             }
-            if self.read(name).await?.version != rollout.version {
+            if !self.is_current(rollout).await? {
                 return Ok(());
             }
         }
     }
 
     /// One look at the open batches: rings for those that should be moving and are not.
-    async fn release_pass(&self, rollout: &Rollout, rung: &mut Rung) -> Result<Left, StoreError> {
-        const PAGE: usize = 256;
+    async fn release_pass(&self, rollout: &Rollout, rung: &mut Rung) -> Result<Pass, StoreError> {
         let name = &rollout.spec.name;
         let now = Instant::now();
-        // Hubs with something left to do, and how many of their batches are released.
         let tallies = self.store.tallies(name).await?;
         let unsettled = tallies
             .into_iter()
             .filter(|tally| tally.counts.unsettled() > 0);
-        let mut released: HashMap<HubName, usize> = unsettled.map(|tally| (tally.hub, 0)).collect();
-        let left = if released.is_empty() {
-            Left::Nothing
-        } else {
-            Left::Something
-        };
-        let mut at = HashMap::new();
-        let mut after = None;
-        while released.values().any(|count| *count < self.config.released) {
-            let page = self.store.batches(name, after, PAGE, true).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.header.id);
-            for batch in page {
-                let (id, hub) = (batch.header.id, &batch.header.hub);
-                let count = released.entry(hub.clone()).or_default();
-                if *count >= self.config.released {
-                    continue;
+        let hubs: BTreeSet<HubName> = unsettled.map(|tally| tally.hub).collect();
+        if hubs.is_empty() {
+            return Ok(Pass::NothingLeft);
+        }
+        let mut pass = Pass::Waited;
+        let mut seen = HashMap::new();
+        for hub in hubs {
+            let depth = rung.depth_of(&hub, &*self.queue, now).await;
+            let released = self.config.per_consumer * depth.consumers + self.config.ahead;
+            for batch in self.store.open_batches(name, &hub, released).await? {
+                let id = batch.header.id;
+                if batch.quarantined {
+                    return Ok(Pass::Quarantined(id));
                 }
-                *count += 1;
-                if batch.held.is_some() {
-                    rung.worked_at.insert(hub.clone(), now);
-                    at.insert(id, now);
-                } else if let Some(rung_at) = rung.at.get(&id)
-                    && now < self.again_at(*rung_at, rung.worked_at.get(hub))
-                {
-                    at.insert(id, *rung_at);
-                } else if self.ring(name, &batch).await {
-                    at.insert(id, now);
-                }
+                let before = rung.seen.get(&id).copied();
+                let action = action(&self.config, before, batch.held.is_some(), depth, now);
+                let seen_now = match action {
+                    Action::Leave(at) => at,
+                    Action::Ring { again } => {
+                        if !self.ring(name, &batch).await {
+                            continue;
+                        }
+                        pass = Pass::Rang;
+                        if again {
+                            self.repairs.0.fetch_add(1, Ordering::Relaxed);
+                            tracing::info!(rollout = %name, batch = %id, %hub, "a dispatch was lost, released again");
+                        }
+                        now
+                    }
+                };
+                seen.insert(id, seen_now);
             }
         }
         // What was not seen is done.
-        rung.at = at;
-        Ok(left)
-    }
-
-    /// When a batch that was rung for is rung for again. Not while its hub's other batches are
-    /// worked on: it waits its turn.
-    fn again_at(&self, rung_at: Instant, worked_at: Option<&Instant>) -> Instant {
-        worked_at.map_or(rung_at, |at| rung_at.max(*at)) + self.config.ring_again
+        rung.seen = seen;
+        Ok(pass)
     }
 
     async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> bool {
@@ -344,26 +410,14 @@ impl Driver {
         };
         loop {
             let mut held = false;
-            let mut after = None;
-            loop {
-                // A rollout that was never planned has no batches, and counts nothing.
-                let page = self
-                    .store
-                    .batches(name, after, 256, true)
-                    .await
-                    .map_err(store_error)?;
-                for batch in &page {
-                    held |= self
-                        .store
-                        .skip_remaining(name, batch.header.id)
-                        .await
-                        .map_err(store_error)?
-                        .is_some();
-                }
-                match page.last() {
-                    Some(batch) => after = Some(batch.header.id),
-                    None => break,
-                }
+            // A rollout that was never planned has no batches, and counts nothing.
+            let tallies = self.store.tallies(name).await.map_err(store_error)?;
+            for hub in tallies
+                .into_iter()
+                .map(|tally| tally.hub)
+                .collect::<BTreeSet<_>>()
+            {
+                held |= self.skip_on(name, &hub).await.map_err(store_error)?;
             }
             if !held {
                 let counts = self.counts(name).await.map_err(store_error)?;
@@ -377,23 +431,99 @@ impl Driver {
         }
     }
 
+    /// Skips what is left on one hub; says whether workers still hold some of it.
+    async fn skip_on(&self, name: &RolloutName, hub: &HubName) -> Result<bool, StoreError> {
+        loop {
+            let open = self.store.open_batches(name, hub, 256).await?;
+            let mut held = 0;
+            for batch in &open {
+                let skipped = self.store.skip_remaining(name, batch.header.id).await?;
+                held += usize::from(skipped.is_some());
+            }
+            if held == open.len() {
+                return Ok(held > 0);
+            }
+        }
+    }
+
     async fn counts(&self, name: &RolloutName) -> Result<Counts, StoreError> {
         Ok(Tally::sum(&self.store.tallies(name).await?))
     }
 }
 
-/// When each released batch was last rung for, and when each hub was last seen at work. Only a
-/// memory aid: losing it costs a few extra rings.
+/// What a driver remembers between its passes. Only a memory aid: losing it costs a few extra
+/// rings.
 #[derive(Debug, Default)]
 struct Rung {
-    at: HashMap<BatchId, Instant>,
-    worked_at: HashMap<HubName, Instant>,
+    /// When each released batch was last rung for or seen to be worked on.
+    seen: HashMap<BatchId, Instant>,
+    depths: HashMap<HubName, (Instant, Depth)>,
 }
 
+impl Rung {
+    /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
+    /// busy.
+    async fn depth_of(&mut self, hub: &HubName, queue: &dyn Queue, now: Instant) -> Depth {
+        if let Some((at, depth)) = self.depths.get(hub)
+            && now < *at + Duration::from_secs(1)
+        {
+            return *depth;
+        }
+        let depth = queue.depth(hub).await.unwrap_or_else(|error| {
+            tracing::warn!(%hub, ?error, "the dispatch queue does not answer");
+            let known = self.depths.get(hub).map(|(_, depth)| *depth);
+            Depth {
+                waiting: usize::MAX,
+                ..known.unwrap_or_default()
+            }
+        });
+        self.depths.insert(hub.clone(), (now, depth));
+        depth
+    }
+}
+
+/// What is to be done about a released batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
-    Something,
-    Nothing,
+enum Action {
+    /// Nothing; it was last rung for or worked on then.
+    Leave(Instant),
+    /// Ring for it; `again` when a dispatch must have been lost.
+    Ring { again: bool },
+}
+
+/// Decides on a batch that was last rung for or worked on at `before`.
+fn action(
+    config: &DriverConfig,
+    before: Option<Instant>,
+    held: bool,
+    depth: Depth,
+    now: Instant,
+) -> Action {
+    match before {
+        _ if held => Action::Leave(now),
+        None => Action::Ring { again: false },
+        Some(before) => {
+            let lost = depth.waiting == 0 && now >= before + config.lost_after;
+            if lost || now >= before + config.ring_again {
+                Action::Ring { again: true }
+            } else {
+                Action::Leave(before)
+            }
+        }
+    }
+}
+
+/// What a pass came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// Every device is settled.
+    NothingLeft,
+    /// A batch brings down its workers.
+    Quarantined(BatchId),
+    /// Batches were released.
+    Rang,
+    /// There was nothing to release.
+    Waited,
 }
 
 /// Planning again cannot help.

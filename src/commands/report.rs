@@ -158,7 +158,7 @@ async fn write_rows(
     sink.begin()?;
     let mut after = None;
     loop {
-        let page = store.batches(name, after, 64, false).await?;
+        let page = store.batches(name, after, 64).await?;
         let Some(last) = page.last() else {
             return Ok(());
         };

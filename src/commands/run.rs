@@ -109,7 +109,9 @@ pub(crate) async fn roll_out(
         Phase::Succeeded => ExitCode::Success,
         Phase::FinishedWithFailures => ExitCode::FinishedWithFailures,
         Phase::Failed { .. } => ExitCode::Refused,
-        Phase::Aborted { .. } | Phase::Paused { .. } => ExitCode::NotRolledOut,
+        Phase::Aborted { .. } | Phase::Paused { .. } | Phase::Halted { .. } => {
+            ExitCode::NotRolledOut
+        }
         Phase::Accepted | Phase::Planning | Phase::Running | Phase::Aborting { .. } => {
             ExitCode::Unexpected
         }

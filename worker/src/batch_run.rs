@@ -87,6 +87,8 @@ pub(crate) struct BatchRun<'a> {
     saving: Option<Saving>,
     save_delays: Delays,
     saved_at: Instant,
+    /// Since when the store does not answer.
+    silent_since: Option<Instant>,
     /// Positions between their first step and their record.
     open: usize,
     ending: Option<Ended>,
@@ -136,6 +138,7 @@ impl<'a> BatchRun<'a> {
             saving: None,
             save_delays: Policy::send_retry().delays(),
             saved_at: now,
+            silent_since: None,
             ending: None,
             drained_at: None,
         }
@@ -206,7 +209,8 @@ impl<'a> BatchRun<'a> {
                     && self.inner.hub.hub.is_ready() =>
             {
                 let pacer = Arc::clone(pacer);
-                self.acquiring = Some(async move { pacer.acquire().await }.boxed());
+                let more = self.fresh.len() + self.ready.len() + self.waiting.len();
+                self.acquiring = Some(pacer.acquire(more).boxed());
             }
             Some(_) => {}
         }
@@ -332,10 +336,7 @@ impl<'a> BatchRun<'a> {
             tracing::debug!(device = %self.devices.get(index as usize), %outcome, code, detail, "gave up on a device");
             return self.settle(index, outcome, code);
         }
-        let delay = retry.delays.next_delay().unwrap_or_else(|| {
-            retry.delays.reset();
-            Policy::send_retry().max()
-        });
+        let delay = next_delay(&mut retry.delays);
         self.waiting.push(Reverse((
             Instant::now() + delay.max(retry_after.unwrap_or_default()),
             index,
@@ -384,6 +385,7 @@ impl<'a> BatchRun<'a> {
         match saved {
             Ok(wanted) => {
                 self.save_delays.reset();
+                self.silent_since = None;
                 for report in reports {
                     if report.outcome == Outcome::Attempting {
                         // Even when the batch is being put down: what is marked is never sent
@@ -404,9 +406,16 @@ impl<'a> BatchRun<'a> {
             }
             // It may have taken effect. Recording again is harmless, the outcomes are a join.
             Err(error @ StoreError::Unavailable { .. }) => {
-                let Some(delay) = self.save_delays.next_delay() else {
+                let since = *self.silent_since.get_or_insert_with(Instant::now);
+                if self
+                    .inner
+                    .config
+                    .give_up
+                    .is_some_and(|limit| since.elapsed() >= limit)
+                {
                     return Err(error);
-                };
+                }
+                let delay = next_delay(&mut self.save_delays);
                 tracing::warn!(rollout = %self.lease.rollout, batch = %self.lease.batch, ?error, "outcomes not recorded yet");
                 self.save(reports, delay);
                 Ok(())
@@ -436,8 +445,12 @@ impl<'a> BatchRun<'a> {
         if self.ending == Some(Ended::Fenced) {
             return Some(Ended::Fenced);
         }
-        let answered =
-            self.in_flight.is_empty() || self.drained_at.is_some_and(|at| at <= Instant::now());
+        let overdue = self.drained_at.is_some_and(|at| at <= Instant::now());
+        if overdue && self.silent_since.is_some() {
+            // What is not recorded counts as after a crash.
+            return Some(Ended::Stopped);
+        }
+        let answered = self.in_flight.is_empty() || overdue;
         let settled = answered && self.unsaved.is_empty() && self.saving.is_none();
         let nothing_left = self.fresh.is_empty() && self.open == 0;
         match self.ending {
@@ -479,6 +492,14 @@ impl<'a> BatchRun<'a> {
             self.ready.push_back(index);
         }
     }
+}
+
+/// The next delay of a policy that never gives up.
+pub(crate) fn next_delay(delays: &mut Delays) -> Duration {
+    delays.next_delay().unwrap_or_else(|| {
+        delays.reset();
+        Policy::send_retry().max()
+    })
 }
 
 /// Waits for a future that is kept elsewhere; for ever if there is none.

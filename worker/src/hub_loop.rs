@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{Holder, RolloutName};
 use twincast_core::message::Content;
@@ -12,9 +13,10 @@ use twincast_core::ports::{
     Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
 use twincast_core::spec::Delivery as DeliveryMode;
+use twincast_retry::Policy;
 use uuid::Uuid;
 
-use crate::batch_run::{BatchRun, Ended};
+use crate::batch_run::{BatchRun, Ended, next_delay};
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
@@ -33,8 +35,6 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) hub: WorkerHub,
     pub(crate) status: Arc<HubStatus>,
-    /// The hub's own pace, for rollouts without a limit of their own.
-    pacer: Option<Arc<Pacer>>,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
     /// dispatch of a batch that we hold is seen for what it is.
@@ -56,14 +56,12 @@ impl HubLoop {
         hub: WorkerHub,
         status: Arc<HubStatus>,
     ) -> Self {
-        let pacer = Pacer::new(Arc::clone(&store), &hub.name, hub.limits, None).map(Arc::new);
         Self {
             inner: Arc::new(Inner {
                 config,
                 store,
                 hub,
                 status,
-                pacer,
                 known: Mutex::default(),
                 id: Uuid::new_v4(),
             }),
@@ -81,7 +79,10 @@ impl HubLoop {
             hub: inner.hub.name.clone(),
             source,
         };
-        let mut deliveries = queue.consume(&inner.hub.name).await.map_err(queue_error)?;
+        let mut deliveries = queue
+            .consume(&inner.hub.name, inner.config.slots)
+            .await
+            .map_err(queue_error)?;
         let slots = Arc::new(Semaphore::new(inner.config.slots));
         let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
         let result = loop {
@@ -150,8 +151,10 @@ impl Inner {
         };
         tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
         let answered = match ended {
-            Ended::Done | Ended::Unwanted | Ended::Fenced => ticket.ack().await,
-            Ended::Stopped | Ended::HubShut => ticket.requeue().await,
+            // A batch of a shut hub is rung for again; a dispatch that went back and forth would
+            // be taken for a poisonous one.
+            Ended::Done | Ended::Unwanted | Ended::Fenced | Ended::HubShut => ticket.ack().await,
+            Ended::Stopped => ticket.requeue().await,
         };
         // An unanswered dispatch comes back by itself; that costs time only.
         if let Err(QueueError::Unavailable { .. } | QueueError::Full { .. }) = answered {
@@ -177,17 +180,24 @@ impl Inner {
             batch,
             holder,
             ttl: self.config.lease,
-            // A dispatch that came back says nothing about who holds the batch now: another dispatch
-            // of it may have been taken since. Whoever put it back has released it before.
-            takeover: false,
         };
-        let lease = match self.store.lease(&request).await? {
-            LeaseReply::Granted(lease) => lease,
-            LeaseReply::Done => return Ok(Ended::Done),
-            LeaseReply::Held(_) | LeaseReply::NotWanted => return Ok(Ended::Unwanted),
+        let lease = match self.lease(&request, stop).await? {
+            Some(LeaseReply::Granted(lease)) => lease,
+            Some(LeaseReply::Done) => return Ok(Ended::Done),
+            Some(LeaseReply::Held(_) | LeaseReply::NotWanted) => return Ok(Ended::Unwanted),
+            Some(LeaseReply::Quarantined) => {
+                tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
+                return Ok(Ended::Unwanted);
+            }
+            None => return Ok(Ended::Stopped),
         };
-        let known = self.known(name).await?;
-        let work = self.store.load(name, batch).await?;
+        let Some(known) = self.patiently(stop, || self.known(name)).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let load = || self.store.load(name, batch);
+        let Some(work) = self.patiently(stop, load).await? else {
+            return Ok(Ended::Stopped);
+        };
         let mut run = BatchRun::new(self, lease, work, &known);
         let ended = run.until_ended(stop).await?;
         if ended != Ended::Fenced
@@ -197,6 +207,54 @@ impl Inner {
             tracing::warn!(rollout = %name, %batch, ?error, "batch not released");
         }
         Ok(ended)
+    }
+
+    /// Asks for a batch; when somebody has it, once more when that lease is over: a dispatch that
+    /// comes back tells that its worker crashed, or only that its connection broke.
+    async fn lease(
+        &self,
+        request: &LeaseRequest,
+        stop: &CancellationToken,
+    ) -> Result<Option<LeaseReply>, StoreError> {
+        let ask = || self.store.lease(request);
+        let reply = self.patiently(stop, ask).await?;
+        if !matches!(reply, Some(LeaseReply::Held(_))) {
+            return Ok(reply);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(request.ttl) => {}
+        }
+        self.patiently(stop, ask).await
+    }
+
+    /// Makes a call again for as long as the store does not answer. `None` when told to stop.
+    async fn patiently<T, F>(
+        &self,
+        stop: &CancellationToken,
+        call: impl Fn() -> F,
+    ) -> Result<Option<T>, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let since = Instant::now();
+        let mut delays = Policy::send_retry().delays();
+        loop {
+            match call().await {
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    let limit = self.config.give_up;
+                    if limit.is_some_and(|limit| since.elapsed() >= limit) {
+                        return Err(error);
+                    }
+                    tracing::warn!(hub = %self.hub.name, ?error, "the store does not answer");
+                }
+                result => return result.map(Some),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(next_delay(&mut delays)) => {}
+            }
+        }
     }
 
     /// What all batches of a rollout need. A rollout never changes, so it is read once.
@@ -217,19 +275,8 @@ impl Inner {
                 doing: format!("read the message of rollout {name}"),
                 source: Box::new(source),
             })?;
-        let pacer = match rollout.spec.rate {
-            None => self.pacer.clone(),
-            Some(rate) => {
-                let limit = Some((name.clone(), rate));
-                Pacer::new(
-                    Arc::clone(&self.store),
-                    &self.hub.name,
-                    self.hub.limits,
-                    limit,
-                )
-                .map(Arc::new)
-            }
-        };
+        let store = Arc::clone(&self.store);
+        let pacer = Pacer::new(store, &self.hub.name, self.hub.limits, &rollout.spec).map(Arc::new);
         let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
         let new = Arc::new(Known {
             content: Arc::new(content),

@@ -36,13 +36,14 @@ pub use status::{HubState, HubStatus, WorkerStatus};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerConfig {
     /// Batches worked on at once for each hub. With more than one, the next window is on its
-    /// way while another one is being recorded.
+    /// way while another one is being recorded; with many, a rollout that comes later finds a
+    /// free one.
     pub slots: usize,
     /// Devices of a batch that may have been sent to and not be recorded yet. After a crash this
     /// many sends a batch can repeat, at the most.
     pub window: usize,
     /// For how long a lease holds when it is not renewed: how long a crashed worker's batch
-    /// waits, when the queue does not tell earlier.
+    /// waits. Much longer than a heartbeat, or a busy machine looks like a crashed one.
     pub lease: Duration,
     /// How often a batch on which nothing happens asks what the rollout wants. Pause and abort
     /// take hold within this time and one store call.
@@ -55,18 +56,21 @@ pub struct WorkerConfig {
     /// How long a worker that is told to stop waits for the hub's answers. What is unanswered
     /// then counts as after a crash.
     pub drain: Duration,
+    /// How long the store may be silent before the worker gives up; `None` is for ever.
+    pub give_up: Option<Duration>,
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
-            slots: 4,
+            slots: 16,
             window: 256,
-            lease: Duration::from_secs(30),
+            lease: Duration::from_secs(10),
             heartbeat: Duration::from_millis(400),
             linger: Duration::from_millis(50),
             tries: 8,
             drain: Duration::from_secs(15),
+            give_up: None,
         }
     }
 }

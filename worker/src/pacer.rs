@@ -2,7 +2,8 @@
 //!
 //! The store hands out permits for a hub in blocks, so that workers agree on the quota at a
 //! small cost. A block is spread by `governor` over most of the time it stands for, so that
-//! the hub sees a stream and not bursts.
+//! the hub sees a stream and not bursts. While one block is being used the next one is fetched,
+//! so that no time is lost between them, and the others see that this rollout wants more.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,27 +16,60 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::ports::{PermitRequest, Store, StoreError};
-use twincast_core::spec::Rate;
+use twincast_core::ids::HubName;
+use twincast_core::permits::PermitRequest;
+use twincast_core::ports::{Store, StoreError};
+use twincast_core::spec::RolloutSpec;
 use twincast_retry::Policy;
+
+use crate::batch_run::next_delay;
 
 /// How much faster than its average a block is sent, so that it is used up before the next one
 /// begins: smoothing must not be what limits the rate.
 const SPREAD: f64 = 1.25;
 /// What may go at once: timers are exact to a millisecond, and a block must not lose time to that.
 const CATCH_UP: Duration = Duration::from_millis(20);
+/// How much later than the time it stands for a permit may be used. Later ones would come on top
+/// of what others send then.
+const LATE: Duration = Duration::from_millis(100);
 
-/// The pace of one hub, or of one rollout on it that has a lower limit of its own.
+/// The pace of one rollout on one hub.
 pub(crate) struct Pacer {
     store: Arc<dyn Store>,
     request: PermitRequest,
+    /// The pace of one permit after the other.
+    interval: Duration,
     smoother: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     /// One sender at a time waits here, the others queue up behind it in order.
-    permits: Mutex<u32>,
+    blocks: Mutex<Blocks>,
     /// Raised by a throttle: permits of an earlier generation are void.
     generation: AtomicU64,
+}
+
+#[derive(Default)]
+struct Blocks {
+    current: Block,
+    /// Being fetched while the current one is used.
+    next: Option<AbortOnDropHandle<Result<Block, StoreError>>>,
+}
+
+/// Permits, with the time that they stand for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Block {
+    permits: u32,
+    start: Option<Instant>,
+    end: Option<Instant>,
+    generation: u64,
+}
+
+impl Block {
+    fn is_good(&self, generation: u64) -> bool {
+        self.permits > 0
+            && self.generation == generation
+            && self.end.is_some_and(|end| Instant::now() <= end)
+    }
 }
 
 /// The runtime's clock, which tests can pause.
@@ -55,18 +89,17 @@ impl Pacer {
         store: Arc<dyn Store>,
         hub: &HubName,
         limits: HubLimits,
-        rollout: Option<(RolloutName, Rate)>,
+        spec: &RolloutSpec,
     ) -> Option<Self> {
-        let hub_pace = limits.pace(None);
-        let pace = limits.pace(rollout.as_ref().map(|(_, rate)| *rate))?;
-        let rollout = rollout.map(|(name, rate)| (name, rate.as_per_minute()));
-        // A limit of the hub's that cannot be reached stands for none.
-        let per_minute = hub_pace.unwrap_or(1e9);
+        let pace = limits.pace(spec.rate)?;
         let request = PermitRequest {
             hub: hub.clone(),
-            wanted: 10_000,
-            per_minute,
-            rollout,
+            wanted: 0,
+            // A limit of the hub's that cannot be reached stands for none.
+            per_minute: limits.pace(None).unwrap_or(1e9),
+            rollout: spec.name.clone(),
+            weight: spec.weight,
+            limit: spec.rate.map(|rate| rate.as_per_minute()),
         };
         let period = Duration::from_secs_f64(60.0 / (pace * SPREAD)).max(Duration::from_nanos(1));
         let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;
@@ -77,48 +110,90 @@ impl Pacer {
         Some(Self {
             store,
             request,
+            interval: Duration::from_secs_f64(60.0 / pace),
             smoother: RateLimiter::direct_with_clock(quota, RuntimeClock(Instant::now())),
-            permits: Mutex::new(0),
+            blocks: Mutex::default(),
             generation: AtomicU64::new(0),
         })
     }
 
-    /// Waits for the right to send one message. In order of asking.
+    /// Waits for the right to send one message, in order of asking. The caller has `more` messages
+    /// to send after this one.
     ///
-    /// Cancel safety: if dropped while it waits for a block, that block is lost to everyone,
-    /// which costs at most a tenth of a second of the quota.
-    pub(crate) async fn acquire(&self) -> Result<(), StoreError> {
-        let mut permits = self.permits.lock().await;
-        let mut generation = self.generation.load(Ordering::Acquire);
+    /// Cancel safety: if dropped, nothing is lost but the caller's place in the line.
+    pub(crate) async fn acquire(self: Arc<Self>, more: usize) -> Result<(), StoreError> {
+        let mut blocks = self.blocks.lock().await;
         loop {
-            while *permits == 0 {
-                *permits = self.next_block().await?;
+            let generation = self.generation.load(Ordering::Acquire);
+            if !blocks.current.is_good(generation) {
+                self.next_block(&mut blocks, more).await?;
+                continue;
             }
-            while let Err(not_until) = self.smoother.check() {
-                tokio::time::sleep(not_until.wait_time_from(self.smoother.clock().now())).await;
+            match self.smoother.check() {
+                Ok(()) => {
+                    blocks.current.permits -= 1;
+                    return Ok(());
+                }
+                Err(not_until) => {
+                    let wait = not_until.wait_time_from(self.smoother.clock().now());
+                    tokio::time::sleep(wait).await;
+                }
             }
-            let now = self.generation.load(Ordering::Acquire);
-            if now == generation {
-                *permits -= 1;
-                return Ok(());
-            }
-            generation = now;
-            *permits = 0;
         }
     }
 
-    async fn next_block(&self) -> Result<u32, StoreError> {
+    /// Makes the next block the current one when its time has come, and fetches the one after it
+    /// if that will be wanted.
+    async fn next_block(
+        self: &Arc<Self>,
+        blocks: &mut Blocks,
+        more: usize,
+    ) -> Result<(), StoreError> {
+        let wanted = u32::try_from(more + 1).unwrap_or(u32::MAX);
+        let fetching = match &mut blocks.next {
+            Some(fetching) => fetching,
+            none => none.insert(self.fetch(wanted)),
+        };
+        let fetched = fetching.await;
+        blocks.next = None;
+        let block =
+            fetched.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        blocks.current = block;
+        if let Some(start) = block.start {
+            tokio::time::sleep_until(start).await;
+        }
+        if block.permits > 0 && wanted > block.permits {
+            blocks.next = Some(self.fetch(wanted - block.permits));
+        }
+        Ok(())
+    }
+
+    fn fetch(self: &Arc<Self>, wanted: u32) -> AbortOnDropHandle<Result<Block, StoreError>> {
+        let pacer = Arc::clone(self);
+        AbortOnDropHandle::new(tokio::spawn(async move { pacer.ask(wanted).await }))
+    }
+
+    /// Asks for a block for as long as it takes: who waits for it is told to stop by others.
+    async fn ask(&self, wanted: u32) -> Result<Block, StoreError> {
+        let request = PermitRequest {
+            wanted,
+            ..self.request.clone()
+        };
         let mut delays = Policy::send_retry().delays();
         loop {
-            match self.store.take_permits(&self.request).await {
+            let generation = self.generation.load(Ordering::Acquire);
+            match self.store.take_permits(&request).await {
                 Ok(grant) => {
-                    tokio::time::sleep(grant.wait).await;
-                    return Ok(grant.permits);
+                    let start = Instant::now() + grant.wait;
+                    return Ok(Block {
+                        permits: grant.permits,
+                        start: Some(start),
+                        end: Some(start + self.interval * grant.permits + LATE),
+                        generation,
+                    });
                 }
                 Err(error @ StoreError::Unavailable { .. }) => {
-                    let Some(delay) = delays.next_delay() else {
-                        return Err(error);
-                    };
+                    let delay = next_delay(&mut delays);
                     tracing::warn!(hub = %self.request.hub, ?error, "no permits, the store does not answer");
                     tokio::time::sleep(delay).await;
                 }

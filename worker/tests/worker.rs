@@ -179,7 +179,7 @@ async fn every_device_is_sent_once_and_recorded() {
         "batch 0, index 999, attempt 1"
     );
     assert_eq!(
-        bench.queue.waiting(&build::hub("a")),
+        bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
         0,
         "every dispatch was answered"
     );
@@ -292,7 +292,7 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
     );
     let status = bench
         .store
-        .batches(&bench.rollout, None, 1, true)
+        .open_batches(&bench.rollout, &build::hub("a"), 1)
         .await
         .unwrap()
         .remove(0);
@@ -492,6 +492,8 @@ async fn a_shut_hub_is_left_alone_and_tried_again() {
         }
     ));
     let before = Instant::now();
+    // The driver rings for what nobody works on.
+    bench.ring(0).await;
     tokio::time::sleep(Duration::from_secs(500)).await;
     assert_eq!(bench.hub.sends(), 50, "nobody asks a shut hub");
     bench.until_settled().await;
@@ -524,8 +526,11 @@ async fn a_worker_that_was_taken_over_lets_go() {
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    let mut request = build::lease_request(&bench.rollout, 0, "another");
-    request.takeover = true;
+    // Whoever has the same name may ask again at once, and fences the one before.
+    let hub = build::hub("a");
+    let open = bench.store.open_batches(&bench.rollout, &hub, 1).await;
+    let held = open.unwrap().remove(0).held.unwrap();
+    let request = build::lease_request(&bench.rollout, 0, held.by.as_str());
     let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
         panic!("not granted")
     };
@@ -563,7 +568,7 @@ async fn stopping_records_what_is_answered_and_does_not_wait_for_ever() {
         BTreeMap::from([("pending", 300), ("enqueued", 100)])
     );
     assert_eq!(
-        bench.queue.waiting(&build::hub("a")),
+        bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
         1,
         "the dispatch is handed back"
     );

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::ids::{BatchId, Epoch, Holder, RolloutName};
+use crate::ids::{BatchId, Epoch, Holder, RolloutName, Version};
 use crate::outcome::Counts;
 use crate::plan::BatchHeader;
 use crate::time::Timestamp;
@@ -35,7 +35,15 @@ pub struct Lease {
 pub struct Tenancy {
     epoch: Epoch,
     current: Option<(Holder, Timestamp)>,
+    strikes: u32,
+    /// The rollout's version in which the strikes were counted.
+    counted_in: Version,
 }
+
+/// A batch that was left by this many holders in a row without a word and without one outcome
+/// recorded is suspected of bringing them down, and is left alone. The count begins anew when
+/// the rollout's record changes: somebody has looked, and lets it go on.
+pub const MAX_STRIKES: u32 = 5;
 
 /// Why a lease was not given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,44 +64,74 @@ pub struct Fenced {
     pub current: Epoch,
 }
 
+/// Why a lease was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseRefused {
+    /// Another one has it.
+    Held(Held),
+    /// It has [`MAX_STRIKES`].
+    Quarantined,
+}
+
 impl Tenancy {
-    /// Gives `holder` the lease until `ttl` from now. With `takeover` a lease that has not lapsed
-    /// is taken too: for a caller who knows that its holder is gone.
+    /// Gives `holder` the lease `next` until `ttl` from now. Whoever holds it already may ask
+    /// again (its answer was lost), and gets a new lease. `next` must be an epoch that was never
+    /// given; `version` is that of the rollout's record.
     ///
     /// # Errors
-    /// [`Held`] when another one has it.
+    /// [`LeaseRefused`]; then nothing changed but the count of strikes.
     pub fn lease(
         &mut self,
         holder: &Holder,
+        next: Epoch,
+        version: Version,
         now: Timestamp,
         ttl: Duration,
-        takeover: bool,
-    ) -> Result<Epoch, Held> {
-        if let Some((by, until)) = &self.current
-            && *until > now
-            && by != holder
-            && !takeover
-        {
-            return Err(Held {
-                by: by.clone(),
-                until: *until,
-            });
+    ) -> Result<(), LeaseRefused> {
+        let left = match &self.current {
+            Some((by, until)) if *until > now && by != holder => {
+                return Err(LeaseRefused::Held(Held {
+                    by: by.clone(),
+                    until: *until,
+                }));
+            }
+            Some((by, _)) => by != holder,
+            None => false,
+        };
+        if version != self.counted_in {
+            (self.counted_in, self.strikes) = (version, 0);
+        } else if left {
+            self.strikes += 1;
         }
-        self.epoch.0 += 1;
+        if self.strikes >= MAX_STRIKES {
+            self.current = None;
+            return Err(LeaseRefused::Quarantined);
+        }
+        self.epoch = next;
         self.current = Some((holder.clone(), now.plus(ttl)));
-        Ok(self.epoch)
+        Ok(())
     }
 
     /// Makes sure that `epoch` is the newest, and renews its lease until `ttl` from now.
+    /// `progress` says that outcomes are recorded with it, which is what acquits a batch.
     ///
     /// A lease that lapsed but was taken by nobody is still good: nobody else has written.
     ///
     /// # Errors
     /// [`Fenced`] when a newer lease was given, or this one was released.
-    pub fn renew(&mut self, epoch: Epoch, now: Timestamp, ttl: Duration) -> Result<(), Fenced> {
+    pub fn renew(
+        &mut self,
+        epoch: Epoch,
+        progress: bool,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<(), Fenced> {
         match &mut self.current {
             Some((_, until)) if epoch == self.epoch => {
                 *until = now.plus(ttl);
+                if progress {
+                    self.strikes = 0;
+                }
                 Ok(())
             }
             _ => Err(Fenced {
@@ -103,10 +141,17 @@ impl Tenancy {
         }
     }
 
+    /// Whether a write under `epoch` is the newest holder's.
+    #[must_use]
+    pub fn holds(&self, epoch: Epoch) -> bool {
+        self.current.is_some() && epoch == self.epoch
+    }
+
     /// Gives the lease back; does nothing if it is no longer held.
     pub fn release(&mut self, epoch: Epoch) {
         if epoch == self.epoch {
             self.current = None;
+            self.strikes = 0;
         }
     }
 
@@ -119,6 +164,12 @@ impl Tenancy {
             until: *until,
         })
     }
+
+    /// Nobody is to touch the batch while the rollout's record has this version.
+    #[must_use]
+    pub fn is_quarantined(&self, version: Version) -> bool {
+        self.strikes >= MAX_STRIKES && self.counted_in == version
+    }
 }
 
 /// A batch as the store shows it.
@@ -130,6 +181,8 @@ pub struct BatchStatus {
     pub counts: Counts,
     /// Who works on it.
     pub held: Option<Held>,
+    /// Nobody is to work on it: see [`MAX_STRIKES`].
+    pub quarantined: bool,
 }
 
 impl BatchStatus {
@@ -148,28 +201,35 @@ mod tests {
         Holder::new(name).unwrap()
     }
 
+    const TTL: Duration = Duration::from_secs(10);
+    const V: Version = Version(1);
+
+    fn until(by: &str, until: u64) -> LeaseRefused {
+        LeaseRefused::Held(Held {
+            by: holder(by),
+            until: Timestamp(until),
+        })
+    }
+
     #[test]
     fn one_holder_at_a_time_and_old_ones_are_fenced() {
         let (a, b) = (holder("a"), holder("b"));
-        let ttl = Duration::from_secs(10);
+        let (first, second) = (Epoch(7), Epoch(8));
         let mut tenancy = Tenancy::default();
-        let first = tenancy.lease(&a, Timestamp(0), ttl, false).unwrap();
+        assert_eq!(tenancy.lease(&a, first, V, Timestamp(0), TTL), Ok(()));
         assert_eq!(
-            tenancy.lease(&b, Timestamp(9_999), ttl, false),
-            Err(Held {
-                by: a.clone(),
-                until: Timestamp(10_000)
-            })
+            tenancy.lease(&b, second, V, Timestamp(9_999), TTL),
+            Err(until("a", 10_000))
         );
-        assert_eq!(tenancy.renew(first, Timestamp(5_000), ttl), Ok(()));
-        assert!(
-            tenancy.lease(&b, Timestamp(10_000), ttl, false).is_err(),
+        assert_eq!(tenancy.renew(first, false, Timestamp(5_000), TTL), Ok(()));
+        assert_eq!(
+            tenancy.lease(&b, second, V, Timestamp(10_000), TTL),
+            Err(until("a", 15_000)),
             "it was renewed"
         );
-        let second = tenancy.lease(&b, Timestamp(15_000), ttl, false).unwrap();
-        assert!(second > first);
+        assert_eq!(tenancy.lease(&b, second, V, Timestamp(15_000), TTL), Ok(()));
         assert_eq!(
-            tenancy.renew(first, Timestamp(15_001), ttl),
+            tenancy.renew(first, false, Timestamp(15_001), TTL),
             Err(Fenced {
                 held: first,
                 current: second
@@ -180,15 +240,22 @@ mod tests {
             tenancy.held_at(Timestamp(15_001)).is_some(),
             "an old holder cannot release a new one's lease"
         );
-        let third = tenancy.lease(&a, Timestamp(15_002), ttl, true).unwrap();
-        assert!(
-            tenancy.renew(second, Timestamp(15_003), ttl).is_err(),
-            "a takeover fences at once"
+        assert_eq!(
+            tenancy.lease(&b, Epoch(9), V, Timestamp(15_002), TTL),
+            Ok(()),
+            "its answer was lost"
         );
-        tenancy.release(third);
+        assert!(
+            tenancy
+                .renew(second, false, Timestamp(15_003), TTL)
+                .is_err()
+        );
+        tenancy.release(Epoch(9));
         assert_eq!(tenancy.held_at(Timestamp(15_004)), None);
         assert!(
-            tenancy.renew(third, Timestamp(15_004), ttl).is_err(),
+            tenancy
+                .renew(Epoch(9), false, Timestamp(15_004), TTL)
+                .is_err(),
             "a released lease is gone"
         );
     }
@@ -196,13 +263,47 @@ mod tests {
     #[test]
     fn a_lapsed_lease_that_nobody_took_still_holds() {
         let mut tenancy = Tenancy::default();
-        let epoch = tenancy
-            .lease(&holder("a"), Timestamp(0), Duration::from_secs(1), false)
-            .unwrap();
+        let leased = tenancy.lease(&holder("a"), Epoch(1), V, Timestamp(0), TTL);
+        assert_eq!(leased, Ok(()));
         assert_eq!(tenancy.held_at(Timestamp(60_000)), None);
         assert_eq!(
-            tenancy.renew(epoch, Timestamp(60_000), Duration::from_secs(1)),
+            tenancy.renew(Epoch(1), false, Timestamp(60_000), TTL),
             Ok(())
         );
+    }
+
+    /// Leases the batch to `count` holders who each vanish.
+    fn vanish(tenancy: &mut Tenancy, from: u64, count: u64) -> Result<(), LeaseRefused> {
+        for n in from..from + count {
+            let by = holder(&format!("w{n}"));
+            tenancy.lease(&by, Epoch(n), V, Timestamp(n * 60_000), TTL)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_batch_that_brings_down_its_holders_is_left_alone() {
+        let mut tenancy = Tenancy::default();
+        assert_eq!(vanish(&mut tenancy, 1, 5), Ok(()));
+        assert!(!tenancy.is_quarantined(V));
+        assert_eq!(vanish(&mut tenancy, 6, 1), Err(LeaseRefused::Quarantined));
+        assert!(tenancy.is_quarantined(V));
+        assert_eq!(vanish(&mut tenancy, 7, 1), Err(LeaseRefused::Quarantined));
+
+        let later = Version(2);
+        assert!(!tenancy.is_quarantined(later), "somebody has looked");
+        let leased = tenancy.lease(&holder("x"), Epoch(9), later, Timestamp(900_000), TTL);
+        assert_eq!(leased, Ok(()));
+    }
+
+    #[test]
+    fn a_word_or_an_outcome_acquits_it() {
+        let mut tenancy = Tenancy::default();
+        assert_eq!(vanish(&mut tenancy, 1, 5), Ok(()));
+        let now = Timestamp(5 * 60_000);
+        assert_eq!(tenancy.renew(Epoch(5), true, now, TTL), Ok(()));
+        assert_eq!(vanish(&mut tenancy, 6, 4), Ok(()));
+        tenancy.release(Epoch(9));
+        assert_eq!(vanish(&mut tenancy, 10, 5), Ok(()));
     }
 }

@@ -7,9 +7,16 @@
 //!
 //! A throttle from the hub cuts the rate and holds everyone back for a while; then it climbs
 //! back, slowly (additive increase, multiplicative decrease).
+//!
+//! [`HubPermits`] shares one hub's limiter between rollouts by their weights. It counts what each
+//! has used for its weight, and whoever has used the least may reserve up to the horizon. The
+//! others get something only when the line runs dry: then nobody with a better right has asked,
+//! and the quota would be lost.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::ids::{HubName, RolloutName};
 use crate::time::Timestamp;
 
 /// How far ahead of the clock permits may be reserved.
@@ -25,6 +32,31 @@ pub const CLIMB_PER_SECOND: f64 = 0.01;
 /// How long nothing is sent after a throttle, when the hub does not say: the hub's own texts
 /// and SDKs say 10 s.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(10);
+
+/// A line with less than this reserved is dry: anyone may have what nobody else asks for.
+pub const DRY: Duration = Duration::from_millis(20);
+/// How much later than it was told to a rollout may come back before its turn is no longer kept.
+pub const KEEP: Duration = Duration::from_millis(300);
+
+/// Up to how much time a rollout with a limit of its own may make up for after asking late.
+pub const MAKE_UP: Duration = Duration::from_millis(300);
+
+/// A wish to send through a hub.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PermitRequest {
+    /// The hub.
+    pub hub: HubName,
+    /// So many messages at the most.
+    pub wanted: u32,
+    /// The hub's pace for all senders together, a minute.
+    pub per_minute: f64,
+    /// For which rollout.
+    pub rollout: RolloutName,
+    /// The rollout's share, compared with those of the others.
+    pub weight: u32,
+    /// The rollout's own limit on this hub, a minute, if it has one below the hub's.
+    pub limit: Option<f64>,
+}
 
 /// The right to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +111,12 @@ impl Limiter {
         }
     }
 
+    /// How far ahead of the clock permits are reserved.
+    #[must_use]
+    pub fn ahead(&self, now: Timestamp) -> Duration {
+        Duration::from_micros(self.next_us.saturating_sub(now.0 * 1_000))
+    }
+
     /// The hub refused a send for its quota: cuts the rate, and lets nothing through until the
     /// hub's `retry_after` is over.
     pub fn throttled(&mut self, now: Timestamp, retry_after: Option<Duration>) {
@@ -99,34 +137,160 @@ impl Limiter {
     }
 }
 
-/// Reserves permits where a hub has room and, if it has a limit of its own there, a rollout too.
-/// Each limiter comes with its rate, a minute.
-///
-/// A rollout's limiter gives nothing ahead of time: a place in the hub's line that is used later
-/// than it was reserved for would come on top of the places reserved for then.
-pub fn take_within(
-    hub: (&mut Limiter, f64),
-    rollout: Option<(&mut Limiter, f64)>,
-    now: Timestamp,
-    wanted: u32,
-) -> Grant {
-    let (hub, hub_rate) = hub;
-    let Some((limiter, rate)) = rollout else {
-        return hub.take(now, wanted, hub_rate);
-    };
-    let mut tried = *limiter;
-    let allowed = tried.take(now, wanted, rate);
-    if !allowed.wait.is_zero() {
-        return Grant {
-            permits: 0,
-            wait: allowed.wait,
+/// One hub's permits, for all rollouts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HubPermits {
+    limiter: Limiter,
+    shares: BTreeMap<RolloutName, Share>,
+}
+
+/// What a rollout has of a hub.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Share {
+    /// Permits used, divided by the weight. Only differences between rollouts mean something.
+    used: f64,
+    /// It waits for permits, and is expected back by then.
+    asking_until: Timestamp,
+    /// Its own limit, if it has one.
+    own: Ration,
+}
+
+/// A rollout's own limit. Other than a [`Limiter`] it gives nothing ahead of time (a place in the
+/// hub's line that is used later than it was reserved for would come on top of the places
+/// reserved for then), and makes up for [`MAKE_UP`] that it was asked late: the hub's line is in
+/// the way of the next ask.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Ration {
+    next_us: u64,
+}
+
+impl Ration {
+    /// How many may be sent now; or how long to wait.
+    fn allowed(self, now: Timestamp, per_minute: f64) -> Result<u32, Duration> {
+        let now_us = now.0 * 1_000;
+        if self.next_us > now_us {
+            return Err(Duration::from_micros(self.next_us - now_us));
+        }
+        let room_us = now_us - self.start_us(now) + BLOCK.as_micros() as u64;
+        Ok(((room_us as f64 * per_minute / 60e6) as u32).max(1))
+    }
+
+    fn take(&mut self, now: Timestamp, permits: u32, per_minute: f64) {
+        self.next_us = self.start_us(now) + (f64::from(permits) * 60e6 / per_minute) as u64;
+    }
+
+    /// What was taken still matters.
+    fn counts_at(self, now: Timestamp) -> bool {
+        self.next_us > Self::earliest_us(now)
+    }
+
+    fn start_us(self, now: Timestamp) -> u64 {
+        self.next_us.max(Self::earliest_us(now))
+    }
+
+    fn earliest_us(now: Timestamp) -> u64 {
+        (now.0 * 1_000).saturating_sub(MAKE_UP.as_micros() as u64)
+    }
+}
+
+impl HubPermits {
+    /// Reserves permits for a rollout, within the hub's rate, its own, and its share.
+    pub fn take(&mut self, now: Timestamp, request: &PermitRequest) -> Grant {
+        let share = self.share(now, &request.rollout);
+        let later = |wait: Duration| Grant { permits: 0, wait };
+        let mut allowed = request.wanted;
+        if let Some(limit) = request.limit {
+            match share.own.allowed(now, limit) {
+                Ok(permits) => allowed = allowed.min(permits),
+                Err(wait) => {
+                    // It has no use for the hub now, so it holds nobody up.
+                    share.asking_until = now;
+                    return later(wait);
+                }
+            }
+        }
+        let least = self.least_of_others(now, &request.rollout);
+        let ahead = self.limiter.ahead(now);
+        let unfair = least.is_some_and(|least| self.shares[&request.rollout].used > least);
+        let grant = if unfair && ahead > DRY {
+            later(ahead.checked_sub(DRY).unwrap_or_default())
+        } else {
+            self.limiter.take(now, allowed, request.per_minute)
         };
+        let share = self.share(now, &request.rollout);
+        share.used += f64::from(grant.permits) / f64::from(request.weight.max(1));
+        let mut content = false;
+        if let Some(limit) = request.limit
+            && grant.permits > 0
+        {
+            share.own.take(now, grant.permits, limit);
+            content = grant.permits == allowed && allowed < request.wanted;
+        }
+        if content {
+            // It got all that it may have for now, so it holds nobody up.
+            share.asking_until = now;
+        } else {
+            let back = now.plus(grant.wait).plus(BLOCK).plus(KEEP);
+            share.asking_until = share.asking_until.max(back);
+        }
+        grant
     }
-    let grant = hub.take(now, allowed.permits, hub_rate);
-    if grant.permits > 0 {
-        limiter.take(now, grant.permits, rate);
+
+    /// The hub refused a send for its quota, see [`Limiter::throttled`].
+    pub fn throttled(&mut self, now: Timestamp, retry_after: Option<Duration>) {
+        self.limiter.throttled(now, retry_after);
     }
-    grant
+
+    /// A rollout's share. One that is new here, or back, starts level with the one that has used
+    /// the least: it gets no credit for the time that it was away.
+    fn share(&mut self, now: Timestamp, rollout: &RolloutName) -> &mut Share {
+        let least = self.least_of_others(now, rollout);
+        self.shares.retain(|name, share| {
+            name == rollout || share.asking_until > now || share.own.counts_at(now)
+        });
+        let share = self.shares.entry(rollout.clone()).or_insert(Share {
+            used: 0.0,
+            asking_until: Timestamp(0),
+            own: Ration::default(),
+        });
+        if share.asking_until <= now {
+            share.used = least.map_or(0.0, |least| share.used.max(least));
+        }
+        share
+    }
+
+    /// What the rollout that used the least has used, of those that wait for permits now.
+    fn least_of_others(&self, now: Timestamp, rollout: &RolloutName) -> Option<f64> {
+        let others = self
+            .shares
+            .iter()
+            .filter(|(name, share)| *name != rollout && share.asking_until > now);
+        others.map(|(_, share)| share.used).reduce(f64::min)
+    }
+}
+
+/// The budget for opening links to a hub. The hub has one, too, that its documents give no number
+/// for (`AmqpLinkOpen`); ours lets a few dozen workers start at once, and no more than two links a
+/// second after that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Links {
+    next: Timestamp,
+}
+
+impl Links {
+    /// Links that may be opened at once after a quiet time.
+    pub const BURST: u32 = 40;
+    /// The time that one link stands for.
+    pub const EACH: Duration = Duration::from_millis(500);
+
+    /// Reserves the opening of one link, and says how long to wait before it.
+    pub fn open(&mut self, now: Timestamp) -> Duration {
+        let start = self.next.max(now);
+        self.next = start.plus(Self::EACH);
+        start
+            .since(now)
+            .saturating_sub(Self::EACH * (Self::BURST - 1))
+    }
 }
 
 #[cfg(test)]
@@ -209,6 +373,164 @@ mod tests {
             );
         }
         assert!(limiter.factor(now.plus(Duration::from_secs(60 + 3 * 99))) >= FLOOR);
+    }
+
+    fn rollout(name: &str) -> RolloutName {
+        RolloutName::new(name).unwrap()
+    }
+
+    /// One worker's demand for one rollout, as a pacer makes it: it fetches a block when the one
+    /// before begins.
+    #[derive(Clone)]
+    struct Asker {
+        name: RolloutName,
+        weight: u32,
+        limit: Option<f64>,
+        from_ms: u64,
+        until_ms: u64,
+        back_at: u64,
+    }
+
+    fn asker(name: &str, weight: u32) -> Asker {
+        Asker {
+            name: rollout(name),
+            weight,
+            limit: None,
+            from_ms: 0,
+            until_ms: u64::MAX,
+            back_at: 0,
+        }
+    }
+
+    /// Lets the askers have their way; gives (microsecond, rollout) of every send.
+    fn contend(mut askers: Vec<Asker>, per_minute: f64, seconds: u64) -> Vec<(u64, RolloutName)> {
+        let mut permits = HubPermits::default();
+        let mut sends = Vec::new();
+        let mut late = [0u64, 1, 0, 3, 0, 12].into_iter().cycle();
+        for asker in &mut askers {
+            asker.back_at = asker.from_ms;
+        }
+        loop {
+            let asker = askers.iter_mut().min_by_key(|a| a.back_at).unwrap();
+            let now = asker.back_at;
+            if now >= seconds * 1_000 {
+                return sends;
+            }
+            if now >= asker.until_ms {
+                asker.back_at = u64::MAX;
+                continue;
+            }
+            let request = PermitRequest {
+                hub: HubName::new("h").unwrap(),
+                wanted: 10_000,
+                per_minute,
+                rollout: asker.name.clone(),
+                weight: asker.weight,
+                limit: asker.limit,
+            };
+            let grant = permits.take(Timestamp(now), &request);
+            let start = now * 1_000 + grant.wait.as_micros() as u64;
+            let interval = 60e6 / per_minute;
+            sends.extend((0..grant.permits).map(|i| {
+                let at = start + (f64::from(i) * interval) as u64;
+                (at, asker.name.clone())
+            }));
+            asker.back_at = start.div_ceil(1_000).max(now + 1) + late.next().unwrap();
+        }
+    }
+
+    fn sent(sends: &[(u64, RolloutName)], name: &str, seconds: std::ops::Range<u64>) -> f64 {
+        let range = seconds.start * 1_000_000..seconds.end * 1_000_000;
+        let of = sends
+            .iter()
+            .filter(|(at, rollout)| range.contains(at) && rollout.as_str() == name);
+        of.count() as f64
+    }
+
+    #[test]
+    fn rollouts_share_by_weight_and_leave_nothing() {
+        for per_minute in [600.0, 49_500.0] {
+            for workers in [1usize, 4, 16] {
+                let each = [asker("a", 5), asker("b", 3), asker("c", 2)];
+                let askers = each.iter().flat_map(|a| vec![a.clone(); workers]).collect();
+                let sends = contend(askers, per_minute, 120);
+                let of = |name| sent(&sends, name, 30..90);
+                let all = of("a") + of("b") + of("c");
+                assert!(
+                    all <= per_minute + 1.0 && all > per_minute * 0.985,
+                    "{all} of {per_minute} used by {workers}"
+                );
+                for (name, share) in [("a", 0.5), ("b", 0.3), ("c", 0.2)] {
+                    let got = of(name) / all;
+                    assert!(
+                        (got / share - 1.0).abs() < 0.05,
+                        "{name} got {got} of {per_minute} with {workers} workers"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_does_not_use_the_others_get() {
+        let small = Asker {
+            limit: Some(600.0),
+            ..asker("limited", 9)
+        };
+        let brief = Asker {
+            until_ms: 60_000,
+            ..asker("brief", 5)
+        };
+        let urgent = Asker {
+            from_ms: 90_000,
+            ..asker("urgent", 10)
+        };
+        let sends = contend(vec![small, brief, urgent, asker("big", 1)], 6_000.0, 120);
+        let minute = |name| sent(&sends, name, 0..60);
+        assert!(
+            (590.0..=611.0).contains(&minute("limited")),
+            "{}",
+            minute("limited")
+        );
+        let (brief, big) = (minute("brief"), minute("big"));
+        assert!((brief / big / 5.0 - 1.0).abs() < 0.05, "{brief} and {big}");
+        // From the moment on that the brief one is gone; a second for it to be missed.
+        let rest = sent(&sends, "big", 61..90) + sent(&sends, "limited", 61..90);
+        assert!(rest > 29.0 * 100.0 * 0.985, "{rest}");
+        let urgent = sent(&sends, "urgent", 91..119);
+        assert!(urgent > 28.0 * 90.0 * 10.0 / 11.0 * 0.95, "{urgent}");
+    }
+
+    #[test]
+    fn what_is_not_used_any_more_is_forgotten() {
+        let mut permits = HubPermits::default();
+        for n in 0..100u64 {
+            let request = PermitRequest {
+                hub: HubName::new("h").unwrap(),
+                wanted: 1,
+                per_minute: 6_000.0,
+                rollout: rollout(&format!("r{n}")),
+                weight: 1,
+                limit: Some(600.0),
+            };
+            permits.take(Timestamp(n * 1_000), &request);
+        }
+        assert!(permits.shares.len() <= 2);
+    }
+
+    #[test]
+    fn links_open_in_a_burst_and_then_slowly() {
+        let mut links = Links::default();
+        let now = Timestamp(5_000);
+        for _ in 0..Links::BURST {
+            assert_eq!(links.open(now), Duration::ZERO);
+        }
+        assert_eq!(links.open(now), Links::EACH);
+        assert_eq!(links.open(now), Links::EACH * 2);
+        assert_eq!(
+            links.open(now.plus(Duration::from_secs(60))),
+            Duration::ZERO
+        );
     }
 
     proptest! {

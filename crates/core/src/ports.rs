@@ -1,14 +1,14 @@
-//! The four ports. Each has one conformance suite in `twincast-testkit`, which every
+//! The ports. Each has one conformance suite in `twincast-testkit`, which every
 //! implementation passes.
 
 mod clock;
 mod hub;
 mod queue;
+mod roster;
 mod store;
 
 pub use clock::Clock;
 pub use hub::{DeviceQuery, DeviceRow, Hindrance, Hub, HubError, HubTrouble, NotSent, SendResult};
-pub use queue::{Deliveries, Delivery, Dispatch, Queue, QueueError, Ticket};
-pub use store::{
-    BatchWork, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError, Tally,
-};
+pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
+pub use roster::{Halt, Roster};
+pub use store::{BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally};

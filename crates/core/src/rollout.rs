@@ -7,8 +7,9 @@
 //!                  ▲  │        │  ▲
 //!                  │  └─ (again, after a crash)
 //!                  │           │  └── resume ── Paused
-//!                  │           └───── pause ────▶ │
-//!                  │                              │
+//!                  │           ├───── pause ────▶ │
+//!                  │           │                  │
+//!                  │           └── halt all ▶ Halted ── lift ──▶ Running
 //!      abort from any of these ──▶ Aborting ──▶ Aborted
 //! ```
 //!
@@ -44,6 +45,11 @@ pub enum Phase {
     Running,
     /// Nothing is sent until it is resumed.
     Paused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Nothing is sent by any rollout until all may go on.
+    Halted {
         /// Why, for people.
         reason: String,
     },
@@ -90,6 +96,7 @@ impl Phase {
             Self::Running => Owed::ReleaseBatches,
             Self::Aborting { .. } => Owed::SkipRemaining,
             Self::Paused { .. }
+            | Self::Halted { .. }
             | Self::Aborted { .. }
             | Self::Succeeded
             | Self::FinishedWithFailures
@@ -126,6 +133,7 @@ impl Phase {
             Self::Planning => "planning",
             Self::Running => "running",
             Self::Paused { .. } => "paused",
+            Self::Halted { .. } => "halted",
             Self::Aborting { .. } => "aborting",
             Self::Aborted { .. } => "aborted",
             Self::Succeeded => "succeeded",
@@ -148,6 +156,8 @@ pub enum Wanted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
+    /// It was accepted. Always the first.
+    Accepted,
     /// Planning began, or began anew.
     PlanningStarted,
     /// The plan is whole in the store.
@@ -167,6 +177,13 @@ pub enum Event {
     },
     /// An operator wants it to go on.
     ResumeRequested,
+    /// An operator wants nothing to be sent by any rollout.
+    HaltRequested {
+        /// Why, for people.
+        reason: String,
+    },
+    /// All rollouts may go on that were sending before.
+    HaltLifted,
     /// An operator, or a rule, wants it ended.
     AbortRequested {
         /// Why, for people.
@@ -206,6 +223,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
     };
     let next = match (phase, event) {
         (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
+        (_, E::Accepted) => return Err(illegal()),
         (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
         (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
             reason: "the target matches no device".into(),
@@ -220,16 +238,27 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         },
         (P::Paused { .. }, E::PauseRequested { .. }) => phase.clone(),
         (P::Paused { .. } | P::Running, E::ResumeRequested) => P::Running,
+        // It stays paused when all the others may go on.
+        (P::Halted { .. }, E::PauseRequested { reason }) => P::Paused {
+            reason: reason.clone(),
+        },
+
+        (P::Running, E::HaltRequested { reason }) => P::Halted {
+            reason: reason.clone(),
+        },
+        (P::Halted { .. }, E::HaltLifted) => P::Running,
+        // Those that send nothing need no halting.
+        (_, E::HaltRequested { .. } | E::HaltLifted) => phase.clone(),
 
         (
-            P::Accepted | P::Planning | P::Running | P::Paused { .. },
+            P::Accepted | P::Planning | P::Running | P::Paused { .. } | P::Halted { .. },
             E::AbortRequested { reason },
         ) => P::Aborting {
             reason: reason.clone(),
         },
         (P::Aborting { .. } | P::Aborted { .. }, E::AbortRequested { .. }) => phase.clone(),
 
-        (P::Running | P::Paused { .. }, E::AllSettled { counts }) => {
+        (P::Running | P::Paused { .. } | P::Halted { .. }, E::AllSettled { counts }) => {
             if counts.failed() == 0 && counts.get(Outcome::Skipped) == 0 {
                 P::Succeeded
             } else {
@@ -246,6 +275,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (
             P::Running
             | P::Paused { .. }
+            | P::Halted { .. }
             | P::Aborting { .. }
             | P::Aborted { .. }
             | P::Succeeded
@@ -261,6 +291,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | E::AllSettled { .. },
         )
         | (P::Planning, E::PauseRequested { .. } | E::ResumeRequested | E::AllSettled { .. })
+        | (P::Halted { .. }, E::ResumeRequested)
         | (
             P::Aborting { .. }
             | P::Aborted { .. }
@@ -303,8 +334,14 @@ pub struct Rollout {
 /// One thing that happened to a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
+    /// The record's version that it led to.
+    #[serde(default)]
+    pub version: Version,
     /// When.
     pub at: Timestamp,
+    /// The phase that it led to, by its name.
+    #[serde(default)]
+    pub phase: String,
     /// What.
     #[serde(flatten)]
     pub event: Event,
@@ -330,7 +367,12 @@ impl Rollout {
             plan: None,
             created_at: now,
             changed_at: now,
-            history: Vec::new(),
+            history: vec![HistoryEntry {
+                version: Version(1),
+                at: now,
+                phase: Phase::Accepted.as_str().to_owned(),
+                event: Event::Accepted,
+            }],
         }
     }
 
@@ -353,7 +395,12 @@ impl Rollout {
             Event::PlanCompleted { plan } => next.plan = Some(plan.clone()),
             _ => {}
         }
-        next.history.push(HistoryEntry { at: now, event });
+        next.history.push(HistoryEntry {
+            version: next.version,
+            at: now,
+            phase: next.phase.as_str().to_owned(),
+            event,
+        });
         let surplus = next.history.len().saturating_sub(Self::HISTORY);
         next.history.drain(..surplus);
         Ok(Some(next))
@@ -384,6 +431,7 @@ mod tests {
             Phase::Planning,
             Phase::Running,
             Phase::Paused { reason: reason() },
+            Phase::Halted { reason: reason() },
             Phase::Aborting { reason: reason() },
             Phase::Aborted { reason: reason() },
             Phase::Succeeded,
@@ -406,6 +454,8 @@ mod tests {
             Event::PlanningFailed { reason: reason() },
             Event::PauseRequested { reason: reason() },
             Event::ResumeRequested,
+            Event::HaltRequested { reason: reason() },
+            Event::HaltLifted,
             Event::AbortRequested { reason: reason() },
             Event::AllSettled { counts },
             Event::AllSettled { counts: failed },
@@ -432,15 +482,16 @@ mod tests {
         assert_eq!(
             table,
             [
-                "accepted: planning . . failed . . aborting . .",
-                "planning: = running failed failed . . aborting . .",
-                "running: . . . . paused = aborting succeeded finished_with_failures",
-                "paused: . . . . = running aborting succeeded finished_with_failures",
-                "aborting: . . . . . . = aborted aborted",
-                "aborted: . . . . . . = = =",
-                "succeeded: . . . . . . . = =",
-                "finished_with_failures: . . . . . . . = =",
-                "failed: . . . . . . . . .",
+                "accepted: planning . . failed . . = = aborting . .",
+                "planning: = running failed failed . . = = aborting . .",
+                "running: . . . . paused = halted = aborting succeeded finished_with_failures",
+                "paused: . . . . = running = = aborting succeeded finished_with_failures",
+                "halted: . . . . paused . = running aborting succeeded finished_with_failures",
+                "aborting: . . . . . . = = = aborted aborted",
+                "aborted: . . . . . . = = = = =",
+                "succeeded: . . . . . . = = . = =",
+                "finished_with_failures: . . . . . . = = . = =",
+                "failed: . . . . . . = = . . .",
             ]
         );
     }

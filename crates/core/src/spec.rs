@@ -16,7 +16,7 @@ use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
 pub use quantity::{InvalidRate, InvalidSpan, Rate, Span};
-pub use validate::{MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_TTL, MIN_TTL};
+pub use validate::{MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_TTL, MAX_WEIGHT, MIN_TTL};
 
 use crate::ids::{DeviceId, HubName, RolloutName};
 use crate::message::{Ack, Content};
@@ -42,9 +42,18 @@ pub struct RolloutSpec {
     /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// The rollout's share of a hub that several rollouts want at once, compared with theirs: 10
+    /// gets ten times what 1 gets. 1 to 100.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 100))]
+    pub weight: u32,
     /// What happens to sends of which it is not known whether the hub took them.
     #[serde(default)]
     pub delivery: Delivery,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Which devices. Give `tags`, `where` or both; or `devices` or `devices_file`; or `all: true`.

@@ -129,7 +129,6 @@ pub fn lease_request(rollout: &RolloutName, batch: u32, by: &str) -> LeaseReques
         batch: BatchId(batch),
         holder: holder(by),
         ttl: TTL,
-        takeover: false,
     }
 }
 

@@ -13,12 +13,13 @@ pub mod permits;
 pub mod plans;
 pub mod queue;
 pub mod random;
+pub mod roster;
 pub mod work;
 
 use std::any::Any;
 use std::sync::Arc;
 
-use twincast_core::ports::Store;
+use twincast_core::ports::{Roster, Store};
 
 use crate::ManualClock;
 
@@ -49,6 +50,43 @@ impl Subject {
     }
 
     /// Keeps something for as long as the store is used: its folder, a server.
+    #[must_use]
+    pub fn keeping(mut self, kept: impl Any + Send) -> Self {
+        self._keep = Some(Box::new(kept));
+        self
+    }
+}
+
+/// A roster to be tested, with the store whose rollouts it has, and their clock.
+pub struct RosterSubject {
+    /// The roster.
+    pub roster: Arc<dyn Roster>,
+    /// Its store.
+    pub store: Arc<dyn Store>,
+    /// Their clock.
+    pub clock: ManualClock,
+    _keep: Option<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for RosterSubject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RosterSubject").finish_non_exhaustive()
+    }
+}
+
+impl RosterSubject {
+    /// A roster and what belongs to it.
+    #[must_use]
+    pub fn new(roster: Arc<dyn Roster>, store: Arc<dyn Store>, clock: ManualClock) -> Self {
+        Self {
+            roster,
+            store,
+            clock,
+            _keep: None,
+        }
+    }
+
+    /// Keeps something for as long as the roster is used.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any + Send) -> Self {
         self._keep = Some(Box::new(kept));
@@ -99,7 +137,7 @@ macro_rules! store_conformance {
             one_holder_at_a_time
             a_lease_lapses_and_its_holder_is_fenced
             a_lapsed_lease_that_nobody_took_still_records
-            a_takeover_fences_at_once
+            a_batch_that_brings_down_its_holders_is_left_alone
             a_released_batch_is_free
             a_lease_is_asked_for_by_the_right_phase
             a_finished_batch_is_done
@@ -112,12 +150,16 @@ macro_rules! store_conformance {
             tallies_are_by_stage_and_hub
             what_is_left_of_an_aborted_batch_is_skipped
             only_an_abort_skips
+            what_others_learned_is_merged
         }
         $crate::cases! { $crate::conformance::permits, $make().await;
             the_quota_is_used_and_not_exceeded
             hubs_have_quotas_of_their_own
             a_rollout_keeps_to_its_own_limit
             a_throttle_holds_everyone_back
+            rollouts_share_by_weight
+            links_have_a_budget
+            agrees_with_the_arithmetic
         }
         #[test]
         fn agrees_with_the_model() {
@@ -127,7 +169,7 @@ macro_rules! store_conformance {
 }
 
 /// One test for each case of the queue's contract. `$make` is a
-/// `fn(limit: usize) -> impl Queue`, a queue in which `limit` dispatches of a hub may wait.
+/// `async fn(limit: usize) -> impl Queue`, a queue in which `limit` dispatches of a hub may wait.
 #[macro_export]
 macro_rules! queue_conformance {
     ($make:path) => {
@@ -142,6 +184,24 @@ macro_rules! queue_conformance {
             two_consumers_share
             a_consumer_waits_for_what_is_published
             an_abandoned_wait_loses_nothing
+            a_consumer_is_given_no_more_than_it_wants
+            depth_shows_what_waits_and_who_takes
+        }
+    };
+}
+
+/// One test for each case of the roster's contract. `$make` is an
+/// `async fn() -> RosterSubject`.
+#[macro_export]
+macro_rules! roster_conformance {
+    ($make:path) => {
+        $crate::cases! { $crate::conformance::roster, $make().await;
+            what_is_stored_is_active_until_it_is_retired
+            only_the_version_that_ended_is_retired
+            one_claim_at_a_time
+            a_claim_lapses
+            announcing_never_goes_back
+            a_halt_stays_until_it_is_lifted
         }
     };
 }

@@ -1,20 +1,21 @@
 //! A store in a few maps behind a lock: slow, simple, and the model for the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use twincast_core::batch::{BatchStatus, Held, Lease, Tenancy};
-use twincast_core::ids::{BatchId, Epoch, HubName, RolloutName, Version};
+use twincast_core::batch::{BatchStatus, Held, Lease, LeaseRefused, Tenancy};
+use twincast_core::ids::{BatchId, Epoch, Holder, HubName, RolloutName, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::permits::{Grant, Limiter, take_within};
+use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Clock, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError,
+    BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError,
     Tally,
 };
 use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
+use twincast_core::time::Timestamp;
 
 /// A [`Store`] in memory. Everything that is a sum is summed up when it is asked for.
 #[derive(Clone)]
@@ -26,9 +27,18 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct State {
     rollouts: BTreeMap<RolloutName, Entry>,
-    hubs: BTreeMap<HubName, Limiter>,
-    limits: BTreeMap<(RolloutName, HubName), Limiter>,
+    hubs: BTreeMap<HubName, HubPermits>,
+    links: BTreeMap<HubName, Links>,
     last_epoch: u64,
+    roster: Roll,
+}
+
+#[derive(Default)]
+struct Roll {
+    active: BTreeSet<RolloutName>,
+    claims: BTreeMap<RolloutName, (Holder, Timestamp)>,
+    announced: BTreeMap<RolloutName, Version>,
+    halt: Option<Halt>,
 }
 
 struct Entry {
@@ -41,10 +51,6 @@ struct Slot {
     outcomes: OutcomeList,
     codes: BTreeMap<u32, u32>,
     tenancy: Tenancy,
-    /// What the tenancy calls its newest lease.
-    inner: Epoch,
-    /// What it is called outside: unique in the store, as batches can come anew.
-    outer: Epoch,
 }
 
 impl std::fmt::Debug for MemoryStore {
@@ -82,11 +88,11 @@ impl State {
         entry.ok_or_else(|| not_found(format!("rollout {name}")))
     }
 
-    /// The slot that `lease` holds.
+    /// The slot that `lease` is or was on.
     fn leased(&mut self, lease: &Lease) -> Option<(Wanted, &mut Slot)> {
         let entry = self.rollouts.get_mut(&lease.rollout)?;
         let slot = entry.batches.get_mut(&lease.batch)?;
-        (slot.outer == lease.epoch).then(|| (entry.rollout.phase.wanted(), slot))
+        Some((entry.rollout.phase.wanted(), slot))
     }
 }
 
@@ -94,6 +100,16 @@ impl Entry {
     fn slot(&mut self, batch: BatchId) -> Result<&mut Slot, StoreError> {
         let slot = self.batches.get_mut(&batch);
         slot.ok_or_else(|| not_found(format!("batch {batch}")))
+    }
+
+    fn statuses(&self, now: Timestamp) -> impl Iterator<Item = BatchStatus> {
+        let version = self.rollout.version;
+        self.batches.values().map(move |slot| BatchStatus {
+            header: slot.batch.header.clone(),
+            counts: slot.outcomes.counts(),
+            held: slot.tenancy.held_at(now),
+            quarantined: slot.tenancy.is_quarantined(version),
+        })
     }
 }
 
@@ -104,9 +120,22 @@ impl Slot {
             batch,
             codes: BTreeMap::new(),
             tenancy: Tenancy::default(),
-            inner: Epoch(0),
-            outer: Epoch(0),
         }
+    }
+
+    fn merge(&mut self, reports: &[Report]) -> Result<(), StoreError> {
+        let devices = self.outcomes.len();
+        let beyond = |report: &&Report| report.index as usize >= devices;
+        if let Some(bad) = reports.iter().find(beyond) {
+            return Err(not_found(format!("device {}", bad.index)));
+        }
+        for report in reports {
+            let (_, new) = self.outcomes.merge(report.index as usize, report.outcome);
+            if (new, report.outcome) == (Outcome::Refused, Outcome::Refused) && report.code != 0 {
+                self.codes.entry(report.index).or_insert(report.code);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -122,11 +151,16 @@ impl Store for MemoryStore {
             batches: BTreeMap::new(),
         };
         state.rollouts.insert(rollout.spec.name.clone(), entry);
+        state.roster.active.insert(rollout.spec.name.clone());
         Ok(Created::New)
     }
 
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
         Ok(self.state().rollouts.get(name).map(|e| e.rollout.clone()))
+    }
+
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        Ok(self.state().rollouts.get(name).map(|e| e.rollout.version))
     }
 
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
@@ -143,6 +177,7 @@ impl Store for MemoryStore {
             entry.batches.clear();
         }
         entry.rollout = rollout.clone();
+        state.roster.active.insert(rollout.spec.name.clone());
         Ok(())
     }
 
@@ -171,18 +206,27 @@ impl Store for MemoryStore {
         name: &RolloutName,
         after: Option<BatchId>,
         limit: usize,
-        open_only: bool,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let all = state.entry(name)?.batches.values().map(|slot| BatchStatus {
-            header: slot.batch.header.clone(),
-            counts: slot.outcomes.counts(),
-            held: slot.tenancy.held_at(now),
-        });
+        let all = state.entry(name)?.statuses(now);
         Ok(all
             .filter(|status| after.is_none_or(|after| status.header.id > after))
-            .filter(|status| !open_only || !status.is_done())
+            .take(limit)
+            .collect())
+    }
+
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let all = state.entry(name)?.statuses(now);
+        Ok(all
+            .filter(|status| status.header.hub == *hub && !status.is_done())
             .take(limit)
             .collect())
     }
@@ -193,6 +237,7 @@ impl Store for MemoryStore {
         let next = Epoch(state.last_epoch + 1);
         let entry = state.entry(&request.rollout)?;
         let wanted = entry.rollout.phase.wanted();
+        let version = entry.rollout.version;
         let slot = entry.slot(request.batch)?;
         if slot.outcomes.counts().unsettled() == 0 {
             return Ok(LeaseReply::Done);
@@ -202,10 +247,11 @@ impl Store for MemoryStore {
         }
         let granted = slot
             .tenancy
-            .lease(&request.holder, now, request.ttl, request.takeover);
+            .lease(&request.holder, next, version, now, request.ttl);
         match granted {
-            Ok(inner) => (slot.inner, slot.outer) = (inner, next),
-            Err(held) => return Ok(LeaseReply::Held(held)),
+            Ok(()) => {}
+            Err(LeaseRefused::Held(held)) => return Ok(LeaseReply::Held(held)),
+            Err(LeaseRefused::Quarantined) => return Ok(LeaseReply::Quarantined),
         }
         state.last_epoch = next.0;
         Ok(LeaseReply::Granted(Lease {
@@ -243,26 +289,26 @@ impl Store for MemoryStore {
         let gone = || superseded(format!("the lease on batch {}", lease.batch));
         let mut state = self.state();
         let (wanted, slot) = state.leased(lease).ok_or_else(gone)?;
-        let renewed = slot.tenancy.renew(slot.inner, now, ttl);
+        let mut tenancy = slot.tenancy.clone();
+        let renewed = tenancy.renew(lease.epoch, !reports.is_empty(), now, ttl);
         renewed.map_err(|_| gone())?;
-        if let Some(bad) = reports
-            .iter()
-            .find(|report| report.index as usize >= slot.outcomes.len())
-        {
-            return Err(not_found(format!("device {}", bad.index)));
-        }
-        for report in reports {
-            let (_, new) = slot.outcomes.merge(report.index as usize, report.outcome);
-            if (new, report.outcome) == (Outcome::Refused, Outcome::Refused) && report.code != 0 {
-                slot.codes.entry(report.index).or_insert(report.code);
-            }
-        }
+        slot.merge(reports)?;
+        slot.tenancy = tenancy;
         Ok(wanted)
+    }
+
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError> {
+        self.state().entry(name)?.slot(batch)?.merge(reports)
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
         if let Some((_, slot)) = self.state().leased(lease) {
-            slot.tenancy.release(slot.inner);
+            slot.tenancy.release(lease.epoch);
         }
         Ok(())
     }
@@ -311,14 +357,8 @@ impl Store for MemoryStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let State { hubs, limits, .. } = &mut *state;
-        let hub = hubs.entry(request.hub.clone()).or_default();
-        let rollout = request.rollout.as_ref().map(|(name, per_minute)| {
-            let key = (name.clone(), request.hub.clone());
-            (limits.entry(key).or_default(), *per_minute)
-        });
-        let hub = (hub, request.per_minute);
-        Ok(take_within(hub, rollout, now, request.wanted))
+        let hub = state.hubs.entry(request.hub.clone()).or_default();
+        Ok(hub.take(now, request))
     }
 
     async fn throttled(
@@ -332,13 +372,92 @@ impl Store for MemoryStore {
         limiter.throttled(now, retry_after);
         Ok(())
     }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        Ok(state.links.entry(hub.clone()).or_default().open(now))
+    }
+}
+
+#[async_trait]
+impl Roster for MemoryStore {
+    async fn active(&self) -> Result<Vec<RolloutName>, StoreError> {
+        Ok(self.state().roster.active.iter().cloned().collect())
+    }
+
+    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let current = state.rollouts.get(name).map(|e| e.rollout.version);
+        if current == Some(version) {
+            state.roster.active.remove(name);
+        }
+        Ok(())
+    }
+
+    async fn claim(
+        &self,
+        name: &RolloutName,
+        holder: &Holder,
+        ttl: Duration,
+    ) -> Result<Option<Held>, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if let Some((by, until)) = state.roster.claims.get(name)
+            && by != holder
+            && *until > now
+        {
+            return Ok(Some(Held {
+                by: by.clone(),
+                until: *until,
+            }));
+        }
+        let claim = (holder.clone(), now.plus(ttl));
+        state.roster.claims.insert(name.clone(), claim);
+        Ok(None)
+    }
+
+    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let claim = state.roster.claims.get(name);
+        if claim.is_some_and(|(by, _)| by == holder) {
+            state.roster.claims.remove(name);
+        }
+        Ok(())
+    }
+
+    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError> {
+        let state = self.state();
+        Ok(state
+            .roster
+            .announced
+            .get(name)
+            .copied()
+            .unwrap_or_default())
+    }
+
+    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let announced = state.roster.announced.entry(name.clone()).or_default();
+        *announced = (*announced).max(version);
+        Ok(())
+    }
+
+    async fn halted(&self) -> Result<Option<Halt>, StoreError> {
+        Ok(self.state().roster.halt.clone())
+    }
+
+    async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError> {
+        self.state().roster.halt = halt.cloned();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ManualClock;
-    use crate::conformance::Subject;
+    use crate::conformance::{RosterSubject, Subject};
 
     async fn make() -> Subject {
         let clock = ManualClock::default();
@@ -346,5 +465,12 @@ mod tests {
         Subject::new(store, clock)
     }
 
+    async fn make_roster() -> RosterSubject {
+        let clock = ManualClock::default();
+        let store = MemoryStore::new(Arc::new(clock.clone()));
+        RosterSubject::new(Arc::new(store.clone()), Arc::new(store), clock)
+    }
+
     crate::store_conformance!(make);
+    crate::roster_conformance!(make_roster);
 }

@@ -167,7 +167,6 @@ async fn work(
         batch,
         holder: Holder::new(format!("worker-{batch}"))?,
         ttl: TTL,
-        takeover: false,
     };
     let LeaseReply::Granted(lease) = store.lease(&request).await? else {
         return Err("the batch is not free".into());

@@ -9,12 +9,13 @@
 //! few.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use twincast_core::ids::HubName;
-use twincast_core::ports::{Deliveries, Delivery, Dispatch, Queue, QueueError, Ticket};
+use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 
 /// A [`Queue`] in memory, for one process. Cheap to clone; clones are the same queue.
 #[derive(Debug, Clone)]
@@ -29,6 +30,7 @@ pub struct InProcessQueue {
 struct Line {
     waiting: Mutex<VecDeque<Waiting>>,
     ready: Semaphore,
+    consumers: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ struct Waiting {
 struct Unacked {
     line: Arc<Line>,
     held: Mutex<BTreeMap<u64, Dispatch>>,
+    /// For what it may still be handed before it answers.
+    room: Semaphore,
 }
 
 struct Consumer {
@@ -69,18 +73,13 @@ impl InProcessQueue {
         }
     }
 
-    /// How many dispatches of `hub` wait. For metrics.
-    #[must_use]
-    pub fn waiting(&self, hub: &HubName) -> usize {
-        lock(&self.line(hub).waiting).len()
-    }
-
     fn line(&self, hub: &HubName) -> Arc<Line> {
         let mut lines = lock(&self.lines);
         let line = lines.entry(hub.clone()).or_insert_with(|| {
             Arc::new(Line {
                 waiting: Mutex::default(),
                 ready: Semaphore::new(0),
+                consumers: AtomicUsize::new(0),
             })
         });
         Arc::clone(line)
@@ -106,25 +105,42 @@ impl Queue for InProcessQueue {
         Ok(())
     }
 
-    async fn consume(&self, hub: &HubName) -> Result<Box<dyn Deliveries>, QueueError> {
+    async fn consume(
+        &self,
+        hub: &HubName,
+        at_once: usize,
+    ) -> Result<Box<dyn Deliveries>, QueueError> {
+        let line = self.line(hub);
+        line.consumers.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(Consumer {
             next_tag: 0,
             unacked: Arc::new(Unacked {
-                line: self.line(hub),
+                line,
                 held: Mutex::default(),
+                room: Semaphore::new(at_once),
             }),
         }))
+    }
+
+    async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
+        let line = self.line(hub);
+        Ok(Depth {
+            waiting: lock(&line.waiting).len(),
+            consumers: line.consumers.load(Ordering::Relaxed),
+        })
     }
 }
 
 #[async_trait]
 impl Deliveries for Consumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
-        // Cancel-safe: this is the only await, and a permit that was not received stays.
+        // Cancel-safe: room that is not used is given back when this is dropped, and a permit of
+        // the line that was not received stays.
+        let room = self.unacked.room.acquire().await;
         let permit = self.unacked.line.ready.acquire().await;
-        permit
-            .expect("the semaphore of a line is never closed")
-            .forget();
+        for permit in [room, permit] {
+            permit.expect("these semaphores are never closed").forget();
+        }
         let entry = lock(&self.unacked.line.waiting).pop_front();
         let entry = entry.expect("there is a permit for each waiting entry");
         let tag = self.next_tag;
@@ -159,7 +175,9 @@ impl Ticket for Answer {
 
 impl Answer {
     fn settle(&self) -> Option<Dispatch> {
-        lock(&self.unacked.held).remove(&self.tag)
+        let dispatch = lock(&self.unacked.held).remove(&self.tag)?;
+        self.unacked.room.add_permits(1);
+        Some(dispatch)
     }
 
     fn hand_back(&self) {
@@ -178,6 +196,7 @@ impl Drop for Answer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         let held = std::mem::take(&mut *lock(&self.unacked.held));
+        self.unacked.line.consumers.fetch_sub(1, Ordering::Relaxed);
         self.unacked.line.take_back(held.into_values());
     }
 }
@@ -210,5 +229,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    twincast_testkit::queue_conformance!(InProcessQueue::new);
+    async fn make(limit: usize) -> InProcessQueue {
+        InProcessQueue::new(limit)
+    }
+
+    twincast_testkit::queue_conformance!(make);
 }

@@ -34,11 +34,10 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::{BatchStatus, Held, Lease};
 use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
-use twincast_core::permits::Grant;
+use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Clock, Created, LeaseReply, LeaseRequest, PermitRequest, Report, Store, StoreError,
-    Tally,
+    BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
 
@@ -47,7 +46,7 @@ use engine::{Call, Engine, Reading, Request, WAITING, Writing};
 pub use error::OpenError;
 use error::{Closed, Fault, Misfit};
 use permits::Permits;
-use tables::batch_of;
+use tables::{batch_of, head};
 use write_ops::PackedBatch;
 
 /// A [`Store`] in one folder, or in memory.
@@ -200,6 +199,14 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        let wanted = name.clone();
+        self.read(format!("read the version of rollout {name}"), move |on| {
+            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.version))
+        })
+        .await
+    }
+
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
         self.read("list rollouts".into(), |on| read_ops::rollouts(on.tables))
             .await
@@ -231,16 +238,25 @@ impl Store for EmbeddedStore {
         name: &RolloutName,
         after: Option<BatchId>,
         limit: usize,
-        open_only: bool,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let (doing, name) = (format!("list the batches of rollout {name}"), name.clone());
         self.read(doing, move |on| {
-            let page = read_ops::Page {
-                after,
-                limit,
-                open_only,
-            };
+            let page = read_ops::Page { after, limit };
             read_ops::batches(on.tables, on.leases, on.now, &name, page)
+        })
+        .await
+    }
+
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let doing = format!("list the open batches of rollout {name}");
+        let (name, hub) = (name.clone(), hub.clone());
+        self.read(doing, move |on| {
+            read_ops::open_batches(on.tables, on.leases, on.now, &name, &hub, limit)
         })
         .await
     }
@@ -290,6 +306,20 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError> {
+        let doing = format!("merge reports into {}", batch_of(batch, name));
+        let (name, reports) = (name.clone(), reports.to_vec());
+        self.write(doing, move |on| {
+            write_ops::merge(on.tables, &name, batch, &reports)
+        })
+        .await
+    }
+
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
         let doing = format!("release {}", batch_of(lease.batch, &lease.rollout));
         let lease = lease.clone();
@@ -331,6 +361,11 @@ impl Store for EmbeddedStore {
         let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         permits.throttled(self.clock.now(), hub, retry_after);
         Ok(())
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(permits.open_link(self.clock.now(), hub))
     }
 }
 

@@ -48,14 +48,33 @@ pub trait Queue: Send + Sync + 'static {
     async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError>;
 
     /// Starts taking dispatches of `hub`. Several consumers share the queue; each dispatch goes
-    /// to one of them.
-    async fn consume(&self, hub: &HubName) -> Result<Box<dyn Deliveries>, QueueError>;
+    /// to one of them. The queue hands this one at most `at_once` that it has not answered for,
+    /// so it never holds what another could work on.
+    async fn consume(
+        &self,
+        hub: &HubName,
+        at_once: usize,
+    ) -> Result<Box<dyn Deliveries>, QueueError>;
+
+    /// How a hub's queue stands, about now. For deciding how much to publish and what was lost,
+    /// never for deciding what is true.
+    async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError>;
+}
+
+/// How a hub's queue stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Dispatches that wait for a consumer.
+    pub waiting: usize,
+    /// Consumers, those of other processes among them.
+    pub consumers: usize,
 }
 
 /// A consumer of one hub's dispatches. Dropping it hands back what was not acked.
 #[async_trait]
 pub trait Deliveries: Send + 'static {
-    /// The next dispatch; waits for one. Cancel-safe: if dropped, nothing is lost.
+    /// The next dispatch; waits for one, and for a broker that is away. An error is for good.
+    /// Cancel-safe: if dropped, nothing is lost.
     async fn next(&mut self) -> Result<Delivery, QueueError>;
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::batch::{BatchStatus, Held, Lease};
 use crate::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
-use crate::permits::Grant;
+use crate::permits::{Grant, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
 use crate::rollout::{PlanId, Rollout, Wanted};
 
@@ -75,8 +75,6 @@ pub struct LeaseRequest {
     pub holder: Holder,
     /// For how long, unless renewed.
     pub ttl: Duration,
-    /// Take it even from a holder whose lease has not lapsed: the caller knows that it is gone.
-    pub takeover: bool,
 }
 
 /// What became of the wish.
@@ -90,6 +88,9 @@ pub enum LeaseReply {
     Done,
     /// The rollout does not want any batch to be worked on now.
     NotWanted,
+    /// It has brought down its holders so often ([`MAX_STRIKES`](crate::batch::MAX_STRIKES))
+    /// that nobody is to touch it until somebody has looked.
+    Quarantined,
 }
 
 /// A batch with all that is known of its devices.
@@ -137,19 +138,6 @@ impl Tally {
     }
 }
 
-/// A wish to send through a hub.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PermitRequest {
-    /// The hub.
-    pub hub: HubName,
-    /// So many messages at the most.
-    pub wanted: u32,
-    /// The hub's pace for all senders together, a minute.
-    pub per_minute: f64,
-    /// A rollout's own limit on this hub, a minute, if it has one below the hub's.
-    pub rollout: Option<(RolloutName, f64)>,
-}
-
 /// Keeps rollouts, plans, outcomes and permits. All methods are atomic: they take effect whole or
 /// not at all. `Ok` means durable, as far as the implementation is.
 ///
@@ -162,6 +150,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// A rollout's record, `None` if there is none of that name.
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError>;
+
+    /// The version of a rollout's record: whether it changed, for less than reading it.
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError>;
 
     /// The names of all rollouts, ascending.
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError>;
@@ -182,14 +173,21 @@ pub trait Store: Send + Sync + 'static {
         batches: Vec<Batch>,
     ) -> Result<(), StoreError>;
 
-    /// Batches in the order of their numbers, `limit` at the most, after the number `after`; only
-    /// those on which something is left to do if `open_only`.
+    /// Batches in the order of their numbers, `limit` at the most, after the number `after`.
     async fn batches(
         &self,
         name: &RolloutName,
         after: Option<BatchId>,
         limit: usize,
-        open_only: bool,
+    ) -> Result<Vec<BatchStatus>, StoreError>;
+
+    /// A hub's batches on which something is left to do, the first `limit` in the order of their
+    /// numbers. Cheap, however many are done.
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
     /// Asks for a batch.
@@ -208,6 +206,16 @@ pub trait Store: Send + Sync + 'static {
         reports: &[Report],
         ttl: Duration,
     ) -> Result<Wanted, StoreError>;
+
+    /// Merges what others than the batch's holder have learned, the hub's feedback above all:
+    /// as [`record`](Self::record), but under no lease. Idempotent.
+    /// [`StoreError::NotFound`] when there is no such batch (any more).
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError>;
 
     /// Lets go of a batch. Does nothing if the lease no longer holds.
     async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
@@ -234,6 +242,10 @@ pub trait Store: Send + Sync + 'static {
         hub: &HubName,
         retry_after: Option<Duration>,
     ) -> Result<(), StoreError>;
+
+    /// Reserves the opening of one link to a hub, and says how long to wait before it: links have
+    /// a small budget of their own, see [`Links`](crate::permits::Links).
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError>;
 }
 
 impl BatchWork {

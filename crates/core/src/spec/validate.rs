@@ -17,6 +17,9 @@ pub const MIN_TTL: Duration = Duration::from_secs(60);
 /// More devices belong into a file.
 pub const MAX_DEVICES_INLINE: usize = 10_000;
 
+/// The largest share of a hub, compared with the smallest.
+pub const MAX_WEIGHT: u32 = 100;
+
 /// Everything that is wrong with a spec whose every value is of the right type.
 pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -37,6 +40,12 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         problems.push(Problem::new(
             "batch_by",
             format!("{} tags are too many; at most 8", spec.batch_by.len()),
+        ));
+    }
+    if !(1..=MAX_WEIGHT).contains(&spec.weight) {
+        problems.push(Problem::new(
+            "weight",
+            format!("is {}; from 1 to {MAX_WEIGHT} is allowed", spec.weight),
         ));
     }
     message(spec, &mut problems);

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use twincast_core::permits::Grant;
-use twincast_core::ports::PermitRequest;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
+use twincast_core::ports::Clock;
 
 use super::Subject;
 use crate::build::{hub, name};
@@ -13,7 +16,9 @@ fn request(on: &str, wanted: u32, per_minute: f64) -> PermitRequest {
         hub: hub(on),
         wanted,
         per_minute,
-        rollout: None,
+        rollout: name("r"),
+        weight: 1,
+        limit: None,
     }
 }
 
@@ -70,7 +75,8 @@ pub async fn hubs_have_quotas_of_their_own(subject: Subject) {
 /// Below the hub's, on each hub, and without taking from others what it does not use.
 pub async fn a_rollout_keeps_to_its_own_limit(subject: Subject) {
     let limited = PermitRequest {
-        rollout: Some((name("r"), 600.0)),
+        rollout: name("limited"),
+        limit: Some(600.0),
         ..request("a", 1_000, 6_000.0)
     };
     let taken = a_minute(&subject, &limited).await;
@@ -93,4 +99,86 @@ pub async fn a_throttle_holds_everyone_back(subject: Subject) {
     subject.clock.advance(pause);
     let slower = a_minute(&subject, &ask).await;
     assert!((4_200..5_990).contains(&slower), "{slower} of 6000");
+}
+
+/// Two that want all get what their weights say, and together the whole.
+pub async fn rollouts_share_by_weight(subject: Subject) {
+    let rollouts = [("big", 1), ("urgent", 4)].map(|(rollout, weight)| PermitRequest {
+        rollout: name(rollout),
+        weight,
+        ..request("a", 1_000, 6_000.0)
+    });
+    let mut taken = [0u32; 2];
+    let mut back = [Duration::ZERO; 2];
+    let mut now = Duration::ZERO;
+    while now < Duration::from_secs(60) {
+        let next = usize::from(back[1] < back[0]);
+        if let Some(wait) = back[next].checked_sub(now) {
+            subject.clock.advance(wait);
+            now = back[next];
+        }
+        let grant = subject.store.take_permits(&rollouts[next]).await.unwrap();
+        taken[next] += grant.permits;
+        back[next] = now + grant.wait.max(Duration::from_millis(1));
+    }
+    let [big, urgent] = taken.map(f64::from);
+    assert!((urgent / big / 4.0 - 1.0).abs() < 0.05, "{urgent} to {big}");
+    let all = big + urgent;
+    assert!((5_940.0..=6_120.0).contains(&all), "{all} of 6000");
+}
+
+/// A few dozen at once, then slowly; each hub has its own.
+pub async fn links_have_a_budget(subject: Subject) {
+    let (store, mut model) = (&*subject.store, Links::default());
+    for n in 0..Links::BURST + 5 {
+        let wait = store.open_link(&hub("a")).await.unwrap();
+        assert_eq!(wait, model.open(subject.clock.now()), "link {n}");
+        subject
+            .clock
+            .advance(Duration::from_millis(u64::from(n % 3)));
+    }
+    assert!(!store.open_link(&hub("a")).await.unwrap().is_zero());
+    assert!(store.open_link(&hub("b")).await.unwrap().is_zero());
+}
+
+/// Whatever is asked for and when, every grant is that of [`HubPermits`].
+pub async fn agrees_with_the_arithmetic(subject: Subject) {
+    let asks = prop::collection::vec(
+        (
+            0..4u8,
+            1..3_000u32,
+            0..400u64,
+            prop::sample::select(vec![60.0, 99.0, 6_000.0, 49_500.0]),
+        ),
+        400,
+    );
+    let mut runner = TestRunner::deterministic();
+    let asks = asks.new_tree(&mut runner).expect("no filters").current();
+    for (hub_no, per_minute) in [("x", None), ("y", Some(49_500.0))] {
+        let mut model = HubPermits::default();
+        for (n, (rollout, wanted, later, rate)) in asks.iter().enumerate() {
+            subject.clock.advance(Duration::from_millis(*later));
+            let ask = PermitRequest {
+                rollout: name(["a", "b", "c", "d"][usize::from(*rollout)]),
+                weight: [1, 3, 10, 100][usize::from(*rollout)],
+                limit: (*rollout > 1).then_some(700.0 * f64::from(*rollout)),
+                ..request(hub_no, *wanted, per_minute.unwrap_or(*rate))
+            };
+            if n % 97 == 96 {
+                let retry_after = (n % 2 == 0).then_some(Duration::from_millis(333));
+                let hub = hub(hub_no);
+                subject.store.throttled(&hub, retry_after).await.unwrap();
+                model.throttled(subject.clock.now(), retry_after);
+            }
+            let got = subject.store.take_permits(&ask).await.unwrap();
+            let expected = model.take(subject.clock.now(), &ask);
+            assert_eq!(got.permits, expected.permits, "ask {n}: {ask:?}");
+            // Microseconds may be rounded differently.
+            let apart = got.wait.abs_diff(expected.wait);
+            assert!(
+                apart <= Duration::from_micros(5),
+                "ask {n}: {got:?}, {expected:?}"
+            );
+        }
+    }
 }

@@ -9,16 +9,22 @@ use twincast_core::rollout::{Event, PlanId};
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    TTL, aborted, accepted, after, batch, batch_on, lease_request, leased, name, paused,
+    TTL, aborted, accepted, after, batch, batch_on, hub, lease_request, leased, name, paused,
     plan_completed, planning, report, running, step,
 };
 
-async fn ids(store: &dyn Store, after: Option<u32>, limit: usize, open_only: bool) -> Vec<u32> {
+async fn ids(store: &dyn Store, after: Option<u32>, limit: usize) -> Vec<u32> {
     let page = store
-        .batches(&name("r"), after.map(BatchId), limit, open_only)
+        .batches(&name("r"), after.map(BatchId), limit)
         .await
         .unwrap();
     page.into_iter().map(|status| status.header.id.0).collect()
+}
+
+async fn open(store: &dyn Store, on: &str, limit: usize) -> Vec<u32> {
+    let page = store.open_batches(&name("r"), &hub(on), limit).await;
+    let ids = page.unwrap().into_iter().map(|status| status.header.id.0);
+    ids.collect()
 }
 
 /// The second one of a name is not stored, and gets the first.
@@ -33,6 +39,8 @@ pub async fn creating_twice_keeps_the_first(subject: Subject) {
         store.create(&second).await.unwrap(),
         Created::Existing(Box::new(running.clone()))
     );
+    let version = store.version(&name("r")).await.unwrap();
+    assert_eq!(version, Some(running.version));
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
 }
 
@@ -47,8 +55,10 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
         store.add_batches(&nobody, PlanId(0), vec![]).await,
         NotFound
     );
-    assert_refused!(store.batches(&nobody, None, 10, false).await, NotFound);
+    assert_refused!(store.batches(&nobody, None, 10).await, NotFound);
     assert_refused!(store.lease(&lease_request(&nobody, 0, "w")).await, NotFound);
+    assert_refused!(store.open_batches(&nobody, &hub("a"), 1).await, NotFound);
+    assert_eq!(store.version(&nobody).await.unwrap(), None);
     assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
     assert_refused!(store.tallies(&nobody).await, NotFound);
     assert_refused!(store.skip_remaining(&nobody, BatchId(0)).await, NotFound);
@@ -96,11 +106,11 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
     let first = planning(store, "r").await;
     let old = (0..5).map(|id| batch_on(id, "old", 1, 700)).collect();
     store.add_batches(&name("r"), PlanId(1), old).await.unwrap();
-    assert_eq!(ids(store, None, 10, false).await.len(), 5);
+    assert_eq!(ids(store, None, 10).await.len(), 5);
 
     let second = step(store, &first, Event::PlanningStarted).await;
-    assert!(ids(store, None, 10, false).await.is_empty());
-    assert!(ids(store, None, 10, true).await.is_empty());
+    assert!(ids(store, None, 10).await.is_empty());
+    assert!(ids(store, None, 10).await.is_empty());
     assert_eq!(store.tallies(&name("r")).await.unwrap(), []);
     assert_refused!(store.load(&name("r"), BatchId(0)).await, NotFound);
 
@@ -128,7 +138,7 @@ pub async fn only_the_current_try_is_added_to(subject: Subject) {
             .await;
         assert_refused!(added, Superseded);
     }
-    assert!(ids(store, None, 10, false).await.is_empty());
+    assert!(ids(store, None, 10).await.is_empty());
     let right = PlanId(2);
     let added = store
         .add_batches(&name("r"), right, vec![batch(0, 1)])
@@ -160,7 +170,7 @@ pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
         let added = store.add_batches(&name("r"), PlanId(1), batches).await;
         added.unwrap();
     }
-    assert_eq!(ids(store, None, 10, false).await, [0, 1]);
+    assert_eq!(ids(store, None, 10).await, [0, 1]);
     let tallies = store.tallies(&name("r")).await.unwrap();
     assert_eq!(tallies[0].counts, Counts::pending(5));
 }
@@ -171,33 +181,36 @@ pub async fn batches_come_in_pages(subject: Subject) {
     let batches = [7, 3, 300, 0, 70_000].map(|id| batch(id, id % 5 + 1));
     running(store, "r", batches.to_vec()).await;
     running(store, "r-other", vec![batch(1, 1)]).await;
-    assert_eq!(ids(store, None, 2, false).await, [0, 3]);
-    assert_eq!(ids(store, Some(3), 2, false).await, [7, 300]);
-    assert_eq!(ids(store, Some(4), 1, false).await, [7]);
-    assert_eq!(ids(store, Some(300), 9, false).await, [70_000]);
-    assert!(ids(store, Some(u32::MAX), 9, false).await.is_empty());
-    assert!(ids(store, None, 0, false).await.is_empty());
-    assert_eq!(ids(store, None, 9, true).await, [0, 3, 7, 300, 70_000]);
-    let statuses = store.batches(&name("r"), None, 9, false).await.unwrap();
+    assert_eq!(ids(store, None, 2).await, [0, 3]);
+    assert_eq!(ids(store, Some(3), 2).await, [7, 300]);
+    assert_eq!(ids(store, Some(4), 1).await, [7]);
+    assert_eq!(ids(store, Some(300), 9).await, [70_000]);
+    assert!(ids(store, Some(u32::MAX), 9).await.is_empty());
+    assert!(ids(store, None, 0).await.is_empty());
+    assert_eq!(open(store, "a", 9).await, [0, 3, 7, 300, 70_000]);
+    let statuses = store.batches(&name("r"), None, 9).await.unwrap();
     assert!(statuses.iter().all(|status| status.held.is_none()));
     assert_eq!(statuses[1].header, batches[1].header);
     assert_eq!(statuses[1].counts, Counts::pending(4));
 }
 
-/// `open_only` leaves out what nothing is owed to, and shows who works on the rest.
+/// What nothing is owed to is left out, and so are other hubs' batches.
 pub async fn finished_batches_are_passed_over(subject: Subject) {
     let store = &*subject.store;
-    running(store, "r", (0..4).map(|id| batch(id, 2)).collect()).await;
+    let mut batches: Vec<_> = (0..4).map(|id| batch(id, 2)).collect();
+    batches.push(batch_on(4, "b", 0, 1));
+    running(store, "r", batches).await;
     for (id, second) in [(1, Outcome::NotFound), (2, Outcome::Attempting)] {
         let lease = leased(store, &name("r"), id, "w").await;
         let reports = [report(0, Outcome::Enqueued), report(1, second)];
         store.record(&lease, &reports, TTL).await.unwrap();
     }
-    assert_eq!(ids(store, None, 9, true).await, [0, 2, 3]);
-    assert_eq!(ids(store, None, 2, true).await, [0, 2]);
-    assert_eq!(ids(store, Some(0), 1, true).await, [2]);
-    assert_eq!(ids(store, None, 9, false).await, [0, 1, 2, 3]);
-    let statuses = store.batches(&name("r"), None, 9, true).await.unwrap();
+    assert_eq!(open(store, "a", 9).await, [0, 2, 3]);
+    assert_eq!(open(store, "a", 2).await, [0, 2]);
+    assert_eq!(open(store, "b", 2).await, [4]);
+    assert!(open(store, "c", 2).await.is_empty());
+    assert_eq!(ids(store, None, 9).await, [0, 1, 2, 3, 4]);
+    let statuses = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
     let held: Vec<_> = statuses.iter().map(|s| s.held.is_some()).collect();
     assert_eq!(held, [false, true, false]);
 }

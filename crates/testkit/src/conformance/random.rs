@@ -13,7 +13,9 @@ use twincast_core::rollout::{Event, PlanId};
 
 use super::Subject;
 use crate::MemoryStore;
-use crate::build::{TTL, aborted, accepted, batch_on, lease_request, name, paused, plan_completed};
+use crate::build::{
+    TTL, aborted, accepted, batch_on, hub, lease_request, name, paused, plan_completed,
+};
 
 const BATCHES: u32 = 4;
 
@@ -23,8 +25,9 @@ enum Call {
     Create,
     Change(Change),
     Add { plan: u32, batches: Vec<u32> },
-    Lease { batch: u32, by: u8, takeover: bool },
+    Lease { batch: u32, by: u8 },
     Record { lease: usize, reports: Vec<Report> },
+    Merge { batch: u32, reports: Vec<Report> },
     Release { lease: usize },
     Skip { batch: u32 },
     Wait { seconds: u64 },
@@ -63,10 +66,11 @@ fn call() -> impl Strategy<Value = Call> {
         8 => change.prop_map(Call::Change),
         6 => (1..4u32, prop::collection::vec(0..BATCHES, 0..4))
             .prop_map(|(plan, batches)| Call::Add { plan, batches }),
-        6 => (0..BATCHES, 0..3u8, prop::bool::weighted(0.2))
-            .prop_map(|(batch, by, takeover)| Call::Lease { batch, by, takeover }),
-        9 => (0..6usize, prop::collection::vec(report, 0..8))
+        6 => (0..BATCHES, 0..3u8).prop_map(|(batch, by)| Call::Lease { batch, by }),
+        9 => (0..6usize, prop::collection::vec(report.clone(), 0..8))
             .prop_map(|(lease, reports)| Call::Record { lease, reports }),
+        3 => (0..BATCHES, prop::collection::vec(report, 0..8))
+            .prop_map(|(batch, reports)| Call::Merge { batch, reports }),
         2 => (0..6usize).prop_map(|lease| Call::Release { lease }),
         2 => (0..BATCHES).prop_map(|batch| Call::Skip { batch }),
         1 => (1..40u64).prop_map(|seconds| Call::Wait { seconds }),
@@ -90,13 +94,8 @@ impl Side {
                 let batches = batches.iter().map(|id| batch(*id)).collect();
                 answer(store.add_batches(&name("r"), PlanId(*plan), batches).await)
             }
-            Call::Lease {
-                batch,
-                by,
-                takeover,
-            } => {
-                let mut request = lease_request(&name("r"), *batch, &format!("w{by}"));
-                request.takeover = *takeover;
+            Call::Lease { batch, by } => {
+                let request = lease_request(&name("r"), *batch, &format!("w{by}"));
                 let reply = store.lease(&request).await;
                 if let Ok(LeaseReply::Granted(lease)) = reply {
                     self.leases.push(lease);
@@ -112,6 +111,11 @@ impl Side {
                 }
                 None => String::new(),
             },
+            Call::Merge { batch: id, reports } => {
+                let devices = batch(*id).header.devices;
+                let reports: Vec<_> = reports.iter().map(|r| within(*r, devices)).collect();
+                answer(store.merge(&name("r"), BatchId(*id), &reports).await)
+            }
             Call::Release { lease } => match self.lease(*lease) {
                 Some(lease) => answer(store.release(lease).await),
                 None => String::new(),
@@ -145,12 +149,15 @@ impl Side {
     async fn seen(&self) -> String {
         let (store, r) = (&*self.store, name("r"));
         let mut text = answer(store.rollout(&r).await);
-        let all = store.batches(&r, None, 9, false).await;
+        text += &answer(store.version(&r).await);
+        let all = store.batches(&r, None, 9).await;
         for status in all.iter().flatten() {
             text += &answer(store.load(&r, status.header.id).await);
         }
         text += &answer(all);
-        text += &answer(store.batches(&r, Some(BatchId(0)), 2, true).await);
+        text += &answer(store.batches(&r, Some(BatchId(0)), 2).await);
+        text += &answer(store.open_batches(&r, &hub("a"), 1).await);
+        text += &answer(store.open_batches(&r, &hub("b"), 9).await);
         let mut tallies = store.tallies(&r).await;
         if let Ok(tallies) = &mut tallies {
             tallies.sort_by_key(|tally| (tally.stage, tally.hub.clone()));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use twincast_core::batch::MAX_STRIKES;
 use twincast_core::ids::{BatchId, HubName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, LeaseReply, Report, Store};
@@ -10,8 +11,8 @@ use twincast_core::rollout::{Event, PlanId, Wanted};
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    TTL, aborted, batch, batch_on, lease_request, leased, name, paused, plan_completed, planning,
-    report, running, step,
+    TTL, aborted, batch, batch_on, hub, lease_request, leased, name, paused, plan_completed,
+    planning, report, running, step,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub async fn one_holder_at_a_time(subject: Subject) {
     };
     assert_eq!(held.by, first.holder);
     assert_eq!(held.until, subject.clock.now().plus(TTL));
-    let shown = store.batches(&name("r"), None, 9, true).await.unwrap();
+    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
     assert_eq!(shown[0].held.as_ref(), Some(&held));
     assert_eq!(shown[1].held, None);
     leased(store, &name("r"), 1, "b").await;
@@ -83,19 +84,38 @@ pub async fn a_lapsed_lease_that_nobody_took_still_records(subject: Subject) {
     assert!(matches!(reply.unwrap(), LeaseReply::Held(_)));
 }
 
-/// Whoever knows that the holder is gone need not wait.
-pub async fn a_takeover_fences_at_once(subject: Subject) {
+/// Until the rollout's record changes; one outcome or a release acquits it.
+pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject) {
     let store = &*subject.store;
-    running(store, "r", vec![batch(0, 1)]).await;
-    let old = leased(store, &name("r"), 0, "a").await;
-    let mut request = lease_request(&name("r"), 0, "b");
-    request.takeover = true;
-    let LeaseReply::Granted(new) = store.lease(&request).await.unwrap() else {
-        panic!("it was not taken over");
+    let rollout = running(store, "r", vec![batch(0, 9)]).await;
+    let vanish = async |holders: std::ops::Range<u32>| {
+        let mut last = None;
+        for n in holders {
+            last = Some(leased(store, &name("r"), 0, &format!("w{n}")).await);
+            subject.clock.advance(TTL);
+        }
+        last.expect("somebody")
     };
-    assert!(new.epoch > old.epoch);
-    assert_refused!(store.record(&old, &[], TTL).await, Superseded);
-    store.record(&new, &[], TTL).await.unwrap();
+    let last = vanish(0..MAX_STRIKES).await;
+    let reports = [report(0, Outcome::Enqueued)];
+    store.record(&last, &reports, TTL).await.unwrap();
+    subject.clock.advance(TTL);
+    let last = vanish(10..10 + MAX_STRIKES - 1).await;
+    store.release(&last).await.unwrap();
+    vanish(20..20 + MAX_STRIKES).await;
+
+    for _ in 0..2 {
+        let reply = store.lease(&lease_request(&name("r"), 0, "x")).await;
+        assert_eq!(reply.unwrap(), LeaseReply::Quarantined);
+    }
+    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    assert!(shown[0].quarantined && shown[0].held.is_none());
+
+    let rollout = step(store, &rollout, paused()).await;
+    step(store, &rollout, Event::ResumeRequested).await;
+    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    assert!(!shown[0].quarantined);
+    leased(store, &name("r"), 0, "y").await;
 }
 
 /// By its holder only, and for good.
@@ -353,7 +373,7 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
     assert_eq!(outcomes(store, 0).await, expected);
     let counts = counts(store).await;
     assert_eq!((counts.total(), counts.unsettled()), (5, 1));
-    let open = store.batches(&name("r"), None, 9, true).await.unwrap();
+    let open = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
     assert_eq!(open.len(), 1);
 
     let reports = [report(0, Outcome::Enqueued)];
@@ -378,4 +398,35 @@ pub async fn only_an_abort_skips(subject: Subject) {
     assert_refused!(skip(1).await, NotFound);
     assert_eq!(skip(0).await.unwrap(), None);
     assert_eq!(outcomes(store, 0).await, [Outcome::Skipped]);
+}
+
+/// Without a lease, whoever holds the batch, and to the same sums.
+pub async fn what_others_learned_is_merged(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 3)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let learned = [report(0, Outcome::Delivered), report(1, Outcome::Expired)];
+    for _ in 0..2 {
+        let merged = store.merge(&name("r"), BatchId(0), &learned).await;
+        merged.unwrap();
+    }
+    // Feedback has overtaken the sends' own records.
+    let sent = [0, 1, 2].map(|index| report(index, Outcome::Enqueued));
+    store.record(&lease, &sent, TTL).await.unwrap();
+    let expected = [Outcome::Delivered, Outcome::Expired, Outcome::Enqueued];
+    assert_eq!(outcomes(store, 0).await, expected);
+    let counts = counts(store).await;
+    assert_eq!(counts.get(Outcome::Delivered), 1);
+    assert_eq!((counts.total(), counts.unsettled()), (3, 0));
+
+    let beyond = [report(3, Outcome::Delivered)];
+    assert_refused!(store.merge(&name("r"), BatchId(0), &beyond).await, NotFound);
+    assert_refused!(
+        store.merge(&name("r"), BatchId(1), &learned).await,
+        NotFound
+    );
+    assert_refused!(
+        store.merge(&name("s"), BatchId(0), &learned).await,
+        NotFound
+    );
 }

@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use twincast_core::batch::{Held, Lease, Tenancy};
-use twincast_core::ids::{BatchId, Epoch, Holder};
+use twincast_core::batch::{Held, Lease, LeaseRefused, Tenancy};
+use twincast_core::ids::{BatchId, Epoch, Version};
+use twincast_core::ports::LeaseRequest;
 use twincast_core::time::Timestamp;
 
 use super::tables::Series;
@@ -21,16 +22,7 @@ const LEASES_PER_OPENING: u64 = 1 << 32;
 #[derive(Debug)]
 pub(super) struct Leases {
     last: u64,
-    claims: HashMap<Series, HashMap<BatchId, Claim>>,
-}
-
-/// One batch's. A [`Tenancy`] counts from 0 for each batch; `outer` is what its newest lease is
-/// called outside.
-#[derive(Debug, Default)]
-struct Claim {
-    tenancy: Tenancy,
-    inner: Epoch,
-    outer: Epoch,
+    claims: HashMap<Series, HashMap<BatchId, Tenancy>>,
 }
 
 impl Leases {
@@ -44,22 +36,24 @@ impl Leases {
     pub(super) fn lease(
         &mut self,
         series: Series,
-        batch: BatchId,
-        holder: &Holder,
+        version: Version,
+        request: &LeaseRequest,
         now: Timestamp,
-        ttl: Duration,
-        takeover: bool,
-    ) -> Result<Epoch, Held> {
-        let claim = self
+    ) -> Result<Epoch, LeaseRefused> {
+        let batches = self.claims.entry(series).or_default();
+        let tenancy = batches.entry(request.batch).or_default();
+        let next = Epoch(self.last + 1);
+        tenancy.lease(&request.holder, next, version, now, request.ttl)?;
+        self.last = next.0;
+        Ok(next)
+    }
+
+    pub(super) fn holds(&self, series: Series, lease: &Lease) -> bool {
+        let tenancy = self
             .claims
-            .entry(series)
-            .or_default()
-            .entry(batch)
-            .or_default();
-        claim.inner = claim.tenancy.lease(holder, now, ttl, takeover)?;
-        self.last += 1;
-        claim.outer = Epoch(self.last);
-        Ok(claim.outer)
+            .get(&series)
+            .and_then(|batches| batches.get(&lease.batch));
+        tenancy.is_some_and(|tenancy| tenancy.holds(lease.epoch))
     }
 
     /// Renews `lease`; `false` when it no longer holds.
@@ -67,22 +61,30 @@ impl Leases {
         &mut self,
         series: Series,
         lease: &Lease,
+        progress: bool,
         now: Timestamp,
         ttl: Duration,
     ) -> bool {
-        self.claim(series, lease)
-            .is_some_and(|claim| claim.tenancy.renew(claim.inner, now, ttl).is_ok())
+        self.tenancy(series, lease.batch)
+            .is_some_and(|tenancy| tenancy.renew(lease.epoch, progress, now, ttl).is_ok())
     }
 
     pub(super) fn release(&mut self, series: Series, lease: &Lease) {
-        if let Some(claim) = self.claim(series, lease) {
-            claim.tenancy.release(claim.inner);
+        if let Some(tenancy) = self.tenancy(series, lease.batch) {
+            tenancy.release(lease.epoch);
         }
     }
 
     pub(super) fn held(&self, series: Series, batch: BatchId, now: Timestamp) -> Option<Held> {
-        let claim = self.claims.get(&series)?.get(&batch)?;
-        claim.tenancy.held_at(now)
+        self.claims.get(&series)?.get(&batch)?.held_at(now)
+    }
+
+    pub(super) fn is_quarantined(&self, series: Series, batch: BatchId, version: Version) -> bool {
+        let tenancy = self
+            .claims
+            .get(&series)
+            .and_then(|batches| batches.get(&batch));
+        tenancy.is_some_and(|tenancy| tenancy.is_quarantined(version))
     }
 
     /// Forgets the leases of a plan that is gone.
@@ -90,8 +92,7 @@ impl Leases {
         self.claims.remove(&series);
     }
 
-    fn claim(&mut self, series: Series, lease: &Lease) -> Option<&mut Claim> {
-        let claim = self.claims.get_mut(&series)?.get_mut(&lease.batch)?;
-        (claim.outer == lease.epoch).then_some(claim)
+    fn tenancy(&mut self, series: Series, batch: BatchId) -> Option<&mut Tenancy> {
+        self.claims.get_mut(&series)?.get_mut(&batch)
     }
 }

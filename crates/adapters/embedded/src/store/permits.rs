@@ -1,29 +1,24 @@
-//! The hubs' limiters, for as long as this process lives.
+//! The hubs' permits, for as long as this process lives.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::permits::{Grant, Limiter, take_within};
-use twincast_core::ports::PermitRequest;
+use twincast_core::ids::HubName;
+use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
 use twincast_core::time::Timestamp;
 
-/// One limiter for each hub, and one for each rollout with a limit of its own on a hub.
+/// What each hub has to give.
 #[derive(Debug, Default)]
 pub(super) struct Permits {
-    hubs: HashMap<HubName, Limiter>,
-    rollouts: HashMap<(RolloutName, HubName), Limiter>,
+    hubs: HashMap<HubName, HubPermits>,
+    links: HashMap<HubName, Links>,
 }
 
 impl Permits {
-    /// Reserves permits, where both the hub and the rollout have room.
+    /// Reserves permits.
     pub(super) fn take(&mut self, now: Timestamp, request: &PermitRequest) -> Grant {
         let hub = self.hubs.entry(request.hub.clone()).or_default();
-        let rollout = request.rollout.as_ref().map(|(name, per_minute)| {
-            let key = (name.clone(), request.hub.clone());
-            (self.rollouts.entry(key).or_default(), *per_minute)
-        });
-        take_within((hub, request.per_minute), rollout, now, request.wanted)
+        hub.take(now, request)
     }
 
     pub(super) fn throttled(
@@ -32,9 +27,12 @@ impl Permits {
         hub: &HubName,
         retry_after: Option<Duration>,
     ) {
-        self.hubs
-            .entry(hub.clone())
-            .or_default()
-            .throttled(now, retry_after);
+        let hub = self.hubs.entry(hub.clone()).or_default();
+        hub.throttled(now, retry_after);
+    }
+
+    /// Reserves the opening of a link.
+    pub(super) fn open_link(&mut self, now: Timestamp, hub: &HubName) -> Duration {
+        self.links.entry(hub.clone()).or_default().open(now)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use redb::ReadableTable;
-use twincast_core::batch::{BatchStatus, Lease};
+use twincast_core::batch::{BatchStatus, Lease, LeaseRefused};
 use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
@@ -14,8 +14,8 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 use super::leases::Leases;
 use super::tables::{
-    BatchKey, ReadTables, Series, batch_counts, batch_of, head, header, key, known_head, lease_on,
-    numbers, to_counts, to_numbers, unsettled,
+    BatchKey, Head, ReadTables, Series, batch_counts, batch_of, head, header, key, known_head,
+    lease_on, numbers, to_counts, to_numbers, unsettled,
 };
 
 /// A batch as it is stored; unpacked by the caller's task.
@@ -31,7 +31,6 @@ pub(super) struct StoredWork {
 pub(super) struct Page {
     pub(super) after: Option<BatchId>,
     pub(super) limit: usize,
-    pub(super) open_only: bool,
 }
 
 pub(super) fn record_of(
@@ -63,28 +62,60 @@ pub(super) fn batches(
     name: &RolloutName,
     page: Page,
 ) -> Result<Vec<BatchStatus>, Fault> {
-    let series = known_head(&tables.heads, name)?.series;
+    let head = known_head(&tables.heads, name)?;
     let start = match page.after {
-        Some(after) => Bound::Excluded((series, after.0)),
-        None => Bound::Included((series, 0)),
+        Some(after) => Bound::Excluded((head.series, after.0)),
+        None => Bound::Included((head.series, 0)),
     };
-    let range = (start, Bound::Included((series, u32::MAX)));
-    let ids = if page.open_only {
-        keys(tables.open.range::<BatchKey>(range)?, page.limit)?
-    } else {
-        keys(tables.batches.range::<BatchKey>(range)?, page.limit)?
-    };
+    let range = (start, Bound::Included((head.series, u32::MAX)));
+    let ids = keys(tables.batches.range::<BatchKey>(range)?, page.limit)?;
     ids.into_iter()
-        .map(|id| {
-            let missing = || Fault::damaged(format!("batch {id} has no header"));
-            let key = key(series, id);
-            Ok(BatchStatus {
-                header: header(&tables.batches, key)?.ok_or_else(missing)?,
-                counts: to_counts(&batch_counts(&tables.counts, key)?),
-                held: leases.held(series, id, now),
-            })
-        })
+        .map(|id| status(tables, leases, now, &head, id))
         .collect()
+}
+
+/// A hub's batches on which something is left to do. Passes over those of other hubs, of which a
+/// local engine has few.
+pub(super) fn open_batches(
+    tables: &ReadTables,
+    leases: &Leases,
+    now: Timestamp,
+    name: &RolloutName,
+    hub: &HubName,
+    limit: usize,
+) -> Result<Vec<BatchStatus>, Fault> {
+    let head = known_head(&tables.heads, name)?;
+    let mut found = Vec::new();
+    for row in tables
+        .open
+        .range((head.series, 0)..=(head.series, u32::MAX))?
+    {
+        if found.len() == limit {
+            break;
+        }
+        let status = status(tables, leases, now, &head, BatchId(row?.0.value().1))?;
+        if status.header.hub == *hub {
+            found.push(status);
+        }
+    }
+    Ok(found)
+}
+
+fn status(
+    tables: &ReadTables,
+    leases: &Leases,
+    now: Timestamp,
+    head: &Head,
+    id: BatchId,
+) -> Result<BatchStatus, Fault> {
+    let missing = || Fault::damaged(format!("batch {id} has no header"));
+    let key = key(head.series, id);
+    Ok(BatchStatus {
+        header: header(&tables.batches, key)?.ok_or_else(missing)?,
+        counts: to_counts(&batch_counts(&tables.counts, key)?),
+        held: leases.held(head.series, id, now),
+        quarantined: leases.is_quarantined(head.series, id, head.version),
+    })
 }
 
 fn keys<V: redb::Value + 'static>(
@@ -113,23 +144,18 @@ pub(super) fn lease(
     if head.wanted() == Wanted::Stop {
         return Ok(LeaseReply::NotWanted);
     }
-    let reply = leases.lease(
-        head.series,
-        request.batch,
-        &request.holder,
-        now,
-        request.ttl,
-        request.takeover,
-    );
-    Ok(match reply {
-        Ok(epoch) => LeaseReply::Granted(Lease {
-            rollout: request.rollout.clone(),
-            batch: request.batch,
-            holder: request.holder.clone(),
-            epoch,
-        }),
-        Err(held) => LeaseReply::Held(held),
-    })
+    Ok(
+        match leases.lease(head.series, head.version, request, now) {
+            Ok(epoch) => LeaseReply::Granted(Lease {
+                rollout: request.rollout.clone(),
+                batch: request.batch,
+                holder: request.holder.clone(),
+                epoch,
+            }),
+            Err(LeaseRefused::Held(held)) => LeaseReply::Held(held),
+            Err(LeaseRefused::Quarantined) => LeaseReply::Quarantined,
+        },
+    )
 }
 
 /// Renews a lease and says what the rollout wants: a record without reports.
@@ -141,7 +167,7 @@ pub(super) fn heartbeat(
     ttl: std::time::Duration,
 ) -> Result<Wanted, Fault> {
     match head(&tables.heads, &lease.rollout)? {
-        Some(head) if leases.renew(head.series, lease, now, ttl) => Ok(head.wanted()),
+        Some(head) if leases.renew(head.series, lease, false, now, ttl) => Ok(head.wanted()),
         _ => Err(Fault::superseded(lease_on(lease))),
     }
 }
@@ -264,7 +290,7 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
     let head = known_head(&tables.heads, name)?;
     let record = record_of(&tables.rollouts, name)?
         .ok_or_else(|| Fault::damaged(format!("rollout {name} has no record")))?;
-    if super::tables::Head::of(&record, head.series) != head {
+    if Head::of(&record, head.series) != head {
         return Err(Fault::damaged("a head is not that of its record"));
     }
     let mut sums = std::collections::BTreeMap::new();

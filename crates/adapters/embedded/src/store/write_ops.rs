@@ -154,16 +154,41 @@ pub(super) fn record(
 ) -> Result<Wanted, Fault> {
     let gone = || Fault::superseded(lease_on(lease));
     let head = head(&tables.heads, &lease.rollout)?.ok_or_else(gone)?;
-    if !leases.renew(head.series, lease, now, ttl) {
-        return Err(gone());
-    }
     let key = key(head.series, lease.batch);
     let header = header(&tables.batches, key)?.ok_or_else(gone)?;
+    if !leases.holds(head.series, lease) {
+        return Err(gone());
+    }
+    merge_into(tables, key, &header, &lease.rollout, reports)?;
+    leases.renew(head.series, lease, !reports.is_empty(), now, ttl);
+    Ok(head.wanted())
+}
+
+pub(super) fn merge(
+    tables: &mut WriteTables<'_>,
+    name: &RolloutName,
+    batch: BatchId,
+    reports: &[Report],
+) -> Result<(), Fault> {
+    let head = known_head(&tables.heads, name)?;
+    let key = key(head.series, batch);
+    let header =
+        header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
+    merge_into(tables, key, &header, name, reports)
+}
+
+fn merge_into(
+    tables: &mut WriteTables<'_>,
+    key: BatchKey,
+    header: &BatchHeader,
+    name: &RolloutName,
+    reports: &[Report],
+) -> Result<(), Fault> {
     if let Some(bad) = reports.iter().find(|report| report.index >= header.devices) {
-        let batch = batch_of(lease.batch, &lease.rollout);
+        let batch = batch_of(header.id, name);
         return Err(Fault::not_found(format!("device {} of {batch}", bad.index)));
     }
-    let mut change = Change::of(tables, key, &header)?;
+    let mut change = Change::of(tables, key, header)?;
     let mut codes = Vec::new();
     for report in reports {
         let merged = change.merge(report.index as usize, report.outcome);
@@ -172,7 +197,7 @@ pub(super) fn record(
             codes.push((report.index, report.code));
         }
     }
-    apply(tables, key, &header, &change)?;
+    apply(tables, key, header, &change)?;
     for (index, code) in codes {
         let place = (key.0, key.1, index);
         if tables.codes.get(place)?.is_none() {
@@ -180,7 +205,7 @@ pub(super) fn record(
             tables.wrote = true;
         }
     }
-    Ok(head.wanted())
+    Ok(())
 }
 
 pub(super) fn skip_remaining(

@@ -9,7 +9,7 @@ use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Report, Store};
 use twincast_core::rollout::{Event, PlanId, Rollout};
 use twincast_testkit::ManualClock;
-use twincast_testkit::build::{TTL, accepted, after, batch, leased, name, plan_completed};
+use twincast_testkit::build::{TTL, accepted, after, batch, hub, leased, name, plan_completed};
 use twincast_testkit::conformance::run;
 
 use super::sim::{Dice, SimDisk};
@@ -147,7 +147,7 @@ async fn finish(store: &EmbeddedStore) {
         let planned = after(&rollout, plan_completed(900));
         store.save(&planned, Version(version.0 + 1)).await.unwrap();
     }
-    for status in store.batches(&r, None, 9, true).await.unwrap() {
+    for status in store.open_batches(&r, &hub("a"), 9).await.unwrap() {
         let lease = leased(store, &r, status.header.id.0, "w2").await;
         let reports: Vec<_> = (0..DEVICES)
             .map(|index| twincast_testkit::build::report(index, Outcome::Enqueued))

@@ -56,7 +56,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
 
         for _ in 0..3 {
             assert!(add(added).await.is_err(), "it is still full");
-            let there = store.batches(&r, None, 1_000, false).await.unwrap();
+            let there = store.batches(&r, None, 1_000).await.unwrap();
             assert_eq!(there.len(), added as usize, "reading goes on");
         }
         store.verify(&r).await.unwrap();

@@ -8,7 +8,7 @@ use redb::{Database, TableDefinition};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
 use twincast_testkit::ManualClock;
-use twincast_testkit::build::{TTL, batch, leased, name, report, running};
+use twincast_testkit::build::{TTL, batch, hub, leased, name, report, running};
 use twincast_testkit::conformance::run;
 
 use super::sim::Dice;
@@ -37,7 +37,7 @@ fn what_was_answered_is_there_again() {
     run(async {
         let store = open(dir.path()).unwrap();
         store.verify(&name("r")).await.unwrap();
-        let statuses = store.batches(&name("r"), None, 9, true).await.unwrap();
+        let statuses = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
         assert_eq!(statuses.len(), 2);
         assert!(statuses.iter().all(|status| status.held.is_none()));
         assert_eq!(statuses[0].counts.get(Outcome::Enqueued), 1);

@@ -1,0 +1,62 @@
+//! The roster: which rollouts there are to drive, who drives each, and what was told of it. Only
+//! engines of several processes need one.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Held;
+use crate::ids::{Holder, RolloutName, Version};
+use crate::time::Timestamp;
+
+use super::StoreError;
+
+/// Nothing is to be sent by any rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Halt {
+    /// Why, for people.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Shares rollouts out between orchestrators.
+///
+/// A claim only keeps two from doing the same work. What keeps them from doing *wrong* is the
+/// record's version, which each of them compares when it saves.
+///
+/// Cancel safety: a dropped call may or may not have taken effect; every call may be repeated.
+#[async_trait]
+pub trait Roster: Send + Sync + 'static {
+    /// The names of the rollouts that were stored and not retired since, ascending.
+    async fn active(&self) -> Result<Vec<RolloutName>, StoreError>;
+
+    /// Takes a rollout off the active ones if its record still has this version, in which it
+    /// ended. Storing it anew makes it active again, also when that happens at the same time.
+    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError>;
+
+    /// Takes or renews the right to drive a rollout until `ttl` from now. Gives who has it if it
+    /// is another one. Needs no record of that name.
+    async fn claim(
+        &self,
+        name: &RolloutName,
+        holder: &Holder,
+        ttl: Duration,
+    ) -> Result<Option<Held>, StoreError>;
+
+    /// Gives a claim back; does nothing if it is another one's.
+    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError>;
+
+    /// Up to which version a rollout's transitions were announced; 0 if none was.
+    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError>;
+
+    /// Notes that they were, up to `version`. Never goes back.
+    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError>;
+
+    /// Whether all rollouts are halted.
+    async fn halted(&self) -> Result<Option<Halt>, StoreError>;
+
+    /// Halts all rollouts, or lets them go on. It is for the drivers to see to it.
+    async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError>;
+}
