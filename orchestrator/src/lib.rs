@@ -2,13 +2,20 @@
 //!
 //! * [`accept`]: is this rollout new, the same as before, or in conflict with one of its name;
 //! * [`planner`]: finds the devices in a stream and fills batches;
+//! * [`command`]: what can be asked for, as JSON; [`intake`] does it;
 //! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
-//!   nothing. It keeps no state that it could not read again.
+//!   nothing. It keeps no state that it could not read again;
+//! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
+//!   world what happened.
 
 pub mod accept;
+pub mod command;
 pub mod driver;
+pub mod events;
+pub mod intake;
 pub mod lists;
 pub mod planner;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,403 @@
+//! What operators and pipelines ask for: one JSON object a command.
+//!
+//! ```json
+//! {"command": "start", "spec": {"name": "firmware-1.4.2", "target": {"tags": {"type": "fridge"}}, "message": {...}}}
+//! {"command": "pause", "rollout": "firmware-1.4.2", "reason": "complaints from Oslo", "by": "ann"}
+//! {"command": "stop-all", "reason": "wrong build"}
+//! ```
+//!
+//! Every command may be sent twice. The version of the format is in the content type.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use twincast_core::ids::RolloutName;
+use twincast_core::rollout::Rollout;
+use twincast_core::spec::{Body, RolloutSpec};
+
+/// The content type of a command. Plain `application/json`, or none at all, means the same.
+pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Roll `spec` out.
+    Start,
+    /// Send nothing more of `rollout` for now.
+    Pause,
+    /// Let `rollout` go on.
+    Resume,
+    /// End `rollout`; what was not sent is skipped.
+    Abort,
+    /// Send nothing of any rollout.
+    StopAll,
+    /// Let all rollouts go on that `stop-all` has stopped.
+    ResumeAll,
+}
+
+/// A command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// What is to be done.
+    pub command: Kind,
+    /// The rollout, for `pause`, `resume` and `abort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutName>,
+    /// The rollout's spec, for `start`. Its files must be inlined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Value>,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who asks, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// What was done about a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Always true.
+    pub ok: bool,
+    /// Whether the command changed anything. Asking twice does not.
+    pub changed: bool,
+    /// The rollouts that it was about, as they are now.
+    pub rollouts: Vec<State>,
+}
+
+/// Where a rollout is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Its name.
+    pub name: RolloutName,
+    /// Its phase.
+    pub phase: String,
+    /// Its record's version.
+    pub version: u64,
+}
+
+impl From<&Rollout> for State {
+    fn from(rollout: &Rollout) -> Self {
+        Self {
+            name: rollout.spec.name.clone(),
+            phase: rollout.phase.as_str().to_owned(),
+            version: rollout.version.0,
+        }
+    }
+}
+
+/// Why a command was not done, for machines. Sending it again does not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// It is too large.
+    TooLarge,
+    /// It is not JSON.
+    Unreadable,
+    /// Its content type is of a version or kind that this release does not know.
+    UnsupportedVersion,
+    /// It is JSON, but no command.
+    InvalidCommand,
+    /// The spec has mistakes.
+    InvalidSpec,
+    /// The spec names a hub that is not configured.
+    UnknownHub,
+    /// Another spec has the rollout's name.
+    Conflict,
+    /// There is no rollout of that name.
+    UnknownRollout,
+    /// The rollout is not in a state in which that can be done.
+    NotPossible,
+}
+
+impl Cause {
+    /// The cause as it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Unreadable => "unreadable",
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::InvalidCommand => "invalid_command",
+            Self::InvalidSpec => "invalid_spec",
+            Self::UnknownHub => "unknown_hub",
+            Self::Conflict => "conflict",
+            Self::UnknownRollout => "unknown_rollout",
+            Self::NotPossible => "not_possible",
+        }
+    }
+}
+
+/// A command that was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Always false.
+    pub ok: bool,
+    /// Why, for machines.
+    pub cause: Cause,
+    /// Why, for people: what was found, and what is allowed.
+    pub error: String,
+    /// The mistakes or differences one by one, where there may be several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+}
+
+impl Refusal {
+    /// A refusal without details.
+    #[must_use]
+    pub fn new(cause: Cause, error: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            cause,
+            error: error.into(),
+            details: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+impl Command {
+    /// A command about one rollout.
+    #[must_use]
+    pub fn about(kind: Kind, rollout: Option<RolloutName>) -> Self {
+        Self {
+            command: kind,
+            rollout,
+            spec: None,
+            reason: None,
+            by: None,
+        }
+    }
+
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// [`Refusal`] with what is wrong.
+    pub fn read(body: &[u8], content_type: Option<&str>) -> Result<Self, Refusal> {
+        check_content_type(content_type)?;
+        let value: Value = serde_json::from_slice(body).map_err(|error| {
+            Refusal::new(
+                Cause::Unreadable,
+                format!("the command is not JSON: {error}"),
+            )
+        })?;
+        let command: Self = serde_path_to_error::deserialize(value).map_err(|error| {
+            let path = error.path().to_string();
+            let at = if path == "." {
+                String::new()
+            } else {
+                format!("{path}: ")
+            };
+            let error = format!("not a command: {at}{}", error.inner());
+            Refusal::new(Cause::InvalidCommand, error)
+        })?;
+        command.check()?;
+        Ok(command)
+    }
+
+    /// Whether everything is there that the command needs, and nothing else.
+    fn check(&self) -> Result<(), Refusal> {
+        let (rollout, spec) = match self.command {
+            Kind::Start => (false, true),
+            Kind::Pause | Kind::Resume | Kind::Abort => (true, false),
+            Kind::StopAll | Kind::ResumeAll => (false, false),
+        };
+        let fields = [
+            ("rollout", rollout, self.rollout.is_some()),
+            ("spec", spec, self.spec.is_some()),
+        ];
+        for (field, wanted, given) in fields {
+            let problem = match (wanted, given) {
+                (true, false) => "is missing",
+                (false, true) => "has no meaning",
+                _ => continue,
+            };
+            let command = serde_json::to_value(self.command).unwrap_or_default();
+            return Err(Refusal::new(
+                Cause::InvalidCommand,
+                format!("not a command: {field} {problem} in a command {command}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The spec of a `start`, checked.
+    ///
+    /// # Errors
+    /// [`Refusal`] with every mistake, each with its field.
+    pub fn spec(&self) -> Result<RolloutSpec, Refusal> {
+        let text = self.spec.as_ref().unwrap_or(&Value::Null).to_string();
+        let spec = RolloutSpec::read("the spec", &text).map_err(|problems| {
+            // Lines and columns of a text that nobody has seen would only confuse.
+            let lines = problems
+                .problems
+                .iter()
+                .map(|problem| match &*problem.field {
+                    "" => problem.message.clone(),
+                    field => format!("{field}: {}", problem.message),
+                });
+            Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(lines.collect())
+        })?;
+        let files = files_of(&spec);
+        if files.is_empty() {
+            return Ok(spec);
+        }
+        let refusal = Refusal::new(
+            Cause::InvalidSpec,
+            "the spec names files, which cannot be read from here; inline them, as `twincast submit` does",
+        );
+        Err(refusal.with(files))
+    }
+
+    /// Who asks and why, in one line.
+    #[must_use]
+    pub fn because(&self) -> String {
+        let command = serde_json::to_value(self.command).unwrap_or_default();
+        let command = command.as_str().unwrap_or_default();
+        match (&self.reason, &self.by) {
+            (Some(reason), Some(by)) => format!("{reason} ({command} by {by})"),
+            (Some(reason), None) => reason.clone(),
+            (None, Some(by)) => format!("{command} by {by}"),
+            (None, None) => command.to_owned(),
+        }
+    }
+}
+
+fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {
+    // Parameters say nothing new: JSON is UTF-8.
+    let kind = found.map(|text| text.split(';').next().unwrap_or_default().trim());
+    match kind {
+        None | Some("" | "application/json" | CONTENT_TYPE) => Ok(()),
+        Some(other) => Err(Refusal::new(
+            Cause::UnsupportedVersion,
+            format!(
+                "the command's content type is {other:?}; this release knows {CONTENT_TYPE} and application/json"
+            ),
+        )),
+    }
+}
+
+/// The fields that name files.
+fn files_of(spec: &RolloutSpec) -> Vec<String> {
+    let mut files = Vec::new();
+    if let Body::File(path) = &spec.message.body {
+        files.push(format!("message.body.file: {}", path.display()));
+    }
+    if let Some(path) = &spec.target.devices_file {
+        files.push(format!("target.devices_file: {}", path.display()));
+    }
+    for (index, rule) in spec.target.exclude.iter().enumerate() {
+        if let Some(path) = &rule.devices_file {
+            files.push(format!(
+                "target.exclude[{index}].devices_file: {}",
+                path.display()
+            ));
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: &str, content_type: Option<&str>) -> (Cause, String) {
+        let refusal = Command::read(body.as_bytes(), content_type)
+            .and_then(|command| command.spec().map(|_| ()))
+            .unwrap_err();
+        (
+            refusal.cause,
+            [vec![refusal.error], refusal.details].concat().join("; "),
+        )
+    }
+
+    #[test]
+    fn commands_read_and_say_why() {
+        let body = br#"{"command":"pause","rollout":"r","reason":"smoke","by":"ann"}"#;
+        for content_type in [
+            None,
+            Some("application/json; charset=utf-8"),
+            Some(CONTENT_TYPE),
+        ] {
+            let command = Command::read(body, content_type).unwrap();
+            assert_eq!(command.command, Kind::Pause);
+            assert_eq!(command.because(), "smoke (pause by ann)");
+        }
+        let written = serde_json::to_string(&Command::about(Kind::StopAll, None)).unwrap();
+        assert_eq!(written, r#"{"command":"stop-all"}"#);
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_named() {
+        let cases = [
+            ("{", None, Cause::Unreadable, "not JSON"),
+            ("[]", None, Cause::InvalidCommand, "not a command"),
+            (
+                r#"{"command":"dance"}"#,
+                None,
+                Cause::InvalidCommand,
+                "command: unknown variant `dance`",
+            ),
+            (
+                r#"{"command":"pause"}"#,
+                None,
+                Cause::InvalidCommand,
+                "rollout is missing",
+            ),
+            (
+                r#"{"command":"stop-all","rollout":"r"}"#,
+                None,
+                Cause::InvalidCommand,
+                "rollout has no meaning",
+            ),
+            (
+                r#"{"command":"pause","rollout":"a b"}"#,
+                None,
+                Cause::InvalidCommand,
+                "rollout: ",
+            ),
+            (
+                r#"{"command":"pause","rolout":"a"}"#,
+                None,
+                Cause::InvalidCommand,
+                "rolout",
+            ),
+            (
+                "{}",
+                Some("application/vnd.twincast.command.v2+json"),
+                Cause::UnsupportedVersion,
+                "v2",
+            ),
+            (
+                "{}",
+                Some("text/plain"),
+                Cause::UnsupportedVersion,
+                "text/plain",
+            ),
+            (
+                r#"{"command":"start","spec":{"name":"a"}}"#,
+                None,
+                Cause::InvalidSpec,
+                "target",
+            ),
+            (
+                r#"{"command":"start","spec":{"name":"a","target":{"devices_file":"x"},"message":{"body":{"file":"y"}}}}"#,
+                None,
+                Cause::InvalidSpec,
+                "message.body.file: y; target.devices_file: x",
+            ),
+        ];
+        for (body, content_type, cause, part) in cases {
+            let (found, words) = refused(body, content_type);
+            assert_eq!(found, cause, "{body}");
+            assert!(words.contains(part), "{part:?} is not in {words:?}");
+            let written = serde_json::to_value(cause).unwrap();
+            assert_eq!(written.as_str(), Some(cause.as_str()));
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What is told to the world: a CloudEvent for each transition of a rollout.
+//!
+//! A transition is told after it was stored, at least once. Its event's id is the rollout's name
+//! and version, so whoever gets it twice can tell.
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use twincast_core::ids::{RolloutName, Version};
+use twincast_core::ports::{QueueError, Roster, Store, StoreError};
+use twincast_core::rollout::{HistoryEntry, Rollout};
+
+/// Where events go.
+#[async_trait]
+pub trait Events: Send + Sync + 'static {
+    /// Publishes an event under a topic like `rollout.running`. `Ok` means that the broker has it.
+    async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError>;
+}
+
+/// Why events were not told. They are told later.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTold {
+    /// The store fails.
+    #[error("cannot find out what is to be told")]
+    Store(#[from] StoreError),
+    /// The broker fails.
+    #[error("cannot publish an event")]
+    Queue(#[from] QueueError),
+}
+
+/// Tells what was not told yet of a rollout. Gives the version up to which all is told.
+///
+/// # Errors
+/// When store or broker fail; some may have been told.
+pub async fn tell(
+    name: &RolloutName,
+    store: &dyn Store,
+    roster: &dyn Roster,
+    events: &dyn Events,
+) -> Result<Version, NotTold> {
+    let told = roster.announced(name).await?;
+    let Some(version) = store.version(name).await? else {
+        return Ok(told);
+    };
+    if version <= told {
+        return Ok(told);
+    }
+    let Some(rollout) = store.rollout(name).await? else {
+        return Ok(told);
+    };
+    for entry in rollout.history.iter().filter(|entry| entry.version > told) {
+        let topic = format!("rollout.{}", entry.phase);
+        events
+            .publish(&topic, &cloud_event(&rollout, entry))
+            .await?;
+    }
+    roster.set_announced(name, rollout.version).await?;
+    Ok(rollout.version)
+}
+
+/// The CloudEvent (1.0) of a transition.
+#[must_use]
+pub fn cloud_event(rollout: &Rollout, entry: &HistoryEntry) -> Value {
+    let name = &rollout.spec.name;
+    json!({
+        "specversion": "1.0",
+        "id": format!("{name}/{}", entry.version),
+        "source": format!("/twincast/rollouts/{name}"),
+        "type": format!("io.twincast.rollout.{}", entry.phase),
+        "subject": name,
+        "time": entry.at,
+        "datacontenttype": "application/json",
+        "data": {
+            "rollout": name,
+            "version": entry.version,
+            "phase": entry.phase,
+            "happened": entry.event,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use twincast_core::rollout::Event;
+    use twincast_testkit::build;
+
+    use super::*;
+
+    #[test]
+    fn an_event_says_what_happened_and_can_be_told_apart() {
+        let rollout = build::after(&build::accepted("r"), Event::PlanningStarted);
+        let events: Vec<_> = rollout
+            .history
+            .iter()
+            .map(|entry| cloud_event(&rollout, entry))
+            .collect();
+        let ids: Vec<_> = events.iter().map(|event| event["id"].clone()).collect();
+        assert_eq!(ids, ["r/1", "r/2"]);
+        assert_eq!(events[1]["type"], "io.twincast.rollout.planning");
+        assert_eq!(events[1]["data"]["happened"]["event"], "planning_started");
+        assert!(events[0]["time"].as_str().unwrap().ends_with('Z'));
+    }
+}

@@ -1,0 +1,193 @@
+//! Does what commands say, once, however often they come.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use twincast_core::error::in_words;
+use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
+use twincast_core::rollout::{Event, Rollout};
+
+use crate::accept::{Accepted, accept};
+use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
+
+/// How often a change is tried again that others came before.
+const TRIES: usize = 20;
+
+/// Takes commands in.
+pub struct Intake {
+    /// Where the truth is.
+    pub store: Arc<dyn Store>,
+    /// Which rollouts there are.
+    pub roster: Arc<dyn Roster>,
+    /// The configured hubs.
+    pub hubs: BTreeSet<HubName>,
+    /// The time for records.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why a command was not done.
+#[derive(Debug)]
+pub enum NotDone {
+    /// It is at fault.
+    Refused(Refusal),
+    /// The store is: try again.
+    Store(StoreError),
+}
+
+impl From<Refusal> for NotDone {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<StoreError> for NotDone {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Intake {
+    /// Does what a command says. When it answers, the effect is durable.
+    ///
+    /// Cancel safety: may be dropped; the command is then to be handled again.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn handle(&self, body: &[u8], content_type: Option<&str>) -> Result<Answer, NotDone> {
+        let command = Command::read(body, content_type)?;
+        let reason = command.because();
+        match (command.command, command.rollout.as_ref()) {
+            (Kind::Start, _) => self.start(&command).await,
+            (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
+            (Kind::Resume, Some(name)) => self.change(name, Event::ResumeRequested).await,
+            (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
+            (Kind::StopAll, _) => self.stop_all(reason).await,
+            (Kind::ResumeAll, _) => self.resume_all().await,
+            (Kind::Pause | Kind::Resume | Kind::Abort, None) => {
+                unreachable!("a command that was read names its rollout")
+            }
+        }
+    }
+
+    async fn start(&self, command: &Command) -> Result<Answer, NotDone> {
+        let spec = command.spec()?;
+        let unknown = spec
+            .target
+            .hubs
+            .iter()
+            .filter(|hub| !self.hubs.contains(*hub));
+        let unknown: Vec<_> = unknown.map(ToString::to_string).collect();
+        if !unknown.is_empty() {
+            let known: Vec<_> = self.hubs.iter().map(HubName::as_str).collect();
+            let error = format!(
+                "target.hubs names {}, which is not configured; configured are: {}",
+                unknown.join(", "),
+                known.join(", ")
+            );
+            return Err(Refusal::new(Cause::UnknownHub, error).into());
+        }
+        let name = spec.name.clone();
+        for _ in 0..TRIES {
+            let now = self.clock.now();
+            let accepted = accept(&*self.store, spec.clone(), Default::default(), now).await;
+            return match accepted {
+                Ok(Accepted::New(rollout)) => {
+                    tracing::info!(rollout = %name, because = command.because(), "rollout accepted");
+                    Ok(answer(true, [&*rollout]))
+                }
+                Ok(Accepted::Same(rollout)) => Ok(answer(false, [&*rollout])),
+                Ok(Accepted::Conflict { difference, .. }) => {
+                    let error = format!(
+                        "there is a rollout {name} with another spec; give this one another name"
+                    );
+                    Err(Refusal::new(Cause::Conflict, error).with(difference).into())
+                }
+                Err(StoreError::Superseded { .. }) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+        Err(contended(&name))
+    }
+
+    /// Applies an event to one rollout.
+    async fn change(&self, name: &RolloutName, event: Event) -> Result<Answer, NotDone> {
+        let (changed, rollout) = self.apply(name, event).await?;
+        Ok(answer(changed, [&rollout]))
+    }
+
+    async fn apply(&self, name: &RolloutName, event: Event) -> Result<(bool, Rollout), NotDone> {
+        for _ in 0..TRIES {
+            let Some(rollout) = self.store.rollout(name).await? else {
+                let error = format!("there is no rollout {name}");
+                return Err(Refusal::new(Cause::UnknownRollout, error).into());
+            };
+            let next = rollout
+                .after(event.clone(), self.clock.now())
+                .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
+            let Some(next) = next else {
+                return Ok((false, rollout));
+            };
+            match self.store.save(&next, rollout.version).await {
+                Ok(()) => {
+                    tracing::info!(rollout = %name, from = rollout.phase.as_str(), to = next.phase.as_str(), "rollout moved on");
+                    return Ok((true, next));
+                }
+                Err(StoreError::Superseded { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(contended(name))
+    }
+
+    /// The switch first: what starts to run from here on finds it.
+    async fn stop_all(&self, reason: String) -> Result<Answer, NotDone> {
+        let halt = Halt {
+            reason: reason.clone(),
+            since: self.clock.now(),
+        };
+        let before = self.roster.halted().await?;
+        self.roster.set_halted(Some(&halt)).await?;
+        tracing::warn!(reason, "all rollouts are stopped");
+        self.change_all(before.is_none(), &Event::HaltRequested { reason })
+            .await
+    }
+
+    async fn resume_all(&self) -> Result<Answer, NotDone> {
+        let before = self.roster.halted().await?;
+        self.roster.set_halted(None).await?;
+        tracing::info!("all rollouts may go on");
+        self.change_all(before.is_some(), &Event::HaltLifted).await
+    }
+
+    async fn change_all(&self, mut changed: bool, event: &Event) -> Result<Answer, NotDone> {
+        let mut rollouts = Vec::new();
+        for name in self.roster.active().await? {
+            match self.apply(&name, event.clone()).await {
+                Ok((moved, rollout)) => {
+                    changed |= moved;
+                    rollouts.push(rollout);
+                }
+                // It went in the meantime.
+                Err(NotDone::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answer(changed, &rollouts))
+    }
+}
+
+fn answer<'a>(changed: bool, rollouts: impl IntoIterator<Item = &'a Rollout>) -> Answer {
+    Answer {
+        ok: true,
+        changed,
+        rollouts: rollouts.into_iter().map(State::from).collect(),
+    }
+}
+
+/// Others kept changing the record: not the command's fault.
+fn contended(name: &RolloutName) -> NotDone {
+    NotDone::Store(StoreError::Superseded {
+        what: format!("rollout {name}"),
+    })
+}

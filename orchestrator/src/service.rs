@@ -1,0 +1,289 @@
+//! Drives all rollouts, together with other orchestrators.
+//!
+//! Each looks at the roster now and then and claims what nobody drives. A claim lapses when it is
+//! not renewed, so another one takes over from one that died. Two that drive the same rollout for
+//! a moment do no harm: every change of a record is a comparison with its version.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::ids::{Holder, RolloutName, Version};
+use twincast_core::ports::{Clock, Queue, Roster, Store, StoreError};
+use twincast_core::rollout::Rollout;
+use twincast_retry::{Delays, Policy};
+
+use crate::Hubs;
+use crate::driver::{DriveError, Driver, DriverConfig, Repairs};
+use crate::events::{self, Events};
+use crate::planner::PlanProgress;
+
+/// How an orchestrator works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrchestratorConfig {
+    /// How often it looks at the roster, and at rollouts that wait.
+    pub look: Duration,
+    /// For how long a claim holds when it is not renewed: so long, and one look, a rollout waits
+    /// whose orchestrator died.
+    pub claim: Duration,
+    /// Rollouts that it claims at one look, at the most: the others get their share.
+    pub claims_a_look: usize,
+    /// How its drivers work.
+    pub driver: DriverConfig,
+}
+
+impl Default for OrchestratorConfig {
+    fn default() -> Self {
+        Self {
+            look: Duration::from_millis(500),
+            claim: Duration::from_secs(10),
+            claims_a_look: 4,
+            driver: DriverConfig::default(),
+        }
+    }
+}
+
+/// An orchestrator.
+pub struct Orchestrator {
+    /// Where the truth is.
+    pub store: Arc<dyn Store>,
+    /// Which rollouts there are.
+    pub roster: Arc<dyn Roster>,
+    /// Where dispatches go.
+    pub queue: Arc<dyn Queue>,
+    /// Where transitions are told.
+    pub events: Arc<dyn Events>,
+    /// All configured hubs.
+    pub hubs: Hubs,
+    /// The time for records.
+    pub clock: Arc<dyn Clock>,
+    /// How it works.
+    pub config: OrchestratorConfig,
+    /// This run of this process.
+    pub id: Holder,
+    /// What it is doing, live.
+    pub status: Arc<OrchestratorStatus>,
+}
+
+/// What an orchestrator is doing, live.
+#[derive(Debug, Default)]
+pub struct OrchestratorStatus {
+    /// Rollouts that it drives.
+    pub driving: AtomicU64,
+    /// What its drivers have repaired.
+    pub repairs: Repairs,
+    store: watch::Sender<Option<String>>,
+}
+
+impl OrchestratorStatus {
+    /// Why the store could not be asked the last time, if that is so.
+    #[must_use]
+    pub fn store_trouble(&self) -> Option<String> {
+        self.store.borrow().clone()
+    }
+}
+
+/// One rollout that is driven here.
+struct Driving {
+    stop: CancellationToken,
+    task: Id,
+}
+
+impl Orchestrator {
+    /// Drives rollouts until `stop`, then lets go of them for others. What goes wrong is logged
+    /// and tried again.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut driving: BTreeMap<RolloutName, Driving> = BTreeMap::new();
+        let mut tasks: JoinSet<RolloutName> = JoinSet::new();
+        let mut renewed_at = Instant::now();
+        while !stop.is_cancelled() {
+            if let Err(error) = self
+                .look(&stop, &mut driving, &mut tasks, &mut renewed_at)
+                .await
+            {
+                tracing::warn!(?error, "the store does not answer, rollouts wait");
+                self.status.store.send_replace(Some(error.to_string()));
+            } else {
+                self.status.store.send_replace(None);
+            }
+            self.status
+                .driving
+                .store(driving.len() as u64, Ordering::Relaxed);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(self.config.look) => {}
+            }
+            while let Some(ended) = tasks.try_join_next_with_id() {
+                forget(&mut driving, ended);
+            }
+        }
+        while let Some(ended) = tasks.join_next_with_id().await {
+            forget(&mut driving, ended);
+        }
+    }
+
+    /// Renews what is driven here, and claims what is driven by nobody.
+    async fn look(
+        self: &Arc<Self>,
+        stop: &CancellationToken,
+        driving: &mut BTreeMap<RolloutName, Driving>,
+        tasks: &mut JoinSet<RolloutName>,
+        renewed_at: &mut Instant,
+    ) -> Result<(), StoreError> {
+        if renewed_at.elapsed() >= self.config.claim / 4 {
+            for (name, rollout) in &*driving {
+                if let Some(held) = self.roster.claim(name, &self.id, self.config.claim).await? {
+                    tracing::warn!(rollout = %name, by = %held.by, "another orchestrator has taken over");
+                    rollout.stop.cancel();
+                }
+            }
+            *renewed_at = Instant::now();
+        }
+        let active = self.roster.active().await?;
+        let mut claimed = 0;
+        for name in active {
+            if driving.contains_key(&name) || claimed == self.config.claims_a_look {
+                continue;
+            }
+            let held = self
+                .roster
+                .claim(&name, &self.id, self.config.claim)
+                .await?;
+            if held.is_some() {
+                continue;
+            }
+            claimed += 1;
+            tracing::info!(rollout = %name, "driving");
+            let stop = stop.child_token();
+            let (this, of, token) = (Arc::clone(self), name.clone(), stop.clone());
+            let task = tasks.spawn(async move {
+                this.drive(&of, &token).await;
+                of
+            });
+            let task = task.id();
+            driving.insert(name, Driving { stop, task });
+        }
+        Ok(())
+    }
+
+    /// Drives one rollout until it has ended and all is told of it, or `stop`.
+    async fn drive(&self, name: &RolloutName, stop: &CancellationToken) {
+        let mut delays = Policy::reconnect().delays();
+        tokio::select! {
+            () = self.drive_to_the_end(name, stop, &mut delays) => {}
+            () = self.keep_telling(name) => {}
+        }
+        // What was just stored is told by whoever stored it, as far as there is time.
+        let told = self.tell(name).await;
+        if let Err(error) = self.let_go(name, told).await {
+            tracing::debug!(rollout = %name, ?error, "claim not given back, it lapses");
+        }
+    }
+
+    async fn drive_to_the_end(
+        &self,
+        name: &RolloutName,
+        stop: &CancellationToken,
+        delays: &mut Delays,
+    ) {
+        let driver = Driver {
+            store: Arc::clone(&self.store),
+            queue: Arc::clone(&self.queue),
+            hubs: self.hubs.clone(),
+            clock: Arc::clone(&self.clock),
+            config: self.config.driver,
+            base: PathBuf::new(),
+            planning: PlanProgress::default(),
+            roster: Some(Arc::clone(&self.roster)),
+            repairs: self.status.repairs.clone(),
+        };
+        while !stop.is_cancelled() {
+            let wait = match driver.drive(name, stop).await {
+                Ok(rollout) if rollout.phase.is_ended() => return,
+                Ok(rollout) => {
+                    delays.reset();
+                    self.until_changed(&rollout, stop).await;
+                    continue;
+                }
+                // A name without a record: it was being stored, or never will be.
+                Err(DriveError::Unknown(_)) => self.config.claim,
+                Err(error) => {
+                    let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
+                    tracing::warn!(rollout = %name, ?wait, error = twincast_core::error::in_words(&error), "rollout waits");
+                    wait
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Waits until somebody has changed a rollout that owes nothing, or `stop`.
+    async fn until_changed(&self, rollout: &Rollout, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.config.look) => {}
+            }
+            match self.store.version(&rollout.spec.name).await {
+                Ok(version) if version == Some(rollout.version) => {}
+                Ok(_) => return,
+                Err(error) => tracing::debug!(?error, "the store does not answer"),
+            }
+        }
+    }
+
+    /// Tells every transition soon after it happened, whoever made it happen.
+    async fn keep_telling(&self, name: &RolloutName) {
+        loop {
+            if let Err(error) = self.tell(name).await {
+                tracing::warn!(rollout = %name, ?error, "events wait");
+            }
+            tokio::time::sleep(self.config.look).await;
+        }
+    }
+
+    async fn tell(&self, name: &RolloutName) -> Result<Version, events::NotTold> {
+        events::tell(name, &*self.store, &*self.roster, &*self.events).await
+    }
+
+    /// Takes an ended rollout off the roster when all is told of it, and gives the claim back.
+    async fn let_go(
+        &self,
+        name: &RolloutName,
+        told: Result<Version, events::NotTold>,
+    ) -> Result<(), StoreError> {
+        if let Some(rollout) = self.store.rollout(name).await?
+            && rollout.phase.is_ended()
+            && told.is_ok_and(|told| told >= rollout.version)
+        {
+            self.roster.retire(name, rollout.version).await?;
+            tracing::info!(rollout = %name, phase = rollout.phase.as_str(), "rollout ended");
+        }
+        self.roster.disclaim(name, &self.id).await
+    }
+}
+
+/// Forgets a rollout whose task has ended; a panic of it is a defect, and another look drives it
+/// again.
+fn forget(
+    driving: &mut BTreeMap<RolloutName, Driving>,
+    ended: Result<(Id, RolloutName), tokio::task::JoinError>,
+) {
+    let id = match ended {
+        Ok((id, _)) => id,
+        Err(error) => {
+            tracing::error!(?error, "the driver of a rollout ended unexpectedly");
+            error.id()
+        }
+    };
+    driving.retain(|_, rollout| rollout.task != id);
+}
