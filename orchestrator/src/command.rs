@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twincast_core::ids::RolloutName;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Body, RolloutSpec};
 
@@ -73,16 +74,31 @@ pub struct State {
     pub name: RolloutName,
     /// Its phase.
     pub phase: String,
+    /// Why it is in that phase, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Its record's version.
     pub version: u64,
+    /// How many devices it has; 0 until it is planned.
+    pub devices: u64,
+    /// How many were sent the message.
+    pub sent: u64,
+    /// How many were not, for good.
+    pub failed: u64,
 }
 
-impl From<&Rollout> for State {
-    fn from(rollout: &Rollout) -> Self {
+impl State {
+    /// Where a rollout is, with its devices' outcomes.
+    #[must_use]
+    pub fn of(rollout: &Rollout, counts: &Counts) -> Self {
         Self {
             name: rollout.spec.name.clone(),
             phase: rollout.phase.as_str().to_owned(),
+            reason: rollout.phase.reason().map(str::to_owned),
             version: rollout.version.0,
+            devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
+            sent: counts.sum_of(Outcome::was_enqueued),
+            failed: counts.failed(),
         }
     }
 }

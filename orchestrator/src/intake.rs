@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
+use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 
 use crate::accept::{Accepted, accept};
@@ -94,9 +94,9 @@ impl Intake {
             return match accepted {
                 Ok(Accepted::New(rollout)) => {
                     tracing::info!(rollout = %name, because = command.because(), "rollout accepted");
-                    Ok(answer(true, [&*rollout]))
+                    Ok(self.answer(true, &[*rollout]).await?)
                 }
-                Ok(Accepted::Same(rollout)) => Ok(answer(false, [&*rollout])),
+                Ok(Accepted::Same(rollout)) => Ok(self.answer(false, &[*rollout]).await?),
                 Ok(Accepted::Conflict { difference, .. }) => {
                     let error = format!(
                         "there is a rollout {name} with another spec; give this one another name"
@@ -113,7 +113,7 @@ impl Intake {
     /// Applies an event to one rollout.
     async fn change(&self, name: &RolloutName, event: Event) -> Result<Answer, NotDone> {
         let (changed, rollout) = self.apply(name, event).await?;
-        Ok(answer(changed, [&rollout]))
+        Ok(self.answer(changed, &[rollout]).await?)
     }
 
     async fn apply(&self, name: &RolloutName, event: Event) -> Result<(bool, Rollout), NotDone> {
@@ -160,6 +160,19 @@ impl Intake {
         self.change_all(before.is_some(), &Event::HaltLifted).await
     }
 
+    async fn answer(&self, changed: bool, of: &[Rollout]) -> Result<Answer, StoreError> {
+        let mut rollouts = Vec::new();
+        for rollout in of {
+            let tallies = self.store.tallies(&rollout.spec.name).await?;
+            rollouts.push(State::of(rollout, &Tally::sum(&tallies)));
+        }
+        Ok(Answer {
+            ok: true,
+            changed,
+            rollouts,
+        })
+    }
+
     async fn change_all(&self, mut changed: bool, event: &Event) -> Result<Answer, NotDone> {
         let mut rollouts = Vec::new();
         for name in self.roster.active().await? {
@@ -173,15 +186,7 @@ impl Intake {
                 Err(error) => return Err(error),
             }
         }
-        Ok(answer(changed, &rollouts))
-    }
-}
-
-fn answer<'a>(changed: bool, rollouts: impl IntoIterator<Item = &'a Rollout>) -> Answer {
-    Answer {
-        ok: true,
-        changed,
-        rollouts: rollouts.into_iter().map(State::from).collect(),
+        Ok(self.answer(changed, &rollouts).await?)
     }
 }
 

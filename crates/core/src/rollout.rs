@@ -125,6 +125,23 @@ impl Phase {
         }
     }
 
+    /// Why it is in this phase, where there is something to say.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Paused { reason }
+            | Self::Halted { reason }
+            | Self::Aborting { reason }
+            | Self::Aborted { reason }
+            | Self::Failed { reason } => Some(reason),
+            Self::Accepted
+            | Self::Planning
+            | Self::Running
+            | Self::Succeeded
+            | Self::FinishedWithFailures => None,
+        }
+    }
+
     /// The phase's name as it is written in files and labels.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

@@ -1,0 +1,143 @@
+//! Commands on doubles: what they change, how often they may come, and why they are refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::rollout::{Event, Phase};
+use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_testkit::{ManualClock, MemoryStore, build};
+
+fn intake() -> (Intake, MemoryStore) {
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
+    let store = MemoryStore::new(Arc::clone(&clock));
+    let intake = Intake {
+        store: Arc::new(store.clone()),
+        roster: Arc::new(store.clone()),
+        hubs: BTreeSet::from([build::hub("a"), build::hub("b")]),
+        clock,
+    };
+    (intake, store)
+}
+
+fn spec(name: &str) -> Value {
+    json!({"name": name, "target": {"all": true}, "message": {"body": {"text": "hi"}}})
+}
+
+async fn done(intake: &Intake, command: Value) -> Answer {
+    match intake.handle(command.to_string().as_bytes(), None).await {
+        Ok(answer) => answer,
+        Err(error) => panic!("{command}: {error:?}"),
+    }
+}
+
+async fn refused(intake: &Intake, command: Value) -> Refusal {
+    match intake.handle(command.to_string().as_bytes(), None).await {
+        Err(NotDone::Refused(refusal)) => refusal,
+        other => panic!("{command}: {other:?}"),
+    }
+}
+
+/// A rollout that runs.
+async fn run(intake: &Intake, store: &MemoryStore, name: &str) {
+    done(intake, json!({"command": "start", "spec": spec(name)})).await;
+    let rollout = store.rollout(&build::name(name)).await.unwrap().unwrap();
+    let rollout = build::step(store, &rollout, Event::PlanningStarted).await;
+    build::step(store, &rollout, build::plan_completed(5)).await;
+}
+
+async fn phase(store: &MemoryStore, name: &str) -> Phase {
+    store
+        .rollout(&build::name(name))
+        .await
+        .unwrap()
+        .unwrap()
+        .phase
+}
+
+#[tokio::test]
+async fn a_start_that_comes_often_is_one_rollout() {
+    let (intake, store) = intake();
+    let start = json!({"command": "start", "spec": spec("r")});
+    let all = futures::future::join_all((0..100).map(|_| done(&intake, start.clone()))).await;
+    assert_eq!(all.iter().filter(|answer| answer.changed).count(), 1);
+    assert_eq!(store.rollouts().await.unwrap(), [build::name("r")]);
+    assert_eq!(all[99].rollouts[0].phase, "accepted");
+
+    let mut other = spec("r");
+    other["message"]["body"]["text"] = "ho".into();
+    let refusal = refused(&intake, json!({"command": "start", "spec": other})).await;
+    assert_eq!(refusal.cause, Cause::Conflict);
+    assert_eq!(refusal.details, ["message.body.text: \"hi\" became \"ho\""]);
+}
+
+#[tokio::test]
+async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
+    let (intake, store) = intake();
+    run(&intake, &store, "r").await;
+    let change = async |command: &str| {
+        let command = json!({"command": command, "rollout": "r", "reason": "smoke", "by": "ann"});
+        let first = done(&intake, command.clone()).await;
+        let second = done(&intake, command).await;
+        (
+            first.changed,
+            second.changed,
+            second.rollouts[0].phase.clone(),
+        )
+    };
+    assert_eq!(change("pause").await, (true, false, "paused".into()));
+    let reason = "smoke (pause by ann)".to_owned();
+    assert_eq!(phase(&store, "r").await, Phase::Paused { reason });
+    assert_eq!(change("resume").await, (true, false, "running".into()));
+    assert_eq!(change("abort").await, (true, false, "aborting".into()));
+    let late = refused(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    assert_eq!(late.cause, Cause::NotPossible);
+    let unknown = refused(&intake, json!({"command": "resume", "rollout": "s"})).await;
+    assert_eq!(unknown.cause, Cause::UnknownRollout);
+}
+
+#[tokio::test]
+async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
+    let (intake, store) = intake();
+    for name in ["a", "b", "c"] {
+        run(&intake, &store, name).await;
+    }
+    done(&intake, json!({"command": "pause", "rollout": "b"})).await;
+    done(&intake, json!({"command": "start", "spec": spec("new")})).await;
+    for changed in [true, false] {
+        let stop = json!({"command": "stop-all", "reason": "wrong build"});
+        let answer = done(&intake, stop).await;
+        assert_eq!((answer.changed, answer.rollouts.len()), (changed, 4));
+    }
+    let phases = async || {
+        let mut phases = Vec::new();
+        for name in ["a", "b", "c", "new"] {
+            phases.push(phase(&store, name).await.as_str());
+        }
+        phases
+    };
+    assert_eq!(phases().await, ["halted", "paused", "halted", "accepted"]);
+    assert_eq!(store.halted().await.unwrap().unwrap().reason, "wrong build");
+    let one = refused(&intake, json!({"command": "resume", "rollout": "a"})).await;
+    assert_eq!(one.cause, Cause::NotPossible);
+
+    done(&intake, json!({"command": "resume-all"})).await;
+    assert_eq!(phases().await, ["running", "paused", "running", "accepted"]);
+    assert_eq!(store.halted().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_unknown_hub_is_named_with_those_there_are() {
+    let (intake, _store) = intake();
+    let mut spec = spec("r");
+    spec["target"]["hubs"] = json!(["a", "mars"]);
+    let refusal = refused(&intake, json!({"command": "start", "spec": spec})).await;
+    assert_eq!(refusal.cause, Cause::UnknownHub);
+    assert!(
+        refusal.error.contains("mars") && refusal.error.contains("a, b"),
+        "{}",
+        refusal.error
+    );
+}

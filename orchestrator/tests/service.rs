@@ -1,0 +1,251 @@
+//! Several orchestrators on doubles, with the time paused: who drives what, and what is told.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twincast_core::hub::HubLimits;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store};
+use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_embedded::InProcessQueue;
+use twincast_orchestrator::events::Events;
+use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
+use twincast_orchestrator::{HubHandle, Hubs};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+
+/// Remembers the ids of what was told; fails the first few times.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    ids: Arc<Mutex<Vec<String>>>,
+    failures: Arc<Mutex<u32>>,
+}
+
+#[async_trait]
+impl Events for Told {
+    async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError> {
+        let mut failures = self.failures.lock().unwrap();
+        if *failures > 0 {
+            *failures -= 1;
+            return Err(QueueError::Unavailable {
+                doing: "publish an event",
+                source: "as told".into(),
+            });
+        }
+        let id = event["id"].as_str().unwrap();
+        self.ids.lock().unwrap().push(format!("{id} {topic}"));
+        Ok(())
+    }
+}
+
+struct Bench {
+    clock: Arc<dyn Clock>,
+    store: MemoryStore,
+    queue: Arc<InProcessQueue>,
+    hub: ScriptedHub,
+    told: Told,
+}
+
+/// An orchestrator at work. Dropping it is a crash.
+struct Working {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    status: Arc<OrchestratorStatus>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Bench {
+    fn new(devices: u32) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
+        Self {
+            store: MemoryStore::new(Arc::clone(&clock)),
+            clock,
+            queue: Arc::new(InProcessQueue::new(1_000)),
+            hub: ScriptedHub::of(devices),
+            told: Told::default(),
+        }
+    }
+
+    fn start(&self, id: &str) -> Working {
+        let handle = HubHandle {
+            hub: Arc::new(self.hub.clone()),
+            limits: HubLimits {
+                sends_per_minute: Some(100.0),
+                ..HubLimits::unlimited()
+            },
+        };
+        let status = Arc::new(OrchestratorStatus::default());
+        let orchestrator = Arc::new(Orchestrator {
+            store: Arc::new(self.store.clone()),
+            roster: Arc::new(self.store.clone()),
+            queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
+            events: Arc::new(self.told.clone()),
+            hubs: Hubs::from([(build::hub("a"), handle)]),
+            clock: Arc::clone(&self.clock),
+            config: OrchestratorConfig::default(),
+            id: build::holder(id),
+            status: Arc::clone(&status),
+        });
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(orchestrator.run(stop.clone()));
+        Working { stop, task, status }
+    }
+
+    async fn accept(&self, name: &str) {
+        self.store.create(&build::accepted(name)).await.unwrap();
+    }
+
+    async fn rollout(&self, name: &str) -> Rollout {
+        let rollout = self.store.rollout(&build::name(name)).await;
+        rollout.unwrap().unwrap()
+    }
+
+    async fn until(&self, name: &str, wanted: impl Fn(&Phase) -> bool) -> Rollout {
+        let waited = async {
+            loop {
+                let rollout = self.rollout(name).await;
+                if wanted(&rollout.phase) {
+                    return rollout;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(600), waited).await {
+            Ok(rollout) => rollout,
+            Err(_) => panic!("{name} is {:?}", self.rollout(name).await.phase),
+        }
+    }
+
+    /// Does the work of all dispatches, for ever.
+    fn work(&self) -> JoinHandle<()> {
+        let (store, queue) = (self.store.clone(), Arc::clone(&self.queue));
+        tokio::spawn(async move {
+            let mut deliveries = queue.consume(&build::hub("a"), 10).await.unwrap();
+            loop {
+                let delivery = deliveries.next().await.unwrap();
+                let (name, batch) = (&delivery.dispatch.rollout, delivery.dispatch.batch);
+                let request = build::lease_request(name, batch.0, "worker");
+                if let LeaseReply::Granted(lease) = store.lease(&request).await.unwrap() {
+                    let devices = store.load(name, batch).await.unwrap().outcomes.len();
+                    let reports: Vec<_> = (0..devices as u32)
+                        .map(|index| build::report(index, Outcome::Enqueued))
+                        .collect();
+                    store.record(&lease, &reports, build::TTL).await.unwrap();
+                    store.release(&lease).await.unwrap();
+                }
+                delivery.ticket.ack().await.unwrap();
+            }
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rollouts_are_shared_and_everything_is_told_once() {
+    let bench = Bench::new(300);
+    *bench.told.failures.lock().unwrap() = 3;
+    let names: Vec<_> = (0..12).map(|n| format!("r{n:02}")).collect();
+    for name in &names {
+        bench.accept(name).await;
+    }
+    let (one, two) = (bench.start("one"), bench.start("two"));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let driving = [&one, &two].map(|working| {
+        working
+            .status
+            .driving
+            .load(std::sync::atomic::Ordering::Relaxed)
+    });
+    assert_eq!(driving.iter().sum::<u64>(), 12, "{driving:?}");
+    assert!(driving.iter().all(|n| *n >= 4), "{driving:?}");
+    let worker = bench.work();
+    for name in &names {
+        bench.until(name, |phase| *phase == Phase::Succeeded).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(bench.store.active().await.unwrap().is_empty());
+    worker.abort();
+    let told = bench.told.ids.lock().unwrap().clone();
+    let of_one: Vec<_> = told.iter().filter(|id| id.starts_with("r07/")).collect();
+    assert_eq!(
+        of_one,
+        [
+            "r07/1 rollout.accepted",
+            "r07/2 rollout.planning",
+            "r07/3 rollout.running",
+            "r07/4 rollout.succeeded"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_one_takes_over_within_fifteen_seconds() {
+    let bench = Bench::new(300);
+    bench.accept("r").await;
+    let first = bench.start("first");
+    bench.until("r", |phase| *phase == Phase::Running).await;
+    drop(first);
+    let died = Instant::now();
+    let _second = bench.start("second");
+    let worker = bench.work();
+    bench.until("r", |phase| *phase == Phase::Succeeded).await;
+    assert!(
+        died.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        died.elapsed()
+    );
+    worker.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_stops_lets_go_at_once() {
+    let bench = Bench::new(300);
+    bench.accept("r").await;
+    let mut first = bench.start("first");
+    bench.until("r", |phase| *phase == Phase::Running).await;
+    first.stop.cancel();
+    (&mut first.task).await.unwrap();
+    let (name, other) = (build::name("r"), build::holder("x"));
+    let held = bench.store.claim(&name, &other, build::TTL).await;
+    assert_eq!(held.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_rollout_is_still_driven_and_goes_on_when_resumed() {
+    let bench = Bench::new(300);
+    bench.accept("r").await;
+    let _one = bench.start("one");
+    let running = bench.until("r", |phase| *phase == Phase::Running).await;
+    let paused = build::step(&bench.store, &running, build::paused()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let worker = bench.work();
+    build::step(&bench.store, &paused, Event::ResumeRequested).await;
+    bench.until("r", |phase| *phase == Phase::Succeeded).await;
+    worker.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_while_all_is_halted() {
+    let bench = Bench::new(300);
+    let halt = Halt {
+        reason: "wrong build".into(),
+        since: bench.clock.now(),
+    };
+    bench.store.set_halted(Some(&halt)).await.unwrap();
+    bench.accept("r").await;
+    let _one = bench.start("one");
+    let rollout = bench
+        .until("r", |phase| matches!(phase, Phase::Halted { .. }))
+        .await;
+    assert_eq!(rollout.phase.reason(), Some("wrong build"));
+    let depth = bench.queue.depth(&build::hub("a")).await.unwrap();
+    assert_eq!(depth.waiting, 0, "nothing was released");
+}
