@@ -118,7 +118,8 @@ pub async fn a_dropped_ticket_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> 
     assert_eq!(drain(&mut consumer, 1).await, [(7, true)]);
 }
 
-/// All that it did not ack, once each; its tickets are worth nothing then.
+/// All that it did not ack, once each; its tickets are worth nothing then. What it was sent and
+/// has not taken may be marked or not: a broker that sends ahead cannot know.
 pub async fn a_dropped_consumer_hands_back_what_it_held<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
@@ -131,15 +132,19 @@ pub async fn a_dropped_consumer_hands_back_what_it_held<Q: Queue>(make: impl Asy
     let mut consumer = consume(&queue).await;
     let mut got = drain(&mut consumer, 3).await;
     got.sort_unstable();
-    assert_eq!(got, [(0, true), (1, true), (2, false)]);
+    let ids: Vec<_> = got.iter().map(|(batch, _)| *batch).collect();
+    assert_eq!(ids, [0, 1, 2]);
+    assert_eq!(got[..2], [(0, true), (1, true)]);
     nothing_comes(&mut consumer).await;
 }
 
-/// A full line says so, and what comes back finds a place in it all the same.
+/// A full line says so, and what comes back finds a place in it all the same. Once it has been
+/// emptied it takes more, in its own time.
 pub async fn the_line_is_bounded<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(2).await;
     publish(&queue, [1]).await;
-    let mut consumer = consume(&queue).await;
+    // At once only one: what was sent ahead would not wait in the line.
+    let mut consumer = queue.consume(&hub("a"), 1).await.unwrap();
     let held = next(&mut consumer).await;
     publish(&queue, [2, 3]).await;
     let refused = queue.publish(&dispatch("a", 4)).await.unwrap_err();
@@ -151,7 +156,11 @@ pub async fn the_line_is_bounded<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let mut got = drain(&mut consumer, 3).await;
     got.sort_unstable();
     assert_eq!(got, [(1, true), (2, false), (3, false)]);
-    publish(&queue, [4]).await;
+    let emptied = tokio::time::Instant::now();
+    while let Err(refused) = queue.publish(&dispatch("a", 4)).await {
+        assert!(emptied.elapsed() < PATIENCE, "{refused:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Each dispatch goes to one of them, and neither is left out.
@@ -182,7 +191,8 @@ pub async fn a_consumer_waits_for_what_is_published<Q: Queue>(make: impl AsyncFn
     assert_eq!(delivery.dispatch.batch, BatchId(5));
 }
 
-/// `next` that is dropped while it waits, or when it was just woken.
+/// `next` that is dropped while it waits, or when it was just woken. Whose turn it is then may
+/// differ: a broker has sent it to the first already, who gets it when asking again.
 pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let (mut one, mut two) = (consume(&queue).await, consume(&queue).await);
@@ -194,8 +204,14 @@ pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize)
         publish(&queue, [batch]).await;
         // The first in line may have been woken for it already.
         drop(waiting);
-        let delivery = tokio::time::timeout(PATIENCE, waiting_too).await;
-        let delivery = delivery.expect("it goes to the other one").unwrap();
+        let taken = async {
+            tokio::select! {
+                delivery = waiting_too => delivery,
+                delivery = one.next() => delivery,
+            }
+        };
+        let delivery = tokio::time::timeout(PATIENCE, taken).await;
+        let delivery = delivery.expect("one of them gets it").unwrap();
         assert_eq!(delivery.dispatch.batch.0, batch);
         delivery.ticket.ack().await.unwrap();
     }

@@ -1,0 +1,449 @@
+//! One connection that is kept up: the handle, and the supervisor behind it.
+//!
+//! ```text
+//!             ┌──────────── lost, after a delay ◀───────────┐
+//!             ▼                                             │
+//!   Reconnecting ──open, declare topology──▶ Connected ◀──▶ Blocked
+//! ```
+//!
+//! The supervisor is the only one who connects. It publishes the current [`Link`]; consumers and
+//! the publisher take it from there, and set themselves up anew on each. What is in flight on a
+//! link when it is lost fails; nobody waits for a link to come back that is gone.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use lapin::Event;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+use twincast_core::error::in_words;
+
+use crate::channel::OwnChannel;
+use crate::error::{AmqpError, BrokerSaid, ConnectError};
+use crate::publisher::{self, Message, Request, Verdict};
+use crate::settings::Settings;
+use crate::tasks::Tasks;
+use crate::topology::{self, Names, QueueSpec};
+use crate::transport::{self, Trust};
+
+/// How often the supervisor looks at the connection itself. The library tells of losses; a signal
+/// that is missed once must not leave us without a connection for ever.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long closing in good order may take. The broker notices a closed socket just as well.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// Publishes that wait to be taken up; more wait in their callers.
+const REQUESTS: usize = 64;
+
+/// The broker, for one process: a connection that is kept up until [`close`](Amqp::close), or
+/// until the last clone is dropped. Cheap to clone.
+///
+/// Publishers and consumers of a connection share its fate when the broker runs low on memory or
+/// disk: once it has blocked a connection that published, acks on it wait too. So let consumers
+/// that drain the queues, the workers, be processes that hardly publish.
+#[derive(Clone)]
+pub struct Amqp {
+    pub(crate) wires: Arc<Wires>,
+    /// Ends all tasks when the last handle goes. The tasks have none.
+    _open: Arc<DropGuard>,
+}
+
+/// How the connection is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// There is one, and the topology is in place.
+    Connected,
+    /// There is one, but the broker takes no messages for now.
+    Blocked {
+        /// What it said: `low on memory`, `low on disk`.
+        reason: String,
+    },
+    /// There is none, and it is being seen to.
+    Reconnecting {
+        /// Since when.
+        since: Instant,
+        /// What ended the last one, or why the last attempt failed. None before the first.
+        last_error: Option<String>,
+    },
+    /// There is none, and will be none.
+    Closed,
+}
+
+/// What the handle and the tasks share.
+pub(crate) struct Wires {
+    pub(crate) settings: Settings,
+    pub(crate) names: Names,
+    pub(crate) link: watch::Receiver<Option<Arc<Link>>>,
+    pub(crate) state: watch::Receiver<State>,
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: Tasks,
+    requests: mpsc::Sender<Request>,
+}
+
+/// One connection, from its handshake to its loss.
+pub(crate) struct Link {
+    connection: lapin::Connection,
+    /// The queues that were found right over this connection, by name.
+    declared: tokio::sync::Mutex<HashSet<String>>,
+    /// The connection is gone.
+    pub(crate) lost: CancellationToken,
+}
+
+impl Amqp {
+    /// Connects, declares the topology, and keeps the connection up from then on.
+    ///
+    /// # Errors
+    /// When the first attempt fails. Cancel-safe: if dropped, there is no connection.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn connect(settings: Settings) -> Result<Self, ConnectError> {
+        settings.check()?;
+        let trust = Trust::load(&settings).await?;
+        let names = Names::new(&settings.prefix, settings.dispatch_limit);
+        let link = open(&settings, &trust, &names).await?;
+        Ok(Self::supervised(settings, trust, names, Some(link)))
+    }
+
+    /// As [`connect`](Self::connect), but does not wait for the broker, which may be away:
+    /// [`state`](Self::state) tells when it is there.
+    ///
+    /// # Errors
+    /// When the settings are not valid or the file with authorities cannot be read.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn start(settings: Settings) -> Result<Self, ConnectError> {
+        settings.check()?;
+        let trust = Trust::load(&settings).await?;
+        let names = Names::new(&settings.prefix, settings.dispatch_limit);
+        Ok(Self::supervised(settings, trust, names, None))
+    }
+
+    fn supervised(settings: Settings, trust: Trust, names: Names, first: Option<Link>) -> Self {
+        let (link_out, link) = watch::channel(None);
+        let (state_out, state) = watch::channel(reconnecting(None));
+        let (requests, requested) = mpsc::channel(REQUESTS);
+        let closing = CancellationToken::new();
+        let wires = Arc::new(Wires {
+            settings,
+            names,
+            link,
+            state,
+            closing: closing.clone(),
+            tasks: Tasks::new(),
+            requests,
+        });
+        let supervisor = Supervisor {
+            wires: Arc::clone(&wires),
+            trust,
+            link: link_out,
+            state: state_out,
+        };
+        wires.tasks.spawn(supervisor.run(first));
+        wires
+            .tasks
+            .spawn(publisher::run(Arc::clone(&wires), requested));
+        Self {
+            wires,
+            _open: Arc::new(closing.drop_guard()),
+        }
+    }
+
+    /// How the connection is, now and as it changes.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.wires.state.clone()
+    }
+
+    /// Closes it for good: consumers hand back what they hold, everything else fails from now on.
+    /// Returns when all tasks have ended, some seconds at most. Cancel-safe.
+    pub async fn close(&self) {
+        self.wires.closing.cancel();
+        self.wires.tasks.ended().await;
+    }
+}
+
+impl fmt::Debug for Amqp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Amqp")
+            .field("settings", &self.wires.settings)
+            .field("state", &*self.wires.state.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Wires {
+    /// The current link; waits for one.
+    pub(crate) async fn link(&self) -> Result<Arc<Link>, AmqpError> {
+        let mut link = self.link.clone();
+        tokio::select! {
+            () = self.closing.cancelled() => Err(AmqpError::Closed),
+            found = link.wait_for(Option::is_some) => {
+                let found = found.map_err(|_| AmqpError::Closed)?;
+                found.clone().ok_or(AmqpError::Closed)
+            }
+        }
+    }
+
+    /// Does something, which may wait for the connection, in the time that a publish may take.
+    pub(crate) async fn in_time<T>(
+        &self,
+        doing: impl Future<Output = Result<T, AmqpError>>,
+    ) -> Result<T, AmqpError> {
+        let after = self.settings.publish_timeout;
+        let done = tokio::time::timeout(after, doing).await;
+        done.unwrap_or_else(|_| Err(too_late(&self.state.borrow(), after)))
+    }
+
+    /// Does something on a channel of its own.
+    pub(crate) async fn on_channel<T>(
+        &self,
+        doing: impl AsyncFnOnce(&lapin::Channel) -> Result<T, AmqpError>,
+    ) -> Result<T, AmqpError> {
+        let link = self.link().await?;
+        let channel = link.channel(&self.tasks).await?;
+        let done = doing(&channel).await;
+        channel.close().await;
+        done
+    }
+
+    /// Publishes a message and waits for what becomes of it, for as long as the caller does.
+    pub(crate) async fn publish(&self, message: Message) -> Result<Verdict, AmqpError> {
+        let (request, verdict) = Request::new(message);
+        tokio::select! {
+            () = self.closing.cancelled() => Err(AmqpError::Closed),
+            sent = self.requests.send(request) => sent.map_err(|_| AmqpError::Closed),
+        }?;
+        verdict.await.unwrap_or(Err(AmqpError::Lost))
+    }
+
+    /// Publishes to a queue that is declared if need be. `Ok` means that the queue has it.
+    pub(crate) async fn send(&self, queue: &QueueSpec, message: Message) -> Result<(), AmqpError> {
+        self.in_time(async {
+            self.declare_once(queue).await?;
+            let mut verdict = self.publish(message.clone()).await?;
+            if verdict == Verdict::Returned {
+                // Somebody has deleted it.
+                self.link().await?.declared.lock().await.remove(&queue.name);
+                self.declare_once(queue).await?;
+                verdict = self.publish(message).await?;
+            }
+            let queue = queue.name.clone();
+            match verdict {
+                Verdict::Kept => Ok(()),
+                Verdict::Returned => Err(AmqpError::NoQueue { queue }),
+                Verdict::Refused => Err(AmqpError::Full { queue }),
+            }
+        })
+        .await
+    }
+
+    /// Declares a queue unless this connection has seen it.
+    async fn declare_once(&self, queue: &QueueSpec) -> Result<(), AmqpError> {
+        let link = self.link().await?;
+        // Held while declaring, so that a hundred first dispatches declare it once.
+        let mut declared = link.declared.lock().await;
+        if !declared.contains(&queue.name) {
+            let channel = link.channel(&self.tasks).await?;
+            let done = queue.declare(&channel).await;
+            channel.close().await;
+            done?;
+            declared.insert(queue.name.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Why something was not done in time, by how the connection is.
+fn too_late(state: &State, after: Duration) -> AmqpError {
+    match state {
+        State::Connected => AmqpError::TimedOut { after },
+        State::Blocked { reason } => AmqpError::Blocked {
+            reason: reason.clone(),
+        },
+        State::Reconnecting { last_error, .. } => AmqpError::Away {
+            why: match last_error {
+                Some(error) => error.clone(),
+                None => "it has not answered yet".into(),
+            },
+        },
+        State::Closed => AmqpError::Closed,
+    }
+}
+
+impl Link {
+    /// A new channel, which closes when it is dropped.
+    pub(crate) async fn channel(&self, tasks: &Tasks) -> Result<OwnChannel, AmqpError> {
+        let channel = tokio::select! {
+            () = self.lost.cancelled() => return Err(AmqpError::Lost),
+            channel = self.connection.create_channel() => channel,
+        };
+        let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
+        Ok(OwnChannel::new(channel, self.lost.clone(), tasks.clone()))
+    }
+
+    fn is_up(&self) -> bool {
+        self.connection.status().connected()
+    }
+}
+
+/// Connects once: a connection with the topology in place.
+async fn open(settings: &Settings, trust: &Trust, names: &Names) -> Result<Link, ConnectError> {
+    let deadline = Instant::now() + settings.connect_timeout;
+    let connection = transport::connect(settings, trust, deadline).await?;
+    let link = Link {
+        connection,
+        declared: tokio::sync::Mutex::default(),
+        lost: CancellationToken::new(),
+    };
+    let declared = timeout_at(deadline, declare(&link, names)).await;
+    let declared = declared.unwrap_or(Err(AmqpError::TimedOut {
+        after: settings.connect_timeout,
+    }));
+    match declared {
+        Ok(()) => Ok(link),
+        Err(source) => {
+            close(&link).await;
+            Err(ConnectError::Topology {
+                broker: transport::broker(settings),
+                source,
+            })
+        }
+    }
+}
+
+async fn declare(link: &Link, names: &Names) -> Result<(), AmqpError> {
+    let channel = link.connection.create_channel().await;
+    let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
+    topology::declare(names, &channel).await?;
+    let mut declared = link.declared.lock().await;
+    declared.extend([names.commands_name(), names.dead_name()]);
+    // Nobody is interested in why a channel without work did not close.
+    channel.close(200, "declared".into()).await.ok();
+    Ok(())
+}
+
+async fn close(link: &Link) {
+    link.lost.cancel();
+    let closed = link.connection.close(200, "goodbye".into());
+    // Failing, it is gone anyway.
+    tokio::time::timeout(CLOSE_WITHIN, closed).await.ok();
+}
+
+fn reconnecting(last_error: Option<String>) -> State {
+    State::Reconnecting {
+        since: Instant::now(),
+        last_error,
+    }
+}
+
+/// The one who connects.
+struct Supervisor {
+    wires: Arc<Wires>,
+    trust: Trust,
+    link: watch::Sender<Option<Arc<Link>>>,
+    state: watch::Sender<State>,
+}
+
+impl Supervisor {
+    async fn run(self, first: Option<Link>) {
+        let closing = self.wires.closing.clone();
+        let reconnect = &self.wires.settings.reconnect;
+        let mut delays = reconnect.delays();
+        let mut first = first;
+        loop {
+            let opened = match first.take() {
+                Some(link) => Ok(link),
+                None => tokio::select! {
+                    () = closing.cancelled() => break,
+                    opened = open(&self.wires.settings, &self.trust, &self.wires.names) => opened,
+                },
+            };
+            match opened {
+                Ok(link) => {
+                    let since = Instant::now();
+                    self.serve(Arc::new(link)).await;
+                    // One that is lost again at once counts as an attempt that failed.
+                    if since.elapsed() > reconnect.max() {
+                        delays.reset();
+                    }
+                }
+                Err(error) => self.failed(in_words(&error)),
+            }
+            let delay = delays.next_delay().unwrap_or_else(|| reconnect.max());
+            tokio::select! {
+                () = closing.cancelled() => break,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+        self.state.send_replace(State::Closed);
+    }
+
+    /// Hands a link out until it is lost, or closes it when we close.
+    async fn serve(&self, link: Arc<Link>) {
+        let broker = &self.wires.settings.url;
+        info!(%broker, "connected to the broker");
+        self.link.send_replace(Some(Arc::clone(&link)));
+        self.state.send_replace(State::Connected);
+        let lost = tokio::select! {
+            () = self.wires.closing.cancelled() => None,
+            lost = self.watch(&link) => Some(lost),
+        };
+        self.link.send_replace(None);
+        let Some(why) = lost else {
+            close(&link).await;
+            info!(%broker, "disconnected from the broker");
+            return;
+        };
+        link.lost.cancel();
+        warn!(%broker, why, "connection to the broker lost");
+        self.state.send_replace(reconnecting(Some(why)));
+    }
+
+    /// Keeps the state up to date until the link is lost; says why.
+    async fn watch(&self, link: &Link) -> String {
+        let mut events = std::pin::pin!(link.connection.events_listener());
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        // Notices from before we listened are lost.
+        if link.connection.status().blocked() {
+            self.blocked("as it has been since we connected".into());
+        }
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                _ = look.tick() => None,
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => self.blocked(reason),
+                Some(Event::ConnectionUnblocked) => {
+                    info!("broker takes messages again");
+                    self.state.send_replace(State::Connected);
+                }
+                // Errors of channels come here too; those are for who has the channel.
+                Some(Event::Error(error)) if !link.is_up() => {
+                    return BrokerSaid::from(error).to_string();
+                }
+                _ if !link.is_up() => return "it was closed".into(),
+                _ => {}
+            }
+        }
+    }
+
+    fn blocked(&self, reason: String) {
+        warn!(reason, "broker takes no messages for now");
+        self.state.send_replace(State::Blocked { reason });
+    }
+
+    fn failed(&self, why: String) {
+        warn!(broker = %self.wires.settings.url, why, "cannot connect to the broker");
+        self.state.send_modify(|state| match state {
+            State::Reconnecting { last_error, .. } => *last_error = Some(why),
+            state => *state = reconnecting(Some(why)),
+        });
+    }
+}

@@ -1,0 +1,73 @@
+//! Messages: what they are called on the wire, and how ours are made.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use uuid::Uuid;
+
+use crate::error::AmqpError;
+use crate::publisher::Message;
+use crate::topology::short;
+
+/// The content type of a dispatch.
+pub const DISPATCH_TYPE: &str = "application/vnd.twincast.dispatch.v1+json";
+/// The content type of a command.
+pub const COMMAND_TYPE: &str = "application/vnd.twincast.command.v1+json";
+/// The content type of an event.
+pub const EVENT_TYPE: &str = "application/cloudevents+json";
+/// The content type of a reply.
+pub const REPLY_TYPE: &str = "application/json";
+
+/// A message outlives a restart of the broker.
+pub(crate) const PERSISTENT: u8 = 2;
+
+/// Properties of a message of ours: persistent, with an id and the time.
+pub(crate) fn properties(content_type: &str) -> Result<BasicProperties, AmqpError> {
+    Ok(BasicProperties::default()
+        .with_content_type(short("content type", content_type)?)
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(Uuid::now_v7().to_string().into())
+        .with_timestamp(now_ms() / 1000))
+}
+
+/// A message to a queue, which must be there.
+pub(crate) fn to_queue(
+    queue: &str,
+    properties: BasicProperties,
+    body: Vec<u8>,
+) -> Result<Message, AmqpError> {
+    Ok(Message {
+        exchange: ShortString::default(),
+        routing_key: short("queue name", queue)?,
+        mandatory: true,
+        properties,
+        body,
+    })
+}
+
+/// Milliseconds since 1970, by this machine's clock. For people.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// A header's text, if it is there and is one.
+pub(crate) fn header_text(headers: &FieldTable, name: &str) -> Option<String> {
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+pub(crate) fn text_value(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// At most `most` bytes of a text, cut between characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}

@@ -1,0 +1,245 @@
+//! The queue port: dispatches.
+//!
+//! A dispatch is a small JSON document of a known version. One that cannot be read goes to the
+//! dead letters with the reason; it neither stops the consumer nor comes again.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lapin::BasicProperties;
+use lapin::message::Delivery as Raw;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use tracing::warn;
+use twincast_core::error::in_words;
+use twincast_core::ids::HubName;
+use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
+
+use crate::connection::{Amqp, Wires};
+use crate::dead_letter::{Cause, bury};
+use crate::error::{AmqpError, BrokerSaid};
+use crate::intake::{Held, Intake, Source, Taken};
+use crate::message::{DISPATCH_TYPE, properties, to_queue};
+use crate::topology::short;
+
+/// A [`Queue`] on RabbitMQ: one quorum queue per hub. Cheap to clone.
+///
+/// What a consumer was handed and gives back comes again before what waits, marked as redelivered.
+/// So does what waited in it, unseen, when it goes. After 20 times the broker puts it with the
+/// dead letters.
+#[derive(Debug, Clone)]
+pub struct AmqpQueue {
+    amqp: Amqp,
+}
+
+impl Amqp {
+    /// The queues of dispatches.
+    #[must_use]
+    pub fn queue(&self) -> AmqpQueue {
+        AmqpQueue { amqp: self.clone() }
+    }
+}
+
+#[async_trait]
+impl Queue for AmqpQueue {
+    async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError> {
+        let wires = &self.amqp.wires;
+        let queue = wires.names.dispatch(&dispatch.hub);
+        let sent = match message(&queue.name, dispatch) {
+            Ok(message) => wires.send(&queue, message).await,
+            Err(error) => Err(error),
+        };
+        sent.map_err(|error| match error {
+            AmqpError::Full { .. } => QueueError::Full {
+                hub: dispatch.hub.clone(),
+                limit: wires.settings.dispatch_limit,
+            },
+            error => unavailable("publish a dispatch", error),
+        })
+    }
+
+    async fn consume(
+        &self,
+        hub: &HubName,
+        at_once: usize,
+    ) -> Result<Box<dyn Deliveries>, QueueError> {
+        let source = Source::Shared(self.amqp.wires.names.dispatch(hub));
+        let intake = Intake::start(&self.amqp, source, at_once).await;
+        let intake = intake.map_err(|error| unavailable("consume dispatches", error))?;
+        Ok(Box::new(Consumer { intake }))
+    }
+
+    async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
+        let wires = &self.amqp.wires;
+        let queue = wires.names.dispatch_name(hub);
+        let depth = wires.in_time(depth(wires, &queue)).await;
+        depth.map_err(|error| unavailable("ask how many dispatches wait", error))
+    }
+}
+
+fn message(queue: &str, dispatch: &Dispatch) -> Result<crate::publisher::Message, AmqpError> {
+    let body = serde_json::to_vec(dispatch).expect("ids are strings and numbers");
+    to_queue(queue, properties(DISPATCH_TYPE)?, body)
+}
+
+/// Asks without making the queue: an error closes the channel, so it is one for this alone.
+async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let name = short("queue name", queue)?;
+    let asked = wires.on_channel(async |channel| {
+        let asked = channel.queue_declare(name, options, FieldTable::default());
+        Ok(asked.await.map_err(BrokerSaid::from))
+    });
+    match asked.await? {
+        Ok(queue) => Ok(Depth {
+            waiting: queue.message_count() as usize,
+            consumers: queue.consumer_count() as usize,
+        }),
+        Err(said) if said.is_not_found() => Ok(Depth::default()),
+        Err(said) => Err(AmqpError::broker(format!("look at queue {queue}"), said)),
+    }
+}
+
+struct Consumer {
+    intake: Intake,
+}
+
+#[async_trait]
+impl Deliveries for Consumer {
+    async fn next(&mut self) -> Result<Delivery, QueueError> {
+        loop {
+            let taken = self.intake.next().await;
+            let taken = taken.map_err(|error| unavailable("take a dispatch", error))?;
+            let Taken::Message(raw, held) = taken else {
+                continue;
+            };
+            match read(&raw.properties, &raw.data) {
+                Ok(dispatch) => {
+                    return Ok(Delivery {
+                        dispatch,
+                        redelivered: raw.redelivered,
+                        ticket: Box::new(Answer { held }),
+                    });
+                }
+                Err(unreadable) => put_aside(&self.intake.amqp().wires, raw, held, &unreadable),
+            }
+        }
+    }
+}
+
+/// Why a message is not a dispatch.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("content type is {0:?}, not {DISPATCH_TYPE:?}")]
+    Version(String),
+    #[error("it is not a dispatch: {0}")]
+    Body(serde_json::Error),
+}
+
+fn read(properties: &BasicProperties, body: &[u8]) -> Result<Dispatch, Unreadable> {
+    let content_type = properties.content_type().as_ref();
+    let content_type = content_type.map_or("", |text| text.as_str());
+    if content_type != DISPATCH_TYPE {
+        return Err(Unreadable::Version(content_type.to_owned()));
+    }
+    serde_json::from_slice(body).map_err(Unreadable::Body)
+}
+
+/// In a task of its own, so that the next dispatch need not wait. There are at most as many as the
+/// consumer may hold: it is owed an answer until the letter is confirmed.
+fn put_aside(wires: &Arc<Wires>, raw: Raw, held: Held, unreadable: &Unreadable) {
+    let cause = match unreadable {
+        Unreadable::Version(_) => Cause::UNKNOWN_VERSION,
+        Unreadable::Body(_) => Cause::MALFORMED,
+    };
+    let detail = unreadable.to_string();
+    warn!(queue = %raw.routing_key, cause, detail, "dispatch cannot be read");
+    let tasks = wires.tasks.clone();
+    let wires = Arc::clone(wires);
+    tasks.spawn(async move {
+        let size = raw.data.len();
+        let Raw {
+            properties,
+            data,
+            routing_key,
+            ..
+        } = raw;
+        let buried = bury(
+            &wires,
+            routing_key.as_str(),
+            properties,
+            data,
+            size,
+            cause,
+            &detail,
+        );
+        let done = match buried.await {
+            Ok(()) => held.ack().await,
+            // Dropped, it comes again.
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            let why = in_words(&error);
+            warn!(why, "cannot put a dispatch with the dead letters");
+        }
+    });
+}
+
+struct Answer {
+    held: Held,
+}
+
+#[async_trait]
+impl Ticket for Answer {
+    async fn ack(self: Box<Self>) -> Result<(), QueueError> {
+        let acked = self.held.ack().await;
+        acked.map_err(|error| unavailable("acknowledge a dispatch", error))
+    }
+
+    async fn requeue(self: Box<Self>) -> Result<(), QueueError> {
+        self.held.requeue().await;
+        Ok(())
+    }
+}
+
+fn unavailable(doing: &'static str, error: AmqpError) -> QueueError {
+    QueueError::Unavailable {
+        doing,
+        source: Box::new(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_type(content_type: &str) -> BasicProperties {
+        BasicProperties::default().with_content_type(content_type.into())
+    }
+
+    #[test]
+    fn a_dispatch_reads_back() {
+        let body = br#"{"rollout":"r","batch":7,"hub":"eu"}"#;
+        let dispatch = read(&of_type(DISPATCH_TYPE), body).unwrap();
+        let sent = message("q", &dispatch).unwrap();
+        assert_eq!(sent.body, body);
+        assert_eq!(*sent.properties.delivery_mode(), Some(2));
+        assert!(sent.properties.message_id().is_some());
+        assert!(sent.mandatory);
+    }
+
+    #[test]
+    fn what_is_no_dispatch_is_named() {
+        let newer = of_type("application/vnd.twincast.dispatch.v2+json");
+        let error = read(&newer, b"{}").unwrap_err();
+        assert!(matches!(error, Unreadable::Version(_)));
+        assert!(error.to_string().contains("dispatch.v2+json"), "{error}");
+        let error = read(&BasicProperties::default(), b"{}").unwrap_err();
+        assert!(matches!(error, Unreadable::Version(_)));
+        let error = read(&of_type(DISPATCH_TYPE), br#"{"rollout":"a b"}"#).unwrap_err();
+        assert!(error.to_string().contains("rollout name"), "{error}");
+    }
+}
