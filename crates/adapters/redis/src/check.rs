@@ -1,0 +1,123 @@
+//! Whether a server will do, by what it says of itself.
+
+use redis::{RedisError, Value, from_redis_value};
+use tracing::warn;
+
+use crate::error::ConnectError;
+use crate::link::Link;
+
+/// `ZADD … GT` came with it.
+const OLDEST: &str = "6.2";
+
+/// Asks the server, or each of a cluster, and refuses what would lose or fail us later.
+pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError> {
+    let unreachable = |error: RedisError| ConnectError::Unreachable {
+        servers: servers.to_owned(),
+        source: Box::new(error),
+    };
+    match link.query(&redis::cmd("INFO")).await {
+        Ok(info) => {
+            for (server, info) in by_server(info, servers) {
+                judge(&server, &info)?;
+            }
+        }
+        Err(error) if error.code() == Some("NOPERM") => {
+            warn!(
+                servers,
+                "redis does not let us ask for its settings, so they are not checked"
+            );
+        }
+        Err(error) => return Err(unreachable(error)),
+    }
+    let script = redis::cmd("EVAL").arg("return 1").arg(0).to_owned();
+    match link.query(&script).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_io_error() => Err(unreachable(error)),
+        Err(error) => Err(ConnectError::NoScripts {
+            servers: servers.to_owned(),
+            source: Box::new(error),
+        }),
+    }
+}
+
+/// A single server answers with text, a cluster with one for each of its masters.
+fn by_server(info: Value, servers: &str) -> Vec<(String, String)> {
+    match info {
+        Value::Map(entries) => entries
+            .into_iter()
+            .map(|(server, info)| (text(server), text(info)))
+            .collect(),
+        info => vec![(servers.to_owned(), text(info))],
+    }
+}
+
+fn text(value: Value) -> String {
+    from_redis_value(value).unwrap_or_default()
+}
+
+/// Decides by the answer to `INFO`. What it does not say is not held against it.
+fn judge(server: &str, info: &str) -> Result<(), ConnectError> {
+    let field = |name: &str| {
+        let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+        lines
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.trim())
+    };
+    if let Some(found) = field("redis_version")
+        && version(found) < version(OLDEST)
+    {
+        return Err(ConnectError::TooOld {
+            server: server.to_owned(),
+            found: found.to_owned(),
+            needed: OLDEST,
+        });
+    }
+    // The volatile policies evict keys that have a time to live. None of ours has.
+    if let Some(policy) = field("maxmemory_policy")
+        && policy.starts_with("allkeys")
+    {
+        return Err(ConnectError::Evicts {
+            server: server.to_owned(),
+            policy: policy.to_owned(),
+        });
+    }
+    if field("aof_enabled") == Some("0") {
+        warn!(
+            server,
+            "redis writes no append-only file: a restart loses what it has taken since its last snapshot"
+        );
+    }
+    Ok(())
+}
+
+/// A version's first two numbers.
+fn version(text: &str) -> (u32, u32) {
+    let mut numbers = text.split('.').map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_ones_and_forgetful_ones_are_refused() {
+        let judged = |version: &str, policy: &str| {
+            let info = format!(
+                "# Server\r\nredis_version:{version}\r\n\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"
+            );
+            judge("a:1", &info).map_err(|error| error.to_string())
+        };
+        for (version, policy) in [("6.2.0", "noeviction"), ("10.0.1", "volatile-lru")] {
+            assert_eq!(judged(version, policy), Ok(()));
+        }
+        for (version, policy, named) in [
+            ("6.0.16", "noeviction", "version 6.0.16"),
+            ("7.0.15", "allkeys-lru", "allkeys-lru"),
+        ] {
+            let error = judged(version, policy).unwrap_err();
+            assert!(error.contains(named) && error.contains("a:1"), "{error}");
+        }
+        assert!(judge("a:1", "").is_ok(), "it says nothing");
+    }
+}

@@ -1,0 +1,112 @@
+//! The names of the keys, and what of a record is stored beside it.
+
+use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::rollout::{Owed, Phase, Rollout, Wanted};
+
+/// Names keys. See the crate's documentation for what is in them.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// All names.
+    pub(crate) fn rollouts(&self) -> String {
+        format!("{}rollouts", self.prefix)
+    }
+
+    /// The active ones' names.
+    pub(crate) fn active(&self) -> String {
+        format!("{}active", self.prefix)
+    }
+
+    /// Why and since when all are halted.
+    pub(crate) fn halt(&self) -> String {
+        format!("{}halt", self.prefix)
+    }
+
+    /// A rollout's record.
+    pub(crate) fn head(&self, name: &RolloutName) -> String {
+        format!("{}{{{name}}}", self.prefix)
+    }
+
+    /// Who drives a rollout, and what was told of it.
+    pub(crate) fn roster(&self, name: &RolloutName) -> String {
+        format!("{}:roster", self.head(name))
+    }
+
+    /// The keys of a rollout and its plan, in the order in which `rollout.lua` names them.
+    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 9] {
+        let head = self.head(name);
+        [
+            "",
+            ":numbers",
+            ":headers",
+            ":manifests",
+            ":work",
+            ":outcomes",
+            ":codes",
+            ":open",
+            ":tallies",
+        ]
+        .map(|part| format!("{head}{part}"))
+    }
+
+    /// A hub's permits.
+    pub(crate) fn permits(&self, hub: &HubName) -> String {
+        format!("{}{{hub:{hub}}}:permits", self.prefix)
+    }
+
+    /// A hub's budget for links.
+    pub(crate) fn links(&self, hub: &HubName) -> String {
+        format!("{}{{hub:{hub}}}:links", self.prefix)
+    }
+}
+
+/// What the scripts need to know of a rollout's phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stance {
+    /// Its plan is not whole: batches may be added.
+    Planning,
+    /// Batches may be worked on.
+    Running,
+    /// What is left may be skipped.
+    Aborting,
+    /// None of these.
+    Still,
+}
+
+impl Stance {
+    pub(crate) fn of(rollout: &Rollout) -> Self {
+        match &rollout.phase {
+            phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
+            phase if phase.wanted() == Wanted::GoOn => Self::Running,
+            Phase::Aborting { .. } => Self::Aborting,
+            _ => Self::Still,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Planning => "planning",
+            Self::Running => "running",
+            Self::Aborting => "aborting",
+            Self::Still => "still",
+        }
+    }
+
+    /// What a worker is to do, by the stance as it is stored.
+    pub(crate) fn wanted(stored: &str) -> Wanted {
+        if stored == Self::Running.as_str() {
+            Wanted::GoOn
+        } else {
+            Wanted::Stop
+        }
+    }
+}

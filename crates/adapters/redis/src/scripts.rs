@@ -1,0 +1,209 @@
+//! The scripts, and how they are run.
+//!
+//! A script's text is made of the constants that it shares with the rest of Twincast (written
+//! once, in Rust), of what scripts of its kind share, and of its own file in `scripts/`.
+//!
+//! The server knows scripts by their digests, until it restarts or is told to forget them. One
+//! that it does not know is sent whole, to the same server and with the same effect. (To load it
+//! first, as the client library does, would take all servers of a cluster, one that is down too.)
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, Script as Digested, ToRedisArgs};
+use twincast_core::batch::MAX_STRIKES;
+use twincast_core::outcome::{OUTCOMES, Outcome};
+use twincast_core::permits;
+use twincast_core::time::Timestamp;
+
+use crate::keys::Stance;
+
+/// One script.
+#[derive(Debug)]
+pub(crate) struct Script {
+    text: String,
+    digest: String,
+}
+
+/// All scripts.
+#[derive(Debug)]
+pub(crate) struct Scripts {
+    pub(crate) create: Script,
+    pub(crate) save: Script,
+    pub(crate) add_batches: Script,
+    pub(crate) batches: Script,
+    pub(crate) open_batches: Script,
+    pub(crate) lease: Script,
+    pub(crate) load: Script,
+    pub(crate) record: Script,
+    pub(crate) merge: Script,
+    pub(crate) release: Script,
+    pub(crate) skip_remaining: Script,
+    pub(crate) tallies: Script,
+    pub(crate) claim: Script,
+    pub(crate) disclaim: Script,
+    pub(crate) set_announced: Script,
+    pub(crate) retire: Script,
+    pub(crate) take_permits: Script,
+    pub(crate) throttled: Script,
+    pub(crate) open_link: Script,
+}
+
+/// All scripts, put together when the first is run.
+pub(crate) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(Scripts::new);
+
+impl Scripts {
+    fn new() -> Self {
+        let common = constants() + include_str!("scripts/common.lua");
+        let rollout = common.clone() + include_str!("scripts/rollout.lua");
+        let hub = common.clone() + include_str!("scripts/hub.lua");
+        Self {
+            create: Script::new(&rollout, include_str!("scripts/create.lua")),
+            save: Script::new(&rollout, include_str!("scripts/save.lua")),
+            add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),
+            batches: Script::new(&rollout, include_str!("scripts/batches.lua")),
+            open_batches: Script::new(&rollout, include_str!("scripts/open_batches.lua")),
+            lease: Script::new(&rollout, include_str!("scripts/lease.lua")),
+            load: Script::new(&rollout, include_str!("scripts/load.lua")),
+            record: Script::new(&rollout, include_str!("scripts/record.lua")),
+            merge: Script::new(&rollout, include_str!("scripts/merge.lua")),
+            release: Script::new(&rollout, include_str!("scripts/release.lua")),
+            skip_remaining: Script::new(&rollout, include_str!("scripts/skip_remaining.lua")),
+            tallies: Script::new(&rollout, include_str!("scripts/tallies.lua")),
+            claim: Script::new(&common, include_str!("scripts/claim.lua")),
+            disclaim: Script::new(&common, include_str!("scripts/disclaim.lua")),
+            set_announced: Script::new(&common, include_str!("scripts/set_announced.lua")),
+            retire: Script::new(&common, include_str!("scripts/retire.lua")),
+            take_permits: Script::new(&hub, include_str!("scripts/take_permits.lua")),
+            throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
+            open_link: Script::new(&common, include_str!("scripts/open_link.lua")),
+        }
+    }
+}
+
+impl Script {
+    fn new(shared: &str, own: &str) -> Self {
+        let text = format!("{shared}\n{own}");
+        let digest = Digested::new(&text).get_hash().to_owned();
+        Self { text, digest }
+    }
+
+    /// A run of it on these keys. The first argument is the time in milliseconds, or empty for
+    /// the server's.
+    pub(crate) fn on(&'static self, keys: &[String], time: &str) -> Run {
+        Run {
+            script: self,
+            keys: keys.to_vec(),
+            arguments: time.to_redis_args(),
+        }
+    }
+}
+
+/// A script with its keys and arguments.
+#[derive(Debug)]
+pub(crate) struct Run {
+    script: &'static Script,
+    keys: Vec<String>,
+    arguments: Vec<Vec<u8>>,
+}
+
+impl Run {
+    /// Adds an argument.
+    pub(crate) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
+        argument.write_redis_args(&mut self.arguments);
+        self
+    }
+
+    /// The command for a server that knows the script.
+    pub(crate) fn by_digest(&self) -> Cmd {
+        self.command("EVALSHA", &self.script.digest)
+    }
+
+    /// The command for any server; it knows the script from then on.
+    pub(crate) fn in_full(&self) -> Cmd {
+        self.command("EVAL", &self.script.text)
+    }
+
+    fn command(&self, verb: &str, script: &str) -> Cmd {
+        let mut command = redis::cmd(verb);
+        command
+            .arg(script)
+            .arg(self.keys.len())
+            .arg(&self.keys)
+            .arg(&self.arguments);
+        command
+    }
+}
+
+/// The constants that scripts use, as Lua.
+fn constants() -> String {
+    /// Other refusals of what was in flight at the first one are the same throttle.
+    const ONE_THROTTLE_MS: u64 = 2_000;
+
+    let code = |outcome: Outcome| (outcome as u8).to_string();
+    let us = |duration: std::time::Duration| duration.as_micros().to_string();
+    let unsettled: Vec<_> = Outcome::ALL
+        .into_iter()
+        .filter(|outcome| !outcome.is_settled())
+        .map(code)
+        .collect();
+    let quoted = |stance: Stance| format!("'{}'", stance.as_str());
+    let constants = [
+        ("LATEST", Timestamp::MAX.0.to_string()),
+        ("OUTCOME_COUNT", OUTCOMES.to_string()),
+        ("PENDING", code(Outcome::Pending)),
+        ("ATTEMPTING", code(Outcome::Attempting)),
+        ("UNKNOWN", code(Outcome::Unknown)),
+        ("SKIPPED", code(Outcome::Skipped)),
+        ("REFUSED", code(Outcome::Refused)),
+        ("UNSETTLED", format!("{{{}}}", unsettled.join(", "))),
+        ("PLANNING", quoted(Stance::Planning)),
+        ("RUNNING", quoted(Stance::Running)),
+        ("ABORTING", quoted(Stance::Aborting)),
+        ("MAX_STRIKES", MAX_STRIKES.to_string()),
+        ("HORIZON_US", us(permits::HORIZON)),
+        ("BLOCK_US", us(permits::BLOCK)),
+        ("DRY_US", us(permits::DRY)),
+        ("KEEP_US", us(permits::KEEP)),
+        ("MAKE_UP_US", us(permits::MAKE_UP)),
+        ("CUT", permits::CUT.to_string()),
+        ("FLOOR", permits::FLOOR.to_string()),
+        ("CLIMB_PER_SECOND", permits::CLIMB_PER_SECOND.to_string()),
+        ("ONE_THROTTLE_MS", ONE_THROTTLE_MS.to_string()),
+        ("LINK_MS", permits::Links::EACH.as_millis().to_string()),
+        ("LINK_BURST", permits::Links::BURST.to_string()),
+    ];
+    constants
+        .iter()
+        .map(|(name, value)| format!("local {name} = {value}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scripts merge by taking the greater code.
+    #[test]
+    fn the_greater_code_is_the_higher_outcome() {
+        for (a, b) in Outcome::ALL
+            .into_iter()
+            .flat_map(|a| Outcome::ALL.map(|b| (a, b)))
+        {
+            assert_eq!(a.merge(b) as u8, (a as u8).max(b as u8));
+        }
+    }
+
+    #[test]
+    fn constants_are_lua() {
+        let text = constants();
+        for line in [
+            "local UNSETTLED = {0, 1}",
+            "local PLANNING = 'planning'",
+            "local CUT = 0.7",
+            "local HORIZON_US = 1000000",
+            "local LATEST = 253402207200000",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+-- What all scripts begin with. ARGV[1] is the time in milliseconds since 1970, or nothing: then
+-- it is the server's.
+
+local function clock()
+  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- A whole number as text. Lua's own way is exact to 14 digits only.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- The time after `ttl` milliseconds, both in the range of a Timestamp.
+local function later(now, ttl)
+  return math.min(now + ttl, LATEST)
+end
+
+-- Calls a command that takes any number of arguments after its key, a thousand at a time, for
+-- Lua's stack is small. `call` gets each answer.
+local function in_pieces(command, key, arguments, call)
+  for first = 1, #arguments, 1000 do
+    local last = math.min(first + 999, #arguments)
+    local answer = redis.call(command, key, unpack(arguments, first, last))
+    if call then call(answer) end
+  end
+end
+
+-- The values of a hash's fields, in their order; false for those that are not there.
+local function fields(key, names)
+  local values = {}
+  in_pieces('HMGET', key, names, function(answer)
+    for at = 1, #answer do values[#values + 1] = answer[at] end
+  end)
+  return values
+end

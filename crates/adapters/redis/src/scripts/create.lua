@@ -1,0 +1,8 @@
+-- Stores a rollout's record unless there is one.
+-- ARGV: time, record, version, plan, stance. Gives the record that was there.
+
+local record = redis.call('HGET', HEAD, 'record')
+if record then return { 'OK', record } end
+redis.call('HSET', HEAD,
+  'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5])
+return { 'OK' }

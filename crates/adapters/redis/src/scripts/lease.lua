@@ -1,0 +1,29 @@
+-- Gives a lease, or says why not: `Tenancy::lease`.
+-- ARGV: time, batch, holder, milliseconds.
+
+local version, stance = unpack(redis.call('HMGET', HEAD, 'version', 'stance'))
+if not version then return { 'NO_ROLLOUT' } end
+local row = read_row(ARGV[2])
+if not row then return { 'NO_BATCH' } end
+if unsettled(row) == 0 then return { 'OK', 'done' } end
+if stance ~= RUNNING then return { 'OK', 'not_wanted' } end
+
+local now, holder = clock(), ARGV[3]
+local is_others = row.holder ~= NOBODY and row.holder ~= holder
+if is_others and row.ends > now then return { 'OK', 'held', row.holder, row.ends } end
+
+if version ~= row.counted_in then
+  row.counted_in, row.strikes = version, 0
+elseif is_others then
+  row.strikes = row.strikes + 1
+end
+if row.strikes >= MAX_STRIKES then
+  row.holder, row.ends = NOBODY, 0
+  write_row(row)
+  return { 'OK', 'quarantined' }
+end
+-- Counted for the rollout, so that no plan's lease is ever mistaken for another plan's.
+row.epoch = whole(redis.call('HINCRBY', HEAD, 'epoch', 1))
+row.holder, row.ends = holder, later(now, tonumber(ARGV[4]))
+write_row(row)
+return { 'OK', 'granted', row.epoch }

@@ -1,0 +1,11 @@
+-- Merges reports from others than the batch's holder.
+-- ARGV: time, batch, reports.
+
+if redis.call('EXISTS', HEAD) == 0 then return { 'NO_ROLLOUT' } end
+local row = read_row(ARGV[2])
+if not row then return { 'NO_BATCH' } end
+local change, refusal = merged(row, decode(ARGV[3]))
+if refusal then return refusal end
+apply(row, change)
+if change.high > 0 then write_row(row) end
+return { 'OK' }

@@ -1,0 +1,162 @@
+-- What the scripts on one rollout share. Each reads and checks first and writes last, so that
+-- what is refused (by us, or by a server that is out of memory, which it tells at the first
+-- write) has changed nothing.
+
+local HEAD, NUMBERS, HEADERS, MANIFESTS, WORK, OUTCOMES, CODES, OPEN, TALLIES = unpack(KEYS)
+
+-- The holder of a batch that nobody holds; no holder has such a name.
+local NOBODY = '-'
+
+-- A row of WORK: all that changes about a batch, and what is needed for changing it. Its words:
+-- first device, devices, stage, hub, epoch, strikes, version they were counted in, lease's end,
+-- holder, and how many devices have each outcome.
+local function read_row(batch)
+  local text = redis.call('HGET', WORK, batch)
+  if not text then return nil end
+  local word = string.gmatch(text, '%S+')
+  local row = {
+    batch = batch,
+    first = tonumber(word()), devices = tonumber(word()), stage = word(), hub = word(),
+    epoch = word(), strikes = tonumber(word()), counted_in = word(),
+    ends = tonumber(word()), holder = word(), counts = {},
+  }
+  for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
+  return row
+end
+
+local function write_row(row)
+  local words = {
+    whole(row.first), whole(row.devices), row.stage, row.hub,
+    row.epoch, whole(row.strikes), row.counted_in,
+    whole(row.ends), row.holder,
+  }
+  for outcome = 0, OUTCOME_COUNT - 1 do words[#words + 1] = whole(row.counts[outcome]) end
+  redis.call('HSET', WORK, row.batch, table.concat(words, ' '))
+end
+
+local function unsettled(row)
+  local sum = 0
+  for _, outcome in ipairs(UNSETTLED) do sum = sum + row.counts[outcome] end
+  return sum
+end
+
+local function tally(row, outcome)
+  return row.stage .. ':' .. row.hub .. ':' .. outcome
+end
+
+-- A batch's name in OPEN, where all have the same score and so are in the order of their names:
+-- by hub, then by number.
+local function open_name(row)
+  return row.hub .. ':' .. string.format('%010.0f', tonumber(row.batch))
+end
+
+-- The outcomes of the devices `from` to `to` of a batch, two to a byte, the earlier one in the
+-- low half. A batch begins at a byte. False when they are not all there.
+local function packed(row, from, to)
+  local start = row.first / 2
+  local low, high = start + math.floor(from / 2), start + math.floor(to / 2)
+  local bytes = redis.call('GETRANGE', OUTCOMES, whole(low), whole(high))
+  return #bytes == high - low + 1 and bytes, low
+end
+
+local function unpacked(byte, index)
+  if index % 2 == 0 then return byte % 16 end
+  return math.floor(byte / 16)
+end
+
+-- Reports as they are sent, 9 bytes each, made a list of index, outcome, code, index, …
+local function decode(text)
+  local reports = {}
+  for at = 1, #text, 9 do
+    local n = #reports
+    reports[n + 1], reports[n + 2], reports[n + 3] = struct.unpack('<I4BI4', text, at)
+  end
+  return reports
+end
+
+-- What reports would change of a batch, without changing it; or nil and a refusal.
+local function merged(row, reports)
+  local from, to = row.devices, -1
+  for at = 1, #reports, 3 do
+    from, to = math.min(from, reports[at]), math.max(to, reports[at])
+  end
+  local change = { low = math.huge, high = -1, bytes = {}, moved = {}, codes = {} }
+  if to < 0 then return change end
+  if to >= row.devices then return nil, { 'NO_DEVICE', to } end
+  local bytes, start = packed(row, from, to)
+  if not bytes then return nil, { 'DAMAGED', 'outcomes are missing' } end
+
+  change.old, change.start = bytes, start
+  local base = math.floor(from / 2)
+  for at = 1, #reports, 3 do
+    local index, outcome, code = reports[at], reports[at + 1], reports[at + 2]
+    local place = math.floor(index / 2) - base + 1
+    local byte = change.bytes[place] or string.byte(bytes, place)
+    local before = unpacked(byte, index)
+    local after = math.max(before, outcome)
+    if after ~= before then
+      local unit = index % 2 == 0 and 1 or 16
+      change.bytes[place] = byte + (after - before) * unit
+      change.low, change.high = math.min(change.low, place), math.max(change.high, place)
+      change.moved[before] = (change.moved[before] or 0) - 1
+      change.moved[after] = (change.moved[after] or 0) + 1
+    end
+    if after == REFUSED and outcome == REFUSED and code ~= 0 then
+      change.codes[#change.codes + 1] = { whole(row.first + index), code }
+    end
+  end
+  for outcome, by in pairs(change.moved) do
+    if row.counts[outcome] + by < 0 then
+      return nil, { 'DAMAGED', 'the counts are not the sum of the outcomes' }
+    end
+  end
+  return change
+end
+
+-- The codes of a change that are the first for their device, as fields and values.
+local function first_codes(change)
+  local names, codes = {}, {}
+  for _, entry in ipairs(change.codes) do
+    if not codes[entry[1]] then
+      names[#names + 1] = entry[1]
+      codes[entry[1]] = entry[2]
+    end
+  end
+  local found = fields(CODES, names)
+  local new = {}
+  for at, name in ipairs(names) do
+    if not found[at] then
+      new[#new + 1] = name
+      new[#new + 1] = codes[name]
+    end
+  end
+  return new
+end
+
+-- Carries out a change, with all that follows from it. The row itself is for the caller to write.
+local function apply(row, change)
+  local codes = first_codes(change)
+  if change.high > 0 then
+    local pieces = {}
+    for place = change.low, change.high do
+      local byte = change.bytes[place]
+      pieces[#pieces + 1] = byte and string.char(byte) or string.sub(change.old, place, place)
+    end
+    local offset = whole(change.start + change.low - 1)
+    redis.call('SETRANGE', OUTCOMES, offset, table.concat(pieces))
+    for outcome, by in pairs(change.moved) do
+      if by ~= 0 then
+        row.counts[outcome] = row.counts[outcome] + by
+        redis.call('HINCRBY', TALLIES, tally(row, outcome), by)
+      end
+    end
+    if unsettled(row) == 0 then redis.call('ZREM', OPEN, open_name(row)) end
+  end
+  in_pieces('HSET', CODES, codes)
+end
+
+-- The headers and rows of batches, for those who want to see them.
+local function page(numbers)
+  local version = redis.call('HGET', HEAD, 'version')
+  return { 'OK', version, clock(), fields(HEADERS, numbers), fields(WORK, numbers) }
+end

@@ -1,0 +1,12 @@
+-- A hub refused a send for its quota: `Limiter::throttled`.
+-- KEYS: the hub's permits. ARGV: time, milliseconds for which nothing is to be sent.
+
+local now = clock()
+local limiter = read_hub()
+if now - limiter.factor_at >= ONE_THROTTLE_MS or limiter.factor >= 1 then
+  limiter.factor = math.max(factor_at(limiter, now) * CUT, FLOOR)
+  limiter.factor_at = now
+end
+limiter.next_us = math.max(limiter.next_us, later(now, tonumber(ARGV[2])) * 1000)
+write_limiter(limiter)
+return { 'OK' }

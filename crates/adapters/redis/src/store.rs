@@ -1,0 +1,221 @@
+//! The two ports on Redis: each call is one script, or a few commands in an order that a crash
+//! between them cannot hurt.
+
+mod rollouts;
+mod roster;
+
+use std::fmt;
+
+use futures::StreamExt;
+use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
+use twincast_core::batch::Lease;
+use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::ports::StoreError;
+use twincast_core::rollout::PlanId;
+
+use crate::check::check;
+use crate::error::{ConnectError, Misfit, store_error};
+use crate::keys::Keys;
+use crate::link::Link;
+use crate::reply::{self, Refusal, Reply};
+use crate::scripts::{Run, Script};
+use crate::settings::{Settings, TimeSource, addresses};
+
+/// How many records are looked up at once when names are listed.
+const LOOKED_UP_AT_ONCE: usize = 64;
+
+/// The store and the roster on a Redis or a Redis Cluster; see the crate's documentation.
+pub struct RedisStore {
+    link: Link,
+    keys: Keys,
+    time: TimeSource,
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").finish_non_exhaustive()
+    }
+}
+
+/// What a call is about, for errors.
+#[derive(Debug, Clone, Copy)]
+enum Subject<'a> {
+    Rollouts,
+    Rollout(&'a RolloutName),
+    Plan(&'a RolloutName, PlanId),
+    Batch(&'a RolloutName, BatchId),
+    Lease(&'a Lease),
+    Hub(&'a HubName),
+}
+
+impl RedisStore {
+    /// Connects, and checks that the server (each, of a cluster) will do: that it is not too old,
+    /// runs scripts, and evicts nothing of ours. Warns if it keeps nothing on disk.
+    ///
+    /// # Errors
+    /// [`ConnectError`], which says what to do about it.
+    pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
+        let servers = addresses(&settings.servers()?);
+        let link = Link::new(settings)?;
+        check(&link, &servers).await?;
+        Ok(Self {
+            link,
+            keys: Keys::new(&settings.prefix),
+            time: settings.time.clone(),
+        })
+    }
+
+    /// Whether Redis answers; in a cluster, the node that has the names of the rollouts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let exists = redis::cmd("EXISTS").arg(self.keys.active()).to_owned();
+        self.ask::<u64>("ask after", Subject::Rollouts, &exists)
+            .await?;
+        Ok(())
+    }
+
+    /// The time for a script: nothing for the server's own.
+    fn now(&self) -> String {
+        match &self.time {
+            TimeSource::Server => String::new(),
+            TimeSource::Given(clock) => clock.now().0.to_string(),
+        }
+    }
+
+    /// A run of a script on a rollout's keys.
+    fn on(&self, name: &RolloutName, script: &'static Script) -> Run {
+        script.on(&self.keys.rollout(name), &self.now())
+    }
+
+    /// A run of a script on one key.
+    fn on_key(&self, key: String, script: &'static Script) -> Run {
+        script.on(&[key], &self.now())
+    }
+
+    /// Runs a script, and makes its refusals errors.
+    async fn run(&self, verb: &str, subject: Subject<'_>, run: &Run) -> Result<Reply, StoreError> {
+        let answered = self.link.run(run).await;
+        let value = answered.map_err(|error| subject.failed(verb, error))?;
+        let answer = reply::read(value).map_err(|misfit| subject.corrupt(verb, misfit))?;
+        answer.map_err(|refusal| subject.refused(verb, refusal))
+    }
+
+    /// Asks one thing without a script.
+    async fn ask<T: FromRedisValue>(
+        &self,
+        verb: &str,
+        subject: Subject<'_>,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        let answered = self.link.query(command).await;
+        let value: Value = answered.map_err(|error| subject.failed(verb, error))?;
+        from_redis_value(value).map_err(|error| subject.corrupt(verb, Misfit(error.to_string())))
+    }
+
+    /// A rollout's version.
+    async fn version_of(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        let get = redis::cmd("HGET")
+            .arg(self.keys.head(name))
+            .arg("version")
+            .to_owned();
+        let version: Option<u64> = self
+            .ask("read the version of", Subject::Rollout(name), &get)
+            .await?;
+        Ok(version.map(Version))
+    }
+
+    /// The names in a sorted set, ascending, without those that have no record: a crash left them,
+    /// between the name and the record.
+    async fn names(&self, key: String) -> Result<Vec<RolloutName>, StoreError> {
+        let range = redis::cmd("ZRANGE").arg(key).arg(0).arg(-1).to_owned();
+        let listed: Vec<String> = self.ask("list", Subject::Rollouts, &range).await?;
+        let mut names = Vec::new();
+        for text in listed {
+            let name = RolloutName::new(text);
+            let name =
+                name.map_err(|e| Subject::Rollouts.corrupt("list", Misfit(e.to_string())))?;
+            names.push(name);
+        }
+        names.sort_unstable();
+        let looked_up = futures::stream::iter(names).map(async |name| {
+            let version = self.version_of(&name).await?;
+            Ok(version.map(|_| name))
+        });
+        let mut looked_up = looked_up.buffered(LOOKED_UP_AT_ONCE);
+        let mut stored = Vec::new();
+        while let Some(name) = looked_up.next().await {
+            stored.extend(name?);
+        }
+        Ok(stored)
+    }
+}
+
+impl Subject<'_> {
+    fn failed(self, verb: &str, error: RedisError) -> StoreError {
+        store_error(format!("{verb} {self}"), error)
+    }
+
+    fn corrupt(self, verb: &str, misfit: Misfit) -> StoreError {
+        StoreError::Corrupt {
+            doing: format!("{verb} {self}"),
+            source: Box::new(misfit),
+        }
+    }
+
+    fn refused(self, verb: &str, refusal: Refusal) -> StoreError {
+        let (rollout, batch) = self.parts();
+        let what = match refusal {
+            Refusal::NoRollout => rollout,
+            Refusal::NoBatch => batch,
+            Refusal::NoDevice(index) => format!("device {index} of {batch}"),
+            Refusal::Superseded => {
+                // What is refused for a batch is refused because of its rollout's phase.
+                let what = if matches!(self, Self::Batch(..)) {
+                    rollout
+                } else {
+                    self.to_string()
+                };
+                return StoreError::Superseded { what };
+            }
+            Refusal::Damaged(what) => return self.corrupt(verb, Misfit(what)),
+        };
+        StoreError::NotFound { what }
+    }
+
+    /// The rollout and the batch that it is about, in words.
+    fn parts(self) -> (String, String) {
+        let rollout = |name| Subject::Rollout(name).to_string();
+        match self {
+            Self::Batch(name, _) => (rollout(name), self.to_string()),
+            Self::Lease(lease) => {
+                let batch = Self::Batch(&lease.rollout, lease.batch);
+                (rollout(&lease.rollout), batch.to_string())
+            }
+            Self::Plan(name, _) => (rollout(name), self.to_string()),
+            Self::Rollouts | Self::Rollout(_) | Self::Hub(_) => {
+                (self.to_string(), self.to_string())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rollouts => f.write_str("the rollouts"),
+            Self::Rollout(name) => write!(f, "rollout {name}"),
+            Self::Plan(name, plan) => write!(f, "try {} at planning rollout {name}", plan.0),
+            Self::Batch(name, batch) => write!(f, "batch {batch} of rollout {name}"),
+            Self::Lease(lease) => {
+                write!(
+                    f,
+                    "the lease on batch {} of rollout {}",
+                    lease.batch, lease.rollout
+                )
+            }
+            Self::Hub(hub) => write!(f, "hub {hub}"),
+        }
+    }
+}

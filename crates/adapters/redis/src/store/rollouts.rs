@@ -1,0 +1,303 @@
+//! The store.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::cmd;
+use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::permits::{Grant, PermitRequest, THROTTLE_PAUSE};
+use twincast_core::plan::Batch;
+use twincast_core::ports::{
+    BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
+};
+use twincast_core::rollout::{PlanId, Rollout, Wanted};
+
+use super::{RedisStore, Subject};
+use crate::keys::Stance;
+use crate::reply::{encode, json, pack};
+use crate::scripts::{Run, SCRIPTS};
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
+        let name = &rollout.spec.name;
+        let subject = Subject::Rollout(name);
+        // Looked for first, so that a rollout that has ended is not called active again.
+        if let Some(existing) = self.rollout(name).await? {
+            return Ok(Created::Existing(Box::new(existing)));
+        }
+        self.enlist(rollout).await?;
+        let run = record_of(self.on(name, &SCRIPTS.create), rollout);
+        let mut reply = self.run("create", subject, &run).await?;
+        match reply.next_if_any::<Vec<u8>>() {
+            None => Ok(Created::New),
+            Some(existing) => existing
+                .and_then(|record| json(&record, "the record"))
+                .map(|existing| Created::Existing(Box::new(existing)))
+                .map_err(|misfit| subject.corrupt("create", misfit)),
+        }
+    }
+
+    async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
+        let subject = Subject::Rollout(name);
+        let get = cmd("HGET")
+            .arg(self.keys.head(name))
+            .arg("record")
+            .to_owned();
+        let record: Option<Vec<u8>> = self.ask("read", subject, &get).await?;
+        let rollout = record.map(|record| json(&record, "the record")).transpose();
+        rollout.map_err(|misfit| subject.corrupt("read", misfit))
+    }
+
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        self.version_of(name).await
+    }
+
+    async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.names(self.keys.rollouts()).await
+    }
+
+    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+        let name = &rollout.spec.name;
+        // What would be refused is not to enlist anything.
+        match self.version_of(name).await? {
+            Some(version) if version == from => self.enlist(rollout).await?,
+            _ => {}
+        }
+        let run = record_of(self.on(name, &SCRIPTS.save), rollout).arg(from.0);
+        self.run("save", Subject::Rollout(name), &run).await?;
+        Ok(())
+    }
+
+    async fn add_batches(
+        &self,
+        name: &RolloutName,
+        plan: PlanId,
+        batches: Vec<Batch>,
+    ) -> Result<(), StoreError> {
+        let mut run = self.on(name, &SCRIPTS.add_batches).arg(plan.0);
+        for Batch { header, devices } in &batches {
+            let described = serde_json::to_vec(header).expect("a batch's header is plain data");
+            run = run
+                .arg(header.id.0)
+                .arg(described)
+                .arg(header.devices)
+                .arg(header.stage.0)
+                .arg(header.hub.as_str())
+                .arg(pack(devices));
+        }
+        self.run("add batches to", Subject::Plan(name, plan), &run)
+            .await?;
+        Ok(())
+    }
+
+    async fn batches(
+        &self,
+        name: &RolloutName,
+        after: Option<BatchId>,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let first = after.map_or(0, |after| u64::from(after.0) + 1);
+        let run = self
+            .on(name, &SCRIPTS.batches)
+            .arg(first)
+            .arg(limit_of(limit));
+        self.page("list the batches of", name, &run).await
+    }
+
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let run = self
+            .on(name, &SCRIPTS.open_batches)
+            .arg(hub.as_str())
+            .arg(limit_of(limit));
+        self.page("list the open batches of", name, &run).await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
+        let subject = Subject::Batch(&request.rollout, request.batch);
+        let run = self
+            .on(&request.rollout, &SCRIPTS.lease)
+            .arg(request.batch.0)
+            .arg(request.holder.as_str())
+            .arg(ms(request.ttl));
+        let reply = self.run("lease", subject, &run).await?;
+        let leased = reply.leased(|epoch| {
+            LeaseReply::Granted(Lease {
+                rollout: request.rollout.clone(),
+                batch: request.batch,
+                holder: request.holder.clone(),
+                epoch,
+            })
+        });
+        leased.map_err(|misfit| subject.corrupt("lease", misfit))
+    }
+
+    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
+        let subject = Subject::Batch(name, batch);
+        let run = self.on(name, &SCRIPTS.load).arg(batch.0);
+        let reply = self.run("load", subject, &run).await?;
+        reply
+            .work()
+            .map_err(|misfit| subject.corrupt("load", misfit))
+    }
+
+    async fn record(
+        &self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+    ) -> Result<Wanted, StoreError> {
+        let subject = Subject::Lease(lease);
+        let run = self
+            .on(&lease.rollout, &SCRIPTS.record)
+            .arg(lease.batch.0)
+            .arg(lease.epoch.0)
+            .arg(ms(ttl))
+            .arg(encode(reports));
+        let mut reply = self.run("record outcomes under", subject, &run).await?;
+        let stance = reply.next::<String>();
+        let stance = stance.map_err(|misfit| subject.corrupt("record outcomes under", misfit))?;
+        Ok(Stance::wanted(&stance))
+    }
+
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError> {
+        let run = self
+            .on(name, &SCRIPTS.merge)
+            .arg(batch.0)
+            .arg(encode(reports));
+        self.run("merge reports into", Subject::Batch(name, batch), &run)
+            .await?;
+        Ok(())
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let run = self
+            .on(&lease.rollout, &SCRIPTS.release)
+            .arg(lease.batch.0)
+            .arg(lease.epoch.0);
+        self.run("release", Subject::Lease(lease), &run).await?;
+        Ok(())
+    }
+
+    async fn skip_remaining(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+    ) -> Result<Option<Held>, StoreError> {
+        let (verb, subject) = ("skip what is left of", Subject::Batch(name, batch));
+        let run = self.on(name, &SCRIPTS.skip_remaining).arg(batch.0);
+        let reply = self.run(verb, subject, &run).await?;
+        reply.held().map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
+        let (verb, subject) = ("read the tallies of", Subject::Rollout(name));
+        let reply = self
+            .run(verb, subject, &self.on(name, &SCRIPTS.tallies))
+            .await?;
+        reply
+            .tallies()
+            .map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
+        let (verb, subject) = ("take permits on", Subject::Hub(&request.hub));
+        let limit = request.limit.map(|limit| limit.to_string());
+        let run = self
+            .on_key(self.keys.permits(&request.hub), &SCRIPTS.take_permits)
+            .arg(request.rollout.as_str())
+            .arg(request.wanted)
+            .arg(request.per_minute.to_string())
+            .arg(request.weight)
+            .arg(limit.unwrap_or_default());
+        let mut reply = self.run(verb, subject, &run).await?;
+        let granted = reply.next().and_then(|permits| {
+            let wait = Duration::from_micros(reply.next()?);
+            Ok(Grant { permits, wait })
+        });
+        granted.map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn throttled(
+        &self,
+        hub: &HubName,
+        retry_after: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let run = self
+            .on_key(self.keys.permits(hub), &SCRIPTS.throttled)
+            .arg(ms(retry_after.unwrap_or(THROTTLE_PAUSE)));
+        self.run("slow down", Subject::Hub(hub), &run).await?;
+        Ok(())
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let (verb, subject) = ("reserve a link to", Subject::Hub(hub));
+        let run = self.on_key(self.keys.links(hub), &SCRIPTS.open_link);
+        let wait = self.run(verb, subject, &run).await?.next();
+        let wait = wait.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        Ok(Duration::from_millis(wait))
+    }
+}
+
+impl RedisStore {
+    /// Notes a rollout's name, and that it is active, before it is stored in this version: a crash
+    /// in between leaves a name without a record, never a record without a name.
+    async fn enlist(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let name = &rollout.spec.name;
+        let subject = Subject::Rollout(name);
+        let known = cmd("ZADD")
+            .arg(self.keys.rollouts())
+            .arg(0)
+            .arg(name.as_str())
+            .to_owned();
+        self.ask::<u64>("enlist", subject, &known).await?;
+        let active = cmd("ZADD")
+            .arg(self.keys.active())
+            .arg("GT")
+            .arg(rollout.version.0)
+            .arg(name.as_str())
+            .to_owned();
+        self.ask::<u64>("enlist", subject, &active).await?;
+        Ok(())
+    }
+
+    async fn page(
+        &self,
+        verb: &str,
+        name: &RolloutName,
+        run: &Run,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let subject = Subject::Rollout(name);
+        let reply = self.run(verb, subject, run).await?;
+        reply.page().map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+}
+
+/// A record, with what is stored beside it.
+fn record_of(run: Run, rollout: &Rollout) -> Run {
+    let record = serde_json::to_vec(rollout).expect("a rollout's record is plain data");
+    run.arg(record)
+        .arg(rollout.version.0)
+        .arg(rollout.plan_id.0)
+        .arg(Stance::of(rollout).as_str())
+}
+
+/// A limit that Redis can count to, which takes a negative one for none.
+fn limit_of(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

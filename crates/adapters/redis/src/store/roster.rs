@@ -1,0 +1,106 @@
+//! The roster.
+//!
+//! The names of the active rollouts are in one sorted set, on another server of a cluster than
+//! most rollouts. A name's score is the newest version that was stored *or is about to be*, which
+//! is noted before the record is written. So whoever retires a version can neither overlook a
+//! newer record nor one that is on its way: the name stays if its score is higher.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::cmd;
+use twincast_core::batch::Held;
+use twincast_core::ids::{Holder, RolloutName, Version};
+use twincast_core::ports::{Halt, Roster, StoreError};
+
+use super::{RedisStore, Subject};
+use crate::reply::json;
+use crate::scripts::SCRIPTS;
+
+#[async_trait]
+impl Roster for RedisStore {
+    async fn active(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.names(self.keys.active()).await
+    }
+
+    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        if self.version_of(name).await? != Some(version) {
+            return Ok(());
+        }
+        let run = self
+            .on_key(self.keys.active(), &SCRIPTS.retire)
+            .arg(name.as_str())
+            .arg(version.0);
+        self.run("retire", Subject::Rollout(name), &run).await?;
+        Ok(())
+    }
+
+    async fn claim(
+        &self,
+        name: &RolloutName,
+        holder: &Holder,
+        ttl: Duration,
+    ) -> Result<Option<Held>, StoreError> {
+        let subject = Subject::Rollout(name);
+        let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let run = self
+            .on_key(self.keys.roster(name), &SCRIPTS.claim)
+            .arg(holder.as_str())
+            .arg(ms);
+        let reply = self.run("claim", subject, &run).await?;
+        reply
+            .held()
+            .map_err(|misfit| subject.corrupt("claim", misfit))
+    }
+
+    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
+        let run = self
+            .on_key(self.keys.roster(name), &SCRIPTS.disclaim)
+            .arg(holder.as_str());
+        self.run("disclaim", Subject::Rollout(name), &run).await?;
+        Ok(())
+    }
+
+    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError> {
+        let get = cmd("HGET")
+            .arg(self.keys.roster(name))
+            .arg("announced")
+            .to_owned();
+        let subject = Subject::Rollout(name);
+        let version: Option<u64> = self
+            .ask("read what was announced of", subject, &get)
+            .await?;
+        Ok(Version(version.unwrap_or(0)))
+    }
+
+    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let run = self
+            .on_key(self.keys.roster(name), &SCRIPTS.set_announced)
+            .arg(version.0);
+        self.run("note what was announced of", Subject::Rollout(name), &run)
+            .await?;
+        Ok(())
+    }
+
+    async fn halted(&self) -> Result<Option<Halt>, StoreError> {
+        let (verb, subject) = ("read the halt of", Subject::Rollouts);
+        let get = cmd("GET").arg(self.keys.halt()).to_owned();
+        let stored: Option<Vec<u8>> = self.ask(verb, subject, &get).await?;
+        let halt = stored.map(|halt| json(&halt, "the halt")).transpose();
+        halt.map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError> {
+        let key = self.keys.halt();
+        let command = match halt {
+            Some(halt) => {
+                let halt = serde_json::to_vec(halt).expect("a halt is plain data");
+                cmd("SET").arg(key).arg(halt).to_owned()
+            }
+            None => cmd("DEL").arg(key).to_owned(),
+        };
+        self.ask::<redis::Value>("halt", Subject::Rollouts, &command)
+            .await?;
+        Ok(())
+    }
+}

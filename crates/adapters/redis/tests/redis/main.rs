@@ -1,0 +1,4 @@
+//! The adapter on real servers, which these tests start for themselves.
+
+mod common;
+mod conformance;
