@@ -29,9 +29,10 @@ use super::record::{FeedbackRecord, UnreadableRecord, read_records};
 /// The hub's address for feedback.
 const SOURCE: &str = "/messages/serviceBound/feedback";
 
-/// Messages that may wait here. The hub locks each for 60 s (its default), and each holds up to 64 records: enough for
-/// a few thousand records a second, few enough to be handled before the locks are gone.
-const CREDIT: u32 = 16;
+/// Messages that are asked for at a time. The queue is shared, and the hub locks a message for the one it was handed
+/// to: what we do not get round to, others wait for. Each holds up to 64 records, so even over a link of 50 ms one at a
+/// time is more than a thousand records a second.
+const CREDIT: u32 = 1;
 
 /// Receives feedback, reconnecting for as long as it takes.
 pub struct FeedbackReceiver {
@@ -141,7 +142,8 @@ impl FeedbackReceiver {
         self.state.subscribe()
     }
 
-    /// The next batch. Waits for as long as none comes, reconnecting in between.
+    /// The next batch. Waits for as long as none comes, reconnecting in between. Takes nothing from the hub's queue while
+    /// it is not being called, but for one message after a call that was dropped.
     ///
     /// # Errors
     ///
@@ -241,7 +243,7 @@ impl FeedbackLink {
         let attach = Receiver::builder()
             .name(format!("{}-feedback-{id}", client.options.application))
             .source(SOURCE)
-            .credit_mode(CreditMode::Auto(CREDIT))
+            .credit_mode(CreditMode::Manual)
             .attach(&mut connection.session);
         let limit = client.options.connect_timeout;
         let receiver = tokio::time::timeout(limit, attach)
@@ -259,6 +261,9 @@ impl FeedbackLink {
     }
 
     async fn receive(&mut self) -> Result<(Settle, Message<Body<Value>>), ConnectionFailure> {
+        // An absolute number: what an earlier call asked for and did not wait for is not asked for twice.
+        let granted = self.receiver.set_credit(CREDIT).await;
+        granted.map_err(|error| broken("asking for feedback", &error))?;
         tokio::select! {
             delivery = self.receiver.recv::<Body<Value>>() => {
                 let (info, message) = delivery.map_err(|error| receive_failure(&error))?.into_parts();
