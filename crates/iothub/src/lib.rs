@@ -83,7 +83,7 @@ pub use feedback::{
     FeedbackBatch, FeedbackError, FeedbackReceiver, FeedbackRecord, FeedbackStatus, SettleError,
     UnparsableFeedback, UnreadableRecord,
 };
-pub use options::{ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, OptionsError, Roots};
+pub use options::{ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Roots};
 pub use rest::{
     ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,

@@ -1,7 +1,11 @@
 //! How a client connects and how long it waits. Every wait has a bound.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use thiserror::Error;
 use twincast_retry::Policy;
 
@@ -80,6 +84,37 @@ pub struct ClientOptions {
     pub longest_retry_after: Duration,
     /// Called before every retry of a REST request. Default none.
     pub on_retry: Option<RetryHook>,
+    /// Waited for right before every AMQP link is opened, the first time and after every loss. Default none.
+    pub before_link: Option<LinkHook>,
+}
+
+/// Waited for before an AMQP link is dialled, e.g. to stay within a budget that several clients share: hubs throttle
+/// the opening of links (`AmqpLinkOpen`).
+///
+/// The wait does not count against `connect_timeout`. Sends over a link that is open do not notice it; sends that wait
+/// for the link have their time-out as ever. The future is dropped when nobody needs the link any more.
+#[derive(Clone)]
+pub struct LinkHook(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>);
+
+impl LinkHook {
+    /// Wraps a function. The link is opened when the function's future is done.
+    pub fn new<F>(hook: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self(Arc::new(move || hook().boxed()))
+    }
+
+    /// Returns when a link may be opened.
+    pub(crate) async fn wait(&self) {
+        (self.0)().await;
+    }
+}
+
+impl fmt::Debug for LinkHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LinkHook")
+    }
 }
 
 /// Why options were refused.
@@ -114,6 +149,7 @@ impl Default for ClientOptions {
             throttled: Policy::throttled(),
             longest_retry_after: Duration::from_secs(300),
             on_retry: None,
+            before_link: None,
         }
     }
 }

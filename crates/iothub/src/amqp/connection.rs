@@ -56,11 +56,15 @@ struct Guard {
 }
 
 impl HubConnection {
-    /// Dials and authorises. `purpose` is part of the container id, for the hub's logs.
+    /// Dials and authorises, for the one link that the caller attaches next. `purpose` is part of the container id,
+    /// for the hub's logs.
     pub(crate) async fn open(
         client: &Arc<ClientInner>,
         purpose: &str,
     ) -> Result<Self, ConnectionFailure> {
+        if let Some(before_link) = &client.options.before_link {
+            before_link.wait().await;
+        }
         let limit = client.options.connect_timeout;
         let stage = Stage::new("resolving the hub's name");
         match timeout(limit, Self::open_unbounded(client, purpose, &stage)).await {

@@ -1,0 +1,111 @@
+//! The hook before every link, over real sockets.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{client_with, hub, message, options, template};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use twincast_emulator::{Cut, Faults};
+use twincast_iothub::{C2dSender, FeedbackReceiver, LinkHook, LinkState};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Something that links wait for, and how many did.
+struct Gate {
+    open: watch::Sender<bool>,
+    asked: Arc<AtomicU64>,
+}
+
+impl Gate {
+    fn new(open: bool) -> Self {
+        Self {
+            open: watch::Sender::new(open),
+            asked: Arc::default(),
+        }
+    }
+
+    fn hook(&self) -> LinkHook {
+        let (open, asked) = (self.open.clone(), Arc::clone(&self.asked));
+        LinkHook::new(move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let mut open = open.subscribe();
+            async move {
+                let _ = open.wait_for(|open| *open).await;
+            }
+        })
+    }
+
+    async fn until_asked(&self, times: u64) {
+        let asked = async {
+            while self.asked.load(Ordering::Relaxed) < times {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, asked).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hook_is_asked_before_every_link_of_either_kind() {
+    let hub = hub(10, Faults::default()).await;
+    let gate = Gate::new(true);
+    let mut options = options(&hub);
+    options.before_link = Some(gate.hook());
+    let client = client_with(&hub, options);
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let mut feedback = FeedbackReceiver::connect(&client).await.unwrap();
+    let asked = || gate.asked.load(Ordering::Relaxed);
+    assert_eq!((asked(), hub.hub().summary().link_opens), (2, 2));
+
+    hub.hub().cut_connections(Cut::Drop);
+    let waiting = tokio::spawn(async move { feedback.next().await.is_ok() });
+    let sent = timeout(PATIENCE, sender.send(message(&template(), 1, 1)));
+    let _ = sent.await.unwrap();
+    gate.until_asked(4).await;
+    let opened = async {
+        while hub.hub().summary().link_opens < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, opened).await.unwrap();
+    assert_eq!(asked(), 4, "once for each link");
+    waiting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_waits_holds_up_links_and_nothing_else() {
+    let hub = hub(10, Faults::default()).await;
+    let gate = Gate::new(false);
+    let mut options = options(&hub);
+    options.before_link = Some(gate.hook());
+    // The wait for the hook is none of the dialling's.
+    options.connect_timeout = Duration::from_secs(5);
+    let client = client_with(&hub, options);
+    let sender = C2dSender::start(&client);
+    gate.until_asked(1).await;
+    assert_eq!(hub.hub().summary().connections, 0, "nothing is dialled yet");
+    gate.open.send_replace(true);
+    assert!(sender.send(message(&template(), 1, 1)).await.is_accepted());
+
+    gate.open.send_replace(false);
+    assert!(
+        sender.send(message(&template(), 1, 2)).await.is_accepted(),
+        "the link is open"
+    );
+    hub.hub().cut_connections(Cut::Drop);
+    let mut state = sender.state();
+    let lost = state.wait_for(|state| matches!(state, LinkState::Reconnecting { .. }));
+    timeout(PATIENCE, lost).await.unwrap().unwrap();
+    gate.until_asked(2).await;
+    let template = template();
+    let mut sending = std::pin::pin!(sender.send(message(&template, 1, 3)));
+    assert!(futures::poll!(&mut sending).is_pending());
+    assert_eq!(hub.hub().summary().link_opens, 1);
+    gate.open.send_replace(true);
+    assert!(timeout(PATIENCE, sending).await.unwrap().is_accepted());
+    assert_eq!(hub.hub().summary().link_opens, 2);
+}
