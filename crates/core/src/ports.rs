@@ -8,7 +8,10 @@ mod roster;
 mod store;
 
 pub use clock::Clock;
-pub use hub::{DeviceQuery, DeviceRow, Hindrance, Hub, HubError, HubTrouble, NotSent, SendResult};
+pub use hub::{
+    DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, Hindrance,
+    Hub, HubError, HubTrouble, NotSent, SendResult,
+};
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 pub use roster::{Halt, Roster};
 pub use store::{BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally};

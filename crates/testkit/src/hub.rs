@@ -12,7 +12,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
-use twincast_core::ports::{DeviceQuery, DeviceRow, Hub, HubError, HubTrouble, SendResult};
+use twincast_core::ports::{
+    DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hub, HubError, HubTrouble, SendResult,
+};
+
+use crate::feedback::{FeedbackAnswered, FeedbackQueue};
 
 /// Devices in a page of an answer, as a real hub has them.
 const PAGE: usize = 100;
@@ -41,6 +45,7 @@ pub struct ScriptedHub {
     /// How many sends may go on, of all that have arrived.
     let_go: Arc<watch::Sender<usize>>,
     arrived: Arc<watch::Sender<usize>>,
+    feedback: Option<FeedbackQueue>,
 }
 
 struct State {
@@ -95,6 +100,16 @@ impl ScriptedHub {
             })),
             let_go: Arc::new(watch::Sender::new(usize::MAX)),
             arrived: Arc::new(watch::Sender::new(0)),
+            feedback: Some(FeedbackQueue::default()),
+        }
+    }
+
+    /// The same hub, but it gives no feedback.
+    #[must_use]
+    pub fn without_feedback(self) -> Self {
+        Self {
+            feedback: None,
+            ..self
         }
     }
 
@@ -198,6 +213,53 @@ impl ScriptedHub {
         self.state().most_under_way
     }
 
+    /// Puts a message into the feedback queue. One that is given back waits again at once.
+    ///
+    /// # Panics
+    /// When the hub gives no feedback.
+    pub fn push_feedback(&self, records: impl IntoIterator<Item = FeedbackRecord>) {
+        self.feedback_queue().push(records.into_iter().collect());
+    }
+
+    /// The next `times` that somebody waits for feedback, the hub refuses them for good.
+    ///
+    /// # Panics
+    /// When the hub gives no feedback.
+    pub fn refuse_feedback(&self, times: usize) {
+        self.feedback_queue().refuse_next(times);
+    }
+
+    /// How many receivers of feedback there have been.
+    #[must_use]
+    pub fn feedback_listeners(&self) -> usize {
+        self.feedback.as_ref().map_or(0, FeedbackQueue::listeners)
+    }
+
+    /// How many feedback messages wait; those in somebody's hands do not.
+    #[must_use]
+    pub fn feedback_waiting(&self) -> usize {
+        self.feedback.as_ref().map_or(0, FeedbackQueue::waiting)
+    }
+
+    /// All answers to feedback messages, in order.
+    #[must_use]
+    pub fn feedback_answered(&self) -> Vec<FeedbackAnswered> {
+        let answered = self.feedback.as_ref().map(FeedbackQueue::answered);
+        answered.unwrap_or_default()
+    }
+
+    /// Waits until there have been `count` answers to feedback messages.
+    ///
+    /// # Panics
+    /// When the hub gives no feedback.
+    pub async fn until_feedback_answered(&self, count: usize) {
+        self.feedback_queue().until_answered(count).await;
+    }
+
+    fn feedback_queue(&self) -> &FeedbackQueue {
+        self.feedback.as_ref().expect("a hub that gives feedback")
+    }
+
     fn count_by<K: Ord>(&self, key: impl Fn(&Sent) -> K) -> BTreeMap<K, usize> {
         let mut counts = BTreeMap::new();
         for sent in &self.state().sent {
@@ -277,6 +339,10 @@ impl Hub for ScriptedHub {
 
     fn is_ready(&self) -> bool {
         self.state().ready
+    }
+
+    fn feedback(&self) -> Option<Box<dyn Feedback>> {
+        self.feedback.as_ref().map(FeedbackQueue::listener)
     }
 
     async fn send(&self, message: Outbound) -> SendResult {

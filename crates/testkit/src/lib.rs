@@ -2,6 +2,7 @@
 //!
 //! * [`conformance`]: the contract of each port as a set of named cases, for any implementation;
 //! * [`MemoryStore`]: a store that is obviously right, and the model that others are compared to;
+//! * [`AwayStore`]: the way to another store, which can be broken or silent;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
 //! * [`build`]: rollouts and batches in a line;
@@ -10,13 +11,17 @@
 //! There is no queue here: the embedded adapter's is in memory and takes part in the suite, so
 //! tests use that one.
 
+mod away;
 pub mod build;
 mod clock;
 pub mod conformance;
+mod feedback;
 mod hub;
 mod memory;
 pub mod services;
 
+pub use away::{AwayStore, Way};
 pub use clock::{ManualClock, RuntimeClock};
+pub use feedback::{FeedbackAnswer, FeedbackAnswered};
 pub use hub::{ScriptedHub, Sent};
 pub use memory::MemoryStore;

@@ -1,4 +1,4 @@
-//! An IoT hub, as the engine needs it: find devices, send to them.
+//! An IoT hub, as the engine needs it: find devices, send to them, hear what became of it.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use crate::ids::DeviceId;
 use crate::message::Outbound;
 use crate::outcome::Outcome;
 use crate::query::TagPath;
+use crate::time::Timestamp;
 
 /// Which devices, and which of their tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +142,73 @@ pub trait Hub: Send + Sync + 'static {
     /// when waiting makes no sense any more; never for deciding about a message.
     fn hindrance(&self) -> Option<Hindrance> {
         None
+    }
+
+    /// A new receiver of the hub's feedback, `None` if the hub gives none. Nothing is dialled
+    /// before its first [`next`](Feedback::next).
+    fn feedback(&self) -> Option<Box<dyn Feedback>> {
+        None
+    }
+}
+
+/// Takes feedback from a hub.
+///
+/// A hub has one feedback queue, and every application that listens takes from it (AMQP, from
+/// `/messages/serviceBound/feedback`). So any of them can be handed our records, and we theirs:
+/// feedback is an addition to what is known from sends, and never the only way to learn it.
+#[async_trait]
+pub trait Feedback: Send + 'static {
+    /// The next message of the feedback queue. Waits for one, reconnecting for as long as it
+    /// takes. Takes none from the queue while it is not being called.
+    ///
+    /// An error is for good: the hub refuses us. A new receiver may fare better later.
+    ///
+    /// Cancel safety: if dropped, nothing is lost. A message that was just arriving comes with
+    /// the next call, or is handed out again.
+    async fn next(&mut self) -> Result<FeedbackBatch, HubError>;
+}
+
+/// A message of the feedback queue: what became of up to 64 messages, of any application.
+pub struct FeedbackBatch {
+    /// Its records, except those that cannot be understood. May be empty.
+    pub records: Vec<FeedbackRecord>,
+    /// To answer for it.
+    pub ticket: Box<dyn FeedbackTicket>,
+}
+
+/// What became of one message that a hub had accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedbackRecord {
+    /// The id that the message was sent with; ours are [`MessageId`](crate::message::MessageId)s.
+    pub message_id: String,
+    /// [`Outcome::Delivered`], [`Outcome::Expired`], [`Outcome::Rejected`],
+    /// [`Outcome::Undeliverable`] or [`Outcome::Purged`].
+    pub outcome: Outcome,
+    /// When, by the hub's clock, if it says so.
+    pub at: Option<Timestamp>,
+}
+
+/// The answer that a feedback message is owed. Dropped without one, or not given before the
+/// hub's lock on the message is over (60 s unless its owner changed it), somebody is handed the
+/// message again.
+///
+/// An error of either says that the answer did not reach the hub: the message comes again.
+///
+/// Cancel safety: if dropped, it may or may not have been answered.
+#[async_trait]
+pub trait FeedbackTicket: Send + Sync + 'static {
+    /// Done with: the hub forgets the message. Called after its records are durable.
+    async fn complete(self: Box<Self>) -> Result<(), HubError>;
+    /// Not for us: anybody else, or we again, get it at once. The hub counts these, and throws a
+    /// message away that was handed out too often (10 times unless its owner changed it).
+    async fn release(self: Box<Self>) -> Result<(), HubError>;
+}
+
+impl std::fmt::Debug for FeedbackBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FeedbackBatch")
+            .field("records", &self.records)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,177 @@
+//! A store that can be away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::permits::{Grant, PermitRequest};
+use twincast_core::plan::Batch;
+use twincast_core::ports::{
+    BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
+};
+use twincast_core::rollout::{PlanId, Rollout, Wanted};
+
+/// How the way to a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Calls get through.
+    Open,
+    /// Calls fail at once with [`StoreError::Unavailable`], and take no effect.
+    Broken,
+    /// Calls wait until the way is another one.
+    Silent,
+}
+
+/// A store that is reached over a [`Way`]; it begins open. Clones are the same store.
+#[derive(Clone)]
+pub struct AwayStore {
+    store: Arc<dyn Store>,
+    way: Arc<watch::Sender<Way>>,
+}
+
+impl std::fmt::Debug for AwayStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("AwayStore")
+            .field(&*self.way.borrow())
+            .finish()
+    }
+}
+
+impl AwayStore {
+    /// The way to `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            way: Arc::new(watch::Sender::new(Way::Open)),
+        }
+    }
+
+    /// Changes the way, for calls that wait too.
+    pub fn set(&self, way: Way) {
+        self.way.send_replace(way);
+    }
+
+    async fn store(&self) -> Result<&dyn Store, StoreError> {
+        let mut way = self.way.subscribe();
+        let found = way.wait_for(|way| *way != Way::Silent).await;
+        match *found.expect("this store keeps the sender") {
+            Way::Broken => Err(StoreError::Unavailable {
+                doing: "reach the store".into(),
+                source: "the way to it is broken".into(),
+            }),
+            Way::Open | Way::Silent => Ok(&*self.store),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for AwayStore {
+    async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
+        self.store().await?.create(rollout).await
+    }
+
+    async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
+        self.store().await?.rollout(name).await
+    }
+
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        self.store().await?.version(name).await
+    }
+
+    async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.store().await?.rollouts().await
+    }
+
+    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+        self.store().await?.save(rollout, from).await
+    }
+
+    async fn add_batches(
+        &self,
+        name: &RolloutName,
+        plan: PlanId,
+        batches: Vec<Batch>,
+    ) -> Result<(), StoreError> {
+        self.store().await?.add_batches(name, plan, batches).await
+    }
+
+    async fn batches(
+        &self,
+        name: &RolloutName,
+        after: Option<BatchId>,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        self.store().await?.batches(name, after, limit).await
+    }
+
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        self.store().await?.open_batches(name, hub, limit).await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
+        self.store().await?.lease(request).await
+    }
+
+    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
+        self.store().await?.load(name, batch).await
+    }
+
+    async fn record(
+        &self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+    ) -> Result<Wanted, StoreError> {
+        self.store().await?.record(lease, reports, ttl).await
+    }
+
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError> {
+        self.store().await?.merge(name, batch, reports).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.store().await?.release(lease).await
+    }
+
+    async fn skip_remaining(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+    ) -> Result<Option<Held>, StoreError> {
+        self.store().await?.skip_remaining(name, batch).await
+    }
+
+    async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
+        self.store().await?.tallies(name).await
+    }
+
+    async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
+        self.store().await?.take_permits(request).await
+    }
+
+    async fn throttled(
+        &self,
+        hub: &HubName,
+        retry_after: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        self.store().await?.throttled(hub, retry_after).await
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        self.store().await?.open_link(hub).await
+    }
+}
