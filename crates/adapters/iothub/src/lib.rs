@@ -1,6 +1,8 @@
 //! The hub port on Azure IoT Hub: translates between the engine's words and the client's, and
 //! keeps queries within the hub's query throttle. No decisions of its own.
 
+mod feedback;
+mod links;
 mod queries;
 mod sends;
 
@@ -9,9 +11,14 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use twincast_core::message::{Content, Outbound};
-use twincast_core::ports::{DeviceQuery, DeviceRow, Hindrance, Hub, HubError, SendResult};
+use twincast_core::ports::{
+    DeviceQuery, DeviceRow, Feedback, Hindrance, Hub, HubError, SendResult,
+};
 use twincast_iothub::{C2dSender, C2dTemplate, Client};
 
+pub use crate::links::link_budget;
+
+use crate::feedback::HubFeedback;
 use crate::queries::Throttle;
 
 /// An Azure IoT hub.
@@ -60,5 +67,9 @@ impl Hub for IotHub {
 
     fn hindrance(&self) -> Option<Hindrance> {
         sends::hindrance(self)
+    }
+
+    fn feedback(&self) -> Option<Box<dyn Feedback>> {
+        Some(Box::new(HubFeedback::new(&self.client)))
     }
 }

@@ -1,0 +1,209 @@
+//! Feedback: the client's words to ours.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{
+    Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, HubTrouble,
+};
+use twincast_core::time::Timestamp;
+use twincast_iothub::{
+    Client, ConnectionFailure, FeedbackBatch as HubBatch, FeedbackError, FeedbackReceiver,
+    FeedbackRecord as HubRecord, FeedbackStatus, SettleError, UnparsableFeedback,
+};
+
+/// A hub's feedback, over a link of its own.
+pub(crate) struct HubFeedback {
+    hub: String,
+    /// Taken when it is closed.
+    receiver: Option<FeedbackReceiver>,
+    /// A status that is new to us came before: that is told once, not for every record.
+    told_of_status: bool,
+}
+
+impl HubFeedback {
+    pub(crate) fn new(client: &Client) -> Self {
+        Self {
+            hub: client.host_name().to_owned(),
+            receiver: Some(FeedbackReceiver::new(client)),
+            told_of_status: false,
+        }
+    }
+
+    fn batch(&mut self, mut batch: HubBatch) -> FeedbackBatch {
+        for unreadable in &batch.unreadable {
+            tracing::debug!(hub = %self.hub, raw = unreadable.raw, error = %unreadable.error, "not a feedback record");
+        }
+        let records = std::mem::take(&mut batch.records);
+        let records = records
+            .into_iter()
+            .filter_map(|record| self.record(record))
+            .collect();
+        FeedbackBatch {
+            records,
+            ticket: self.ticket(Message::Batch(batch)),
+        }
+    }
+
+    fn record(&mut self, record: HubRecord) -> Option<FeedbackRecord> {
+        let outcome = outcome(&record.status);
+        if outcome.is_none() && !self.told_of_status {
+            self.told_of_status = true;
+            tracing::warn!(hub = %self.hub, status = %record.status, "feedback with a status that is not known is left out");
+        }
+        Some(FeedbackRecord {
+            message_id: record.original_message_id,
+            outcome: outcome?,
+            at: record.enqueued_time.map(timestamp),
+        })
+    }
+
+    fn ticket(&self, message: Message) -> Box<dyn FeedbackTicket> {
+        Box::new(Ticket {
+            hub: self.hub.clone(),
+            message,
+        })
+    }
+
+    fn refused(&self, error: FeedbackError) -> HubError {
+        let trouble = match &error {
+            FeedbackError::Failed(failure) => trouble(failure),
+            _ => HubTrouble::Other,
+        };
+        HubError {
+            doing: format!("receive feedback from hub {}", self.hub),
+            trouble,
+            source: Box::new(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Feedback for HubFeedback {
+    async fn next(&mut self) -> Result<FeedbackBatch, HubError> {
+        let receiver = self.receiver.as_mut().expect("it is taken by drop only");
+        match receiver.next().await {
+            Ok(batch) => Ok(self.batch(batch)),
+            Err(FeedbackError::Unparsable(unparsable)) => {
+                tracing::debug!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "not a feedback message");
+                Ok(FeedbackBatch {
+                    records: Vec::new(),
+                    ticket: self.ticket(Message::Unparsable(unparsable)),
+                })
+            }
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+}
+
+impl Drop for HubFeedback {
+    /// Says good-bye, so that the last answers still leave.
+    fn drop(&mut self) {
+        if let Some(receiver) = self.receiver.take() {
+            receiver.close();
+        }
+    }
+}
+
+struct Ticket {
+    hub: String,
+    message: Message,
+}
+
+enum Message {
+    Batch(HubBatch),
+    Unparsable(Box<UnparsableFeedback>),
+}
+
+impl Ticket {
+    fn answered(hub: &str, result: Result<(), SettleError>) -> Result<(), HubError> {
+        result.map_err(|error| HubError {
+            doing: format!("answer for a feedback message of hub {hub}"),
+            trouble: HubTrouble::Unreachable,
+            source: Box::new(error),
+        })
+    }
+}
+
+#[async_trait]
+impl FeedbackTicket for Ticket {
+    async fn complete(self: Box<Self>) -> Result<(), HubError> {
+        let result = match self.message {
+            Message::Batch(batch) => batch.complete().await,
+            Message::Unparsable(unparsable) => unparsable.complete().await,
+        };
+        Self::answered(&self.hub, result)
+    }
+
+    async fn release(self: Box<Self>) -> Result<(), HubError> {
+        let result = match self.message {
+            Message::Batch(batch) => batch.release().await,
+            Message::Unparsable(unparsable) => unparsable.release().await,
+        };
+        Self::answered(&self.hub, result)
+    }
+}
+
+fn outcome(status: &FeedbackStatus) -> Option<Outcome> {
+    match status {
+        FeedbackStatus::Success => Some(Outcome::Delivered),
+        FeedbackStatus::Expired => Some(Outcome::Expired),
+        FeedbackStatus::DeliveryCountExceeded => Some(Outcome::Undeliverable),
+        FeedbackStatus::Rejected => Some(Outcome::Rejected),
+        FeedbackStatus::Purged => Some(Outcome::Purged),
+        _ => None,
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)).min(Timestamp::MAX)
+}
+
+fn trouble(failure: &ConnectionFailure) -> HubTrouble {
+    match failure {
+        ConnectionFailure::Unauthorised { .. } => HubTrouble::Unauthorized,
+        ConnectionFailure::Connect(error) if !error.is_transient() => HubTrouble::Certificate,
+        ConnectionFailure::Ended { condition, .. } => match condition.as_str() {
+            "amqp:unauthorized-access" => HubTrouble::Unauthorized,
+            "com.microsoft:iot-hub-suspended" => HubTrouble::Shut,
+            _ => HubTrouble::Unreachable,
+        },
+        _ => HubTrouble::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_status_of_the_hub_is_an_outcome_and_others_are_left_out() {
+        let table = [
+            (FeedbackStatus::Success, Some(Outcome::Delivered)),
+            (FeedbackStatus::Expired, Some(Outcome::Expired)),
+            (
+                FeedbackStatus::DeliveryCountExceeded,
+                Some(Outcome::Undeliverable),
+            ),
+            (FeedbackStatus::Rejected, Some(Outcome::Rejected)),
+            (FeedbackStatus::Purged, Some(Outcome::Purged)),
+            (FeedbackStatus::Other("Teleported".into()), None),
+        ];
+        for (status, expected) in table {
+            assert_eq!(outcome(&status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_hub() {
+        assert_eq!(timestamp(UNIX_EPOCH), Timestamp(0));
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(timestamp(before), Timestamp(0), "clocks can be anywhere");
+        let later = UNIX_EPOCH + Duration::from_millis(1_500);
+        assert_eq!(timestamp(later), Timestamp(1_500));
+    }
+}

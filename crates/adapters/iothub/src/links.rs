@@ -1,0 +1,71 @@
+//! The budget for opening links to a hub, which all processes share through the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use twincast_core::ids::HubName;
+use twincast_core::ports::Store;
+use twincast_iothub::LinkHook;
+
+/// How long the store may take to answer. A link is needed to send at all, so the budget must
+/// never be what keeps it from being opened.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Keeps the links of a client within the budget of hub `hub`; for
+/// [`ClientOptions::before_link`](twincast_iothub::ClientOptions::before_link).
+///
+/// Every link waits for as long as [`Store::open_link`] says. When the store fails, or does not
+/// answer within a second, the link is opened at once, and the log says so.
+#[must_use]
+pub fn link_budget(store: Arc<dyn Store>, hub: HubName) -> LinkHook {
+    LinkHook::new(move || {
+        let (store, hub) = (Arc::clone(&store), hub.clone());
+        async move { wait_for_turn(&*store, &hub).await }
+    })
+}
+
+/// Cancel safety: if dropped, a link's worth of the budget may be lost.
+async fn wait_for_turn(store: &dyn Store, hub: &HubName) {
+    match timeout(ANSWER_WITHIN, store.open_link(hub)).await {
+        Ok(Ok(wait)) => sleep(wait).await,
+        Ok(Err(error)) => {
+            tracing::warn!(%hub, ?error, "link is opened outside the budget, the store has failed");
+        }
+        Err(_) => {
+            tracing::warn!(%hub, "link is opened outside the budget, the store does not answer");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use twincast_core::permits::Links;
+    use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, Way, build};
+
+    use super::*;
+
+    async fn waits(store: &dyn Store) -> Duration {
+        let started = Instant::now();
+        wait_for_turn(store, &build::hub("a")).await;
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_waits_for_its_turn_and_for_no_store_that_is_away() {
+        let memory = MemoryStore::new(Arc::new(RuntimeClock::default()));
+        let store = AwayStore::new(Arc::new(memory));
+        for _ in 0..Links::BURST {
+            assert_eq!(waits(&store).await, Duration::ZERO);
+        }
+        // Timers are exact to a millisecond.
+        let late = waits(&store).await - Links::EACH;
+        assert!(late <= Duration::from_millis(1), "{late:?}");
+        store.set(Way::Broken);
+        assert_eq!(waits(&store).await, Duration::ZERO);
+        store.set(Way::Silent);
+        let late = waits(&store).await - ANSWER_WITHIN;
+        assert!(late <= Duration::from_millis(1), "{late:?}");
+    }
+}
