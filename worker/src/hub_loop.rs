@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{Holder, RolloutName};
-use twincast_core::message::Content;
+use twincast_core::message::{Ack, Content};
 use twincast_core::ports::{
     Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
@@ -17,6 +17,7 @@ use twincast_retry::Policy;
 use uuid::Uuid;
 
 use crate::batch_run::{BatchRun, Ended, next_delay};
+use crate::feedback;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
@@ -36,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) hub: WorkerHub,
     pub(crate) status: Arc<HubStatus>,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
+    /// Told when a rollout is worked on that asks the hub for feedback.
+    pub(crate) feedback_wanted: Notify,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
     /// dispatch of a batch that we hold is seen for what it is.
     id: Uuid,
@@ -63,6 +66,7 @@ impl HubLoop {
                 hub,
                 status,
                 known: Mutex::default(),
+                feedback_wanted: Notify::new(),
                 id: Uuid::new_v4(),
             }),
         }
@@ -85,6 +89,7 @@ impl HubLoop {
             .map_err(queue_error)?;
         let slots = Arc::new(Semaphore::new(inner.config.slots));
         let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
+        runs.spawn(feedback::listen(Arc::clone(&inner), stop.clone()));
         let result = loop {
             // A slot first, then a dispatch: the queue never waits for us. Every arm is
             // cancel-safe, by the contracts of semaphore, join set and `Deliveries::next`.
@@ -229,7 +234,7 @@ impl Inner {
     }
 
     /// Makes a call again for as long as the store does not answer. `None` when told to stop.
-    async fn patiently<T, F>(
+    pub(crate) async fn patiently<T, F>(
         &self,
         stop: &CancellationToken,
         call: impl Fn() -> F,
@@ -278,6 +283,9 @@ impl Inner {
         let store = Arc::clone(&self.store);
         let pacer = Pacer::new(store, &self.hub.name, self.hub.limits, &rollout.spec).map(Arc::new);
         let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
+        if content.ack != Ack::None {
+            self.feedback_wanted.notify_one();
+        }
         let new = Arc::new(Known {
             content: Arc::new(content),
             pacer,

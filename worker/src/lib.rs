@@ -5,17 +5,21 @@
 //!  queue ──dispatch──▶ hub loop ──slot──▶ batch run ──message──▶ hub
 //!                        │                 │   ▲ permit
 //!                        │                 │   └────── pacer ◀──block── store
-//!                        └── one per hub   └──reports, renewal──────▶ store
+//!                        ├── one per hub   └──reports, renewal──────▶ store
+//!  hub ──feedback──▶ listener ──────────────reports──────────────────▶ store
 //! ```
 //!
 //! * [`Worker::run`] owns one loop per hub, and drains them when it is told to stop;
 //! * a hub loop takes a slot first and a dispatch second, so it never holds work it cannot do;
 //! * a batch run is where sends, retries and records are woven together;
-//! * the pacer turns blocks of permits into an even stream.
+//! * the pacer turns blocks of permits into an even stream;
+//! * the listener merges what the hub says became of messages later, from the first rollout on
+//!   that asks for it.
 //!
 //! Any number of workers may run at once: they share nothing but queue and store.
 
 mod batch_run;
+mod feedback;
 mod hub_loop;
 mod pacer;
 mod status;

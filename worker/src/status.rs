@@ -41,6 +41,10 @@ pub struct HubStatus {
     pub resent: AtomicU64,
     /// Sends under way.
     pub in_flight: AtomicU64,
+    /// Feedback records that were merged, as often as they came.
+    pub feedback_merged: AtomicU64,
+    /// Feedback records of other applications, as often as they came.
+    pub feedback_foreign: AtomicU64,
 }
 
 impl HubStatus {
@@ -52,6 +56,8 @@ impl HubStatus {
             unanswered: AtomicU64::new(0),
             resent: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            feedback_merged: AtomicU64::new(0),
+            feedback_foreign: AtomicU64::new(0),
         }
     }
 

@@ -1,169 +1,20 @@
 //! The worker on doubles, with the time paused: what is sent, how often, and what is recorded.
 
+mod bench;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use bench::{Bench, map};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use twincast_core::hub::HubLimits;
-use twincast_core::ids::{BatchId, RolloutName};
-use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Dispatch, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
-use twincast_core::rollout::{Event, Rollout};
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
+use twincast_core::rollout::Event;
 use twincast_core::spec::{Delivery, Rate};
-use twincast_embedded::InProcessQueue;
-use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
-use twincast_worker::{HubState, Worker, WorkerConfig, WorkerError, WorkerHub, WorkerStatus};
-
-struct Bench {
-    store: Arc<MemoryStore>,
-    queue: Arc<InProcessQueue>,
-    hub: ScriptedHub,
-    limits: HubLimits,
-    config: WorkerConfig,
-    rollout: RolloutName,
-}
-
-/// A worker at work. Dropping it is a crash.
-struct Working {
-    stop: CancellationToken,
-    task: JoinHandle<Result<(), WorkerError>>,
-    status: Arc<WorkerStatus>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Working {
-    async fn stopped(mut self) {
-        self.stop.cancel();
-        (&mut self.task).await.unwrap().unwrap();
-    }
-}
-
-impl Bench {
-    /// A running rollout with batches of these sizes on hub `a`, all dispatched.
-    async fn new(batches: &[u32]) -> Self {
-        Self::with(batches, |_| {}).await
-    }
-
-    async fn with(batches: &[u32], change: impl FnOnce(&mut Rollout)) -> Self {
-        let clock = Arc::new(RuntimeClock::default());
-        let store = Arc::new(MemoryStore::new(clock));
-        let mut rollout = build::accepted("r");
-        change(&mut rollout);
-        store.create(&rollout).await.unwrap();
-        let rollout = build::step(&*store, &rollout, Event::PlanningStarted).await;
-        let name = rollout.spec.name.clone();
-        let made: Vec<_> = (0u32..)
-            .zip(batches)
-            .map(|(id, devices)| build::batch(id, *devices))
-            .collect();
-        store
-            .add_batches(&name, rollout.plan_id, made)
-            .await
-            .unwrap();
-        let devices = batches.iter().map(|n| u64::from(*n)).sum();
-        build::step(&*store, &rollout, build::plan_completed(devices)).await;
-        let bench = Self {
-            store,
-            queue: Arc::new(InProcessQueue::new(1_000)),
-            hub: ScriptedHub::of(0),
-            limits: HubLimits::unlimited(),
-            config: WorkerConfig::default(),
-            rollout: name,
-        };
-        bench.ring_all(batches.len()).await;
-        bench
-    }
-
-    async fn ring_all(&self, batches: usize) {
-        for id in 0..batches {
-            self.ring(id as u32).await;
-        }
-    }
-
-    async fn ring(&self, batch: u32) {
-        let dispatch = Dispatch {
-            rollout: self.rollout.clone(),
-            batch: BatchId(batch),
-            hub: build::hub("a"),
-        };
-        self.queue.publish(&dispatch).await.unwrap();
-    }
-
-    fn start(&self) -> Working {
-        let hub = WorkerHub {
-            name: build::hub("a"),
-            hub: Arc::new(self.hub.clone()),
-            limits: self.limits,
-        };
-        let worker = Worker::new(
-            self.config,
-            Arc::clone(&self.store) as _,
-            Arc::clone(&self.queue) as _,
-            vec![hub],
-        );
-        let stop = CancellationToken::new();
-        let status = worker.status();
-        let task = tokio::spawn(worker.run(stop.clone()));
-        Working { stop, task, status }
-    }
-
-    /// The worker dies, its leases lapse, and its batches are rung for again.
-    async fn crash(&self, worker: Working, batches: usize) {
-        drop(worker);
-        tokio::time::sleep(self.config.lease).await;
-        self.ring_all(batches).await;
-    }
-
-    async fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for tally in self.store.tallies(&self.rollout).await.unwrap() {
-            counts.add(&tally.counts);
-        }
-        counts
-    }
-
-    /// Waits (on paused time) until the counts are as wanted.
-    async fn until(&self, what: &str, wanted: impl Fn(&Counts) -> bool) -> Counts {
-        let waited = tokio::time::timeout(Duration::from_secs(3_600), async {
-            loop {
-                let counts = self.counts().await;
-                if wanted(&counts) {
-                    return counts;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        match waited.await {
-            Ok(counts) => counts,
-            Err(_) => panic!("not {what} within an hour: {:?}", self.counts().await),
-        }
-    }
-
-    async fn until_settled(&self) -> Counts {
-        self.until("settled", |counts| counts.unsettled() == 0)
-            .await
-    }
-
-    async fn event(&self, event: Event) {
-        let rollout = self.store.rollout(&self.rollout).await.unwrap().unwrap();
-        build::step(&*self.store, &rollout, event).await;
-    }
-}
-
-fn map(counts: &Counts) -> BTreeMap<&'static str, u64> {
-    counts
-        .iter()
-        .map(|(outcome, n)| (outcome.as_str(), n))
-        .collect()
-}
+use twincast_testkit::build;
+use twincast_worker::HubState;
 
 #[tokio::test(start_paused = true)]
 async fn every_device_is_sent_once_and_recorded() {

@@ -1,0 +1,368 @@
+//! Feedback on doubles, with the time paused: what is merged, and what is done with messages of
+//! other applications.
+
+mod bench;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bench::{Bench, Working, map};
+use tokio::time::{Instant, sleep};
+use twincast_core::ids::BatchId;
+use twincast_core::message::Ack;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{FeedbackRecord, Hub, Store};
+use twincast_testkit::FeedbackAnswer::{Completed, Released};
+use twincast_testkit::{FeedbackAnswer, Way};
+
+/// Timers are exact to a millisecond.
+const LATE: Duration = Duration::from_millis(10);
+
+/// A running rollout that asks for all feedback.
+async fn asking(batches: &[u32]) -> Bench {
+    Bench::with(batches, |rollout| rollout.spec.message.ack = Ack::Full).await
+}
+
+fn record(message_id: &str, outcome: Outcome) -> FeedbackRecord {
+    FeedbackRecord {
+        message_id: message_id.into(),
+        outcome,
+        at: None,
+    }
+}
+
+fn foreign() -> FeedbackRecord {
+    record("2f1c9a52-5f5e-4b0c-9f43-0e2f4cf9f5a1", Outcome::Delivered)
+}
+
+fn answers(bench: &Bench) -> Vec<(usize, FeedbackAnswer)> {
+    let answered = bench.hub.feedback_answered();
+    answered.iter().map(|a| (a.message, a.answer)).collect()
+}
+
+/// The feedback records that were (merged, of others).
+fn counted(worker: &Working) -> (u64, u64) {
+    let hub = worker.hub();
+    (
+        hub.feedback_merged.load(Ordering::Relaxed),
+        hub.feedback_foreign.load(Ordering::Relaxed),
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_became_of_messages_is_merged_and_then_completed() {
+    let bench = asking(&[3, 3]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.hub.push_feedback([
+        record("r.0.0.1", Outcome::Delivered),
+        record("r.1.2.1", Outcome::Expired),
+        record("r.0.1.1", Outcome::Rejected),
+    ]);
+    bench.hub.push_feedback([
+        record("r.1.0.1", Outcome::Undeliverable),
+        record("r.1.1.1", Outcome::Purged),
+    ]);
+    bench.hub.until_feedback_answered(2).await;
+    assert_eq!(answers(&bench), [(0, Completed), (1, Completed)]);
+    assert_eq!(counted(&worker), (5, 0));
+    worker.stopped().await;
+    let mut outcomes = Vec::new();
+    for batch in [0, 1] {
+        let work = bench.store.load(&bench.rollout, BatchId(batch)).await;
+        outcomes.extend(work.unwrap().outcomes.iter().map(Outcome::as_str));
+    }
+    assert_eq!(
+        outcomes,
+        [
+            "delivered",
+            "rejected",
+            "enqueued",
+            "undeliverable",
+            "purged",
+            "expired"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn feedback_may_overtake_the_record_of_its_send() {
+    let bench = asking(&[3]).await;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(3).await;
+    bench
+        .hub
+        .push_feedback([record("r.0.1.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(1).await;
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("pending", 2), ("delivered", 1)])
+    );
+    bench.hub.let_all_go();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(
+        map(&counts),
+        BTreeMap::from([("enqueued", 2), ("delivered", 1)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_feedback_says_was_delivered_is_not_sent_again_after_a_crash() {
+    let bench = asking(&[3]).await;
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(3).await;
+    bench
+        .hub
+        .push_feedback([record("r.0.1.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(1).await;
+    bench.crash(worker, 1).await;
+    bench.hub.let_all_go();
+    let worker = bench.start();
+    bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends_by_id()["r.0.0.1"], 2);
+    assert_eq!(bench.hub.sends_by_id()["r.0.1.1"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_and_contradicting_records_change_nothing() {
+    let bench = asking(&[2]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    let delivered = record("r.0.0.1", Outcome::Delivered);
+    bench
+        .hub
+        .push_feedback([delivered.clone(), delivered.clone()]);
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Expired)]);
+    bench.hub.push_feedback([delivered]);
+    bench.hub.until_feedback_answered(3).await;
+    worker.stopped().await;
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("enqueued", 1), ("delivered", 1)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_others_is_given_back_at_once_and_left_to_them() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    let pushed = Instant::now();
+    bench.hub.push_feedback([foreign()]);
+    bench.hub.until_feedback_answered(1).await;
+    let first = bench.hub.feedback_answered()[0];
+    assert_eq!((first.message, first.answer), (0, Released));
+    assert!(first.at - pushed < LATE, "nobody else waits for it");
+
+    // Somebody who listens gets it, and all that come meanwhile.
+    let mut other = bench.hub.feedback().unwrap();
+    bench.hub.push_feedback([foreign()]);
+    for _ in 0..2 {
+        let batch = other.next().await.unwrap();
+        batch.ticket.complete().await.unwrap();
+    }
+    assert!(pushed.elapsed() < LATE);
+    drop(other);
+
+    // What is ours then waits for no more than the pause.
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(4).await;
+    let pause = pushed.elapsed();
+    assert!(pause < Duration::from_secs(1) + LATE, "{pause:?}");
+    assert_eq!(counted(&worker), (1, 1));
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    // A rollout of another store, a later version's attempt, and nothing that can be understood.
+    for records in [
+        vec![record("other.0.0.1", Outcome::Delivered)],
+        vec![record("r.0.0.2", Outcome::Delivered)],
+        vec![],
+    ] {
+        let before = bench.hub.feedback_answered().len();
+        bench.hub.push_feedback(records);
+        bench.hub.until_feedback_answered(before + 8).await;
+        let answered = bench.hub.feedback_answered().split_off(before);
+        assert!(answered.iter().all(|a| a.answer == Released));
+        let pauses: Vec<_> = answered
+            .windows(2)
+            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64().round())
+            .collect();
+        assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
+        // The hub throws it away in the end; and what is ours ends the pauses.
+        let mut other = bench.hub.feedback().unwrap();
+        let batch = other.next().await.unwrap();
+        batch.ticket.complete().await.unwrap();
+        bench
+            .hub
+            .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+        bench.hub.until_feedback_answered(before + 10).await;
+    }
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mixed_message_is_ours_and_the_rest_of_it_is_counted() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.hub.push_feedback([
+        foreign(),
+        record("r.0.0.1", Outcome::Delivered),
+        record("other.0.0.1", Outcome::Delivered),
+    ]);
+    bench.hub.until_feedback_answered(1).await;
+    assert_eq!(answers(&bench), [(0, Completed)]);
+    assert_eq!(counted(&worker), (1, 2));
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("delivered", 1)])
+    );
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_of_an_older_plan_are_ignored_and_done_with() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.hub.push_feedback([
+        record("r.77.0.1", Outcome::Delivered),
+        record("r.0.0.1", Outcome::Delivered),
+    ]);
+    bench
+        .hub
+        .push_feedback([record("r.0.55.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(2).await;
+    assert_eq!(answers(&bench), [(0, Completed), (1, Completed)]);
+    assert_eq!(counted(&worker), (1, 0));
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_is_waited_for() {
+    let bench = asking(&[2]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    for (index, way) in [Way::Broken, Way::Silent].into_iter().enumerate() {
+        bench.way.set(way);
+        let id = format!("r.0.{index}.1");
+        bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(bench.hub.feedback_waiting(), 0, "it is in hand");
+        assert_eq!(answers(&bench).len(), index, "and not answered");
+        bench.way.set(Way::Open);
+        bench.hub.until_feedback_answered(index + 1).await;
+    }
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("delivered", 2)])
+    );
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
+    let bench = asking(&[2]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.way.set(Way::Silent);
+    for id in ["r.0.0.1", "r.0.1.1"] {
+        bench.hub.push_feedback([record(id, Outcome::Delivered)]);
+    }
+    sleep(Duration::from_secs(1)).await;
+    let way = bench.way.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(5)).await;
+        way.set(Way::Open);
+    });
+    let started = Instant::now();
+    worker.stopped().await;
+    assert!(started.elapsed() < Duration::from_secs(6));
+    assert_eq!(answers(&bench), [(0, Completed)]);
+    assert_eq!(bench.hub.feedback_waiting(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopping_worker_does_not_wait_for_ever_and_the_next_one_gets_it() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.way.set(Way::Broken);
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    sleep(Duration::from_secs(1)).await;
+    let started = Instant::now();
+    worker.stopped().await;
+    assert!(started.elapsed() <= bench.config.drain + Duration::from_secs(1));
+    assert_eq!(answers(&bench), []);
+    assert_eq!(bench.hub.feedback_waiting(), 1, "it is handed out again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_does_not_keep_a_worker_from_stopping() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench.hub.push_feedback([foreign()]);
+    bench.hub.until_feedback_answered(6).await;
+    let started = Instant::now();
+    worker.stopped().await;
+    assert!(started.elapsed() < LATE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_rollouts_that_ask_for_feedback_are_listened_for_and_one_listener_serves_all() {
+    let bench = Bench::new(&[2]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(bench.hub.feedback_listeners(), 0);
+    let bench = asking(&[2, 2, 2]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.hub.feedback_listeners(), 1);
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_without_feedback_is_sent_through_all_the_same() {
+    let mut bench = asking(&[5]).await;
+    bench.hub = bench.hub.without_feedback();
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 5)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_refuses_is_asked_again_later() {
+    let bench = asking(&[1]).await;
+    bench.hub.refuse_feedback(2);
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    let started = Instant::now();
+    bench.hub.until_feedback_answered(1).await;
+    assert_eq!(bench.hub.feedback_listeners(), 3);
+    assert!(started.elapsed() > Duration::from_secs(500));
+    worker.stopped().await;
+}
