@@ -51,6 +51,123 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Print the JSON Schema of a rollout's spec.
     Schema,
+    /// Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis).
+    Orchestrator,
+    /// Send to the devices of batches that orchestrators release (RabbitMQ and Redis).
+    Worker,
+    /// Put a rollout on the command queue; the same one again changes nothing.
+    Submit(SubmitArgs),
+    /// Show all rollouts, or one.
+    Status(StatusArgs),
+    /// Watch a rollout until it ends; the exit code says how.
+    Watch(WatchArgs),
+    /// Send nothing more of a rollout for now.
+    Pause(ChangeArgs),
+    /// Let a paused rollout go on.
+    Resume(ChangeArgs),
+    /// End a rollout; what was not sent is skipped.
+    Abort(ChangeArgs),
+    /// Send nothing of any rollout, and start none, until resume-all.
+    StopAll(AllArgs),
+    /// Let all rollouts go on that stop-all has stopped.
+    ResumeAll(AllArgs),
+    /// List, show, replay or discard messages that could not be used.
+    DeadLetters(DeadLettersArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SubmitArgs {
+    /// The rollout's spec (YAML or JSON); - for standard input.
+    pub(crate) spec: PathBuf,
+
+    /// Wait until the rollout ends; the exit code says how it did.
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    #[command(flatten)]
+    pub(crate) who: Who,
+}
+
+/// Who asks and why, for the record.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Who {
+    /// Who asks. Default: the user of this machine.
+    #[arg(long, value_name = "NAME", env = "TWINCAST_BY")]
+    pub(crate) by: Option<String>,
+
+    /// How long to wait for an orchestrator's answer.
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub(crate) timeout: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    /// The rollout's name; all if there is none.
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WatchArgs {
+    /// The rollout's name.
+    pub(crate) name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ChangeArgs {
+    /// The rollout's name.
+    pub(crate) name: String,
+
+    /// Why, for people.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) who: Who,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AllArgs {
+    /// Why, for people.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) who: Who,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeadLettersArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<DeadLettersAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLettersAction {
+    /// List them, oldest first (the default).
+    List,
+    /// Show one, whole.
+    Show {
+        /// Its id, as the list has it.
+        id: String,
+    },
+    /// Put one, or all, back on the queue that it came from.
+    Replay {
+        /// Its id.
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// All of them.
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
+    },
+    /// Remove one, or all, for good.
+    Discard {
+        /// Its id.
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// All of them.
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

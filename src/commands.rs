@@ -1,8 +1,15 @@
 //! The commands, a file each.
 
+pub(crate) mod change;
+pub(crate) mod dead_letters;
 pub(crate) mod demo;
 pub(crate) mod hub;
+pub(crate) mod orchestrator;
 pub(crate) mod plan;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod submit;
 pub(crate) mod validate;
+pub(crate) mod watch;
+pub(crate) mod worker;

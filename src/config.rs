@@ -51,6 +51,9 @@ pub(crate) struct Settings {
     pub(crate) log: LogSettings,
     pub(crate) worker: WorkerSettings,
     pub(crate) run: RunSettings,
+    pub(crate) amqp: AmqpSettings,
+    pub(crate) redis: RedisSettings,
+    pub(crate) http: HttpSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
     /// Relative paths are below the configuration file's folder.
     #[serde(skip)]
@@ -82,6 +85,79 @@ pub(crate) struct WorkerSettings {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunSettings {
     pub(crate) give_up_after: Span,
+}
+
+/// RabbitMQ. Needed by the processes of the distributed engine only.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AmqpSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) prefix: String,
+}
+
+/// Redis. Likewise.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RedisSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url_file: Option<PathBuf>,
+    pub(crate) cluster: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) prefix: String,
+    pub(crate) timeout: Span,
+}
+
+impl RedisSettings {
+    /// Rollouts are kept there, and not in a state folder.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.url.is_some() || self.url_file.is_some()
+    }
+}
+
+/// The endpoint for probes and metrics.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HttpSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+}
+
+/// A URL with its password: given as it is, or in a file.
+pub(crate) fn secret_url(
+    section: &str,
+    url: Option<&SecretText>,
+    file: Option<&Path>,
+    base: &Path,
+) -> Result<String, Failure> {
+    let refused = |message: String| Failure::message(ExitCode::Refused, message);
+    match (url, file) {
+        (Some(url), None) => Ok(url.expose().trim().to_owned()),
+        (None, Some(file)) => {
+            let path = base.join(file);
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                let doing = format!("cannot read {section}.url_file {}", path.display());
+                Failure::new(ExitCode::Refused, anyhow::Error::new(error).context(doing))
+            })?;
+            Ok(text.trim().to_owned())
+        }
+        (Some(_), Some(_)) => Err(refused(format!(
+            "{section} must have only one of url and url_file"
+        ))),
+        (None, None) => {
+            let variable = section.to_uppercase();
+            Err(refused(format!("{section}.url is not configured")).hint(format!(
+                "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
+            )))
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -211,6 +287,9 @@ impl Settings {
         let log = sections.take("log");
         let worker: Option<WorkerSettings> = sections.take("worker");
         let run = sections.take("run");
+        let amqp = sections.take("amqp");
+        let redis = sections.take("redis");
+        let http = sections.take("http");
         let hubs = sections.take_hubs();
         if let Some(worker) = &worker {
             sections.check(
@@ -229,11 +308,25 @@ impl Settings {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run and hubs",
+                "is not a key; the keys are state, log, worker, run, amqp, redis, http and hubs",
             );
         }
-        let (Some(state), Some(log), Some(worker), Some(run), []) =
-            (state, log, worker, run, sections.problems.as_slice())
+        let services = (amqp, redis, http);
+        let (
+            Some(state),
+            Some(log),
+            Some(worker),
+            Some(run),
+            (Some(amqp), Some(redis), Some(http)),
+            [],
+        ) = (
+            state,
+            log,
+            worker,
+            run,
+            services,
+            sections.problems.as_slice(),
+        )
         else {
             let origin = file.map_or("the environment".to_owned(), |path| {
                 format!("{} and the environment", path.display())
@@ -249,6 +342,9 @@ impl Settings {
             log,
             worker,
             run,
+            amqp,
+            redis,
+            http,
             hubs,
             base,
         };

@@ -110,8 +110,12 @@ pub(crate) fn open_store(dir: &Path) -> Result<EmbeddedStore, Failure> {
     })
 }
 
-/// The hubs that a rollout uses, ready to be connected to. Nothing is dialled yet.
-pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, Failure> {
+/// All configured hubs, ready to be connected to. Nothing is dialled yet.
+pub(crate) fn all_hubs(settings: &Settings) -> Result<Hubs, Failure> {
+    hubs_where(settings, |_| true)
+}
+
+fn hubs_where(settings: &Settings, wanted: impl Fn(&HubName) -> bool) -> Result<Hubs, Failure> {
     if settings.hubs.is_empty() {
         return Err(Failure::message(ExitCode::Refused, "no hub is configured").hint(
             "give a hub's connection string: put it into a file, and set TWINCAST__HUBS__MAIN__CONNECTION_STRING_FILE to \
@@ -119,12 +123,15 @@ pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, F
              with `twincast hub`",
         ));
     }
-    let mut hubs = Hubs::new();
-    for (name, hub) in &settings.hubs {
-        if spec.target.hubs.is_empty() || spec.target.hubs.contains(name) {
-            hubs.insert(name.clone(), connectable(name, hub, settings)?);
-        }
-    }
+    let hubs = settings.hubs.iter().filter(|(name, _)| wanted(name));
+    hubs.map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings)?)))
+        .collect()
+}
+
+/// The hubs that a rollout uses, likewise.
+pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, Failure> {
+    let named = &spec.target.hubs;
+    let hubs = hubs_where(settings, |hub| named.is_empty() || named.contains(hub))?;
     // Names a hub of the spec that is not configured.
     planner::hubs_of(spec, &hubs).map_err(|_| {
         let all: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();

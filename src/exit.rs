@@ -23,13 +23,26 @@ pub(crate) enum ExitCode {
     HubRefused = 6,
     /// The state folder cannot be used: in use, damaged, full, not writable.
     State = 7,
-    /// The rollout was aborted, or is paused.
+    /// The rollout was aborted, or is paused or halted.
     NotRolledOut = 8,
+    /// RabbitMQ or Redis cannot be used, or no orchestrator answers.
+    Services = 9,
     /// Interrupted. The same command goes on where this one left off.
     Interrupted = 130,
 }
 
 impl ExitCode {
+    /// What a rollout's phase, by its name, comes to for whoever waited for its end.
+    pub(crate) fn of(phase: &str) -> Self {
+        match phase {
+            "succeeded" => Self::Success,
+            "finished_with_failures" => Self::FinishedWithFailures,
+            "failed" => Self::Refused,
+            "aborting" | "aborted" | "paused" | "halted" => Self::NotRolledOut,
+            _ => Self::Unexpected,
+        }
+    }
+
     /// All of them, with their meaning, for `--help`.
     pub(crate) const HELP: &'static str = "\
 Exit codes:
@@ -41,7 +54,8 @@ Exit codes:
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted or is paused
+  8    the rollout was aborted, is paused or halted
+  9    RabbitMQ or Redis cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there";
 }
 

@@ -1,21 +1,27 @@
 //! `twincast`: rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
 //!
 //! The command line is a thin layer: [`commands`] has a file per command, [`engine`] puts the
-//! parts of the local engine together, and everything that decides is in the libraries.
+//! parts of the local engine together, [`process`] those of the distributed one, and everything that decides is in the libraries.
 
 mod args;
+mod commander;
 mod commands;
 mod config;
 mod engine;
 mod exit;
+mod health;
 mod logging;
 mod output;
+mod process;
 mod progress;
+mod services;
 mod signal;
 mod specfile;
+mod stores;
 mod summary;
 
 use clap::Parser as _;
+use twincast_orchestrator::command::Kind;
 
 use crate::args::{Args, Command};
 use crate::config::{Overrides, Settings};
@@ -78,6 +84,35 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
                 commands::report::report(&report, &settings, output).await
             }
             Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
+            Some(Command::Orchestrator) => {
+                commands::orchestrator::orchestrator(&settings, output).await
+            }
+            Some(Command::Worker) => commands::worker::worker(&settings, output).await,
+            Some(Command::Submit(submit)) => {
+                commands::submit::submit(&submit, &settings, output).await
+            }
+            Some(Command::Status(status)) => {
+                commands::status::status(&status, &settings, output).await
+            }
+            Some(Command::Watch(watch)) => commands::watch::watch(&watch, &settings, output).await,
+            Some(Command::Pause(change)) => {
+                commands::change::one(Kind::Pause, &change, &settings, output).await
+            }
+            Some(Command::Resume(change)) => {
+                commands::change::one(Kind::Resume, &change, &settings, output).await
+            }
+            Some(Command::Abort(change)) => {
+                commands::change::one(Kind::Abort, &change, &settings, output).await
+            }
+            Some(Command::StopAll(all)) => {
+                commands::change::all(Kind::StopAll, &all, &settings, output).await
+            }
+            Some(Command::ResumeAll(all)) => {
+                commands::change::all(Kind::ResumeAll, &all, &settings, output).await
+            }
+            Some(Command::DeadLetters(letters)) => {
+                commands::dead_letters::dead_letters(&letters, &settings, output).await
+            }
             Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
             Some(Command::Schema) => Ok(commands::validate::schema(output)),
             None => Err(Failure::message(ExitCode::Usage, "no command given")

@@ -143,6 +143,15 @@ impl Cause {
             Self::NotPossible => "not_possible",
         }
     }
+
+    /// The command was sound, but does not fit the rollout as it is.
+    #[must_use]
+    pub fn is_about_the_rollout(self) -> bool {
+        matches!(
+            self,
+            Self::Conflict | Self::UnknownRollout | Self::NotPossible
+        )
+    }
 }
 
 /// A command that was refused.

@@ -9,13 +9,12 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::Rollout;
 
-use twincast_embedded::EmbeddedStore;
-
 use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
+use crate::stores;
 use crate::summary;
 
 #[derive(Debug, Serialize)]
@@ -34,46 +33,21 @@ pub(crate) async fn report(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let name =
-        RolloutName::new(&args.name).map_err(|error| Failure::new(ExitCode::Refused, error))?;
     let wanted = wanted(args)?;
-    if !EmbeddedStore::is_in(&settings.state) {
-        let message = format!("there is no state folder {}", settings.state.display());
-        return Err(Failure::message(ExitCode::State, message)
-            .hint("run this where `twincast run` was run, or give its --state"));
-    }
-    let store = engine::open_store(&settings.state)?;
-    let state = |error: StoreError| Failure::new(ExitCode::State, error);
-    let Some(rollout) = store.rollout(&name).await.map_err(state)? else {
-        let names: Vec<_> = store
-            .rollouts()
-            .await
-            .map_err(state)?
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        let names = if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
-        };
-        let message = format!(
-            "there is no rollout {name} in {}; there are: {names}",
-            settings.state.display()
-        );
-        return Err(Failure::message(ExitCode::Refused, message));
-    };
+    let store = stores::open(settings).await?;
+    let rollout = stores::rollout(&store, &args.name).await?;
+    let name = rollout.spec.name.clone();
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = if output.is_json() {
-        write_object(&store, &rollout, &wanted, &mut out).await
+        write_object(&*store, &rollout, &wanted, &mut out).await
     } else {
         match args.format {
             ReportFormat::Table => {
-                write_rows(&store, &name, &wanted, &mut Table::new(&mut out)).await
+                write_rows(&*store, &name, &wanted, &mut Table::new(&mut out)).await
             }
-            ReportFormat::Csv => write_rows(&store, &name, &wanted, &mut Csv::new(&mut out)).await,
+            ReportFormat::Csv => write_rows(&*store, &name, &wanted, &mut Csv::new(&mut out)).await,
             ReportFormat::Jsonl => {
-                write_rows(&store, &name, &wanted, &mut JsonLines(&mut out)).await
+                write_rows(&*store, &name, &wanted, &mut JsonLines(&mut out)).await
             }
         }
     };

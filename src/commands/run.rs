@@ -105,17 +105,7 @@ pub(crate) async fn roll_out(
         ));
         return Ok(ExitCode::Interrupted);
     }
-    Ok(match &rollout.phase {
-        Phase::Succeeded => ExitCode::Success,
-        Phase::FinishedWithFailures => ExitCode::FinishedWithFailures,
-        Phase::Failed { .. } => ExitCode::Refused,
-        Phase::Aborted { .. } | Phase::Paused { .. } | Phase::Halted { .. } => {
-            ExitCode::NotRolledOut
-        }
-        Phase::Accepted | Phase::Planning | Phase::Running | Phase::Aborting { .. } => {
-            ExitCode::Unexpected
-        }
-    })
+    Ok(ExitCode::of(rollout.phase.as_str()))
 }
 
 /// Accepts a rollout. One of its name that was never planned has sent nothing, and nobody else

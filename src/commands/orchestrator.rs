@@ -1,0 +1,155 @@
+//! `twincast orchestrator`: takes commands, plans and drives rollouts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use twincast_amqp::{AmqpError, CommandBody, CommandConsumer, IncomingCommand};
+use twincast_core::error::in_words;
+use twincast_core::ids::Holder;
+use twincast_core::ports::{Roster, Store};
+use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
+
+use crate::config::Settings;
+use crate::engine;
+use crate::exit::{ExitCode, Failure};
+use crate::output::Output;
+use crate::process::Process;
+use crate::services::BrokerEvents;
+
+/// Commands that wait in this process.
+const AT_ONCE: usize = 16;
+/// How long a command waits whose effect could not be stored.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+pub(crate) async fn orchestrator(
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let hubs = engine::all_hubs(settings)?;
+    engine::note_guesses(&hubs, settings, output);
+    let Some(process) = Process::start("orchestrator", settings, output).await? else {
+        return Ok(ExitCode::Success);
+    };
+    let services = &process.services;
+    let clock = engine::clock();
+    let intake = Intake {
+        store: services.store() as Arc<dyn Store>,
+        roster: services.store() as Arc<dyn Roster>,
+        hubs: hubs.keys().cloned().collect(),
+        clock: Arc::clone(&clock),
+    };
+    let service = Arc::new(Orchestrator {
+        store: services.store() as Arc<dyn Store>,
+        roster: services.store() as Arc<dyn Roster>,
+        queue: Arc::new(services.amqp.queue()),
+        events: Arc::new(BrokerEvents(services.amqp.clone())),
+        hubs,
+        clock,
+        config: OrchestratorConfig::default(),
+        id: Holder::new(format!("orchestrator-{}", uuid::Uuid::new_v4().simple()))
+            .expect("letters and digits"),
+        status: Arc::new(OrchestratorStatus::default()),
+    });
+    let commands = services
+        .amqp
+        .commands(AT_ONCE)
+        .await
+        .map_err(crate::services::broker_failure)?;
+    let stop = process.stop.clone();
+    let ((), taken) = process
+        .until_stopped(async {
+            tokio::join!(service.run(stop.clone()), take(commands, &intake, &stop))
+        })
+        .await;
+    process.end().await;
+    taken.map_err(crate::services::broker_failure)?;
+    Ok(ExitCode::Success)
+}
+
+/// Takes commands until `stop`, one after the other: the order in which they came counts.
+async fn take(
+    mut commands: CommandConsumer,
+    intake: &Intake,
+    stop: &CancellationToken,
+) -> Result<(), AmqpError> {
+    loop {
+        let command = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            command = commands.next() => command?,
+        };
+        // One that is put down here comes again.
+        let answered = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            answered = answer(command, intake) => answered,
+        };
+        if let Err(error) = answered {
+            tracing::warn!(
+                error = in_words(&error),
+                "a command was not answered for, it comes again"
+            );
+        }
+    }
+}
+
+/// Does one command, says what came of it, and answers for it.
+async fn answer(command: IncomingCommand, intake: &Intake) -> Result<(), AmqpError> {
+    let done = match &command.body {
+        CommandBody::Whole(body) => handle(body, command.content_type.as_deref(), intake).await,
+        CommandBody::TooLarge { size, .. } => Err(too_large(*size)),
+    };
+    let refusal = match done {
+        Ok(answer) => {
+            command.reply(json(&answer)).await;
+            return command.ack().await;
+        }
+        Err(refusal) => refusal,
+    };
+    let cause = refusal.cause;
+    tracing::warn!(
+        cause = cause.as_str(),
+        error = refusal.error,
+        "command refused"
+    );
+    command.reply(json(&refusal)).await;
+    if command.reply_to.is_some() && cause.is_about_the_rollout() {
+        // Whoever asked knows; the command itself was sound.
+        return command.ack().await;
+    }
+    let detail = [vec![refusal.error], refusal.details].concat();
+    command
+        .dead_letter(cause.as_str(), &detail.join("; "))
+        .await
+}
+
+/// Does a command, waiting for the store as long as it takes.
+async fn handle(
+    body: &[u8],
+    content_type: Option<&str>,
+    intake: &Intake,
+) -> Result<Answer, Refusal> {
+    loop {
+        match intake.handle(body, content_type).await {
+            Ok(answer) => return Ok(answer),
+            Err(NotDone::Refused(refusal)) => return Err(refusal),
+            Err(NotDone::Store(error)) => {
+                tracing::warn!(error = in_words(&error), "a command waits for the store");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        }
+    }
+}
+
+fn too_large(size: usize) -> Refusal {
+    let most = twincast_amqp::MAX_COMMAND_BYTES;
+    Refusal::new(
+        Cause::TooLarge,
+        format!("the command has {size} bytes; at most {most} are taken"),
+    )
+}
+
+fn json(answer: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(answer).expect("answers are plain data")
+}

@@ -1,0 +1,103 @@
+//! Where rollouts are kept: in Redis when one is configured, else in a state folder.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use twincast_core::ids::RolloutName;
+use twincast_core::ports::Store;
+use twincast_core::rollout::Rollout;
+use twincast_embedded::EmbeddedStore;
+use twincast_redis::RedisStore;
+
+use crate::config::{Settings, secret_url};
+use crate::engine;
+use crate::exit::{ExitCode, Failure};
+
+/// A store of either kind.
+pub(crate) enum AnyStore {
+    Folder(EmbeddedStore),
+    Redis(Arc<RedisStore>),
+}
+
+impl Deref for AnyStore {
+    type Target = dyn Store;
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Folder(store) => store,
+            Self::Redis(store) => &**store,
+        }
+    }
+}
+
+impl AnyStore {
+    /// Lets go of it.
+    pub(crate) async fn close(&self) {
+        if let Self::Folder(store) = self {
+            store.close().await;
+        }
+    }
+}
+
+/// Opens the store that is configured, for looking at it.
+pub(crate) async fn open(settings: &Settings) -> Result<AnyStore, Failure> {
+    if settings.redis.is_configured() {
+        return Ok(AnyStore::Redis(redis(settings).await?));
+    }
+    if !EmbeddedStore::is_in(&settings.state) {
+        let message = format!("there is no state folder {}", settings.state.display());
+        return Err(Failure::message(ExitCode::State, message).hint(
+            "run this where `twincast run` was run, or give its --state; or give the Redis of the distributed engine as redis.url",
+        ));
+    }
+    Ok(AnyStore::Folder(engine::open_store(&settings.state)?))
+}
+
+/// Connects to the configured Redis.
+pub(crate) async fn redis(settings: &Settings) -> Result<Arc<RedisStore>, Failure> {
+    let wanted = redis_settings(settings)?;
+    let store = RedisStore::connect(&wanted).await.map_err(|error| {
+        Failure::new(ExitCode::Services, error).hint("check redis.url, and that the server runs")
+    })?;
+    Ok(Arc::new(store))
+}
+
+/// How the configured Redis is reached.
+pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Settings, Failure> {
+    let from = &settings.redis;
+    let url = secret_url(
+        "redis",
+        from.url.as_ref(),
+        from.url_file.as_deref(),
+        &settings.base,
+    )?;
+    let urls = url.split(',').map(|url| url.trim().to_owned()).collect();
+    Ok(twincast_redis::Settings {
+        urls,
+        cluster: from.cluster,
+        ca: from.ca_file.as_ref().map(|path| settings.base.join(path)),
+        prefix: from.prefix.clone(),
+        connect_timeout: from.timeout.0,
+        response_timeout: from.timeout.0,
+        time: twincast_redis::TimeSource::Server,
+    })
+}
+
+/// A rollout by the name that a user gave.
+pub(crate) async fn rollout(store: &AnyStore, name: &str) -> Result<Rollout, Failure> {
+    let name = RolloutName::new(name).map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    let found = store.rollout(&name).await.map_err(engine::store_failure)?;
+    if let Some(rollout) = found {
+        return Ok(rollout);
+    }
+    let names = store.rollouts().await.map_err(engine::store_failure)?;
+    let some: Vec<_> = names.iter().take(20).map(RolloutName::as_str).collect();
+    let there_are = match some.as_slice() {
+        [] => "there are none".to_owned(),
+        some if some.len() < names.len() => {
+            format!("there are {}, among them: {}", names.len(), some.join(", "))
+        }
+        some => format!("there are: {}", some.join(", ")),
+    };
+    let message = format!("there is no rollout {name}; {there_are}");
+    Err(Failure::message(ExitCode::Refused, message))
+}
