@@ -16,6 +16,7 @@ mod commands;
 mod crash;
 mod exactly_once;
 mod faults;
+mod feedback;
 mod golden;
 mod interrupt;
 mod names;
