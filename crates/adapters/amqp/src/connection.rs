@@ -29,13 +29,11 @@ use crate::publisher::{self, Message, Request, Verdict};
 use crate::settings::Settings;
 use crate::tasks::Tasks;
 use crate::topology::{self, Names, QueueSpec};
-use crate::transport::{self, Trust};
+use crate::transport::{self, Line, Trust};
 
 /// How often the supervisor looks at the connection itself. The library tells of losses; a signal
 /// that is missed once must not leave us without a connection for ever.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long closing in good order may take. The broker notices a closed socket just as well.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Publishes that wait to be taken up; more wait in their callers.
 const REQUESTS: usize = 64;
 
@@ -86,7 +84,7 @@ pub(crate) struct Wires {
 
 /// One connection, from its handshake to its loss.
 pub(crate) struct Link {
-    connection: lapin::Connection,
+    line: Line,
     /// The queues that were found right over this connection, by name.
     declared: tokio::sync::Mutex<HashSet<String>>,
     /// The connection is gone.
@@ -260,7 +258,7 @@ impl Wires {
 }
 
 /// Why something was not done in time, by how the connection is.
-fn too_late(state: &State, after: Duration) -> AmqpError {
+pub(crate) fn too_late(state: &State, after: Duration) -> AmqpError {
     match state {
         State::Connected => AmqpError::TimedOut { after },
         State::Blocked { reason } => AmqpError::Blocked {
@@ -281,23 +279,23 @@ impl Link {
     pub(crate) async fn channel(&self, tasks: &Tasks) -> Result<OwnChannel, AmqpError> {
         let channel = tokio::select! {
             () = self.lost.cancelled() => return Err(AmqpError::Lost),
-            channel = self.connection.create_channel() => channel,
+            channel = self.line.connection.create_channel() => channel,
         };
         let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
         Ok(OwnChannel::new(channel, self.lost.clone(), tasks.clone()))
     }
 
     fn is_up(&self) -> bool {
-        self.connection.status().connected()
+        self.line.connection.status().connected()
     }
 }
 
 /// Connects once: a connection with the topology in place.
 async fn open(settings: &Settings, trust: &Trust, names: &Names) -> Result<Link, ConnectError> {
     let deadline = Instant::now() + settings.connect_timeout;
-    let connection = transport::connect(settings, trust, deadline).await?;
+    let line = transport::connect(settings, trust, deadline).await?;
     let link = Link {
-        connection,
+        line,
         declared: tokio::sync::Mutex::default(),
         lost: CancellationToken::new(),
     };
@@ -308,7 +306,7 @@ async fn open(settings: &Settings, trust: &Trust, names: &Names) -> Result<Link,
     match declared {
         Ok(()) => Ok(link),
         Err(source) => {
-            close(&link).await;
+            link.line.hang_up().await;
             Err(ConnectError::Topology {
                 broker: transport::broker(settings),
                 source,
@@ -318,7 +316,7 @@ async fn open(settings: &Settings, trust: &Trust, names: &Names) -> Result<Link,
 }
 
 async fn declare(link: &Link, names: &Names) -> Result<(), AmqpError> {
-    let channel = link.connection.create_channel().await;
+    let channel = link.line.connection.create_channel().await;
     let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
     topology::declare(names, &channel).await?;
     let mut declared = link.declared.lock().await;
@@ -326,13 +324,6 @@ async fn declare(link: &Link, names: &Names) -> Result<(), AmqpError> {
     // Nobody is interested in why a channel without work did not close.
     channel.close(200, "declared".into()).await.ok();
     Ok(())
-}
-
-async fn close(link: &Link) {
-    link.lost.cancel();
-    let closed = link.connection.close(200, "goodbye".into());
-    // Failing, it is gone anyway.
-    tokio::time::timeout(CLOSE_WITHIN, closed).await.ok();
 }
 
 fn reconnecting(last_error: Option<String>) -> State {
@@ -396,7 +387,8 @@ impl Supervisor {
         };
         self.link.send_replace(None);
         let Some(why) = lost else {
-            close(&link).await;
+            link.lost.cancel();
+            link.line.hang_up().await;
             info!(%broker, "disconnected from the broker");
             return;
         };
@@ -407,10 +399,10 @@ impl Supervisor {
 
     /// Keeps the state up to date until the link is lost; says why.
     async fn watch(&self, link: &Link) -> String {
-        let mut events = std::pin::pin!(link.connection.events_listener());
+        let mut events = std::pin::pin!(link.line.connection.events_listener());
         let mut look = tokio::time::interval(LOOK_EVERY);
         // Notices from before we listened are lost.
-        if link.connection.status().blocked() {
+        if link.line.connection.status().blocked() {
             self.blocked("as it has been since we connected".into());
         }
         loop {

@@ -47,7 +47,7 @@ impl Source {
 /// What a consumer hands over.
 pub(crate) enum Taken {
     /// A message, and the answer that it is owed.
-    Message(Delivery, Held),
+    Message(Box<Delivery>, Held),
     /// The subscription is a new one: a private queue has missed what came in between.
     Resumed,
 }
@@ -135,10 +135,19 @@ impl Held {
         self.wires.in_time(acked).await
     }
 
+    /// Done with, and nobody waits for it.
+    pub(crate) fn ack_in_background(self) {
+        let tasks = self.wires.tasks.clone();
+        tasks.spawn(async move {
+            // One that is lost makes the message come again.
+            self.ack().await.ok();
+        });
+    }
+
     /// Not done: it comes again, here or elsewhere.
     pub(crate) async fn requeue(mut self) {
         if let Some(acker) = self.acker.take() {
-            requeue(acker).await;
+            requeue(&self.wires, acker).await;
         }
     }
 }
@@ -149,18 +158,25 @@ impl Drop for Held {
             return;
         }
         if let Some(acker) = self.acker.take() {
-            self.wires.tasks.spawn(requeue(acker));
+            let wires = Arc::clone(&self.wires);
+            let tasks = wires.tasks.clone();
+            tasks.spawn(async move { requeue(&wires, acker).await });
         }
     }
 }
 
-async fn requeue(acker: Acker) {
+async fn requeue(wires: &Wires, acker: Acker) {
     let options = BasicNackOptions {
         requeue: true,
         multiple: false,
     };
-    // Failing, the channel is gone, and the broker has it back already.
-    acker.nack(options).await.ok();
+    let back = async {
+        // Failing, the channel is gone, and the broker has it back already.
+        acker.nack(options).await.ok();
+        Ok(())
+    };
+    // It waits while the broker blocks us, which may be long. The nack goes out in the end.
+    wires.in_time(back).await.ok();
 }
 
 /// One consumer's task.
@@ -236,7 +252,7 @@ impl Subscriber {
             wires: Arc::clone(&self.wires),
             gone: self.gone.clone(),
         };
-        Taken::Message(delivery, held)
+        Taken::Message(Box::new(delivery), held)
     }
 
     async fn subscribe(&self) -> Result<OwnChannel, AmqpError> {

@@ -13,9 +13,11 @@
 //! ```
 
 mod channel;
+mod command;
 mod connection;
 mod dead_letter;
 mod error;
+mod event;
 mod intake;
 mod message;
 mod publisher;
@@ -25,8 +27,11 @@ mod tasks;
 mod topology;
 mod transport;
 
+pub use command::{CommandBody, CommandConsumer, IncomingCommand, MAX_COMMAND_BYTES};
 pub use connection::{Amqp, State};
+pub use dead_letter::DeadLetter;
 pub use error::{AmqpError, BrokerSaid, ConnectError};
+pub use event::{EventConsumer, Heard};
 pub use message::{COMMAND_TYPE, DISPATCH_TYPE, EVENT_TYPE, REPLY_TYPE};
 pub use queue::AmqpQueue;
 pub use settings::{BrokerUrl, BrokerUrlError, Settings, SettingsError};

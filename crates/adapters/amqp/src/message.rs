@@ -63,6 +63,21 @@ pub(crate) fn header_text(headers: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
+/// A header's number, if it is there and is one.
+pub(crate) fn header_number(headers: &FieldTable, name: &str) -> Option<u64> {
+    let number = headers.inner().get(name)?.as_long_long_int()?;
+    u64::try_from(number).ok()
+}
+
+/// A property's text.
+pub(crate) fn text_of(property: &Option<ShortString>) -> Option<String> {
+    property.as_ref().map(ToString::to_string)
+}
+
+pub(crate) fn number_value(number: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
 pub(crate) fn text_value(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }

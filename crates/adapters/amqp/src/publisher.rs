@@ -85,7 +85,8 @@ pub(crate) async fn run(wires: Arc<Wires>, mut requests: mpsc::Receiver<Request>
     }
 }
 
-async fn open(wires: &Wires) -> Result<OwnChannel, AmqpError> {
+/// A channel that has publishes confirmed.
+pub(crate) async fn open(wires: &Wires) -> Result<OwnChannel, AmqpError> {
     let channel = wires.link().await?.channel(&wires.tasks).await?;
     let confirm = channel.confirm_select(ConfirmSelectOptions::default());
     let confirm = tokio::select! {
@@ -131,6 +132,34 @@ async fn serve(wires: &Wires, channel: &OwnChannel, requests: &mut mpsc::Receive
     }
 }
 
+/// Publishes on a channel that has no other publish in flight, and has publishes confirmed.
+pub(crate) async fn publish_alone(
+    channel: &Channel,
+    message: Message,
+) -> Result<Verdict, AmqpError> {
+    let outcome = send(channel, message).await;
+    let returned = matches!(
+        outcome,
+        Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))
+    );
+    verdict(outcome, returned)
+}
+
+async fn send(channel: &Channel, message: Message) -> lapin::Result<Confirmation> {
+    let options = BasicPublishOptions {
+        mandatory: message.mandatory,
+        immediate: false,
+    };
+    let sent = channel.basic_publish(
+        message.exchange,
+        message.routing_key,
+        options,
+        &message.body,
+        message.properties,
+    );
+    sent.await?.await
+}
+
 /// A publish whose fate is known.
 struct Landed {
     key: Key,
@@ -149,21 +178,7 @@ fn fly(channel: Channel, request: Request) -> Pin<Box<dyn Future<Output = Landed
         message.properties.message_id().clone(),
     );
     Box::pin(async move {
-        let options = BasicPublishOptions {
-            mandatory: message.mandatory,
-            immediate: false,
-        };
-        let sent = channel.basic_publish(
-            message.exchange,
-            message.routing_key,
-            options,
-            &message.body,
-            message.properties,
-        );
-        let outcome = match sent.await {
-            Ok(confirmation) => confirmation.await,
-            Err(error) => Err(error),
-        };
+        let outcome = send(&channel, message).await;
         Landed {
             key,
             answer,

@@ -16,7 +16,7 @@ use twincast_core::ids::HubName;
 use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 
 use crate::connection::{Amqp, Wires};
-use crate::dead_letter::{Cause, bury};
+use crate::dead_letter::Letter;
 use crate::error::{AmqpError, BrokerSaid};
 use crate::intake::{Held, Intake, Source, Taken};
 use crate::message::{DISPATCH_TYPE, properties, to_queue};
@@ -63,10 +63,14 @@ impl Queue for AmqpQueue {
         hub: &HubName,
         at_once: usize,
     ) -> Result<Box<dyn Deliveries>, QueueError> {
-        let source = Source::Shared(self.amqp.wires.names.dispatch(hub));
-        let intake = Intake::start(&self.amqp, source, at_once).await;
+        let queue = self.amqp.wires.names.dispatch(hub);
+        let name = queue.name.clone();
+        let intake = Intake::start(&self.amqp, Source::Shared(queue), at_once).await;
         let intake = intake.map_err(|error| unavailable("consume dispatches", error))?;
-        Ok(Box::new(Consumer { intake }))
+        Ok(Box::new(Consumer {
+            queue: name,
+            intake,
+        }))
     }
 
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
@@ -104,6 +108,7 @@ async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError> {
 }
 
 struct Consumer {
+    queue: String,
     intake: Intake,
 }
 
@@ -124,9 +129,35 @@ impl Deliveries for Consumer {
                         ticket: Box::new(Answer { held }),
                     });
                 }
-                Err(unreadable) => put_aside(&self.intake.amqp().wires, raw, held, &unreadable),
+                Err(unreadable) => self.put_aside(*raw, held, &unreadable),
             }
         }
+    }
+}
+
+impl Consumer {
+    /// Makes a dead letter of a message, in a task of its own, so that the next one need not wait.
+    /// There are at most as many as the consumer may hold: each is owed an answer until then.
+    fn put_aside(&self, raw: Raw, held: Held, unreadable: &Unreadable) {
+        let detail = unreadable.to_string();
+        warn!(queue = self.queue, detail, "dispatch cannot be read");
+        let letter = Letter {
+            from: self.queue.clone(),
+            properties: raw.properties,
+            size: raw.data.len(),
+            body: raw.data,
+            cause: unreadable.cause().to_owned(),
+            detail,
+        };
+        let wires = Arc::clone(&self.intake.amqp().wires);
+        let tasks = wires.tasks.clone();
+        tasks.spawn(async move {
+            // If this fails, it comes again.
+            if let Err(error) = letter.replace(&wires, held).await {
+                let why = in_words(&error);
+                warn!(why, "cannot put a dispatch with the dead letters");
+            }
+        });
     }
 }
 
@@ -139,6 +170,15 @@ enum Unreadable {
     Body(serde_json::Error),
 }
 
+impl Unreadable {
+    fn cause(&self) -> &'static str {
+        match self {
+            Self::Version(_) => "unsupported_version",
+            Self::Body(_) => "unreadable",
+        }
+    }
+}
+
 fn read(properties: &BasicProperties, body: &[u8]) -> Result<Dispatch, Unreadable> {
     let content_type = properties.content_type().as_ref();
     let content_type = content_type.map_or("", |text| text.as_str());
@@ -146,46 +186,6 @@ fn read(properties: &BasicProperties, body: &[u8]) -> Result<Dispatch, Unreadabl
         return Err(Unreadable::Version(content_type.to_owned()));
     }
     serde_json::from_slice(body).map_err(Unreadable::Body)
-}
-
-/// In a task of its own, so that the next dispatch need not wait. There are at most as many as the
-/// consumer may hold: it is owed an answer until the letter is confirmed.
-fn put_aside(wires: &Arc<Wires>, raw: Raw, held: Held, unreadable: &Unreadable) {
-    let cause = match unreadable {
-        Unreadable::Version(_) => Cause::UNKNOWN_VERSION,
-        Unreadable::Body(_) => Cause::MALFORMED,
-    };
-    let detail = unreadable.to_string();
-    warn!(queue = %raw.routing_key, cause, detail, "dispatch cannot be read");
-    let tasks = wires.tasks.clone();
-    let wires = Arc::clone(wires);
-    tasks.spawn(async move {
-        let size = raw.data.len();
-        let Raw {
-            properties,
-            data,
-            routing_key,
-            ..
-        } = raw;
-        let buried = bury(
-            &wires,
-            routing_key.as_str(),
-            properties,
-            data,
-            size,
-            cause,
-            &detail,
-        );
-        let done = match buried.await {
-            Ok(()) => held.ack().await,
-            // Dropped, it comes again.
-            Err(error) => Err(error),
-        };
-        if let Err(error) = done {
-            let why = in_words(&error);
-            warn!(why, "cannot put a dispatch with the dead letters");
-        }
-    });
 }
 
 struct Answer {

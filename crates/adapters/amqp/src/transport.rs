@@ -8,17 +8,21 @@
 use std::io;
 use std::net::Shutdown;
 use std::path::Path;
+use std::time::Duration;
 
 use lapin::runtime::default_runtime;
 use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ConnectError, handshake};
 use crate::settings::Settings;
+
+/// How long closing in good order may take. The broker notices a closed socket just as well.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whom to trust.
 #[derive(Clone)]
@@ -56,12 +60,41 @@ async fn private_authorities(path: &Path) -> Result<RustlsConnectorConfig, Conne
     Ok(RustlsConnectorConfig::default().with_parsable_certificates(certificates))
 }
 
+/// A connection, and a way to end it that does not ask anybody.
+pub(crate) struct Line {
+    pub(crate) connection: Connection,
+    plug: Plug,
+}
+
+/// Another handle of a connection's socket.
+struct Plug(Option<Socket>);
+
+impl Plug {
+    fn pull(&self) {
+        if let Some(socket) = &self.0 {
+            // Fails when the peer has just ended it.
+            socket.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+impl Line {
+    /// Closes the connection; in good order if that does not take long. The library writes
+    /// nothing, not even this, while the broker blocks us.
+    pub(crate) async fn hang_up(&self) {
+        let closed = self.connection.close(200, "goodbye".into());
+        if tokio::time::timeout(CLOSE_WITHIN, closed).await.is_err() {
+            self.plug.pull();
+        }
+    }
+}
+
 /// Connects and goes through the handshakes, once, until `deadline`.
 pub(crate) async fn connect(
     settings: &Settings,
     trust: &Trust,
     deadline: Instant,
-) -> Result<Connection, ConnectError> {
+) -> Result<Line, ConnectError> {
     let url = &settings.url;
     let late = |doing| ConnectError::TimedOut {
         broker: broker(settings),
@@ -81,11 +114,10 @@ pub(crate) async fn connect(
     let stream = timeout_at(deadline, stream).await;
     let stream = stream.map_err(|_| late("connecting"))?;
     let mut stream = stream.map_err(unreachable)?;
-    // Another handle of the socket, to end it with.
-    let plug = match &stream {
+    let plug = Plug(match &stream {
         AsyncTcpStream::Plain(tcp) => SockRef::from(tcp.get_ref()).try_clone().ok(),
         _ => None,
-    };
+    });
 
     if let Some(connector) = &trust.0 {
         let secured = timeout_at(deadline, stream.into_rustls(connector, url.host())).await;
@@ -109,13 +141,10 @@ pub(crate) async fn connect(
         properties,
     );
     match timeout_at(deadline, connection).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => Ok(Line { connection, plug }),
         Ok(Err(error)) => Err(handshake(broker(settings), url.user(), url.vhost(), error)),
         Err(_) => {
-            if let Some(plug) = plug {
-                // Fails when the peer has just ended it.
-                plug.shutdown(Shutdown::Both).ok();
-            }
+            plug.pull();
             Err(late("greeting it"))
         }
     }

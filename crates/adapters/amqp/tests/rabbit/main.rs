@@ -1,25 +1,93 @@
 //! The adapter on a real RabbitMQ, which all tests share that leave it alone.
 
+mod broker;
+mod commands;
 mod conformance;
+mod connecting;
+mod dead_letters;
+mod dispatches;
+mod events;
+//mod losing;
+//mod secrets;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use twincast_amqp::{Amqp, Settings};
+use twincast_amqp::{Amqp, ConnectError, Settings, State};
+use twincast_core::error::in_words;
+use twincast_core::ids::{BatchId, HubName, RolloutName};
+use twincast_core::ports::{Deliveries, Delivery, Dispatch};
+use twincast_retry::Policy;
 use twincast_testkit::services::RabbitMq;
 
-/// Settings with names of their own.
+/// What does not happen by then does not happen; no test waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Settings with names of their own, for a broker that is there or will be at once.
 fn settings(url: &str) -> Settings {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let reconnect = Policy::new(Duration::from_millis(20), Duration::from_millis(500));
     Settings {
         prefix: format!("test{number}"),
         connection_name: format!("test {number}"),
+        reconnect: reconnect.expect("they ascend"),
         ..Settings::new(url.parse().expect("a broker's URL"))
     }
 }
 
-/// A connection to the shared broker, with names of its own.
-async fn amqp() -> Amqp {
+/// A connection to the shared broker, with names of its own, and its prefix.
+async fn amqp() -> (Amqp, String) {
     let settings = settings(&RabbitMq::shared().await.url());
+    let prefix = settings.prefix.clone();
+    (connect(settings).await, prefix)
+}
+
+async fn connect(settings: Settings) -> Amqp {
     Amqp::connect(settings).await.expect("the broker is there")
+}
+
+async fn refused(settings: Settings) -> ConnectError {
+    in_time(Amqp::connect(settings)).await.expect_err("refused")
+}
+
+/// An error with its causes, and everything else that may be seen of it.
+fn shown(error: &ConnectError) -> String {
+    format!("{} {error:?} {error:#?}", in_words(error))
+}
+
+async fn in_time<T>(happens: impl Future<Output = T>) -> T {
+    let happens = tokio::time::timeout(PATIENCE, happens).await;
+    happens.expect("it happens in time")
+}
+
+async fn until(amqp: &Amqp, is: impl FnMut(&State) -> bool) {
+    let mut state = amqp.state();
+    in_time(state.wait_for(is))
+        .await
+        .expect("somebody sees to it");
+}
+
+async fn until_connected(amqp: &Amqp) {
+    until(amqp, |state| *state == State::Connected).await;
+}
+
+async fn until_lost(amqp: &Amqp) {
+    until(amqp, |state| matches!(state, State::Reconnecting { .. })).await;
+}
+
+fn hub() -> HubName {
+    HubName::new("eu").expect("a name")
+}
+
+fn dispatch(batch: u32) -> Dispatch {
+    Dispatch {
+        rollout: RolloutName::new("r").expect("a name"),
+        batch: BatchId(batch),
+        hub: hub(),
+    }
+}
+
+async fn next(consumer: &mut Box<dyn Deliveries>) -> Delivery {
+    in_time(consumer.next()).await.expect("a dispatch")
 }

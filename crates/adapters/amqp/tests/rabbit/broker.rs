@@ -1,0 +1,63 @@
+//! What other clients and operators do at the broker.
+
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+/// Somebody else.
+pub(crate) struct Other {
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Other {
+    pub(crate) async fn at(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await;
+        let connection = connection.unwrap();
+        Self {
+            channel: connection.create_channel().await.unwrap(),
+            _connection: connection,
+        }
+    }
+
+    pub(crate) async fn publish(&self, queue: &str, properties: BasicProperties, body: &[u8]) {
+        let options = BasicPublishOptions::default();
+        let sent = self.channel.basic_publish(
+            ShortString::default(),
+            queue.into(),
+            options,
+            body,
+            properties,
+        );
+        sent.await.unwrap();
+    }
+
+    pub(crate) async fn declare(&self, queue: &str, arguments: FieldTable) {
+        let options = QueueDeclareOptions::durable();
+        let declared = self.channel.queue_declare(queue.into(), options, arguments);
+        declared.await.unwrap();
+    }
+
+    pub(crate) async fn delete(&self, queue: &str) {
+        let options = QueueDeleteOptions::default();
+        self.channel
+            .queue_delete(queue.into(), options)
+            .await
+            .unwrap();
+    }
+
+    /// What waits in a queue next, if anything does.
+    pub(crate) async fn get(&self, queue: &str) -> Option<(BasicProperties, Vec<u8>)> {
+        let got = self
+            .channel
+            .basic_get(queue.into(), BasicGetOptions { no_ack: true });
+        let delivery = got.await.unwrap()?.delivery;
+        Some((delivery.properties, delivery.data))
+    }
+}
+
+pub(crate) fn json() -> BasicProperties {
+    BasicProperties::default().with_content_type("application/json".into())
+}

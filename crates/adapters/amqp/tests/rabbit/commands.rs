@@ -1,0 +1,169 @@
+//! Commands: there, back, and put aside.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use twincast_amqp::{
+    AmqpError, COMMAND_TYPE, CommandBody, CommandConsumer, IncomingCommand, MAX_COMMAND_BYTES,
+};
+use twincast_testkit::services::RabbitMq;
+
+use crate::broker::{Other, json};
+use crate::{amqp, in_time};
+
+async fn take(consumer: &mut CommandConsumer) -> IncomingCommand {
+    in_time(consumer.next()).await.unwrap()
+}
+
+/// A command and its answer, with the ids that tie them.
+#[tokio::test]
+async fn a_request_is_answered() {
+    let (amqp, _) = amqp().await;
+    let mut commands = amqp.commands(4).await.unwrap();
+    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, Duration::from_secs(30));
+    let (reply, ()) = tokio::join!(asked, async {
+        let command = take(&mut commands).await;
+        assert_eq!(command.body, CommandBody::Whole(b"{}".to_vec()));
+        assert_eq!(command.content_type.as_deref(), Some(COMMAND_TYPE));
+        assert!(command.message_id.is_some());
+        assert_eq!(command.message_id, command.correlation_id);
+        assert!(!command.redelivered);
+        command.reply(b"{\"ok\":true}".to_vec()).await;
+        command.ack().await.unwrap();
+    });
+    assert_eq!(reply.unwrap(), b"{\"ok\":true}");
+    amqp.close().await;
+}
+
+/// Nobody answers, and the command is still there for who will.
+#[tokio::test]
+async fn a_request_that_nobody_answers_ends() {
+    let (amqp, _) = amqp().await;
+    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, Duration::from_millis(300));
+    let error = in_time(asked).await.unwrap_err();
+    assert!(matches!(error, AmqpError::TimedOut { .. }), "{error:?}");
+    let mut commands = amqp.commands(4).await.unwrap();
+    let command = take(&mut commands).await;
+    // Who asked is gone; that hurts nobody.
+    command.reply(b"{}".to_vec()).await;
+    command.ack().await.unwrap();
+}
+
+/// Its own id, and any client's properties.
+#[tokio::test]
+async fn a_command_comes_as_it_was_sent() {
+    let (amqp, prefix) = amqp().await;
+    let sent = amqp.send_command(b"1".to_vec(), COMMAND_TYPE, Some("mine"));
+    sent.await.unwrap();
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let queue = format!("{prefix}.commands");
+    other
+        .publish(&queue, BasicProperties::default(), b"2")
+        .await;
+    let mut commands = amqp.commands(4).await.unwrap();
+    let first = take(&mut commands).await;
+    assert_eq!(first.message_id.as_deref(), Some("mine"));
+    assert_eq!(first.reply_to, None);
+    first.reply(b"not wanted".to_vec()).await;
+    let second = take(&mut commands).await;
+    assert_eq!((second.content_type, second.message_id), (None, None));
+    let id = "x".repeat(256);
+    let too_long = amqp.send_command(Vec::new(), COMMAND_TYPE, Some(&id));
+    let error = too_long.await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "message id is too long: 256 bytes, at most 255"
+    );
+}
+
+/// Requeued or dropped, it comes again.
+#[tokio::test]
+async fn a_command_that_is_not_done_comes_again() {
+    let (amqp, _) = amqp().await;
+    amqp.send_command(b"1".to_vec(), COMMAND_TYPE, None)
+        .await
+        .unwrap();
+    let mut commands = amqp.commands(1).await.unwrap();
+    take(&mut commands).await.requeue().await;
+    let again = take(&mut commands).await;
+    assert!(again.redelivered);
+    drop(again);
+    drop(commands);
+    let mut commands = amqp.commands(1).await.unwrap();
+    take(&mut commands).await.ack().await.unwrap();
+}
+
+/// A reply is no way to write to our own queues.
+#[tokio::test]
+async fn no_reply_goes_to_our_own_queues() {
+    let (amqp, prefix) = amqp().await;
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let dead = format!("{prefix}.dead");
+    let asking = json().with_reply_to(dead.as_str().into());
+    other
+        .publish(&format!("{prefix}.commands"), asking, b"{}")
+        .await;
+    let mut commands = amqp.commands(1).await.unwrap();
+    let command = take(&mut commands).await;
+    command.reply(b"boo".to_vec()).await;
+    command.ack().await.unwrap();
+    assert_eq!(amqp.dead_letters(1).await.unwrap(), []);
+}
+
+/// Without being held in memory whole, and it says how much is missing.
+#[tokio::test]
+async fn what_is_too_large_is_put_aside_in_part() {
+    let (amqp, _) = amqp().await;
+    let body = vec![b'x'; MAX_COMMAND_BYTES + 1];
+    amqp.send_command(body, COMMAND_TYPE, None).await.unwrap();
+    let mut commands = amqp.commands(1).await.unwrap();
+    let command = take(&mut commands).await;
+    assert!(matches!(&command.body, CommandBody::TooLarge { size, head }
+            if *size == MAX_COMMAND_BYTES + 1 && head.len() == 65_536));
+    let put_aside = command.dead_letter("too_large", "at most 1 MiB");
+    put_aside.await.unwrap();
+    let letters = amqp.dead_letters(10).await.unwrap();
+    let [letter] = &letters[..] else {
+        panic!("{letters:?}");
+    };
+    assert_eq!(letter.cause.as_deref(), Some("too_large"));
+    assert_eq!(letter.body.len(), 65_536);
+    assert_eq!(letter.truncated_from, Some(MAX_COMMAND_BYTES as u64 + 1));
+    let error = amqp.replay_dead_letter(&letter.id).await.unwrap_err();
+    assert!(error.to_string().contains("only 65536 of its"), "{error}");
+}
+
+/// A dead letter keeps what it was, and is there before the original goes.
+#[tokio::test]
+async fn a_dead_letter_has_the_reason_and_the_original() {
+    let (amqp, prefix) = amqp().await;
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    // The broker would close the channel of whoever republishes under another user's name.
+    let properties = json()
+        .with_message_id("m7".into())
+        .with_user_id("guest".into())
+        .with_expiration("60000".into())
+        .with_reply_to("somewhere".into());
+    let queue = format!("{prefix}.commands");
+    other.publish(&queue, properties, b"{oops").await;
+    let mut commands = amqp.commands(1).await.unwrap();
+    let command = take(&mut commands).await;
+    let detail = "x".repeat(5000);
+    command.dead_letter("unreadable", &detail).await.unwrap();
+    let (properties, body) = other.get(&format!("{prefix}.dead")).await.unwrap();
+    assert_eq!(body, b"{oops");
+    assert_eq!(properties.message_id(), &Some("m7".into()));
+    assert_eq!(properties.reply_to(), &Some("somewhere".into()));
+    assert_eq!(properties.expiration(), &None);
+    let headers = properties.headers().as_ref().unwrap().inner();
+    let text = |name: &str| headers[name].as_long_string().unwrap().to_string();
+    assert_eq!(text("x-twincast-cause"), "unreadable");
+    assert_eq!(text("x-twincast-detail"), "x".repeat(1024));
+    assert_eq!(text("x-twincast-queue"), queue);
+    assert!(headers["x-twincast-at"].as_long_long_int().is_some());
+    assert!(!headers.contains_key("x-twincast-truncated"));
+    // And the original is gone.
+    drop(commands);
+    amqp.close().await;
+    assert_eq!(other.get(&queue).await.map(|_| ()), None);
+}

@@ -1,0 +1,186 @@
+//! What the queue's contract leaves open.
+
+use futures::future::join_all;
+use lapin::BasicProperties;
+use lapin::types::FieldTable;
+use twincast_amqp::{Amqp, DISPATCH_TYPE, DeadLetter, Settings};
+use twincast_core::error::in_words;
+use twincast_core::ports::{Queue, QueueError};
+use twincast_testkit::services::RabbitMq;
+
+use crate::broker::{Other, json};
+use crate::{amqp, connect, dispatch, hub, in_time, next, settings};
+
+async fn letters(amqp: &Amqp, count: usize) -> Vec<DeadLetter> {
+    in_time(async {
+        loop {
+            let letters = amqp.dead_letters(count).await.unwrap();
+            if letters.len() == count {
+                return letters;
+            }
+        }
+    })
+    .await
+}
+
+/// They neither crash the consumer nor stop it, nor come again.
+#[tokio::test]
+async fn what_cannot_be_read_is_put_aside() {
+    let (amqp, prefix) = amqp().await;
+    let queue = amqp.queue();
+    let mut consumer = queue.consume(&hub(), 2).await.unwrap();
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let name = format!("{prefix}.dispatch.eu");
+    let newer = "application/vnd.twincast.dispatch.v2+json";
+    let newer = BasicProperties::default().with_content_type(newer.into());
+    let ours = BasicProperties::default().with_content_type(DISPATCH_TYPE.into());
+    other.publish(&name, newer, b"{\"new\":1}").await;
+    other.publish(&name, ours.clone(), b"{").await;
+    other
+        .publish(
+            &name,
+            ours,
+            b"{\"rollout\":\"a b\",\"batch\":1,\"hub\":\"eu\"}",
+        )
+        .await;
+    other.publish(&name, json(), &[0xff; 100_000]).await;
+    queue.publish(&dispatch(5)).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.dispatch, dispatch(5));
+    delivery.ticket.ack().await.unwrap();
+    let mut letters = letters(&amqp, 4).await;
+    letters.sort_by_key(|letter| letter.body.len());
+    let causes: Vec<_> = letters
+        .iter()
+        .filter_map(|letter| letter.cause.as_deref())
+        .collect();
+    let (unreadable, unsupported) = ("unreadable", "unsupported_version");
+    assert_eq!(causes, [unreadable, unsupported, unreadable, unsupported]);
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.queue.as_ref() == Some(&name))
+    );
+    let detail = letters[2].detail.as_deref().unwrap();
+    assert!(detail.contains("rollout name"), "{detail}");
+}
+
+/// Then there is room again.
+#[tokio::test]
+async fn a_full_queue_refuses() {
+    let settings = Settings {
+        dispatch_limit: 10,
+        ..settings(&RabbitMq::shared().await.url())
+    };
+    let queue = connect(settings).await.queue();
+    for batch in 0..10 {
+        queue.publish(&dispatch(batch)).await.unwrap();
+    }
+    let error = queue.publish(&dispatch(10)).await.unwrap_err();
+    assert!(
+        matches!(&error, QueueError::Full { limit: 10, .. }),
+        "{error:?}"
+    );
+    assert_eq!(queue.depth(&hub()).await.unwrap().waiting, 10);
+}
+
+/// The queue is deleted while it is in use, on both sides.
+#[tokio::test]
+async fn a_queue_that_was_deleted_is_made_again() {
+    let (amqp, prefix) = amqp().await;
+    let queue = amqp.queue();
+    let mut consumer = queue.consume(&hub(), 3).await.unwrap();
+    queue.publish(&dispatch(1)).await.unwrap();
+    next(&mut consumer).await.ticket.ack().await.unwrap();
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let name = format!("{prefix}.dispatch.eu");
+    other.delete(&name).await;
+    queue.publish(&dispatch(2)).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.dispatch, dispatch(2));
+    delivery.ticket.ack().await.unwrap();
+}
+
+/// Many at once, half of them to a queue that is not there any more: each is told its own fate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn returns_are_told_to_whom_they_are_for() {
+    let (amqp, prefix) = amqp().await;
+    let queue = amqp.queue();
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let gone = |batch| twincast_core::ports::Dispatch {
+        hub: twincast_core::ids::HubName::new("gone").unwrap(),
+        ..dispatch(batch)
+    };
+    for round in 0..10 {
+        queue.publish(&gone(0)).await.unwrap();
+        queue.publish(&dispatch(0)).await.unwrap();
+        other.delete(&format!("{prefix}.dispatch.gone")).await;
+        let publishes = (1..100).map(|batch| {
+            let queue = queue.clone();
+            let dispatch = if batch % 2 == 0 {
+                dispatch(batch)
+            } else {
+                gone(batch)
+            };
+            tokio::spawn(async move { queue.publish(&dispatch).await })
+        });
+        for published in join_all(publishes).await {
+            published.unwrap().unwrap();
+        }
+        let waiting = async |hub: &str| {
+            let hub = twincast_core::ids::HubName::new(hub).unwrap();
+            queue.depth(&hub).await.unwrap().waiting
+        };
+        assert_eq!(waiting("gone").await, 50, "round {round}");
+        assert_eq!(waiting("eu").await, 50 * (round + 1));
+    }
+}
+
+/// Made by hand, or with another limit: it is named, and what to do.
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_named() {
+    let (amqp, prefix) = amqp().await;
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let name = format!("{prefix}.dispatch.eu");
+    other.declare(&name, FieldTable::default()).await;
+    let queue = amqp.queue();
+    for _ in 0..2 {
+        let error = queue.publish(&dispatch(1)).await.unwrap_err();
+        let words = in_words(&error);
+        for expected in [
+            &*name,
+            "exists with other arguments",
+            "delete it",
+            "x-queue-type",
+        ] {
+            assert!(words.contains(expected), "{words}");
+        }
+    }
+    let error = queue.consume(&hub(), 1).await.map(|_| ()).unwrap_err();
+    assert!(in_words(&error).contains(&name), "{error:?}");
+    // Nothing else suffers.
+    amqp.publish_event("a", Vec::new()).await.unwrap();
+    other.delete(&name).await;
+    queue.publish(&dispatch(1)).await.unwrap();
+}
+
+/// A closed connection says so.
+#[tokio::test]
+async fn after_closing_everything_fails() {
+    let (amqp, _) = amqp().await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 1).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    in_time(amqp.close()).await;
+    in_time(amqp.close()).await;
+    let error = in_time(consumer.next()).await.unwrap_err();
+    assert!(
+        in_words(&error).contains("closed by this process"),
+        "{error:?}"
+    );
+    assert!(in_time(delivery.ticket.ack()).await.is_err());
+    assert!(in_time(queue.publish(&dispatch(2))).await.is_err());
+    assert!(in_time(queue.depth(&hub())).await.is_err());
+    assert!(in_time(queue.consume(&hub(), 1)).await.is_err());
+}

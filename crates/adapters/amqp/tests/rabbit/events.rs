@@ -1,0 +1,65 @@
+//! Events: to all who listen, or nobody.
+
+use twincast_amqp::{EVENT_TYPE, Heard};
+use twincast_testkit::services::{Proxy, RabbitMq};
+
+use crate::{amqp, connect, in_time, settings};
+
+fn event(topic: &str, body: &[u8]) -> Heard {
+    Heard::Event {
+        topic: topic.into(),
+        content_type: Some(EVENT_TYPE.into()),
+        body: body.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn those_who_listen_hear_what_matches() {
+    let (amqp, _) = amqp().await;
+    let publish = async |topic: &str| amqp.publish_event(topic, topic.into()).await.unwrap();
+    publish("rollout.planning").await;
+    let mut all = amqp.events("#").await.unwrap();
+    let mut running = amqp.events("*.running").await.unwrap();
+    for topic in ["rollout.running", "rollout.done"] {
+        publish(topic).await;
+    }
+    for topic in ["rollout.running", "rollout.done"] {
+        let heard = in_time(all.next()).await.unwrap();
+        assert_eq!(heard, event(topic, topic.as_bytes()));
+    }
+    let heard = in_time(running.next()).await.unwrap();
+    assert_eq!(heard, event("rollout.running", b"rollout.running"));
+}
+
+/// More than are sent ahead.
+#[tokio::test]
+async fn many_events_are_heard() {
+    let (amqp, _) = amqp().await;
+    let mut all = amqp.events("#").await.unwrap();
+    for _ in 0..250 {
+        amqp.publish_event("a", Vec::new()).await.unwrap();
+    }
+    for _ in 0..250 {
+        assert_eq!(in_time(all.next()).await.unwrap(), event("a", b""));
+    }
+}
+
+/// Who listens is told that something may be missing.
+#[tokio::test]
+async fn a_lost_connection_is_a_gap() {
+    let broker = RabbitMq::shared().await;
+    let proxy = Proxy::start(broker.address()).await;
+    let listening = settings(&broker.url_via(&proxy));
+    let telling = twincast_amqp::Settings {
+        url: broker.url().parse().unwrap(),
+        ..listening.clone()
+    };
+    let (listening, telling) = (connect(listening).await, connect(telling).await);
+    let mut events = listening.events("#").await.unwrap();
+    proxy.cut();
+    assert_eq!(in_time(events.next()).await.unwrap(), Heard::Gap);
+    telling.publish_event("a", Vec::new()).await.unwrap();
+    assert_eq!(in_time(events.next()).await.unwrap(), event("a", b""));
+    listening.close().await;
+    assert!(in_time(events.next()).await.is_err());
+}
