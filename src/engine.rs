@@ -111,11 +111,19 @@ pub(crate) fn open_store(dir: &Path) -> Result<EmbeddedStore, Failure> {
 }
 
 /// All configured hubs, ready to be connected to. Nothing is dialled yet.
-pub(crate) fn all_hubs(settings: &Settings) -> Result<Hubs, Failure> {
-    hubs_where(settings, |_| true)
+/// With a store, links are opened within the budget that all processes share in it.
+pub(crate) fn all_hubs(
+    settings: &Settings,
+    budget: Option<&Arc<dyn Store>>,
+) -> Result<Hubs, Failure> {
+    hubs_where(settings, budget, |_| true)
 }
 
-fn hubs_where(settings: &Settings, wanted: impl Fn(&HubName) -> bool) -> Result<Hubs, Failure> {
+fn hubs_where(
+    settings: &Settings,
+    budget: Option<&Arc<dyn Store>>,
+    wanted: impl Fn(&HubName) -> bool,
+) -> Result<Hubs, Failure> {
     if settings.hubs.is_empty() {
         return Err(Failure::message(ExitCode::Refused, "no hub is configured").hint(
             "give a hub's connection string: put it into a file, and set TWINCAST__HUBS__MAIN__CONNECTION_STRING_FILE to \
@@ -124,14 +132,16 @@ fn hubs_where(settings: &Settings, wanted: impl Fn(&HubName) -> bool) -> Result<
         ));
     }
     let hubs = settings.hubs.iter().filter(|(name, _)| wanted(name));
-    hubs.map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings)?)))
+    hubs.map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings, budget)?)))
         .collect()
 }
 
 /// The hubs that a rollout uses, likewise.
 pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, Failure> {
     let named = &spec.target.hubs;
-    let hubs = hubs_where(settings, |hub| named.is_empty() || named.contains(hub))?;
+    let hubs = hubs_where(settings, None, |hub| {
+        named.is_empty() || named.contains(hub)
+    })?;
     // Names a hub of the spec that is not configured.
     planner::hubs_of(spec, &hubs).map_err(|_| {
         let all: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();
@@ -167,6 +177,7 @@ fn connectable(
     name: &HubName,
     hub: &HubSettings,
     settings: &Settings,
+    budget: Option<&Arc<dyn Store>>,
 ) -> Result<HubHandle, Failure> {
     let refused = |error: anyhow::Error| {
         Failure::new(
@@ -202,6 +213,8 @@ fn connectable(
         // A connection without a sign of life is to be given up before its sends are.
         options.stall_timeout = options.stall_timeout.min(timeout.0 / 2);
     }
+    options.before_link =
+        budget.map(|store| twincast_hub_adapter::link_budget(Arc::clone(store), name.clone()));
     let limits = hub.limits();
     let worker = &settings.worker;
     handle(&connection, options, limits, worker).map_err(refused)

@@ -28,7 +28,7 @@ pub(crate) async fn orchestrator(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let hubs = engine::all_hubs(settings)?;
+    let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
     let Some(process) = Process::start("orchestrator", settings, output).await? else {
         return Ok(ExitCode::Success);

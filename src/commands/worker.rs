@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::process::Process;
 
 pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
-    let hubs = engine::all_hubs(settings)?;
+    let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
     let Some(process) = Process::start("worker", settings, output).await? else {
         return Ok(ExitCode::Success);
@@ -24,7 +24,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         ..WorkerConfig::default()
     };
     let store = services.store() as Arc<dyn Store>;
-    let hubs = hubs
+    let hubs = engine::all_hubs(settings, Some(&store))?
         .into_iter()
         .map(|(name, handle)| WorkerHub {
             name,
