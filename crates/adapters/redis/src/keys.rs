@@ -31,7 +31,7 @@ impl Keys {
         format!("{}halt", self.prefix)
     }
 
-    /// A rollout's record.
+    /// A rollout's record, and its batches' rows.
     pub(crate) fn head(&self, name: &RolloutName) -> String {
         format!("{}{{{name}}}", self.prefix)
     }
@@ -42,14 +42,13 @@ impl Keys {
     }
 
     /// The keys of a rollout and its plan, in the order in which `rollout.lua` names them.
-    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 9] {
+    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 8] {
         let head = self.head(name);
         [
             "",
             ":numbers",
             ":headers",
             ":manifests",
-            ":work",
             ":outcomes",
             ":codes",
             ":open",

@@ -1,4 +1,83 @@
-//! The store and the roster on Redis.
+//! The store and the roster on Redis: what makes several processes one Twincast.
+//!
+//! [`RedisStore::connect`] gives a store on one Redis (or whatever looks like one: a primary
+//! behind an address that follows failovers) or on a Redis Cluster. Version 6.2 or later; nothing
+//! but plain commands and Lua scripts.
+//!
+//! # Keys
+//!
+//! All begin with a prefix, `twincast:` unless it is set. What is in braces decides on which
+//! node of a cluster a key is, so all of one rollout is on one node, and a script can be whole.
+//!
+//! | key | type | what |
+//! |---|---|---|
+//! | `{<rollout>}` | hash | `record` (JSON), `version`, `plan`, `stance`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
+//! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
+//! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |
+//! | `{<rollout>}:outcomes` | string | all batches' outcomes, two devices a byte; a row says where a batch begins |
+//! | `{<rollout>}:codes` | hash | by place in the outcomes: the hub's code for a refused device |
+//! | `{<rollout>}:open` | sorted set | `<hub>:<number>` of the batches on which something is left to do |
+//! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
+//! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
+//! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
+//! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
+//! | `rollouts` | sorted set | the names of all rollouts |
+//! | `active` | sorted set | the names of the active ones, each with the version last stored |
+//! | `halt` | string | why and since when all are halted (JSON), if they are |
+//!
+//! A rollout has these eight keys however many batches it has, so a plan that is made anew is
+//! dropped in the same step as its successor is begun: by name at once, its memory by a
+//! thread of the server. There is nothing to sweep, and no crash to sweep after.
+//!
+//! No key has a time to live, so a server that may evict those that have (`volatile-…`) evicts
+//! none of ours, and is taken; one that may evict any (`allkeys-…`) is refused.
+//!
+//! # Memory
+//!
+//! Per device: half a byte for the outcome, and its id's share of the manifest: 14 bytes for 20
+//! random letters and digits (more than 13 is in them), 3 for ids that count up. Memory comes in
+//! steps, which adds up to a fifth. Per batch: some 400 bytes. That is 15 to 17 bytes a device
+//! with random ids, and 160 MB for ten million. A refused device takes some 50 bytes more for
+//! its code. All of it stays after the rollout has ended.
+//!
+//! While the server rewrites its file it may need as much again. Leave room: set `maxmemory` well
+//! above the sum, for a server that is full takes no outcomes (nor anything else: it tells at a
+//! script's first write, so that nothing is ever half-done).
+//!
+//! # Commands
+//!
+//! A window of outcomes is one script of seven commands, a block of permits one of four,
+//! whatever their size: with windows of 128 that is less than a tenth of a command a device.
+//! Most of it is the server's one thread merging: some microseconds a device.
+//!
+//! # Durability
+//!
+//! A call is answered when the server has it in memory. What becomes of it is the server's
+//! setting; a start without an append-only file is warned of.
+//!
+//! With `appendonly yes` and `appendfsync everysec`, the default, a server that dies loses up to
+//! a second of what it has answered. A failover to a replica loses what had not reached it, which
+//! is of the same order. For Twincast this means:
+//!
+//! * outcomes of that second are forgotten: the devices are sent to again, with the same message
+//!   ids, so that a device can drop the repeat. (Under `at_most_once` too: its promise reaches as
+//!   far as the server's. Set `appendfsync always` where that matters, at the price of a disk
+//!   sync for each window.)
+//! * leases of that second are forgotten: their holders are told so at the next record, and the
+//!   batch is leased anew. An epoch may be given a second time, to another holder;
+//! * a transition of that second is undone, and made again by the driver of the rollout; what it
+//!   announced is announced again;
+//! * permits of that second are given again: for that second, up to twice the quota is asked of
+//!   the hub, which throttles.
+//!
+//! Without an append-only file it is all of this for all since the last snapshot.
+//!
+//! # Time
+//!
+//! Leases, claims and permits go by the server's clock. When another server takes over whose
+//! clock is ahead by d, leases lapse early by d; one that is behind holds them, and reserved
+//! permits, for d longer. Keep the servers' clocks together to within a second.
 
 mod check;
 mod error;

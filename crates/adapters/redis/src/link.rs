@@ -10,6 +10,8 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisResult, ServerErrorKind, TlsCertificates,
     Value,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
@@ -75,8 +77,10 @@ impl Link {
     }
 
     async fn ask(&self, command: &Cmd) -> RedisResult<Value> {
+        // A cluster's connection has its own second tries.
+        let is_plain = matches!(self.target, Target::Plain(..));
         match self.ask_once(command).await {
-            Err(error) if error.is_connection_dropped() => {
+            Err(error) if is_plain && error.is_connection_dropped() => {
                 debug!(%error, "connection to redis lost, trying another");
                 self.ask_once(command).await
             }
@@ -186,10 +190,13 @@ fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, ConnectE
     let Some(path) = &settings.ca else {
         return Ok(None);
     };
-    let read = std::fs::read(path).map_err(|source| ConnectError::Ca {
+    let unusable = |source| ConnectError::Ca {
         path: path.clone(),
-        source: Box::new(source),
-    })?;
+        source,
+    };
+    let read = std::fs::read(path).map_err(|error| unusable(error.into()))?;
+    // The library would take a file without any, and trust nobody.
+    CertificateDer::from_pem_slice(&read).map_err(|error| unusable(error.into()))?;
     Ok(Some(TlsCertificates {
         client_tls: None,
         root_cert: Some(read),

@@ -155,18 +155,24 @@ impl Reply {
                 tally(&field).ok_or_else(|| Misfit(format!("there is a tally of {field:?}")))?;
             sums.entry((stage, hub)).or_default()[outcome as usize] = devices;
         }
-        Ok(sums
-            .into_iter()
-            .map(|((stage, hub), numbers)| Tally {
-                stage,
-                hub,
-                counts: counts(numbers),
+        sums.into_iter()
+            .map(|((stage, hub), mut numbers)| {
+                // What is stored for the pending ones is the number of all devices.
+                let [pending, others @ ..] = &mut numbers;
+                *pending = pending
+                    .checked_sub(others.iter().sum())
+                    .ok_or_else(|| Misfit(format!("more devices than all are tallied on {hub}")))?;
+                Ok(Tally {
+                    stage,
+                    hub,
+                    counts: counts(numbers),
+                })
             })
-            .collect())
+            .collect()
     }
 }
 
-/// A row of `WORK`, see `rollout.lua`.
+/// A batch's row, see `rollout.lua`.
 struct Row<'a> {
     strikes: u32,
     counted_in: &'a str,

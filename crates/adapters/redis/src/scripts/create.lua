@@ -4,5 +4,5 @@
 local record = redis.call('HGET', HEAD, 'record')
 if record then return { 'OK', record } end
 redis.call('HSET', HEAD,
-  'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5])
+  'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5], 'epoch', 0)
 return { 'OK' }

@@ -1,9 +1,8 @@
 -- Gives a lease, or says why not: `Tenancy::lease`.
 -- ARGV: time, batch, holder, milliseconds.
 
-local version, stance = unpack(redis.call('HMGET', HEAD, 'version', 'stance'))
-if not version then return { 'NO_ROLLOUT' } end
-local row = read_row(ARGV[2])
+local stance, row, version = read_row(ARGV[2])
+if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 if unsettled(row) == 0 then return { 'OK', 'done' } end
 if stance ~= RUNNING then return { 'OK', 'not_wanted' } end
@@ -22,7 +21,6 @@ if row.strikes >= MAX_STRIKES then
   write_row(row)
   return { 'OK', 'quarantined' }
 end
--- Counted for the rollout, so that no plan's lease is ever mistaken for another plan's.
 row.epoch = whole(redis.call('HINCRBY', HEAD, 'epoch', 1))
 row.holder, row.ends = holder, later(now, tonumber(ARGV[4]))
 write_row(row)

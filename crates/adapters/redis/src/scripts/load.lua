@@ -1,8 +1,8 @@
 -- A batch with all that is known of its devices.
 -- ARGV: time, batch. Gives header, manifest, outcomes, and index, code, index, … of refusals.
 
-if redis.call('EXISTS', HEAD) == 0 then return { 'NO_ROLLOUT' } end
-local row = read_row(ARGV[2])
+local stance, row = read_row(ARGV[2])
+if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 local bytes = ''
 if row.devices > 0 then bytes = packed(row, 0, row.devices - 1) end

@@ -1,8 +1,8 @@
 -- Merges reports from others than the batch's holder.
 -- ARGV: time, batch, reports.
 
-if redis.call('EXISTS', HEAD) == 0 then return { 'NO_ROLLOUT' } end
-local row = read_row(ARGV[2])
+local stance, row = read_row(ARGV[2])
+if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 local change, refusal = merged(row, decode(ARGV[3]))
 if refusal then return refusal end

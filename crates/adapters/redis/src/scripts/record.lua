@@ -2,8 +2,7 @@
 -- taken by nobody still holds.
 -- ARGV: time, batch, epoch, milliseconds, reports. Gives the rollout's stance.
 
-local stance = redis.call('HGET', HEAD, 'stance')
-local row = stance and read_row(ARGV[2])
+local stance, row = read_row(ARGV[2])
 if not row or row.holder == NOBODY or row.epoch ~= ARGV[3] then return { 'SUPERSEDED' } end
 
 local reports = decode(ARGV[5])

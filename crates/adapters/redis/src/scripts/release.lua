@@ -1,7 +1,7 @@
 -- Gives a lease back: `Tenancy::release`. Does nothing if it no longer holds.
 -- ARGV: time, batch, epoch.
 
-local row = read_row(ARGV[2])
+local _, row = read_row(ARGV[2])
 if row and row.epoch == ARGV[3] then
   row.holder, row.ends, row.strikes = NOBODY, 0, 0
   write_row(row)

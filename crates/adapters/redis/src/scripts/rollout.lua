@@ -2,17 +2,19 @@
 -- what is refused (by us, or by a server that is out of memory, which it tells at the first
 -- write) has changed nothing.
 
-local HEAD, NUMBERS, HEADERS, MANIFESTS, WORK, OUTCOMES, CODES, OPEN, TALLIES = unpack(KEYS)
+local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES = unpack(KEYS)
 
 -- The holder of a batch that nobody holds; no holder has such a name.
 local NOBODY = '-'
 
--- A row of WORK: all that changes about a batch, and what is needed for changing it. Its words:
--- first device, devices, stage, hub, epoch, strikes, version they were counted in, lease's end,
--- holder, and how many devices have each outcome.
+-- A batch's row in HEAD: all that changes about it, and what is needed for changing it. Its
+-- words: first device, devices, stage, hub, epoch, strikes, version they were counted in,
+-- lease's end, holder, and how many devices have each outcome.
+-- Gives the rollout's stance and version with it: they are read at once. Without a stance there
+-- is no such rollout, without a row no such batch.
 local function read_row(batch)
-  local text = redis.call('HGET', WORK, batch)
-  if not text then return nil end
+  local stance, version, text = unpack(redis.call('HMGET', HEAD, 'stance', 'version', batch))
+  if not text then return stance, nil, version end
   local word = string.gmatch(text, '%S+')
   local row = {
     batch = batch,
@@ -21,7 +23,7 @@ local function read_row(batch)
     ends = tonumber(word()), holder = word(), counts = {},
   }
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
-  return row
+  return stance, row, version
 end
 
 local function write_row(row)
@@ -31,7 +33,7 @@ local function write_row(row)
     whole(row.ends), row.holder,
   }
   for outcome = 0, OUTCOME_COUNT - 1 do words[#words + 1] = whole(row.counts[outcome]) end
-  redis.call('HSET', WORK, row.batch, table.concat(words, ' '))
+  redis.call('HSET', HEAD, row.batch, table.concat(words, ' '))
 end
 
 local function unsettled(row)
@@ -40,6 +42,8 @@ local function unsettled(row)
   return sum
 end
 
+-- The tally of an outcome. That of the pending ones is of all devices, whatever became of them:
+-- one write less for most records.
 local function tally(row, outcome)
   return row.stage .. ':' .. row.hub .. ':' .. outcome
 end
@@ -145,8 +149,8 @@ local function apply(row, change)
     local offset = whole(change.start + change.low - 1)
     redis.call('SETRANGE', OUTCOMES, offset, table.concat(pieces))
     for outcome, by in pairs(change.moved) do
-      if by ~= 0 then
-        row.counts[outcome] = row.counts[outcome] + by
+      row.counts[outcome] = row.counts[outcome] + by
+      if by ~= 0 and outcome ~= PENDING then
         redis.call('HINCRBY', TALLIES, tally(row, outcome), by)
       end
     end
@@ -156,7 +160,6 @@ local function apply(row, change)
 end
 
 -- The headers and rows of batches, for those who want to see them.
-local function page(numbers)
-  local version = redis.call('HGET', HEAD, 'version')
-  return { 'OK', version, clock(), fields(HEADERS, numbers), fields(WORK, numbers) }
+local function page(version, numbers)
+  return { 'OK', version, clock(), fields(HEADERS, numbers), fields(HEAD, numbers) }
 end

@@ -1,10 +1,9 @@
 -- Settles what is left of a batch of a rollout that is being aborted, unless somebody holds it.
 -- ARGV: time, batch. Gives the holder and the lease's end, if so.
 
-local stance = redis.call('HGET', HEAD, 'stance')
+local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if stance ~= ABORTING then return { 'SUPERSEDED' } end
-local row = read_row(ARGV[2])
 if not row then return { 'NO_BATCH' } end
 if row.holder ~= NOBODY and row.ends > clock() then return { 'OK', row.holder, row.ends } end
 if unsettled(row) == 0 then return { 'OK' } end

@@ -1,11 +1,16 @@
 //! Stores on servers of the test process, each under a prefix of its own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use twincast_core::ids::{BatchId, RolloutName};
+use twincast_core::outcome::Counts;
+use twincast_core::plan::Batch;
+use twincast_core::ports::Store;
 use twincast_redis::{RedisStore, Settings, TimeSource};
-use twincast_testkit::ManualClock;
 use twincast_testkit::services::{Redis, RedisCluster};
+use twincast_testkit::{ManualClock, build};
 
 /// A prefix that no other test of this process has. The servers are this process's own.
 pub(crate) fn prefix() -> String {
@@ -33,4 +38,82 @@ pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     };
     let store = RedisStore::connect(&settings).await.expect("a store");
     (Arc::new(store), clock)
+}
+
+/// Settings for a Redis of the test's own, with a prefix of its own and the server's time.
+pub(crate) fn settings(redis: &Redis) -> Settings {
+    Settings {
+        prefix: prefix(),
+        ..Settings::new(redis.url())
+    }
+}
+
+/// A store with these settings, which must be good.
+pub(crate) async fn connect(settings: &Settings) -> RedisStore {
+    RedisStore::connect(settings).await.expect("a store")
+}
+
+/// Recounts a rollout's outcomes, and compares them with all that is kept as a sum.
+pub(crate) async fn verify(store: &dyn Store, name: &RolloutName) {
+    let mut tallies = BTreeMap::<_, Counts>::new();
+    let mut open = BTreeMap::<_, Vec<BatchId>>::new();
+    let mut after = None;
+    loop {
+        let page = store.batches(name, after, 100).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.header.id);
+        for status in &page {
+            let header = &status.header;
+            let work = store.load(name, header.id).await.unwrap();
+            assert_eq!(work.outcomes.counts(), status.counts, "batch {}", header.id);
+            let sum = tallies.entry((header.stage, header.hub.clone()));
+            sum.or_default().add(&status.counts);
+            let open = open.entry(header.hub.clone()).or_default();
+            if !status.is_done() {
+                open.push(header.id);
+            }
+        }
+    }
+    for (hub, expected) in open {
+        let page = store.open_batches(name, &hub, usize::MAX).await.unwrap();
+        let found: Vec<_> = page.iter().map(|status| status.header.id).collect();
+        assert_eq!(found, expected, "open batches of {hub}");
+    }
+    let stored = store.tallies(name).await.unwrap();
+    let stored: BTreeMap<_, _> = stored
+        .into_iter()
+        .map(|tally| ((tally.stage, tally.hub), tally.counts))
+        .collect();
+    assert_eq!(stored, tallies);
+}
+
+/// Numbers that look random and are the same in every run.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// A number below `limit`.
+    pub(crate) fn roll(&mut self, limit: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 32) as u32 % limit
+    }
+}
+
+/// A batch whose ids are 20 random lowercase letters and digits.
+pub(crate) fn random_batch(id: u32, devices: u32) -> Batch {
+    const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut dice = Dice::new(u64::from(id) + 1);
+    let mut character = || char::from(CHARACTERS[dice.roll(36) as usize]);
+    let mut batch = build::batch(id, 0);
+    for _ in 0..devices {
+        let text: String = std::iter::repeat_with(&mut character).take(20).collect();
+        batch.devices.push(&build::device(&text));
+    }
+    batch.header.devices = devices;
+    batch
 }

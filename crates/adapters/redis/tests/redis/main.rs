@@ -2,3 +2,8 @@
 
 mod common;
 mod conformance;
+mod connecting;
+mod costs;
+mod faults;
+mod plans;
+mod work;

@@ -1,0 +1,172 @@
+//! How many outcomes a second Redis takes, and for how long each kind of call holds it up.
+//!
+//! `cargo run --release -p twincast-redis --example record_rate [devices] [workers] [window] [url]`
+//!
+//! Without a URL it starts a Redis of its own, with an append-only file that is synced each second.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::Outcome;
+use twincast_core::permits::PermitRequest;
+use twincast_core::plan::Batch;
+use twincast_core::ports::Store;
+use twincast_core::rollout::PlanId;
+use twincast_redis::{RedisStore, Settings};
+use twincast_testkit::build::{
+    TTL, aborted, batch, device, hub, leased, name, plan_completed, planning, report, step,
+};
+use twincast_testkit::services::Redis;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const BATCH: u32 = 10_000;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: u32| -> Result<u32, std::num::ParseIntError> {
+        arguments.next().map_or(Ok(default), |text| text.parse())
+    };
+    let (devices, workers, window) = (number(1_000_000)?, number(4)?, number(250)?);
+    let url = match arguments.next() {
+        Some(url) => url,
+        None => Redis::shared().await.url(),
+    };
+    let settings = Settings {
+        prefix: format!("record-rate-{}:", std::process::id()),
+        ..Settings::new(url)
+    };
+    let store = Arc::new(RedisStore::connect(&settings).await?);
+
+    let begun = Instant::now();
+    let rollout = planning(&*store, "r").await;
+    let batches = devices.div_ceil(BATCH);
+    for id in 0..batches {
+        let batch = random_batch(id, BATCH.min(devices - id * BATCH));
+        store
+            .add_batches(&name("r"), PlanId(1), vec![batch])
+            .await?;
+    }
+    let rollout = step(&*store, &rollout, plan_completed(devices.into())).await;
+    say(&format!(
+        "planned {devices} devices: {:.2?}",
+        begun.elapsed()
+    ));
+
+    // The last batch is left, to be skipped.
+    let tasks = (0..workers).map(|worker| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            let mut times = Vec::new();
+            for id in (worker..batches - 1).step_by(workers as usize) {
+                work(&*store, BatchId(id), window, &mut times).await?;
+            }
+            Ok::<_, Failure>(times)
+        })
+    });
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    for task in tasks.collect::<Vec<_>>() {
+        times.extend(task.await??);
+    }
+    rate(
+        &format!("records of {window} by {workers} workers"),
+        &mut times,
+        begun,
+    );
+
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    for round in 0..2_000u32 {
+        let reports: Vec<_> = (0..100)
+            .map(|n| report((round * 7919 + n * 97) % BATCH, Outcome::Delivered))
+            .collect();
+        let asked = Instant::now();
+        store
+            .merge(&name("r"), BatchId(round % (batches - 1)), &reports)
+            .await?;
+        times.push(asked.elapsed());
+    }
+    rate("merges of 100 scattered reports", &mut times, begun);
+
+    let mut times = Vec::new();
+    let permits = PermitRequest {
+        hub: hub("a"),
+        wanted: 82,
+        per_minute: 49_500.0,
+        rollout: name("r"),
+        weight: 1,
+        limit: None,
+    };
+    let begun = Instant::now();
+    for _ in 0..5_000 {
+        let asked = Instant::now();
+        store.take_permits(&permits).await?;
+        times.push(asked.elapsed());
+    }
+    rate("blocks of permits", &mut times, begun);
+
+    let begun = Instant::now();
+    store.load(&name("r"), BatchId(batches - 1)).await?;
+    say(&format!(
+        "loaded a batch of {BATCH}: {:.2?}",
+        begun.elapsed()
+    ));
+    step(&*store, &rollout, aborted()).await;
+    let begun = Instant::now();
+    store
+        .skip_remaining(&name("r"), BatchId(batches - 1))
+        .await?;
+    say(&format!(
+        "skipped a batch of {BATCH}: {:.2?}",
+        begun.elapsed()
+    ));
+    Ok(())
+}
+
+async fn work(
+    store: &dyn Store,
+    id: BatchId,
+    window: u32,
+    times: &mut Vec<Duration>,
+) -> Result<(), Failure> {
+    let lease = leased(store, &name("r"), id.0, &format!("w{id}")).await;
+    let devices = store.load(&name("r"), id).await?.header().devices;
+    for first in (0..devices).step_by(window as usize) {
+        let window = first..devices.min(first + window);
+        let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
+        let asked = Instant::now();
+        store.record(&lease, &reports, TTL).await?;
+        times.push(asked.elapsed());
+    }
+    store.release(&lease).await?;
+    Ok(())
+}
+
+/// Ids of 20 characters that do not compress better than real ones do.
+fn random_batch(id: u32, devices: u32) -> Batch {
+    let mut batch = batch(id, 0);
+    for index in 0..devices {
+        let mixed = u64::from(id * BATCH + index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        batch.devices.push(&device(&format!("dev-{mixed:016x}")));
+    }
+    batch.header.devices = devices;
+    batch
+}
+
+fn rate(what: &str, times: &mut [Duration], begun: Instant) {
+    let elapsed = begun.elapsed();
+    times.sort_unstable();
+    let (half, most) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    let each = times.len() as f64 / elapsed.as_secs_f64();
+    say(&format!(
+        "{what}: {each:.0}/s, half within {half:.2?}, 99 % within {most:.2?}"
+    ));
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the example is for")]
+fn say(line: &str) {
+    println!("{line}");
+}

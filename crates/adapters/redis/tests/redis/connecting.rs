@@ -1,0 +1,125 @@
+//! Which servers will do, and how they are reached.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use twincast_core::error::in_words;
+use twincast_core::ports::Store;
+use twincast_redis::{ConnectError, RedisStore, Settings};
+use twincast_testkit::build::accepted;
+use twincast_testkit::services::Redis;
+
+use crate::common::{connect, prefix, settings};
+
+async fn refused(settings: &Settings) -> ConnectError {
+    RedisStore::connect(settings)
+        .await
+        .expect_err("it is no good")
+}
+
+#[tokio::test]
+async fn a_server_that_evicts_is_refused() {
+    let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let error = refused(&settings(&redis)).await;
+    assert!(matches!(error, ConnectError::Evicts { .. }), "{error:?}");
+    assert!(error.to_string().contains("noeviction"), "{error}");
+    // Evicts only what has a time to live, which nothing of ours has.
+    redis.ask("CONFIG SET maxmemory-policy volatile-lru").await;
+    connect(&settings(&redis)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named() {
+    let redis = Redis::start(&[]).await;
+    let settings = settings(&redis);
+    redis.stop().await;
+    let error = refused(&settings).await;
+    assert!(
+        matches!(error, ConnectError::Unreachable { .. }),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains(&redis.address().to_string()),
+        "{error}"
+    );
+}
+
+/// With the user's rights, which may be few; and never with the password in an error.
+#[tokio::test]
+async fn users_and_passwords_are_taken_from_the_url() {
+    let redis = Redis::start(&[]).await;
+    redis
+        .ask("ACL SETUSER app on >s3cret ~test-* +@all -@admin -info")
+        .await;
+    redis
+        .ask("ACL SETUSER poor on >s3cret ~test-* +@all -@scripting")
+        .await;
+    redis.ask("ACL SETUSER default off").await;
+    let with = |user: &str, password: &str| Settings {
+        prefix: prefix(),
+        ..Settings::new(format!("redis://{user}:{password}@{}", redis.address()))
+    };
+    let store = connect(&with("app", "s3cret")).await;
+    store.create(&accepted("r")).await.unwrap();
+
+    let poor = refused(&with("poor", "s3cret")).await;
+    assert!(matches!(poor, ConnectError::NoScripts { .. }), "{poor:?}");
+    let wrong = refused(&with("app", "wr0ng")).await;
+    assert!(
+        matches!(wrong, ConnectError::Unreachable { .. }),
+        "{wrong:?}"
+    );
+    for error in [poor, wrong] {
+        let words = format!("{} {error:?}", in_words(&error));
+        assert!(
+            !words.contains("s3cret") && !words.contains("wr0ng"),
+            "{words}"
+        );
+    }
+}
+
+/// With the CA of the settings, and with no other.
+#[tokio::test]
+async fn tls_trusts_the_given_ca_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(file("cert.pem"), certified.cert.pem()).unwrap();
+    std::fs::write(file("key.pem"), certified.signing_key.serialize_pem()).unwrap();
+    std::fs::write(file("none.pem"), "nothing").unwrap();
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let _redis = Redis::start(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &text(file("cert.pem")),
+        "--tls-key-file",
+        &text(file("key.pem")),
+        "--tls-auth-clients",
+        "no",
+    ])
+    .await;
+    let with = |ca: Option<&str>| Settings {
+        ca: ca.map(&file),
+        prefix: prefix(),
+        ..Settings::new(format!("rediss://localhost:{port}"))
+    };
+    let store = connect(&with(Some("cert.pem"))).await;
+    store.create(&accepted("r")).await.unwrap();
+
+    let stranger = refused(&with(None)).await;
+    assert!(
+        matches!(stranger, ConnectError::Unreachable { .. }),
+        "{stranger:?}"
+    );
+    assert!(stranger.source().is_some());
+    for ca in ["none.pem", "missing.pem"] {
+        let error = refused(&with(Some(ca))).await;
+        assert!(matches!(error, ConnectError::Ca { .. }), "{error:?}");
+    }
+}

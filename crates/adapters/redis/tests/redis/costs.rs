@@ -1,0 +1,88 @@
+//! What a device costs: memory, and commands.
+
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::Outcome;
+use twincast_core::permits::PermitRequest;
+use twincast_core::ports::Store;
+use twincast_testkit::build::{TTL, batch, hub, leased, name, report, running};
+use twincast_testkit::services::Redis;
+
+use crate::common::{connect, random_batch, settings, verify};
+
+const DEVICES: u32 = 50_000;
+
+/// The whole life of 50,000 devices, on a Redis that serves nobody else.
+#[tokio::test]
+async fn a_device_costs_little_memory_and_few_commands() {
+    for (devices, window) in [(2_475, 128), (10_000, 256)] {
+        let redis = Redis::start(&[]).await;
+        let store = connect(&settings(&redis)).await;
+        // The scripts are a part of what there is before.
+        running(&store, "first", vec![batch(0, 1)]).await;
+        work(&store, "first", 0, 1).await;
+        verify(&store, &name("first")).await;
+        let empty = used_memory(&redis).await;
+
+        let batches = DEVICES.div_ceil(devices);
+        let plan = (0..batches).map(|id| random_batch(id, devices.min(DEVICES - id * devices)));
+        running(&store, "r", plan.collect()).await;
+        assert_eq!(redis.ask("CONFIG RESETSTAT").await, "+OK\r\n");
+        for id in 0..batches {
+            work(&store, "r", id, window).await;
+        }
+        let commands_each = commands(&redis).await / f64::from(DEVICES);
+        verify(&store, &name("r")).await;
+
+        let bytes_each = (used_memory(&redis).await - empty) / f64::from(DEVICES);
+        say(&format!(
+            "batches of {devices}, windows of {window}: {bytes_each:.1} bytes and \
+             {commands_each:.3} commands a device"
+        ));
+        assert!(bytes_each < 24.0, "{bytes_each} bytes a device");
+        assert!(commands_each < 0.1, "{commands_each} commands a device");
+    }
+}
+
+/// As a worker does it.
+async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
+    let permits = PermitRequest {
+        hub: hub("a"),
+        wanted: window,
+        per_minute: 60e6,
+        rollout: name(rollout),
+        weight: 1,
+        limit: None,
+    };
+    let lease = leased(store, &name(rollout), id, "w").await;
+    let work = store.load(&name(rollout), BatchId(id)).await.unwrap();
+    let devices = work.header().devices;
+    for first in (0..devices).step_by(window as usize) {
+        store.take_permits(&permits).await.unwrap();
+        let window = first..devices.min(first + window);
+        let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
+        store.record(&lease, &reports, TTL).await.unwrap();
+    }
+    store.release(&lease).await.unwrap();
+}
+
+/// All commands that the server carried out, those of scripts included.
+async fn commands(redis: &Redis) -> f64 {
+    let info = redis.ask("INFO commandstats").await;
+    let lines = info.lines().filter(|line| !line.contains("cmdstat_config"));
+    let calls = lines.filter_map(|line| line.split_once("calls=")?.1.split(',').next());
+    calls.filter_map(|calls| calls.parse::<f64>().ok()).sum()
+}
+
+/// Without the buffers of connections.
+async fn used_memory(redis: &Redis) -> f64 {
+    redis.ask("CLIENT KILL TYPE normal").await;
+    let info = redis.ask("INFO memory").await;
+    let value = info.lines().find_map(|l| l.strip_prefix("used_memory:"));
+    let bytes = value.and_then(|value| value.trim().parse().ok());
+    bytes.expect("a number")
+}
+
+#[expect(clippy::print_stdout, reason = "shown when it is asked for")]
+fn say(line: &str) {
+    println!("{line}");
+}

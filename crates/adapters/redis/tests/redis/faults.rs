@@ -1,0 +1,247 @@
+//! Servers that are full, away, restarted, or demoted.
+
+use std::time::{Duration, Instant};
+
+use twincast_core::ids::BatchId;
+use twincast_core::outcome::{Outcome, OutcomeList};
+use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_core::rollout::{Event, PlanId};
+use twincast_redis::{RedisStore, Settings};
+use twincast_testkit::build::{
+    TTL, accepted, batch, holder, leased, name, planning, report, running, step,
+};
+use twincast_testkit::services::{Proxy, Redis, RedisCluster};
+
+use crate::common::{connect, prefix, settings, verify};
+
+/// Asks until it is answered, as all callers do.
+async fn until_back(store: &RedisStore) {
+    let begun = Instant::now();
+    while let Err(error) = store.ping().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn assert_unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    match result {
+        Err(StoreError::Unavailable { .. }) => {}
+        other => panic!("not unavailable: {other:?}"),
+    }
+}
+
+/// Outcomes, leases, epochs, claims: all there is.
+#[tokio::test]
+async fn a_restart_keeps_everything() {
+    let redis = Redis::start(&["--appendfsync", "always"]).await;
+    let store = connect(&settings(&redis)).await;
+    let rollout = running(&store, "r", vec![batch(0, 300), batch(1, 2)]).await;
+    let lease = leased(&store, &name("r"), 0, "w").await;
+    let reports: Vec<_> = (0..200).map(|i| report(i, Outcome::Enqueued)).collect();
+    store.record(&lease, &reports, TTL).await.unwrap();
+    store.claim(&name("r"), &holder("o"), TTL).await.unwrap();
+    redis.kill().await;
+    assert_unavailable(store.ping().await);
+    redis.start_again().await;
+
+    until_back(&store).await;
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
+    store
+        .record(&lease, &[report(200, Outcome::NotFound)], TTL)
+        .await
+        .unwrap();
+    let held = store.claim(&name("r"), &holder("p"), TTL).await.unwrap();
+    assert_eq!(held.unwrap().by, holder("o"));
+    let next = leased(&store, &name("r"), 1, "w").await;
+    assert!(next.epoch > lease.epoch);
+    verify(&store, &name("r")).await;
+    assert_eq!(store.active().await.unwrap(), [name("r")]);
+}
+
+/// A restart between two calls, or a connection that was closed for being idle, costs nothing.
+#[tokio::test]
+async fn a_closed_connection_is_made_again_unseen() {
+    let redis = Redis::start(&[]).await;
+    let store = connect(&settings(&redis)).await;
+    store.create(&accepted("r")).await.unwrap();
+    redis.restart().await;
+    assert_eq!(store.rollouts().await.unwrap(), [name("r")]);
+    redis.ask("CLIENT KILL TYPE normal").await;
+    assert_eq!(store.rollouts().await.unwrap(), [name("r")]);
+}
+
+/// Whether it refuses or is silent; and works again when it is back.
+#[tokio::test]
+async fn a_server_that_is_away_is_told_in_time() {
+    let redis = Redis::shared().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let settings = Settings {
+        urls: vec![redis.url_via(&proxy)],
+        response_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_millis(300),
+        ..settings(redis)
+    };
+    let store = connect(&settings).await;
+    running(&store, "r", vec![batch(0, 2)]).await;
+    let lease = leased(&store, &name("r"), 0, "w").await;
+    for silent in [true, false] {
+        if silent {
+            proxy.block();
+        } else {
+            proxy.refuse();
+        }
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let recorded = store.record(&lease, &[], TTL).await;
+            assert!(begun.elapsed() < Duration::from_secs(3));
+            assert_unavailable(recorded);
+        }
+        proxy.unblock();
+        until_back(&store).await;
+        store.record(&lease, &[], TTL).await.unwrap();
+    }
+}
+
+/// Nothing is half-done, reading goes on, and so does everything once there is room.
+#[tokio::test]
+async fn a_full_server_changes_nothing() {
+    let redis = Redis::start(&[]).await;
+    let store = connect(&settings(&redis)).await;
+    running(&store, "r", vec![batch(0, 4)]).await;
+    let lease = leased(&store, &name("r"), 0, "w").await;
+    let other = planning(&store, "s").await;
+    assert_eq!(redis.ask("CONFIG SET maxmemory 1").await, "+OK\r\n");
+
+    let batches = vec![batch(0, 100), batch(1, 100)];
+    let reports = [report(0, Outcome::Enqueued), report(1, Outcome::NotFound)];
+    let next = other
+        .after(Event::PlanningStarted, other.changed_at)
+        .unwrap()
+        .unwrap();
+    for refused in [
+        store.create(&accepted("t")).await.map(drop),
+        store.save(&next, other.version).await,
+        store
+            .add_batches(&name("s"), PlanId(1), batches.clone())
+            .await,
+        store.record(&lease, &reports, TTL).await.map(drop),
+        store.merge(&name("r"), BatchId(0), &reports).await,
+        store.release(&lease).await,
+        store.open_link(&batches[0].header.hub).await.map(drop),
+    ] {
+        match refused {
+            Err(StoreError::NotWritable { .. }) => {}
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    assert_eq!(store.rollouts().await.unwrap(), [name("r"), name("s")]);
+    assert_eq!(
+        store.rollout(&name("s")).await.unwrap(),
+        Some(other.clone())
+    );
+    assert!(store.batches(&name("s"), None, 9).await.unwrap().is_empty());
+    let work = store.load(&name("r"), BatchId(0)).await.unwrap();
+    assert_eq!(work.outcomes, OutcomeList::pending(4));
+    verify(&store, &name("r")).await;
+
+    assert_eq!(redis.ask("CONFIG SET maxmemory 0").await, "+OK\r\n");
+    store.record(&lease, &reports, TTL).await.unwrap();
+    store
+        .add_batches(&name("s"), PlanId(1), batches)
+        .await
+        .unwrap();
+    verify(&store, &name("r")).await;
+    verify(&store, &name("s")).await;
+}
+
+/// A connection to a server that became a replica is given up: its address may lead to the new
+/// primary by then.
+#[tokio::test]
+async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
+    let redis = Redis::start(&[]).await;
+    let store = connect(&settings(&redis)).await;
+    let rollout = planning(&store, "r").await;
+    redis.ask("REPLICAOF 127.0.0.1 1").await;
+    let connections = async || {
+        let info = redis.ask("INFO stats").await;
+        let line = info
+            .lines()
+            .find(|l| l.starts_with("total_connections_received"));
+        line.and_then(|l| l.split_once(':')?.1.trim().parse::<u64>().ok())
+            .unwrap()
+    };
+    let before = connections().await;
+    let next = rollout
+        .after(Event::PlanningStarted, rollout.changed_at)
+        .unwrap()
+        .unwrap();
+    assert_unavailable(store.save(&next, rollout.version).await);
+    assert_eq!(
+        store.version(&name("r")).await.unwrap(),
+        Some(rollout.version)
+    );
+    assert!(connections().await > before + 1, "another connection");
+    redis.ask("REPLICAOF NO ONE").await;
+    step(&store, &rollout, Event::PlanningStarted).await;
+}
+
+/// What is on the other nodes goes on; what was on it is back when it is.
+#[tokio::test]
+async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
+    let cluster = RedisCluster::start().await;
+    // So that the others go on serving their slots while one is away.
+    for node in cluster.nodes() {
+        node.ask("CONFIG SET cluster-require-full-coverage no")
+            .await;
+    }
+    let settings = Settings {
+        prefix: prefix(),
+        response_timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
+        ..Settings::cluster(cluster.urls())
+    };
+    let store = connect(&settings).await;
+    for n in 0..12 {
+        running(&store, &format!("r{n}"), vec![batch(0, 2)]).await;
+    }
+    let survey = async || {
+        let mut served = 0;
+        for n in 0..12 {
+            let begun = Instant::now();
+            match store.tallies(&name(&format!("r{n}"))).await {
+                Ok(_) => served += 1,
+                Err(StoreError::Unavailable { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                begun.elapsed()
+            );
+        }
+        served
+    };
+    assert_eq!(survey().await, 12);
+    cluster.nodes()[0].kill().await;
+    let served = survey().await;
+    assert!((1..12).contains(&served), "{served} of 12");
+    cluster.nodes()[0].start_again().await;
+    cluster.ready().await;
+    let begun = Instant::now();
+    while survey().await < 12 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    for node in cluster.nodes() {
+        node.stop().await;
+    }
+    assert_eq!(survey().await, 0);
+    for node in cluster.nodes() {
+        node.start_again().await;
+    }
+    cluster.ready().await;
+    let begun = Instant::now();
+    while survey().await < 12 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+}

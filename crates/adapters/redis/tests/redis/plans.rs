@@ -1,0 +1,155 @@
+//! Names, records and plans, beyond what the port's contract can see.
+
+use std::sync::Arc;
+
+use twincast_core::ids::{BatchId, Version};
+use twincast_core::outcome::{Outcome, OutcomeList};
+use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_core::rollout::{Event, PlanId};
+use twincast_testkit::build::{
+    TTL, accepted, batch, leased, name, paused, planning, report, running, step,
+};
+use twincast_testkit::services::Redis;
+
+use crate::common::{connect, settings};
+
+/// How many keys there are. Tests may ask that; the adapter never does.
+async fn keys(redis: &Redis, prefix: &str) -> usize {
+    let found = redis.ask(&format!("KEYS {prefix}*")).await;
+    found
+        .lines()
+        .filter(|line| line.starts_with(prefix))
+        .count()
+}
+
+/// However many batches there were, and whatever happened to them.
+#[tokio::test]
+async fn a_new_try_takes_all_keys_of_the_old_with_it() {
+    let redis = Redis::shared().await;
+    let settings = settings(redis);
+    let store = connect(&settings).await;
+    let rollout = planning(&store, "r").await;
+    let before = keys(redis, &settings.prefix).await;
+    let batches = (0..300).map(|id| batch(id, 3)).collect();
+    store
+        .add_batches(&name("r"), PlanId(1), batches)
+        .await
+        .unwrap();
+    assert!(keys(redis, &settings.prefix).await > before);
+    step(&store, &rollout, Event::PlanningStarted).await;
+    assert_eq!(keys(redis, &settings.prefix).await, before);
+}
+
+/// A crash after the name and before the record leaves one.
+#[tokio::test]
+async fn names_without_a_record_are_passed_over() {
+    let redis = Redis::shared().await;
+    let settings = settings(redis);
+    let store = connect(&settings).await;
+    store.create(&accepted("a")).await.unwrap();
+    for key in ["rollouts", "active"] {
+        redis
+            .ask(&format!("ZADD {}{key} 1 ghost", settings.prefix))
+            .await;
+    }
+    assert_eq!(store.rollouts().await.unwrap(), [name("a")]);
+    assert_eq!(store.active().await.unwrap(), [name("a")]);
+    store.create(&accepted("ghost")).await.unwrap();
+    assert_eq!(store.active().await.unwrap(), [name("a"), name("ghost")]);
+}
+
+/// A version that somebody is about to store keeps its rollout active, whoever is first.
+#[tokio::test]
+async fn retiring_never_loses_what_is_stored_at_the_same_time() {
+    let store = Arc::new(connect(&settings(Redis::shared().await)).await);
+    let mut rollout = running(&*store, "r", vec![batch(0, 1)]).await;
+    for round in 0..200 {
+        let event = if round % 2 == 0 {
+            paused()
+        } else {
+            Event::ResumeRequested
+        };
+        let retiring = {
+            let (store, version) = (Arc::clone(&store), rollout.version);
+            tokio::spawn(async move { store.retire(&name("r"), version).await })
+        };
+        rollout = step(&*store, &rollout, event).await;
+        retiring.await.unwrap().unwrap();
+        assert_eq!(store.active().await.unwrap(), [name("r")], "round {round}");
+    }
+    store.retire(&name("r"), rollout.version).await.unwrap();
+    assert!(store.active().await.unwrap().is_empty());
+}
+
+/// A rollout that has ended and is started again by a repeated command is not active for that.
+#[tokio::test]
+async fn creating_again_wakes_nobody() {
+    let store = connect(&settings(Redis::shared().await)).await;
+    store.create(&accepted("a")).await.unwrap();
+    store.retire(&name("a"), Version(1)).await.unwrap();
+    store.create(&accepted("a")).await.unwrap();
+    assert!(store.active().await.unwrap().is_empty());
+}
+
+/// Batches beyond what Lua's stack holds, odd ones next to each other, and more refusals than
+/// one command takes.
+#[tokio::test]
+async fn large_batches_are_kept_whole() {
+    const DEVICES: u32 = 20_001;
+    let store = connect(&settings(Redis::shared().await)).await;
+    running(
+        &store,
+        "r",
+        vec![batch(0, 1), batch(1, DEVICES), batch(2, 3)],
+    )
+    .await;
+    let lease = leased(&store, &name("r"), 1, "w").await;
+    let reports: Vec<_> = (0..DEVICES)
+        .map(|index| twincast_core::ports::Report {
+            code: index + 1,
+            ..report(index, Outcome::Refused)
+        })
+        .collect();
+    store.record(&lease, &reports, TTL).await.unwrap();
+    let work = store.load(&name("r"), BatchId(1)).await.unwrap();
+    assert_eq!(work.codes.len(), DEVICES as usize);
+    assert!(work.codes.iter().all(|(index, code)| *code == index + 1));
+    assert!(
+        work.outcomes
+            .iter()
+            .all(|outcome| outcome == Outcome::Refused)
+    );
+    for (id, devices) in [(0, 1), (2, 3)] {
+        let beside = store.load(&name("r"), BatchId(id)).await.unwrap();
+        assert_eq!(beside.outcomes, OutcomeList::pending(devices));
+    }
+}
+
+/// What cannot be what was written is told, and not made up for.
+#[tokio::test]
+async fn damage_is_told() {
+    let redis = Redis::shared().await;
+    let settings = settings(redis);
+    let store = connect(&settings).await;
+    running(&store, "r", vec![batch(0, 4)]).await;
+    let lease = leased(&store, &name("r"), 0, "w").await;
+    let head = format!("{}{{r}}", settings.prefix);
+    redis.ask(&format!("DEL {head}:outcomes")).await;
+    let load = store.load(&name("r"), BatchId(0)).await;
+    let record = store
+        .record(&lease, &[report(0, Outcome::Enqueued)], TTL)
+        .await;
+    redis.ask(&format!("HSET {head} 0 x")).await;
+    let page = store.batches(&name("r"), None, 1).await;
+    redis.ask(&format!("HSET {head} record x")).await;
+    let read = store.rollout(&name("r")).await;
+    for error in [
+        load.unwrap_err(),
+        record.unwrap_err(),
+        page.unwrap_err(),
+        read.unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        assert!(error.to_string().contains("rollout r"), "{error}");
+    }
+}
