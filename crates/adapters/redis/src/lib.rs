@@ -65,7 +65,7 @@
 //!   far as the server's. Set `appendfsync always` where that matters, at the price of a disk
 //!   sync for each window.)
 //! * leases of that second are forgotten: their holders are told so at the next record, and the
-//!   batch is leased anew. An epoch may be given a second time, to another holder;
+//!   batch is leased anew. (Its epoch too, perhaps; so a lease is known by its holder as well.)
 //! * a transition of that second is undone, and made again by the driver of the rollout; what it
 //!   announced is announced again;
 //! * permits of that second are given again: for that second, up to twice the quota is asked of

@@ -36,6 +36,12 @@ local function write_row(row)
   redis.call('HSET', HEAD, row.batch, table.concat(words, ' '))
 end
 
+-- Whether a lease is the newest and was not given back. By its holder too: a server that lost
+-- its last second gives the epochs of that second again.
+local function is_held_by(row, holder, epoch)
+  return row.holder == holder and row.epoch == epoch
+end
+
 local function unsettled(row)
   local sum = 0
   for _, outcome in ipairs(UNSETTLED) do sum = sum + row.counts[outcome] end

@@ -157,6 +157,7 @@ impl Store for RedisStore {
         let run = self
             .on(&lease.rollout, &SCRIPTS.record)
             .arg(lease.batch.0)
+            .arg(lease.holder.as_str())
             .arg(lease.epoch.0)
             .arg(ms(ttl))
             .arg(encode(reports));
@@ -185,6 +186,7 @@ impl Store for RedisStore {
         let run = self
             .on(&lease.rollout, &SCRIPTS.release)
             .arg(lease.batch.0)
+            .arg(lease.holder.as_str())
             .arg(lease.epoch.0);
         self.run("release", Subject::Lease(lease), &run).await?;
         Ok(())

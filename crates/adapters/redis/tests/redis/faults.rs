@@ -245,3 +245,30 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
         assert!(begun.elapsed() < Duration::from_secs(30));
     }
 }
+
+/// A server that lost its last second gives that second's epochs again, to others.
+#[tokio::test]
+async fn an_epoch_that_is_given_again_fences_its_first_holder() {
+    let redis = Redis::shared().await;
+    let settings = settings(redis);
+    let store = connect(&settings).await;
+    running(&store, "r", vec![batch(0, 2)]).await;
+    let head = format!("{}{{r}}", settings.prefix);
+    let before = redis.ask(&format!("HGET {head} 0")).await;
+    let before = before.lines().nth(1).unwrap();
+    let first = leased(&store, &name("r"), 0, "a").await;
+    redis
+        .ask(&format!("HSET {head} epoch 0 0 \"{before}\""))
+        .await;
+    let second = leased(&store, &name("r"), 0, "b").await;
+    assert_eq!(first.epoch, second.epoch);
+
+    let reports = [report(0, Outcome::Enqueued)];
+    let recorded = store.record(&first, &reports, TTL).await;
+    assert!(
+        matches!(recorded, Err(StoreError::Superseded { .. })),
+        "{recorded:?}"
+    );
+    store.release(&first).await.unwrap();
+    store.record(&second, &reports, TTL).await.unwrap();
+}
