@@ -7,8 +7,8 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisResult, ServerErrorKind, TlsCertificates,
-    Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult,
+    ServerErrorKind, TlsCertificates, Value,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -125,8 +125,12 @@ impl Target {
         let servers = settings.servers()?;
         let tcp = tcp_settings(settings);
         let certificates = certificates(settings)?;
-        // The library takes the process's; it fails only where there is one already.
-        _ = rustls::crypto::ring::default_provider().install_default();
+        let is_tls =
+            |server: &ConnectionInfo| matches!(server.addr(), ConnectionAddr::TcpTls { .. });
+        if servers.iter().any(is_tls) {
+            // The library takes the process's. It fails only where there is one already.
+            _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let wrong = |error: redis::RedisError| match &settings.ca {
             Some(path) => ConnectError::Ca {
                 path: path.clone(),

@@ -7,5 +7,5 @@ if not row then return { 'NO_BATCH' } end
 local change, refusal = merged(row, decode(ARGV[3]))
 if refusal then return refusal end
 apply(row, change)
-if change.high > 0 then write_row(row) end
+if #change.places > 0 then write_row(row) end
 return { 'OK' }

@@ -4,6 +4,9 @@
 
 local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES = unpack(KEYS)
 
+-- Called for each device.
+local floor, min, max = math.floor, math.min, math.max
+
 -- The holder of a batch that nobody holds; no holder has such a name.
 local NOBODY = '-'
 
@@ -64,14 +67,14 @@ end
 -- low half. A batch begins at a byte. False when they are not all there.
 local function packed(row, from, to)
   local start = row.first / 2
-  local low, high = start + math.floor(from / 2), start + math.floor(to / 2)
+  local low, high = start + floor(from / 2), start + floor(to / 2)
   local bytes = redis.call('GETRANGE', OUTCOMES, whole(low), whole(high))
   return #bytes == high - low + 1 and bytes, low
 end
 
 local function unpacked(byte, index)
   if index % 2 == 0 then return byte % 16 end
-  return math.floor(byte / 16)
+  return floor(byte / 16)
 end
 
 -- Reports as they are sent, 9 bytes each, made a list of index, outcome, code, index, …
@@ -88,26 +91,26 @@ end
 local function merged(row, reports)
   local from, to = row.devices, -1
   for at = 1, #reports, 3 do
-    from, to = math.min(from, reports[at]), math.max(to, reports[at])
+    from, to = min(from, reports[at]), max(to, reports[at])
   end
-  local change = { low = math.huge, high = -1, bytes = {}, moved = {}, codes = {} }
+  local change = { places = {}, bytes = {}, moved = {}, codes = {} }
   if to < 0 then return change end
   if to >= row.devices then return nil, { 'NO_DEVICE', to } end
   local bytes, start = packed(row, from, to)
   if not bytes then return nil, { 'DAMAGED', 'outcomes are missing' } end
 
   change.old, change.start = bytes, start
-  local base = math.floor(from / 2)
+  local base = floor(from / 2)
   for at = 1, #reports, 3 do
     local index, outcome, code = reports[at], reports[at + 1], reports[at + 2]
-    local place = math.floor(index / 2) - base + 1
+    local place = floor(index / 2) - base + 1
     local byte = change.bytes[place] or string.byte(bytes, place)
     local before = unpacked(byte, index)
-    local after = math.max(before, outcome)
+    local after = max(before, outcome)
     if after ~= before then
+      if not change.bytes[place] then change.places[#change.places + 1] = place end
       local unit = index % 2 == 0 and 1 or 16
       change.bytes[place] = byte + (after - before) * unit
-      change.low, change.high = math.min(change.low, place), math.max(change.high, place)
       change.moved[before] = (change.moved[before] or 0) - 1
       change.moved[after] = (change.moved[after] or 0) + 1
     end
@@ -146,13 +149,16 @@ end
 -- Carries out a change, with all that follows from it. The row itself is for the caller to write.
 local function apply(row, change)
   local codes = first_codes(change)
-  if change.high > 0 then
-    local pieces = {}
-    for place = change.low, change.high do
-      local byte = change.bytes[place]
-      pieces[#pieces + 1] = byte and string.char(byte) or string.sub(change.old, place, place)
+  local places = change.places
+  if #places > 0 then
+    table.sort(places)
+    local pieces, from = {}, places[1]
+    for _, place in ipairs(places) do
+      pieces[#pieces + 1] = string.sub(change.old, from, place - 1)
+      pieces[#pieces + 1] = string.char(change.bytes[place])
+      from = place + 1
     end
-    local offset = whole(change.start + change.low - 1)
+    local offset = whole(change.start + places[1] - 1)
     redis.call('SETRANGE', OUTCOMES, offset, table.concat(pieces))
     for outcome, by in pairs(change.moved) do
       row.counts[outcome] = row.counts[outcome] + by

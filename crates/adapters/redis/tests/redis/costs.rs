@@ -11,10 +11,11 @@ use crate::common::{connect, random_batch, settings, verify};
 
 const DEVICES: u32 = 50_000;
 
-/// The whole life of 50,000 devices, on a Redis that serves nobody else.
+/// The whole life of 50,000 devices, on a Redis that serves nobody else. The smallest batches are
+/// those of hubs that are too slow for their commands to matter.
 #[tokio::test]
 async fn a_device_costs_little_memory_and_few_commands() {
-    for (devices, window) in [(2_475, 128), (10_000, 256)] {
+    for (devices, window, most) in [(100, 100, 0.3), (2_475, 128, 0.1), (10_000, 256, 0.1)] {
         let redis = Redis::start(&[]).await;
         let store = connect(&settings(&redis)).await;
         // The scripts are a part of what there is before.
@@ -39,7 +40,7 @@ async fn a_device_costs_little_memory_and_few_commands() {
              {commands_each:.3} commands a device"
         ));
         assert!(bytes_each < 24.0, "{bytes_each} bytes a device");
-        assert!(commands_each < 0.1, "{commands_each} commands a device");
+        assert!(commands_each < most, "{commands_each} commands a device");
     }
 }
 
