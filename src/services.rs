@@ -53,7 +53,12 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
 
 /// What an operation of the broker's that failed means for the user.
 pub(crate) fn broker_failure(error: AmqpError) -> Failure {
-    Failure::new(ExitCode::Services, error)
+    let code = match &error {
+        // The broker does its part; what was asked for cannot be had.
+        AmqpError::NoLetter { .. } | AmqpError::NotReplayable { .. } => ExitCode::Refused,
+        _ => ExitCode::Services,
+    };
+    Failure::new(code, error)
 }
 
 /// Both services, for a process that waits for them as long as it takes.
