@@ -211,6 +211,11 @@ impl Command {
                 format!("the command is not JSON: {error}"),
             )
         })?;
+        // Serde would also take a list of the fields' values.
+        if !value.is_object() {
+            let error = "not a command: it must be a JSON object";
+            return Err(Refusal::new(Cause::InvalidCommand, error));
+        }
         let command: Self = serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
             let at = if path == "." {
@@ -362,6 +367,12 @@ mod tests {
         let cases = [
             ("{", None, Cause::Unreadable, "not JSON"),
             ("[]", None, Cause::InvalidCommand, "not a command"),
+            (
+                r#"["pause","r",null,null,null]"#,
+                None,
+                Cause::InvalidCommand,
+                "must be a JSON object",
+            ),
             (
                 r#"{"command":"dance"}"#,
                 None,
