@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use twincast_amqp::{AmqpError, CommandBody, CommandConsumer, IncomingCommand};
+use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingCommand};
 use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store};
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
+use twincast_retry::Policy;
 
 use crate::config::Settings;
 use crate::engine;
@@ -53,15 +54,13 @@ pub(crate) async fn orchestrator(
             .expect("letters and digits"),
         status: Arc::new(OrchestratorStatus::default()),
     });
-    let commands = services
-        .amqp
-        .commands(AT_ONCE)
-        .await
-        .map_err(crate::services::broker_failure)?;
     let stop = process.stop.clone();
     let ((), taken) = process
         .until_stopped(async {
-            tokio::join!(service.run(stop.clone()), take(commands, &intake, &stop))
+            tokio::join!(
+                service.run(stop.clone()),
+                take(&services.amqp, &intake, &stop)
+            )
         })
         .await;
     process.end().await;
@@ -70,11 +69,10 @@ pub(crate) async fn orchestrator(
 }
 
 /// Takes commands until `stop`, one after the other: the order in which they came counts.
-async fn take(
-    mut commands: CommandConsumer,
-    intake: &Intake,
-    stop: &CancellationToken,
-) -> Result<(), AmqpError> {
+async fn take(amqp: &Amqp, intake: &Intake, stop: &CancellationToken) -> Result<(), AmqpError> {
+    let Some(mut commands) = subscribe(amqp, stop).await? else {
+        return Ok(());
+    };
     loop {
         let command = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -90,6 +88,35 @@ async fn take(
                 error = in_words(&error),
                 "a command was not answered for, it comes again"
             );
+        }
+    }
+}
+
+/// Begins to take commands, trying for as long as it takes. `None` when `stop` comes first.
+async fn subscribe(
+    amqp: &Amqp,
+    stop: &CancellationToken,
+) -> Result<Option<CommandConsumer>, AmqpError> {
+    let mut delays = Policy::reconnect().delays();
+    loop {
+        let subscribed = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            subscribed = amqp.commands(AT_ONCE) => subscribed,
+        };
+        let error = match subscribed {
+            Ok(commands) => return Ok(Some(commands)),
+            Err(AmqpError::Closed) => return Err(AmqpError::Closed),
+            Err(error) => error,
+        };
+        let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
+        tracing::warn!(
+            error = in_words(&error),
+            ?wait,
+            "waiting for the queue of commands"
+        );
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

@@ -7,10 +7,11 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName};
 use twincast_core::message::{Ack, Content};
 use twincast_core::ports::{
-    Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
+    Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
 use twincast_core::spec::Delivery as DeliveryMode;
 use twincast_retry::Policy;
@@ -83,10 +84,9 @@ impl HubLoop {
             hub: inner.hub.name.clone(),
             source,
         };
-        let mut deliveries = queue
-            .consume(&inner.hub.name, inner.config.slots)
-            .await
-            .map_err(queue_error)?;
+        let Some(mut deliveries) = inner.subscribe(&*queue, &stop).await else {
+            return Ok(());
+        };
         let slots = Arc::new(Semaphore::new(inner.config.slots));
         let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
         runs.spawn(feedback::listen(Arc::clone(&inner), stop.clone()));
@@ -135,6 +135,34 @@ impl HubLoop {
 }
 
 impl Inner {
+    /// Begins to take dispatches, trying for as long as it takes: a broker may be away, or be
+    /// making the queue for another worker just now. `None` when told to stop.
+    async fn subscribe(
+        &self,
+        queue: &dyn Queue,
+        stop: &CancellationToken,
+    ) -> Option<Box<dyn Deliveries>> {
+        let mut delays = Policy::reconnect().delays();
+        loop {
+            let subscribed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                subscribed = queue.consume(&self.hub.name, self.config.slots) => subscribed,
+            };
+            let error = match subscribed {
+                Ok(deliveries) => return Some(deliveries),
+                Err(error) => error,
+            };
+            let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
+            tracing::warn!(hub = %self.hub.name, error = in_words(&error), ?wait, "waiting for the queue");
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
     /// Answers for one dispatch.
     async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), WorkerError> {
         let Delivery {
@@ -203,6 +231,7 @@ impl Inner {
         let Some(work) = self.patiently(stop, load).await? else {
             return Ok(Ended::Stopped);
         };
+        tracing::debug!(rollout = %name, %batch, "batch taken up");
         let mut run = BatchRun::new(self, lease, work, &known);
         let ended = run.until_ended(stop).await?;
         if ended != Ended::Fenced
