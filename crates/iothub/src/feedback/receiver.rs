@@ -34,6 +34,9 @@ const SOURCE: &str = "/messages/serviceBound/feedback";
 /// time is more than a thousand records a second.
 const CREDIT: u32 = 1;
 
+/// How long the hub may take to answer a good-bye.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Receives feedback, reconnecting for as long as it takes.
 pub struct FeedbackReceiver {
     client: Arc<ClientInner>,
@@ -201,16 +204,13 @@ impl FeedbackReceiver {
         }
     }
 
-    /// Says good-bye. Batches that are not settled yet are sent again by the hub.
+    /// Says good-bye, in the background. Batches that were settled stay settled; the others are sent again by the hub.
+    ///
+    /// Call it on the runtime; elsewhere the connection is cut.
     pub fn close(mut self) {
-        if let Some(FeedbackLink {
-            receiver,
-            connection,
-            ..
-        }) = self.link.take()
+        if let (Some(link), Ok(runtime)) = (self.link.take(), tokio::runtime::Handle::try_current())
         {
-            drop(receiver);
-            connection.farewell();
+            runtime.spawn(link.close());
         }
         self.state.send_replace(LinkState::Closed);
     }
@@ -272,6 +272,18 @@ impl FeedbackLink {
             }
             Ok(failure) = &mut self.connection.token_lost => Err(failure),
         }
+    }
+
+    /// Detaches, and waits for the hub to have seen that: it comes after what was settled last, which would be lost
+    /// with the connection if that was cut at once.
+    async fn close(self) {
+        let Self {
+            receiver,
+            connection,
+            ..
+        } = self;
+        let _ = tokio::time::timeout(FAREWELL, receiver.close()).await;
+        connection.farewell();
     }
 }
 
