@@ -123,8 +123,12 @@ impl Amqp {
     }
 
     fn supervised(settings: Settings, trust: Trust, names: Names, first: Option<Link>) -> Self {
-        let (link_out, link) = watch::channel(None);
-        let (state_out, state) = watch::channel(reconnecting(None));
+        let first = first.map(Arc::new);
+        let (link_out, link) = watch::channel(first.clone());
+        let (state_out, state) = watch::channel(match first {
+            Some(_) => State::Connected,
+            None => reconnecting(None),
+        });
         let (requests, requested) = mpsc::channel(REQUESTS);
         let closing = CancellationToken::new();
         let wires = Arc::new(Wires {
@@ -342,7 +346,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(self, first: Option<Link>) {
+    async fn run(self, first: Option<Arc<Link>>) {
         let closing = self.wires.closing.clone();
         let reconnect = &self.wires.settings.reconnect;
         let mut delays = reconnect.delays();
@@ -352,13 +356,15 @@ impl Supervisor {
                 Some(link) => Ok(link),
                 None => tokio::select! {
                     () = closing.cancelled() => break,
-                    opened = open(&self.wires.settings, &self.trust, &self.wires.names) => opened,
+                    opened = open(&self.wires.settings, &self.trust, &self.wires.names) => {
+                        opened.map(Arc::new)
+                    }
                 },
             };
             match opened {
                 Ok(link) => {
                     let since = Instant::now();
-                    self.serve(Arc::new(link)).await;
+                    self.serve(link).await;
                     // One that is lost again at once counts as an attempt that failed.
                     if since.elapsed() > reconnect.max() {
                         delays.reset();

@@ -4,11 +4,14 @@
 //! account in `x-death`, when a message was handed out too often.
 //!
 //! Looking at letters takes them out of the queue and puts them back: the broker knows no other
-//! way. They keep their order, and are marked as redelivered; who looks at the same time sees only
-//! what the other one has not taken. The queue keeps the newest 100,000 letters or 1 GiB.
+//! way. They are marked as redelivered then; who looks at the same time sees only what the other
+//! one has not taken. The broker puts what comes back behind what came back before, so whoever
+//! looks at one letter takes up to 1,000 and puts them all back: as long as there are no more, they
+//! keep their order. The queue keeps the newest 100,000 letters or 1 GiB.
 
 use std::fmt::Write as _;
 
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties};
@@ -39,6 +42,10 @@ const SIZE: &str = "x-twincast-size";
 
 /// The longest detail that is kept, in bytes.
 const DETAIL_BYTES: usize = 1024;
+
+/// How many letters keep their order when some of them are looked at. Taking so many takes about a
+/// second.
+const TURN: usize = 1000;
 
 /// A dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,6 +226,14 @@ impl<'a> Reader<'a> {
     }
 
     async fn next(&mut self) -> Result<Option<(DeadLetter, BasicProperties)>, AmqpError> {
+        let delivery = self.take().await?;
+        Ok(delivery.map(|delivery| {
+            let letter = DeadLetter::read(&delivery.properties, delivery.data);
+            (letter, delivery.properties)
+        }))
+    }
+
+    async fn take(&mut self) -> Result<Option<Delivery>, AmqpError> {
         if self.left == Some(0) {
             return Ok(None);
         }
@@ -231,10 +246,8 @@ impl<'a> Reader<'a> {
             return Ok(None);
         };
         self.left = Some(self.left.unwrap_or(message.message_count + 1) - 1);
-        let delivery = message.delivery;
-        let letter = DeadLetter::read(&delivery.properties, delivery.data);
-        self.taken.push(delivery.acker);
-        Ok(Some((letter, delivery.properties)))
+        self.taken.push(message.delivery.acker.clone());
+        Ok(Some(message.delivery))
     }
 
     async fn first(&mut self, most: usize) -> Result<Vec<DeadLetter>, AmqpError> {
@@ -290,7 +303,8 @@ impl<'a> Reader<'a> {
         if acked { Ok(()) } else { Err(AmqpError::Stale) }
     }
 
-    async fn close(self) {
+    async fn close(mut self) {
+        while self.taken.len() < TURN && matches!(self.take().await, Ok(Some(_))) {}
         let back = BasicNackOptions {
             requeue: true,
             multiple: false,

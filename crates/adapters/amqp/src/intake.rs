@@ -2,8 +2,9 @@
 //!
 //! One task per consumer owns its channel. It hands deliveries over one at a time, and when its
 //! subscription ends it makes another: after a lost connection, when the broker closes the channel
-//! because an ack took too long, when somebody deletes the queue. Until they are handed over,
-//! deliveries wait in the channel; the broker sends no more of them than were asked for.
+//! because an ack took too long, when somebody deletes the queue. One that is idle is renewed now
+//! and then. Until they are handed over, deliveries wait in the channel; the broker sends no more
+//! of them than were asked for.
 
 use std::sync::Arc;
 
@@ -76,6 +77,7 @@ impl Intake {
             // 0 would be without limit.
             at_once: u16::try_from(at_once).unwrap_or(u16::MAX).max(1),
             gone: gone.clone(),
+            held: Arc::default(),
         };
         let first = wires.in_time(subscriber.subscribe()).await?;
         let (out, taken) = mpsc::channel(1);
@@ -111,6 +113,8 @@ pub(crate) struct Held {
     wires: Arc<Wires>,
     /// The consumer is gone, and the broker has it back.
     gone: CancellationToken,
+    /// One of those that the consumer holds.
+    _one: Arc<()>,
 }
 
 impl Held {
@@ -185,6 +189,16 @@ struct Subscriber {
     source: Source,
     at_once: u16,
     gone: CancellationToken,
+    /// Shared with each delivery that is not answered for.
+    held: Arc<()>,
+}
+
+/// How a subscription ends.
+enum Ended {
+    /// By the broker, or with the connection.
+    Broken,
+    /// By us: nothing came for long.
+    Idle,
 }
 
 impl Subscriber {
@@ -204,14 +218,17 @@ impl Subscriber {
         let mut channel = first;
         loop {
             let since = Instant::now();
-            self.pump(channel, &out).await;
+            let ended = self.pump(channel, &out).await;
             // One that ends at once counts as an attempt that failed.
             if since.elapsed() > reconnect.max() {
                 delays.reset();
             }
+            let mut at_once = matches!(ended, Ended::Idle);
             channel = loop {
-                let delay = delays.next_delay().unwrap_or_else(|| reconnect.max());
-                tokio::time::sleep(delay).await;
+                if !std::mem::take(&mut at_once) {
+                    let delay = delays.next_delay().unwrap_or_else(|| reconnect.max());
+                    tokio::time::sleep(delay).await;
+                }
                 match self.subscribe().await {
                     Ok(channel) => break channel,
                     Err(error) => {
@@ -226,16 +243,33 @@ impl Subscriber {
     }
 
     /// Hands deliveries over until the subscription ends.
-    async fn pump(&self, mut channel: OwnChannel, out: &mpsc::Sender<Taken>) {
-        let why = loop {
+    async fn pump(&self, mut channel: OwnChannel, out: &mpsc::Sender<Taken>) -> Ended {
+        let ended = loop {
+            // Fails when nobody takes any more: we are about to end.
             let Ok(room) = out.reserve().await else {
-                return;
+                return Ended::Broken;
             };
-            match channel.next().await {
-                Ok(delivery) => room.send(self.hold(delivery)),
-                Err(why) => break why,
+            let idle = self.wires.settings.renew_idle_after;
+            match tokio::time::timeout(idle, channel.next()).await {
+                Ok(Ok(delivery)) => room.send(self.hold(delivery)),
+                Ok(Err(why)) => {
+                    self.tell(&channel, &why);
+                    break Ended::Broken;
+                }
+                Err(_) if self.is_renewable() => break Ended::Idle,
+                Err(_) => {}
             }
         };
+        channel.close().await;
+        ended
+    }
+
+    /// Nothing is lost or comes twice when the subscription is made anew.
+    fn is_renewable(&self) -> bool {
+        matches!(self.source, Source::Shared(_)) && Arc::strong_count(&self.held) == 1
+    }
+
+    fn tell(&self, channel: &OwnChannel, why: &str) {
         let source = self.source.name();
         if channel.lost().is_cancelled() {
             // The supervisor has said so, once for all.
@@ -243,7 +277,6 @@ impl Subscriber {
         } else {
             warn!(source, why, "subscription ended");
         }
-        channel.close().await;
     }
 
     fn hold(&self, delivery: Delivery) -> Taken {
@@ -251,6 +284,7 @@ impl Subscriber {
             acker: Some(delivery.acker.clone()),
             wires: Arc::clone(&self.wires),
             gone: self.gone.clone(),
+            _one: Arc::clone(&self.held),
         };
         Taken::Message(Box::new(delivery), held)
     }

@@ -47,7 +47,7 @@ pub(crate) enum Verdict {
     Kept,
     /// It is mandatory, and no queue is there for it.
     Returned,
-    /// A queue does not take it: it is full.
+    /// A queue does not take it: it is full, or was being deleted.
     Refused,
 }
 

@@ -33,6 +33,10 @@ pub struct Settings {
     /// How long connecting may take, from the look-up of the name to a declared topology. 15 s
     /// unless set.
     pub connect_timeout: Duration,
+    /// How long a consumer that gets nothing and holds nothing keeps its subscription before it
+    /// makes another. The broker tells consumers of a queue that was deleted, but not if it is
+    /// made again at the same moment. 60 s unless set.
+    pub renew_idle_after: Duration,
     /// The delays between attempts to connect, which go on for ever. 100 ms to 10 s unless set.
     pub reconnect: Policy,
 }
@@ -54,6 +58,7 @@ impl Settings {
             dispatch_limit: 10_000,
             publish_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(15),
+            renew_idle_after: Duration::from_secs(60),
             reconnect: reconnect.expect("the delays ascend"),
         }
     }

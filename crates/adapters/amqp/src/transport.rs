@@ -7,12 +7,13 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::runtime::default_runtime;
-use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
+use lapin::tcp::RustlsConnector;
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use socket2::{SockRef, Socket};
@@ -24,40 +25,62 @@ use crate::settings::Settings;
 /// How long closing in good order may take. The broker notices a closed socket just as well.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Whom to trust.
+/// Whom to trust. Nothing for a connection without TLS.
 #[derive(Clone)]
 pub(crate) struct Trust(Option<RustlsConnector>);
 
 impl Trust {
-    /// Reads the authorities once; nothing for a connection without TLS.
+    /// Reads the authorities, once.
     pub(crate) async fn load(settings: &Settings) -> Result<Self, ConnectError> {
         if !settings.url.is_tls() {
             return Ok(Self(None));
         }
-        let config = match &settings.ca_file {
-            Some(path) => private_authorities(path).await?,
-            None => RustlsConnectorConfig::new_with_native_certs()
-                .map_err(|source| tls_error(settings, source))?,
+        let roots = match &settings.ca_file {
+            Some(path) => {
+                let pem = tokio::fs::read(path).await;
+                let roots = pem.map_err(Into::into).and_then(|pem| authorities(&pem));
+                roots.map_err(|source| ConnectError::CaFile {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+            None => system_authorities().map_err(|source| tls_error(settings, source))?,
         };
-        let connector = config.connector_with_no_client_auth();
-        let connector = connector.map_err(|source| tls_error(settings, source))?;
-        Ok(Self(Some(connector)))
+        let config = client_config(roots);
+        let config = config.map_err(|error| tls_error(settings, io::Error::other(error)))?;
+        Ok(Self(Some(config.into())))
     }
 }
 
-async fn private_authorities(path: &Path) -> Result<RustlsConnectorConfig, ConnectError> {
-    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::CaFile {
-        path: path.to_owned(),
-        source,
-    };
-    let pem = tokio::fs::read(path).await;
-    let pem = pem.map_err(|error| unusable(error.into()))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let certificates = certificates.map_err(|error| unusable(error.into()))?;
-    if certificates.is_empty() {
-        return Err(unusable("it holds no certificate in PEM".into()));
+type Unusable = Box<dyn std::error::Error + Send + Sync>;
+
+fn authorities(pem: &[u8]) -> Result<RootCertStore, Unusable> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        roots.add(certificate?)?;
     }
-    Ok(RustlsConnectorConfig::default().with_parsable_certificates(certificates))
+    if roots.is_empty() {
+        return Err("it holds no certificate in PEM".into());
+    }
+    Ok(roots)
+}
+
+fn system_authorities() -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        let advice = "the system has no certificate authorities; give a file with those to trust";
+        return Err(io::Error::other(advice));
+    }
+    Ok(roots)
+}
+
+/// With the provider stated, so that nobody depends on one for the whole process.
+fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// A connection, and a way to end it that does not ask anybody.
@@ -135,6 +158,7 @@ pub(crate) async fn connect(
         settings.uri(),
         runtime,
         async move |_, _| {
+            quieten();
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             Ok(stream.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?)
         },
@@ -148,6 +172,15 @@ pub(crate) async fn connect(
             Err(late("greeting it"))
         }
     }
+}
+
+/// Silences the current thread, which is the library's own for one connection. It logs every frame
+/// as a trace, the one with the password among them, and as an error what is none, such as asking
+/// for a queue that is not there. What matters comes back as errors and events, and we tell.
+fn quieten() {
+    let silence = tracing::dispatcher::set_default(&tracing::Dispatch::none());
+    // For as long as the thread lasts.
+    std::mem::forget(silence);
 }
 
 /// `HOST:PORT`, for errors.

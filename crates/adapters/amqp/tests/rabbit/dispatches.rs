@@ -1,11 +1,15 @@
 //! What the queue's contract leaves open.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use futures::future::join_all;
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use twincast_amqp::{Amqp, DISPATCH_TYPE, DeadLetter, Settings};
 use twincast_core::error::in_words;
-use twincast_core::ports::{Queue, QueueError};
+use twincast_core::ids::HubName;
+use twincast_core::ports::{Dispatch, Queue, QueueError};
 use twincast_testkit::services::RabbitMq;
 
 use crate::broker::{Other, json};
@@ -84,55 +88,85 @@ async fn a_full_queue_refuses() {
     assert_eq!(queue.depth(&hub()).await.unwrap().waiting, 10);
 }
 
-/// The queue is deleted while it is in use, on both sides.
+/// The queue is deleted while it is in use, on both sides. Made again at once, the broker forgets
+/// to tell its consumers.
 #[tokio::test]
 async fn a_queue_that_was_deleted_is_made_again() {
-    let (amqp, prefix) = amqp().await;
-    let queue = amqp.queue();
+    let settings = Settings {
+        renew_idle_after: Duration::from_millis(300),
+        ..settings(&RabbitMq::shared().await.url())
+    };
+    let name = format!("{}.dispatch.eu", settings.prefix);
+    let queue = connect(settings).await.queue();
     let mut consumer = queue.consume(&hub(), 3).await.unwrap();
-    queue.publish(&dispatch(1)).await.unwrap();
-    next(&mut consumer).await.ticket.ack().await.unwrap();
     let other = Other::at(&RabbitMq::shared().await.url()).await;
-    let name = format!("{prefix}.dispatch.eu");
-    other.delete(&name).await;
+    for batch in 0..5 {
+        queue.publish(&dispatch(batch)).await.unwrap();
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.dispatch, dispatch(batch));
+        delivery.ticket.ack().await.unwrap();
+        other.delete(&name).await;
+    }
+}
+
+/// What it holds is not taken from it.
+#[tokio::test]
+async fn a_consumer_that_is_idle_keeps_what_it_holds() {
+    let settings = Settings {
+        renew_idle_after: Duration::from_millis(20),
+        ..settings(&RabbitMq::shared().await.url())
+    };
+    let queue = connect(settings).await.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 3).await.unwrap();
+    let held = next(&mut consumer).await;
+    let waited = tokio::time::timeout(Duration::from_millis(200), consumer.next()).await;
+    assert!(waited.is_err(), "{waited:?}");
+    held.ticket.ack().await.unwrap();
+    let waited = tokio::time::timeout(Duration::from_millis(200), consumer.next()).await;
+    assert!(waited.is_err(), "{waited:?}");
     queue.publish(&dispatch(2)).await.unwrap();
     let delivery = next(&mut consumer).await;
     assert_eq!(delivery.dispatch, dispatch(2));
-    delivery.ticket.ack().await.unwrap();
 }
 
-/// Many at once, half of them to a queue that is not there any more: each is told its own fate.
+/// Many at once, half of them to a queue that is not there any more: each is told its own fate,
+/// so nothing that was taken is missing. The broker refuses some while it deletes the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn returns_are_told_to_whom_they_are_for() {
     let (amqp, prefix) = amqp().await;
     let queue = amqp.queue();
     let other = Other::at(&RabbitMq::shared().await.url()).await;
-    let gone = |batch| twincast_core::ports::Dispatch {
-        hub: twincast_core::ids::HubName::new("gone").unwrap(),
+    let to = |hub: &str, batch| Dispatch {
+        hub: HubName::new(hub).unwrap(),
         ..dispatch(batch)
     };
     for round in 0..10 {
-        queue.publish(&gone(0)).await.unwrap();
-        queue.publish(&dispatch(0)).await.unwrap();
+        queue.publish(&to("gone", 0)).await.unwrap();
         other.delete(&format!("{prefix}.dispatch.gone")).await;
-        let publishes = (1..100).map(|batch| {
+        let publishes = (0..50).flat_map(|batch| [to("gone", batch), to("eu", batch)]);
+        let publishes = publishes.map(|dispatch| {
             let queue = queue.clone();
-            let dispatch = if batch % 2 == 0 {
-                dispatch(batch)
-            } else {
-                gone(batch)
-            };
-            tokio::spawn(async move { queue.publish(&dispatch).await })
+            tokio::spawn(async move {
+                while let Err(error) = queue.publish(&dispatch).await {
+                    assert!(matches!(error, QueueError::Full { .. }), "{error:?}");
+                }
+            })
         });
         for published in join_all(publishes).await {
-            published.unwrap().unwrap();
+            published.unwrap();
         }
-        let waiting = async |hub: &str| {
-            let hub = twincast_core::ids::HubName::new(hub).unwrap();
-            queue.depth(&hub).await.unwrap().waiting
-        };
-        assert_eq!(waiting("gone").await, 50, "round {round}");
-        assert_eq!(waiting("eu").await, 50 * (round + 1));
+        for hub in ["gone", "eu"] {
+            let hub = HubName::new(hub).unwrap();
+            let mut consumer = queue.consume(&hub, 50).await.unwrap();
+            let mut missing: BTreeSet<u32> = (0..50).collect();
+            while !missing.is_empty() {
+                let delivery = in_time(consumer.next()).await.unwrap();
+                missing.remove(&delivery.dispatch.batch.0);
+                delivery.ticket.ack().await.unwrap();
+            }
+            assert_eq!(missing.len(), 0, "round {round}, {hub}");
+        }
     }
 }
 
@@ -151,7 +185,7 @@ async fn a_queue_with_other_arguments_is_named() {
             &*name,
             "exists with other arguments",
             "delete it",
-            "x-queue-type",
+            "inequivalent arg",
         ] {
             assert!(words.contains(expected), "{words}");
         }

@@ -1,0 +1,271 @@
+//! Losing the connection, the channel, the broker; and a broker that holds back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use twincast_amqp::{Amqp, AmqpQueue, COMMAND_TYPE, Settings, State};
+use twincast_core::error::in_words;
+use twincast_core::ports::{Deliveries, Queue};
+use twincast_testkit::services::{Proxy, RabbitMq};
+
+use crate::{connect, dispatch, hub, in_time, next, settings, until, until_connected, until_lost};
+
+/// A broker to be rough with, for one test at a time.
+async fn rough() -> MutexGuard<'static, RabbitMq> {
+    static ROUGH: OnceCell<Mutex<RabbitMq>> = OnceCell::const_new();
+    let start = async || Mutex::new(RabbitMq::start().await);
+    ROUGH.get_or_init(start).await.lock().await
+}
+
+/// Publishes these until each is confirmed.
+async fn publish(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
+    for batch in batches {
+        while queue.publish(&dispatch(batch)).await.is_err() {}
+    }
+}
+
+/// Takes and acks until all of these have come.
+async fn take_all(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
+    let mut missing: BTreeSet<_> = batches.into_iter().collect();
+    let mut consumer = loop {
+        if let Ok(consumer) = queue.consume(&hub(), 10).await {
+            break consumer;
+        }
+    };
+    while !missing.is_empty() {
+        let delivery = next(&mut consumer).await;
+        // Without the ack it comes again, which is all right.
+        if delivery.ticket.ack().await.is_ok() {
+            missing.remove(&delivery.dispatch.batch.0);
+        }
+    }
+}
+
+/// Two clients of a shared broker, through a proxy each.
+async fn through(proxy: &Proxy) -> Settings {
+    Settings {
+        publish_timeout: Duration::from_secs(3),
+        ..settings(&RabbitMq::shared().await.url_via(proxy))
+    }
+}
+
+/// However often it is cut, on both sides.
+#[tokio::test]
+async fn cut_connections_lose_nothing_that_was_confirmed() {
+    let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
+    let settings = through(&proxy).await;
+    let publishing = connect(settings.clone()).await;
+    let consuming = connect(settings).await;
+    let (publisher, consumer) = (publishing.queue(), consuming.queue());
+    let cutting = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            proxy.cut();
+        }
+    };
+    tokio::select! {
+        () = cutting => {}
+        _ = async { tokio::join!(publish(&publisher, 0..1500), take_all(&consumer, 0..1500)) } => {}
+    }
+    in_time(async { tokio::join!(publishing.close(), consuming.close()) }).await;
+}
+
+/// Killed, not stopped.
+#[tokio::test]
+async fn a_broker_that_was_killed_has_what_it_confirmed() {
+    let broker = rough().await;
+    let settings = Settings {
+        publish_timeout: Duration::from_secs(2),
+        ..settings(&broker.url())
+    };
+    let amqp = connect(settings).await;
+    let queue = amqp.queue();
+    let mut commands = amqp.commands(1).await.unwrap();
+    let killing = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        broker.kill().await;
+        until_lost(&amqp).await;
+        broker.start_again().await;
+    };
+    tokio::join!(killing, publish(&queue, 0..500), take_all(&queue, 0..500));
+    until_connected(&amqp).await;
+    amqp.send_command(b"1".to_vec(), COMMAND_TYPE, None)
+        .await
+        .unwrap();
+    let command = in_time(commands.next()).await.unwrap();
+    command.ack().await.unwrap();
+    in_time(amqp.close()).await;
+}
+
+/// Its answer comes too late, and the dispatch comes again.
+#[tokio::test]
+async fn a_ticket_of_a_lost_connection_is_worth_nothing() {
+    let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
+    let amqp = connect(through(&proxy).await).await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 2).await.unwrap();
+    let first = next(&mut consumer).await;
+    proxy.cut();
+    until_lost(&amqp).await;
+    let again = next(&mut consumer).await;
+    assert_eq!(again.dispatch, dispatch(1));
+    assert!(again.redelivered);
+    let error = first.ticket.ack().await.unwrap_err();
+    let words = in_words(&error);
+    assert!(words.contains("over a connection that is gone"), "{words}");
+    again.ticket.ack().await.unwrap();
+}
+
+/// A network that loses everything: found out by the heartbeat, which is two seconds here.
+#[tokio::test]
+async fn a_silent_connection_is_given_up() {
+    let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
+    let settings = Settings {
+        heartbeat: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
+        ..through(&proxy).await
+    };
+    let amqp = connect(settings).await;
+    let queue = amqp.queue();
+    let mut consumer = queue.consume(&hub(), 2).await.unwrap();
+    proxy.block();
+    until_lost(&amqp).await;
+    // Some attempts to connect that hear nothing.
+    until(&amqp, |state| {
+        matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains("within"))
+    })
+    .await;
+    proxy.unblock();
+    until_connected(&amqp).await;
+    queue.publish(&dispatch(1)).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    delivery.ticket.ack().await.unwrap();
+    in_time(amqp.close()).await;
+}
+
+/// An operator closes all connections.
+#[tokio::test]
+async fn a_connection_that_the_broker_closes_is_replaced() {
+    let broker = rough().await;
+    let amqp = connect(settings(&broker.url())).await;
+    let queue = amqp.queue();
+    let mut consumer = queue.consume(&hub(), 2).await.unwrap();
+    let mut state = amqp.state();
+    state.mark_unchanged();
+    broker.close_connections("maintenance").await;
+    in_time(state.changed()).await.unwrap();
+    if let State::Reconnecting { last_error, .. } = &*state.borrow() {
+        let why = last_error.as_deref().unwrap_or_default();
+        assert!(why.contains("maintenance"), "{why}");
+    }
+    publish(&queue, [1]).await;
+    next(&mut consumer).await.ticket.ack().await.unwrap();
+}
+
+/// The broker closes the channel of whoever holds a delivery for too long, and hands it out again.
+#[tokio::test]
+async fn a_consumer_that_took_too_long_goes_on() {
+    let broker = rough().await;
+    let set = "application:set_env(rabbit, consumer_timeout, 300), \
+               application:set_env(rabbit, channel_tick_interval, 200).";
+    broker.ctl(&["eval", set]).await;
+    let amqp = connect(settings(&broker.url())).await;
+    let queue = amqp.queue();
+    publish(&queue, [1]).await;
+    let mut consumer = queue.consume(&hub(), 1).await.unwrap();
+    let held = next(&mut consumer).await;
+    let again = next(&mut consumer).await;
+    assert_eq!(again.dispatch, held.dispatch);
+    assert!(again.redelivered);
+    assert!(held.ticket.ack().await.is_err());
+    again.ticket.ack().await.unwrap();
+    let set = "application:set_env(rabbit, consumer_timeout, 1800000), \
+               application:set_env(rabbit, channel_tick_interval, 60000).";
+    broker.ctl(&["eval", set]).await;
+}
+
+/// Publishing waits while the broker is short of memory, then says why it could not; closing does
+/// not wait for it.
+#[tokio::test]
+async fn a_broker_that_blocks_is_respected() {
+    let broker = rough().await;
+    let settings = Settings {
+        publish_timeout: Duration::from_millis(500),
+        ..settings(&broker.url())
+    };
+    let amqp = connect(settings.clone()).await;
+    let other = connect(settings).await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    broker
+        .ctl(&["set_vm_memory_high_watermark", "0.0000001"])
+        .await;
+    // The broker blocks who publishes.
+    while queue.publish(&dispatch(2)).await.is_ok() {}
+    while other.queue().publish(&dispatch(2)).await.is_ok() {}
+    until(&amqp, |state| matches!(state, State::Blocked { .. })).await;
+    let error = queue.publish(&dispatch(3)).await.unwrap_err();
+    let words = in_words(&error);
+    assert!(words.contains("takes no messages for now"), "{words}");
+    assert!(words.contains("low on memory"), "{words}");
+    in_time(other.close()).await;
+    broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+    until_connected(&amqp).await;
+    publish(&queue, [4]).await;
+    take_all(&queue, [4]).await;
+    in_time(amqp.close()).await;
+}
+
+/// Nothing is left of it: no task, no connection.
+#[tokio::test]
+async fn the_last_handle_that_goes_closes_the_connection() {
+    let broker = RabbitMq::shared().await;
+    let proxy = Proxy::start(broker.address()).await;
+    let settings = through(&proxy).await;
+    let name = settings.connection_name.clone();
+    let amqp = connect(settings).await;
+    let consumer = amqp.queue().consume(&hub(), 1).await.unwrap();
+    let listed = async || {
+        let connections = broker.ctl(&["list_connections", "client_properties"]).await;
+        connections.contains(&format!("\"{name}\""))
+    };
+    in_time(async { while !listed().await {} }).await;
+    let mut state = amqp.state();
+    drop(amqp);
+    assert_eq!(
+        *state.borrow_and_update(),
+        State::Connected,
+        "a consumer keeps it"
+    );
+    drop(consumer);
+    in_time(state.wait_for(|state| *state == State::Closed))
+        .await
+        .unwrap();
+    in_time(async { while listed().await {} }).await;
+}
+
+/// Many clients at once come back after a cut.
+#[tokio::test]
+async fn all_come_back() {
+    let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
+    let settings = through(&proxy).await;
+    let clients = futures::future::join_all((0..10).map(|_| connect(settings.clone()))).await;
+    proxy.refuse();
+    for client in &clients {
+        until_lost(client).await;
+    }
+    proxy.unblock();
+    for client in &clients {
+        until_connected(client).await;
+        round_trip(client).await;
+    }
+}
+
+async fn round_trip(amqp: &Amqp) {
+    let queue = amqp.queue();
+    publish(&queue, [1]).await;
+    let mut consumer: Box<dyn Deliveries> = queue.consume(&hub(), 1).await.unwrap();
+    next(&mut consumer).await.ticket.ack().await.unwrap();
+}

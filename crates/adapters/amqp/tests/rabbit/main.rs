@@ -7,8 +7,7 @@ mod connecting;
 mod dead_letters;
 mod dispatches;
 mod events;
-//mod losing;
-//mod secrets;
+mod losing;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,0 +1,78 @@
+//! The password is nowhere to be seen: not in what is logged at any level by us or the library,
+//! nor in errors. A test binary of its own, since it listens to all logs of its process.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use twincast_amqp::{Amqp, COMMAND_TYPE, Settings};
+use twincast_core::error::in_words;
+use twincast_testkit::services::{Proxy, RabbitMq};
+
+const PASSWORD: &str = "hunter2correcthorse";
+
+/// Keeps the lines that show the password, in any spelling.
+#[derive(Clone, Default)]
+struct Leaks(Arc<Mutex<(usize, Vec<String>)>>);
+
+impl Write for Leaks {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let mut leaks = self.0.lock().unwrap();
+        leaks.0 += 1;
+        let bytes = format!("{:?}", PASSWORD.as_bytes());
+        let bytes = bytes.trim_matches(['[', ']']);
+        if text.contains(PASSWORD) || text.contains(bytes) {
+            leaks.1.push(text.into_owned());
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_password_does_not_show() {
+    let leaks = Leaks::default();
+    let writer = leaks.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+
+    let broker = RabbitMq::shared().await;
+    broker.ctl(&["add_user", "ops", PASSWORD]).await;
+    broker
+        .ctl(&["set_permissions", "ops", ".*", ".*", ".*"])
+        .await;
+    let proxy = Proxy::start(broker.address()).await;
+    let url = format!("amqp://ops:{PASSWORD}@{}", proxy.address());
+    let settings = Settings::new(url.parse().unwrap());
+    let amqp = Amqp::connect(settings.clone()).await.unwrap();
+    amqp.send_command(Vec::new(), COMMAND_TYPE, None)
+        .await
+        .unwrap();
+    let asked = amqp.request(Vec::new(), COMMAND_TYPE, Duration::from_millis(50));
+    let unanswered = asked.await.unwrap_err();
+    proxy.refuse();
+    let refused = Amqp::connect(settings.clone()).await.unwrap_err();
+    broker.ctl(&["change_password", "ops", "another"]).await;
+    proxy.unblock();
+    let unknown = Amqp::connect(settings).await.unwrap_err();
+    let shown = format!(
+        "{amqp:?} {amqp:#?} {:?} {unanswered:?} {refused:?} {refused:#?} {unknown:?} {} {}",
+        *amqp.state().borrow(),
+        in_words(&refused),
+        in_words(&unknown),
+    );
+    assert!(!shown.contains(PASSWORD), "{shown}");
+    amqp.close().await;
+
+    // A copy: the library's threads go on logging.
+    let (lines, leaks) = leaks.0.lock().unwrap().clone();
+    assert!(lines > 100, "{lines} lines were logged");
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
