@@ -41,7 +41,7 @@ pub(crate) fn folder() -> Result<TempDir> {
 }
 
 pub(crate) fn device_id(index: usize) -> String {
-    format!("fridge-{index:07}")
+    format!("fridge-{index:013}")
 }
 
 /// A JSON text of the body's size.
@@ -116,7 +116,7 @@ impl Hub {
         fs::create_dir_all(&out)?;
         let fleet = folder.join("fleet.yaml");
         let text = format!(
-            "groups:\n- count: {devices}\n  id: 'fridge-{{index:07}}'\n  tags:\n    type: fridge\n    region: {{ $weighted: \
+            "groups:\n- count: {devices}\n  id: 'fridge-{{index:013}}'\n  tags:\n    type: fridge\n    region: {{ $weighted: \
              {{ eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 }} }}\n  behaviour: {{ offline: 100% }}\n"
         );
         fs::write(&fleet, text)?;
