@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use twincast_amqp::{Amqp, AmqpError};
 use twincast_core::spec::Span;
+use twincast_core::time::friendly;
 use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Refusal, State};
 
 use crate::args::Who;
@@ -47,9 +48,12 @@ impl Commander {
         }
         let reply = self.amqp.request(body, CONTENT_TYPE, self.timeout).await;
         let reply = reply.map_err(|error| match error {
-            AmqpError::TimedOut { .. } => Failure::new(ExitCode::Services, error).hint(
-                "is an orchestrator running? The command waits on its queue, and is done when one comes; sending it again does no harm",
-            ),
+            AmqpError::TimedOut { after } => {
+                let message = format!("no orchestrator answered within {}", friendly(after));
+                Failure::message(ExitCode::Services, message).hint(
+                    "is an orchestrator running, and Redis? The command waits on its queue, and is done when both are; sending it again does no harm",
+                )
+            }
             error => services::broker_failure(error),
         })?;
         if let Ok(refusal) = serde_json::from_slice::<Refusal>(&reply) {
