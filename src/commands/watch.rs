@@ -53,9 +53,11 @@ async fn until_ended(
     progress: &mut Progress,
 ) -> Result<Rollout, Failure> {
     let mut phase = None;
+    let mut is_away = false;
     loop {
         match look(store, name).await {
             Ok((rollout, tallies)) => {
+                is_away = false;
                 if rollout.phase.is_ended() {
                     return Ok(rollout);
                 }
@@ -77,7 +79,10 @@ async fn until_ended(
                 phase = Some(rollout.phase);
             }
             Err(StoreError::Unavailable { .. }) => {
-                progress.print("waiting: the store does not answer");
+                if !is_away {
+                    progress.print("waiting: the store does not answer");
+                }
+                is_away = true;
             }
             Err(error) => return Err(engine::store_failure(error)),
         }
