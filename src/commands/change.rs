@@ -52,10 +52,12 @@ pub(crate) async fn all(
         })
         .await?;
     commander.close().await;
-    let mut lines = vec![match kind {
-        Kind::StopAll => "Nothing is sent by any rollout until `twincast resume-all`.".to_owned(),
-        _ => "Rollouts that were stopped go on.".to_owned(),
-    }];
+    let headline = match (kind, answer.changed) {
+        (Kind::StopAll, _) => "Nothing is sent by any rollout until `twincast resume-all`.",
+        (_, true) => "Rollouts that were stopped go on.",
+        (_, false) => "Nothing was stopped.",
+    };
+    let mut lines = vec![headline.to_owned()];
     let states = answer.rollouts.iter();
     lines
         .extend(states.map(|state| format!("  {}: {}", state.name, state.phase.replace('_', " "))));
