@@ -36,17 +36,19 @@ pub(crate) async fn submit(
     };
     let answer = commander.ask(command.clone()).await?;
     let state = commander.one(&answer)?;
-    let word = if answer.changed {
-        "accepted"
-    } else {
-        "is there already, as the same rollout"
-    };
-    output.note(&format!("{}: {word}", state.name));
+    if !answer.changed {
+        output.note(&format!(
+            "{} is there already, as the same rollout",
+            state.name
+        ));
+    }
     if !args.wait {
         commander.close().await;
         output.result(&answer, &describe(&state));
+        output.note(&format!("Follow it with `twincast watch {}`.", state.name));
         return Ok(ExitCode::Success);
     }
+    output.note(&describe(&state));
     let ended = tokio::select! {
         ended = until_ended(&commander, &command, state, output) => Some(ended),
         () = asked_to_stop() => None,
