@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use twincast_amqp::{Amqp, AmqpError, BrokerUrl, State};
+use twincast_amqp::{Amqp, AmqpError, BrokerUrl, ConnectError as BrokerError, State};
 use twincast_core::error::in_words;
 use twincast_core::ports::QueueError;
 use twincast_orchestrator::events::Events;
@@ -47,7 +47,16 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
     Amqp::connect(broker_settings(settings, role)?)
         .await
         .map_err(|error| {
-            Failure::new(ExitCode::Services, error).hint("check amqp.url, and that RabbitMQ runs")
+            let hint = match &error {
+                BrokerError::Credentials { .. } | BrokerError::VirtualHost { .. } => {
+                    "check the user, the password and the virtual host in amqp.url"
+                }
+                BrokerError::Topology { .. } => {
+                    "check that the user of amqp.url has the permissions that docs/operations.md lists"
+                }
+                _ => "check amqp.url, and that RabbitMQ runs",
+            };
+            Failure::new(ExitCode::Services, error).hint(hint)
         })
 }
 
