@@ -31,8 +31,10 @@ impl Process {
     ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         let signalled = stop.clone();
+        let told = *output;
         tokio::spawn(async move {
             asked_to_stop().await;
+            told.note(&format!("twincast {role} is stopping."));
             signalled.cancel();
         });
         let mut services = Services::start(settings, role).await?;
