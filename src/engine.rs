@@ -344,7 +344,7 @@ fn store_hint(error: &StoreError) -> Option<&'static str> {
             "make room on the disk of the state folder, or make it writable; then run the same command again, it goes on where it left off",
         ),
         StoreError::Corrupt { .. } => Some(
-            "the state folder was changed by something else or the disk is failing; restore it from a backup",
+            "the state was changed by something else or the disk is failing; restore it from a backup",
         ),
         _ => None,
     }
