@@ -27,7 +27,8 @@ pub enum Accepted {
 /// Stores a rollout, once: handing it in again changes nothing.
 ///
 /// A rollout that failed while it was planned has sent nothing. It does not keep its name: what
-/// is handed in next takes its place, be it the same again or something else.
+/// is handed in next takes its place, be it the same again or something else. What happened before
+/// stays in the history: it may not have been told to the world yet.
 ///
 /// # Errors
 /// When the store fails.
@@ -50,6 +51,9 @@ pub async fn accept(
             for entry in &mut next.history {
                 entry.version = version;
             }
+            next.history.splice(..0, existing.history);
+            let surplus = next.history.len().saturating_sub(Rollout::HISTORY);
+            next.history.drain(..surplus);
             store.save(&next, existing.version).await?;
             Ok(Accepted::New(Box::new(next)))
         }

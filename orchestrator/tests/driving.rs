@@ -273,7 +273,12 @@ async fn an_empty_target_fails_and_frees_its_name() {
     )
     .await
     .unwrap();
-    assert!(matches!(again, Accepted::New(_)), "{again:?}");
+    let Accepted::New(again) = again else {
+        panic!("{again:?}");
+    };
+    // What happened before is still to be told to the world.
+    let versions: Vec<_> = again.history.iter().map(|entry| entry.version.0).collect();
+    assert_eq!(versions, [1, 2, 3, 4]);
     // While it runs, the name is taken: by itself, and not by something else.
     let same = accept(
         &*bench.store,
