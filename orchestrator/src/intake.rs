@@ -60,7 +60,7 @@ impl Intake {
         match (command.command, command.rollout.as_ref()) {
             (Kind::Start, _) => self.start(&command).await,
             (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
-            (Kind::Resume, Some(name)) => self.change(name, Event::ResumeRequested).await,
+            (Kind::Resume, Some(name)) => self.resume(name).await,
             (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all().await,
@@ -108,6 +108,23 @@ impl Intake {
             };
         }
         Err(contended(&name))
+    }
+
+    /// While all is stopped, nothing is resumed. A stop-all that comes at the same time finds the
+    /// rollout paused and leaves it alone, so the switch is looked at once more.
+    async fn resume(&self, name: &RolloutName) -> Result<Answer, NotDone> {
+        if let Some(halt) = self.roster.halted().await? {
+            let error = format!(
+                "all rollouts are stopped ({}); let them go on first, by resume-all",
+                halt.reason
+            );
+            return Err(Refusal::new(Cause::NotPossible, error).into());
+        }
+        let answer = self.change(name, Event::ResumeRequested).await?;
+        match self.roster.halted().await? {
+            None => Ok(answer),
+            Some(Halt { reason, .. }) => self.change(name, Event::HaltRequested { reason }).await,
+        }
     }
 
     /// Applies an event to one rollout.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{Holder, RolloutName, Version};
 use twincast_core::ports::{Clock, Queue, Roster, Store, StoreError};
-use twincast_core::rollout::Rollout;
+use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_retry::{Delays, Policy};
 
 use crate::Hubs;
@@ -208,7 +208,7 @@ impl Orchestrator {
                 Ok(rollout) if rollout.phase.is_ended() => return,
                 Ok(rollout) => {
                     delays.reset();
-                    self.until_changed(&rollout, stop).await;
+                    self.until_changed(&driver, &rollout, stop).await;
                     continue;
                 }
                 // A name without a record: it was being stored, or never will be.
@@ -226,8 +226,10 @@ impl Orchestrator {
         }
     }
 
-    /// Waits until somebody has changed a rollout that owes nothing, or `stop`.
-    async fn until_changed(&self, rollout: &Rollout, stop: &CancellationToken) {
+    /// Waits until somebody has changed a rollout that owes nothing, or `stop`. A halted one goes
+    /// on by itself when all may: a driver that has seen the switch just before it was turned off
+    /// halts what nobody would let go on.
+    async fn until_changed(&self, driver: &Driver, rollout: &Rollout, stop: &CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -237,6 +239,12 @@ impl Orchestrator {
                 Ok(version) if version == Some(rollout.version) => {}
                 Ok(_) => return,
                 Err(error) => tracing::debug!(?error, "the store does not answer"),
+            }
+            if matches!(rollout.phase, Phase::Halted { .. })
+                && let Ok(None) = self.roster.halted().await
+                && let Err(error) = driver.apply(rollout, Event::HaltLifted).await
+            {
+                tracing::debug!(rollout = %rollout.spec.name, ?error, "not let go on yet");
             }
         }
     }

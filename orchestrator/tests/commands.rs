@@ -122,6 +122,10 @@ async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
     assert_eq!(store.halted().await.unwrap().unwrap().reason, "wrong build");
     let one = refused(&intake, json!({"command": "resume", "rollout": "a"})).await;
     assert_eq!(one.cause, Cause::NotPossible);
+    // Nor does one start to send that was paused before.
+    let paused = refused(&intake, json!({"command": "resume", "rollout": "b"})).await;
+    assert_eq!(paused.cause, Cause::NotPossible);
+    assert!(paused.error.contains("wrong build"), "{}", paused.error);
 
     done(&intake, json!({"command": "resume-all"})).await;
     assert_eq!(phases().await, ["running", "paused", "running", "accepted"]);

@@ -249,3 +249,17 @@ async fn nothing_starts_while_all_is_halted() {
     let depth = bench.queue.depth(&build::hub("a")).await.unwrap();
     assert_eq!(depth.waiting, 0, "nothing was released");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_halted_too_late_goes_on_by_itself() {
+    let bench = Bench::new(300);
+    bench.accept("r").await;
+    let _one = bench.start("one");
+    let running = bench.until("r", |phase| *phase == Phase::Running).await;
+    // By a driver that saw the switch just before it was turned off.
+    let halt = Event::HaltRequested {
+        reason: "wrong build".into(),
+    };
+    build::step(&bench.store, &running, halt).await;
+    bench.until("r", |phase| *phase == Phase::Running).await;
+}
