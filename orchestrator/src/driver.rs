@@ -220,6 +220,7 @@ impl Driver {
         };
         // A half-made plan is discarded by the next try.
         let (planned, stored) = tokio::select! {
+            biased;
             both = planning => both,
             () = stop.cancelled() => return Ok(()),
             changed = self.changed(&rollout) => return changed,
@@ -326,6 +327,7 @@ impl Driver {
                 Pass::Waited => pass = (pass * 2).min(self.config.longest_pass),
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pass) => {}
             }
@@ -425,6 +427,7 @@ impl Driver {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(self.config.pass) => {}
             }

@@ -116,6 +116,7 @@ impl Orchestrator {
                 .driving
                 .store(driving.len() as u64, Ordering::Relaxed);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(self.config.look) => {}
             }
@@ -176,6 +177,7 @@ impl Orchestrator {
     async fn drive(&self, name: &RolloutName, stop: &CancellationToken) {
         let mut delays = Policy::reconnect().delays();
         tokio::select! {
+            biased;
             () = self.drive_to_the_end(name, stop, &mut delays) => {}
             () = self.keep_telling(name) => {}
         }
@@ -220,6 +222,7 @@ impl Orchestrator {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -232,6 +235,7 @@ impl Orchestrator {
     async fn until_changed(&self, driver: &Driver, rollout: &Rollout, stop: &CancellationToken) {
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(self.config.look) => {}
             }

@@ -256,6 +256,7 @@ impl Inner {
             return Ok(reply);
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(None),
             () = tokio::time::sleep(request.ttl) => {}
         }
@@ -285,6 +286,7 @@ impl Inner {
                 result => return result.map(Some),
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(next_delay(&mut delays)) => {}
             }
