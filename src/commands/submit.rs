@@ -48,7 +48,9 @@ pub(crate) async fn submit(
         output.note(&format!("Follow it with `twincast watch {}`.", state.name));
         return Ok(ExitCode::Success);
     }
-    output.note(&describe(&state));
+    if !is_ended(&state.phase) {
+        output.note(&describe(&state));
+    }
     let ended = tokio::select! {
         ended = until_ended(&commander, &command, state, output) => Some(ended),
         () = asked_to_stop() => None,
