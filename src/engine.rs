@@ -341,7 +341,7 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
 fn store_hint(error: &StoreError) -> Option<&'static str> {
     match error {
         StoreError::NotWritable { .. } => Some(
-            "make room where the state is kept (the state folder's disk, or Redis's memory), or make it writable; then run the same command again, it goes on where it left off",
+            "make room on the disk of the state folder (or in Redis's memory), or make it writable; then run the same command again, it goes on where it left off",
         ),
         StoreError::Corrupt { .. } => Some(
             "the state was changed by something else or the disk is failing; restore it from a backup",
