@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Sends a command to Twincast's queue, shows the answer, and waits for the rollout to end.
+
+    pip install pika
+    export TWINCAST__AMQP__URL=amqp://guest:guest@localhost:5672
+    python3 publish.py start.json --wait
+
+The command is a JSON file; - is standard input. The exit codes are those of `twincast`:
+0 done, 3 refused, 4 some devices were not sent the message, 8 aborted, 9 no answer.
+With --wait a paused rollout is waited for; without it, 0 means that the command was done.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import uuid
+
+import pika
+
+REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's: replies come over the channel that asked
+COMMAND = "application/vnd.twincast.command.v1+json"
+ENDED = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", type=argparse.FileType("rb"), help="a JSON file; - for standard input")
+    parser.add_argument("--wait", action="store_true", help="wait until the rollout ends (only for a start)")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer (30)")
+    parser.add_argument("--url", default=os.environ.get("TWINCAST__AMQP__URL"), help="default: TWINCAST__AMQP__URL")
+    parser.add_argument("--prefix", default="twincast", help="what the names of all queues begin with (twincast)")
+    args = parser.parse_args()
+    if not args.url:
+        parser.error("give the broker with --url or TWINCAST__AMQP__URL")
+    command = args.command.read()
+
+    while True:
+        try:
+            with Broker(args.url, args.prefix) as broker:
+                return run(broker, command, args)
+        except pika.exceptions.AMQPError as error:
+            # A start may be sent again: the same spec is the same rollout.
+            if not args.wait:
+                print(f"no answer: {error!r}", file=sys.stderr)
+                return 9
+            print(f"waiting for RabbitMQ: {error!r}", file=sys.stderr)
+            time.sleep(5)
+
+
+def run(broker, command, args):
+    answer = broker.request(command, args.timeout)
+    if answer is None:
+        print(f"no answer within {args.timeout:g} s; is an orchestrator running?", file=sys.stderr)
+        return 9
+    print(json.dumps(answer))
+    if not answer["ok"]:
+        return 3
+    if not args.wait:
+        return 0
+    rollout = answer["rollouts"][0]
+    if rollout["phase"] in ENDED:
+        return ENDED[rollout["phase"]]
+    for event in broker.events():
+        if event["subject"] != rollout["name"]:
+            continue
+        print(json.dumps(event))
+        phase = event["data"]["phase"]
+        if phase in ENDED:
+            return ENDED[phase]
+
+
+class Broker:
+    """A connection that listens to events from its first moment on, so that none is missed."""
+
+    def __init__(self, url, prefix):
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self.connection.channel()
+        self.commands = f"{prefix}.commands"
+        self.queue = self.channel.queue_declare("", exclusive=True).method.queue
+        self.channel.queue_bind(self.queue, f"{prefix}.events", routing_key="rollout.#")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.connection.is_open:
+            self.connection.close()
+
+    def request(self, command, timeout):
+        """Sends a command; gives the answer, or None when there was none in time."""
+        answers = []
+        wanted = str(uuid.uuid4())
+
+        def on_reply(_channel, _method, properties, body):
+            if properties.correlation_id == wanted:
+                answers.append(json.loads(body))
+
+        self.channel.basic_consume(REPLIES, on_reply, auto_ack=True)
+        self.channel.confirm_delivery()
+        self.channel.basic_publish(
+            exchange="",
+            routing_key=self.commands,
+            body=command,
+            properties=pika.BasicProperties(
+                content_type=COMMAND,
+                delivery_mode=pika.DeliveryMode.Persistent.value,
+                message_id=wanted,
+                correlation_id=wanted,
+                reply_to=REPLIES,
+            ),
+            mandatory=True,
+        )
+        until = time.monotonic() + timeout
+        while not answers and time.monotonic() < until:
+            self.connection.process_data_events(time_limit=1)
+        return answers[0] if answers else None
+
+    def events(self):
+        """Gives events as they come. The same one may come twice: its id is the same then."""
+        for _method, _properties, body in self.channel.consume(self.queue, auto_ack=True):
+            yield json.loads(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
