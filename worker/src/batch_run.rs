@@ -59,7 +59,7 @@ const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
 const READY_AGAIN: Duration = Duration::from_millis(50);
 
 type Sending = BoxFuture<'static, (u32, SendResult)>;
-type Saving = BoxFuture<'static, (Vec<Report>, Result<Wanted, StoreError>)>;
+type Saving = BoxFuture<'static, Saved>;
 type Acquiring = BoxFuture<'static, Result<(), StoreError>>;
 
 pub(crate) struct BatchRun<'a> {
@@ -87,6 +87,8 @@ pub(crate) struct BatchRun<'a> {
     saving: Option<Saving>,
     save_delays: Delays,
     saved_at: Instant,
+    /// When the store was last asked what the rollout wants, and said that it is to go on.
+    wanted_at: Instant,
     /// Since when the store does not answer.
     silent_since: Option<Instant>,
     /// Positions between their first step and their record.
@@ -96,6 +98,14 @@ pub(crate) struct BatchRun<'a> {
     drained_at: Option<Instant>,
 }
 
+/// What became of a record.
+struct Saved {
+    reports: Vec<Report>,
+    /// When the store was asked: its answer is not older than that.
+    asked_at: Instant,
+    result: Result<Wanted, StoreError>,
+}
+
 /// The tries at one device so far.
 struct Retry {
     delays: Delays,
@@ -103,7 +113,14 @@ struct Retry {
 }
 
 impl<'a> BatchRun<'a> {
-    pub(crate) fn new(inner: &'a Inner, lease: Lease, work: BatchWork, known: &Known) -> Self {
+    /// A run under a lease that was asked for at `leased_at`.
+    pub(crate) fn new(
+        inner: &'a Inner,
+        lease: Lease,
+        leased_at: Instant,
+        work: BatchWork,
+        known: &Known,
+    ) -> Self {
         let now = Instant::now();
         let mut fresh = VecDeque::new();
         let mut unsaved = Vec::new();
@@ -137,7 +154,8 @@ impl<'a> BatchRun<'a> {
             unsaved_since: now,
             saving: None,
             save_delays: Policy::send_retry().delays(),
-            saved_at: now,
+            saved_at: leased_at,
+            wanted_at: leased_at,
             silent_since: None,
             ending: None,
             drained_at: None,
@@ -163,9 +181,9 @@ impl<'a> BatchRun<'a> {
             // The arms that are futures of ours are kept across turns; the others are cancel-safe.
             tokio::select! {
                 biased;
-                (reports, saved) = wait_for(&mut self.saving) => {
+                saved = wait_for(&mut self.saving) => {
                     self.saving = None;
-                    self.on_saved(reports, saved)?;
+                    self.on_saved(saved)?;
                 }
                 Some((index, result)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     self.on_answer(index, result).await;
@@ -177,7 +195,9 @@ impl<'a> BatchRun<'a> {
                 acquired = wait_for(&mut self.acquiring) => {
                     self.acquiring = None;
                     acquired?;
-                    self.send_one();
+                    if self.is_in_touch() {
+                        self.send_one();
+                    }
                 }
                 () = stop.cancelled(), if self.drained_at.is_none() => self.end(Ended::Stopped),
                 () = tokio::time::sleep_until(wake_at) => self.on_time(),
@@ -185,9 +205,15 @@ impl<'a> BatchRun<'a> {
         }
     }
 
+    /// Whether it is known what the rollout wants. Without a word from the store it may have been
+    /// paused, and the batch may be somebody else's.
+    fn is_in_touch(&self) -> bool {
+        self.wanted_at.elapsed() < self.inner.config.heartbeat * 2
+    }
+
     /// Sends as much as window and permits allow.
     fn start_sends(&mut self) {
-        if self.ending.is_some() {
+        if self.ending.is_some() || !self.is_in_touch() {
             return;
         }
         while self.open < self.inner.config.window
@@ -370,22 +396,29 @@ impl<'a> BatchRun<'a> {
         );
         let saving = async move {
             tokio::time::sleep(delay).await;
-            let saved = store.record(&lease, &reports, ttl).await;
-            (reports, saved)
+            let asked_at = Instant::now();
+            let result = store.record(&lease, &reports, ttl).await;
+            Saved {
+                reports,
+                asked_at,
+                result,
+            }
         };
         self.saving = Some(saving.boxed());
     }
 
-    fn on_saved(
-        &mut self,
-        reports: Vec<Report>,
-        saved: Result<Wanted, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn on_saved(&mut self, saved: Saved) -> Result<(), StoreError> {
+        let Saved {
+            reports,
+            asked_at,
+            result,
+        } = saved;
         self.saved_at = Instant::now();
-        match saved {
+        match result {
             Ok(wanted) => {
                 self.save_delays.reset();
                 self.silent_since = None;
+                self.wanted_at = asked_at;
                 for report in reports {
                     if report.outcome == Outcome::Attempting {
                         // Even when the batch is being put down: what is marked is never sent
@@ -463,7 +496,7 @@ impl<'a> BatchRun<'a> {
     fn wake_at(&self) -> Instant {
         let config = &self.inner.config;
         let mut at = Instant::now() + config.heartbeat;
-        if self.acquiring.is_none() && !self.ready.is_empty() {
+        if self.acquiring.is_none() && !self.ready.is_empty() && self.is_in_touch() {
             at = at.min(Instant::now() + READY_AGAIN);
         }
         // While a save is under way its end wakes us, and nothing else can be saved.

@@ -214,11 +214,11 @@ impl Inner {
             holder,
             ttl: self.config.lease,
         };
-        let lease = match self.lease(&request, stop).await? {
-            Some(LeaseReply::Granted(lease)) => lease,
-            Some(LeaseReply::Done) => return Ok(Ended::Done),
-            Some(LeaseReply::Held(_) | LeaseReply::NotWanted) => return Ok(Ended::Unwanted),
-            Some(LeaseReply::Quarantined) => {
+        let (lease, leased_at) = match self.lease(&request, stop).await? {
+            Some((LeaseReply::Granted(lease), asked_at)) => (lease, asked_at),
+            Some((LeaseReply::Done, _)) => return Ok(Ended::Done),
+            Some((LeaseReply::Held(_) | LeaseReply::NotWanted, _)) => return Ok(Ended::Unwanted),
+            Some((LeaseReply::Quarantined, _)) => {
                 tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
                 return Ok(Ended::Unwanted);
             }
@@ -232,7 +232,7 @@ impl Inner {
             return Ok(Ended::Stopped);
         };
         tracing::debug!(rollout = %name, %batch, "batch taken up");
-        let mut run = BatchRun::new(self, lease, work, &known);
+        let mut run = BatchRun::new(self, lease, leased_at, work, &known);
         let ended = run.until_ended(stop).await?;
         if ended != Ended::Fenced
             && let Err(error) = self.store.release(run.lease()).await
@@ -244,15 +244,19 @@ impl Inner {
     }
 
     /// Asks for a batch; when somebody has it, once more when that lease is over: a dispatch that
-    /// comes back tells that its worker crashed, or only that its connection broke.
+    /// comes back tells that its worker crashed, or only that its connection broke. Gives the answer,
+    /// and when it was asked for.
     async fn lease(
         &self,
         request: &LeaseRequest,
         stop: &CancellationToken,
-    ) -> Result<Option<LeaseReply>, StoreError> {
-        let ask = || self.store.lease(request);
+    ) -> Result<Option<(LeaseReply, Instant)>, StoreError> {
+        let ask = || async {
+            let asked_at = Instant::now();
+            Ok((self.store.lease(request).await?, asked_at))
+        };
         let reply = self.patiently(stop, ask).await?;
-        if !matches!(reply, Some(LeaseReply::Held(_))) {
+        if !matches!(reply, Some((LeaseReply::Held(_), _))) {
             return Ok(reply);
         }
         tokio::select! {

@@ -50,7 +50,8 @@ pub struct WorkerConfig {
     /// waits. Much longer than a heartbeat, or a busy machine looks like a crashed one.
     pub lease: Duration,
     /// How often a batch on which nothing happens asks what the rollout wants. Pause and abort
-    /// take hold within this time and one store call.
+    /// take hold within this time and one store call; when the store does not answer, nothing
+    /// new is sent after twice this time.
     pub heartbeat: Duration,
     /// How long an outcome may wait for others to be recorded with.
     pub linger: Duration,

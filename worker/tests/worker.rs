@@ -13,7 +13,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
 use twincast_core::rollout::Event;
 use twincast_core::spec::{Delivery, Rate};
-use twincast_testkit::build;
+use twincast_testkit::{Way, build};
 use twincast_worker::HubState;
 
 #[tokio::test(start_paused = true)]
@@ -154,6 +154,33 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
     bench.until_settled().await;
     worker.stopped().await;
     assert_eq!(bench.hub.sends(), 5_000, "nothing twice");
+}
+
+/// It cannot know whether the rollout was paused meanwhile, or the batch taken over.
+#[tokio::test(start_paused = true)]
+async fn nothing_new_is_sent_without_a_word_from_the_store() {
+    for way in [Way::Broken, Way::Silent] {
+        let mut bench = Bench::new(&[20]).await;
+        bench.config.tries = u8::MAX;
+        bench.hub.answer_next(vec![
+            SendResult::NotSent {
+                cause: NotSent::NoConnection,
+                retry_after: None,
+                detail: "not yet".into(),
+            };
+            1_000
+        ]);
+        let worker = bench.start();
+        bench.hub.arrived(200).await;
+        bench.way.set(way);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sends = bench.hub.sends();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(bench.hub.sends(), sends);
+        bench.way.set(Way::Open);
+        bench.until_settled().await;
+        worker.stopped().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
