@@ -32,12 +32,18 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError
     let script = redis::cmd("EVAL").arg("return 1").arg(0).to_owned();
     match link.query(&script).await {
         Ok(_) => Ok(()),
-        Err(error) if error.is_io_error() => Err(unreachable(error)),
-        Err(error) => Err(ConnectError::NoScripts {
+        Err(error) if is_for_good(&error) => Err(ConnectError::NoScripts {
             servers: servers.to_owned(),
             source: Box::new(error),
         }),
+        Err(error) => Err(unreachable(error)),
     }
+}
+
+/// Whether a server that runs no script will never run one. One that is still reading its file,
+/// has lost its master or is busy will.
+fn is_for_good(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOPERM" | "ERR"))
 }
 
 /// A single server answers with text, a cluster with one for each of its masters.
@@ -119,5 +125,14 @@ mod tests {
             assert!(error.contains(named) && error.contains("a:1"), "{error}");
         }
         assert!(judge("a:1", "").is_ok(), "it says nothing");
+    }
+
+    #[test]
+    fn only_a_server_that_has_no_scripts_at_all_is_given_up() {
+        let told = |code: &str| redis::make_extension_error(code.into(), None);
+        assert!(is_for_good(&told("NOPERM")));
+        for passing in ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"] {
+            assert!(!is_for_good(&told(passing)), "{passing}");
+        }
     }
 }
