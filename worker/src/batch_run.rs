@@ -153,7 +153,7 @@ impl<'a> BatchRun<'a> {
             unsaved,
             unsaved_since: now,
             saving: None,
-            save_delays: Policy::send_retry().delays(),
+            save_delays: Policy::store_retry().delays(),
             saved_at: leased_at,
             wanted_at: leased_at,
             silent_since: None,
@@ -439,6 +439,9 @@ impl<'a> BatchRun<'a> {
             }
             // It may have taken effect. Recording again is harmless, the outcomes are a join.
             Err(error @ StoreError::Unavailable { .. }) => {
+                if self.silent_since.is_none() {
+                    tracing::warn!(rollout = %self.lease.rollout, batch = %self.lease.batch, ?error, "outcomes not recorded yet");
+                }
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
                 if self
                     .inner
@@ -449,7 +452,6 @@ impl<'a> BatchRun<'a> {
                     return Err(error);
                 }
                 let delay = next_delay(&mut self.save_delays);
-                tracing::warn!(rollout = %self.lease.rollout, batch = %self.lease.batch, ?error, "outcomes not recorded yet");
                 self.save(reports, delay);
                 Ok(())
             }

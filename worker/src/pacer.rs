@@ -179,7 +179,8 @@ impl Pacer {
             wanted,
             ..self.request.clone()
         };
-        let mut delays = Policy::send_retry().delays();
+        let mut delays = Policy::store_retry().delays();
+        let mut is_told = false;
         loop {
             let generation = self.generation.load(Ordering::Acquire);
             match self.store.take_permits(&request).await {
@@ -194,7 +195,9 @@ impl Pacer {
                 }
                 Err(error @ StoreError::Unavailable { .. }) => {
                     let delay = next_delay(&mut delays);
-                    tracing::warn!(hub = %self.request.hub, ?error, "no permits, the store does not answer");
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(hub = %self.request.hub, ?error, "no permits, the store does not answer");
+                    }
                     tokio::time::sleep(delay).await;
                 }
                 Err(error) => return Err(error),

@@ -210,6 +210,13 @@ impl Policy {
         }
     }
 
+    /// A store that does not answer, asked by who holds something in it: 100 ms to 1 s. Whoever waits
+    /// for what is held asks less often, so that the holder is there first when the store is back.
+    #[must_use]
+    pub fn store_retry() -> Self {
+        Self::named(Duration::from_millis(100), Duration::from_secs(1))
+    }
+
     /// The first ceiling.
     #[must_use]
     pub fn initial(&self) -> Duration {
@@ -366,6 +373,7 @@ mod tests {
             Policy::http_transient(),
             Policy::throttled(),
             Policy::send_retry(),
+            Policy::store_retry(),
         ] {
             let rebuilt =
                 Policy::new(policy.initial, policy.max).and_then(|p| p.with_floor(policy.floor));
