@@ -1,0 +1,267 @@
+//! Whatever happens to processes, services and connections: everyone gets the message, what came
+//! twice is accounted for, and all counts agree.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, Member};
+use crate::harness::{Chance, Fleet, Hub, assert_same_ids};
+use crate::pipeline::start_with;
+use crate::repeats::{self, Batches, Budget};
+use crate::services::{OwnServices, wait};
+use crate::waiting::{long_or, throughout};
+use twincast_testkit::services::Redis;
+
+const ROLLOUT: &str = "chaos";
+const WORKERS: usize = 4;
+/// What Redis forgets when the power fails and it writes to disk each second.
+const FORGETS: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disturbance {
+    KillWorker,
+    StopWorker,
+    KillOrchestrator,
+    RestartRabbitMq,
+    KillRabbitMq,
+    CutRabbitMq,
+    PurgeDispatches,
+    RestartRedis,
+    KillRedis,
+    /// As if the machine lost power: what was not on disk a second ago is gone.
+    PowerCutRedis,
+    CutRedis,
+}
+
+use Disturbance as D;
+
+/// A run under disturbances.
+struct Chaos {
+    seed: u64,
+    /// Devices of each of two hubs, and the hubs' units of tier S3.
+    devices: u64,
+    units: u64,
+    /// When Redis writes to disk.
+    fsync: &'static str,
+    /// What happens, in an order that follows from the seed.
+    disturbances: Vec<Disturbance>,
+}
+
+#[test]
+fn a_rollout_survives_everything_that_can_happen() {
+    let deck = vec![
+        D::KillWorker,
+        D::KillOrchestrator,
+        D::PowerCutRedis,
+        D::CutRedis,
+        D::KillWorker,
+        D::PurgeDispatches,
+        D::RestartRabbitMq,
+        D::CutRabbitMq,
+        D::StopWorker,
+        D::RestartRedis,
+        D::KillRabbitMq,
+        D::PowerCutRedis,
+        D::KillRedis,
+    ];
+    let chaos = Chaos {
+        seed: long_or(20_261, 20_262),
+        devices: long_or(100_000, 8_000),
+        units: long_or(5, 2),
+        fsync: "everysec",
+        disturbances: deck.into_iter().cycle().take(long_or(30, 12)).collect(),
+    };
+    chaos.run();
+}
+
+#[test]
+fn with_every_write_on_disk_a_killed_redis_forgets_nothing() {
+    let deck = vec![D::KillRedis, D::KillWorker, D::KillRedis, D::CutRedis];
+    let chaos = Chaos {
+        seed: 7,
+        devices: long_or(50_000, 4_000),
+        units: long_or(5, 2),
+        fsync: "always",
+        disturbances: deck.into_iter().cycle().take(long_or(30, 4)).collect(),
+    };
+    chaos.run();
+}
+
+/// A run while it goes on.
+struct Run {
+    services: OwnServices,
+    engine: Engine,
+    chance: Chance,
+    budget: Budget,
+}
+
+impl Chaos {
+    fn run(mut self) {
+        println!("seed {}", self.seed);
+        let mut chance = Chance::seeded(self.seed);
+        shuffle(&mut self.disturbances, &mut chance);
+        let services = OwnServices::start(&["--appendfsync", self.fsync]);
+        let hub = || {
+            let units = self.units.to_string();
+            let hub = Hub::start(&fleet(self.devices), &["--tier", "S3", "--units", &units]);
+            // Answers take a while, so that there is something to be hit.
+            hub.faults(r#"{"disposition_delay_ms": 60}"#);
+            hub
+        };
+        let mut engine = Engine::new(&services.access(), vec![("north", hub()), ("south", hub())]);
+        engine.grow(2, WORKERS);
+        // Many tag groups are many batches, so that there is always one that comes or goes.
+        let groups = serde_json::json!({ "batch_by": ["region", "site"] });
+        engine.pipeline().order(&start_with(ROLLOUT, groups));
+
+        let mut run = Run {
+            services,
+            engine,
+            chance,
+            budget: Budget::default(),
+        };
+        let began = Instant::now();
+        let all = 2 * self.devices;
+        let (first, last) = (all / 20, all * 17 / 20);
+        let count = self.disturbances.len() as u64;
+        for (number, disturbance) in (0..).zip(&self.disturbances) {
+            let step = (last - first) / count;
+            let at = first + step * number + run.chance.within(0..step);
+            run.engine.until_accepted(at, Duration::from_secs(120));
+            println!("{:5.1?}: {disturbance:?}", began.elapsed().as_secs_f64());
+            run.disturb(*disturbance);
+        }
+        run.check(all);
+        println!("{all} devices in {:?}", began.elapsed());
+    }
+}
+
+impl Run {
+    fn disturb(&mut self, disturbance: Disturbance) {
+        let services = &self.services;
+        match disturbance {
+            D::KillWorker => {
+                let at = self.chance.within(0..WORKERS as u64) as usize;
+                let newcomer = self.engine.member("worker");
+                let killed = std::mem::replace(&mut self.engine.workers[at], newcomer);
+                self.budget.allow(&killed.kill().stderr, ROLLOUT);
+            }
+            D::StopWorker => {
+                let at = self.chance.within(0..WORKERS as u64) as usize;
+                let newcomer = self.engine.member("worker");
+                let stopped = std::mem::replace(&mut self.engine.workers[at], newcomer);
+                self.budget.allow(&stopped.stop().stderr, ROLLOUT);
+            }
+            D::KillOrchestrator => {
+                let at = self.chance.within(0..2) as usize;
+                let newcomer = self.engine.member("orchestrator");
+                std::mem::replace(&mut self.engine.orchestrators[at], newcomer).kill();
+            }
+            D::RestartRabbitMq => wait(services.rabbitmq.restart()),
+            D::KillRabbitMq => wait(async {
+                services.rabbitmq.kill().await;
+                services.rabbitmq.start_again().await;
+            }),
+            D::CutRabbitMq => services.to_rabbitmq.cut(),
+            D::PurgeDispatches => wait(services.rabbitmq.purge("twincast.dispatch.north")),
+            D::RestartRedis => wait(services.redis.restart()),
+            D::KillRedis => wait(async {
+                services.redis.kill().await;
+                services.redis.start_again().await;
+            }),
+            D::PowerCutRedis => self.power_cut_redis(),
+            D::CutRedis => services.to_redis.cut(),
+        }
+    }
+
+    /// Kills Redis, and takes from its file what came in the last second.
+    fn power_cut_redis(&mut self) {
+        let file = append_only_file(&self.services.redis);
+        let length = || std::fs::metadata(&file).expect("it writes one").len();
+        let (on_disk, sent) = (length(), self.engine.accepted());
+        throughout(FORGETS, || {});
+        wait(self.services.redis.kill());
+        let forgotten = self.engine.accepted() - sent;
+        println!(
+            "Redis forgets {} bytes, {forgotten} sends",
+            length() - on_disk
+        );
+        let opened = std::fs::OpenOptions::new().write(true).open(&file);
+        let cut = opened.and_then(|file| file.set_len(on_disk));
+        cut.expect("the file is ours");
+        wait(self.services.redis.start_again());
+        self.budget.forgot(self.in_hand(), forgotten);
+    }
+
+    /// Batches that some worker has in hand, or has had.
+    fn in_hand(&self) -> BTreeSet<u32> {
+        let logs = self.engine.workers.iter().map(Member::log);
+        logs.flat_map(|log| Batches::of(&log, ROLLOUT).touched)
+            .collect()
+    }
+
+    fn check(&mut self, devices: u64) {
+        let limit = Duration::from_secs(long_or(600, 180));
+        let ended = self.engine.until_phase(ROLLOUT, "succeeded", limit);
+        assert_eq!(ended["counts"], serde_json::json!({ "enqueued": devices }));
+        let rows = self.engine.assert_accounts_agree(ROLLOUT);
+        assert_eq!(rows.len() as u64, devices);
+        for (name, hub) in &self.engine.hubs {
+            assert_same_ids(&hub.account());
+            let seen = hub.summary();
+            let quota = seen.accepted_in_any_minute_max;
+            println!(
+                "{name}: at most {quota} in any minute, {} throttled",
+                seen.throttled
+            );
+        }
+        for worker in &self.engine.workers {
+            self.budget.allow(&worker.log(), ROLLOUT);
+        }
+        let repeats = repeats::by_batch(&self.engine, ROLLOUT);
+        println!(
+            "{} repeats: {repeats:?}; {:?}",
+            self.engine.repeats(),
+            self.budget
+        );
+        self.budget.covers(&repeats);
+        // Those that lived through it all are as sound as those that came later.
+        self.engine.until_ready();
+    }
+}
+
+/// What a Redis writes down of each change.
+fn append_only_file(redis: &Redis) -> PathBuf {
+    let folder = redis.folder().join("data/appendonlydir");
+    let files = std::fs::read_dir(folder).expect("it writes an append-only file");
+    let mut files = files.map(|file| file.expect("a file").path());
+    let newest = files.find(|path| {
+        path.extension().is_some_and(|kind| kind == "aof")
+            && path.to_string_lossy().contains(".incr.")
+    });
+    newest.expect("the newest part of it")
+}
+
+fn shuffle(disturbances: &mut [Disturbance], chance: &mut Chance) {
+    for at in (1..disturbances.len()).rev() {
+        disturbances.swap(at, chance.within(0..at as u64 + 1) as usize);
+    }
+}
+
+/// Refrigerators of four regions and ten sites.
+fn fleet(devices: u64) -> Fleet {
+    Fleet::written(&format!(
+        "\
+seed: 5
+groups:
+  - name: fridges
+    count: {devices}
+    id: \"d-{{index:06}}\"
+    tags:
+      type: fridge
+      region: {{ $choice: [eu-north, eu-south, us-east, us-west] }}
+      site: {{ $choice: [a, b, c, d, e, f, g, h, i, j] }}
+"
+    ))
+}

@@ -1,0 +1,326 @@
+//! The engine under test: hubs, orchestrators and workers, each a process that ends with the test.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Account, Ended, Hub, Room, Row, Running, Signal, agree, eventually};
+use crate::pipeline::Pipeline;
+use crate::services::Access;
+use crate::waiting::within;
+
+/// How long processes may take to be at work, or to be so again.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+
+/// Batches that a worker works on at once for each hub, and devices of each that may have been
+/// sent to without a record. Small, so that what a crash may repeat is little.
+pub(crate) const SLOTS: u64 = 4;
+pub(crate) const WINDOW: u64 = 64;
+
+/// Tests that measure time have the machine for themselves.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+#[expect(dead_code, reason = "what matters is how long they are held")]
+enum Turn {
+    WithOthers(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+/// A hub by its name in the configuration.
+pub(crate) type Named = (&'static str, Hub);
+
+/// What an engine is made of.
+pub(crate) struct Engine {
+    pub(crate) access: Access,
+    pub(crate) hubs: Vec<Named>,
+    pub(crate) orchestrators: Vec<Member>,
+    pub(crate) workers: Vec<Member>,
+    /// Where operators give their commands, with the configuration of all processes.
+    pub(crate) room: Room,
+    started: u32,
+    _turn: Turn,
+}
+
+impl Engine {
+    /// An engine beside those of other tests. Nothing but the hubs runs yet.
+    pub(crate) fn new(access: &Access, hubs: Vec<Named>) -> Self {
+        let turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        Self::taking(Turn::WithOthers(turn), access, hubs)
+    }
+
+    /// An engine that runs while no other one does.
+    pub(crate) fn alone(access: &Access, hubs: Vec<Named>) -> Self {
+        let turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        Self::taking(Turn::Alone(turn), access, hubs)
+    }
+
+    fn taking(turn: Turn, access: &Access, hubs: Vec<Named>) -> Self {
+        Self {
+            room: Room::configured(&configuration(access, &hubs)),
+            access: access.clone(),
+            hubs,
+            orchestrators: Vec::new(),
+            workers: Vec::new(),
+            started: 0,
+            _turn: turn,
+        }
+    }
+
+    /// Starts so many more of each, and waits until they are at work.
+    pub(crate) fn grow(&mut self, orchestrators: usize, workers: usize) {
+        for _ in 0..orchestrators {
+            let member = self.member("orchestrator");
+            self.orchestrators.push(member);
+        }
+        for _ in 0..workers {
+            let member = self.member("worker");
+            self.workers.push(member);
+        }
+        self.until_ready();
+    }
+
+    /// Starts a process. It is the caller's to put it where it belongs.
+    pub(crate) fn member(&mut self, role: &str) -> Member {
+        self.started += 1;
+        Member {
+            name: format!("{role} {}", self.started),
+            running: self.room.start(&[role]),
+        }
+    }
+
+    /// All its processes.
+    pub(crate) fn members(&mut self) -> impl Iterator<Item = &mut Member> {
+        self.orchestrators.iter_mut().chain(&mut self.workers)
+    }
+
+    /// Waits until all processes say that they are ready.
+    pub(crate) fn until_ready(&mut self) {
+        for member in self.members() {
+            member.until_ready();
+        }
+    }
+
+    /// Ends all processes as a power cut would.
+    pub(crate) fn kill_all(&mut self) {
+        for member in self.orchestrators.drain(..).chain(self.workers.drain(..)) {
+            member.kill();
+        }
+    }
+
+    /// Ends all processes in good order.
+    pub(crate) fn stop_all(&mut self) {
+        for member in self.orchestrators.drain(..).chain(self.workers.drain(..)) {
+            member.stop();
+        }
+    }
+
+    /// A client of RabbitMQ that knows nothing of Twincast but its documented messages.
+    pub(crate) fn pipeline(&self) -> Pipeline {
+        Pipeline::connect(&self.access)
+    }
+
+    /// Messages that all hubs have accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.sum(|hub| hub.summary().accepted)
+    }
+
+    /// Messages that were accepted for devices that had one before.
+    pub(crate) fn repeats(&self) -> u64 {
+        self.sum(|hub| hub.summary().repeats_by_device)
+    }
+
+    fn sum(&self, of: impl Fn(&Hub) -> u64) -> u64 {
+        self.hubs.iter().map(|(_, hub)| of(hub)).sum()
+    }
+
+    /// Waits until the hubs have accepted so many.
+    #[track_caller]
+    pub(crate) fn until_accepted(&self, messages: u64, limit: Duration) {
+        let what = format!("{messages} messages at the hubs");
+        within(limit, &what, || (self.accepted() >= messages).then_some(()));
+    }
+
+    /// Where a rollout is, by the command line.
+    #[track_caller]
+    pub(crate) fn status(&self, name: &str) -> Value {
+        self.room.run(&["--json", "status", name]).expect(0).json()
+    }
+
+    /// Waits until a rollout is in a phase.
+    #[track_caller]
+    pub(crate) fn until_phase(&self, name: &str, phase: &str, limit: Duration) -> Value {
+        let mut last = Value::Null;
+        within(limit, &format!("{name} to be {phase}"), || {
+            let asked = self.room.run(&["--json", "status", name]);
+            last = serde_json::from_str(&asked.stdout).unwrap_or_default();
+            (last["phase"] == phase).then(|| last.clone())
+        })
+    }
+
+    /// The report of a rollout must say what the hubs say; gives it.
+    #[track_caller]
+    pub(crate) fn assert_accounts_agree(&self, rollout: &str) -> Vec<Row> {
+        let report = self.room.run(&["--json", "report", rollout]).expect(0);
+        let report = report.json();
+        let rows: Vec<Row> =
+            serde_json::from_value(report["devices_list"].clone()).expect("rows of devices");
+        for (name, hub) in &self.hubs {
+            let of_hub = rows.iter().filter(|row| row.hub == *name).cloned();
+            agree(&of_hub.collect::<Vec<_>>(), &of_rollout(hub, rollout));
+        }
+        let mut counted = serde_json::Map::new();
+        for row in &rows {
+            let count = counted.entry(row.outcome.clone()).or_insert(json!(0));
+            *count = json!(count.as_u64().unwrap_or_default() + 1);
+        }
+        assert_eq!(
+            report["counts"],
+            Value::Object(counted),
+            "the counters are not the sum of the outcomes"
+        );
+        rows
+    }
+}
+
+/// What a hub has of one rollout's messages.
+pub(crate) fn of_rollout(hub: &Hub, rollout: &str) -> Account {
+    let prefix = format!("{rollout}.");
+    let mut account = hub.account();
+    account.retain(|_, ids| {
+        ids.retain(|id| id.starts_with(&prefix));
+        !ids.is_empty()
+    });
+    account
+}
+
+impl Drop for Engine {
+    /// Of a failed test the ends of all logs are shown.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for member in self.members() {
+                println!("-- {}\n{}", member.name, member.log_end());
+            }
+        }
+    }
+}
+
+/// A process of the engine.
+pub(crate) struct Member {
+    pub(crate) name: String,
+    running: Running,
+}
+
+impl Member {
+    /// What it has written so far.
+    pub(crate) fn log(&self) -> String {
+        self.running.stderr()
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().rev().take(40).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Its answer to `/readyz`.
+    pub(crate) fn readiness(&mut self) -> (u16, Value) {
+        let probes: SocketAddr = eventually("the address of the probes", || {
+            assert!(
+                !self.running.is_over(),
+                "{} ended: {}",
+                self.name,
+                self.log()
+            );
+            let log = self.running.stderr();
+            let (_, rest) = log.split_once("Probes: http://")?;
+            rest.split_once('/')?.0.parse().ok()
+        });
+        get(probes, "/readyz").unwrap_or_else(|error| {
+            panic!("{} answers no probes: {error}\n{}", self.name, self.log())
+        })
+    }
+
+    /// Waits until it says that it is ready.
+    #[track_caller]
+    pub(crate) fn until_ready(&mut self) {
+        let what = format!("{} to be ready", self.name);
+        let mut last = Value::Null;
+        within(READY_WITHIN, &what, || {
+            let (code, answer) = self.readiness();
+            last = answer;
+            (code == 200).then_some(())
+        });
+    }
+
+    /// Waits until it says that it waits for a service.
+    #[track_caller]
+    pub(crate) fn until_waiting_for(&mut self, service: &str) {
+        let what = format!("{} to wait for {service}", self.name);
+        within(READY_WITHIN, &what, || {
+            let (code, answer) = self.readiness();
+            (code == 503 && answer["waiting_for"][service].is_string()).then_some(())
+        });
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(self) -> Ended {
+        self.running.kill()
+    }
+
+    /// Asks it to stop, and waits until it has; in good order.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Ended {
+        self.running.signal(Signal::Terminate);
+        self.running.wait().expect(0)
+    }
+}
+
+/// One HTTP/1.0 request, so that the answer ends with the connection.
+fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, Value)> {
+    let mut stream = TcpStream::connect_timeout(&address, READY_WITHIN)?;
+    stream.set_read_timeout(Some(READY_WITHIN))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let body = serde_json::from_str(body).unwrap_or_default();
+    Ok((status.unwrap_or_default(), body))
+}
+
+fn configuration(access: &Access, hubs: &[Named]) -> String {
+    let Access {
+        amqp_url,
+        redis_url,
+        prefix,
+    } = access;
+    let mut toml = format!(
+        "\
+[log]
+filter = \"info,twincast_worker=debug\"
+[worker]
+slots = {SLOTS}
+window = {WINDOW}
+[amqp]
+url = \"{amqp_url}\"
+prefix = \"{prefix}\"
+[redis]
+url = \"{redis_url}\"
+prefix = \"{prefix}:\"
+[http]
+listen = \"127.0.0.1:0\"
+"
+    );
+    for (name, hub) in hubs {
+        let of_hub = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+        let path = |file: &str| format!("\"{}\"", hub.folder().join(file).display());
+        toml += &of_hub
+            .replace("[hubs.emulator]", &format!("[hubs.{name}]"))
+            .replace("\"connection-string\"", &path("connection-string"))
+            .replace("\"ca.pem\"", &path("ca.pem"));
+    }
+    toml
+}

@@ -1,0 +1,119 @@
+//! A rollout on a good day: started by whoever speaks AMQP, done by several processes, told to
+//! whoever listens.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::engine::Engine;
+use crate::harness::{Fleet, Hub, assert_same_ids};
+use crate::pipeline::{start, start_with};
+use crate::services::Access;
+
+const DEVICES: u64 = 3_000;
+
+#[test]
+fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
+    let north = Hub::unlimited(&Fleet::of(DEVICES));
+    let south = Hub::unlimited(&Fleet::of(DEVICES));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", north), ("south", south)]);
+    engine.grow(2, 2);
+    let mut pipeline = engine.pipeline();
+    let mut listener = pipeline.listen();
+
+    let answer = pipeline.order(&start("firmware"));
+    assert_eq!(answer["changed"], true);
+    assert_eq!(answer["rollouts"][0]["name"], "firmware");
+
+    let watched = engine
+        .room
+        .run(&["--json", "watch", "firmware"])
+        .expect(0)
+        .json();
+    assert_eq!(watched["phase"], "succeeded");
+    assert_eq!(watched["devices"], 2 * DEVICES);
+    assert_eq!(watched["counts"], json!({ "enqueued": 2 * DEVICES }));
+    for (name, hub) in &engine.hubs {
+        let seen = hub.summary();
+        assert_eq!(
+            (seen.accepted, seen.repeats_by_device),
+            (DEVICES, 0),
+            "{name}"
+        );
+        assert_eq!(seen.transfers, DEVICES, "nothing was tried twice");
+        assert_same_ids(&hub.account());
+    }
+    engine.assert_accounts_agree("firmware");
+
+    let phases = ["accepted", "planning", "running", "succeeded"];
+    for (version, phase) in (1..).zip(phases) {
+        let (topic, event) = listener.next();
+        assert_eq!(topic, format!("rollout.{phase}"));
+        assert_event(&event, "firmware", version, phase);
+    }
+
+    let status = engine.status("firmware");
+    assert_eq!(status, watched, "status and watch show the same");
+    let all = engine.room.run(&["--json", "status"]).expect(0).json();
+    let all = all["rollouts"].as_array().expect("a list");
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0]["name"], "firmware");
+    assert_eq!(all[0]["sent"], 2 * DEVICES);
+    assert_eq!(all[0]["version"], phases.len());
+
+    // The same in YAML, by our own client: it is there already, and nothing is sent again.
+    let spec = engine.room.rollout("firmware", "");
+    let again = engine
+        .room
+        .run(&["--json", "submit", &spec, "--wait"])
+        .expect(0);
+    assert_eq!(again.json()["phase"], "succeeded");
+    again.says(&["as the same rollout"]);
+    assert_eq!(engine.accepted(), 2 * DEVICES);
+}
+
+#[track_caller]
+fn assert_event(event: &Value, rollout: &str, version: u64, phase: &str) {
+    assert_eq!(event["specversion"], "1.0", "{event}");
+    assert_eq!(event["id"], format!("{rollout}/{version}"), "{event}");
+    assert_eq!(event["type"], format!("io.twincast.rollout.{phase}"));
+    assert_eq!(event["subject"], rollout);
+    assert_eq!(event["data"]["version"], version);
+    assert_eq!(event["data"]["phase"], phase);
+}
+
+#[test]
+fn exit_codes_say_how_a_rollout_ended() {
+    let hub = Hub::unlimited(&Fleet::behaving(1_000, "{ disabled: 3% }"));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 1);
+    let room = &engine.room;
+
+    let spec = room.rollout("some-disabled", "");
+    let ended = room
+        .run(&["--json", "submit", &spec, "--wait"])
+        .expect(4)
+        .json();
+    assert_eq!(ended["phase"], "finished_with_failures");
+    assert_eq!(
+        (&ended["sent"], &ended["failed"]),
+        (&json!(970), &json!(30))
+    );
+    room.run(&["watch", "some-disabled"]).expect(4);
+    engine.assert_accounts_agree("some-disabled");
+
+    // A target without devices is no success: somebody mistyped a tag.
+    let mut pipeline = engine.pipeline();
+    let nobody = json!({ "target": { "tags": { "type": "toaster" } } });
+    pipeline.order(&start_with("nobody", nobody));
+    let failed = engine.until_phase("nobody", "failed", Duration::from_secs(30));
+    assert_eq!(failed["reason"], "the target matches no device");
+    room.run(&["watch", "nobody"]).expect(3);
+
+    let unknown = room.run(&["--json", "watch", "nothing"]).expect(3).json();
+    assert_eq!(unknown["error"]["exit_code"], 3);
+    room.run(&["pause", "nothing"])
+        .expect(3)
+        .says(&["there is no rollout nothing"]);
+    room.run(&["pause", "some-disabled"]).expect(3);
+}

@@ -1,0 +1,206 @@
+//! A release pipeline: any AMQP client, which knows the documented names and messages, and
+//! nothing else of Twincast.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use serde_json::{Value, json};
+
+use crate::services::{Access, wait};
+
+/// How long an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+pub(crate) struct Pipeline {
+    /// Kept open.
+    _connection: Connection,
+    channel: Channel,
+    prefix: String,
+    replies: ShortString,
+    answers: Consumer,
+    asked: u32,
+}
+
+impl Pipeline {
+    pub(crate) fn connect(access: &Access) -> Self {
+        wait(async {
+            let connection =
+                Connection::connect(&access.amqp_url, ConnectionProperties::default()).await;
+            let connection = connection.expect("a connection to RabbitMQ");
+            let channel = connection.create_channel().await.expect("a channel");
+            let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+            confirms.await.expect("confirms");
+            let replies = private_queue(&channel).await;
+            let answers = consume(&channel, &replies).await;
+            Self {
+                _connection: connection,
+                channel,
+                prefix: access.prefix.clone(),
+                replies,
+                answers,
+                asked: 0,
+            }
+        })
+    }
+
+    /// Puts a message on the queue of commands; it is there when this returns.
+    pub(crate) fn publish(&self, body: &[u8], properties: BasicProperties) {
+        let queue = format!("{}.commands", self.prefix);
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let confirmation = wait(async {
+            let sent = self.channel.basic_publish(
+                ShortString::default(),
+                queue.as_str().into(),
+                options,
+                body,
+                properties,
+            );
+            sent.await.expect("a publish").await
+        });
+        let confirmation = confirmation.expect("a confirmation");
+        assert!(
+            matches!(confirmation, lapin::Confirmation::Ack(None)),
+            "the queue did not take it: {confirmation:?}"
+        );
+    }
+
+    /// Publishes a command and lets the answer come by and by.
+    pub(crate) fn send(&mut self, command: &Value) -> String {
+        self.asked += 1;
+        let id = format!("question-{}", self.asked);
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_reply_to(self.replies.clone())
+            .with_correlation_id(id.as_str().into());
+        self.publish(command.to_string().as_bytes(), properties);
+        id
+    }
+
+    /// The next answer, with the id of what it answers.
+    #[track_caller]
+    pub(crate) fn answer(&mut self) -> (String, Value) {
+        let delivery = wait(next(&mut self.answers));
+        let id = delivery.properties.correlation_id().clone();
+        let id = id.expect("a correlation id").to_string();
+        let answer = serde_json::from_slice(&delivery.data).expect("a JSON answer");
+        (id, answer)
+    }
+
+    /// Publishes a command and waits for its answer.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, command: &Value) -> Value {
+        let asked = self.send(command);
+        let (id, answer) = self.answer();
+        assert_eq!(id, asked, "the answer is to another question: {answer}");
+        answer
+    }
+
+    /// Publishes a command that must be done, and waits until it is.
+    #[track_caller]
+    pub(crate) fn order(&mut self, command: &Value) -> Value {
+        let answer = self.ask(command);
+        assert_eq!(answer["ok"], true, "{command}: {answer}");
+        answer
+    }
+
+    /// Listens to all events from now on.
+    pub(crate) fn listen(&self) -> Listener {
+        let exchange = format!("{}.events", self.prefix);
+        wait(async {
+            let queue = private_queue(&self.channel).await;
+            let bound = self.channel.queue_bind(
+                queue.clone(),
+                exchange.as_str().into(),
+                "#".into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            bound.await.expect("the exchange is there");
+            Listener(consume(&self.channel, &queue).await)
+        })
+    }
+}
+
+/// What is heard on the exchange of events.
+pub(crate) struct Listener(Consumer);
+
+impl Listener {
+    /// The next event, and what it was published under.
+    #[track_caller]
+    pub(crate) fn next(&mut self) -> (String, Value) {
+        let delivery = wait(next(&mut self.0));
+        let content_type = delivery.properties.content_type().clone();
+        let content_type = content_type.unwrap_or_default().to_string();
+        assert_eq!(content_type, "application/cloudevents+json");
+        let event = serde_json::from_slice(&delivery.data).expect("a JSON event");
+        (delivery.routing_key.to_string(), event)
+    }
+}
+
+async fn private_queue(channel: &Channel) -> ShortString {
+    let options = QueueDeclareOptions {
+        exclusive: true,
+        auto_delete: true,
+        ..QueueDeclareOptions::default()
+    };
+    let queue = channel.queue_declare(ShortString::default(), options, FieldTable::default());
+    queue.await.expect("a private queue").name().clone()
+}
+
+async fn consume(channel: &Channel, queue: &ShortString) -> Consumer {
+    let options = BasicConsumeOptions {
+        no_ack: true,
+        ..BasicConsumeOptions::default()
+    };
+    let tag = ShortString::default();
+    let consumer = channel.basic_consume(queue.clone(), tag, options, FieldTable::default());
+    consumer.await.expect("a consumer")
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    let next = tokio::time::timeout(ANSWER_WITHIN, consumer.next()).await;
+    let next = next.expect("waited in vain for a message");
+    next.expect("the subscription goes on").expect("a message")
+}
+
+/// The `start` of a rollout to all refrigerators, batched by region: what [`Room::rollout`] writes
+/// into a file.
+///
+/// [`Room::rollout`]: crate::harness::Room::rollout
+pub(crate) fn start(name: &str) -> Value {
+    start_with(name, json!({}))
+}
+
+/// The same with further fields.
+pub(crate) fn start_with(name: &str, more: Value) -> Value {
+    let mut spec = json!({
+        "name": name,
+        "target": { "tags": { "type": "fridge" } },
+        "batch_by": ["region"],
+        "message": { "body": { "text": "hello" }, "ttl": "24h" },
+    });
+    if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+        spec.extend(more);
+    }
+    json!({ "command": "start", "spec": spec })
+}
+
+/// A command about one rollout.
+pub(crate) fn about(command: &str, rollout: &str) -> Value {
+    json!({ "command": command, "rollout": rollout, "by": "a test" })
+}
+
+/// A command about all rollouts.
+pub(crate) fn about_all(command: &str) -> Value {
+    json!({ "command": command, "by": "a test" })
+}
