@@ -34,14 +34,13 @@ def main():
     args = parser.parse_args()
     if not args.url:
         parser.error("give the broker with --url or TWINCAST__AMQP__URL")
-    command = args.command.read()
+    args.question = args.command.read()
 
     while True:
         try:
             with Broker(args.url, args.prefix) as broker:
-                return run(broker, command, args)
+                return run(broker, args)
         except pika.exceptions.AMQPError as error:
-            # A start may be sent again: the same spec is the same rollout.
             if not args.wait:
                 print(f"no answer: {error!r}", file=sys.stderr)
                 return 9
@@ -49,8 +48,8 @@ def main():
             time.sleep(5)
 
 
-def run(broker, command, args):
-    answer = broker.request(command, args.timeout)
+def run(broker, args):
+    answer = broker.request(args.question, args.timeout)
     if answer is None:
         print(f"no answer within {args.timeout:g} s; is an orchestrator running?", file=sys.stderr)
         return 9
@@ -60,6 +59,8 @@ def run(broker, command, args):
     if not args.wait:
         return 0
     rollout = answer["rollouts"][0]
+    # From here on, what is asked after a lost connection is only where it is.
+    args.question = json.dumps({"command": "status", "rollout": rollout["name"]}).encode()
     if rollout["phase"] in ENDED:
         return ENDED[rollout["phase"]]
     for event in broker.events():

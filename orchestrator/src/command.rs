@@ -34,6 +34,8 @@ pub enum Kind {
     StopAll,
     /// Let all rollouts go on that `stop-all` has stopped.
     ResumeAll,
+    /// Say where `rollout` is. Changes nothing.
+    Status,
 }
 
 /// A command.
@@ -42,7 +44,7 @@ pub enum Kind {
 pub struct Command {
     /// What is to be done.
     pub command: Kind,
-    /// The rollout, for `pause`, `resume` and `abort`.
+    /// The rollout, for `pause`, `resume`, `abort` and `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutName>,
     /// The rollout's spec, for `start`. Its files must be inlined.
@@ -234,7 +236,7 @@ impl Command {
     fn check(&self) -> Result<(), Refusal> {
         let (rollout, spec) = match self.command {
             Kind::Start => (false, true),
-            Kind::Pause | Kind::Resume | Kind::Abort => (true, false),
+            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status => (true, false),
             Kind::StopAll | Kind::ResumeAll => (false, false),
         };
         let fields = [

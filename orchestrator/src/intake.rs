@@ -64,7 +64,11 @@ impl Intake {
             (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all().await,
-            (Kind::Pause | Kind::Resume | Kind::Abort, None) => {
+            (Kind::Status, Some(name)) => {
+                let rollout = self.rollout(name).await?;
+                Ok(self.answer(false, &[rollout]).await?)
+            }
+            (Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status, None) => {
                 unreachable!("a command that was read names its rollout")
             }
         }
@@ -133,12 +137,17 @@ impl Intake {
         Ok(self.answer(changed, &[rollout]).await?)
     }
 
+    async fn rollout(&self, name: &RolloutName) -> Result<Rollout, NotDone> {
+        let found = self.store.rollout(name).await?;
+        found.ok_or_else(|| {
+            let error = format!("there is no rollout {name}");
+            Refusal::new(Cause::UnknownRollout, error).into()
+        })
+    }
+
     async fn apply(&self, name: &RolloutName, event: Event) -> Result<(bool, Rollout), NotDone> {
         for _ in 0..TRIES {
-            let Some(rollout) = self.store.rollout(name).await? else {
-                let error = format!("there is no rollout {name}");
-                return Err(Refusal::new(Cause::UnknownRollout, error).into());
-            };
+            let rollout = self.rollout(name).await?;
             let next = rollout
                 .after(event.clone(), self.clock.now())
                 .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
 use twincast_core::spec::MAX_DEVICES_INLINE;
-use twincast_orchestrator::command::{Command, Kind, State};
+use twincast_orchestrator::command::{Answer, Command, Kind, State};
 use twincast_orchestrator::lists;
 
 use crate::args::SubmitArgs;
@@ -17,8 +17,7 @@ use crate::output::{Output, thousands};
 use crate::signal::asked_to_stop;
 use crate::specfile::{self, SpecFile};
 
-/// How often a waiting submit asks. Asking is sending the same `start` again, which changes
-/// nothing.
+/// How often a waiting submit asks.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How often progress is shown while nothing else changes.
 const SHOW_EVERY: Duration = Duration::from_secs(10);
@@ -34,7 +33,7 @@ pub(crate) async fn submit(
         spec: Some(spec),
         ..Command::about(Kind::Start, None)
     };
-    let answer = commander.ask(command.clone()).await?;
+    let answer = commander.ask(command).await?;
     let state = commander.one(&answer)?;
     if !answer.changed {
         output.note(&format!(
@@ -52,7 +51,7 @@ pub(crate) async fn submit(
         output.note(&describe(&state));
     }
     let ended = tokio::select! {
-        ended = until_ended(&commander, &command, state, output) => Some(ended),
+        ended = until_ended(&commander, state, output) => Some(ended),
         () = asked_to_stop() => None,
     };
     commander.close().await;
@@ -61,8 +60,14 @@ pub(crate) async fn submit(
         return Ok(ExitCode::Interrupted);
     };
     let state = state?;
-    output.result(&state, &describe(&state));
-    Ok(ExitCode::of(&state.phase))
+    let code = ExitCode::of(&state.phase);
+    let text = describe(&state);
+    let answer = Answer {
+        rollouts: vec![state],
+        ..answer
+    };
+    output.result(&answer, &text);
+    Ok(code)
 }
 
 /// The spec with everything in it that it names: whoever gets it cannot read our files.
@@ -100,10 +105,10 @@ fn devices_of(path: &Path) -> Result<Vec<DeviceId>, Failure> {
 
 async fn until_ended(
     commander: &Commander,
-    command: &Command,
     mut state: State,
     output: &Output,
 ) -> Result<State, Failure> {
+    let question = Command::about(Kind::Status, Some(state.name.clone()));
     let mut shown = (state.phase.clone(), Instant::now());
     loop {
         if is_ended(&state.phase) {
@@ -114,7 +119,7 @@ async fn until_ended(
             shown = (state.phase.clone(), Instant::now());
         }
         tokio::time::sleep(ASK_AGAIN).await;
-        match commander.ask(command.clone()).await {
+        match commander.ask(question.clone()).await {
             Ok(answer) => state = commander.one(&answer)?,
             // Services come back; what was refused stays refused.
             Err(failure) if failure.code == ExitCode::Services => {
