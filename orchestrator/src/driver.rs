@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
-use twincast_core::outcome::Counts;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
@@ -360,19 +360,18 @@ impl Driver {
                     return Ok(Pass::Quarantined(id));
                 }
                 let before = rung.seen.get(&id).copied();
-                let action = action(&self.config, before, batch.held.is_some(), depth, now);
-                let seen_now = match action {
-                    Action::Leave(at) => at,
-                    Action::Ring { again } => {
+                let seen_now = match action(&self.config, before, &batch, depth, now) {
+                    Action::Leave(seen) => seen,
+                    Action::Ring(seen) => {
                         if !self.ring(name, &batch).await {
                             continue;
                         }
                         pass = Pass::Rang;
-                        if again {
+                        if before.is_some() {
                             self.repairs.0.fetch_add(1, Ordering::Relaxed);
-                            tracing::info!(rollout = %name, batch = %id, %hub, "a dispatch was lost, released again");
+                            tracing::info!(rollout = %name, batch = %id, %hub, "nobody works on a batch, it is released again");
                         }
-                        now
+                        seen
                     }
                 };
                 seen.insert(id, seen_now);
@@ -458,9 +457,16 @@ impl Driver {
 /// rings.
 #[derive(Debug, Default)]
 struct Rung {
-    /// When each released batch was last rung for or seen to be worked on.
-    seen: HashMap<BatchId, Instant>,
+    /// The released batches.
+    seen: HashMap<BatchId, Seen>,
     depths: HashMap<HubName, (Instant, Depth)>,
+}
+
+/// When a batch was last rung for or seen to be worked on, and how often it was rung for since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    at: Instant,
+    rings: u32,
 }
 
 impl Rung {
@@ -488,27 +494,39 @@ impl Rung {
 /// What is to be done about a released batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    /// Nothing; it was last rung for or worked on then.
-    Leave(Instant),
-    /// Ring for it; `again` when a dispatch must have been lost.
-    Ring { again: bool },
+    /// Nothing; remember this.
+    Leave(Seen),
+    /// Ring for it, and remember this.
+    Ring(Seen),
 }
 
-/// Decides on a batch that was last rung for or worked on at `before`.
+/// Decides on a batch, by what is remembered of it.
+///
+/// One that was begun by somebody before us is not rung for at first sight: after an outage of the
+/// store its worker is about to go on, and nobody else is to take it before.
 fn action(
     config: &DriverConfig,
-    before: Option<Instant>,
-    held: bool,
+    before: Option<Seen>,
+    batch: &BatchStatus,
     depth: Depth,
     now: Instant,
 ) -> Action {
+    if batch.held.is_some() {
+        return Action::Leave(Seen { at: now, rings: 0 });
+    }
+    let begun = batch.counts.get(Outcome::Pending) < batch.counts.total();
     match before {
-        _ if held => Action::Leave(now),
-        None => Action::Ring { again: false },
+        None if begun => Action::Leave(Seen { at: now, rings: 0 }),
+        None => Action::Ring(Seen { at: now, rings: 0 }),
         Some(before) => {
-            let lost = depth.waiting == 0 && now >= before + config.lost_after;
-            if lost || now >= before + config.ring_again {
-                Action::Ring { again: true }
+            // Longer each time: a queue may be empty because workers hold what they cannot work on.
+            let patience = config.lost_after * 2u32.saturating_pow(before.rings.min(10));
+            let missed = depth.waiting == 0 && now >= before.at + patience;
+            if missed || now >= before.at + config.ring_again {
+                Action::Ring(Seen {
+                    at: now,
+                    rings: before.rings + 1,
+                })
             } else {
                 Action::Leave(before)
             }
