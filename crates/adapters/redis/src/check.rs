@@ -1,6 +1,6 @@
 //! Whether a server will do, by what it says of itself.
 
-use redis::{RedisError, Value, from_redis_value};
+use redis::{ErrorKind, RedisError, Value, from_redis_value};
 use tracing::warn;
 
 use crate::error::ConnectError;
@@ -11,9 +11,14 @@ const OLDEST: &str = "6.2";
 
 /// Asks the server, or each of a cluster, and refuses what would lose or fail us later.
 pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError> {
-    let unreachable = |error: RedisError| ConnectError::Unreachable {
-        servers: servers.to_owned(),
-        source: Box::new(error),
+    let unreachable = |error: RedisError| {
+        let (servers, is_refused) = (servers.to_owned(), is_refusal(&error));
+        let source = Box::new(error);
+        if is_refused {
+            ConnectError::Refused { servers, source }
+        } else {
+            ConnectError::Unreachable { servers, source }
+        }
     };
     match link.query(&redis::cmd("INFO")).await {
         Ok(info) => {
@@ -38,6 +43,12 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError
         }),
         Err(error) => Err(unreachable(error)),
     }
+}
+
+/// Whether a server does not let us in, and will not however often it is asked.
+fn is_refusal(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
 /// Whether a server that runs no script will never run one. One that is still reading its file,

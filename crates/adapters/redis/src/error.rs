@@ -24,7 +24,16 @@ pub enum ConnectError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It does not answer, or does not let us in.
+    /// It does not let us in: user or password are wrong.
+    #[error("Redis at {servers} refuses user or password")]
+    Refused {
+        /// Host and port, of all that were given.
+        servers: String,
+        /// What it says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It does not answer.
     #[error("cannot connect to Redis at {servers}")]
     Unreachable {
         /// Host and port, of all that were given.
@@ -104,7 +113,11 @@ impl Meaning {
     /// What is not known to be for good is taken for passing. `READONLY` is: it is what a server
     /// says that lost its place in a failover, and the next call finds the new one.
     fn of(error: &RedisError) -> Self {
-        if ["OOM", "MISCONF", "NOPERM"].iter().any(|c| says(error, c)) {
+        // The second is how version 7 says NOPERM of a command in a script.
+        let is_denied = error
+            .detail()
+            .is_some_and(|detail| detail.contains("user executing the script can't run"));
+        if is_denied || ["OOM", "MISCONF", "NOPERM"].iter().any(|c| says(error, c)) {
             return Self::NotWritable;
         }
         let of_a_script = error.detail().is_some_and(|d| d.contains("user_script"));
