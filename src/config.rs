@@ -63,8 +63,17 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogSettings {
-    pub(crate) filter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) filter: Option<String>,
     pub(crate) format: LogFormat,
+}
+
+impl LogSettings {
+    /// The filter that is set, or the default.
+    pub(crate) fn filter_for(&self, is_service: bool) -> &str {
+        let default = if is_service { "info" } else { "warn" };
+        self.filter.as_deref().unwrap_or(default)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -352,7 +361,7 @@ impl Settings {
             settings.state = state;
         }
         if let Some(log) = overrides.log {
-            settings.log.filter = log;
+            settings.log.filter = Some(log);
         }
         Ok(settings)
     }

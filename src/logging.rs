@@ -5,17 +5,22 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` both.
-pub(crate) fn start(settings: &LogSettings, flag: Option<&str>) {
+/// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` both. `is_service`: this
+/// process runs for long and tells of itself in its log.
+pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool) {
     let environment = std::env::var("RUST_LOG")
         .ok()
         .filter(|filter| !filter.is_empty());
     let wanted = flag.map(str::to_owned).or(environment);
-    let mut filter =
-        EnvFilter::builder().parse_lossy(wanted.unwrap_or_else(|| settings.filter.clone()));
+    let mut filter = EnvFilter::builder()
+        .parse_lossy(wanted.unwrap_or_else(|| settings.filter_for(is_service).to_owned()));
     // Some libraries write what passes through them, tokens included. They stay silent whatever
     // is asked for.
-    for target in twincast_iothub::LOG_TARGETS_WITH_SECRETS {
+    // The broker's client complains of what it mends itself; what matters is said by ours.
+    let silent = twincast_iothub::LOG_TARGETS_WITH_SECRETS
+        .iter()
+        .chain(&["lapin"]);
+    for target in silent {
         if let Ok(directive) = format!("{target}=off").parse() {
             filter = filter.add_directive(directive);
         }

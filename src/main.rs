@@ -67,7 +67,8 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
         log: args.log.clone(),
     };
     let settings = Settings::load(args.config.as_deref(), overrides)?;
-    logging::start(&settings.log, args.log.as_deref());
+    let is_service = matches!(args.command, Some(Command::Orchestrator | Command::Worker));
+    logging::start(&settings.log, args.log.as_deref(), is_service);
     if args.print_config {
         output.print_config(&settings);
         return Ok(ExitCode::Success);

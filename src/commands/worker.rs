@@ -1,8 +1,10 @@
 //! `twincast worker`: sends to the devices of batches that orchestrators release.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use twincast_core::ports::Store;
+use twincast_core::ids::HubName;
+use twincast_core::ports::{Hub, Store};
 use twincast_worker::{HubState, Worker, WorkerConfig, WorkerHub, WorkerStatus};
 
 use crate::config::Settings;
@@ -10,6 +12,9 @@ use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::process::Process;
+
+/// For how long a hub is out of reach before the log says so.
+const WORTH_TELLING: Duration = Duration::from_secs(5);
 
 pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
@@ -24,7 +29,12 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         ..WorkerConfig::default()
     };
     let store = services.store() as Arc<dyn Store>;
-    let hubs = engine::all_hubs(settings, Some(&store))?
+    let hubs = engine::all_hubs(settings, Some(&store))?;
+    let ways: Vec<_> = hubs
+        .iter()
+        .map(|(name, handle)| (name.clone(), Arc::clone(&handle.hub)))
+        .collect();
+    let hubs = hubs
         .into_iter()
         .map(|(name, handle)| WorkerHub {
             name,
@@ -35,7 +45,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     let worker = Worker::new(config, store, Arc::new(services.amqp.queue()), hubs);
     let status = worker.status();
     let stop = process.stop.clone();
-    let watch = tell_of_shut_hubs(&status);
+    let watch = tell_of_hubs(&status, &ways);
     let worked = tokio::select! {
         worked = process.until_stopped(worker.run(stop)) => worked,
         () = watch => unreachable!("it watches for ever"),
@@ -45,17 +55,28 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     Ok(ExitCode::Success)
 }
 
-/// Says in the log when a hub can be sent through again.
-async fn tell_of_shut_hubs(status: &WorkerStatus) {
-    let mut shut: Vec<_> = status.hubs().map(|_| false).collect();
+/// Says in the log when a hub cannot be sent through, and when it can again.
+async fn tell_of_hubs(status: &WorkerStatus, hubs: &[(HubName, Arc<dyn Hub>)]) {
+    let mut told: Vec<Option<String>> = vec![None; hubs.len()];
     loop {
-        for ((name, hub), was) in status.hubs().zip(&mut shut) {
-            let is = matches!(hub.state(), HubState::Shut { .. });
-            if *was && !is {
-                tracing::info!(hub = %name, "hub takes messages again");
+        for ((name, hub), told) in hubs.iter().zip(&mut told) {
+            let shut = status.hubs().find(|(of, _)| *of == name);
+            let shut = shut.and_then(|(_, status)| match status.state() {
+                HubState::Shut { reason, .. } => Some(reason),
+                HubState::Serving => None,
+            });
+            // A link that is replaced within moments is no news.
+            let hindrance = hub.hindrance().filter(|is| is.lasting >= WORTH_TELLING);
+            let now = shut.or(hindrance.map(|is| is.reason));
+            match (told.is_some(), now.is_some()) {
+                (false, true) => {
+                    tracing::warn!(hub = %name, reason = now, "nothing can be sent through this hub, its batches wait")
+                }
+                (true, false) => tracing::info!(hub = %name, "the hub takes messages again"),
+                _ => {}
             }
-            *was = is;
+            *told = now;
         }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
