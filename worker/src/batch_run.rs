@@ -55,9 +55,6 @@ const SHUT_PAUSE: Duration = Duration::from_secs(60);
 /// and clocks differ (a daily quota ends at the hub's midnight, not at ours).
 const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
 
-/// How long a record that failed waits at the most.
-const RECORD_AGAIN: Duration = Duration::from_millis(500);
-
 /// How often a hub that is not ready for sends is asked again.
 const READY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -454,9 +451,7 @@ impl<'a> BatchRun<'a> {
                 {
                     return Err(error);
                 }
-                // Sooner than anyone else can take the batch when the store is back: what is not
-                // recorded would be sent again.
-                let delay = next_delay(&mut self.save_delays).min(RECORD_AGAIN);
+                let delay = next_delay(&mut self.save_delays);
                 self.save(reports, delay);
                 Ok(())
             }
