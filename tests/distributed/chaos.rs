@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, Member};
-use crate::harness::{Chance, Fleet, Hub, assert_same_ids};
-use crate::pipeline::start_with;
+use crate::engine::{Engine, Member, scattered};
+use crate::harness::{Chance, Hub, assert_same_ids};
+use crate::pipeline::start_scattered;
 use crate::repeats::{self, Batches, Budget};
 use crate::services::{OwnServices, wait};
 use crate::waiting::{long_or, throughout};
@@ -104,16 +104,17 @@ impl Chaos {
         let services = OwnServices::start(&["--appendfsync", self.fsync]);
         let hub = || {
             let units = self.units.to_string();
-            let hub = Hub::start(&fleet(self.devices), &["--tier", "S3", "--units", &units]);
+            let hub = Hub::start(
+                &scattered(self.devices),
+                &["--tier", "S3", "--units", &units],
+            );
             // Answers take a while, so that there is something to be hit.
             hub.faults(r#"{"disposition_delay_ms": 60}"#);
             hub
         };
         let mut engine = Engine::new(&services.access(), vec![("north", hub()), ("south", hub())]);
         engine.grow(2, WORKERS);
-        // Many tag groups are many batches, so that there is always one that comes or goes.
-        let groups = serde_json::json!({ "batch_by": ["region", "site"] });
-        engine.pipeline().order(&start_with(ROLLOUT, groups));
+        engine.pipeline().order(&start_scattered(ROLLOUT));
 
         let mut run = Run {
             services,
@@ -247,21 +248,4 @@ fn shuffle(disturbances: &mut [Disturbance], chance: &mut Chance) {
     for at in (1..disturbances.len()).rev() {
         disturbances.swap(at, chance.within(0..at as u64 + 1) as usize);
     }
-}
-
-/// Refrigerators of four regions and ten sites.
-fn fleet(devices: u64) -> Fleet {
-    Fleet::written(&format!(
-        "\
-seed: 5
-groups:
-  - name: fridges
-    count: {devices}
-    id: \"d-{{index:06}}\"
-    tags:
-      type: fridge
-      region: {{ $choice: [eu-north, eu-south, us-east, us-west] }}
-      site: {{ $choice: [a, b, c, d, e, f, g, h, i, j] }}
-"
-    ))
 }

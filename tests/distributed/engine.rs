@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Account, Ended, Hub, Room, Row, Running, Signal, agree, eventually};
+use crate::harness::{Account, Ended, Fleet, Hub, Room, Row, Running, Signal, agree, eventually};
 use crate::pipeline::Pipeline;
 use crate::services::Access;
 use crate::waiting::within;
@@ -57,9 +57,17 @@ impl Engine {
         Self::taking(Turn::Alone(turn), access, hubs)
     }
 
+    /// The same engine, with workers as they are by default: with places for batches of several
+    /// rollouts at once.
+    pub(crate) fn with_default_workers(mut self) -> Self {
+        self.room = Room::configured(&configuration(&self.access, &self.hubs, ""));
+        self
+    }
+
     fn taking(turn: Turn, access: &Access, hubs: Vec<Named>) -> Self {
+        let worker = format!("slots = {SLOTS}\nwindow = {WINDOW}\n");
         Self {
-            room: Room::configured(&configuration(access, &hubs)),
+            room: Room::configured(&configuration(access, &hubs, &worker)),
             access: access.clone(),
             hubs,
             orchestrators: Vec::new(),
@@ -291,7 +299,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, Value)> {
     Ok((status.unwrap_or_default(), body))
 }
 
-fn configuration(access: &Access, hubs: &[Named]) -> String {
+fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
     let Access {
         amqp_url,
         redis_url,
@@ -302,9 +310,7 @@ fn configuration(access: &Access, hubs: &[Named]) -> String {
 [log]
 filter = \"info,twincast_worker=debug\"
 [worker]
-slots = {SLOTS}
-window = {WINDOW}
-[amqp]
+{worker}[amqp]
 url = \"{amqp_url}\"
 prefix = \"{prefix}\"
 [redis]
@@ -323,4 +329,22 @@ listen = \"127.0.0.1:0\"
             .replace("\"ca.pem\"", &path("ca.pem"));
     }
     toml
+}
+
+/// Refrigerators of four regions and ten sites, for many small batches: there is always one that
+/// comes or goes.
+pub(crate) fn scattered(devices: u64) -> Fleet {
+    Fleet::written(&format!(
+        "\
+seed: 5
+groups:
+  - name: fridges
+    count: {devices}
+    id: \"d-{{index:06}}\"
+    tags:
+      type: fridge
+      region: {{ $choice: [eu-north, eu-south, us-east, us-west] }}
+      site: {{ $choice: [a, b, c, d, e, f, g, h, i, j] }}
+"
+    ))
 }

@@ -30,4 +30,5 @@ mod chaos;
 mod control;
 mod happy_path;
 mod outages;
+mod quota;
 mod refusals;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::engine::{Engine, SLOTS, WINDOW};
-use crate::harness::{Fleet, Hub, assert_same_ids};
-use crate::pipeline::start;
+use crate::engine::{Engine, SLOTS, WINDOW, scattered};
+use crate::harness::{Hub, assert_same_ids};
+use crate::pipeline::start_scattered;
 use crate::repeats::{self, Budget};
 use crate::services::{OwnServices, wait};
 use crate::waiting::{long_or, throughout, within};
@@ -18,11 +18,11 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
     let away = long_or(Duration::from_secs(60), Duration::from_secs(15));
     let devices = long_or(30_000, 8_000);
     let services = OwnServices::start(&[]);
-    let hub = || Hub::start(&Fleet::of(devices), &["--tier", "S3", "--units", "2"]);
+    let hub = || Hub::start(&scattered(devices), &["--tier", "S3", "--units", "2"]);
     let hubs = vec![("north", hub()), ("south", hub())];
     let mut engine = Engine::new(&services.access(), hubs);
     engine.grow(2, 2);
-    engine.pipeline().order(&start("patient"));
+    engine.pipeline().order(&start_scattered("patient"));
     engine.until_accepted(500, SOON);
 
     println!("RabbitMQ goes away");

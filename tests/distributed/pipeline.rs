@@ -195,6 +195,13 @@ pub(crate) fn start_with(name: &str, more: Value) -> Value {
     json!({ "command": "start", "spec": spec })
 }
 
+/// The `start` of a rollout to a [`scattered`] fleet.
+///
+/// [`scattered`]: crate::engine::scattered
+pub(crate) fn start_scattered(name: &str) -> Value {
+    start_with(name, json!({ "batch_by": ["region", "site"] }))
+}
+
 /// A command about one rollout.
 pub(crate) fn about(command: &str, rollout: &str) -> Value {
     json!({ "command": command, "rollout": rollout, "by": "a test" })

@@ -1,0 +1,127 @@
+//! A hub's quota with several rollouts and workers that come and go: never exceeded, used up, and
+//! shared by weight.
+
+use std::time::Duration;
+
+use serde_json::json;
+use twincast_emulator::Summary;
+
+use crate::engine::Engine;
+use crate::harness::{Fleet, Hub};
+use crate::pipeline::start_with;
+use crate::services::Access;
+use crate::waiting::{is_long, long_or, throughout};
+
+const ROLLOUTS: [(&str, u64); 3] = [("half", 5), ("third", 3), ("fifth", 2)];
+const SOON: Duration = Duration::from_secs(90);
+/// The part of the quota that must be used, and how far a share may be off its weight.
+const USED: f64 = 0.98;
+const OFF: f64 = 0.05;
+/// Parts that the pace of a number of workers is taken in. The best of them says what the engine
+/// can do; the others may say what else the machine did.
+const PARTS: u32 = 3;
+
+#[test]
+fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
+    let units = long_or("10", "1");
+    let allowed = long_or(50_000, 5_000);
+    let hub = Hub::start(
+        &Fleet::of(long_or(180_000, 6_000)),
+        &["--tier", "S3", "--units", units],
+    );
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]).with_default_workers();
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    for (name, weight) in ROLLOUTS {
+        pipeline.order(&start_with(name, json!({ "weight": weight })));
+    }
+    for (name, _) in ROLLOUTS {
+        engine.until_phase(name, "running", SOON);
+    }
+
+    let before = sent(&engine);
+    let mut used = Vec::new();
+    for workers in long_or(vec![1, 4, 16, 4], vec![1, 3, 2]) {
+        resize(&mut engine, workers);
+        let parts = pace(&engine, allowed);
+        println!("{workers} workers use {parts:.4?} of the quota");
+        used.extend(parts);
+    }
+    let seen = engine.hubs[0].1.summary();
+    println!(
+        "at most {} of {allowed} in any minute, {} in any second; {} slowed, {} refused",
+        seen.accepted_in_any_minute_max,
+        seen.accepted_in_any_second_max,
+        seen.shaped,
+        seen.throttled
+    );
+    let shares = shares(&before, &sent(&engine));
+    println!("shares of {ROLLOUTS:?}: {shares:.4?}");
+
+    assert!(seen.uptime_ms > 60_000, "too short to tell");
+    assert!(seen.accepted_in_any_minute_max <= allowed, "{seen:?}");
+    assert_eq!((seen.throttled, seen.repeats_by_message_id), (0, 0));
+    let best = used.iter().copied().fold(0.0, f64::max);
+    assert!(best >= USED, "only {best} is used");
+    for ((name, weight), share) in ROLLOUTS.into_iter().zip(shares) {
+        let due = weight as f64 / 10.0;
+        assert!(
+            (share / due - 1.0).abs() <= OFF,
+            "{name} has {share}, not {due}"
+        );
+    }
+    for name in ROLLOUTS.map(|(name, _)| name) {
+        assert_eq!(
+            engine.status(name)["phase"],
+            "running",
+            "it ended too early to tell"
+        );
+    }
+}
+
+/// Lets workers come, or asks the oldest to leave.
+fn resize(engine: &mut Engine, workers: usize) {
+    while engine.workers.len() > workers {
+        engine.workers.remove(0).stop();
+    }
+    engine.grow(0, workers - engine.workers.len());
+}
+
+/// The part of the quota that is used, in several parts of time.
+fn pace(engine: &Engine, allowed: u64) -> Vec<f64> {
+    let hub = &engine.hubs[0].1;
+    let part = Duration::from_secs(if is_long() { 25 } else { 9 });
+    let mut looks: Vec<Summary> = vec![hub.summary()];
+    for _ in 0..PARTS {
+        throughout(part, || {});
+        looks.push(hub.summary());
+    }
+    let used = looks.windows(2).map(|pair| {
+        let minutes = (pair[1].uptime_ms - pair[0].uptime_ms) as f64 / 60_000.0;
+        (pair[1].accepted - pair[0].accepted) as f64 / minutes / allowed as f64
+    });
+    used.collect()
+}
+
+/// What each rollout has sent.
+fn sent(engine: &Engine) -> Vec<u64> {
+    let all = engine.room.run(&["--json", "status"]).expect(0).json();
+    let all = all["rollouts"].as_array().expect("a list").clone();
+    let of = |name: &str| all.iter().find(|rollout| rollout["name"] == name);
+    let sent = ROLLOUTS.map(|(name, _)| of(name).and_then(|rollout| rollout["sent"].as_u64()));
+    sent.into_iter()
+        .map(|sent| sent.expect("a number"))
+        .collect()
+}
+
+fn shares(before: &[u64], after: &[u64]) -> Vec<f64> {
+    let sent: Vec<_> = before
+        .iter()
+        .zip(after)
+        .map(|(before, after)| after - before)
+        .collect();
+    let all: u64 = sent.iter().sum();
+    sent.into_iter()
+        .map(|sent| sent as f64 / all as f64)
+        .collect()
+}
