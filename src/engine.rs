@@ -22,6 +22,8 @@ use crate::output::Output;
 
 /// How long the store of a local engine may be silent: it is in the same process.
 const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a message may wait in the hub's client.
+const LEAVE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Dispatches that a hub's queue may hold: more than a driver ever releases.
 const QUEUE_LIMIT: usize = 1024;
 
@@ -227,6 +229,8 @@ pub(crate) fn handle(
     limits: twincast_core::hub::HubLimits,
     worker: &WorkerSettings,
 ) -> Result<HubHandle, anyhow::Error> {
+    // A message that left later would come after a pause, and on top of the permits of that time.
+    options.leave_timeout = LEAVE_TIMEOUT;
     // The worker bounds what is under way; the client must not bind below it.
     options.max_in_flight =
         (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);

@@ -65,6 +65,9 @@ pub struct ClientOptions {
     /// One send, from the call to its outcome, waiting for a free slot, the link's credit and reconnecting included.
     /// Default 120 s: the hub shapes traffic before it refuses it, and is seen to take 12 s.
     pub send_timeout: Duration,
+    /// How long a message may wait before it leaves: for a free slot, the link's credit, a connection. Then it is not
+    /// sent. Default 24 h, which leaves it to `send_timeout`; short for a caller who may change its mind.
+    pub leave_timeout: Duration,
     /// How long deliveries may be in flight with no sign of progress from the hub before the connection is given up
     /// and they are reported as unknown. Default 60 s; must be below `send_timeout` to be of use, but need not be.
     pub stall_timeout: Duration,
@@ -141,6 +144,7 @@ impl Default for ClientOptions {
             request_timeout: Duration::from_secs(60),
             token_timeout: Duration::from_secs(30),
             send_timeout: Duration::from_secs(120),
+            leave_timeout: Duration::from_secs(24 * 3600),
             stall_timeout: Duration::from_secs(60),
             max_in_flight: 256,
             idle_timeout: Duration::from_secs(120),
@@ -200,6 +204,7 @@ impl ClientOptions {
             ("request_timeout", self.request_timeout),
             ("token_timeout", self.token_timeout),
             ("send_timeout", self.send_timeout),
+            ("leave_timeout", self.leave_timeout),
             ("stall_timeout", self.stall_timeout),
         ] {
             between(option, value, ms, day, "1 ms to 24 h")?;

@@ -51,6 +51,9 @@ const SETTLE_AT_ONCE: usize = 64;
 /// One message and where its outcome goes.
 pub(crate) struct Command {
     pub(crate) message: C2dMessage,
+    /// When it is to have left.
+    pub(crate) leave_by: Instant,
+    /// When it is to be answered.
     pub(crate) deadline: Instant,
     pub(crate) reply: oneshot::Sender<SendReport>,
 }
@@ -266,6 +269,7 @@ impl Engine {
             .options
             .send_timeout
             .min(self.client.options.stall_timeout)
+            .min(self.client.options.leave_timeout)
             / SWEEPS_PER_TIMEOUT;
         let mut sweep = interval(period.clamp(Duration::from_millis(1), SLOWEST_SWEEP));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -276,7 +280,7 @@ impl Engine {
         while self
             .waiting
             .front()
-            .is_some_and(|command| command.deadline <= now)
+            .is_some_and(|command| command.leave_by <= now)
         {
             let Some(command) = self.waiting.pop_front() else {
                 break;
@@ -380,13 +384,14 @@ impl Engine {
     ) -> Result<(), End> {
         let Command {
             message,
+            leave_by,
             deadline,
             reply,
         } = command;
         if reply.is_closed() {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= leave_by {
             // It grew old in the channel, behind a head that waited for credit.
             let _ = reply.send(SendReport::not_sent(NotSent::Timeout { connection: None }));
             return Ok(());
@@ -408,7 +413,7 @@ impl Engine {
                         if let Err(end) = self.sweep(drive, now, true) {
                             break Err(end);
                         }
-                        if now >= deadline {
+                        if now >= leave_by {
                             break Err(End::Closed);
                         }
                     }
@@ -437,6 +442,7 @@ impl Engine {
                     // It had not left: the next connection may have it.
                     self.waiting.push_front(Command {
                         message,
+                        leave_by,
                         deadline,
                         reply,
                     });
@@ -451,6 +457,7 @@ impl Engine {
             Err(lost) => {
                 self.waiting.push_front(Command {
                     message,
+                    leave_by,
                     deadline,
                     reply,
                 });

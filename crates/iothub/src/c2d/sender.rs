@@ -59,6 +59,7 @@ pub struct C2dSender {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<LinkState>,
     send_timeout: Duration,
+    leave_timeout: Duration,
     task: JoinHandle<()>,
 }
 
@@ -102,6 +103,7 @@ impl C2dSender {
             commands,
             state,
             send_timeout: client.options().send_timeout,
+            leave_timeout: client.options().leave_timeout,
             task: tokio::spawn(engine.run(link)),
         }
     }
@@ -128,10 +130,13 @@ impl C2dSender {
     ///
     /// As for [`send`](Self::send).
     pub async fn send_timed(&self, message: C2dMessage) -> SendReport {
-        let deadline = Instant::now() + self.send_timeout;
+        let now = Instant::now();
+        let deadline = now + self.send_timeout;
+        let leave_by = now + self.leave_timeout.min(self.send_timeout);
         let (reply, answer) = oneshot::channel();
         let command = Command {
             message,
+            leave_by,
             deadline,
             reply,
         };
@@ -142,7 +147,7 @@ impl C2dSender {
             Err(mpsc::error::TrySendError::Closed(_)) => return self.not_taken(),
         };
         if let Some(command) = command {
-            match timeout_at(deadline, self.commands.reserve()).await {
+            match timeout_at(leave_by, self.commands.reserve()).await {
                 Ok(Ok(permit)) => permit.send(command),
                 Ok(Err(_)) => return self.not_taken(),
                 Err(_) => {
