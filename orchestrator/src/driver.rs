@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
@@ -304,11 +304,13 @@ impl Driver {
                 self.apply(rollout, Event::HaltRequested { reason }).await?;
                 return Ok(());
             }
-            match self
-                .release_pass(rollout, rung)
-                .await
-                .map_err(store_error)?
-            {
+            let looked = tokio::select! {
+                biased;
+                looked = self.release_pass(rollout, rung) => looked,
+                // What was published meanwhile and is not remembered is rung for once more.
+                () = stop.cancelled() => return Ok(()),
+            };
+            match looked.map_err(store_error)? {
                 Pass::NothingLeft => {
                     let counts = self.counts(name).await.map_err(store_error)?;
                     self.apply(rollout, Event::AllSettled { counts }).await?;
@@ -363,8 +365,11 @@ impl Driver {
                 let seen_now = match action(&self.config, before, &batch, depth, now) {
                     Action::Leave(seen) => seen,
                     Action::Ring(seen) => {
-                        if !self.ring(name, &batch).await {
-                            continue;
+                        match self.ring(name, &batch).await {
+                            Rang::Yes => {}
+                            Rang::Full => continue,
+                            // Each further one would wait as long.
+                            Rang::Away => return Ok(pass),
                         }
                         pass = Pass::Rang;
                         if before.is_some() {
@@ -382,18 +387,18 @@ impl Driver {
         Ok(pass)
     }
 
-    async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> bool {
+    async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> Rang {
         let dispatch = Dispatch {
             rollout: name.clone(),
             batch: batch.header.id,
             hub: batch.header.hub.clone(),
         };
         match self.queue.publish(&dispatch).await {
-            Ok(()) => true,
-            Err(QueueError::Full { .. }) => false,
+            Ok(()) => Rang::Yes,
+            Err(QueueError::Full { .. }) => Rang::Full,
             Err(error) => {
-                tracing::warn!(rollout = %name, batch = %batch.header.id, ?error, "dispatch not published");
-                false
+                tracing::warn!(rollout = %name, error = in_words(&error), "dispatches wait for the broker");
+                Rang::Away
             }
         }
     }
@@ -479,7 +484,7 @@ impl Rung {
             return *depth;
         }
         let depth = queue.depth(hub).await.unwrap_or_else(|error| {
-            tracing::warn!(%hub, ?error, "the dispatch queue does not answer");
+            tracing::warn!(%hub, error = in_words(&error), "the dispatch queue does not answer");
             let known = self.depths.get(hub).map(|(_, depth)| *depth);
             Depth {
                 waiting: usize::MAX,
@@ -502,8 +507,8 @@ enum Action {
 
 /// Decides on a batch, by what is remembered of it.
 ///
-/// One that was begun by somebody before us is not rung for at first sight: after an outage of the
-/// store its worker is about to go on, and nobody else is to take it before.
+/// One whose lease has lapsed is not rung for at first sight: after an outage of the store its
+/// worker is about to go on, and nobody else is to take it before.
 fn action(
     config: &DriverConfig,
     before: Option<Seen>,
@@ -514,9 +519,8 @@ fn action(
     if batch.held.is_some() {
         return Action::Leave(Seen { at: now, rings: 0 });
     }
-    let begun = batch.counts.get(Outcome::Pending) < batch.counts.total();
     match before {
-        None if begun => Action::Leave(Seen { at: now, rings: 0 }),
+        None if batch.lapsed => Action::Leave(Seen { at: now, rings: 0 }),
         None => Action::Ring(Seen { at: now, rings: 0 }),
         Some(before) => {
             // Longer each time: a queue may be empty because workers hold what they cannot work on.
@@ -532,6 +536,14 @@ fn action(
             }
         }
     }
+}
+
+/// What became of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rang {
+    Yes,
+    Full,
+    Away,
 }
 
 /// What a pass came to.

@@ -165,6 +165,14 @@ impl Tenancy {
         })
     }
 
+    /// Its lease is over, but was not given back.
+    #[must_use]
+    pub fn has_lapsed_at(&self, now: Timestamp) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|(_, until)| *until <= now)
+    }
+
     /// Nobody is to touch the batch while the rollout's record has this version.
     #[must_use]
     pub fn is_quarantined(&self, version: Version) -> bool {
@@ -181,6 +189,8 @@ pub struct BatchStatus {
     pub counts: Counts,
     /// Who works on it.
     pub held: Option<Held>,
+    /// Nobody holds it now, but somebody did who has not let go of it.
+    pub lapsed: bool,
     /// Nobody is to work on it: see [`MAX_STRIKES`].
     pub quarantined: bool,
 }

@@ -108,6 +108,7 @@ impl Entry {
             header: slot.batch.header.clone(),
             counts: slot.outcomes.counts(),
             held: slot.tenancy.held_at(now),
+            lapsed: slot.tenancy.has_lapsed_at(now),
             quarantined: slot.tenancy.is_quarantined(version),
         })
     }

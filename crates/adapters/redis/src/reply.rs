@@ -121,6 +121,7 @@ impl Reply {
                 Ok(BatchStatus {
                     header: json(header, "a batch's header")?,
                     counts: counts(row.counts),
+                    lapsed: row.held.as_ref().is_some_and(|held| held.until <= now),
                     held: row.held.filter(|held| held.until > now),
                     quarantined: row.strikes >= MAX_STRIKES && row.counted_in == version,
                 })

@@ -110,6 +110,7 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
     }
     let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
     assert!(shown[0].quarantined && shown[0].held.is_none());
+    assert!(!shown[0].lapsed, "nobody is expected back");
 
     let rollout = step(store, &rollout, paused()).await;
     step(store, &rollout, Event::ResumeRequested).await;

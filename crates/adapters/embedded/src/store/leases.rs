@@ -79,6 +79,12 @@ impl Leases {
         self.claims.get(&series)?.get(&batch)?.held_at(now)
     }
 
+    pub(super) fn has_lapsed(&self, series: Series, batch: BatchId, now: Timestamp) -> bool {
+        let batches = self.claims.get(&series);
+        let tenancy = batches.and_then(|batches| batches.get(&batch));
+        tenancy.is_some_and(|tenancy| tenancy.has_lapsed_at(now))
+    }
+
     pub(super) fn is_quarantined(&self, series: Series, batch: BatchId, version: Version) -> bool {
         let tenancy = self
             .claims

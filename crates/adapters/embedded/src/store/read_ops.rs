@@ -114,6 +114,7 @@ fn status(
         header: header(&tables.batches, key)?.ok_or_else(missing)?,
         counts: to_counts(&batch_counts(&tables.counts, key)?),
         held: leases.held(head.series, id, now),
+        lapsed: leases.has_lapsed(head.series, id, now),
         quarantined: leases.is_quarantined(head.series, id, head.version),
     })
 }
