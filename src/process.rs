@@ -1,6 +1,7 @@
 //! A process of the distributed engine, from its start to its end.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -81,8 +82,8 @@ impl Process {
         self.services.amqp.close().await;
         self.probes_stop.cancel();
         if let Some(health) = self.health {
-            // Nobody is left to be told that the probes ended badly.
-            _ = health.await;
+            // Nobody is left to be told that the probes ended badly, or to wait for half a request.
+            _ = tokio::time::timeout(Duration::from_secs(1), health).await;
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::exit::{ExitCode, Failure};
 use crate::health::{Check, Checks};
 use crate::stores;
 
+/// How often user or password are tried again that Redis refuses.
+const REFUSALS: u32 = 3;
 /// How often a store that is fine is asked whether it still is.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -99,6 +101,7 @@ impl Services {
         stop: &CancellationToken,
     ) -> Result<bool, Failure> {
         let mut delays = Policy::reconnect().delays();
+        let mut refusals = 0;
         loop {
             let error = match RedisStore::connect(&stores::redis_settings(settings)?).await {
                 Ok(store) => {
@@ -107,6 +110,11 @@ impl Services {
                     return Ok(true);
                 }
                 Err(error @ ConnectError::Unreachable { .. }) => error,
+                // A server with too many clients refuses in the same words for a moment.
+                Err(error @ ConnectError::Refused { .. }) if refusals < REFUSALS => {
+                    refusals += 1;
+                    error
+                }
                 Err(error) => return Err(Failure::new(ExitCode::Services, error)),
             };
             let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());

@@ -127,6 +127,8 @@ pub enum Cause {
     UnknownRollout,
     /// The rollout is not in a state in which that can be done.
     NotPossible,
+    /// What is stored of the rollout cannot be read.
+    Damaged,
 }
 
 impl Cause {
@@ -143,6 +145,7 @@ impl Cause {
             Self::Conflict => "conflict",
             Self::UnknownRollout => "unknown_rollout",
             Self::NotPossible => "not_possible",
+            Self::Damaged => "damaged",
         }
     }
 

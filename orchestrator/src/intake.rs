@@ -201,6 +201,7 @@ impl Intake {
 
     async fn change_all(&self, mut changed: bool, event: &Event) -> Result<Answer, NotDone> {
         let mut rollouts = Vec::new();
+        let mut trouble = None;
         for name in self.roster.active().await? {
             match self.apply(&name, event.clone()).await {
                 Ok((moved, rollout)) => {
@@ -209,8 +210,17 @@ impl Intake {
                 }
                 // It went in the meantime.
                 Err(NotDone::Refused(_)) => {}
-                Err(error) => return Err(error),
+                // One that cannot be changed must not keep the others from it.
+                Err(NotDone::Store(error)) => trouble = Some(error),
             }
+        }
+        match trouble {
+            // Its driver, and its workers, meet the same damage.
+            Some(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(error = in_words(&error), "a rollout could not be changed");
+            }
+            Some(error) => return Err(error.into()),
+            None => {}
         }
         Ok(self.answer(changed, &rollouts).await?)
     }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, Version};
 use twincast_core::ports::{Clock, Queue, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, Phase, Rollout};
@@ -107,7 +108,10 @@ impl Orchestrator {
                 .look(&stop, &mut driving, &mut tasks, &mut renewed_at)
                 .await
             {
-                tracing::warn!(?error, "the store does not answer, rollouts wait");
+                tracing::warn!(
+                    error = in_words(&error),
+                    "the store does not answer, rollouts wait"
+                );
                 self.status.store.send_replace(Some(error.to_string()));
             } else {
                 self.status.store.send_replace(None);
@@ -139,9 +143,16 @@ impl Orchestrator {
     ) -> Result<(), StoreError> {
         if renewed_at.elapsed() >= self.config.claim / 4 {
             for (name, rollout) in &*driving {
-                if let Some(held) = self.roster.claim(name, &self.id, self.config.claim).await? {
-                    tracing::warn!(rollout = %name, by = %held.by, "another orchestrator has taken over");
-                    rollout.stop.cancel();
+                // One that cannot be renewed must not keep the others from it.
+                match self.roster.claim(name, &self.id, self.config.claim).await {
+                    Ok(None) => {}
+                    Ok(Some(held)) => {
+                        tracing::warn!(rollout = %name, by = %held.by, "another orchestrator has taken over");
+                        rollout.stop.cancel();
+                    }
+                    Err(error) => {
+                        tracing::debug!(rollout = %name, error = in_words(&error), "claim not renewed");
+                    }
                 }
             }
             *renewed_at = Instant::now();
@@ -181,10 +192,21 @@ impl Orchestrator {
             () = self.drive_to_the_end(name, stop, &mut delays) => {}
             () = self.keep_telling(name) => {}
         }
-        // What was just stored is told by whoever stored it, as far as there is time.
-        let told = self.tell(name).await;
+        // What was just stored is told by whoever stored it. Until that is done the rollout is ours:
+        // given back, it would be claimed again at once, before those that wait to be driven.
+        let told = loop {
+            let told = self.tell(name).await;
+            if told.is_ok() || stop.is_cancelled() {
+                break told;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(next_delay(&mut delays)) => {}
+            }
+        };
         if let Err(error) = self.let_go(name, told).await {
-            tracing::debug!(rollout = %name, ?error, "claim not given back, it lapses");
+            tracing::debug!(rollout = %name, error = in_words(&error), "claim not given back, it lapses");
         }
     }
 
@@ -216,8 +238,8 @@ impl Orchestrator {
                 // A name without a record: it was being stored, or never will be.
                 Err(DriveError::Unknown(_)) => self.config.claim,
                 Err(error) => {
-                    let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
-                    tracing::warn!(rollout = %name, ?wait, error = twincast_core::error::in_words(&error), "rollout waits");
+                    let wait = next_delay(delays);
+                    tracing::warn!(rollout = %name, ?wait, error = in_words(&error), "rollout waits");
                     wait
                 }
             };
@@ -242,7 +264,9 @@ impl Orchestrator {
             match self.store.version(&rollout.spec.name).await {
                 Ok(version) if version == Some(rollout.version) => {}
                 Ok(_) => return,
-                Err(error) => tracing::debug!(?error, "the store does not answer"),
+                Err(error) => {
+                    tracing::debug!(error = in_words(&error), "the store does not answer");
+                }
             }
             if matches!(rollout.phase, Phase::Halted { .. })
                 && let Ok(None) = self.roster.halted().await
@@ -257,7 +281,7 @@ impl Orchestrator {
     async fn keep_telling(&self, name: &RolloutName) {
         loop {
             if let Err(error) = self.tell(name).await {
-                tracing::warn!(rollout = %name, ?error, "events wait");
+                tracing::warn!(rollout = %name, error = in_words(&error), "events wait");
             }
             tokio::time::sleep(self.config.look).await;
         }
@@ -282,6 +306,13 @@ impl Orchestrator {
         }
         self.roster.disclaim(name, &self.id).await
     }
+}
+
+/// The next delay of a policy that never gives up.
+fn next_delay(delays: &mut Delays) -> Duration {
+    delays
+        .next_delay()
+        .unwrap_or_else(|| Policy::reconnect().max())
 }
 
 /// Forgets a rollout whose task has ended; a panic of it is a defect, and another look drives it

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingCommand};
 use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
-use twincast_core::ports::{Roster, Store};
+use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
@@ -20,8 +20,8 @@ use crate::output::Output;
 use crate::process::Process;
 use crate::services::BrokerEvents;
 
-/// Commands that wait in this process.
-const AT_ONCE: usize = 16;
+/// Commands that this process holds: the others are for other orchestrators meanwhile.
+const AT_ONCE: usize = 1;
 /// How long a command waits whose effect could not be stored.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -68,7 +68,8 @@ pub(crate) async fn orchestrator(
     Ok(ExitCode::Success)
 }
 
-/// Takes commands until `stop`, one after the other: the order in which they came counts.
+/// Takes commands until `stop`, one after the other. Another orchestrator may do later ones
+/// meanwhile: who cares for an order waits for each answer.
 async fn take(amqp: &Amqp, intake: &Intake, stop: &CancellationToken) -> Result<(), AmqpError> {
     let Some(mut commands) = subscribe(amqp, stop).await? else {
         return Ok(());
@@ -161,6 +162,9 @@ async fn handle(
         match intake.handle(body, content_type).await {
             Ok(answer) => return Ok(answer),
             Err(NotDone::Refused(refusal)) => return Err(refusal),
+            Err(NotDone::Store(error @ StoreError::Corrupt { .. })) => {
+                return Err(Refusal::new(Cause::Damaged, in_words(&error)));
+            }
             Err(NotDone::Store(error)) => {
                 tracing::warn!(error = in_words(&error), "a command waits for the store");
                 tokio::time::sleep(TRY_AGAIN).await;

@@ -70,7 +70,7 @@ async fn tell_of_hubs(status: &WorkerStatus, hubs: &[(HubName, Arc<dyn Hub>)]) {
             let now = shut.or(hindrance.map(|is| is.reason));
             match (told.is_some(), now.is_some()) {
                 (false, true) => {
-                    tracing::warn!(hub = %name, reason = now, "nothing can be sent through this hub, its batches wait")
+                    tracing::warn!(hub = %name, reason = now, "nothing can be sent through this hub, its batches wait");
                 }
                 (true, false) => tracing::info!(hub = %name, "the hub takes messages again"),
                 _ => {}
