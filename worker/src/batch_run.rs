@@ -55,6 +55,9 @@ const SHUT_PAUSE: Duration = Duration::from_secs(60);
 /// and clocks differ (a daily quota ends at the hub's midnight, not at ours).
 const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
 
+/// How long it may take to tell the others of a throttle.
+const TELL: Duration = Duration::from_secs(1);
+
 /// How often a hub that is not ready for sends is asked again.
 const READY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -110,6 +113,15 @@ struct Saved {
 struct Retry {
     delays: Delays,
     tries: u8,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            delays: Policy::send_retry().delays(),
+            tries: 0,
+        }
+    }
 }
 
 impl<'a> BatchRun<'a> {
@@ -298,10 +310,12 @@ impl<'a> BatchRun<'a> {
             } => {
                 if cause == NotSent::Throttled {
                     HubStatus::add(&status.throttled);
-                    if let Some(pacer) = &self.pacer
-                        && let Err(error) = pacer.throttled(retry_after).await
-                    {
-                        tracing::warn!(hub = %self.inner.hub.name, ?error, "throttle not passed on");
+                    if let Some(pacer) = &self.pacer {
+                        // The batch's other answers, and its lease, must not wait for long.
+                        let told = tokio::time::timeout(TELL, pacer.throttled(retry_after)).await;
+                        if !matches!(told, Ok(Ok(()))) {
+                            tracing::warn!(hub = %self.inner.hub.name, "throttle not passed on to others");
+                        }
                     }
                 }
                 self.retry(index, cause, retry_after, &detail);
@@ -349,10 +363,7 @@ impl<'a> BatchRun<'a> {
 
     fn retry(&mut self, index: u32, cause: NotSent, retry_after: Option<Duration>, detail: &str) {
         HubStatus::add(&self.inner.status.resent);
-        let retry = self.retries.entry(index).or_insert_with(|| Retry {
-            delays: Policy::send_retry().delays(),
-            tries: 0,
-        });
+        let retry = self.retries.entry(index).or_default();
         retry.tries += u8::from(matches!(cause, NotSent::Refused(_)));
         if retry.tries >= self.inner.config.tries {
             let (outcome, code) = match cause {
@@ -418,14 +429,21 @@ impl<'a> BatchRun<'a> {
             Ok(wanted) => {
                 self.save_delays.reset();
                 self.silent_since = None;
+                let in_time = self.is_in_touch();
                 self.wanted_at = asked_at;
                 for report in reports {
-                    if report.outcome == Outcome::Attempting {
+                    match report.outcome {
                         // Even when the batch is being put down: what is marked is never sent
                         // later, so it would be lost.
-                        self.transmit(report.index);
-                    } else {
-                        self.open -= 1;
+                        Outcome::Attempting if in_time || wanted == Wanted::Stop => {
+                            self.transmit(report.index);
+                        }
+                        // What its permit stood for is over.
+                        Outcome::Attempting => {
+                            self.retries.entry(report.index).or_default();
+                            self.ready.push_back(report.index);
+                        }
+                        _ => self.open -= 1,
                     }
                 }
                 if wanted == Wanted::Stop {
@@ -438,7 +456,7 @@ impl<'a> BatchRun<'a> {
                 Ok(())
             }
             // It may have taken effect. Recording again is harmless, the outcomes are a join.
-            Err(error @ StoreError::Unavailable { .. }) => {
+            Err(error) if is_passing(&error) && !self.inner.is_local(&error) => {
                 if self.silent_since.is_none() {
                     tracing::warn!(rollout = %self.lease.rollout, batch = %self.lease.batch, ?error, "outcomes not recorded yet");
                 }
@@ -527,6 +545,14 @@ impl<'a> BatchRun<'a> {
             self.ready.push_back(index);
         }
     }
+}
+
+/// The store may do later what it does not do now: it is away, or full.
+pub(crate) fn is_passing(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Unavailable { .. } | StoreError::NotWritable { .. }
+    )
 }
 
 /// The next delay of a policy that never gives up.

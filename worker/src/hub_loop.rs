@@ -17,7 +17,7 @@ use twincast_core::spec::Delivery as DeliveryMode;
 use twincast_retry::Policy;
 use uuid::Uuid;
 
-use crate::batch_run::{BatchRun, Ended, next_delay};
+use crate::batch_run::{BatchRun, Ended, is_passing, next_delay};
 use crate::feedback;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
@@ -180,6 +180,12 @@ impl Inner {
                 tracing::warn!(what, batch = %dispatch.batch, rollout = %dispatch.rollout, "dispatch of something that does not exist");
                 Ended::Done
             }
+            // One batch that cannot be read must not stop the others; its lease lapses, and counts
+            // against it.
+            Err(error @ StoreError::Corrupt { .. }) if self.config.give_up.is_none() => {
+                tracing::error!(batch = %dispatch.batch, rollout = %dispatch.rollout, error = in_words(&error), "batch cannot be worked on");
+                Ended::Fenced
+            }
             Err(source) => return Err(store_error(source)),
         };
         tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
@@ -267,6 +273,11 @@ impl Inner {
         self.patiently(stop, ask).await
     }
 
+    /// A full disk of this machine's: not for us to wait for.
+    pub(crate) fn is_local(&self, error: &StoreError) -> bool {
+        self.config.give_up.is_some() && matches!(error, StoreError::NotWritable { .. })
+    }
+
     /// Makes a call again for as long as the store does not answer. `None` when told to stop.
     pub(crate) async fn patiently<T, F>(
         &self,
@@ -279,13 +290,18 @@ impl Inner {
         let since = Instant::now();
         let mut delays = Policy::send_retry().delays();
         loop {
-            match call().await {
-                Err(error @ StoreError::Unavailable { .. }) => {
+            let called = tokio::select! {
+                biased;
+                called = call() => called,
+                () = stop.cancelled() => return Ok(None),
+            };
+            match called {
+                Err(error) if is_passing(&error) && !self.is_local(&error) => {
                     let limit = self.config.give_up;
                     if limit.is_some_and(|limit| since.elapsed() >= limit) {
                         return Err(error);
                     }
-                    tracing::warn!(hub = %self.hub.name, ?error, "the store does not answer");
+                    tracing::warn!(hub = %self.hub.name, error = in_words(&error), "the store does not answer");
                 }
                 result => return result.map(Some),
             }

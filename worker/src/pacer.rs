@@ -35,6 +35,10 @@ const CATCH_UP: Duration = Duration::from_millis(20);
 /// of what others send then.
 const LATE: Duration = Duration::from_millis(100);
 
+/// Permits that took longer to get here are not used: what they stand for may be over by as much.
+/// A little less than the jitter that the quota's headroom is for.
+const STALE: Duration = Duration::from_millis(500);
+
 /// The pace of one rollout on one hub.
 pub(crate) struct Pacer {
     store: Arc<dyn Store>,
@@ -183,13 +187,16 @@ impl Pacer {
         let mut is_told = false;
         loop {
             let generation = self.generation.load(Ordering::Acquire);
+            let asked_at = Instant::now();
             match self.store.take_permits(&request).await {
+                Ok(_) if asked_at.elapsed() > STALE => {}
                 Ok(grant) => {
                     let start = Instant::now() + grant.wait;
+                    let last = start + self.interval * grant.permits.saturating_sub(1);
                     return Ok(Block {
                         permits: grant.permits,
                         start: Some(start),
-                        end: Some(start + self.interval * grant.permits + LATE),
+                        end: Some(last + LATE),
                         generation,
                     });
                 }
