@@ -13,8 +13,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
 use twincast_core::rollout::Event;
 use twincast_core::spec::{Delivery, Rate};
-use twincast_testkit::sim::{Process, Sim, SimStore};
-use twincast_testkit::{AwayStore, Way, build};
+use twincast_testkit::{Way, build};
 use twincast_worker::HubState;
 
 #[tokio::test(start_paused = true)]
@@ -209,30 +208,6 @@ async fn the_pace_is_kept_and_used() {
         let used =
             (at.len() - 1) as f64 / (at[at.len() - 1] - at[0]).as_secs_f64() * 60.0 / per_minute;
         assert!(used > 0.98, "{used} of the quota used");
-    }
-}
-
-/// They stand for a time that is over, in which another worker has sent.
-#[tokio::test(start_paused = true)]
-async fn permits_that_come_too_late_are_not_used() {
-    for after in (3_000..5_000).step_by(50) {
-        let mut bench = Bench::new(&[40, 40]).await;
-        bench.limits.sends_per_minute = Some(60.0);
-        bench.config.slots = 1;
-        let other = bench.start();
-        let process = Process::start(&Sim::quiet(), "worker");
-        bench.way = AwayStore::new(Arc::new(SimStore::of(&process, &bench.store)));
-        let worker = bench.start();
-        tokio::time::sleep(Duration::from_millis(after)).await;
-        process.stall(Duration::from_millis(1_500));
-        bench.until_settled().await;
-        worker.stopped().await;
-        other.stopped().await;
-        let at: Vec<_> = bench.hub.sent().iter().map(|sent| sent.at).collect();
-        let minute = Duration::from_secs(60);
-        let until = |i: usize| at.partition_point(|other| *other < at[i] + minute);
-        let most = (0..at.len()).map(|i| until(i) - i).max().unwrap();
-        assert!(most <= 60, "{most} in a minute, stalled after {after} ms");
     }
 }
 
