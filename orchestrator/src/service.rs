@@ -108,13 +108,15 @@ impl Orchestrator {
                 .look(&stop, &mut driving, &mut tasks, &mut renewed_at)
                 .await
             {
-                tracing::warn!(
-                    error = in_words(&error),
-                    "the store does not answer, rollouts wait"
-                );
-                self.status.store.send_replace(Some(error.to_string()));
-            } else {
-                self.status.store.send_replace(None);
+                let was = self.status.store.send_replace(Some(error.to_string()));
+                if was.is_none() {
+                    tracing::warn!(
+                        error = in_words(&error),
+                        "the store does not answer, rollouts wait"
+                    );
+                }
+            } else if self.status.store.send_replace(None).is_some() {
+                tracing::info!("the store answers again");
             }
             self.status
                 .driving
