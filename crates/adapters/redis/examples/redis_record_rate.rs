@@ -1,6 +1,6 @@
 //! How many outcomes a second Redis takes, and for how long each kind of call holds it up.
 //!
-//! `cargo run --release -p twincast-redis --example record_rate [devices] [workers] [window] [url]`
+//! `cargo run --release -p twincast-redis --example redis_record_rate [devices] [workers] [window] [url]`
 //!
 //! Without a URL it starts a Redis of its own, with an append-only file that is synced each second.
 
