@@ -244,7 +244,7 @@ impl Policy {
     /// Starts the delays of one operation, with jitter from the operating system's randomness.
     #[must_use]
     pub fn delays(&self) -> Delays {
-        self.delays_from(StdRng::from_rng(&mut rand::rng()))
+        self.delays_from(randomness())
     }
 
     /// Starts the delays of one operation with jitter that follows from `seed`: same seed, same delays.
@@ -316,6 +316,27 @@ impl Delays {
         self.attempts = 0;
         self.ceilings.reset();
     }
+}
+
+/// The operating system's randomness, unless this thread's was seeded.
+fn randomness() -> StdRng {
+    #[cfg(feature = "seeded")]
+    if let Some(seeded) = SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map(StdRng::from_rng)) {
+        return seeded;
+    }
+    StdRng::from_rng(&mut rand::rng())
+}
+
+#[cfg(feature = "seeded")]
+thread_local! {
+    static SEEDED: std::cell::RefCell<Option<StdRng>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Makes the jitter of all delays that this thread starts from here on follow from `seed`: for
+/// simulations, which are to be replayed.
+#[cfg(feature = "seeded")]
+pub fn seed_thread(seed: u64) {
+    SEEDED.set(Some(StdRng::seed_from_u64(seed)));
 }
 
 impl Iterator for Delays {
