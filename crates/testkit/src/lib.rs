@@ -6,6 +6,7 @@
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
 //! * [`build`]: rollouts and batches in a line;
+//! * [`sim`]: doubles with seeded faults, for simulations of the whole engine;
 //! * [`services`]: real RabbitMQ and Redis, and a proxy that cuts connections to them.
 //!
 //! There is no queue here: the embedded adapter's is in memory and takes part in the suite, so
@@ -19,6 +20,7 @@ mod feedback;
 mod hub;
 mod memory;
 pub mod services;
+pub mod sim;
 
 pub use away::{AwayStore, Way};
 pub use clock::{ManualClock, RuntimeClock};

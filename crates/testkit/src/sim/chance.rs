@@ -1,0 +1,122 @@
+//! Chance that follows from a seed.
+
+use std::hash::{Hash, Hasher};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Where dice come from. What is thrown at one place does not depend on what is thrown at others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chance(u64);
+
+impl Chance {
+    /// The chance of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        Self(mixed(seed))
+    }
+
+    /// The chance of one place of many.
+    #[must_use]
+    pub fn at(self, place: impl Hash) -> Self {
+        let mut hasher = Mixer(self.0);
+        place.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// Dice to be thrown one after the other.
+    #[must_use]
+    pub fn dice(self) -> Dice {
+        Dice(self.0)
+    }
+}
+
+/// Dice: the same throws for the same chance.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed(self.0)
+    }
+
+    /// A number of the range.
+    pub fn among(&mut self, range: RangeInclusive<u64>) -> u64 {
+        let span = range.end() - range.start() + 1;
+        range.start() + self.number() % span
+    }
+
+    /// Whether something happens that happens with this probability.
+    pub fn happens(&mut self, probability: f64) -> bool {
+        // The upper 53 bits are a fraction that a float holds exactly.
+        ((self.number() >> 11) as f64) < probability * (1u64 << 53) as f64
+    }
+
+    /// One of them.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn pick<T: Clone>(&mut self, all: &[T]) -> T {
+        let last = all.len().checked_sub(1).expect("something to pick from");
+        all[self.among(0..=last as u64) as usize].clone()
+    }
+
+    /// A time of the range, in whole milliseconds.
+    pub fn time(&mut self, range: RangeInclusive<Duration>) -> Duration {
+        let ms = |time: &Duration| u64::try_from(time.as_millis()).expect("simulations are short");
+        Duration::from_millis(self.among(ms(range.start())..=ms(range.end())))
+    }
+}
+
+/// The finalizer of SplitMix64: every bit of the result depends on every bit of the number.
+fn mixed(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// A hasher that gives the same on every machine and with every release of the compiler.
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = mixed(self.0.rotate_left(5) ^ u64::from_le_bytes(word))
+                .wrapping_add(chunk.len() as u64);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        mixed(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_place_has_the_same_chance_and_others_have_others() {
+        let chance = Chance::of(7);
+        assert_eq!(chance.at(("a", 1)), Chance::of(7).at(("a", 1)));
+        assert_ne!(chance.at(("a", 1)), chance.at(("a", 2)));
+        assert_ne!(chance.at("a"), Chance::of(8).at("a"));
+    }
+
+    #[test]
+    fn dice_are_fair_enough() {
+        let mut dice = Chance::of(1).dice();
+        let happened = (0..10_000).filter(|_| dice.happens(0.1)).count();
+        assert!((800..1_200).contains(&happened), "{happened}");
+        let mut seen = [0; 3];
+        for _ in 0..3_000 {
+            seen[dice.among(0..=2) as usize] += 1;
+        }
+        assert!(seen.iter().all(|n| (800..1_200).contains(n)), "{seen:?}");
+        assert!(!dice.happens(0.0));
+        assert!(dice.happens(1.0));
+    }
+}

@@ -1,0 +1,377 @@
+//! A process' way to the store.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::ids::{BatchId, Holder, HubName, RolloutName, Version};
+use twincast_core::permits::{Grant, PermitRequest};
+use twincast_core::plan::Batch;
+use twincast_core::ports::{
+    BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError, Tally,
+};
+use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::spec::Delivery;
+
+use super::process::Odds;
+use super::{Bug, Process, Witnessed};
+use crate::MemoryStore;
+
+/// A [`Store`] and [`Roster`] that one process calls and all processes share.
+#[derive(Clone)]
+pub struct SimStore {
+    process: Process,
+    truth: MemoryStore,
+}
+
+impl SimStore {
+    /// The way of `process` to the `truth`.
+    #[must_use]
+    pub fn of(process: &Process, truth: &MemoryStore) -> Self {
+        Self {
+            process: process.clone(),
+            truth: truth.clone(),
+        }
+    }
+
+    /// Makes one call.
+    async fn call<T: Send + 'static, F>(
+        &self,
+        op: &'static str,
+        about: impl ToString,
+        effect: impl FnOnce(MemoryStore, Process) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let sim = self.process.sim();
+        let (faults, age) = (sim.faults(), sim.age());
+        let away = |(from, to): &(Duration, Duration)| (*from..*to).contains(&age);
+        let odds = Odds {
+            fails: faults.store_fails,
+            slow: faults.store_slow,
+            away: faults.store_away.iter().any(away),
+        };
+        let effect = effect(self.truth.clone(), self.process.clone());
+        let answered = self.process.call(odds, op, about.to_string(), effect).await;
+        answered.unwrap_or_else(|lost| {
+            Err(StoreError::Unavailable {
+                doing: op.to_owned(),
+                source: Box::new(lost),
+            })
+        })
+    }
+}
+
+/// What a call about a batch is about.
+fn of_batch(rollout: &RolloutName, batch: BatchId) -> String {
+    format!("{rollout}/{batch}")
+}
+
+#[async_trait]
+impl Store for SimStore {
+    async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
+        let rollout = rollout.clone();
+        let name = rollout.spec.name.clone();
+        self.call("create", name, |truth, by| async move {
+            let created = truth.create(&rollout).await?;
+            if created == Created::New {
+                by.witness(&Witnessed::Saved(&rollout));
+            }
+            Ok(created)
+        })
+        .await
+    }
+
+    async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
+        let of = name.clone();
+        self.call("rollout", name, |truth, by| async move {
+            let mut rollout = truth.rollout(&of).await?;
+            if let Some(rollout) = &mut rollout
+                && by.sim().has(Bug::AlwaysAgain)
+            {
+                rollout.spec.delivery = Delivery::AtLeastOnce;
+            }
+            Ok(rollout)
+        })
+        .await
+    }
+
+    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+        let of = name.clone();
+        self.call("version", name, |truth, _| async move {
+            truth.version(&of).await
+        })
+        .await
+    }
+
+    async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.call(
+            "rollouts",
+            "",
+            |truth, _| async move { truth.rollouts().await },
+        )
+        .await
+    }
+
+    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+        let mut rollout = rollout.clone();
+        let name = rollout.spec.name.clone();
+        self.call("save", name, |truth, by| async move {
+            if by.sim().has(Bug::AlwaysAgain)
+                && let Some(stored) = truth.rollout(&rollout.spec.name).await?
+            {
+                rollout.spec = stored.spec;
+            }
+            let mut from = from;
+            if by.sim().has(Bug::NoVersions)
+                && let Some(current) = truth.version(&rollout.spec.name).await?
+            {
+                from = current;
+            }
+            truth.save(&rollout, from).await?;
+            by.witness(&Witnessed::Saved(&rollout));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn add_batches(
+        &self,
+        name: &RolloutName,
+        plan: PlanId,
+        batches: Vec<Batch>,
+    ) -> Result<(), StoreError> {
+        let of = name.clone();
+        self.call("add_batches", name, |truth, _| async move {
+            truth.add_batches(&of, plan, batches).await
+        })
+        .await
+    }
+
+    async fn batches(
+        &self,
+        name: &RolloutName,
+        after: Option<BatchId>,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let of = name.clone();
+        self.call("batches", name, |truth, _| async move {
+            truth.batches(&of, after, limit).await
+        })
+        .await
+    }
+
+    async fn open_batches(
+        &self,
+        name: &RolloutName,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        let (of, on) = (name.clone(), hub.clone());
+        let about = format!("{name} on {hub}");
+        self.call("open_batches", about, |truth, _| async move {
+            truth.open_batches(&of, &on, limit).await
+        })
+        .await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
+        let request = request.clone();
+        let about = of_batch(&request.rollout, request.batch);
+        self.call("lease", about, |truth, by| async move {
+            let reply = truth.lease(&request).await?;
+            if let LeaseReply::Granted(lease) = &reply {
+                by.witness(&Witnessed::Leased(&request, lease));
+            }
+            Ok(reply)
+        })
+        .await
+    }
+
+    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
+        let of = name.clone();
+        self.call("load", of_batch(name, batch), |truth, _| async move {
+            truth.load(&of, batch).await
+        })
+        .await
+    }
+
+    async fn record(
+        &self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+    ) -> Result<Wanted, StoreError> {
+        let (lease, mut reports) = (lease.clone(), reports.to_vec());
+        let about = of_batch(&lease.rollout, lease.batch);
+        self.call("record", about, |truth, by| async move {
+            if by.sim().has(Bug::ForgetsReports) && reports.len() > 2 {
+                reports.pop();
+            }
+            let wanted = match truth.record(&lease, &reports, ttl).await {
+                Err(StoreError::Superseded { .. }) if by.sim().has(Bug::NoFence) => {
+                    truth.merge(&lease.rollout, lease.batch, &reports).await?;
+                    Wanted::GoOn
+                }
+                recorded => recorded?,
+            };
+            by.witness(&Witnessed::Recorded(&lease, &reports));
+            match by.sim().has(Bug::NeverStops) {
+                true => Ok(Wanted::GoOn),
+                false => Ok(wanted),
+            }
+        })
+        .await
+    }
+
+    async fn merge(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Result<(), StoreError> {
+        let (of, reports) = (name.clone(), reports.to_vec());
+        self.call("merge", of_batch(name, batch), |truth, _| async move {
+            truth.merge(&of, batch, &reports).await
+        })
+        .await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let lease = lease.clone();
+        let about = of_batch(&lease.rollout, lease.batch);
+        self.call("release", about, |truth, by| async move {
+            truth.release(&lease).await?;
+            by.witness(&Witnessed::Released(&lease));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn skip_remaining(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+    ) -> Result<Option<Held>, StoreError> {
+        let of = name.clone();
+        self.call(
+            "skip_remaining",
+            of_batch(name, batch),
+            |truth, _| async move { truth.skip_remaining(&of, batch).await },
+        )
+        .await
+    }
+
+    async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
+        let of = name.clone();
+        self.call("tallies", name, |truth, _| async move {
+            truth.tallies(&of).await
+        })
+        .await
+    }
+
+    async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
+        let request = request.clone();
+        let about = format!("{} on {}", request.rollout, request.hub);
+        self.call("take_permits", about, |truth, by| async move {
+            let grant = truth.take_permits(&request).await?;
+            match by.sim().has(Bug::EndlessPermits) {
+                true => Ok(Grant {
+                    permits: request.wanted,
+                    wait: Duration::ZERO,
+                }),
+                false => Ok(grant),
+            }
+        })
+        .await
+    }
+
+    async fn throttled(
+        &self,
+        hub: &HubName,
+        retry_after: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let on = hub.clone();
+        self.call("throttled", hub, |truth, _| async move {
+            truth.throttled(&on, retry_after).await
+        })
+        .await
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let on = hub.clone();
+        self.call("open_link", hub, |truth, _| async move {
+            truth.open_link(&on).await
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Roster for SimStore {
+    async fn active(&self) -> Result<Vec<RolloutName>, StoreError> {
+        self.call("active", "", |truth, _| async move { truth.active().await })
+            .await
+    }
+
+    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let of = name.clone();
+        self.call("retire", name, |truth, _| async move {
+            truth.retire(&of, version).await
+        })
+        .await
+    }
+
+    async fn claim(
+        &self,
+        name: &RolloutName,
+        holder: &Holder,
+        ttl: Duration,
+    ) -> Result<Option<Held>, StoreError> {
+        let (of, holder) = (name.clone(), holder.clone());
+        self.call("claim", name, |truth, _| async move {
+            truth.claim(&of, &holder, ttl).await
+        })
+        .await
+    }
+
+    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
+        let (of, holder) = (name.clone(), holder.clone());
+        self.call("disclaim", name, |truth, _| async move {
+            truth.disclaim(&of, &holder).await
+        })
+        .await
+    }
+
+    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError> {
+        let of = name.clone();
+        self.call("announced", name, |truth, _| async move {
+            truth.announced(&of).await
+        })
+        .await
+    }
+
+    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let of = name.clone();
+        self.call("set_announced", name, |truth, _| async move {
+            truth.set_announced(&of, version).await
+        })
+        .await
+    }
+
+    async fn halted(&self) -> Result<Option<Halt>, StoreError> {
+        self.call("halted", "", |truth, _| async move { truth.halted().await })
+            .await
+    }
+
+    async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError> {
+        let halt = halt.cloned();
+        self.call("set_halted", "", |truth, by| async move {
+            truth.set_halted(halt.as_ref()).await?;
+            by.witness(&Witnessed::Halted(halt.is_some()));
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,706 @@
+//! The account of a simulated world: what really happened, and whether it may.
+//!
+//! The account sees every effect in the store and every message that a hub takes. The promises of
+//! the engine are checked against it: some at the moment in which they could be broken, the others
+//! now and then, and at the end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use twincast_core::batch::Lease;
+use twincast_core::ids::{BatchId, DeviceId, Epoch, HubName, RolloutName};
+use twincast_core::message::{MessageId, Outbound};
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{LeaseRequest, NotSent, Report, Roster as _, SendResult, Store, Tally};
+use twincast_core::rollout::{Phase, Rollout, transition};
+use twincast_testkit::MemoryStore;
+use twincast_testkit::sim::{Process, Watch, Witnessed};
+
+use crate::world::Plan;
+
+/// What is to have taken hold takes hold within this time.
+const TAKES_HOLD: Duration = Duration::from_secs(1);
+/// The hubs' and the rollouts' limits are per this time.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The account.
+pub(crate) struct Account {
+    plan: Plan,
+    books: Mutex<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    wrong: Vec<String>,
+    rollouts: BTreeMap<RolloutName, Record>,
+    batches: BTreeMap<(RolloutName, BatchId), Work>,
+    devices: BTreeMap<(RolloutName, DeviceId), Sends>,
+    /// When which rollout's messages were accepted in the last minute.
+    minutes: BTreeMap<HubName, VecDeque<(Instant, RolloutName)>>,
+    /// Since when a stop-all is in force that was answered.
+    halted_since: Option<Instant>,
+    told: BTreeMap<String, Value>,
+    /// Processes that were told to stop: they may leave things undone.
+    stopping: BTreeSet<String>,
+    /// The outcomes when they were looked at last.
+    outcomes: BTreeMap<(RolloutName, BatchId), Vec<Outcome>>,
+    tally: Figures,
+}
+
+/// How much happened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Figures {
+    pub(crate) sends: u64,
+    pub(crate) accepted: u64,
+    pub(crate) repeats: u64,
+    pub(crate) takeovers: u64,
+    pub(crate) crashes: u64,
+    pub(crate) excused: u64,
+}
+
+impl Figures {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.sends += other.sends;
+        self.accepted += other.accepted;
+        self.repeats += other.repeats;
+        self.takeovers += other.takeovers;
+        self.crashes += other.crashes;
+        self.excused += other.excused;
+    }
+}
+
+/// A rollout's record.
+struct Record {
+    latest: Rollout,
+    /// Since when nothing of it is to be sent.
+    stopped_since: Option<Instant>,
+    /// When it was last moved.
+    moved_at: Instant,
+    versions: BTreeSet<u64>,
+}
+
+/// What is known of a batch.
+#[derive(Default)]
+struct Work {
+    /// The newest lease, unless it was given back: whose, which, since when.
+    holder: Option<(Process, Lease, Instant)>,
+    /// The positions of which it is recorded what became of them.
+    recorded: BTreeSet<u32>,
+    /// Every lease that there was.
+    terms: BTreeMap<Epoch, Term>,
+    /// The newest lease of each process. A process may have lost one and got another.
+    newest: BTreeMap<String, Newest>,
+}
+
+/// What was done under one lease.
+#[derive(Default)]
+struct Term {
+    /// What was recorded when it began.
+    recorded_before: BTreeSet<u32>,
+    /// What the hub may have and is not recorded under this lease.
+    open: BTreeSet<u32>,
+    /// What the hub has said to have, of that.
+    taken: BTreeSet<u32>,
+}
+
+struct Newest {
+    epoch: Epoch,
+    /// How many leases it may be sending under, all counted as the newest.
+    runs: usize,
+}
+
+/// What was sent to a device for a rollout.
+#[derive(Default)]
+struct Sends {
+    id: String,
+    accepted: u32,
+    /// The leases under which it was sent, and whether it is known there that the hub has it.
+    under: BTreeMap<Epoch, bool>,
+    /// The lease under which each process sent it last.
+    by: BTreeMap<String, Epoch>,
+    /// Tries that count against the engine's limit.
+    failed: u32,
+    refused: Option<(Outcome, u32)>,
+}
+
+impl Account {
+    pub(crate) fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            books: Mutex::default(),
+        }
+    }
+
+    /// Whatever was found to be wrong.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        self.books().wrong.clone()
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        self.books().tally
+    }
+
+    /// A process was told to stop.
+    pub(crate) fn stopping(&self, process: &str) {
+        self.books().stopping.insert(process.to_owned());
+    }
+
+    pub(crate) fn crashed(&self) {
+        self.books().tally.crashes += 1;
+    }
+
+    /// Notes that something is not as promised.
+    pub(crate) fn accuse(&self, what: String) {
+        self.books().wrong.push(what);
+    }
+
+    /// A stop-all was answered, and is in force.
+    pub(crate) fn halted(&self) {
+        self.books().halted_since.get_or_insert_with(Instant::now);
+    }
+
+    /// The spec of a rollout as it is stored.
+    pub(crate) fn stored(&self, name: &RolloutName) -> Option<Rollout> {
+        let books = self.books();
+        books.rollouts.get(name).map(|record| record.latest.clone())
+    }
+
+    /// An event was published.
+    pub(crate) fn told(&self, by: &Process, topic: &str, event: &Value) {
+        self.books().told(by, topic, event);
+    }
+
+    /// What may be checked at any time, against the store.
+    pub(crate) async fn look(&self, store: &MemoryStore) {
+        for name in store.rollouts().await.expect("memory does not fail") {
+            let rollout = store.rollout(&name).await.expect("memory does not fail");
+            let rollout = rollout.expect("it was listed");
+            self.look_at(store, &rollout, false).await;
+        }
+    }
+
+    /// What must hold at the end.
+    pub(crate) async fn close(&self, store: &MemoryStore) {
+        let active = store.active().await.expect("memory does not fail");
+        if !active.is_empty() {
+            self.accuse(format!("{active:?} are still on the roster"));
+        }
+        for of in &self.plan.rollouts {
+            let rollout = store.rollout(&of.name).await.expect("memory does not fail");
+            match rollout {
+                Some(rollout) => self.look_at(store, &rollout, true).await,
+                None => self.accuse(format!("{} was never created", of.name)),
+            }
+        }
+        self.books().all_told();
+    }
+
+    async fn look_at(&self, store: &MemoryStore, rollout: &Rollout, at_end: bool) {
+        let name = &rollout.spec.name;
+        let batches = store.batches(name, None, usize::MAX).await;
+        let batches = batches.expect("memory does not fail");
+        let tallies = store.tallies(name).await.expect("memory does not fail");
+        let mut counts = Counts::default();
+        let mut planned = BTreeMap::<HubName, BTreeSet<DeviceId>>::new();
+        let mut twice = 0;
+        for batch in &batches {
+            let work = store.load(name, batch.header.id).await;
+            let work = work.expect("it was listed");
+            let outcomes: Vec<_> = work.outcomes.iter().collect();
+            let devices: Vec<_> = work
+                .batch
+                .devices
+                .iter()
+                .map(|id| DeviceId::new(id).expect("an id"))
+                .collect();
+            let mut recount = Counts::default();
+            for outcome in &outcomes {
+                let mut one = Counts::pending(1);
+                one.shift(Outcome::Pending, *outcome);
+                recount.add(&one);
+            }
+            if recount != batch.counts {
+                self.accuse(format!(
+                    "the counts of {name}/{} have drifted",
+                    batch.header.id
+                ));
+            }
+            counts.add(&recount);
+            self.books()
+                .agrees(&self.plan, rollout, batch.header.id, &devices, &outcomes);
+            let set = planned.entry(batch.header.hub.clone()).or_default();
+            for device in devices {
+                twice += usize::from(!set.insert(device));
+            }
+        }
+        if Tally::sum(&tallies) != counts {
+            self.accuse(format!("the tallies of {name} have drifted"));
+        }
+        if rollout.plan.is_some() {
+            self.is_target(name, &planned, twice);
+        }
+        if at_end {
+            self.has_ended(rollout, &counts);
+        }
+    }
+
+    /// A whole plan has the devices that the spec means, each once.
+    fn is_target(
+        &self,
+        name: &RolloutName,
+        planned: &BTreeMap<HubName, BTreeSet<DeviceId>>,
+        twice: usize,
+    ) {
+        let of = self.plan.rollouts.iter().find(|of| of.name == *name);
+        let target = &of.expect("no others are started").target;
+        let meant = target.iter().filter(|(_, devices)| !devices.is_empty());
+        if twice > 0 || !meant.eq(planned.iter()) {
+            self.accuse(format!(
+                "the plan of {name} has {planned:?}, {twice} of them twice, and means {target:?}"
+            ));
+        }
+    }
+
+    fn has_ended(&self, rollout: &Rollout, counts: &Counts) {
+        let name = &rollout.spec.name;
+        let sent_or_skipped = counts.unsettled() == 0;
+        let as_it_should = match &rollout.phase {
+            Phase::Succeeded => counts.failed() == 0 && counts.get(Outcome::Skipped) == 0,
+            Phase::FinishedWithFailures => counts.failed() > 0,
+            Phase::Aborted { .. } => true,
+            Phase::Failed { .. } => counts.total() == 0,
+            _ => false,
+        };
+        if !sent_or_skipped || !as_it_should {
+            let phase = rollout.phase.as_str();
+            self.accuse(format!("{name} is {phase} at the end, with {counts:?}"));
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch for Account {
+    fn witness(&self, by: &Process, what: &Witnessed<'_>) {
+        let mut books = self.books();
+        let window = self.plan.worker.window;
+        match what {
+            Witnessed::Saved(rollout) => books.saved(by, rollout),
+            Witnessed::Leased(request, lease) => books.leased(by, request, lease),
+            Witnessed::Recorded(lease, reports) => books.recorded(lease, reports),
+            Witnessed::Released(lease) => {
+                books.released(by, lease, self.plan.worker.give_up.is_some());
+            }
+            Witnessed::Halted(true) => {}
+            Witnessed::Halted(false) => books.halted_since = None,
+            Witnessed::Sending(hub, message) => books.sending(&self.plan, by, hub, message),
+            Witnessed::Accepted(hub, message) => books.accepted(&self.plan, hub, message),
+            Witnessed::Answered(_, message, result) => books.answered(by, message, result),
+            Witnessed::UnderWay(hub, many) => {
+                let most = self.plan.worker.slots * window;
+                if *many > most {
+                    books.accuse(format!(
+                        "{by} has {many} sends under way to {hub}, of {most}"
+                    ));
+                }
+            }
+            Witnessed::Waiting(hub, many) => {
+                if *many > self.plan.longest_line() {
+                    books.accuse(format!("{many} dispatches wait on the queue of {hub}"));
+                }
+            }
+        }
+    }
+}
+
+impl Books {
+    fn accuse(&mut self, what: String) {
+        self.wrong.push(what);
+    }
+
+    fn saved(&mut self, by: &Process, rollout: &Rollout) {
+        let name = &rollout.spec.name;
+        let phase = rollout.phase.as_str();
+        by.sim().note(format_args!(
+            "{by} moves {name} to {phase}, version {}",
+            rollout.version
+        ));
+        let before = self.rollouts.get(name);
+        let expected = before.map_or(1, |before| before.latest.version.0 + 1);
+        if rollout.version.0 != expected {
+            let found = rollout.version;
+            self.wrong
+                .push(format!("{name} went to version {found}, not {expected}"));
+        }
+        let replaced = before.is_some_and(|before| {
+            let failed = matches!(before.latest.phase, Phase::Failed { .. });
+            failed && rollout.phase == Phase::Accepted
+        });
+        if let Some(before) = before
+            && !replaced
+        {
+            let event = &rollout.history.last().expect("a transition").event;
+            let is_resumed = matches!(before.latest.phase, Phase::Paused { .. })
+                && rollout.phase == Phase::Running;
+            if is_resumed && self.halted_since.is_some_and(|since| by.started() > since) {
+                self.wrong
+                    .push(format!("{by} resumes {name} while all is stopped"));
+            }
+            if before.latest.spec != rollout.spec {
+                self.wrong.push(format!("the spec of {name} changed"));
+            }
+            if transition(&before.latest.phase, event).as_ref() != Ok(&rollout.phase) {
+                let from = before.latest.phase.as_str();
+                self.wrong
+                    .push(format!("{name} went from {from} to {phase}"));
+            }
+        }
+        let stopped_since = match rollout.phase {
+            Phase::Running => None,
+            _ => before
+                .and_then(|before| before.stopped_since)
+                .or_else(|| Some(Instant::now())),
+        };
+        let mut versions = before.map_or_else(BTreeSet::new, |before| before.versions.clone());
+        versions.insert(rollout.version.0);
+        let record = Record {
+            latest: rollout.clone(),
+            stopped_since,
+            moved_at: Instant::now(),
+            versions,
+        };
+        self.rollouts.insert(name.clone(), record);
+    }
+
+    fn leased(&mut self, by: &Process, request: &LeaseRequest, lease: &Lease) {
+        let key = (lease.rollout.clone(), lease.batch);
+        let work = self.batches.entry(key).or_default();
+        let again = work
+            .holder
+            .as_ref()
+            .is_some_and(|(_, held, _)| held.holder == request.holder);
+        if work.holder.is_some() && !again {
+            self.tally.takeovers += 1;
+        }
+        let still_running = work
+            .holder
+            .as_ref()
+            .is_some_and(|(process, ..)| process.name() == by.name() && !again);
+        let newest = work.newest.entry(by.name().to_owned()).or_insert(Newest {
+            epoch: lease.epoch,
+            runs: 0,
+        });
+        newest.epoch = lease.epoch;
+        newest.runs = if still_running { newest.runs + 1 } else { 1 };
+        let term = Term {
+            recorded_before: work.recorded.clone(),
+            ..Term::default()
+        };
+        work.terms.insert(lease.epoch, term);
+        work.holder = Some((by.clone(), lease.clone(), Instant::now()));
+    }
+
+    fn recorded(&mut self, lease: &Lease, reports: &[Report]) {
+        let Some(work) = self.batches.get_mut(&(lease.rollout.clone(), lease.batch)) else {
+            return;
+        };
+        let term = work.terms.entry(lease.epoch).or_default();
+        for report in reports.iter().filter(|report| report.outcome.is_settled()) {
+            work.recorded.insert(report.index);
+            term.open.remove(&report.index);
+            term.taken.remove(&report.index);
+        }
+    }
+
+    fn released(&mut self, by: &Process, lease: &Lease, gives_up: bool) {
+        let Some(work) = self.batches.get_mut(&(lease.rollout.clone(), lease.batch)) else {
+            return;
+        };
+        let taken = work.terms.get(&lease.epoch).map(|term| &term.taken);
+        // Of two runs in one process it is not known which one sent what.
+        let runs = work.newest.get(by.name()).map_or(0, |newest| newest.runs);
+        if let Some(taken) = taken.filter(|taken| !taken.is_empty())
+            && runs == 1
+            && !self.stopping.contains(by.name())
+            && !gives_up
+        {
+            let batch = format!("{}/{}", lease.rollout, lease.batch);
+            self.wrong.push(format!(
+                "{by} lets go of {batch} with {taken:?} not recorded"
+            ));
+        }
+        work.holder
+            .take_if(|(_, held, _)| held.epoch == lease.epoch);
+    }
+
+    fn sending(&mut self, plan: &Plan, by: &Process, hub: &HubName, message: &Outbound) {
+        self.tally.sends += 1;
+        let id: MessageId = message.id.parse().expect("an id of ours");
+        let about = format!("{}/{}", id.rollout, id.batch);
+        let Some(of) = plan.rollouts.iter().find(|of| of.name == id.rollout) else {
+            return self.accuse(format!(
+                "a message for {}, which nobody started",
+                id.rollout
+            ));
+        };
+        let (late, notes) = self.is_late(by, of.at_most_once, &id);
+        if late {
+            self.wrong.push(format!(
+                "{by} sends {} to {}: {notes}",
+                message.id, message.device
+            ));
+        }
+        let meant = of.target.get(hub);
+        if !meant.is_some_and(|meant| meant.contains(&message.device)) {
+            self.wrong.push(format!(
+                "{} is sent to {}, which is not meant",
+                id.rollout, message.device
+            ));
+        }
+        if message.content.body != of.name.as_str() {
+            self.wrong
+                .push(format!("{} is sent something else", message.device));
+        }
+        let window = plan.worker.window;
+        let Some(work) = self.batches.get_mut(&(id.rollout.clone(), id.batch)) else {
+            return self.accuse(format!("{by} sends {about} and never leased it"));
+        };
+        let Some(newest) = work.newest.get(by.name()) else {
+            return self.accuse(format!("{by} sends {about} and never leased it"));
+        };
+        let (epoch, runs) = (newest.epoch, newest.runs);
+        let device = (id.rollout.clone(), message.device.clone());
+        let sends = self.devices.entry(device).or_default();
+        if !sends.id.is_empty() && sends.id != message.id {
+            let (old, new) = (&sends.id, &message.id);
+            self.wrong
+                .push(format!("{} was sent {old} and now {new}", message.device));
+        }
+        sends.id.clone_from(&message.id);
+        let term = work.terms.entry(epoch).or_default();
+        let is_known = sends.under.get(&epoch).copied().unwrap_or(false) && runs == 1
+            || term.recorded_before.contains(&id.index);
+        if sends.accepted > 0 && (is_known || of.at_most_once) {
+            self.wrong.push(format!(
+                "{by} sends {} again, which {} is known to have",
+                message.id, message.device
+            ));
+        }
+        sends.under.entry(epoch).or_insert(false);
+        sends.by.insert(by.name().to_owned(), epoch);
+        term.open.insert(id.index);
+        let open = term.open.len();
+        if open > window * runs {
+            self.wrong.push(format!(
+                "{by} has {open} devices of {about} sent and not recorded"
+            ));
+        }
+    }
+
+    /// Whether a send is one that should not be made any more.
+    fn is_late(&mut self, by: &Process, once: bool, id: &MessageId) -> (bool, String) {
+        let now = Instant::now();
+        let mut since = Vec::new();
+        match self.rollouts.get(&id.rollout) {
+            None => return (true, "there is no such rollout".into()),
+            Some(record) => {
+                let phase = record.latest.phase.as_str();
+                since.extend(record.stopped_since.map(|since| (since, phase.to_owned())));
+                // What was on its way to run when all was stopped is found out after that.
+                let halted_since = self.halted_since.map(|since| since.max(record.moved_at));
+                since.extend(halted_since.map(|since| (since, "all is stopped".to_owned())));
+            }
+        }
+        let work = self.batches.get(&(id.rollout.clone(), id.batch));
+        if let Some((holder, _, at)) = work.and_then(|work| work.holder.as_ref())
+            && holder.name() != by.name()
+        {
+            since.push((*at, format!("{holder} has the batch")));
+        }
+        for (since, why) in since {
+            if now <= since + TAKES_HOLD {
+                continue;
+            }
+            // What is marked is sent, however long the store took to say that it is marked: it
+            // would be lost.
+            let about = format!("{}/{}", id.rollout, id.batch);
+            let marked = by.troubled_until(&[("record", &about)]);
+            match marked.filter(|_| once) {
+                Some(until) if now <= until + TAKES_HOLD => self.tally.excused += 1,
+                _ => return (true, format!("{why} for {:?}", now - since)),
+            }
+        }
+        (false, String::new())
+    }
+
+    fn accepted(&mut self, plan: &Plan, hub: &HubName, message: &Outbound) {
+        let now = Instant::now();
+        self.tally.accepted += 1;
+        let id: MessageId = message.id.parse().expect("an id of ours");
+        let device = (id.rollout.clone(), message.device.clone());
+        let sends = self.devices.entry(device).or_default();
+        sends.accepted += 1;
+        if sends.accepted > 1 {
+            self.tally.repeats += 1;
+        }
+        let minute = self.minutes.entry(hub.clone()).or_default();
+        minute.push_back((now, id.rollout.clone()));
+        while minute.front().is_some_and(|(at, _)| *at + MINUTE <= now) {
+            minute.pop_front();
+        }
+        let all = minute.len() as f64;
+        let own = minute.iter().filter(|(_, of)| *of == id.rollout).count() as f64;
+        let quota = plan.quota(hub);
+        if all > quota {
+            self.wrong.push(format!(
+                "{hub} took {all} messages in a minute, of {quota}: {:?}",
+                minute
+                    .iter()
+                    .map(|m| m.0.duration_since(minute[0].0).as_secs_f64())
+                    .collect::<Vec<_>>()
+            ));
+        }
+        let rate = plan.rate(&id.rollout);
+        if own > rate {
+            let name = &id.rollout;
+            self.wrong.push(format!(
+                "{hub} took {own} messages of {name} in a minute, of {rate}"
+            ));
+        }
+    }
+
+    fn answered(&mut self, by: &Process, message: &Outbound, result: &SendResult) {
+        let id: MessageId = message.id.parse().expect("an id of ours");
+        let device = (id.rollout.clone(), message.device.clone());
+        let sends = self.devices.entry(device).or_default();
+        let work = self.batches.entry((id.rollout, id.batch)).or_default();
+        let Some(epoch) = sends.by.get(by.name()) else {
+            return;
+        };
+        let term = work.terms.entry(*epoch).or_default();
+        match result {
+            SendResult::Enqueued => {
+                sends.under.insert(*epoch, true);
+                if term.open.contains(&id.index) {
+                    term.taken.insert(id.index);
+                }
+            }
+            SendResult::Unknown { .. } => sends.failed += 1,
+            SendResult::Final { outcome, code, .. } => sends.refused = Some((*outcome, *code)),
+            SendResult::NotSent { cause, .. } => {
+                sends.failed += u32::from(matches!(cause, NotSent::Refused(_)));
+            }
+            SendResult::HubShut { .. } => {}
+        }
+    }
+
+    /// The stored outcomes of a batch only rise, and are what the hub knows, too.
+    fn agrees(
+        &mut self,
+        plan: &Plan,
+        rollout: &Rollout,
+        batch: BatchId,
+        devices: &[DeviceId],
+        outcomes: &[Outcome],
+    ) {
+        let name = &rollout.spec.name;
+        let before = self
+            .outcomes
+            .insert((name.clone(), batch), outcomes.to_vec())
+            .filter(|before| before.len() == outcomes.len())
+            .unwrap_or_default();
+        let tries = u32::from(plan.worker.tries);
+        let once = plan
+            .rollouts
+            .iter()
+            .any(|of| of.name == *name && of.at_most_once);
+        let none = Sends::default();
+        for (index, (device, outcome)) in devices.iter().zip(outcomes).enumerate() {
+            let sends = self.devices.get(&(name.clone(), device.clone()));
+            let sends = sends.unwrap_or(&none);
+            let work = self.batches.get(&(name.clone(), batch));
+            let is_open = work.is_some_and(|work| {
+                let index = index as u32;
+                work.terms.values().any(|term| term.open.contains(&index))
+            });
+            let agrees = match outcome {
+                Outcome::Pending | Outcome::Attempting => sends.accepted == 0 || is_open,
+                Outcome::Skipped => {
+                    matches!(
+                        rollout.phase,
+                        Phase::Aborting { .. } | Phase::Aborted { .. }
+                    ) && (sends.accepted == 0 || is_open)
+                }
+                Outcome::Unknown => once || sends.failed >= tries,
+                Outcome::NotFound | Outcome::QueueFull => sends.refused == Some((*outcome, 0)),
+                Outcome::Refused => sends.refused.is_some() || sends.failed >= tries,
+                _ => sends.accepted > 0,
+            };
+            let fell = before.get(index).is_some_and(|before| before > outcome);
+            if !agrees || fell {
+                let accepted = sends.accepted;
+                self.wrong.push(format!(
+                    "{device} of {name}/{batch} is {outcome}, and the hub has {accepted} messages for it"
+                ));
+            }
+        }
+    }
+
+    fn told(&mut self, by: &Process, topic: &str, event: &Value) {
+        let id = event["id"].as_str().unwrap_or_default().to_owned();
+        by.sim().note(format_args!("{by} tells {topic} {id}"));
+        if self.told.get(&id).is_some_and(|before| before != event) {
+            self.wrong.push(format!(
+                "there are two events {id}: {event}, {:?}",
+                self.told[&id]
+            ));
+        }
+        let Some((name, version)) = id.rsplit_once('/') else {
+            return self.accuse(format!("an event without an id: {event}"));
+        };
+        let version: u64 = version.parse().unwrap_or_default();
+        let name = twincast_testkit::build::name(name);
+        if topic
+            != format!(
+                "rollout.{}",
+                event["data"]["phase"].as_str().unwrap_or_default()
+            )
+        {
+            self.wrong.push(format!("the topic of {id} is {topic}"));
+        }
+        let stored = self.rollouts.get(&name);
+        if !stored.is_some_and(|stored| stored.versions.contains(&version)) {
+            self.wrong.push(format!("{id} was told and never happened"));
+        }
+        let earlier = stored
+            .into_iter()
+            .flat_map(|stored| stored.versions.range(..version));
+        for earlier in earlier {
+            let earlier = format!("{name}/{earlier}");
+            if !self.told.contains_key(&earlier) {
+                self.wrong.push(format!("{id} was told before {earlier}"));
+            }
+        }
+        self.told.insert(id, event.clone());
+    }
+
+    fn all_told(&mut self) {
+        let mut untold = Vec::new();
+        for (name, record) in &self.rollouts {
+            for version in &record.versions {
+                let id = format!("{name}/{version}");
+                if !self.told.contains_key(&id) {
+                    untold.push(id);
+                }
+            }
+        }
+        if !untold.is_empty() {
+            self.accuse(format!("nobody was told of {untold:?}"));
+        }
+    }
+}

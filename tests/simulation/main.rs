@@ -1,0 +1,113 @@
+//! The whole engine in simulated worlds: orchestrators, workers and commands as they are, on
+//! doubles of store, queue and hubs, on one thread and in virtual time.
+//!
+//! A seed makes a world ([`world`]): its hubs and fleets, its rollouts, what is asked for, and what
+//! goes wrong. [`engine`] lets it run; [`account`] sees what really happens and checks it against
+//! what the engine promises. After a time of chaos nothing goes wrong any more, and everything
+//! has to come to an end. [`mutants`] proves that the checks can fail.
+//!
+//! ```text
+//! cargo test --test simulation                            the usual seeds
+//! TWINCAST_SIM_SEED=123 cargo test --test simulation      one seed, with its trace
+//! TWINCAST_SIM_SEEDS=10000 cargo test --test simulation   more of them
+//! ```
+
+#![expect(clippy::print_stdout, reason = "worlds and figures")]
+
+mod account;
+mod engine;
+mod mutants;
+mod run;
+mod world;
+
+use std::env;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crate::account::Figures;
+use crate::run::{Report, Setup};
+use crate::world::Plan;
+
+/// How many seeds are run when nothing else is asked for.
+const SEEDS: u64 = 1_000;
+/// So many failures are told of; the lowest seed's in full.
+const ENOUGH: usize = 20;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")),
+    )
+}
+
+/// Runs seeds on all processors until so many have failed. Gives those, lowest seed first, and
+/// what happened in all of them.
+fn run_all(seeds: Range<u64>, setup: &Setup, enough: usize) -> (Vec<Report>, Figures) {
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::<Report>::new());
+    let all = Mutex::new(Figures::default());
+    let run_some = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end || failed.lock().expect("no panic").len() >= enough {
+                return;
+            }
+            let report = run::run(seed, setup);
+            all.lock().expect("no panic").add(&report.figures);
+            if !report.wrong.is_empty() {
+                failed.lock().expect("no panic").push(report);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(run_some);
+        }
+    });
+    let mut failed = failed.into_inner().expect("no panic");
+    failed.sort_by_key(|report| report.plan.seed);
+    (failed, all.into_inner().expect("no panic"))
+}
+
+#[test]
+fn promises_are_kept() {
+    if let Some(seed) = number("TWINCAST_SIM_SEED") {
+        let report = run::run(seed, &Setup::default().with_lines(usize::MAX));
+        println!("{report}");
+        assert!(report.wrong.is_empty(), "seed {seed} fails");
+        return;
+    }
+    let from = number("TWINCAST_SIM_FROM").unwrap_or(0);
+    let many = number("TWINCAST_SIM_SEEDS").unwrap_or(SEEDS);
+    let began = Instant::now();
+    let (failed, figures) = run_all(from..from + many, &Setup::default(), ENOUGH);
+    let rate = many as f64 / began.elapsed().as_secs_f64();
+    println!("{many} seeds, {rate:.1} a second: {figures:?}");
+    for report in &failed {
+        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+    }
+    if let Some(first) = failed.first() {
+        panic!("{first}");
+    }
+}
+
+/// The same seed is the same world, to the last call.
+#[test]
+fn a_seed_can_be_replayed() {
+    for seed in number("TWINCAST_SIM_FROM").map_or(0..12, |from| from..from + 200) {
+        if Plan::of(seed).has_list() {
+            continue;
+        }
+        let [first, second] = [(); 2].map(|()| run::run(seed, &Setup::default()));
+        assert_eq!(first.trace.count(), second.trace.count(), "seed {seed}");
+        assert_eq!(
+            first.trace.fingerprint(),
+            second.trace.fingerprint(),
+            "seed {seed}"
+        );
+    }
+}

@@ -1,0 +1,448 @@
+//! What a seed makes: hubs, fleets, rollouts, processes, commands, and what goes wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::{DeviceId, HubName, RolloutName};
+use twincast_core::outcome::Outcome;
+use twincast_orchestrator::driver::DriverConfig;
+use twincast_orchestrator::service::OrchestratorConfig;
+use twincast_testkit::build;
+use twincast_testkit::sim::{Chance, Dice, Faults, SimHub, Sky, SkyWindow, Tags};
+use twincast_worker::WorkerConfig;
+
+/// A world before anything has happened in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) hubs: Vec<HubPlan>,
+    pub(crate) rollouts: Vec<RolloutPlan>,
+    pub(crate) orchestrators: u64,
+    pub(crate) workers: u64,
+    pub(crate) orchestrator: OrchestratorConfig,
+    pub(crate) worker: WorkerConfig,
+    /// When a process that is gone is started again, at the latest.
+    pub(crate) restart: Duration,
+    /// What is asked for, and when.
+    pub(crate) commands: Vec<(Duration, Ask)>,
+    /// When workers and orchestrators are stopped, to be started anew.
+    pub(crate) stops: Vec<Duration>,
+    /// When which hub's queue is purged.
+    pub(crate) purges: Vec<(Duration, HubName)>,
+    pub(crate) faults: Faults,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct HubPlan {
+    pub(crate) hub: Arc<SimHub>,
+    pub(crate) limits: HubLimits,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct RolloutPlan {
+    pub(crate) name: RolloutName,
+    pub(crate) spec: Value,
+    /// Another one of that name.
+    pub(crate) conflicting: Value,
+    pub(crate) at_most_once: bool,
+    /// A minute, on each hub.
+    pub(crate) rate: Option<f64>,
+    /// The devices that it means, by our own reckoning.
+    pub(crate) target: BTreeMap<HubName, BTreeSet<DeviceId>>,
+}
+
+/// What is asked for, of a rollout by its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Ask {
+    Start(usize),
+    StartConflicting(usize),
+    Pause(usize),
+    Resume(usize),
+    Abort(usize),
+    StopAll,
+    ResumeAll,
+}
+
+const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl Plan {
+    /// The world of a seed.
+    pub(crate) fn of(seed: u64) -> Self {
+        let chance = Chance::of(seed).at("world");
+        let mut dice = chance.dice();
+        let chaos = dice.time(seconds(10)..=seconds(45));
+        let hubs: Vec<_> = (0..dice.among(1..=3))
+            .map(|n| hub(&mut chance.at(("hub", n)).dice(), n, chaos))
+            .collect();
+        let rollouts: Vec<_> = (0..dice.among(1..=3))
+            .map(|n| rollout(&mut chance.at(("rollout", n)).dice(), n, &hubs))
+            .collect();
+        let commands = commands(&mut chance.at("commands").dice(), rollouts.len(), chaos);
+        let mut times = |probability: f64| {
+            let many = if dice.happens(probability) {
+                dice.among(1..=4)
+            } else {
+                0
+            };
+            (0..many)
+                .map(|_| dice.time(Duration::ZERO..=chaos))
+                .collect::<Vec<_>>()
+        };
+        let stops = times(0.4);
+        let purges = times(0.3)
+            .into_iter()
+            .map(|at| (at, dice.pick(&hubs).hub.name.clone()))
+            .collect();
+        Self {
+            seed,
+            orchestrators: dice.among(1..=3),
+            workers: dice.among(1..=4),
+            orchestrator: orchestrator(&mut dice),
+            worker: worker(&mut dice),
+            restart: dice.pick(&[ms(100), seconds(3), seconds(15)]),
+            faults: faults(&mut chance.at("faults").dice(), chaos),
+            hubs,
+            rollouts,
+            commands,
+            stops,
+            purges,
+        }
+    }
+
+    /// Some target is a list. Planning reads lists on a thread of its own, so what happens in the
+    /// same millisecond has no fixed order, and a replay may differ.
+    pub(crate) fn has_list(&self) -> bool {
+        let mut targets = self.rollouts.iter().map(|of| &of.spec["target"]);
+        targets.any(|target| target.get("devices").is_some())
+    }
+
+    /// How many messages a hub may take in a minute.
+    pub(crate) fn quota(&self, hub: &HubName) -> f64 {
+        let hub = self.hubs.iter().find(|of| of.hub.name == *hub);
+        let quota = hub.and_then(|hub| hub.limits.sends_per_minute);
+        quota.unwrap_or(f64::INFINITY)
+    }
+
+    /// How many messages of a rollout a hub may take in a minute: its rate, both ends of the minute,
+    /// and a second of sending, as its limiter makes up for some time and permits are used a little
+    /// late.
+    pub(crate) fn rate(&self, rollout: &RolloutName) -> f64 {
+        let of = self.rollouts.iter().find(|of| of.name == *rollout);
+        let rate = of.and_then(|of| of.rate);
+        rate.map_or(f64::INFINITY, |rate| rate + 1.0 + rate / 60.0)
+    }
+
+    /// How many dispatches may wait on a queue.
+    pub(crate) fn longest_line(&self) -> usize {
+        500
+    }
+
+    /// How long it may take to come to an end when nothing goes wrong any more: to send everything
+    /// once more, and for whatever waits to notice.
+    pub(crate) fn patience(&self) -> Duration {
+        let sending = self.rollouts.iter().map(|rollout| {
+            let on_hub = |(name, devices): (&HubName, &BTreeSet<DeviceId>)| {
+                let hub = self.hubs.iter().find(|hub| hub.hub.name == *name);
+                let quota = hub.and_then(|hub| hub.limits.sends_per_minute);
+                let pace = quota
+                    .unwrap_or(f64::MAX)
+                    .min(rollout.rate.unwrap_or(f64::MAX));
+                devices.len() as f64 * 60.0 / pace
+            };
+            rollout.target.iter().map(on_hub).fold(0.0, f64::max)
+        });
+        seconds(400) + Duration::from_secs_f64(2.0 * sending.sum::<f64>())
+    }
+}
+
+fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
+    let name = build::hub(&format!("hub{n}"));
+    let devices: BTreeMap<DeviceId, Tags> = (0..dice.among(0..=90))
+        .map(|d| {
+            let mut tags = Tags::new();
+            if dice.happens(0.9) {
+                tags.insert("region".into(), dice.pick(&REGIONS).into());
+            }
+            tags.insert("site".into(), dice.among(0..=5).to_string());
+            (build::device(&format!("{name}-{d:03}")), tags)
+        })
+        .collect();
+    let share = dice.pick(&[0.0, 0.0, 0.05]);
+    let refuses = devices
+        .keys()
+        .filter(|_| dice.happens(share))
+        .cloned()
+        .collect::<Vec<_>>();
+    let refuses = refuses
+        .into_iter()
+        .map(|device| {
+            let how = [
+                (Outcome::NotFound, 0),
+                (Outcome::QueueFull, 0),
+                (Outcome::Refused, 400_027),
+            ];
+            (device, dice.pick(&how))
+        })
+        .collect();
+    let quota = dice.pick(&[None, None, Some(60.0), Some(120.0), Some(1_000.0)]);
+    let limits = HubLimits {
+        sends_per_minute: quota,
+        ..HubLimits::unlimited()
+    };
+    let hub = SimHub {
+        name,
+        devices,
+        refuses,
+        latency: dice.pick(&[ms(5), ms(50), ms(500)]),
+        skies: skies(dice, chaos),
+    };
+    HubPlan {
+        hub: Arc::new(hub),
+        limits,
+    }
+}
+
+fn skies(dice: &mut Dice, chaos: Duration) -> Vec<SkyWindow> {
+    if dice.happens(0.4) {
+        return Vec::new();
+    }
+    let windows = (0..dice.among(1..=4)).map(|_| {
+        let from = dice.time(Duration::ZERO..=chaos);
+        let share = dice.pick(&[0.02, 0.2, 0.8]);
+        let retry_after = dice.pick(&[None, Some(ms(500)), Some(seconds(8))]);
+        SkyWindow {
+            from,
+            to: (from + dice.time(ms(200)..=seconds(20))).min(chaos),
+            sky: match dice.among(0..=6) {
+                0 => Sky::Shut { retry_after },
+                1 => Sky::Unreachable,
+                2 => Sky::Throttling { share, retry_after },
+                3 => Sky::Refusing { share },
+                4 => Sky::LosingAnswers { share },
+                5 => Sky::LosingMessages { share },
+                _ => Sky::Slow { by: seconds(3) },
+            },
+        }
+    });
+    windows.collect()
+}
+
+fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
+    let name = build::name(&format!("r{n}"));
+    let all: Vec<_> = hubs.iter().map(|hub| &*hub.hub).collect();
+    let named = match dice.happens(0.3) {
+        true => vec![dice.pick(&all)],
+        false => Vec::new(),
+    };
+    let (mut target, mut means, list) = selector(dice, &all);
+    if !named.is_empty() {
+        let names: Vec<_> = named.iter().map(|hub| hub.name.as_str()).collect();
+        target["hubs"] = json!(names);
+    }
+    let mut by_tag = false;
+    if dice.happens(0.3) {
+        let (rule, excludes) = exclusion(dice, &all);
+        by_tag = rule.get("tags").is_some();
+        target["exclude"] = json!([rule]);
+        let selects = means;
+        means = Box::new(move |device, tags| selects(device, tags) && !excludes(device, tags));
+    }
+    let batch_by = dice.pick(&[vec![], vec!["region"], vec!["region", "site"]]);
+    let target_hubs = if named.is_empty() { all } else { named };
+    // A list for one hub is taken as it is when nothing need be known of the devices.
+    let as_listed = list.filter(|_| target_hubs.len() == 1 && batch_by.is_empty() && !by_tag);
+    let meant = target_hubs.iter().map(|hub| {
+        let known = || hub.devices.iter();
+        let devices = match &as_listed {
+            Some(list) => list
+                .iter()
+                .filter(|device| means(device, &Tags::new()))
+                .cloned()
+                .collect(),
+            None => known()
+                .filter(|(device, tags)| means(device, tags))
+                .map(|(device, _)| device.clone())
+                .collect(),
+        };
+        (hub.name.clone(), devices)
+    });
+    let rate = dice.pick(&[None, None, None, Some(60.0), Some(900.0)]);
+    let at_most_once = dice.happens(0.3);
+    let mut spec = json!({
+        "name": name,
+        "target": target,
+        "message": {"body": {"text": name}},
+        "batch_by": batch_by,
+        "weight": dice.pick(&[1, 1, 5]),
+    });
+    if let Some(rate) = rate {
+        spec["rate"] = json!(format!("{rate}/min"));
+    }
+    if at_most_once {
+        spec["delivery"] = json!("at_most_once");
+    }
+    let mut conflicting = spec.clone();
+    conflicting["description"] = json!("something else");
+    RolloutPlan {
+        name,
+        spec,
+        conflicting,
+        at_most_once,
+        rate,
+        target: meant.collect(),
+    }
+}
+
+/// Whether a rule means a device.
+type Means = Box<dyn Fn(&DeviceId, &Tags) -> bool>;
+
+fn has(tags: &Tags, tag: &str, values: &[&str]) -> bool {
+    tags.get(tag)
+        .is_some_and(|value| values.contains(&value.as_str()))
+}
+
+/// A target, in the words of a spec and in ours, and as a list if it is one.
+fn selector(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means, Option<BTreeSet<DeviceId>>) {
+    let region = dice.pick(&REGIONS);
+    let (target, means): (Value, Means) = match dice.among(0..=9) {
+        0..=4 => (json!({"all": true}), Box::new(|_, _| true)),
+        5 => (
+            json!({"tags": {"region": region}}),
+            Box::new(move |_, tags| has(tags, "region", &[region])),
+        ),
+        6 => (
+            json!({"tags": {"region": ["eu", region]}, "where": "tags.site != '3'"}),
+            Box::new(move |_, tags| {
+                has(tags, "region", &["eu", region]) && !has(tags, "site", &["3"])
+            }),
+        ),
+        7 => (json!({"tags": {"region": "mars"}}), Box::new(|_, _| false)),
+        _ => {
+            let (ids, listed) = listed(dice, hubs);
+            let list = listed.clone();
+            let means = move |device: &DeviceId, _: &Tags| listed.contains(device);
+            return (json!({"devices": ids}), Box::new(means), Some(list));
+        }
+    };
+    (target, means, None)
+}
+
+fn exclusion(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means) {
+    if dice.happens(0.5) {
+        let (ids, listed) = listed(dice, hubs);
+        return (
+            json!({"devices": ids}),
+            Box::new(move |device, _| listed.contains(device)),
+        );
+    }
+    let region = dice.pick(&REGIONS);
+    (
+        json!({"tags": {"region": region, "site": ["1", "2"]}}),
+        Box::new(move |_, tags| has(tags, "region", &[region]) && has(tags, "site", &["1", "2"])),
+    )
+}
+
+/// Some devices of all hubs, with one of them twice.
+fn listed(dice: &mut Dice, hubs: &[&SimHub]) -> (Vec<String>, BTreeSet<DeviceId>) {
+    let devices = hubs.iter().flat_map(|hub| hub.devices.keys());
+    let mut ids: Vec<_> = devices
+        .filter(|_| dice.happens(0.4))
+        .map(ToString::to_string)
+        .collect();
+    // A list of none is not a list.
+    ids.push("hub0-000".into());
+    ids.extend(ids.first().cloned());
+    let listed = ids.iter().map(|id| build::device(id)).collect();
+    (ids, listed)
+}
+
+fn commands(dice: &mut Dice, rollouts: usize, chaos: Duration) -> Vec<(Duration, Ask)> {
+    let mut commands = Vec::new();
+    for rollout in 0..rollouts {
+        let start = dice.time(Duration::ZERO..=chaos / 3);
+        let later = |dice: &mut Dice| dice.time(start..=chaos);
+        commands.push((start, Ask::Start(rollout)));
+        for _ in 0..dice.among(0..=2) {
+            commands.push((later(dice), Ask::Start(rollout)));
+        }
+        if dice.happens(0.3) {
+            commands.push((later(dice), Ask::StartConflicting(rollout)));
+        }
+        for _ in 0..dice.pick(&[0, 0, 0, 1, 1, 2, 4]) {
+            let at = later(dice);
+            commands.push((at, Ask::Pause(rollout)));
+            commands.push((at + dice.time(ms(1)..=seconds(10)), Ask::Resume(rollout)));
+        }
+        if dice.happens(0.2) {
+            commands.push((later(dice), Ask::Abort(rollout)));
+        }
+    }
+    for _ in 0..dice.pick(&[0, 0, 0, 1, 2]) {
+        let at = dice.time(Duration::ZERO..=chaos);
+        commands.push((at, Ask::StopAll));
+        commands.push((at + dice.time(ms(1)..=seconds(10)), Ask::ResumeAll));
+    }
+    commands.sort_by_key(|(at, _)| *at);
+    commands
+}
+
+fn orchestrator(dice: &mut Dice) -> OrchestratorConfig {
+    OrchestratorConfig {
+        claim: dice.pick(&[seconds(4), seconds(10)]),
+        driver: DriverConfig {
+            per_consumer: dice.pick(&[1, 2]),
+            ahead: dice.pick(&[1, 4]),
+            ..DriverConfig::default()
+        },
+        ..OrchestratorConfig::default()
+    }
+}
+
+fn worker(dice: &mut Dice) -> WorkerConfig {
+    WorkerConfig {
+        slots: dice.pick(&[1, 2, 4]),
+        window: dice.pick(&[2, 4, 16]),
+        lease: dice.pick(&[seconds(3), seconds(10)]),
+        tries: dice.pick(&[3, 8]),
+        drain: dice.pick(&[seconds(2), seconds(15)]),
+        give_up: dice.pick(&[None, None, Some(seconds(20))]),
+        ..WorkerConfig::default()
+    }
+}
+
+/// Each kind of fault is left out by many worlds: what only shows when something else does not go
+/// wrong would be hidden by it.
+fn faults(dice: &mut Dice, chaos: Duration) -> Faults {
+    let away = (0..dice.pick(&[0, 0, 0, 1, 2])).map(|_| {
+        let from = dice.time(Duration::ZERO..=chaos);
+        (from, from + dice.time(ms(100)..=seconds(60)))
+    });
+    Faults {
+        until: chaos,
+        store_away: away.collect(),
+        latency: dice.pick(&[ms(0), ms(2), ms(20)]),
+        crash: dice.pick(&[0.0, 0.0, 0.000_5, 0.002, 0.01]),
+        stall: dice.pick(&[0.0, 0.0, 0.0, 0.001]),
+        stall_for: dice.pick(&[seconds(2), seconds(6), seconds(25)]),
+        store_fails: dice.pick(&[0.0, 0.0, 0.002, 0.02]),
+        store_slow: dice.pick(&[0.0, 0.0, 0.01]),
+        slow_for: dice.pick(&[ms(500), seconds(5)]),
+        queue_fails: dice.pick(&[0.0, 0.0, 0.05]),
+        dispatch_lost: dice.pick(&[0.0, 0.0, 0.1, 0.5]),
+        dispatch_doubled: dice.pick(&[0.0, 0.0, 0.2]),
+        dispatch_late: dice.pick(&[0.0, 0.0, 0.2]),
+        consumer_cut: dice.pick(&[0.0, 0.0, 0.02]),
+        events_fail: dice.pick(&[0.0, 0.0, 0.2]),
+    }
+}
