@@ -8,7 +8,7 @@ use twincast_core::ids::RolloutName;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::{Phase, Rollout};
-use twincast_core::time::friendly;
+use twincast_core::time::{Timestamp, friendly};
 
 use crate::output::{Output, Style, table, thousands};
 
@@ -155,7 +155,26 @@ pub(crate) fn reason(outcome: Outcome, code: u32) -> String {
     }
 }
 
+/// A summary with the times of its rollout.
+#[derive(Debug, Serialize)]
+pub(crate) struct Dated {
+    #[serde(flatten)]
+    summary: Summary,
+    created_at: Timestamp,
+    changed_at: Timestamp,
+}
+
 impl Summary {
+    /// The summary with the times of its rollout: when it was accepted, and when its phase last
+    /// changed.
+    pub(crate) fn dated(self, rollout: &Rollout) -> Dated {
+        Dated {
+            summary: self,
+            created_at: rollout.created_at,
+            changed_at: rollout.changed_at,
+        }
+    }
+
     /// The summary for people. `took`: since when this process worked on it.
     pub(crate) fn text(&self, output: &Output, took: Option<Duration>) -> String {
         let mut lines = Vec::new();

@@ -12,7 +12,7 @@ use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
 use crate::stores::{self, AnyStore};
-use crate::summary::{self, Summary};
+use crate::summary;
 
 /// The newest rollouts that a list shows.
 const LISTED: usize = 200;
@@ -39,15 +39,6 @@ pub(crate) async fn status(
     shown
 }
 
-/// A rollout in full.
-#[derive(Debug, Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    summary: Summary,
-    created_at: Timestamp,
-    changed_at: Timestamp,
-}
-
 async fn one(store: &AnyStore, name: &str, output: &Output) -> Result<ExitCode, Failure> {
     let rollout = stores::rollout(store, name).await?;
     let summary = summary::read(&**store, &rollout)
@@ -60,11 +51,7 @@ async fn one(store: &AnyStore, name: &str, output: &Output) -> Result<ExitCode, 
         rollout.phase.as_str().replace('_', " "),
         rollout.changed_at
     ));
-    let shown = Shown {
-        summary,
-        created_at: rollout.created_at,
-        changed_at: rollout.changed_at,
-    };
+    let shown = summary.dated(&rollout);
     output.result(&shown, &text);
     Ok(ExitCode::Success)
 }

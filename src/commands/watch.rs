@@ -42,7 +42,8 @@ pub(crate) async fn watch(
         .await
         .map_err(engine::store_failure)?;
     store.close().await;
-    output.result(&summary, &summary.text(output, None));
+    let text = summary.text(output, None);
+    output.result(&summary.dated(&rollout), &text);
     Ok(ExitCode::of(rollout.phase.as_str()))
 }
 

@@ -67,7 +67,7 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
         .room
         .run(&["--json", "submit", &spec, "--wait"])
         .expect(0);
-    assert_eq!(again.json()["phase"], "succeeded");
+    assert_eq!(again.json()["rollouts"][0]["phase"], "succeeded");
     again.says(&["as the same rollout"]);
     assert_eq!(engine.accepted(), 2 * DEVICES);
 }
@@ -94,6 +94,7 @@ fn exit_codes_say_how_a_rollout_ended() {
         .run(&["--json", "submit", &spec, "--wait"])
         .expect(4)
         .json();
+    let ended = &ended["rollouts"][0];
     assert_eq!(ended["phase"], "finished_with_failures");
     assert_eq!(
         (&ended["sent"], &ended["failed"]),
