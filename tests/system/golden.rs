@@ -8,14 +8,25 @@ Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
 Usage: twincast [OPTIONS] [COMMAND]
 
 Commands:
-  run       Roll a message out from this machine; run it again to go on after an interruption
-  plan      Show what a rollout would do, without sending anything
-  validate  Check a rollout's spec and its files
-  report    Show what became of each device
-  hub       Run an IoT Hub emulator that the official SDKs accept
-  demo      See it all at work: an emulated fleet of refrigerators and a rollout to it
-  schema    Print the JSON Schema of a rollout's spec
-  help      Print this message or the help of the given subcommand(s)
+  run           Roll a message out from this machine; run it again to go on after an interruption
+  plan          Show what a rollout would do, without sending anything
+  validate      Check a rollout's spec and its files
+  report        Show what became of each device
+  hub           Run an IoT Hub emulator that the official SDKs accept
+  demo          See it all at work: an emulated fleet of refrigerators and a rollout to it
+  schema        Print the JSON Schema of a rollout's spec
+  orchestrator  Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis)
+  worker        Send to the devices of batches that orchestrators release (RabbitMQ and Redis)
+  submit        Put a rollout on the command queue; the same one again changes nothing
+  status        Show all rollouts, or one
+  watch         Watch a rollout until it ends; the exit code says how
+  pause         Send nothing more of a rollout for now
+  resume        Let a paused rollout go on
+  abort         End a rollout; what was not sent is skipped
+  stop-all      Send nothing of any rollout, and start none, until resume-all
+  resume-all    Let all rollouts go on that stop-all has stopped
+  dead-letters  List, show, replay or discard messages that could not be used
+  help          Print this message or the help of the given subcommand(s)
 
 Options:
       --config <FILE>  A configuration file (TOML or YAML) [env: TWINCAST_CONFIG=]
@@ -36,7 +47,8 @@ Exit codes:
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted or is paused
+  8    the rollout was aborted, is paused or halted
+  9    RabbitMQ or Redis cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there
 ";
 

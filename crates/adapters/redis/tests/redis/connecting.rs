@@ -65,10 +65,7 @@ async fn users_and_passwords_are_taken_from_the_url() {
     let poor = refused(&with("poor", "s3cret")).await;
     assert!(matches!(poor, ConnectError::NoScripts { .. }), "{poor:?}");
     let wrong = refused(&with("app", "wr0ng")).await;
-    assert!(
-        matches!(wrong, ConnectError::Unreachable { .. }),
-        "{wrong:?}"
-    );
+    assert!(matches!(wrong, ConnectError::Refused { .. }), "{wrong:?}");
     for error in [poor, wrong] {
         let words = format!("{} {error:?}", in_words(&error));
         assert!(
