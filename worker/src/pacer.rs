@@ -21,7 +21,7 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::permits::PermitRequest;
 use twincast_core::ports::{Store, StoreError};
-use twincast_core::spec::{Rate, RolloutSpec};
+use twincast_core::spec::RolloutSpec;
 use twincast_retry::Policy;
 
 use crate::batch_run::next_delay;
@@ -103,7 +103,7 @@ impl Pacer {
             per_minute: limits.pace(None).unwrap_or(1e9),
             rollout: spec.name.clone(),
             weight: spec.weight,
-            limit: spec.rate.map(Rate::as_per_minute),
+            limit: HubLimits::unlimited().pace(spec.rate),
         };
         let period = Duration::from_secs_f64(60.0 / (pace * SPREAD)).max(Duration::from_nanos(1));
         let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;

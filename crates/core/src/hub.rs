@@ -96,7 +96,9 @@ pub struct HubLimits {
 
 /// Of the quota, what we plan to use. The rest is for the jitter of the way to the hub: messages
 /// that left evenly can arrive a little closer together, and the hub counts arrivals.
-/// At 1 %, a hub with 100 sends a minute tolerates 0.6 s of it, one with 50,000 as much.
+/// At 1 %, a hub with 100 sends a minute tolerates 0.6 s of it, one with 50,000 as much. The same
+/// of a rollout's own rate, which is a promise, too, and may be caught up with for a moment
+/// ([`MAKE_UP`](crate::permits::MAKE_UP), half of those 0.6 s).
 pub const HEADROOM: f64 = 0.99;
 
 impl HubLimits {
@@ -123,14 +125,14 @@ impl HubLimits {
         }
     }
 
-    /// The pace of sending, a minute: the quota less the headroom, or the rollout's own lower rate.
+    /// The pace of sending, a minute: the quota or the rollout's own lower rate, less the headroom.
     #[must_use]
     pub fn pace(&self, rollout: Option<crate::spec::Rate>) -> Option<f64> {
-        let quota = self.sends_per_minute.map(|quota| quota * HEADROOM);
-        let rollout = rollout.map(crate::spec::Rate::as_per_minute);
-        match (quota, rollout) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let rate = rollout.map(crate::spec::Rate::as_per_minute);
+        let lower = match (self.sends_per_minute, rate) {
+            (Some(quota), Some(rate)) => Some(quota.min(rate)),
+            (quota, rate) => quota.or(rate),
+        };
+        lower.map(|most| most * HEADROOM)
     }
 }

@@ -108,6 +108,6 @@ mod tests {
         };
         assert!((hours(Tier::S1, 1, None) - 168.35).abs() < 0.01);
         assert!((hours(Tier::S3, 10, None) - 0.3367).abs() < 0.001);
-        assert!((hours(Tier::S3, 10, Some("1000/min")) - 16.667).abs() < 0.001);
+        assert!((hours(Tier::S3, 10, Some("1000/min")) - 16.835).abs() < 0.001);
     }
 }
