@@ -159,9 +159,12 @@ fn the_readme_has_the_same_exit_codes_and_commands() {
     let (_, table) = HELP.split_once("Exit codes:\n").expect("a table");
     assert_eq!(codes, table.lines().collect::<Vec<_>>());
 
+    // A row may have several, the first of them in full: `twincast pause NAME`, `resume`.
     let mut told: Vec<_> = rows
         .iter()
-        .filter_map(|(command, _)| command.strip_prefix("`twincast ")?.split([' ', '`']).next())
+        .filter(|(commands, _)| commands.starts_with("`twincast "))
+        .flat_map(|(commands, _)| commands.split('`').skip(1).step_by(2))
+        .filter_map(|command| command.trim_start_matches("twincast ").split(' ').next())
         .collect();
     let (_, list) = HELP.split_once("Commands:\n").expect("a list");
     let mut commands: Vec<_> = list
