@@ -5,6 +5,7 @@
 
 mod document;
 mod quantity;
+mod stage;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
-pub use quantity::{InvalidRate, InvalidSpan, Rate, Span};
-pub use validate::{MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_TTL, MAX_WEIGHT, MIN_TTL};
+pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
+pub use stage::{ApprovalRule, Gate, OnFailure, Rung, Stage, Unconfirmed};
+pub use validate::{
+    MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TTL, MAX_WEIGHT, MIN_TTL,
+};
 
-use crate::ids::{DeviceId, HubName, RolloutName};
+use crate::ids::{DeviceId, HubName, RolloutName, StageIndex};
 use crate::message::{Ack, Content};
 use crate::query::{TagPath, TagSelector};
 
@@ -42,6 +46,13 @@ pub struct RolloutSpec {
     /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// The stages, in order. Default: one, with all devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<Stage>,
+    /// What the devices' cohorts are made from. Rollouts with the same salt begin with the same devices.
+    /// Default: the rollout's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
     /// The rollout's share of a hub that several rollouts want at once, compared with theirs: 10
     /// gets ten times what 1 gets. 1 to 100.
     #[serde(default = "one")]
@@ -258,6 +269,37 @@ impl RolloutSpec {
         ])
     }
 
+    /// The stages with the one for the rest: at least one, and the last takes all that comes to it.
+    #[must_use]
+    pub fn all_stages(&self) -> Vec<Stage> {
+        let mut stages = self.stages.clone();
+        match stages.last() {
+            None => stages.push(Stage::rest("all")),
+            Some(last) if last.takes_all() => {}
+            Some(_) => stages.push(Stage::rest("rest")),
+        }
+        stages
+    }
+
+    /// What the cohorts are made from.
+    #[must_use]
+    pub fn salt(&self) -> &str {
+        self.salt.as_deref().unwrap_or(self.name.as_str())
+    }
+
+    /// The rate of a stage: its own, or the rollout's if that is lower.
+    #[must_use]
+    pub fn rate_of(&self, stage: StageIndex) -> Option<Rate> {
+        let own = self
+            .stages
+            .get(usize::from(stage.0))
+            .and_then(|stage| stage.rate);
+        match (own, self.rate) {
+            (Some(a), Some(b)) => Some(if a < b { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
     /// The devices are listed, not queried.
     #[must_use]
     pub fn has_list(&self) -> bool {
@@ -368,6 +410,77 @@ rate: 600/min
             ],
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_stages_cannot_be_is_named() {
+        let with = |stages: &str| {
+            let text = format!(
+                "name: a\ntarget: {{all: true}}\nmessage: {{body: {{text: x}}, ack: positive}}\nstages:\n{stages}"
+            );
+            match RolloutSpec::read("x", &text) {
+                Ok(_) => String::new(),
+                Err(problems) => problems.to_string(),
+            }
+        };
+        assert_eq!(
+            with(
+                "  - {name: a, tags: {ring: canary}, gate: {success_at_least: 95%}}\n  - {name: b, percent: 10%}\n  - {name: c}\n"
+            ),
+            ""
+        );
+        for (stages, wrong) in [
+            (
+                "  - {name: a}\n  - {name: b}\n",
+                "x:5:5: stages[0]: takes every device",
+            ),
+            (
+                "  - {name: a, percent: 1}\n  - {name: a}\n",
+                "x:6:12: stages[1].name: stage a is named twice",
+            ),
+            (
+                "  - {name: a, percent: 20}\n  - {name: b, percent: 20}\n",
+                "x:6:24: stages[1].percent: is 20%, but it is cumulative",
+            ),
+            (
+                "  - {name: a, percent: 0}\n",
+                "x:5:24: stages[0].percent: is 0%",
+            ),
+            (
+                "  - {name: a, max_devices: 0}\n",
+                "x:5:28: stages[0].max_devices: is 0",
+            ),
+            ("  - {name: rest, percent: 1}\n", "stages[0].name: \"rest\""),
+            ("  - {name: a, gate: {min_sample: 5}}\n", "asks nothing"),
+            (
+                "  - {name: a, gate: {bake: 1h, counts: delivered}}\n",
+                "needs success_at_least or failure_above",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 1%, counts: delivered}}\n",
+                "message.ack: full, so that failures",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 1%, counts: applied}}\n",
+                "applied_when: is missing",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 1%, applied_when: x}}\n",
+                "has a meaning with",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 101%}}\n",
+                "\"101%\" is not a per cent",
+            ),
+            ("  - {name: a, gate: {bake: 91d}}\n", "is too long"),
+            (
+                "  - {name: a, gate: {bake: 1h, min_sample: 0}}\n",
+                "min_sample: is 0",
+            ),
+        ] {
+            let found = with(stages);
+            assert!(found.contains(wrong), "{wrong:?} is not in {found:?}");
+        }
     }
 
     #[test]

@@ -186,6 +186,125 @@ impl JsonSchema for Rate {
     }
 }
 
+/// A part of a whole, written like `5%` or `0.5%`; a plain number means per cent. Exact to a ten-thousandth of
+/// a per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "PercentText", into = "String")]
+pub struct Percent {
+    millionths: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PercentText {
+    Number(f64),
+    Text(String),
+}
+
+/// Why something is no per cent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a per cent; write for example \"5%\" or \"0.5%\", from 0% to 100%, with four decimals at most"
+)]
+pub struct InvalidPercent(String);
+
+impl Percent {
+    /// Everything.
+    pub const ALL: Self = Self {
+        millionths: 1_000_000,
+    };
+    /// Nothing.
+    pub const NONE: Self = Self { millionths: 0 };
+
+    fn of_number(number: f64) -> Option<Self> {
+        let millionths = number * 10_000.0;
+        let whole = millionths.round();
+        let exact = (millionths - whole).abs() < 1e-6;
+        ((0.0..=1e6).contains(&whole) && exact).then_some(Self {
+            millionths: whole as u32,
+        })
+    }
+
+    /// As a fraction, 0 to 1.
+    #[must_use]
+    pub fn fraction(self) -> f64 {
+        f64::from(self.millionths) / 1e6
+    }
+
+    /// This part of `whole`, rounded up: at least one of anything for any per cent above zero.
+    #[must_use]
+    pub fn of(self, whole: u64) -> u64 {
+        let part = (u128::from(whole) * u128::from(self.millionths)).div_ceil(1_000_000);
+        u64::try_from(part).expect("a part is no more than the whole")
+    }
+
+    /// `part` of `whole` is at least this. Exact; nothing is at least any part of nothing.
+    #[must_use]
+    pub fn is_reached_by(self, part: u64, whole: u64) -> bool {
+        self.times(whole) <= u128::from(part) * 1_000_000
+    }
+
+    /// `part` of `whole` is strictly above this. Exact.
+    #[must_use]
+    pub fn is_exceeded_by(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * 1_000_000 > self.times(whole)
+    }
+
+    fn times(self, whole: u64) -> u128 {
+        u128::from(whole) * u128::from(self.millionths)
+    }
+}
+
+impl FromStr for Percent {
+    type Err = InvalidPercent;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPercent> {
+        let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
+        let number: Option<f64> = number.parse().ok();
+        let percent = number.and_then(Self::of_number);
+        percent.ok_or_else(|| InvalidPercent(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", f64::from(self.millionths) / 10_000.0)
+    }
+}
+
+impl TryFrom<PercentText> for Percent {
+    type Error = InvalidPercent;
+    fn try_from(text: PercentText) -> Result<Self, InvalidPercent> {
+        match text {
+            PercentText::Number(number) => {
+                Self::of_number(number).ok_or_else(|| InvalidPercent(number.to_string()))
+            }
+            PercentText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<Percent> for String {
+    fn from(percent: Percent) -> String {
+        percent.to_string()
+    }
+}
+
+impl JsonSchema for Percent {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Percent".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": ["string", "number"],
+            "pattern": r"^\s*[0-9]+(\.[0-9]{1,4})?\s*%?\s*$",
+            "minimum": 0,
+            "maximum": 100,
+            "description": "a part of a whole: `5%`, `0.5%`; a plain number means per cent",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,6 +358,62 @@ mod tests {
         }
         for bad in ["", "600", "0/min", "-1/s", "inf/s", "NaN/s", "1/day"] {
             assert!(bad.parse::<Rate>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn percents_are_exact() {
+        for (text, shown) in [
+            ("5%", "5%"),
+            ("0.5 %", "0.5%"),
+            ("100", "100%"),
+            ("0%", "0%"),
+            ("33.3333%", "33.3333%"),
+        ] {
+            assert_eq!(text.parse::<Percent>().unwrap().to_string(), shown);
+        }
+        for bad in ["101%", "-1%", "x", "", "1.00001%", "5%%", "NaN"] {
+            assert!(bad.parse::<Percent>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            serde_json::from_str::<Percent>("10").unwrap(),
+            "10%".parse().unwrap()
+        );
+        let percent = |text: &str| text.parse::<Percent>().unwrap();
+        // Rounded up, at every fleet size: one of ten is exactly a tenth, one more begins the next.
+        for (text, whole, part) in [
+            ("10%", 0, 0),
+            ("10%", 1, 1),
+            ("10%", 10, 1),
+            ("10%", 11, 2),
+            ("0.0001%", 1_000, 1),
+            ("33.3333%", 3, 1),
+            ("100%", 7, 7),
+            ("0%", 1_000, 0),
+            ("50%", u64::MAX, u64::MAX / 2 + 1),
+        ] {
+            assert_eq!(percent(text).of(whole), part, "{text} of {whole}");
+        }
+        for (text, part, whole, reached, exceeded) in [
+            ("5%", 5, 100, true, false),
+            ("5%", 6, 100, true, true),
+            ("5%", 4, 100, false, false),
+            ("0%", 0, 100, true, false),
+            ("0%", 1, 100, true, true),
+            ("100%", 100, 100, true, false),
+            ("33.3333%", 1, 3, true, true),
+            ("5%", 0, 0, true, false),
+        ] {
+            assert_eq!(
+                percent(text).is_reached_by(part, whole),
+                reached,
+                "{part} of {whole} and {text}"
+            );
+            assert_eq!(
+                percent(text).is_exceeded_by(part, whole),
+                exceeded,
+                "{part} of {whole} and {text}"
+            );
         }
     }
 }

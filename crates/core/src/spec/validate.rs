@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Problem;
-use super::{Exclusion, NoContent, RolloutSpec, Target};
+use super::{Exclusion, Gate, NoContent, RolloutSpec, Rung, Stage, Target};
+use crate::message::Ack;
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
 /// The largest message that a hub takes from the cloud to a device: 64 KiB with its properties
@@ -19,6 +20,13 @@ pub const MAX_DEVICES_INLINE: usize = 10_000;
 
 /// The largest share of a hub, compared with the smallest.
 pub const MAX_WEIGHT: u32 = 100;
+
+/// Stages that a rollout may have.
+pub const MAX_STAGES: usize = 50;
+/// The largest `max_devices`: those devices are held in memory while the rollout is planned.
+const MAX_COUNTED: u32 = 100_000;
+/// The longest deadline, bake or wait for an approval.
+const MAX_WAIT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Everything that is wrong with a spec whose every value is of the right type.
 pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
@@ -48,6 +56,7 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             format!("is {}; from 1 to {MAX_WEIGHT} is allowed", spec.weight),
         ));
     }
+    stages(spec, &mut problems);
     message(spec, &mut problems);
     let condition = spec.condition().chars().count();
     if condition > MAX_QUERY_CHARS - 1024 {
@@ -129,6 +138,163 @@ fn selector(field: &str, tags: &TagSelector, problems: &mut Vec<Problem>) {
                 format!("{field}.{path}"),
                 "is an empty list, which no device matches",
             ));
+        }
+    }
+}
+
+fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
+    if spec.stages.len() > MAX_STAGES {
+        problems.push(Problem::new(
+            "stages",
+            format!(
+                "{} stages are too many; at most {MAX_STAGES}",
+                spec.stages.len()
+            ),
+        ));
+    }
+    if spec.salt.as_ref().is_some_and(String::is_empty) {
+        problems.push(Problem::new(
+            "salt",
+            "is empty; leave it out for the rollout's name",
+        ));
+    }
+    let mut names = BTreeSet::new();
+    let mut reached = None;
+    for (index, stage) in spec.stages.iter().enumerate() {
+        let field = format!("stages[{index}]");
+        let is_last = index + 1 == spec.stages.len();
+        if !names.insert(&stage.name) {
+            problems.push(Problem::new(
+                format!("{field}.name"),
+                format!("stage {} is named twice", stage.name),
+            ));
+        }
+        if !is_last && stage.takes_all() {
+            problems.push(Problem::new(
+                &field,
+                "takes every device, which leaves none to the stages after it; give it tags, percent or max_devices",
+            ));
+        }
+        if is_last && !stage.takes_all() && stage.name.as_str() == "rest" {
+            problems.push(Problem::new(
+                format!("{field}.name"),
+                "\"rest\" is the stage of those that no stage takes; give this one another name",
+            ));
+        }
+        if let Some(percent) = stage.percent {
+            if percent == super::Percent::NONE {
+                problems.push(Problem::new(
+                    format!("{field}.percent"),
+                    "is 0%, which takes no device",
+                ));
+            }
+            // Between stages that take by the cohort alone, less than before is nothing.
+            if stage.tags.is_empty() {
+                if reached.is_some_and(|reached| percent <= reached) {
+                    problems.push(Problem::new(
+                        format!("{field}.percent"),
+                        format!(
+                            "is {percent}, but it is cumulative: a stage before has taken as much"
+                        ),
+                    ));
+                }
+                if stage.max_devices.is_none() {
+                    reached = Some(percent);
+                }
+            }
+        }
+        if let Some(max) = stage.max_devices
+            && !(1..=MAX_COUNTED).contains(&max)
+        {
+            problems.push(Problem::new(
+                format!("{field}.max_devices"),
+                format!("is {max}; from 1 to {MAX_COUNTED} is allowed, above that use percent"),
+            ));
+        }
+        selector(&format!("{field}.tags"), &stage.tags, problems);
+        if let Some(given) = &stage.gate {
+            gate(spec, stage, given, &format!("{field}.gate"), problems);
+        }
+    }
+}
+
+fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &mut Vec<Problem>) {
+    let mut wrong = |part: &str, what: String| {
+        problems.push(Problem::new(format!("{field}.{part}"), what));
+    };
+    let asks = gate.success_at_least.is_some()
+        || gate.failure_above.is_some()
+        || gate.bake.is_some()
+        || gate.approval.is_some();
+    if !asks {
+        let all = "success_at_least, failure_above, bake, approval";
+        wrong(
+            "success_at_least",
+            format!(
+                "is missing: the gate of stage {} asks nothing; give at least one of {all}",
+                stage.name
+            ),
+        );
+    }
+    let measures = gate.success_at_least.is_some() || gate.failure_above.is_some();
+    if gate.counts != Rung::Enqueued && !measures {
+        wrong(
+            "counts",
+            "needs success_at_least or failure_above to count for".into(),
+        );
+    }
+    if gate.counts == Rung::Delivered {
+        let (missing, needed) = match spec.message.ack {
+            Ack::None | Ack::Negative => (
+                true,
+                "message.ack: full or positive, so that devices are heard of",
+            ),
+            Ack::Positive if gate.failure_above.is_some() => (
+                true,
+                "message.ack: full, so that failures are heard of, too",
+            ),
+            Ack::Positive | Ack::Full => (false, ""),
+        };
+        if missing {
+            wrong("counts", format!("delivered needs {needed}"));
+        }
+    }
+    match (&gate.applied_when, gate.counts) {
+        (None, Rung::Applied) => wrong(
+            "applied_when",
+            "is missing: how is it known that a device has applied it?".into(),
+        ),
+        (Some(_), Rung::Enqueued | Rung::Delivered) => wrong(
+            "applied_when",
+            "has a meaning with `counts: applied` only".into(),
+        ),
+        (Some(condition), Rung::Applied) if condition.trim().is_empty() => {
+            wrong("applied_when", "is empty".into());
+        }
+        (Some(condition), Rung::Applied) if condition.chars().count() > MAX_QUERY_CHARS / 4 => {
+            wrong(
+                "applied_when",
+                format!("is too long; at most {} characters", MAX_QUERY_CHARS / 4),
+            );
+        }
+        _ => {}
+    }
+    if gate.min_sample == 0 {
+        wrong("min_sample", "is 0; from 1 is allowed".into());
+    }
+    let waits = [
+        ("deadline", gate.deadline),
+        ("bake", gate.bake),
+        (
+            "approval.within",
+            gate.approval.as_ref().and_then(|rule| rule.within),
+        ),
+    ];
+    for (part, wait) in waits {
+        if let Some(wait) = wait
+            && wait.0 > MAX_WAIT
+        {
+            wrong(part, format!("{wait} is too long; at most 90d"));
         }
     }
 }
