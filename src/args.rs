@@ -67,6 +67,12 @@ pub(crate) enum Command {
     Resume(ChangeArgs),
     /// End a rollout; what was not sent is skipped.
     Abort(ChangeArgs),
+    /// Say yes to a stage's gate.
+    Approve(ApproveArgs),
+    /// Say no to a stage's gate: the rollout is paused or aborted, as the gate says.
+    Reject(ApproveArgs),
+    /// Take a stage's gate for passed, whatever it says, and go on.
+    Promote(PromoteArgs),
     /// Send nothing of any rollout, and start none, until resume-all.
     StopAll(AllArgs),
     /// Let all rollouts go on that stop-all has stopped.
@@ -120,6 +126,33 @@ pub(crate) struct ChangeArgs {
     /// Why, for people.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) who: Who,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ApproveArgs {
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+
+    /// The stage that is meant. Default: the one that the rollout is at.
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) stage: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PromoteArgs {
+    /// The rollout's name.
+    pub(crate) name: String,
+
+    /// The stage whose gate is overridden.
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) stage: String,
+
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
 
     #[command(flatten)]
     pub(crate) who: Who,

@@ -25,10 +25,9 @@ impl Commander {
             .timeout
             .parse()
             .map_err(|error| Failure::message(ExitCode::Usage, format!("--timeout: {error}")))?;
-        let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
         Ok(Self {
             amqp: services::broker(settings, "cli").await?,
-            by: who.by.clone().or_else(user),
+            by: name(who),
             timeout: timeout.0,
         })
     }
@@ -66,22 +65,24 @@ impl Commander {
         })
     }
 
-    /// The one rollout that an answer is about.
-    pub(crate) fn one(&self, answer: &Answer) -> Result<State, Failure> {
-        answer.rollouts.first().cloned().ok_or_else(|| {
-            Failure::message(
-                ExitCode::Unexpected,
-                "the orchestrator's answer names no rollout",
-            )
-        })
-    }
-
     pub(crate) async fn close(&self) {
         self.amqp.close().await;
     }
 }
 
-fn refused(refusal: &Refusal) -> Failure {
+/// Who gives commands, if it is known.
+pub(crate) fn name(who: &Who) -> Option<String> {
+    let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
+    who.by.clone().or_else(user)
+}
+
+/// The one rollout that an answer is about.
+pub(crate) fn one(answer: &Answer) -> Result<State, Failure> {
+    let state = answer.rollouts.first().cloned();
+    state.ok_or_else(|| Failure::message(ExitCode::Unexpected, "the answer names no rollout"))
+}
+
+pub(crate) fn refused(refusal: &Refusal) -> Failure {
     let message = [vec![refusal.error.clone()], refusal.details.clone()].concat();
     let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
     match refusal.cause {

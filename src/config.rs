@@ -109,6 +109,20 @@ pub(crate) struct AmqpSettings {
     pub(crate) prefix: String,
 }
 
+impl AmqpSettings {
+    /// Commands go there.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.url.is_some() || self.url_file.is_some()
+    }
+}
+
+impl Settings {
+    /// There are services, so rollouts are not in a state folder.
+    pub(crate) fn is_distributed(&self) -> bool {
+        self.amqp.is_configured() || self.redis.is_configured()
+    }
+}
+
 /// Redis. Likewise.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

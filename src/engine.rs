@@ -69,7 +69,10 @@ impl Engine {
             queue,
             hubs,
             clock: clock(),
-            config: DriverConfig::default(),
+            config: DriverConfig {
+                leave_at_approval: true,
+                ..DriverConfig::default()
+            },
             base,
             planning: PlanProgress::default(),
             roster: None,

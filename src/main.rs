@@ -17,6 +17,7 @@ mod progress;
 mod services;
 mod signal;
 mod specfile;
+mod stages;
 mod stores;
 mod summary;
 
@@ -104,6 +105,15 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             }
             Some(Command::Abort(change)) => {
                 commands::change::one(Kind::Abort, &change, &settings, output).await
+            }
+            Some(Command::Approve(judge)) => {
+                commands::change::judge(Kind::Approve, &judge, &settings, output).await
+            }
+            Some(Command::Reject(judge)) => {
+                commands::change::judge(Kind::Reject, &judge, &settings, output).await
+            }
+            Some(Command::Promote(promote)) => {
+                commands::change::promote(&promote, &settings, output).await
             }
             Some(Command::StopAll(all)) => {
                 commands::change::all(Kind::StopAll, &all, &settings, output).await

@@ -43,13 +43,18 @@ pub(crate) async fn open(settings: &Settings) -> Result<AnyStore, Failure> {
     if settings.redis.is_configured() {
         return Ok(AnyStore::Redis(redis(settings).await?));
     }
+    Ok(AnyStore::Folder(folder(settings)?))
+}
+
+/// Opens the state folder, which must be there.
+pub(crate) fn folder(settings: &Settings) -> Result<EmbeddedStore, Failure> {
     if !EmbeddedStore::is_in(&settings.state) {
         let message = format!("there is no state folder {}", settings.state.display());
         return Err(Failure::message(ExitCode::State, message).hint(
             "run this where `twincast run` was run, or give its --state; or give the Redis of the distributed engine as redis.url",
         ));
     }
-    Ok(AnyStore::Folder(engine::open_store(&settings.state)?))
+    engine::open_store(&settings.state)
 }
 
 /// Connects to the configured Redis.

@@ -11,6 +11,7 @@ use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::time::{Timestamp, friendly};
 
 use crate::output::{Output, Style, table, thousands};
+use crate::stages::{self, StageSummary};
 
 /// How many tag groups a summary lists; the rest is one line.
 const GROUPS: usize = 20;
@@ -25,6 +26,8 @@ pub(crate) struct Summary {
     pub(crate) phase: Phase,
     pub(crate) devices: u64,
     pub(crate) counts: Counts,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stages: Vec<StageSummary>,
     pub(crate) groups: Vec<GroupSummary>,
     pub(crate) other_groups: u64,
     pub(crate) failures: Vec<FailureSummary>,
@@ -87,6 +90,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
             devices,
             samples,
         });
+    let stages = stages::read(store, rollout).await?;
     let mut failures: Vec<_> = failures.collect();
     failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
     Ok(Summary {
@@ -94,6 +98,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         phase: rollout.phase.clone(),
         devices: counts.total(),
         counts,
+        stages,
         groups,
         other_groups,
         failures,
@@ -197,6 +202,10 @@ impl Summary {
             thousands(sent),
             thousands(self.devices)
         ));
+        if !self.stages.is_empty() {
+            lines.push(String::new());
+            lines.push(stages::as_table(&self.stages));
+        }
         if !self.groups.is_empty() {
             lines.push(String::new());
             lines.push(self.groups_table());

@@ -10,9 +10,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use twincast_core::ids::RolloutName;
+use twincast_core::ids::{RolloutName, StageName};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::rollout::Rollout;
+use twincast_core::rollout::{Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
@@ -34,6 +34,12 @@ pub enum Kind {
     StopAll,
     /// Let all rollouts go on that `stop-all` has stopped.
     ResumeAll,
+    /// Say yes to a stage's gate.
+    Approve,
+    /// Say no to a stage's gate, which then has failed.
+    Reject,
+    /// Take a stage's gate for passed, whatever it says, and let the rollout go on.
+    Promote,
     /// Say where `rollout` is. Changes nothing.
     Status,
 }
@@ -44,9 +50,12 @@ pub enum Kind {
 pub struct Command {
     /// What is to be done.
     pub command: Kind,
-    /// The rollout, for `pause`, `resume`, `abort` and `status`.
+    /// The rollout, for all that are about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutName>,
+    /// The stage, for `promote`; for `approve` and `reject` if it is to be that one and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageName>,
     /// The rollout's spec, for `start`. Its files must be inlined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<Value>,
@@ -79,6 +88,9 @@ pub struct State {
     /// Why it is in that phase, where there is something to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The stage that it is at, if its spec has stages and it is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageName>,
     /// Its record's version.
     pub version: u64,
     /// How many devices it has; 0 until it is planned.
@@ -97,6 +109,10 @@ impl State {
             name: rollout.spec.name.clone(),
             phase: rollout.phase.as_str().to_owned(),
             reason: rollout.phase.reason().map(str::to_owned),
+            stage: rollout
+                .stage_progress()
+                .filter(|_| !rollout.spec.stages.is_empty())
+                .map(|stage| stage.name.clone()),
             version: rollout.version.0,
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
             sent: counts.sum_of(Outcome::was_enqueued),
@@ -198,6 +214,7 @@ impl Command {
         Self {
             command: kind,
             rollout,
+            stage: None,
             spec: None,
             reason: None,
             by: None,
@@ -237,19 +254,23 @@ impl Command {
 
     /// Whether everything is there that the command needs, and nothing else.
     fn check(&self) -> Result<(), Refusal> {
-        let (rollout, spec) = match self.command {
-            Kind::Start => (false, true),
-            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status => (true, false),
-            Kind::StopAll | Kind::ResumeAll => (false, false),
+        use Needs::{May, Must, No};
+        let (rollout, stage, spec) = match self.command {
+            Kind::Start => (No, No, Must),
+            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status => (Must, No, No),
+            Kind::Approve | Kind::Reject => (Must, May, No),
+            Kind::Promote => (Must, Must, No),
+            Kind::StopAll | Kind::ResumeAll => (No, No, No),
         };
         let fields = [
             ("rollout", rollout, self.rollout.is_some()),
+            ("stage", stage, self.stage.is_some()),
             ("spec", spec, self.spec.is_some()),
         ];
-        for (field, wanted, given) in fields {
-            let problem = match (wanted, given) {
-                (true, false) => "is missing",
-                (false, true) => "has no meaning",
+        for (field, needs, given) in fields {
+            let problem = match (needs, given) {
+                (Must, false) => "is missing",
+                (No, true) => "has no meaning",
                 _ => continue,
             };
             let command = serde_json::to_value(self.command).unwrap_or_default();
@@ -289,6 +310,15 @@ impl Command {
         Err(refusal.with(files))
     }
 
+    /// Who asks and why.
+    #[must_use]
+    pub fn word(&self) -> Word {
+        Word {
+            by: self.by.clone(),
+            reason: self.reason.clone(),
+        }
+    }
+
     /// Who asks and why, in one line.
     #[must_use]
     pub fn because(&self) -> String {
@@ -301,6 +331,14 @@ impl Command {
             (None, None) => command.to_owned(),
         }
     }
+}
+
+/// Whether a command has a field.
+#[derive(Debug, Clone, Copy)]
+enum Needs {
+    Must,
+    May,
+    No,
 }
 
 fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
-use twincast_core::ids::{BatchId, HubName, RolloutName};
+use twincast_core::gate::{self, Measured, Next, WaitsFor};
+use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -23,6 +24,7 @@ use twincast_core::ports::{
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 
 use crate::Hubs;
+use crate::measure::{self, NotMeasured};
 use crate::planner::{PlanError, PlanProgress, Planner};
 
 /// How a driver works.
@@ -43,6 +45,8 @@ pub struct DriverConfig {
     pub lost_after: Duration,
     /// When a batch is released again that is worked on by nobody, whatever is on the queue.
     pub ring_again: Duration,
+    /// Driving ends when a stage waits for an approval: nobody can give it while this process has the store.
+    pub leave_at_approval: bool,
 }
 
 impl Default for DriverConfig {
@@ -54,6 +58,7 @@ impl Default for DriverConfig {
             longest_pass: Duration::from_secs(1),
             lost_after: Duration::from_secs(2),
             ring_again: Duration::from_secs(60),
+            leave_at_approval: false,
         }
     }
 }
@@ -70,8 +75,8 @@ pub enum DriveError {
         #[source]
         source: StoreError,
     },
-    /// The hub or network does not let it be planned now. The rollout stays as it is.
-    #[error("cannot plan rollout {rollout}")]
+    /// The hub or network does not let it be planned, or its gate be asked, now. The rollout stays as it is.
+    #[error("cannot ask the hubs about rollout {rollout}")]
     Plan {
         /// The rollout.
         rollout: RolloutName,
@@ -129,7 +134,8 @@ impl Repairs {
 
 impl Driver {
     /// Drives a rollout until it owes nothing, which is what the result then shows: ended or
-    /// paused; or until `stop`, in whatever phase it then is.
+    /// paused; or until `stop`, in whatever phase it then is; or until it waits for an approval, if it is
+    /// to be left then.
     ///
     /// # Errors
     /// [`DriveError`]; driving again later goes on where this left off.
@@ -145,7 +151,11 @@ impl Driver {
                 Owed::Nothing => return Ok(rollout),
                 _ if stop.is_cancelled() => return Ok(rollout),
                 Owed::Plan => self.plan(&rollout, stop).await,
-                Owed::ReleaseBatches => self.release(&rollout, &mut rung, stop).await,
+                Owed::ReleaseBatches => match self.release(&rollout, &mut rung, stop).await {
+                    Ok(Released::LeftAlone) => return Ok(rollout),
+                    Ok(Released::LookAgain) => Ok(()),
+                    Err(error) => Err(error),
+                },
                 Owed::SkipRemaining => self.skip_remaining(&rollout, stop).await,
             };
             match result {
@@ -282,84 +292,123 @@ impl Driver {
         Ok(())
     }
 
-    /// Keeps batches on the hubs' queues until every device is settled, the rollout's phase
-    /// changes, or `stop`.
+    /// Keeps batches of the current stage on the hubs' queues until something happens to the
+    /// rollout, or `stop`.
     async fn release(
         &self,
         rollout: &Rollout,
         rung: &mut Rung,
         stop: &CancellationToken,
-    ) -> Result<(), DriveError> {
+    ) -> Result<Released, DriveError> {
         let name = &rollout.spec.name;
         let store_error = |source| DriveError::Store {
             rollout: name.clone(),
             source,
         };
         let mut pass = self.config.pass;
+        let mut measured = None;
         loop {
             if let Some(roster) = &self.roster
                 && let Some(halt) = roster.halted().await.map_err(store_error)?
             {
                 let reason = halt.reason;
                 self.apply(rollout, Event::HaltRequested { reason }).await?;
-                return Ok(());
+                return Ok(Released::LookAgain);
             }
             let looked = tokio::select! {
                 biased;
-                looked = self.release_pass(rollout, rung) => looked,
+                looked = self.release_pass(rollout, measured, rung) => looked,
                 // What was published meanwhile and is not remembered is rung for once more.
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(Released::LookAgain),
             };
             match looked.map_err(store_error)? {
-                Pass::NothingLeft => {
-                    let counts = self.counts(name).await.map_err(store_error)?;
-                    self.apply(rollout, Event::AllSettled { counts }).await?;
-                    return Ok(());
+                Pass::Happened(event) => {
+                    self.apply(rollout, event).await?;
+                    return Ok(Released::LookAgain);
                 }
-                Pass::Quarantined(batch) => {
-                    let reason = format!(
-                        "batch {batch} has brought down {} workers in a row; see their logs, then resume",
-                        twincast_core::batch::MAX_STRIKES
-                    );
-                    self.apply(rollout, Event::PauseRequested { reason })
-                        .await?;
-                    return Ok(());
+                Pass::AwaitsApproval if self.config.leave_at_approval => {
+                    return Ok(Released::LeftAlone);
+                }
+                Pass::Measure => {
+                    measured = tokio::select! {
+                        biased;
+                        found = self.measure(rollout) => found?,
+                        () = stop.cancelled() => return Ok(Released::LookAgain),
+                    };
+                    if measured.is_none() {
+                        return Ok(Released::LookAgain);
+                    }
+                    continue;
                 }
                 Pass::Rang => pass = self.config.pass,
-                Pass::Waited => pass = (pass * 2).min(self.config.longest_pass),
+                Pass::Waited | Pass::AwaitsApproval => {
+                    pass = (pass * 2).min(self.config.longest_pass);
+                }
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(Released::LookAgain),
                 () = tokio::time::sleep(pass) => {}
             }
             if !self.is_current(rollout).await? {
-                return Ok(());
+                return Ok(Released::LookAgain);
             }
         }
     }
 
-    /// One look at the open batches: rings for those that should be moving and are not.
-    async fn release_pass(&self, rollout: &Rollout, rung: &mut Rung) -> Result<Pass, StoreError> {
+    /// One look at the current stage: what its gate says, and whether batches are to be rung for.
+    async fn release_pass(
+        &self,
+        rollout: &Rollout,
+        measured: Option<Measured>,
+        rung: &mut Rung,
+    ) -> Result<Pass, StoreError> {
+        let name = &rollout.spec.name;
+        let stage = rollout.stage();
+        let tallies = self.store.tallies(name).await?;
+        let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
+        let unsettled = tallies
+            .iter()
+            .filter(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
+        let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
+        let now = self.clock.now();
+        match gate::next(rollout, &counts, !hubs.is_empty(), measured, now) {
+            Next::Send => self.ring_for(rollout, hubs, rung).await,
+            Next::Happened(event) => Ok(Pass::Happened(event)),
+            Next::Measure => Ok(Pass::Measure),
+            Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
+            Next::Wait(_) => Ok(Pass::Waited),
+            Next::Over => {
+                let counts = Tally::sum(&tallies);
+                Ok(Pass::Happened(Event::AllSettled { counts }))
+            }
+        }
+    }
+
+    /// Rings for those of the open batches that should be moving and are not.
+    async fn ring_for(
+        &self,
+        rollout: &Rollout,
+        hubs: BTreeSet<&HubName>,
+        rung: &mut Rung,
+    ) -> Result<Pass, StoreError> {
         let name = &rollout.spec.name;
         let now = Instant::now();
-        let tallies = self.store.tallies(name).await?;
-        let unsettled = tallies
-            .into_iter()
-            .filter(|tally| tally.counts.unsettled() > 0);
-        let hubs: BTreeSet<HubName> = unsettled.map(|tally| tally.hub).collect();
-        if hubs.is_empty() {
-            return Ok(Pass::NothingLeft);
-        }
         let mut pass = Pass::Waited;
         let mut seen = HashMap::new();
         for hub in hubs {
-            let depth = rung.depth_of(&hub, &*self.queue, now).await;
+            let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            for batch in self.store.open_batches(name, &hub, released).await? {
+            let through = rollout.stage();
+            let open = self.store.open_batches(name, hub, through, released);
+            for batch in open.await? {
                 let id = batch.header.id;
                 if batch.quarantined {
-                    return Ok(Pass::Quarantined(id));
+                    let reason = format!(
+                        "batch {id} has brought down {} workers in a row; see their logs, then resume",
+                        twincast_core::batch::MAX_STRIKES
+                    );
+                    return Ok(Pass::Happened(Event::PauseRequested { reason }));
                 }
                 let before = rung.seen.get(&id).copied();
                 let seen_now = match action(&self.config, before, &batch, depth, now) {
@@ -441,7 +490,8 @@ impl Driver {
     /// Skips what is left on one hub; says whether workers still hold some of it.
     async fn skip_on(&self, name: &RolloutName, hub: &HubName) -> Result<bool, StoreError> {
         loop {
-            let open = self.store.open_batches(name, hub, 256).await?;
+            let all = StageIndex(u16::MAX);
+            let open = self.store.open_batches(name, hub, all, 256).await?;
             let mut held = 0;
             for batch in &open {
                 let skipped = self.store.skip_remaining(name, batch.header.id).await?;
@@ -450,6 +500,30 @@ impl Driver {
             if held == open.len() {
                 return Ok(held > 0);
             }
+        }
+    }
+
+    /// Asks the hubs how many devices of the current stage fulfil its gate's `applied_when`. When a hub does not
+    /// understand the condition, nothing is measured and the rollout is paused: that is no failure of the devices.
+    async fn measure(&self, rollout: &Rollout) -> Result<Option<Measured>, DriveError> {
+        let at = self.clock.now();
+        let name = &rollout.spec.name;
+        match measure::applied(rollout, &*self.store, &self.hubs).await {
+            Ok(applied) => Ok(Some(Measured { applied, at })),
+            Err(NotMeasured::Hub(error)) if is_final(&error) => {
+                let reason = format!("applied_when cannot be asked: {}", in_words(&error));
+                self.apply(rollout, Event::PauseRequested { reason })
+                    .await?;
+                Ok(None)
+            }
+            Err(NotMeasured::Hub(source)) => Err(DriveError::Plan {
+                rollout: name.clone(),
+                source,
+            }),
+            Err(NotMeasured::Store(source)) => Err(DriveError::Store {
+                rollout: name.clone(),
+                source,
+            }),
         }
     }
 
@@ -546,13 +620,24 @@ enum Rang {
     Away,
 }
 
-/// What a pass came to.
+/// How releasing ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Released {
+    /// Something has happened, or it is to stop.
+    LookAgain,
+    /// The rollout waits for somebody's approval, and is not to be driven meanwhile.
+    LeftAlone,
+}
+
+/// What a pass came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Pass {
-    /// Every device is settled.
-    NothingLeft,
-    /// A batch brings down its workers.
-    Quarantined(BatchId),
+    /// This has happened to the rollout.
+    Happened(Event),
+    /// How many devices have applied the change is to be found out.
+    Measure,
+    /// All that is missing is an approval.
+    AwaitsApproval,
     /// Batches were released.
     Rang,
     /// There was nothing to release.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use twincast_core::error::in_words;
-use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
+use twincast_core::spec::{Gate, OnFailure, Stage};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
@@ -18,8 +19,8 @@ const TRIES: usize = 20;
 pub struct Intake {
     /// Where the truth is.
     pub store: Arc<dyn Store>,
-    /// Which rollouts there are.
-    pub roster: Arc<dyn Roster>,
+    /// Which rollouts there are, in an engine of several processes.
+    pub roster: Option<Arc<dyn Roster>>,
     /// The configured hubs.
     pub hubs: BTreeSet<HubName>,
     /// The time for records.
@@ -60,17 +61,18 @@ impl Intake {
         match (command.command, command.rollout.as_ref()) {
             (Kind::Start, _) => self.start(&command).await,
             (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
-            (Kind::Resume, Some(name)) => self.resume(name).await,
+            (Kind::Resume, Some(name)) => self.go_on(name, &|_| Ok(Event::ResumeRequested)).await,
             (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
+            (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, &command)).await,
+            (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, &command)).await,
+            (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, &command)).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all().await,
             (Kind::Status, Some(name)) => {
                 let rollout = self.rollout(name).await?;
                 Ok(self.answer(false, &[rollout]).await?)
             }
-            (Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status, None) => {
-                unreachable!("a command that was read names its rollout")
-            }
+            (_, None) => unreachable!("a command that was read names its rollout"),
         }
     }
 
@@ -116,16 +118,16 @@ impl Intake {
 
     /// While all is stopped, nothing is resumed. A stop-all that comes at the same time finds the
     /// rollout paused and leaves it alone, so the switch is looked at once more.
-    async fn resume(&self, name: &RolloutName) -> Result<Answer, NotDone> {
-        if let Some(halt) = self.roster.halted().await? {
+    async fn go_on(&self, name: &RolloutName, event: EventFor<'_>) -> Result<Answer, NotDone> {
+        if let Some(halt) = self.halted().await? {
             let error = format!(
                 "all rollouts are stopped ({}); let them go on first, by resume-all",
                 halt.reason
             );
             return Err(Refusal::new(Cause::NotPossible, error).into());
         }
-        let answer = self.change(name, Event::ResumeRequested).await?;
-        match self.roster.halted().await? {
+        let answer = self.change_by(name, event).await?;
+        match self.halted().await? {
             None => Ok(answer),
             Some(Halt { reason, .. }) => self.change(name, Event::HaltRequested { reason }).await,
         }
@@ -133,8 +135,26 @@ impl Intake {
 
     /// Applies an event to one rollout.
     async fn change(&self, name: &RolloutName, event: Event) -> Result<Answer, NotDone> {
+        self.change_by(name, &|_| Ok(event.clone())).await
+    }
+
+    /// Applies an event that depends on where the rollout is.
+    async fn change_by(&self, name: &RolloutName, event: EventFor<'_>) -> Result<Answer, NotDone> {
         let (changed, rollout) = self.apply(name, event).await?;
         Ok(self.answer(changed, &[rollout]).await?)
+    }
+
+    async fn halted(&self) -> Result<Option<Halt>, StoreError> {
+        match &self.roster {
+            Some(roster) => roster.halted().await,
+            None => Ok(None),
+        }
+    }
+
+    fn roster(&self) -> Result<&dyn Roster, NotDone> {
+        let error = "all rollouts together are stopped in the distributed engine only";
+        let refusal = || Refusal::new(Cause::NotPossible, error);
+        Ok(self.roster.as_deref().ok_or_else(refusal)?)
     }
 
     async fn rollout(&self, name: &RolloutName) -> Result<Rollout, NotDone> {
@@ -145,11 +165,15 @@ impl Intake {
         })
     }
 
-    async fn apply(&self, name: &RolloutName, event: Event) -> Result<(bool, Rollout), NotDone> {
+    async fn apply(
+        &self,
+        name: &RolloutName,
+        event: EventFor<'_>,
+    ) -> Result<(bool, Rollout), NotDone> {
         for _ in 0..TRIES {
             let rollout = self.rollout(name).await?;
             let next = rollout
-                .after(event.clone(), self.clock.now())
+                .after(event(&rollout)?, self.clock.now())
                 .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
             let Some(next) = next else {
                 return Ok((false, rollout));
@@ -172,16 +196,18 @@ impl Intake {
             reason: reason.clone(),
             since: self.clock.now(),
         };
-        let before = self.roster.halted().await?;
-        self.roster.set_halted(Some(&halt)).await?;
+        let roster = self.roster()?;
+        let before = roster.halted().await?;
+        roster.set_halted(Some(&halt)).await?;
         tracing::warn!(reason, "all rollouts are stopped");
         self.change_all(before.is_none(), &Event::HaltRequested { reason })
             .await
     }
 
     async fn resume_all(&self) -> Result<Answer, NotDone> {
-        let before = self.roster.halted().await?;
-        self.roster.set_halted(None).await?;
+        let roster = self.roster()?;
+        let before = roster.halted().await?;
+        roster.set_halted(None).await?;
         tracing::info!("all rollouts may go on");
         self.change_all(before.is_some(), &Event::HaltLifted).await
     }
@@ -202,8 +228,8 @@ impl Intake {
     async fn change_all(&self, mut changed: bool, event: &Event) -> Result<Answer, NotDone> {
         let mut rollouts = Vec::new();
         let mut trouble = None;
-        for name in self.roster.active().await? {
-            match self.apply(&name, event.clone()).await {
+        for name in self.roster()?.active().await? {
+            match self.apply(&name, &|_| Ok(event.clone())).await {
                 Ok((moved, rollout)) => {
                     changed |= moved;
                     rollouts.push(rollout);
@@ -223,6 +249,70 @@ impl Intake {
             None => {}
         }
         Ok(self.answer(changed, &rollouts).await?)
+    }
+}
+
+/// What a command means for a rollout as it is.
+type EventFor<'a> = &'a (dyn Fn(&Rollout) -> Result<Event, Refusal> + Sync);
+
+fn approved(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
+    let (stage, gate) = gate_of(rollout, command)?;
+    if gate.approval.is_none() {
+        let error = format!("stage {stage} needs no approval");
+        return Err(Refusal::new(Cause::NotPossible, error));
+    }
+    let word = command.word();
+    Ok(Event::Approved { stage, word })
+}
+
+/// A rejected gate has failed. It stops the rollout also where a gate that fails by itself would not.
+fn rejected(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
+    let (stage, gate) = gate_of(rollout, command)?;
+    let then = match gate.on_failure {
+        OnFailure::Abort => OnFailure::Abort,
+        OnFailure::Pause | OnFailure::Continue => OnFailure::Pause,
+    };
+    let reason = format!("rejected by {}", command.word());
+    Ok(Event::GateFailed {
+        stage,
+        reason,
+        then,
+    })
+}
+
+fn promoted(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
+    let (stage, _) = gate_of(rollout, command)?;
+    let word = command.word();
+    if word.reason.is_none() {
+        let error = "a gate is overridden for a reason: give one";
+        return Err(Refusal::new(Cause::InvalidCommand, error));
+    }
+    Ok(Event::Promoted { stage, word })
+}
+
+/// The stage that a command is about, with its gate: the one that it names, or the current one.
+fn gate_of(rollout: &Rollout, command: &Command) -> Result<(StageName, Gate), Refusal> {
+    let name = &rollout.spec.name;
+    let refusal = |error: String| Refusal::new(Cause::NotPossible, error);
+    let stages = rollout.spec.all_stages();
+    let stage = match (&command.stage, rollout.stage_progress()) {
+        (Some(stage), _) => stage.clone(),
+        (None, Some(current)) => current.name.clone(),
+        (None, None) => return Err(refusal(format!("rollout {name} is not planned yet"))),
+    };
+    match stages.into_iter().find(|known| known.name == stage) {
+        Some(Stage {
+            gate: Some(gate), ..
+        }) => Ok((stage, gate)),
+        Some(_) => Err(refusal(format!("stage {stage} has no gate"))),
+        None => {
+            let known = rollout.spec.all_stages();
+            let known: Vec<_> = known.iter().map(|stage| stage.name.as_str()).collect();
+            let known = known.join(", ");
+            Err(refusal(format!(
+                "rollout {name} has no stage {stage}; it has {known}"
+            )))
+        }
     }
 }
 

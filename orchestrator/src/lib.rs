@@ -14,6 +14,7 @@ pub mod driver;
 pub mod events;
 pub mod intake;
 pub mod lists;
+mod measure;
 pub mod planner;
 pub mod service;
 

@@ -418,7 +418,7 @@ impl HubPart<'_> {
 }
 
 /// The conditions that ask for these devices, each short enough to leave room for the rest.
-fn queries_of(ids: &[DeviceId]) -> Vec<String> {
+pub(crate) fn queries_of(ids: &[DeviceId]) -> Vec<String> {
     let mut conditions = Vec::new();
     let mut condition = String::new();
     for id in ids {

@@ -15,7 +15,7 @@ fn intake() -> (Intake, MemoryStore) {
     let store = MemoryStore::new(Arc::clone(&clock));
     let intake = Intake {
         store: Arc::new(store.clone()),
-        roster: Arc::new(store.clone()),
+        roster: Some(Arc::new(store.clone())),
         hubs: BTreeSet::from([build::hub("a"), build::hub("b")]),
         clock,
     };

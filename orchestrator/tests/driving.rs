@@ -312,7 +312,7 @@ async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
         .drive(&build::name("r"), &bench.stop)
         .await
         .unwrap_err();
-    assert_eq!(error.to_string(), "cannot plan rollout r");
+    assert_eq!(error.to_string(), "cannot ask the hubs about rollout r");
     bench.hub.set_down(false);
     let driving = bench.drive();
     let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();

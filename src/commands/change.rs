@@ -1,13 +1,18 @@
-//! `twincast pause`, `resume`, `abort`, `stop-all`, `resume-all`.
+//! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `stop-all`, `resume-all`.
 
-use twincast_core::ids::RolloutName;
-use twincast_orchestrator::command::{Command, Kind};
+use std::sync::Arc;
 
-use crate::args::{AllArgs, ChangeArgs};
-use crate::commander::Commander;
+use twincast_core::ids::{InvalidName, RolloutName, StageName};
+use twincast_orchestrator::command::{Answer, Command, Kind};
+use twincast_orchestrator::intake::{Intake, NotDone};
+
+use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, Who};
+use crate::commander::{self, Commander};
 use crate::config::Settings;
+use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
+use crate::stores;
 
 /// Changes one rollout.
 pub(crate) async fn one(
@@ -16,25 +21,111 @@ pub(crate) async fn one(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let name =
-        RolloutName::new(&args.name).map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    let commander = Commander::connect(settings, &args.who).await?;
-    let answer = commander
-        .ask(Command {
-            reason: args.reason.clone(),
-            ..Command::about(kind, Some(name))
-        })
-        .await?;
-    let state = commander.one(&answer)?;
-    commander.close().await;
+    let command = Command {
+        reason: args.reason.clone(),
+        ..about(kind, &args.name)?
+    };
+    change(command, &args.who, settings, output).await
+}
+
+/// Says yes or no to a stage.
+pub(crate) async fn judge(
+    kind: Kind,
+    args: &ApproveArgs,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let stage = args.stage.as_ref().map(StageName::new).transpose();
+    let command = Command {
+        reason: args.change.reason.clone(),
+        stage: stage.map_err(refused)?,
+        ..about(kind, &args.change.name)?
+    };
+    change(command, &args.change.who, settings, output).await
+}
+
+/// Overrides a stage's gate.
+pub(crate) async fn promote(
+    args: &PromoteArgs,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let command = Command {
+        reason: Some(args.reason.clone()),
+        stage: Some(StageName::new(&args.stage).map_err(refused)?),
+        ..about(Kind::Promote, &args.name)?
+    };
+    change(command, &args.who, settings, output).await
+}
+
+fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
+    let name = RolloutName::new(name).map_err(refused)?;
+    Ok(Command::about(kind, Some(name)))
+}
+
+fn refused(error: InvalidName) -> Failure {
+    Failure::new(ExitCode::Refused, error)
+}
+
+async fn change(
+    command: Command,
+    who: &Who,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let kind = command.command;
+    let answer = if settings.is_distributed() {
+        let commander = Commander::connect(settings, who).await?;
+        let answer = commander.ask(command).await?;
+        commander.close().await;
+        answer
+    } else {
+        in_folder(command, who, settings).await?
+    };
+    let state = commander::one(&answer)?;
     let already = if answer.changed { "" } else { " already" };
-    let text = format!(
-        "{} is {}{already}",
-        state.name,
-        state.phase.replace('_', " ")
-    );
+    let stage = state
+        .stage
+        .map(|stage| stage.to_string())
+        .unwrap_or_default();
+    let phase = state.phase.replace('_', " ");
+    let text = match (kind, answer.changed) {
+        (Kind::Approve, true) => {
+            format!("{} is approved and {phase}, at stage {stage}", state.name)
+        }
+        (Kind::Promote, true) => {
+            format!("{} is promoted and {phase}, at stage {stage}", state.name)
+        }
+        _ => format!("{} is {phase}{already}", state.name),
+    };
     output.result(&answer, &text);
+    if !settings.is_distributed() && ["running", "aborting"].contains(&&*state.phase) {
+        output.note("`twincast run` goes on with it.");
+    }
     Ok(ExitCode::Success)
+}
+
+/// Does a command on the state folder, while nobody runs the rollout from it.
+async fn in_folder(command: Command, who: &Who, settings: &Settings) -> Result<Answer, Failure> {
+    let command = Command {
+        by: commander::name(who),
+        ..command
+    };
+    let store = Arc::new(stores::folder(settings)?);
+    let intake = Intake {
+        store: Arc::clone(&store) as _,
+        roster: None,
+        hubs: settings.hubs.keys().cloned().collect(),
+        clock: engine::clock(),
+    };
+    let body = serde_json::to_vec(&command);
+    let body = body.map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
+    let done = intake.handle(&body, None).await;
+    store.close().await;
+    done.map_err(|error| match error {
+        NotDone::Refused(refusal) => commander::refused(&refusal),
+        NotDone::Store(error) => engine::store_failure(error),
+    })
 }
 
 /// Changes all rollouts.

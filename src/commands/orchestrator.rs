@@ -38,7 +38,7 @@ pub(crate) async fn orchestrator(
     let clock = engine::clock();
     let intake = Intake {
         store: services.store() as Arc<dyn Store>,
-        roster: services.store() as Arc<dyn Roster>,
+        roster: Some(services.store() as Arc<dyn Roster>),
         hubs: hubs.keys().cloned().collect(),
         clock: Arc::clone(&clock),
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
 use twincast_core::spec::{Rate, RolloutSpec};
@@ -25,6 +25,7 @@ use crate::output::Output;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
 use crate::specfile::{self, SpecFile};
+use crate::stages;
 use crate::summary;
 
 pub(crate) async fn run(
@@ -105,7 +106,21 @@ pub(crate) async fn roll_out(
         ));
         return Ok(ExitCode::Interrupted);
     }
+    if let Some(stage) = awaited(&rollout) {
+        output.note(&format!(
+            "Stage {stage} waits for an approval. To give it: twincast approve {name}; then, to go on: {again}"
+        ));
+        return Ok(ExitCode::NotRolledOut);
+    }
     Ok(ExitCode::of(rollout.phase.as_str()))
+}
+
+/// The stage that somebody must approve before the rollout goes on.
+fn awaited(rollout: &Rollout) -> Option<&StageName> {
+    let stage = rollout.stage_progress()?;
+    let waits =
+        rollout.phase == Phase::Running && stage.ripe_at.is_some() && stage.approved.is_none();
+    waits.then_some(&stage.name)
 }
 
 /// Accepts a rollout. One of its name that was never planned has sent nothing, and nobody else
@@ -295,7 +310,8 @@ impl Watcher<'_> {
                 return Why::Hub(failure);
             }
             // Whatever is wrong with the store, worker and driver meet it too and say so.
-            if self.is_planned().await {
+            if let Some(rollout) = self.planned().await {
+                let trouble = trouble.or_else(|| stages::standstill(&rollout, &tallies));
                 let counts = Tally::sum(&tallies);
                 progress.sending(&Snapshot {
                     counts,
@@ -308,8 +324,10 @@ impl Watcher<'_> {
         }
     }
 
-    async fn is_planned(&self) -> bool {
-        matches!(self.store.rollout(self.name).await, Ok(Some(rollout)) if rollout.plan.is_some())
+    /// The rollout's record, once its plan is whole.
+    async fn planned(&self) -> Option<Rollout> {
+        let rollout = self.store.rollout(self.name).await.ok().flatten();
+        rollout.filter(|rollout| rollout.plan.is_some())
     }
 
     /// What stands in the way of the hubs that something is left to do on, and the failure when

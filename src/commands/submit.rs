@@ -10,7 +10,7 @@ use twincast_orchestrator::command::{Answer, Command, Kind, State};
 use twincast_orchestrator::lists;
 
 use crate::args::SubmitArgs;
-use crate::commander::Commander;
+use crate::commander::{self, Commander};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, thousands};
@@ -34,7 +34,7 @@ pub(crate) async fn submit(
         ..Command::about(Kind::Start, None)
     };
     let answer = commander.ask(command).await?;
-    let state = commander.one(&answer)?;
+    let state = commander::one(&answer)?;
     if !answer.changed {
         output.note(&format!(
             "{} is there already, as the same rollout",
@@ -120,7 +120,7 @@ async fn until_ended(
         }
         tokio::time::sleep(ASK_AGAIN).await;
         match commander.ask(question.clone()).await {
-            Ok(answer) => state = commander.one(&answer)?,
+            Ok(answer) => state = commander::one(&answer)?,
             // Services come back; what was refused stays refused.
             Err(failure) if failure.code == ExitCode::Services => {
                 output.note(&format!("waiting: {}", failure.lines().join(": ")));

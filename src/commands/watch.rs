@@ -14,6 +14,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
+use crate::stages;
 use crate::stores::{self, AnyStore};
 use crate::summary;
 
@@ -62,8 +63,12 @@ async fn until_ended(
                 if rollout.phase.is_ended() {
                     return Ok(rollout);
                 }
-                let pace = rollout.spec.rate.map(Rate::as_per_minute);
-                let trouble = standstill(&rollout.phase);
+                let pace = rollout
+                    .spec
+                    .rate_of(rollout.stage())
+                    .map(Rate::as_per_minute);
+                let trouble =
+                    standstill(&rollout.phase).or_else(|| stages::standstill(&rollout, &tallies));
                 if phase.as_ref() != Some(&rollout.phase) && trouble.is_none() {
                     progress.print(&format!("{name} is {}", rollout.phase.as_str()));
                 }

@@ -267,7 +267,7 @@ impl Engine {
         let hubs = self.plan.hubs.iter().map(|of| of.hub.name.clone());
         let intake = Intake {
             store: store.clone(),
-            roster: store,
+            roster: Some(store),
             hubs: hubs.collect(),
             clock: Arc::clone(&self.clock),
         };

@@ -151,9 +151,9 @@ impl<'a> BatchRun<'a> {
         Self {
             inner,
             lease,
+            pacer: known.pacer(work.batch.header.stage),
             devices: work.batch.devices,
             content: Arc::clone(&known.content),
-            pacer: known.pacer.clone(),
             again: known.again,
             fresh,
             ready: VecDeque::new(),

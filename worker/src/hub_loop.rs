@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
-use twincast_core::ids::{Holder, RolloutName};
+use twincast_core::ids::{Holder, RolloutName, StageIndex};
 use twincast_core::message::{Ack, Content};
 use twincast_core::ports::{
     Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
@@ -48,9 +48,18 @@ pub(crate) struct Inner {
 /// What all batches of a rollout need.
 pub(crate) struct Known {
     pub(crate) content: Arc<Content>,
-    pub(crate) pacer: Option<Arc<Pacer>>,
+    /// By stage.
+    pacers: Vec<Option<Arc<Pacer>>>,
     /// Unanswered sends are made again.
     pub(crate) again: bool,
+}
+
+impl Known {
+    /// What paces a stage, if it is paced.
+    pub(crate) fn pacer(&self, stage: StageIndex) -> Option<Arc<Pacer>> {
+        let pacer = self.pacers.get(usize::from(stage.0));
+        pacer.cloned().flatten()
+    }
 }
 
 impl HubLoop {
@@ -331,15 +340,25 @@ impl Inner {
                 doing: format!("read the message of rollout {name}"),
                 source: Box::new(source),
             })?;
-        let store = Arc::clone(&self.store);
-        let pacer = Pacer::new(store, &self.hub.name, self.hub.limits, &rollout.spec).map(Arc::new);
+        let pacer = |stage| {
+            let store = Arc::clone(&self.store);
+            Pacer::new(
+                store,
+                &self.hub.name,
+                self.hub.limits,
+                &rollout.spec,
+                StageIndex(stage),
+            )
+        };
+        let pacers = (0..).take(rollout.spec.all_stages().len());
+        let pacers = pacers.map(|stage| pacer(stage).map(Arc::new)).collect();
         let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
         if content.ack != Ack::None {
             self.feedback_wanted.notify_one();
         }
         let new = Arc::new(Known {
             content: Arc::new(content),
-            pacer,
+            pacers,
             again,
         });
         if known.len() >= KNOWN {

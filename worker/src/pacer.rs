@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::HubName;
+use twincast_core::ids::{HubName, StageIndex};
 use twincast_core::permits::PermitRequest;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::RolloutSpec;
@@ -88,14 +88,16 @@ impl Clock for RuntimeClock {
 }
 
 impl Pacer {
-    /// The pacer of a rollout on a hub; `None` when neither has a limit.
+    /// The pacer of a rollout's stage on a hub; `None` when neither has a limit.
     pub(crate) fn new(
         store: Arc<dyn Store>,
         hub: &HubName,
         limits: HubLimits,
         spec: &RolloutSpec,
+        stage: StageIndex,
     ) -> Option<Self> {
-        let pace = limits.pace(spec.rate)?;
+        let rate = spec.rate_of(stage);
+        let pace = limits.pace(rate)?;
         let request = PermitRequest {
             hub: hub.clone(),
             wanted: 0,
@@ -103,7 +105,7 @@ impl Pacer {
             per_minute: limits.pace(None).unwrap_or(1e9),
             rollout: spec.name.clone(),
             weight: spec.weight,
-            limit: HubLimits::unlimited().pace(spec.rate),
+            limit: HubLimits::unlimited().pace(rate),
         };
         let period = Duration::from_secs_f64(60.0 / (pace * SPREAD)).max(Duration::from_nanos(1));
         let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;

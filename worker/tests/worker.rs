@@ -143,7 +143,7 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
     );
     let status = bench
         .store
-        .open_batches(&bench.rollout, &build::hub("a"), 1)
+        .open_batches(&bench.rollout, &build::hub("a"), build::ALL_STAGES, 1)
         .await
         .unwrap()
         .remove(0);
@@ -406,7 +406,10 @@ async fn a_worker_that_was_taken_over_lets_go() {
     bench.hub.arrived(256).await;
     // Whoever has the same name may ask again at once, and fences the one before.
     let hub = build::hub("a");
-    let open = bench.store.open_batches(&bench.rollout, &hub, 1).await;
+    let open = bench
+        .store
+        .open_batches(&bench.rollout, &hub, build::ALL_STAGES, 1)
+        .await;
     let held = open.unwrap().remove(0).held.unwrap();
     let request = build::lease_request(&bench.rollout, 0, held.by.as_str());
     let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {

@@ -9,12 +9,14 @@
 //! * [`spec`]: what a user writes, how it is read, and what is wrong with it;
 //! * [`plan`]: from a stream of devices to batches, cohorts, estimates and a digest;
 //! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
+//! * [`gate`]: the test between two stages;
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`permits`]: the arithmetic of a hub's quota;
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
 pub mod batch;
 pub mod error;
+pub mod gate;
 pub mod hub;
 pub mod ids;
 pub mod message;

@@ -20,10 +20,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::Version;
+use crate::ids::{StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
-use crate::spec::RolloutSpec;
+use crate::spec::{OnFailure, RolloutSpec};
 use crate::time::Timestamp;
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
@@ -206,6 +206,48 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// Every device of a stage that has a gate is settled.
+    StageSent {
+        /// The stage.
+        stage: StageName,
+    },
+    /// A stage's gate holds but for an approval.
+    ApprovalAwaited {
+        /// The stage.
+        stage: StageName,
+    },
+    /// Somebody approves of a stage.
+    Approved {
+        /// The stage.
+        stage: StageName,
+        /// Who, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
+    /// Somebody wants a stage's gate to count as passed, whatever it says.
+    Promoted {
+        /// The stage.
+        stage: StageName,
+        /// Who, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
+    /// A stage is over; the next one starts.
+    StagePassed {
+        /// The stage.
+        stage: StageName,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A stage's gate does not hold.
+    GateFailed {
+        /// The stage.
+        stage: StageName,
+        /// Why, for people.
+        reason: String,
+        /// What is to be done about it.
+        then: OnFailure,
+    },
     /// Every device of the plan is settled.
     AllSettled {
         /// The outcomes.
@@ -217,8 +259,18 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a rollout that is {phase} cannot take the event {event}")]
 pub struct IllegalTransition {
-    phase: &'static str,
+    phase: String,
     event: String,
+}
+
+impl Event {
+    /// The event's name as it is written.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let value = serde_json::to_value(self).ok();
+        let name = value.and_then(|value| Some(value.get("event")?.as_str()?.to_owned()));
+        name.unwrap_or_default()
+    }
 }
 
 /// The phase that `event` leads to. `Ok` with the same phase means that it changed nothing:
@@ -229,14 +281,9 @@ pub struct IllegalTransition {
 pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransition> {
     use Event as E;
     use Phase as P;
-    let illegal = || {
-        let event = serde_json::to_value(event)
-            .ok()
-            .and_then(|v| Some(v.get("event")?.as_str()?.to_owned()));
-        IllegalTransition {
-            phase: phase.as_str(),
-            event: event.unwrap_or_default(),
-        }
+    let illegal = || IllegalTransition {
+        phase: phase.as_str().to_owned(),
+        event: event.name(),
     };
     let next = match (phase, event) {
         (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
@@ -266,6 +313,30 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Halted { .. }, E::HaltLifted) => P::Running,
         // Those that send nothing need no halting.
         (_, E::HaltRequested { .. } | E::HaltLifted) => phase.clone(),
+
+        (
+            P::Running,
+            E::GateFailed {
+                stage,
+                reason,
+                then,
+            },
+        ) => match then {
+            OnFailure::Pause => P::Paused {
+                reason: format!("the gate of stage {stage} failed: {reason}"),
+            },
+            OnFailure::Abort => P::Aborting {
+                reason: format!("the gate of stage {stage} failed: {reason}"),
+            },
+            OnFailure::Continue => P::Running,
+        },
+        (P::Running, E::StageSent { .. } | E::ApprovalAwaited { .. } | E::StagePassed { .. }) => {
+            P::Running
+        }
+        (P::Running | P::Paused { .. } | P::Halted { .. }, E::Approved { .. }) => phase.clone(),
+        // A word on the gate that it was paused by, and so one to go on.
+        (P::Running | P::Paused { .. }, E::Promoted { .. }) => P::Running,
+        (P::Halted { .. }, E::Promoted { .. }) => phase.clone(),
 
         (
             P::Accepted | P::Planning | P::Running | P::Paused { .. } | P::Halted { .. },
@@ -318,7 +389,16 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             E::PauseRequested { .. } | E::ResumeRequested,
         )
         | (P::Succeeded | P::FinishedWithFailures | P::Failed { .. }, E::AbortRequested { .. })
-        | (P::Failed { .. }, E::AllSettled { .. }) => return Err(illegal()),
+        | (P::Failed { .. }, E::AllSettled { .. })
+        | (
+            _,
+            E::StageSent { .. }
+            | E::ApprovalAwaited { .. }
+            | E::Approved { .. }
+            | E::Promoted { .. }
+            | E::StagePassed { .. }
+            | E::GateFailed { .. },
+        ) => return Err(illegal()),
     };
     Ok(next)
 }
@@ -340,6 +420,9 @@ pub struct Rollout {
     pub plan_id: PlanId,
     /// What the plan came to, once it is whole.
     pub plan: Option<PlanSummary>,
+    /// Its stages, in order, once the plan is whole.
+    #[serde(default)]
+    pub stages: Vec<StageProgress>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its phase last changed.
@@ -382,6 +465,7 @@ impl Rollout {
             phase: Phase::Accepted,
             plan_id: PlanId(0),
             plan: None,
+            stages: Vec::new(),
             created_at: now,
             changed_at: now,
             history: vec![HistoryEntry {
@@ -393,24 +477,39 @@ impl Rollout {
         }
     }
 
+    /// The stage whose devices are sent to; those before it are over. The last one stays it when all are.
+    #[must_use]
+    pub fn stage(&self) -> StageIndex {
+        let open = self
+            .stages
+            .iter()
+            .position(|stage| stage.passed_at.is_none());
+        let last = self.stages.len().saturating_sub(1);
+        let stage = open.unwrap_or(last);
+        StageIndex(u16::try_from(stage).expect("there are at most MAX_STAGES stages"))
+    }
+
+    /// How far the stage is whose devices are sent to; `None` before the plan is whole.
+    #[must_use]
+    pub fn stage_progress(&self) -> Option<&StageProgress> {
+        self.stages.get(usize::from(self.stage().0))
+    }
+
     /// The record after `event`; `None` when the event changes nothing.
     ///
     /// # Errors
     /// [`IllegalTransition`] when the event cannot happen now.
     pub fn after(&self, event: Event, now: Timestamp) -> Result<Option<Self>, IllegalTransition> {
         let phase = transition(&self.phase, &event)?;
-        // Planning anew is a change even though the phase stays: the new try gets its own id.
-        if phase == self.phase && event != Event::PlanningStarted {
+        let mut next = self.clone();
+        next.note(&event, now)?;
+        next.phase = phase;
+        if next == *self {
             return Ok(None);
         }
-        let mut next = self.clone();
         next.version.0 += 1;
-        next.phase = phase;
-        next.changed_at = now;
-        match &event {
-            Event::PlanningStarted => next.plan_id.0 += 1,
-            Event::PlanCompleted { plan } => next.plan = Some(plan.clone()),
-            _ => {}
+        if next.phase != self.phase || event == Event::PlanningStarted {
+            next.changed_at = now;
         }
         next.history.push(HistoryEntry {
             version: next.version,
@@ -421,6 +520,150 @@ impl Rollout {
         let surplus = next.history.len().saturating_sub(Self::HISTORY);
         next.history.drain(..surplus);
         Ok(Some(next))
+    }
+
+    /// Notes what an event says of plan and stages.
+    fn note(&mut self, event: &Event, now: Timestamp) -> Result<(), IllegalTransition> {
+        match event {
+            // Planning anew is a change even though the phase stays: the new try gets its own id.
+            Event::PlanningStarted => self.plan_id.0 += 1,
+            Event::PlanCompleted { plan } => {
+                self.plan = Some(plan.clone());
+                let stages = self.spec.all_stages().into_iter();
+                self.stages = stages.map(|stage| StageProgress::new(stage.name)).collect();
+                self.start_stage(now);
+            }
+            Event::StageSent { stage } => {
+                self.current(stage, event)?.sent_at.get_or_insert(now);
+            }
+            Event::ApprovalAwaited { stage } => {
+                self.current(stage, event)?.ripe_at.get_or_insert(now);
+            }
+            Event::Approved { stage, word } if !self.has_passed(stage) => {
+                let stage = self.current(stage, event)?;
+                stage.approved.get_or_insert_with(|| word.clone());
+            }
+            Event::Promoted { stage, word } if !self.has_passed(stage) => {
+                let stage = self.current(stage, event)?;
+                stage.promoted.get_or_insert_with(|| word.clone());
+            }
+            Event::StagePassed { stage, .. } => {
+                self.current(stage, event)?.passed_at = Some(now);
+                self.start_stage(now);
+            }
+            Event::GateFailed {
+                stage,
+                reason,
+                then,
+            } => {
+                let stage = self.current(stage, event)?;
+                if *then == OnFailure::Continue {
+                    stage.ignored.get_or_insert_with(|| reason.clone());
+                } else {
+                    // Resumed, the gate is asked again, all of it.
+                    (stage.ripe_at, stage.approved) = (None, None);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn start_stage(&mut self, now: Timestamp) {
+        let index = usize::from(self.stage().0);
+        if let Some(stage) = self.stages.get_mut(index) {
+            stage.started_at.get_or_insert(now);
+        }
+    }
+
+    fn has_passed(&self, name: &StageName) -> bool {
+        let stage = self.stages.iter().find(|stage| stage.name == *name);
+        stage.is_some_and(|stage| stage.passed_at.is_some())
+    }
+
+    /// The current stage, which must be the one of that name.
+    fn current(
+        &mut self,
+        name: &StageName,
+        event: &Event,
+    ) -> Result<&mut StageProgress, IllegalTransition> {
+        let index = usize::from(self.stage().0);
+        match self.stages.get_mut(index) {
+            Some(stage) if stage.name == *name => Ok(stage),
+            other => Err(IllegalTransition {
+                phase: match other {
+                    Some(stage) => format!("at stage {}", stage.name),
+                    None => "not planned yet".to_owned(),
+                },
+                event: format!("{} of stage {name}", event.name()),
+            }),
+        }
+    }
+}
+
+/// Who said something, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Who, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, if they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl std::fmt::Display for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.by.as_deref().unwrap_or("somebody"))?;
+        match &self.reason {
+            Some(reason) => write!(f, " ({reason})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How far a stage is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// The stage.
+    pub name: StageName,
+    /// Since when its devices are sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it was noted that all of them were sent to. Only of a stage with a gate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<Timestamp>,
+    /// Since when an approval is all that is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ripe_at: Option<Timestamp>,
+    /// Who approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Word>,
+    /// Who wants its gate to count as passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<Word>,
+    /// Why its gate failed, when the rollout is to go on all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<String>,
+    /// When it was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed_at: Option<Timestamp>,
+}
+
+impl StageProgress {
+    /// A stage that has not started.
+    #[must_use]
+    pub fn new(name: StageName) -> Self {
+        Self {
+            name,
+            started_at: None,
+            sent_at: None,
+            ripe_at: None,
+            approved: None,
+            promoted: None,
+            ignored: None,
+            passed_at: None,
+        }
     }
 }
 

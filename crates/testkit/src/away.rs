@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -112,9 +112,11 @@ impl Store for AwayStore {
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
-        self.store().await?.open_batches(name, hub, limit).await
+        let store = self.store().await?;
+        store.open_batches(name, hub, through, limit).await
     }
 
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {

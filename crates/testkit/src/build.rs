@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex, StageName};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
@@ -13,6 +13,9 @@ use twincast_core::time::Timestamp;
 
 /// The lease time of [`lease_request`].
 pub const TTL: Duration = Duration::from_secs(30);
+
+/// No stage is beyond it.
+pub const ALL_STAGES: StageIndex = StageIndex(u16::MAX);
 
 /// A rollout's name.
 #[must_use]
@@ -151,13 +154,42 @@ pub async fn planning(store: &dyn Store, name: &str) -> Rollout {
 
 /// Creates a rollout that runs, with these batches.
 pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
-    let rollout = planning(store, name).await;
+    run(store, accepted(name), batches).await
+}
+
+async fn run(store: &dyn Store, rollout: Rollout, batches: Vec<Batch>) -> Rollout {
+    store.create(&rollout).await.expect("it can be created");
+    let rollout = step(store, &rollout, Event::PlanningStarted).await;
     let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
     store
         .add_batches(&rollout.spec.name, PlanId(1), batches)
         .await
         .expect("the plan is not whole");
     step(store, &rollout, plan_completed(devices)).await
+}
+
+/// Creates a rollout that runs, with stages `one`, `two` and the rest, and these batches.
+pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
+    let text = format!(
+        "{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}, \
+         stages: [{{name: one, percent: 10}}, {{name: two, percent: 50}}]}}"
+    );
+    let spec = RolloutSpec::read("test", &text).expect("the spec is right");
+    run(
+        store,
+        Rollout::accepted(spec, Default::default(), Timestamp(1)),
+        batches,
+    )
+    .await
+}
+
+/// A stage is over.
+#[must_use]
+pub fn stage_passed(stage: &str) -> Event {
+    Event::StagePassed {
+        stage: StageName::new(stage).expect("a stage name"),
+        reason: "a test".into(),
+    }
 }
 
 /// Leases a batch that must be free.

@@ -147,6 +147,7 @@ macro_rules! store_conformance {
             a_refused_record_writes_nothing
             a_lease_of_an_older_try_is_fenced
             the_first_code_stands
+            a_stage_waits_for_the_one_before_it
             tallies_are_by_stage_and_hub
             what_is_left_of_an_aborted_batch_is_skipped
             only_an_abort_skips

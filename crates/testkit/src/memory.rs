@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease, LeaseRefused, Tenancy};
-use twincast_core::ids::{BatchId, Epoch, Holder, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, Epoch, Holder, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
 use twincast_core::plan::Batch;
@@ -221,15 +221,20 @@ impl Store for MemoryStore {
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let all = state.entry(name)?.statuses(now);
-        Ok(all
+        let mut open: Vec<_> = state
+            .entry(name)?
+            .statuses(now)
             .filter(|status| status.header.hub == *hub && !status.is_done())
-            .take(limit)
-            .collect())
+            .filter(|status| status.header.stage <= through)
+            .collect();
+        open.sort_by_key(|status| (status.header.stage, status.header.id));
+        open.truncate(limit);
+        Ok(open)
     }
 
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
@@ -239,11 +244,12 @@ impl Store for MemoryStore {
         let entry = state.entry(&request.rollout)?;
         let wanted = entry.rollout.phase.wanted();
         let version = entry.rollout.version;
+        let stage = entry.rollout.stage();
         let slot = entry.slot(request.batch)?;
         if slot.outcomes.counts().unsettled() == 0 {
             return Ok(LeaseReply::Done);
         }
-        if wanted == Wanted::Stop {
+        if wanted == Wanted::Stop || slot.batch.header.stage > stage {
             return Ok(LeaseReply::NotWanted);
         }
         let granted = slot

@@ -33,7 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -251,12 +251,18 @@ impl Store for EmbeddedStore {
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let doing = format!("list the open batches of rollout {name}");
         let (name, hub) = (name.clone(), hub.clone());
         self.read(doing, move |on| {
-            read_ops::open_batches(on.tables, on.leases, on.now, &name, &hub, limit)
+            let wanted = read_ops::Open {
+                hub: &hub,
+                through,
+                limit,
+            };
+            read_ops::open_batches(on.tables, on.leases, on.now, &name, &wanted)
         })
         .await
     }

@@ -11,13 +11,13 @@
 //!
 //! | key | type | what |
 //! |---|---|---|
-//! | `{<rollout>}` | hash | `record` (JSON), `version`, `plan`, `stance`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}` | hash | `record` (JSON), `version`, `plan`, `stance`, the current `stage`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
 //! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
 //! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |
 //! | `{<rollout>}:outcomes` | string | all batches' outcomes, two devices a byte; a row says where a batch begins |
 //! | `{<rollout>}:codes` | hash | by place in the outcomes: the hub's code for a refused device |
-//! | `{<rollout>}:open` | sorted set | `<hub>:<number>` of the batches on which something is left to do |
+//! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<number>` of the batches on which something is left to do |
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |

@@ -86,7 +86,7 @@ pub enum LeaseReply {
     Held(Held),
     /// Nothing is left to do on the batch.
     Done,
-    /// The rollout does not want any batch to be worked on now.
+    /// The rollout does not want the batch to be worked on now, or does not want any.
     NotWanted,
     /// It has brought down its holders so often ([`MAX_STRIKES`](crate::batch::MAX_STRIKES))
     /// that nobody is to touch it until somebody has looked.
@@ -129,7 +129,7 @@ pub struct Tally {
 impl Tally {
     /// The counts of all stages and hubs together.
     #[must_use]
-    pub fn sum(tallies: &[Self]) -> Counts {
+    pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Counts {
         let mut counts = Counts::default();
         for tally in tallies {
             counts.add(&tally.counts);
@@ -181,16 +181,17 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
-    /// A hub's batches on which something is left to do, the first `limit` in the order of their
-    /// numbers. Cheap, however many are done.
+    /// A hub's batches of the stages up to `through` on which something is left to do, the first
+    /// `limit` in the order of stages and numbers. Cheap, however many there are besides.
     async fn open_batches(
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
-    /// Asks for a batch.
+    /// Asks for a batch. Only one of the stages up to the rollout's current one is given.
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError>;
 
     /// A batch and what is known of it.

@@ -61,13 +61,15 @@ impl Stage {
 ///
 /// The *measured* devices of a stage are those that succeeded and those that failed. Devices that are
 /// silent (sent to, no word yet) are neither; see `unconfirmed`. Skipped devices do not count at all.
+/// A gate that has measured no device at all fails.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
     /// What counts as success.
     #[serde(default)]
     pub counts: Rung,
-    /// So many of the stage's devices must have succeeded: this share or more.
+    /// So many of the stage's devices must have succeeded: this share or more. A gate fails as soon as that
+    /// cannot be reached any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_at_least: Option<Percent>,
     /// The gate fails when more than this share of the measured devices has failed: strictly more. Armed from the
@@ -75,8 +77,8 @@ pub struct Gate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_above: Option<Percent>,
     /// The failure rule looks only at so many measured devices or more; all of them, if the stage has fewer.
-    /// 1 to 1,000,000,000.
-    #[serde(default = "one")]
+    /// Default: 20. 1 to 1,000,000,000.
+    #[serde(default = "twenty")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub min_sample: u32,
     /// How long silent devices are waited for once all were sent to. Default: the message's `ttl`, or 1h. With
@@ -101,8 +103,8 @@ pub struct Gate {
     pub on_failure: OnFailure,
 }
 
-fn one() -> u32 {
-    1
+fn twenty() -> u32 {
+    20
 }
 
 /// The rungs of the ladder that a device climbs.
@@ -124,8 +126,11 @@ pub enum Rung {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unconfirmed {
-    /// Neither way: they are left out of both shares. A gate that has measured nothing at all fails.
+    /// Neither as succeeded nor as failed: `success_at_least` is of all devices, silent ones among them,
+    /// `failure_above` of the measured ones.
     #[default]
+    Neither,
+    /// As if they were not there: both shares are of the measured devices.
     LeftOut,
     /// As failed.
     AsFailed,

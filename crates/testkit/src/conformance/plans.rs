@@ -22,7 +22,9 @@ async fn ids(store: &dyn Store, after: Option<u32>, limit: usize) -> Vec<u32> {
 }
 
 async fn open(store: &dyn Store, on: &str, limit: usize) -> Vec<u32> {
-    let page = store.open_batches(&name("r"), &hub(on), limit).await;
+    let page = store
+        .open_batches(&name("r"), &hub(on), crate::build::ALL_STAGES, limit)
+        .await;
     let ids = page.unwrap().into_iter().map(|status| status.header.id.0);
     ids.collect()
 }
@@ -57,7 +59,12 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     );
     assert_refused!(store.batches(&nobody, None, 10).await, NotFound);
     assert_refused!(store.lease(&lease_request(&nobody, 0, "w")).await, NotFound);
-    assert_refused!(store.open_batches(&nobody, &hub("a"), 1).await, NotFound);
+    assert_refused!(
+        store
+            .open_batches(&nobody, &hub("a"), crate::build::ALL_STAGES, 1)
+            .await,
+        NotFound
+    );
     assert_eq!(store.version(&nobody).await.unwrap(), None);
     assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
     assert_refused!(store.tallies(&nobody).await, NotFound);
@@ -210,7 +217,10 @@ pub async fn finished_batches_are_passed_over(subject: Subject) {
     assert_eq!(open(store, "b", 2).await, [4]);
     assert!(open(store, "c", 2).await.is_empty());
     assert_eq!(ids(store, None, 9).await, [0, 1, 2, 3, 4]);
-    let statuses = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    let statuses = store
+        .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
+        .await
+        .unwrap();
     let held: Vec<_> = statuses.iter().map(|s| s.held.is_some()).collect();
     assert_eq!(held, [false, true, false]);
 }

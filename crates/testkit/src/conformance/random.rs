@@ -156,8 +156,16 @@ impl Side {
         }
         text += &answer(all);
         text += &answer(store.batches(&r, Some(BatchId(0)), 2).await);
-        text += &answer(store.open_batches(&r, &hub("a"), 1).await);
-        text += &answer(store.open_batches(&r, &hub("b"), 9).await);
+        text += &answer(
+            store
+                .open_batches(&r, &hub("a"), crate::build::ALL_STAGES, 1)
+                .await,
+        );
+        text += &answer(
+            store
+                .open_batches(&r, &hub("b"), crate::build::ALL_STAGES, 9)
+                .await,
+        );
         let mut tallies = store.tallies(&r).await;
         if let Ok(tallies) = &mut tallies {
             tallies.sort_by_key(|tally| (tally.stage, tally.hub.clone()));

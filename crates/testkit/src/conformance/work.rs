@@ -12,7 +12,7 @@ use super::Subject;
 use crate::assert_refused;
 use crate::build::{
     TTL, aborted, batch, batch_on, hub, lease_request, leased, name, paused, plan_completed,
-    planning, report, running, step,
+    planning, report, running, stage_passed, staged, step,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -41,7 +41,10 @@ pub async fn one_holder_at_a_time(subject: Subject) {
     };
     assert_eq!(held.by, first.holder);
     assert_eq!(held.until, subject.clock.now().plus(TTL));
-    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    let shown = store
+        .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
+        .await
+        .unwrap();
     assert_eq!(shown[0].held.as_ref(), Some(&held));
     assert_eq!(shown[1].held, None);
     leased(store, &name("r"), 1, "b").await;
@@ -108,13 +111,19 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
         let reply = store.lease(&lease_request(&name("r"), 0, "x")).await;
         assert_eq!(reply.unwrap(), LeaseReply::Quarantined);
     }
-    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    let shown = store
+        .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
+        .await
+        .unwrap();
     assert!(shown[0].quarantined && shown[0].held.is_none());
     assert!(!shown[0].lapsed, "nobody is expected back");
 
     let rollout = step(store, &rollout, paused()).await;
     step(store, &rollout, Event::ResumeRequested).await;
-    let shown = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    let shown = store
+        .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
+        .await
+        .unwrap();
     assert!(!shown[0].quarantined);
     leased(store, &name("r"), 0, "y").await;
 }
@@ -317,6 +326,47 @@ pub async fn the_first_code_stands(subject: Subject) {
     assert_eq!(work.codes, [(1, 400_004), (3, 7)]);
 }
 
+/// A batch of a later stage is neither listed nor given before its stage has come.
+pub async fn a_stage_waits_for_the_one_before_it(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![
+        batch_on(0, "a", 2, 1),
+        batch_on(1, "a", 1, 1),
+        batch_on(2, "a", 0, 1),
+        batch_on(3, "b", 1, 1),
+        batch_on(10, "a", 1, 1),
+    ];
+    let rollout = staged(store, "r", batches).await;
+    let open = |through: u16, limit: usize| async move {
+        let page = store
+            .open_batches(&name("r"), &hub("a"), StageIndex(through), limit)
+            .await;
+        let page = page.unwrap().into_iter();
+        page.map(|status| status.header.id.0).collect::<Vec<_>>()
+    };
+    assert_eq!(open(0, 9).await, [2]);
+    assert_eq!(open(1, 9).await, [2, 1, 10]);
+    assert_eq!(open(2, 9).await, [2, 1, 10, 0]);
+    assert_eq!(open(2, 2).await, [2, 1]);
+    let asked = |batch: u32| async move {
+        let request = lease_request(&name("r"), batch, "w");
+        store.lease(&request).await.unwrap()
+    };
+    assert_eq!(asked(1).await, LeaseReply::NotWanted);
+    let lease = leased(store, &name("r"), 2, "w").await;
+    let sent = [report(0, Outcome::Enqueued)];
+    store.record(&lease, &sent, TTL).await.unwrap();
+    assert_eq!(open(1, 9).await, [1, 10]);
+    assert_eq!(asked(3).await, LeaseReply::NotWanted);
+
+    let rollout = step(store, &rollout, stage_passed("one")).await;
+    assert!(matches!(asked(1).await, LeaseReply::Granted(_)));
+    assert!(matches!(asked(3).await, LeaseReply::Granted(_)));
+    assert_eq!(asked(0).await, LeaseReply::NotWanted);
+    step(store, &rollout, stage_passed("two")).await;
+    assert!(matches!(asked(0).await, LeaseReply::Granted(_)));
+}
+
 /// Each batch counts in its stage on its hub, before anything is sent too.
 pub async fn tallies_are_by_stage_and_hub(subject: Subject) {
     let store = &*subject.store;
@@ -374,7 +424,10 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
     assert_eq!(outcomes(store, 0).await, expected);
     let counts = counts(store).await;
     assert_eq!((counts.total(), counts.unsettled()), (5, 1));
-    let open = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+    let open = store
+        .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
+        .await
+        .unwrap();
     assert_eq!(open.len(), 1);
 
     let reports = [report(0, Outcome::Enqueued)];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, Holder, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -166,12 +166,13 @@ impl Store for SimStore {
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let (of, on) = (name.clone(), hub.clone());
         let about = format!("{name} on {hub}");
         self.call("open_batches", about, |truth, _| async move {
-            truth.open_batches(&of, &on, limit).await
+            truth.open_batches(&of, &on, through, limit).await
         })
         .await
     }

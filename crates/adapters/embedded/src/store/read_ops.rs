@@ -15,7 +15,7 @@ use super::error::Fault;
 use super::leases::Leases;
 use super::tables::{
     BatchKey, Head, ReadTables, Series, batch_counts, batch_of, head, header, key, known_head,
-    lease_on, numbers, to_counts, to_numbers, unsettled,
+    lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
 };
 
 /// A batch as it is stored; unpacked by the caller's task.
@@ -74,6 +74,14 @@ pub(super) fn batches(
         .collect()
 }
 
+/// Which open batches are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open<'a> {
+    pub(super) hub: &'a HubName,
+    pub(super) through: StageIndex,
+    pub(super) limit: usize,
+}
+
 /// A hub's batches on which something is left to do. Passes over those of other hubs, of which a
 /// local engine has few.
 pub(super) fn open_batches(
@@ -81,20 +89,17 @@ pub(super) fn open_batches(
     leases: &Leases,
     now: Timestamp,
     name: &RolloutName,
-    hub: &HubName,
-    limit: usize,
+    wanted: &Open<'_>,
 ) -> Result<Vec<BatchStatus>, Fault> {
     let head = known_head(&tables.heads, name)?;
     let mut found = Vec::new();
-    for row in tables
-        .open
-        .range((head.series, 0)..=(head.series, u32::MAX))?
-    {
-        if found.len() == limit {
+    let range = (head.series, 0, 0)..=(head.series, wanted.through.0, u32::MAX);
+    for row in tables.open.range(range)? {
+        if found.len() == wanted.limit {
             break;
         }
-        let status = status(tables, leases, now, &head, BatchId(row?.0.value().1))?;
-        if status.header.hub == *hub {
+        let status = status(tables, leases, now, &head, BatchId(row?.0.value().2))?;
+        if status.header.hub == *wanted.hub {
             found.push(status);
         }
     }
@@ -136,13 +141,12 @@ pub(super) fn lease(
 ) -> Result<LeaseReply, Fault> {
     let head = known_head(&tables.heads, &request.rollout)?;
     let key = key(head.series, request.batch);
-    if tables.batches.get(key)?.is_none() {
-        return Err(Fault::not_found(batch_of(request.batch, &request.rollout)));
-    }
+    let header = header(&tables.batches, key)?
+        .ok_or_else(|| Fault::not_found(batch_of(request.batch, &request.rollout)))?;
     if unsettled(&batch_counts(&tables.counts, key)?) == 0 {
         return Ok(LeaseReply::Done);
     }
-    if head.wanted() == Wanted::Stop {
+    if head.wanted() == Wanted::Stop || header.stage > head.stage {
         return Ok(LeaseReply::NotWanted);
     }
     Ok(
@@ -296,7 +300,7 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
     }
     let mut sums = std::collections::BTreeMap::new();
     let range = (head.series, 0)..=(head.series, u32::MAX);
-    for id in keys(tables.batches.range(range.clone())?, usize::MAX)? {
+    for id in keys(tables.batches.range(range)?, usize::MAX)? {
         let key = key(head.series, id);
         let Some(header) = header(&tables.batches, key)? else {
             continue;
@@ -305,7 +309,8 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
         if recounted != batch_counts(&tables.counts, key)? {
             return Err(Fault::damaged(format!("the counts of batch {id}")));
         }
-        if tables.open.get(key)?.is_some() != (unsettled(&recounted) > 0) {
+        let is_open = tables.open.get(open_key(head.series, &header))?.is_some();
+        if is_open != (unsettled(&recounted) > 0) {
             return Err(Fault::damaged(format!("the open mark of batch {id}")));
         }
         let sum = sums
@@ -315,12 +320,12 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
             *sum += number;
         }
     }
-    let open = keys(tables.open.range(range)?, usize::MAX)?;
-    if let Some(id) = open
-        .into_iter()
-        .find(|id| !matches!(tables.batches.get(key(head.series, *id)), Ok(Some(_))))
-    {
-        return Err(Fault::damaged(format!("batch {id} is open but not there")));
+    let range = (head.series, 0, 0)..=(head.series, u16::MAX, u32::MAX);
+    for row in tables.open.range(range)? {
+        let id = BatchId(row?.0.value().2);
+        if tables.batches.get(key(head.series, id))?.is_none() {
+            return Err(Fault::damaged(format!("batch {id} is open but not there")));
+        }
     }
     let stored = tallies(tables, name)?;
     let summed: Vec<_> = sums

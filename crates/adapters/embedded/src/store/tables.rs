@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | `meta` | what | a number: `format`, `openings`, `series`, `groups` |
 //! | `rollouts` | name | the record, JSON |
-//! | `heads` | name | what the other operations need of the record: series, version, try, stance |
+//! | `heads` | name | what the other operations need of the record: series, version, try, stance, stage |
 //! | `batches` | series, batch | the header, JSON |
 //! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
-//! | `open` | series, batch | nothing; is there while a send is owed to any device |
+//! | `open` | series, stage, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
@@ -24,7 +24,7 @@ use redb::{
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, RolloutName, Version};
+use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
@@ -32,7 +32,7 @@ use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -42,8 +42,10 @@ pub(super) const PIECE: usize = 4064;
 pub(super) type Series = u32;
 /// The key of what there is one of for each batch.
 pub(super) type BatchKey = (u32, u32);
-/// A place in `heads`: series, version, try, stance.
-type StoredHead = (u32, u64, u32, u8);
+/// The key of a batch that is open.
+pub(super) type OpenKey = (u32, u16, u32);
+/// A place in `heads`: series, version, try, stance, stage.
+type StoredHead = (u32, u64, u32, u8, u16);
 
 /// The keys of `meta`.
 pub(super) mod meta {
@@ -101,7 +103,7 @@ tables! {
     heads: HEADS &'static str => StoredHead;
     batches: BATCHES BatchKey => &'static [u8];
     counts: COUNTS BatchKey => &'static [u8];
-    open: OPEN BatchKey => ();
+    open: OPEN OpenKey => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
     codes: CODES (u32, u32, u32) => u32;
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
@@ -119,6 +121,8 @@ pub(super) struct Head {
     pub(super) version: Version,
     pub(super) plan: PlanId,
     pub(super) stance: Stance,
+    /// The stage up to which batches may be worked on.
+    pub(super) stage: StageIndex,
 }
 
 /// What a rollout lets happen to its batches.
@@ -152,6 +156,7 @@ impl Head {
             version: rollout.version,
             plan: rollout.plan_id,
             stance: Stance::of(rollout),
+            stage: rollout.stage(),
         }
     }
 
@@ -162,7 +167,13 @@ impl Head {
             Stance::Aborting => 2,
             Stance::Still => 3,
         };
-        (self.series, self.version.0, self.plan.0, stance)
+        (
+            self.series,
+            self.version.0,
+            self.plan.0,
+            stance,
+            self.stage.0,
+        )
     }
 
     /// What a worker is to do.
@@ -182,7 +193,7 @@ pub(super) fn head(
     let Some(stored) = heads.get(name.as_str())? else {
         return Ok(None);
     };
-    let (series, version, plan, stance) = stored.value();
+    let (series, version, plan, stance, stage) = stored.value();
     let stance = match stance {
         0 => Stance::Planning,
         1 => Stance::Running,
@@ -197,6 +208,7 @@ pub(super) fn head(
         version: Version(version),
         plan: PlanId(plan),
         stance,
+        stage: StageIndex(stage),
     }))
 }
 
@@ -283,6 +295,11 @@ pub(super) fn unsettled(numbers: &Numbers) -> u64 {
 /// The key of a batch.
 pub(super) fn key(series: Series, batch: BatchId) -> BatchKey {
     (series, batch.0)
+}
+
+/// The key of an open batch.
+pub(super) fn open_key(series: Series, header: &BatchHeader) -> OpenKey {
+    (series, header.stage.0, header.id.0)
 }
 
 /// A batch in words.

@@ -17,7 +17,7 @@ use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
     BatchKey, Head, Numbers, PIECE, Series, Stance, WriteTables, batch_counts, batch_of, head,
-    header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, unsettled,
+    header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key, unsettled,
 };
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
@@ -138,7 +138,7 @@ fn add_batch(
         tables.manifests.insert((key.0, key.1, piece), bytes)?;
     }
     if batch.header.devices > 0 {
-        tables.open.insert(key, ())?;
+        tables.open.insert(open_key(key.0, &batch.header), ())?;
     }
     tables.wrote = true;
     Ok(())
@@ -279,7 +279,7 @@ fn apply(
         .insert(key, numbers_to_bytes(&counts).as_slice())?;
     tables.outcomes.insert(key, change.list.as_bytes())?;
     if unsettled(&counts) == 0 {
-        tables.open.remove(key)?;
+        tables.open.remove(open_key(key.0, header))?;
     }
     Ok(())
 }
@@ -339,7 +339,7 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     sweep_rows!(tables.manifests, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.codes, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.outcomes, (series, 0), (series + 1, 0), left);
-    sweep_rows!(tables.open, (series, 0), (series + 1, 0), left);
+    sweep_rows!(tables.open, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;

@@ -5,7 +5,9 @@ local stance, row, version = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 if unsettled(row) == 0 then return { 'OK', 'done' } end
-if stance ~= RUNNING then return { 'OK', 'not_wanted' } end
+if stance ~= RUNNING or tonumber(row.stage) > tonumber(redis.call('HGET', HEAD, 'stage')) then
+  return { 'OK', 'not_wanted' }
+end
 
 local now, holder = clock(), ARGV[3]
 local is_others = row.holder ~= NOBODY and row.holder ~= holder

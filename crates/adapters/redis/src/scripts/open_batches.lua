@@ -1,12 +1,13 @@
--- The first of a hub's batches on which something is left to do.
--- ARGV: time, hub, limit.
+-- The first of a hub's batches, of stages below one, on which something is left to do.
+-- ARGV: time, hub, stage, limit.
 
 local version = redis.call('HGET', HEAD, 'version')
 if not version then return { 'NO_ROLLOUT' } end
-local from, to = '[' .. ARGV[2] .. ':', '(' .. ARGV[2] .. ';'
-local names = redis.call('ZRANGEBYLEX', OPEN, from, to, 'LIMIT', 0, ARGV[3])
+local from = '[' .. ARGV[2] .. ':'
+local to = '(' .. ARGV[2] .. string.format(':%05.0f', tonumber(ARGV[3]))
+local names = redis.call('ZRANGEBYLEX', OPEN, from, to, 'LIMIT', 0, ARGV[4])
 local numbers = {}
 for at, name in ipairs(names) do
-  numbers[at] = whole(tonumber(string.sub(name, #ARGV[2] + 2)))
+  numbers[at] = whole(tonumber(string.sub(name, -10)))
 end
 return page(version, numbers)

@@ -58,9 +58,9 @@ local function tally(row, outcome)
 end
 
 -- A batch's name in OPEN, where all have the same score and so are in the order of their names:
--- by hub, then by number.
+-- by hub, then by stage, then by number.
 local function open_name(row)
-  return row.hub .. ':' .. string.format('%010.0f', tonumber(row.batch))
+  return row.hub .. ':' .. string.format('%05.0f:%010.0f', tonumber(row.stage), tonumber(row.batch))
 end
 
 -- The outcomes of the devices `from` to `to` of a batch, two to a byte, the earlier one in the

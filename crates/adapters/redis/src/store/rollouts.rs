@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -110,11 +110,13 @@ impl Store for RedisStore {
         &self,
         name: &RolloutName,
         hub: &HubName,
+        through: StageIndex,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let run = self
             .on(name, &SCRIPTS.open_batches)
             .arg(hub.as_str())
+            .arg(u32::from(through.0) + 1)
             .arg(limit_of(limit));
         self.page("list the open batches of", name, &run).await
     }
@@ -293,6 +295,7 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
         .arg(rollout.version.0)
         .arg(rollout.plan_id.0)
         .arg(Stance::of(rollout).as_str())
+        .arg(rollout.stage().0)
 }
 
 /// A limit that Redis can count to, which takes a negative one for none.

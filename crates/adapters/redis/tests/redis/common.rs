@@ -75,7 +75,10 @@ pub(crate) async fn verify(store: &dyn Store, name: &RolloutName) {
         }
     }
     for (hub, expected) in open {
-        let page = store.open_batches(name, &hub, usize::MAX).await.unwrap();
+        let page = store
+            .open_batches(name, &hub, build::ALL_STAGES, usize::MAX)
+            .await
+            .unwrap();
         let found: Vec<_> = page.iter().map(|status| status.header.id).collect();
         assert_eq!(found, expected, "open batches of {hub}");
     }

@@ -147,7 +147,11 @@ async fn finish(store: &EmbeddedStore) {
         let planned = after(&rollout, plan_completed(900));
         store.save(&planned, Version(version.0 + 1)).await.unwrap();
     }
-    for status in store.open_batches(&r, &hub("a"), 9).await.unwrap() {
+    for status in store
+        .open_batches(&r, &hub("a"), twincast_testkit::build::ALL_STAGES, 9)
+        .await
+        .unwrap()
+    {
         let lease = leased(store, &r, status.header.id.0, "w2").await;
         let reports: Vec<_> = (0..DEVICES)
             .map(|index| twincast_testkit::build::report(index, Outcome::Enqueued))

@@ -37,7 +37,15 @@ fn what_was_answered_is_there_again() {
     run(async {
         let store = open(dir.path()).unwrap();
         store.verify(&name("r")).await.unwrap();
-        let statuses = store.open_batches(&name("r"), &hub("a"), 9).await.unwrap();
+        let statuses = store
+            .open_batches(
+                &name("r"),
+                &hub("a"),
+                twincast_testkit::build::ALL_STAGES,
+                9,
+            )
+            .await
+            .unwrap();
         assert_eq!(statuses.len(), 2);
         assert!(statuses.iter().all(|status| status.held.is_none()));
         assert_eq!(statuses[0].counts.get(Outcome::Enqueued), 1);
@@ -139,7 +147,7 @@ fn a_newer_format_is_refused() {
             error,
             OpenError::TooNew {
                 found: 9,
-                known: 1,
+                known: 2,
                 ..
             }
         ),

@@ -1,0 +1,94 @@
+//! Counts the devices of a stage that have applied what the rollout was to bring about.
+//!
+//! What is counted is what the twins say now: a device that went back is not counted any more. So
+//! it is no outcome, which would only ever rise.
+
+use twincast_core::ids::{BatchId, DeviceId};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{BatchWork, Store, StoreError};
+use twincast_core::query;
+use twincast_core::rollout::Rollout;
+
+use crate::Hubs;
+use crate::planner::{PlanError, queries_of};
+
+/// Batches that are read at a time.
+const PAGE: usize = 64;
+/// Devices that one query asks for.
+const IDS: usize = 100;
+
+/// Why it is not known.
+#[derive(Debug)]
+pub(crate) enum NotMeasured {
+    /// The store fails.
+    Store(StoreError),
+    /// A hub does.
+    Hub(PlanError),
+}
+
+/// How many devices of the current stage fulfil its gate's `applied_when`, of those that were sent
+/// to. Asks the hubs once for every hundred devices.
+///
+/// Cancel safety: may be dropped at any time.
+pub(crate) async fn applied(
+    rollout: &Rollout,
+    store: &dyn Store,
+    hubs: &Hubs,
+) -> Result<u64, NotMeasured> {
+    let stages = rollout.spec.all_stages();
+    let gate = stages[usize::from(rollout.stage().0)].gate.as_ref();
+    let Some(condition) = gate.and_then(|gate| gate.applied_when.as_deref()) else {
+        return Ok(0);
+    };
+    let mut applied = 0;
+    let mut after: Option<BatchId> = None;
+    loop {
+        let page = store.batches(&rollout.spec.name, after, PAGE);
+        let page = page.await.map_err(NotMeasured::Store)?;
+        let Some(last) = page.last() else {
+            return Ok(applied);
+        };
+        after = Some(last.header.id);
+        for batch in page
+            .iter()
+            .filter(|batch| batch.header.stage == rollout.stage())
+        {
+            let work = store.load(&rollout.spec.name, batch.header.id);
+            let work = work.await.map_err(NotMeasured::Store)?;
+            applied += applied_in(&work, condition, hubs)
+                .await
+                .map_err(NotMeasured::Hub)?;
+        }
+    }
+}
+
+async fn applied_in(work: &BatchWork, condition: &str, hubs: &Hubs) -> Result<u64, PlanError> {
+    let name = &work.header().hub;
+    let hub = hubs.get(name).ok_or_else(|| PlanError::UnknownHub {
+        hub: name.clone(),
+        configured: hubs
+            .keys()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    })?;
+    let sent = work.outcomes.iter().zip(work.batch.devices.iter());
+    let ids: Vec<DeviceId> = sent
+        .filter(|(outcome, _)| {
+            outcome.was_enqueued() && !outcome.is_failure() && *outcome != Outcome::Skipped
+        })
+        .map(|(_, id)| DeviceId::new(id).expect("a manifest holds ids"))
+        .collect();
+    let mut applied = 0;
+    for ids in ids.chunks(IDS) {
+        for part in queries_of(ids) {
+            let wanted = query::all_of([part.as_str(), condition]);
+            let counted = hub.hub.count(&wanted).await;
+            applied += counted.map_err(|source| PlanError::Hub {
+                hub: name.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(applied)
+}
