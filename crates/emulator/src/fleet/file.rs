@@ -94,26 +94,29 @@ pub struct Behaviour {
     /// Never connected: messages wait until they expire.
     pub offline: Share,
     /// Connected only some time after the hub's start.
-    pub online_after: OnlineAfter,
+    pub online_after: Later,
     /// Reject every message.
     pub rejects: Share,
     /// Take every message and abandon it, until the hub gives up.
     pub abandons: Share,
     /// Take messages and never answer; they expire.
     pub never_answers: Share,
+    /// Complete their messages, report `reported_after_delivery`, and some time later what they had before:
+    /// an update that did not last.
+    pub reverts: Later,
     /// Disabled in the registry: nothing can be sent to them.
     pub disabled: Share,
     /// From the enqueuing of a message (or the device's coming online) to its completion.
     pub latency: Span,
 }
 
-/// Devices that come online late.
+/// Devices to which something happens later.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OnlineAfter {
+pub struct Later {
     /// How many devices.
     pub share: Share,
-    /// How long after the hub's start.
+    /// How long after: the hub's start for coming online, the message's completion for going back.
     pub after: Span,
 }
 
@@ -125,7 +128,11 @@ impl Default for Behaviour {
         };
         Self {
             offline: Share(0.0),
-            online_after: OnlineAfter {
+            online_after: Later {
+                share: Share(0.0),
+                after: zero,
+            },
+            reverts: Later {
                 share: Share(0.0),
                 after: zero,
             },

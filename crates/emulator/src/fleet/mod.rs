@@ -12,7 +12,7 @@ mod registry;
 mod twin;
 mod virtual_fleet;
 
-pub use file::{Behaviour, FleetError, FleetFile, GroupSpec, OnlineAfter};
+pub use file::{Behaviour, FleetError, FleetFile, GroupSpec, Later};
 pub(crate) use generator::Generator;
 pub use generator::ValueSpec;
 pub use parse::{Share, Span};

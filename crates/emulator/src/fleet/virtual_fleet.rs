@@ -179,6 +179,7 @@ impl Group {
         let taken = [
             behaviour.offline,
             behaviour.online_after.share,
+            behaviour.reverts.share,
             behaviour.rejects,
             behaviour.abandons,
             behaviour.never_answers,
@@ -273,6 +274,18 @@ impl Group {
         }
     }
 
+    /// How long after completing a message the device goes back to what it reported before, if it does.
+    /// These devices are the last of the deal, which all others are dealt from its beginning.
+    pub(crate) fn reverts_after(&self, position: u32) -> Option<Duration> {
+        let reverts = self.behaviour.reverts;
+        let is_one = reverts.share.0 > 0.0 && self.deal.share(position) >= 1.0 - reverts.share.0;
+        is_one.then(|| {
+            reverts
+                .after
+                .at(unit(mix(self.key ^ 7) ^ u64::from(position)))
+        })
+    }
+
     /// How long the device takes for its message number `nth`.
     pub(crate) fn latency(&self, position: u32, nth: u64) -> Duration {
         let draw = unit(mix(self.key ^ 6).wrapping_add(u64::from(position) << 20) ^ nth);
@@ -311,7 +324,7 @@ groups:
     tags:
       kind: fridge
       region: { $weighted: { eu: 70, us: 30 } }
-    behaviour: { offline: 10%, rejects: 0.05, disabled: 1%, online_after: { share: 20%, after: 1s..2s } }
+    behaviour: { offline: 10%, rejects: 0.05, disabled: 1%, online_after: { share: 20%, after: 1s..2s }, reverts: { share: 7%, after: 3s } }
   - count: 5
     id: "oven-{index}"
     first: 10
@@ -344,6 +357,20 @@ groups:
         assert_eq!(count(Conduct::Offline), 100);
         assert_eq!(count(Conduct::Rejects), 50);
         assert_eq!(count(Conduct::Disabled), 10);
+        let fleet = Fleet::from_yaml(YAML).unwrap();
+        let reverting = (0..1000).filter_map(|i| Some((i, fleet.groups()[0].reverts_after(i)?)));
+        let reverting: Vec<_> = reverting.collect();
+        assert_eq!(reverting.len(), 70);
+        for (position, after) in reverting {
+            assert_eq!(after, Duration::from_secs(3));
+            let conduct = fleet.groups()[0].conduct(position);
+            assert_eq!(
+                conduct,
+                Conduct::Completes {
+                    online_after: Duration::ZERO
+                }
+            );
+        }
         assert_eq!(
             count(Conduct::Completes {
                 online_after: Duration::ZERO

@@ -1,6 +1,7 @@
 //! The hub's state and what can be done with it. Everything here is synchronous and short; sockets and
 //! waiting are elsewhere.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -74,6 +75,8 @@ pub(crate) struct Hub {
     pub(crate) tallies: Tallies,
     /// A bit for each device of the fleet that has completed a message.
     completed: Vec<AtomicU64>,
+    /// When those devices will have gone back that do, in milliseconds like [`Hub::now_ms`].
+    reverting: Mutex<HashMap<u32, u64>>,
     /// Changes whenever there may be feedback to take.
     feedback_ready: watch::Sender<u64>,
     /// Changes whenever all connections are to be cut.
@@ -108,6 +111,7 @@ impl Hub {
             completed: (0..=config.fleet.len() / 64)
                 .map(|_| AtomicU64::new(0))
                 .collect(),
+            reverting: Mutex::default(),
             registry: RwLock::new(Registry::new(Arc::new(config.fleet.clone()))),
             state: Mutex::new(State {
                 store: Store::new(),
@@ -338,23 +342,34 @@ impl Hub {
         }
     }
 
-    /// Whether a device has completed a message.
-    pub(crate) fn has_completed(&self, device: u32) -> bool {
+    /// Whether a device has completed a message, and reports what came of it.
+    pub(crate) fn has_changed(&self, device: u32) -> bool {
         let word = self.completed.get(device as usize / 64);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (device % 64) & 1 == 1)
+        let completed =
+            word.is_some_and(|word| word.load(Ordering::Relaxed) >> (device % 64) & 1 == 1);
+        completed && {
+            let back_at = lock(&self.reverting).get(&device).copied();
+            back_at.is_none_or(|back_at| self.now_ms() < back_at)
+        }
     }
 
-    pub(crate) fn mark_completed(&self, device: u32) {
-        if let Some(word) = self.completed.get(device as usize / 64) {
-            word.fetch_or(1 << (device % 64), Ordering::Relaxed);
+    pub(crate) fn mark_completed(&self, device: u32, now_ms: u64) {
+        let Some(word) = self.completed.get(device as usize / 64) else {
+            return;
+        };
+        let reverts = self.config.fleet.place(device);
+        if let Some(after) = reverts.and_then(|(group, at)| group.reverts_after(at)) {
+            let back_at = now_ms + u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            lock(&self.reverting).insert(device, back_at);
         }
+        word.fetch_or(1 << (device % 64), Ordering::Relaxed);
     }
 
     /// The twin document of a device as it is now.
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
         let pending = lock(&self.state).store.pending(device);
         let connected = self.is_connected(registry, device);
-        if !self.has_completed(device) {
+        if !self.has_changed(device) {
             return twin_document(record, pending, connected);
         }
         let mut record = record.clone();

@@ -40,7 +40,7 @@ impl Hub {
             .store
             .run_due(now_ms, ENDS_PER_LOCK, |number, message| {
                 if message.state == super::MessageState::Delivered {
-                    self.mark_completed(message.device);
+                    self.mark_completed(message.device, now_ms);
                 }
                 if message.ack.wants(message.state) {
                     feedback.push(Record {

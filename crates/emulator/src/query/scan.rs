@@ -183,7 +183,7 @@ impl<'a> Scan<'a> {
             Binding::Etag => text(&etag_of(2)),
             Binding::Generated(generator, rest) => generated(generator, rest, position),
             Binding::Reported { before, after } => {
-                let overlay = after.filter(|_| self.hub.has_completed(number));
+                let overlay = after.filter(|_| self.hub.has_changed(number));
                 let (generator, rest) = overlay.or(*before)?;
                 generated(generator, rest, position)
             }
