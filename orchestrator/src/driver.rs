@@ -652,6 +652,10 @@ fn is_final(error: &PlanError) -> bool {
         | PlanError::NoHubs
         | PlanError::List(_)
         | PlanError::Interrupted => false,
-        PlanError::Device { .. } | PlanError::TooManyExcluded | PlanError::TooManyBatches => true,
+        PlanError::Device { .. }
+        | PlanError::TooManyExcluded
+        | PlanError::TooManyBatches
+        | PlanError::EmptyStage { .. }
+        | PlanError::Cut(_) => true,
     }
 }

@@ -1,24 +1,27 @@
 //! Finds a rollout's devices and fills batches, in a stream.
 //!
 //! Each hub is planned on its own, all of them at once. Batches leave through a bounded channel
-//! as soon as they are full, so memory does not grow with the fleet.
+//! as soon as they are full, so memory does not grow with the fleet. Which stage some devices belong to is known only
+//! when every hub has named its last one: those are held by [`HubStager`]s, and batched in the end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use futures::future::try_join_all;
-use futures::{Stream, StreamExt as _, stream};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex};
+use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex, StageName};
 use twincast_core::plan::{
-    Batch, BatchHeader, BatchLimits, Batcher, Excluded, Filled, Group, HubDigest, HubPlan,
-    PlanDigest, PlanSummary,
+    Assigned, Batch, BatchHeader, BatchLimits, Batcher, CutMissed, Excluded, Filled, Group,
+    HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, finish_stages,
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
-use twincast_core::query;
-use twincast_core::spec::{Exclusion, RolloutSpec};
+use twincast_core::query::{self, TagPath};
+use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
 
 use crate::lists::{self, ListError};
 use crate::{HubHandle, Hubs};
@@ -69,6 +72,18 @@ pub enum PlanError {
     /// There are more batches than numbers.
     #[error("the plan has more than {} batches; batch by fewer tags", u32::MAX)]
     TooManyBatches,
+    /// A stage has a gate and no devices: nothing would be tried before the next one starts.
+    #[error(
+        "stage {stage} takes no device, so its gate could never be passed: widen what it takes, or what the \
+         stages before it leave to it, or remove the stage"
+    )]
+    EmptyStage {
+        /// The stage.
+        stage: StageName,
+    },
+    /// It cannot be told which devices a percent takes. Planning the same devices again cannot tell either.
+    #[error("the stages cannot be planned")]
+    Cut(#[source] CutMissed),
     /// Nobody takes the batches any more.
     #[error("planning was interrupted")]
     Interrupted,
@@ -131,67 +146,134 @@ impl Planner<'_> {
     pub async fn plan(&self, batches: mpsc::Sender<Batch>) -> Result<PlanSummary, PlanError> {
         let hubs = hubs_of(self.spec, self.hubs)?;
         let excluded = ExcludedIds::read(&self.spec.target.exclude, self.base)?;
-        let next_id = AtomicU32::new(0);
-        let alone = hubs.len() == 1;
-        let parts = hubs.into_iter().map(|(name, handle)| {
-            let part = HubPart {
-                planner: self,
-                name,
-                handle,
-                excluded: &excluded,
-                next_id: &next_id,
-                batches: &batches,
-            };
-            part.plan(alone)
+        let stages = self.spec.all_stages();
+        let rules = StageRules::of(self.spec);
+        let shared = Shared {
+            planner: self,
+            alone: hubs.len() == 1,
+            tags: tags_of(self.spec, &rules),
+            excluded: &excluded,
+            next_id: AtomicU32::new(0),
+            batches,
+        };
+        let parts = hubs.into_iter().enumerate().map(|(index, (name, handle))| {
+            let part = HubPart::new(&shared, name, handle, stages.len());
+            part.find(HubStager::new(&rules, index))
         });
         let parts = try_join_all(parts).await?;
-
-        let mut digest = PlanDigest::default();
-        let mut summary = PlanSummary {
-            devices: 0,
-            batches: 0,
-            digest: String::new(),
-            hubs: Vec::new(),
-            excluded: excluded.counts(&self.spec.target.exclude),
-            repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
-        };
-        let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
-        let found: u64 = parts.iter().map(|part| part.found).sum();
-        for part in parts {
-            summary.devices += part.plan.devices;
-            summary.batches += part.plan.batches;
-            for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
-                excluded.devices += devices;
-            }
-            digest.add(part.plan.hub.clone(), part.digest);
-            summary.hubs.push(part.plan);
+        let (stagers, parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let rest = finish_stages(stagers).map_err(PlanError::Cut)?;
+        let mut all_planned = Vec::new();
+        for (part, rest) in parts.into_iter().zip(rest) {
+            all_planned.push(part.finish(rest).await?);
         }
-        // Every hub is asked for the whole list.
-        if listed > found {
-            let rule = "listed, but in none of the hubs".to_owned();
-            summary.excluded.push(Excluded {
-                rule,
-                reason: None,
-                devices: listed - found,
-            });
-        }
-        summary.digest = digest.finish();
+        let summary = summarize(self.spec, &stages, &excluded, all_planned);
+        refuse_empty_stages(&stages, &summary)?;
         Ok(summary)
     }
 }
 
+/// Puts the hubs' parts together.
+fn summarize(
+    spec: &RolloutSpec,
+    stages: &[Stage],
+    excluded: &ExcludedIds,
+    parts: Vec<Planned>,
+) -> PlanSummary {
+    let mut digest = PlanDigest::default();
+    let stages = stages.iter().map(|stage| StagePlan {
+        name: stage.name.clone(),
+        devices: 0,
+        batches: 0,
+    });
+    let mut summary = PlanSummary {
+        devices: 0,
+        batches: 0,
+        digest: String::new(),
+        hubs: Vec::new(),
+        stages: stages.collect(),
+        excluded: excluded.counts(&spec.target.exclude),
+        repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
+    };
+    let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
+    let found: u64 = parts.iter().map(|part| part.found).sum();
+    for part in parts {
+        summary.devices += part.plan.devices;
+        summary.batches += part.plan.batches;
+        for (stage, (devices, batches)) in summary.stages.iter_mut().zip(part.stages) {
+            stage.devices += devices;
+            stage.batches += batches;
+        }
+        for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
+            excluded.devices += devices;
+        }
+        digest.add(part.plan.hub.clone(), part.digest);
+        summary.hubs.push(part.plan);
+    }
+    // Every hub is asked for the whole list.
+    if listed > found {
+        let rule = "listed, but in none of the hubs".to_owned();
+        summary.excluded.push(Excluded {
+            rule,
+            reason: None,
+            devices: listed - found,
+        });
+    }
+    summary.digest = digest.finish();
+    summary
+}
+
+/// A target without any device is another matter, and is nobody's mistake here.
+fn refuse_empty_stages(stages: &[Stage], summary: &PlanSummary) -> Result<(), PlanError> {
+    let mut gated = stages.iter().zip(&summary.stages);
+    let empty = gated.find(|(stage, plan)| stage.gate.is_some() && plan.devices == 0);
+    match empty {
+        Some((stage, _)) if summary.devices > 0 => Err(PlanError::EmptyStage {
+            stage: stage.name.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The tags that hubs are asked for: those to batch by first, then those of stages.
+fn tags_of(spec: &RolloutSpec, rules: &StageRules) -> Vec<TagPath> {
+    let mut tags = spec.batch_by.clone();
+    let others = rules.tags().into_iter();
+    tags.extend(others.filter(|tag| !spec.batch_by.contains(tag)));
+    tags
+}
+
+/// The lowest rate at which any stage is sent to.
+fn lowest_rate(spec: &RolloutSpec, stages: usize) -> Option<Rate> {
+    let stages = (0..).map(StageIndex).take(stages);
+    let rates = stages.filter_map(|stage| spec.rate_of(stage));
+    rates.reduce(|a, b| if b < a { b } else { a })
+}
+
+/// What the parts of a plan share.
+struct Shared<'a> {
+    planner: &'a Planner<'a>,
+    /// There is one hub.
+    alone: bool,
+    /// What hubs are asked for.
+    tags: Vec<TagPath>,
+    excluded: &'a ExcludedIds,
+    next_id: AtomicU32,
+    batches: mpsc::Sender<Batch>,
+}
+
 /// One hub's part of a plan, while it is made.
 struct HubPart<'a> {
-    planner: &'a Planner<'a>,
-    name: &'a HubName,
+    shared: &'a Shared<'a>,
     handle: &'a HubHandle,
-    excluded: &'a ExcludedIds,
-    next_id: &'a AtomicU32,
-    batches: &'a mpsc::Sender<Batch>,
+    batcher: Batcher,
+    planned: Planned,
 }
 
 struct Planned {
     plan: HubPlan,
+    /// By stage: devices and batches.
+    stages: Vec<(u64, u32)>,
     digest: HubDigest,
     /// By rule, what was left out by its tags.
     excluded_by_tags: Vec<u64>,
@@ -201,52 +283,66 @@ struct Planned {
     repeated: u64,
 }
 
-impl HubPart<'_> {
-    async fn plan(self, alone: bool) -> Result<Planned, PlanError> {
-        let spec = self.planner.spec;
-        let mut planned = Planned {
-            plan: HubPlan {
-                hub: self.name.clone(),
-                devices: 0,
-                batches: 0,
+impl<'a> HubPart<'a> {
+    fn new(shared: &'a Shared<'a>, hub: &HubName, handle: &'a HubHandle, stages: usize) -> Self {
+        let spec = shared.planner.spec;
+        let pace = handle.limits.pace(lowest_rate(spec, stages));
+        Self {
+            shared,
+            handle,
+            batcher: Batcher::new(BatchLimits::for_rate(pace)),
+            planned: Planned {
+                plan: HubPlan {
+                    hub: hub.clone(),
+                    devices: 0,
+                    batches: 0,
+                },
+                stages: vec![(0, 0); stages],
+                digest: HubDigest::default(),
+                excluded_by_tags: vec![0; spec.target.exclude.len()],
+                listed: 0,
+                found: 0,
+                repeated: 0,
             },
-            digest: HubDigest::default(),
-            excluded_by_tags: vec![0; spec.target.exclude.len()],
-            listed: 0,
-            found: 0,
-            repeated: 0,
-        };
-        let limits = BatchLimits::for_rate(self.handle.limits.pace(spec.rate));
-        let mut batcher = Batcher::new(limits);
-        if spec.has_list() {
-            self.plan_list(alone, &mut batcher, &mut planned).await?;
-        } else {
-            self.count_exclusions("", &mut planned).await?;
-            let rows = self.query(spec.condition());
-            self.take_rows(rows, &mut batcher, &mut planned).await?;
         }
-        for filled in batcher.finish() {
-            self.emit(filled, &mut planned).await?;
-        }
-        Ok(planned)
     }
 
-    /// Plans listed devices: as they are if nothing need be known of them, else by asking the hub
+    /// Finds the hub's devices, and batches those that have a stage. The stager has the others.
+    async fn find<'r>(
+        mut self,
+        mut stager: HubStager<'r>,
+    ) -> Result<(HubStager<'r>, Self), PlanError> {
+        let spec = self.shared.planner.spec;
+        if spec.has_list() {
+            self.find_listed(&mut stager).await?;
+        } else {
+            self.count_exclusions("").await?;
+            self.take_rows(self.query(spec.condition()), &mut stager)
+                .await?;
+        }
+        Ok((stager, self))
+    }
+
+    /// Batches the rest.
+    async fn finish(mut self, rest: Vec<Assigned>) -> Result<Planned, PlanError> {
+        self.batch(rest).await?;
+        for filled in self.batcher.finish() {
+            self.planned.emit(filled, self.shared).await?;
+        }
+        Ok(self.planned)
+    }
+
+    /// Finds listed devices: as they are if nothing need be known of them, else by asking the hub
     /// for them.
-    async fn plan_list(
-        &self,
-        alone: bool,
-        batcher: &mut Batcher,
-        planned: &mut Planned,
-    ) -> Result<(), PlanError> {
-        let spec = self.planner.spec;
+    async fn find_listed(&mut self, stager: &mut HubStager<'_>) -> Result<(), PlanError> {
+        let spec = self.shared.planner.spec;
         let by_tag = spec.target.exclude.iter().any(|rule| !rule.tags.is_empty());
-        let as_listed = alone && spec.batch_by.is_empty() && !by_tag;
+        let as_listed = self.shared.alone && self.shared.tags.is_empty() && !by_tag;
         let (mut chunks, reader) = self.listed();
         while let Some(chunk) = chunks.recv().await {
-            planned.listed += chunk.len() as u64;
+            self.planned.listed += chunk.len() as u64;
             if as_listed {
-                planned.found += chunk.len() as u64;
+                self.planned.found += chunk.len() as u64;
                 let rows = chunk
                     .into_iter()
                     .map(|device| DeviceRow {
@@ -254,17 +350,17 @@ impl HubPart<'_> {
                         tags: Vec::new(),
                     })
                     .collect();
-                self.take_page(rows, batcher, planned).await?;
+                self.take_page(rows, stager).await?;
                 continue;
             }
             for part in queries_of(&chunk) {
-                self.count_exclusions(&part, planned).await?;
-                planned.found += self.count(&part).await?;
+                self.count_exclusions(&part).await?;
+                self.planned.found += self.count(&part).await?;
                 let rows = self.query(query::all_of([part.as_str(), spec.condition().as_str()]));
-                self.take_rows(rows, batcher, planned).await?;
+                self.take_rows(rows, stager).await?;
             }
         }
-        planned.repeated = reader
+        self.planned.repeated = reader
             .await
             .map_err(|_| PlanError::Interrupted)?
             .map_err(PlanError::List)?;
@@ -278,12 +374,13 @@ impl HubPart<'_> {
         mpsc::Receiver<Vec<DeviceId>>,
         JoinHandle<Result<u64, ListError>>,
     ) {
-        let target = &self.planner.spec.target;
+        let planner = self.shared.planner;
+        let target = &planner.spec.target;
         let (sender, receiver) = mpsc::channel(2);
         let path = target
             .devices_file
             .as_ref()
-            .map(|path| self.planner.base.join(path));
+            .map(|path| planner.base.join(path));
         let inline = target.devices.clone();
         let reader = tokio::task::spawn_blocking(move || {
             let mut chunk = Vec::new();
@@ -303,30 +400,26 @@ impl HubPart<'_> {
         (receiver, reader)
     }
 
-    fn query(
-        &self,
-        condition: String,
-    ) -> impl Stream<Item = Result<Vec<DeviceRow>, HubError>> + '_ {
-        self.handle.hub.devices(DeviceQuery {
-            condition,
-            tags: self.planner.spec.batch_by.clone(),
-        })
+    fn query(&self, condition: String) -> BoxStream<'a, Result<Vec<DeviceRow>, HubError>> {
+        let tags = self.shared.tags.clone();
+        self.handle.hub.devices(DeviceQuery { condition, tags })
     }
 
     async fn count(&self, condition: &str) -> Result<u64, PlanError> {
-        self.handle
-            .hub
-            .count(condition)
-            .await
-            .map_err(|source| PlanError::Hub {
-                hub: self.name.clone(),
-                source,
-            })
+        let counted = self.handle.hub.count(condition).await;
+        counted.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: HubError) -> PlanError {
+        PlanError::Hub {
+            hub: self.planned.plan.hub.clone(),
+            source,
+        }
     }
 
     /// Counts what the rules by tag leave out; rules by id are counted as the ids come by.
-    async fn count_exclusions(&self, within: &str, planned: &mut Planned) -> Result<(), PlanError> {
-        let spec = self.planner.spec;
+    async fn count_exclusions(&mut self, within: &str) -> Result<(), PlanError> {
+        let spec = self.shared.planner.spec;
         for (index, rule) in spec
             .target
             .exclude
@@ -340,81 +433,95 @@ impl HubPart<'_> {
                 query::matching(&rule.tags).as_str(),
             ]);
             let devices = self.count(&condition).await?;
-            planned.excluded_by_tags[index] += devices;
+            self.planned.excluded_by_tags[index] += devices;
         }
         Ok(())
     }
 
     async fn take_rows(
-        &self,
-        rows: impl Stream<Item = Result<Vec<DeviceRow>, HubError>>,
-        batcher: &mut Batcher,
-        planned: &mut Planned,
+        &mut self,
+        mut rows: BoxStream<'a, Result<Vec<DeviceRow>, HubError>>,
+        stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
-        let mut rows = std::pin::pin!(rows);
         while let Some(page) = rows.next().await {
-            let page = page.map_err(|source| PlanError::Hub {
-                hub: self.name.clone(),
-                source,
-            })?;
-            self.take_page(page, batcher, planned).await?;
+            let page = page.map_err(|source| self.failed(source))?;
+            self.take_page(page, stager).await?;
         }
         Ok(())
     }
 
     async fn take_page(
-        &self,
+        &mut self,
         page: Vec<DeviceRow>,
-        batcher: &mut Batcher,
-        planned: &mut Planned,
+        stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
-        let tags = &self.planner.spec.batch_by;
-        self.planner
-            .progress
-            .devices
-            .fetch_add(page.len() as u64, Ordering::Relaxed);
+        let Shared { planner, tags, .. } = self.shared;
+        let found = page.len() as u64;
+        planner.progress.devices.fetch_add(found, Ordering::Relaxed);
+        let mut assigned = Vec::with_capacity(page.len());
         for row in page {
-            if self.excluded.excludes(&row.device) {
+            if self.shared.excluded.excludes(&row.device) {
                 continue;
             }
-            let values = row.tags.into_iter().chain(std::iter::repeat(None));
-            let group = Group(
-                tags.iter()
-                    .map(|tag| tag.as_str().to_owned())
-                    .zip(values)
-                    .collect(),
-            );
-            for filled in batcher.push(StageIndex(0), group, &row.device) {
-                self.emit(filled, planned).await?;
+            let value = |index: usize| row.tags.get(index)?.as_ref();
+            let batch_by = planner.spec.batch_by.iter().enumerate();
+            let group = batch_by.map(|(index, tag)| (tag.to_string(), value(index).map(as_text)));
+            let group = Group(group.collect());
+            let tag = |path: &TagPath| value(tags.iter().position(|tag| tag == path)?);
+            stager.push(row.device, group, tag, &mut assigned);
+        }
+        self.batch(assigned).await
+    }
+
+    async fn batch(&mut self, devices: Vec<Assigned>) -> Result<(), PlanError> {
+        for Assigned {
+            stage,
+            group,
+            device,
+        } in devices
+        {
+            for filled in self.batcher.push(stage, group, &device) {
+                self.planned.emit(filled, self.shared).await?;
             }
         }
         Ok(())
     }
+}
 
+impl Planned {
+    /// Numbers a batch, counts it, and hands it on.
     async fn emit(
-        &self,
+        &mut self,
         (stage, group, devices): Filled,
-        planned: &mut Planned,
+        shared: &Shared<'_>,
     ) -> Result<(), PlanError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         if id == u32::MAX {
             return Err(PlanError::TooManyBatches);
         }
         let header = BatchHeader {
             id: BatchId(id),
-            hub: self.name.clone(),
+            hub: self.plan.hub.clone(),
             stage,
             group,
             devices: u32::try_from(devices.len()).expect("batches are small"),
         };
-        planned.digest.add(&header, &devices);
-        planned.plan.devices += u64::from(header.devices);
-        planned.plan.batches += 1;
-        self.batches
-            .send(Batch { header, devices })
-            .await
-            .map_err(|_| PlanError::Interrupted)
+        self.digest.add(&header, &devices);
+        self.plan.devices += u64::from(header.devices);
+        self.plan.batches += 1;
+        let (in_stage, batches) = &mut self.stages[usize::from(stage.0)];
+        *in_stage += u64::from(header.devices);
+        *batches += 1;
+        let sent = shared.batches.send(Batch { header, devices }).await;
+        sent.map_err(|_| PlanError::Interrupted)
     }
+}
+
+/// A tag's value as text; what is no text is written as JSON.
+fn as_text(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The conditions that ask for these devices, each short enough to leave room for the rest.

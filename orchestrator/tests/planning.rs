@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::DeviceId;
-use twincast_core::plan::{Batch, PlanSummary};
+use twincast_core::plan::{Batch, Cohort, PlanSummary};
 use twincast_core::spec::RolloutSpec;
 use twincast_orchestrator::planner::{PlanError, PlanProgress, Planner, dry_run};
 use twincast_orchestrator::{HubHandle, Hubs};
@@ -268,4 +268,148 @@ async fn what_cannot_be_planned_is_named() {
         plan(&spec("all: true", ""), &hubs, Path::new("")).await,
         Err(PlanError::Hub { .. })
     ));
+}
+
+/// The planned ids of each stage.
+fn by_stage(batches: &[Batch]) -> BTreeMap<u16, BTreeSet<String>> {
+    let mut stages: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
+    for batch in batches {
+        let ids = batch.devices.iter().map(str::to_owned);
+        stages.entry(batch.header.stage.0).or_default().extend(ids);
+    }
+    stages
+}
+
+fn stages_of(summary: &PlanSummary) -> Vec<(&str, u64)> {
+    let stages = summary.stages.iter();
+    stages
+        .map(|stage| (stage.name.as_str(), stage.devices))
+        .collect()
+}
+
+const STAGES: &str = ", stages: [{name: canary, tags: {region: r1}, max_devices: 40}, \
+    {name: tenth, percent: 10%}, {name: half, percent: 50%, rate: 240/min}]";
+
+#[tokio::test]
+async fn stages_are_exact_over_all_hubs() {
+    let spec = spec(
+        "all: true, exclude: [{devices: [x-000001, y-000002]}]",
+        STAGES,
+    );
+    let mut digests = BTreeSet::new();
+    for _ in 0..3 {
+        let hubs = hubs(
+            &[("a", scripted("x", 3_001)), ("b", scripted("y", 1_101))],
+            HubLimits::unlimited(),
+        );
+        let (summary, batches) = plan(&spec, &hubs, Path::new("")).await.unwrap();
+        digests.insert(summary.digest.clone());
+        assert_eq!(ids(&batches).len(), 4_100);
+        assert_eq!(summary.devices, 4_100);
+
+        let stages = by_stage(&batches);
+        let sizes = stages.values().map(|ids| ids.len() as u64);
+        let planned: Vec<_> = stages_of(&summary).into_iter().map(|(_, n)| n).collect();
+        assert_eq!(sizes.collect::<Vec<_>>(), planned);
+        let batches_of = summary.stages.iter().map(|stage| stage.batches);
+        assert_eq!(batches_of.sum::<u32>(), summary.batches);
+
+        let mut order: Vec<_> = stages.values().flatten().collect();
+        order.sort_by_key(|id| Cohort::of(&build::device(id), spec.salt()));
+        let canary: BTreeSet<_> = order
+            .iter()
+            .filter(|id| {
+                let n: u32 = id[2..].parse().unwrap();
+                !n.is_multiple_of(7) && n % 3 == 1
+            })
+            .take(40)
+            .map(|id| (*id).clone())
+            .collect();
+        let first = |count: usize| -> BTreeSet<String> {
+            order[..count].iter().map(|id| (*id).clone()).collect()
+        };
+        let upto_tenth = &canary | &first(410);
+        let upto_half = &upto_tenth | &first(2_050);
+        assert_eq!(stages[&0], canary);
+        assert_eq!(&stages[&0] | &stages[&1], upto_tenth);
+        assert_eq!(&(&upto_tenth | &stages[&2]), &upto_half);
+        // The slowest stage sends 240 a minute.
+        assert!(batches.iter().all(|batch| batch.header.devices <= 120));
+    }
+    assert_eq!(digests.len(), 1);
+}
+
+#[tokio::test]
+async fn without_stages_there_is_one() {
+    let hubs = hubs(&[("a", scripted("x", 30))], HubLimits::unlimited());
+    let (summary, _) = plan(&spec("all: true", ""), &hubs, Path::new(""))
+        .await
+        .unwrap();
+    assert_eq!(stages_of(&summary), [("all", 30)]);
+    let old = serde_json::json!({
+        "devices": 0, "batches": 0, "digest": "", "hubs": [], "excluded": [], "repeated": 0
+    });
+    let old: PlanSummary = serde_json::from_value(old).unwrap();
+    assert_eq!(old.stages, []);
+}
+
+#[tokio::test]
+async fn a_stage_that_could_never_pass_is_refused() {
+    let hubs_with = |count| {
+        hubs(
+            &[("a", scripted("x", count)), ("b", scripted("y", 0))],
+            HubLimits::unlimited(),
+        )
+    };
+    let gated = |gate: &str| {
+        let stages = format!(", stages: [{{name: canary, tags: {{region: r9}}{gate}}}]");
+        spec("all: true", &stages)
+    };
+    let bake = gated(", gate: {bake: 1h}");
+    let error = plan(&bake, &hubs_with(20), Path::new("")).await;
+    let error = error.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("stage canary takes no device, so its gate could never be passed: "),
+        "{error}"
+    );
+    // Without a gate there is nothing to pass, and nothing at all is no plan in any case.
+    let (summary, _) = plan(&gated(""), &hubs_with(20), Path::new(""))
+        .await
+        .unwrap();
+    assert_eq!(stages_of(&summary), [("canary", 0), ("rest", 20)]);
+    let (summary, _) = plan(&bake, &hubs_with(0), Path::new("")).await.unwrap();
+    assert_eq!(stages_of(&summary), [("canary", 0), ("rest", 0)]);
+}
+
+#[tokio::test]
+async fn a_list_has_stages_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let list: String = (0..5_000).map(|n| format!("x-{n:06}\n")).collect();
+    std::fs::write(dir.path().join("ids.txt"), list).unwrap();
+    let in_file = |stages: &str| spec("devices_file: ids.txt", stages);
+
+    let alone = hubs(&[("a", scripted("x", 0))], HubLimits::unlimited());
+    let tenth = in_file(", stages: [{name: one, percent: 0.1%}, {name: two, percent: 10%}]");
+    let (summary, _) = plan(&tenth, &alone, dir.path()).await.unwrap();
+    assert_eq!(
+        stages_of(&summary),
+        [("one", 5), ("two", 495), ("rest", 4_500)]
+    );
+
+    // Most of the list is in neither hub: it is a part of those that are.
+    let two = hubs(
+        &[("a", scripted("x", 101)), ("b", scripted("y", 7))],
+        HubLimits::unlimited(),
+    );
+    let (summary, _) = plan(&tenth, &two, dir.path()).await.unwrap();
+    assert_eq!(stages_of(&summary), [("one", 1), ("two", 10), ("rest", 90)]);
+
+    // Whose tags count must be looked up, even with one hub.
+    let known = hubs(&[("a", scripted("x", 70))], HubLimits::unlimited());
+    let by_tag = in_file(", stages: [{name: one, tags: {region: [r0, r2]}}]");
+    let (summary, batches) = plan(&by_tag, &known, dir.path()).await.unwrap();
+    assert_eq!(stages_of(&summary), [("one", 40), ("rest", 30)]);
+    assert!(by_stage(&batches)[&0].contains("x-000002"));
 }

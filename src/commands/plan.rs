@@ -1,10 +1,14 @@
 //! `twincast plan`: what would happen, nothing sent.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
+use twincast_core::gate;
 use twincast_core::hub::HubLimits;
-use twincast_core::plan::{Estimate, PlanSummary, estimate};
+use twincast_core::ids::{HubName, StageIndex, StageName};
+use twincast_core::plan::{BatchHeader, Estimate, HubPlan, PlanSummary, estimate};
+use twincast_core::spec::{Rate, RolloutSpec, Stage};
 use twincast_core::time::friendly;
 use twincast_orchestrator::planner::{PlanProgress, Planner, dry_run};
 
@@ -23,9 +27,25 @@ const GROUPS: usize = 20;
 struct PlanResult<'a> {
     rollout: &'a str,
     plan: &'a PlanSummary,
+    /// None if the spec has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stages: Vec<StageResult>,
     groups: Vec<GroupPlan>,
     other_groups: u64,
     estimate: &'a Estimate,
+}
+
+#[derive(Debug, Serialize)]
+struct StageResult {
+    stage: StageName,
+    devices: u64,
+    batches: u32,
+    /// To send to its devices, `None` without a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sending_seconds: Option<f64>,
+    /// What its gate asks, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,9 +72,11 @@ pub(crate) async fn plan(
         base: &file.base,
         progress: &progress,
     };
+    let mut parts = Parts::new();
     let mut groups: BTreeMap<(String, String), (u64, u32)> = BTreeMap::new();
     let mut other_groups = 0u64;
     let planned = dry_run(&planner, |header| {
+        add(&mut parts, header);
         let key = (header.hub.to_string(), header.group.to_string());
         if groups.len() < GROUPS || groups.contains_key(&key) {
             let (devices, batches) = groups.entry(key).or_default();
@@ -78,7 +100,11 @@ pub(crate) async fn plan(
         hubs.get(hub)
             .map_or_else(HubLimits::unlimited, |handle| handle.limits)
     };
-    let estimate = estimate(&summary.hubs, limits, file.spec.rate, content.size());
+    let stages = estimates(&file.spec, &summary, &parts, |hubs, rate| {
+        estimate(hubs, limits, rate, content.size())
+    });
+    let whole = stages.iter().cloned().reduce(Estimate::then);
+    let estimate = whole.expect("there is always a stage for the rest");
     let groups = groups
         .into_iter()
         .map(|((hub, group), (devices, batches))| GroupPlan {
@@ -91,12 +117,75 @@ pub(crate) async fn plan(
     let result = PlanResult {
         rollout: file.spec.name.as_str(),
         plan: &summary,
+        stages: stage_results(&file.spec, &summary, &stages),
         groups,
         other_groups,
         estimate: &estimate,
     };
     output.result(&result, &result.text(output));
     Ok(ExitCode::Success)
+}
+
+/// What each hub has of each stage.
+type Parts = BTreeMap<(StageIndex, HubName), HubPlan>;
+
+fn add(parts: &mut Parts, header: &BatchHeader) {
+    let key = (header.stage, header.hub.clone());
+    let part = parts.entry(key).or_insert_with(|| nothing_of(&header.hub));
+    part.devices += u64::from(header.devices);
+    part.batches += 1;
+}
+
+fn nothing_of(hub: &HubName) -> HubPlan {
+    HubPlan {
+        hub: hub.clone(),
+        devices: 0,
+        batches: 0,
+    }
+}
+
+/// What each stage takes, at its own rate.
+fn estimates(
+    spec: &RolloutSpec,
+    plan: &PlanSummary,
+    parts: &Parts,
+    estimate: impl Fn(&[HubPlan], Option<Rate>) -> Estimate,
+) -> Vec<Estimate> {
+    let stages = (0..).map(StageIndex).take(plan.stages.len());
+    let stages = stages.map(|stage| {
+        let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
+            let part = parts.get(&(stage, hub.clone()));
+            part.cloned().unwrap_or_else(|| nothing_of(hub))
+        });
+        estimate(&hubs.collect::<Vec<_>>(), spec.rate_of(stage))
+    });
+    stages.collect()
+}
+
+fn stage_results(
+    spec: &RolloutSpec,
+    plan: &PlanSummary,
+    estimates: &[Estimate],
+) -> Vec<StageResult> {
+    if spec.stages.is_empty() {
+        return Vec::new();
+    }
+    let stages = spec
+        .all_stages()
+        .into_iter()
+        .zip(&plan.stages)
+        .zip(estimates);
+    let stages = stages.map(|((stage, plan), estimate)| {
+        let Stage { name, gate, .. } = stage;
+        StageResult {
+            stage: name,
+            devices: plan.devices,
+            batches: plan.batches,
+            sending_seconds: estimate.sending.map(|time| time.as_secs_f64()),
+            gate: gate.as_ref().map(gate::in_words),
+        }
+    });
+    stages.collect()
 }
 
 async fn show_while<T>(
@@ -106,7 +195,7 @@ async fn show_while<T>(
 ) -> T {
     let mut shown = Progress::new(*output);
     let mut planning = std::pin::pin!(planning);
-    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(200));
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
     loop {
         tokio::select! {
             result = &mut planning => {
@@ -154,6 +243,10 @@ impl PlanResult<'_> {
             ],
             &hubs.collect::<Vec<_>>(),
         ));
+        if !self.stages.is_empty() {
+            lines.push(String::new());
+            lines.push(self.stage_table());
+        }
         if self.groups.iter().any(|group| group.group != "all") {
             lines.push(String::new());
             let groups = self.groups.iter().map(|group| {
@@ -200,11 +293,38 @@ impl PlanResult<'_> {
         if let Some(sending) = self.estimate.sending {
             lines.push(String::new());
             lines.push(format!(
-                "  Sending takes {} at this pace. Nothing was sent.",
-                friendly(sending)
+                "  Sending takes {} at this pace{}. Nothing was sent.",
+                friendly(sending),
+                self.besides()
             ));
         }
         lines.push(output.paint(Style::Dim, &format!("  plan digest {}", plan.digest)));
         lines.join("\n")
+    }
+
+    fn stage_table(&self) -> String {
+        let rows = self.stages.iter().map(|stage| {
+            let time = stage.sending_seconds.map(Duration::from_secs_f64);
+            vec![
+                stage.stage.to_string(),
+                thousands(stage.devices),
+                thousands(u64::from(stage.batches)),
+                time.map_or("-".into(), friendly),
+                stage.gate.clone().unwrap_or_else(|| "-".into()),
+            ]
+        });
+        table(
+            &["stage", "devices", "batches", "takes", "gate"],
+            &rows.collect::<Vec<_>>(),
+        )
+    }
+
+    /// What time goes by besides sending.
+    fn besides(&self) -> &'static str {
+        if self.stages.iter().any(|stage| stage.gate.is_some()) {
+            ", without the waits at gates"
+        } else {
+            ""
+        }
     }
 }

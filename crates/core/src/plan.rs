@@ -1,14 +1,15 @@
 //! Planning: from a stream of devices to batches.
 //!
 //! The plan is the frozen answer to "which devices, in which stage, in which batch". It is made
-//! once, in a stream: what is held in memory is bounded by [`BatchLimits::open_devices`] however
-//! large the fleet is.
+//! once, in a stream: what is held in memory is bounded by [`BatchLimits::open_devices`], by the stages'
+//! `max_devices`, and by some thousand devices for each percent that cuts ([`HubStager`]), however large the fleet is.
 
 mod batcher;
 mod cohort;
 mod digest;
 mod estimate;
 mod manifest;
+mod stager;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,9 @@ pub use cohort::Cohort;
 pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
 pub use manifest::{Batch, BatchHeader, DeviceList, Group};
+pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
 
-use crate::ids::HubName;
+use crate::ids::{HubName, StageName};
 
 /// What a plan came to. The batches themselves are in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +34,9 @@ pub struct PlanSummary {
     pub digest: String,
     /// By hub, in the order of their names.
     pub hubs: Vec<HubPlan>,
+    /// By stage, in the order of the spec; the one for the rest is the last. Older records have none.
+    #[serde(default)]
+    pub stages: Vec<StagePlan>,
     /// By exclusion rule, in the order of the spec.
     pub excluded: Vec<Excluded>,
     /// Ids that the device list named more than once; each counts once.
@@ -44,6 +49,17 @@ pub struct HubPlan {
     /// The hub.
     pub hub: HubName,
     /// Its devices.
+    pub devices: u64,
+    /// Its batches.
+    pub batches: u32,
+}
+
+/// One stage's part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StagePlan {
+    /// The stage.
+    pub name: StageName,
+    /// Its devices; there may be none.
     pub devices: u64,
     /// Its batches.
     pub batches: u32,

@@ -7,6 +7,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A hub refuses longer queries.
 pub const MAX_QUERY_CHARS: usize = 8192;
@@ -145,6 +146,20 @@ pub enum TagValue {
 }
 
 impl TagValue {
+    fn equals(&self, found: &Value) -> bool {
+        match (self, found) {
+            (Self::Bool(wanted), Value::Bool(found)) => wanted == found,
+            (Self::Text(wanted), Value::String(found)) => wanted == found,
+            // Large whole numbers would lose their last digits in a double.
+            (Self::Int(wanted), Value::Number(found)) => match found.as_i64() {
+                Some(found) => *wanted == found,
+                None => found.as_f64() == Some(*wanted as f64),
+            },
+            (Self::Float(wanted), Value::Number(found)) => found.as_f64() == Some(*wanted),
+            _ => false,
+        }
+    }
+
     fn write_literal(&self, out: &mut String) {
         match self {
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
@@ -213,6 +228,20 @@ pub fn not_matching(tags: &TagSelector) -> String {
         }),
         " OR ",
     )
+}
+
+/// Whether a device matches all of `tags`; `tag` gives its value of one. As the hub itself would say to
+/// [`matching`]: numbers are equal by value, all else by type and value, and what is not defined
+/// equals nothing.
+#[must_use]
+pub fn matches<'t>(tags: &TagSelector, tag: impl Fn(&TagPath) -> Option<&'t Value>) -> bool {
+    tags.iter().all(|(path, wanted)| {
+        let found = tag(path);
+        found.is_some_and(|found| match wanted {
+            OneOrMany::One(value) => value.equals(found),
+            OneOrMany::Many(values) => values.iter().any(|value| value.equals(found)),
+        })
+    })
 }
 
 fn compare(path: &TagPath, values: &OneOrMany, one: &str, many: &str) -> String {
@@ -298,6 +327,70 @@ mod tests {
         assert_eq!(all_of(["a = 1", "", "b = 2"]), "(a = 1) AND (b = 2)");
         assert_eq!(all_of(["a = 1"]), "a = 1");
         assert_eq!(all_of([]), "");
+    }
+
+    #[test]
+    fn a_selector_matches_by_type_and_value() {
+        use serde_json::json;
+        let one = OneOrMany::One;
+        let many = OneOrMany::Many;
+        let some = vec![TagValue::Int(7), TagValue::Text("b".into())];
+        for (wanted, equal, others) in [
+            (
+                text("5"),
+                vec![json!("5")],
+                vec![json!(5), json!("5 "), json!(["5"]), json!(null)],
+            ),
+            (
+                text("a"),
+                vec![json!("a")],
+                vec![json!("A"), json!({"a": "a"})],
+            ),
+            (
+                one(TagValue::Int(5)),
+                vec![json!(5), json!(5.0)],
+                vec![json!("5"), json!(6), json!(5.5), json!(true)],
+            ),
+            (
+                one(TagValue::Int(i64::MAX)),
+                vec![json!(i64::MAX)],
+                vec![json!(i64::MAX - 1)],
+            ),
+            (
+                one(TagValue::Float(0.5)),
+                vec![json!(0.5)],
+                vec![json!("0.5"), json!(0), json!(0.25)],
+            ),
+            (one(TagValue::Float(2.0)), vec![json!(2)], vec![json!(3)]),
+            (
+                one(TagValue::Bool(true)),
+                vec![json!(true)],
+                vec![json!("true"), json!(false), json!(1)],
+            ),
+            (many(some), vec![json!(7), json!("b")], vec![json!("7")]),
+            (many(vec![]), vec![], vec![json!(7)]),
+        ] {
+            let tags = selector(&[("a.b", wanted)]);
+            let found = |value: &Value| {
+                matches(&tags, |path| {
+                    assert_eq!(path.as_str(), "a.b");
+                    Some(value)
+                })
+            };
+            assert!(equal.iter().all(found), "{tags:?} equals {equal:?}");
+            assert!(
+                !others.iter().any(found),
+                "{tags:?} equals none of {others:?}"
+            );
+            assert!(
+                !matches(&tags, |_| None),
+                "{tags:?} equals nothing undefined"
+            );
+        }
+        assert!(matches(&TagSelector::new(), |_| None));
+        let both = selector(&[("a", text("x")), ("b", text("y"))]);
+        let x = json!("x");
+        assert!(!matches(&both, |path| (path.as_str() == "a").then_some(&x)));
     }
 
     #[test]

@@ -678,6 +678,7 @@ mod tests {
                 batches: 1,
                 digest: String::new(),
                 hubs: vec![],
+                stages: vec![],
                 excluded: vec![],
                 repeated: 0,
             },

@@ -67,6 +67,7 @@ pub fn plan_completed(devices: u64) -> Event {
             batches: 1,
             digest: String::new(),
             hubs: vec![],
+            stages: vec![],
             excluded: vec![],
             repeated: 0,
         },

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
@@ -286,7 +287,7 @@ impl ScriptedHub {
                 tags: query
                     .tags
                     .iter()
-                    .map(|path| tags.get(path.as_str()).cloned())
+                    .map(|path| Some(Value::from(tags.get(path.as_str())?.as_str())))
                     .collect(),
             });
         Ok(rows.collect())

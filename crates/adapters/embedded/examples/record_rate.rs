@@ -128,6 +128,7 @@ async fn plan(
         batches,
         digest: String::new(),
         hubs: vec![],
+        stages: vec![],
         excluded: vec![],
         repeated: 0,
     };

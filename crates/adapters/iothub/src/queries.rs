@@ -158,13 +158,9 @@ fn row(client: &Client, item: Value, tags: usize) -> Result<DeviceRow, HubError>
     Ok(DeviceRow { device, tags })
 }
 
-/// A tag's value as text; what is no text is written as JSON.
-fn tag(fields: &mut Map<String, Value>, index: usize) -> Option<String> {
-    match fields.remove(&format!("t{index}"))? {
-        Value::Null => None,
-        Value::String(text) => Some(text),
-        other => Some(other.to_string()),
-    }
+fn tag(fields: &mut Map<String, Value>, index: usize) -> Option<Value> {
+    let value = fields.remove(&format!("t{index}"))?;
+    (!value.is_null()).then_some(value)
 }
 
 fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {

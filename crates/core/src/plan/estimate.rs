@@ -14,7 +14,7 @@ pub struct HubEstimate {
     /// The hub and its devices.
     #[serde(flatten)]
     pub plan: HubPlan,
-    /// Sends a minute, `None` without a limit.
+    /// Sends a minute, `None` without a limit; of several stages, those of the fastest.
     pub sends_per_minute: Option<f64>,
     /// Time to send them all, `None` without a limit.
     #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
@@ -55,7 +55,49 @@ impl HubEstimate {
     }
 }
 
-/// Estimates a plan: `message_bytes` is body and properties of one message.
+impl Estimate {
+    /// What this and `next` take one after the other, as stages do: each begins when the slowest hub is done with
+    /// the one before. Both are of the same hubs. Waiting at gates is not part of it.
+    #[must_use]
+    pub fn then(self, next: Self) -> Self {
+        let hubs = self.hubs.into_iter().zip(next.hubs);
+        Self {
+            hubs: hubs.map(|(one, other)| one.then(&other)).collect(),
+            sending: sum(self.sending, next.sending),
+        }
+    }
+}
+
+impl HubEstimate {
+    fn then(self, next: &Self) -> Self {
+        assert_eq!(
+            self.plan.hub, next.plan.hub,
+            "estimates are of the same hubs"
+        );
+        let paces = self.sends_per_minute.zip(next.sends_per_minute);
+        Self {
+            plan: HubPlan {
+                hub: self.plan.hub,
+                devices: self.plan.devices + next.plan.devices,
+                batches: self.plan.batches + next.plan.batches,
+            },
+            sends_per_minute: paces.map(|(one, other)| one.max(other)),
+            sending: sum(self.sending, next.sending),
+            metered_messages: self.metered_messages + next.metered_messages,
+            messages_per_day: self.messages_per_day,
+        }
+    }
+}
+
+/// Without a limit, sending takes no time that is known.
+fn sum(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one + other),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Estimates a plan, or one stage of it: `message_bytes` is body and properties of one message.
 #[must_use]
 pub fn estimate(
     hubs: &[HubPlan],
@@ -86,7 +128,7 @@ pub fn estimate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Tier;
+    use crate::hub::{HEADROOM, Tier};
     use crate::ids::HubName;
 
     #[test]
@@ -109,5 +151,32 @@ mod tests {
         assert!((hours(Tier::S1, 1, None) - 168.35).abs() < 0.01);
         assert!((hours(Tier::S3, 10, None) - 0.3367).abs() < 0.001);
         assert!((hours(Tier::S3, 10, Some("1000/min")) - 16.835).abs() < 0.001);
+    }
+
+    #[test]
+    fn a_stage_begins_when_the_slowest_hub_is_done() {
+        let stage = |devices: [u64; 2], rate: &str| {
+            let hubs = ["eu", "us"].into_iter().zip(devices);
+            let hubs: Vec<_> = hubs
+                .map(|(hub, devices)| HubPlan {
+                    hub: HubName::new(hub).unwrap(),
+                    devices,
+                    batches: 1,
+                })
+                .collect();
+            let rate = Some(rate.parse().unwrap());
+            estimate(&hubs, |_| HubLimits::unlimited(), rate, 100)
+        };
+        let minutes = |time: Option<Duration>| time.unwrap().as_secs_f64() / 60.0 * HEADROOM;
+        let both = stage([10, 100], "10/min").then(stage([1_000, 0], "100/min"));
+        assert!((minutes(both.sending) - 20.0).abs() < 1e-6);
+        let hubs: Vec<_> = both
+            .hubs
+            .iter()
+            .map(|hub| (hub.plan.devices, minutes(hub.sending).round()))
+            .collect();
+        assert_eq!(hubs, [(1_010, 11.0), (100, 10.0)]);
+        assert_eq!(both.hubs[0].sends_per_minute, Some(100.0 * HEADROOM));
+        assert_eq!(both.hubs[0].metered_messages, 1_010);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use serde_json::Value;
 
 use crate::ids::DeviceId;
 use crate::message::Outbound;
@@ -25,9 +26,9 @@ pub struct DeviceQuery {
 pub struct DeviceRow {
     /// Its id.
     pub device: DeviceId,
-    /// The values of the tags that were asked for, in that order, as text; `None` where the
-    /// device does not have the tag.
-    pub tags: Vec<Option<String>>,
+    /// The values of the tags that were asked for, in that order; `None` where the device does not
+    /// have the tag, which is also what null means.
+    pub tags: Vec<Option<Value>>,
 }
 
 /// What the matter is with a hub, so that a caller can tell what to do.

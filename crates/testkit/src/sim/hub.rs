@@ -7,12 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
+use serde_json::Value;
 use twincast_core::ids::{DeviceId, HubName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     DeviceQuery, DeviceRow, Hub, HubError, HubTrouble, NotSent, SendResult,
 };
+use twincast_core::query::TagPath;
 
 pub use super::condition::Tags;
 use super::condition::matches;
@@ -113,7 +115,8 @@ impl SimHub {
             .filter(|(device, tags)| matches(&query.condition, device.as_str(), tags));
         let values = |tags: &Tags| {
             let paths = query.tags.iter();
-            paths.map(|path| tags.get(path.as_str()).cloned()).collect()
+            let value = |path: &TagPath| Some(Value::from(tags.get(path.as_str())?.as_str()));
+            paths.map(value).collect()
         };
         matching
             .map(|(device, tags)| DeviceRow {
