@@ -23,6 +23,9 @@ Commands:
   pause         Send nothing more of a rollout for now
   resume        Let a paused rollout go on
   abort         End a rollout; what was not sent is skipped
+  approve       Say yes to a stage's gate
+  reject        Say no to a stage's gate: the rollout is paused or aborted, as the gate says
+  promote       Take a stage's gate for passed, whatever it says, and go on
   stop-all      Send nothing of any rollout, and start none, until resume-all
   resume-all    Let all rollouts go on that stop-all has stopped
   dead-letters  List, show, replay or discard messages that could not be used

@@ -24,5 +24,6 @@ mod planning_faults;
 mod refused_input;
 mod refused_settings;
 mod secrets;
+mod stages;
 mod state;
 mod unreachable;

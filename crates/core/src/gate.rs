@@ -194,7 +194,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     if now < baked_at {
         return Verdict::Waits(WaitsFor::Bake { until: baked_at });
     }
-    approval(view, measured, now)
+    approval(view, measured.as_deref(), now)
 }
 
 /// What the devices say: why the shares hold, or what stands against it.
@@ -253,9 +253,10 @@ fn measure(
 /// How often the hub is asked how many devices have applied the change.
 const MEASURED_EVERY: Duration = Duration::from_secs(60);
 
-fn approval(view: View<'_>, measured: Option<String>, now: Timestamp) -> Verdict {
+fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
     let because = |approved: Option<String>| {
-        let parts: Vec<_> = [measured.clone(), approved].into_iter().flatten().collect();
+        let measured = measured.map(str::to_owned);
+        let parts: Vec<_> = [measured, approved].into_iter().flatten().collect();
         if parts.is_empty() {
             "its bake is over".to_owned()
         } else {

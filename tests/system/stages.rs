@@ -1,0 +1,219 @@
+//! Staged rollouts: who belongs to which stage, what a gate lets through, and what people say to it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+
+use crate::harness::Room;
+
+const CANARIES: usize = 50;
+const OTHERS: usize = 250;
+
+/// A hub in this process, whose feedback comes at once. `canaries` is what the canaries do.
+fn hub_with(runtime: &tokio::runtime::Runtime, canaries: &str) -> RunningHub {
+    let fleet = format!(
+        "{{seed: 11, groups: [\
+         {{count: {CANARIES}, id: \"canary-{{index:02}}\", tags: {{type: fridge, ring: canary}}, \
+         reported: {{firmware: \"1.4.1\"}}, reported_after_delivery: {{firmware: \"1.4.2\"}}, behaviour: {{{canaries}}}}}, \
+         {{count: {OTHERS}, id: \"fridge-{{index:03}}\", tags: {{type: fridge}}}}]}}"
+    );
+    let config = HubConfig {
+        unlimited: true,
+        feedback_interval: Duration::from_millis(100),
+        ..HubConfig::with_fleet(Fleet::from_yaml(&fleet).expect("a fleet"))
+    };
+    let started = runtime.block_on(twincast_emulator::start(config));
+    started.expect("a hub on free ports")
+}
+
+fn room_of(hub: &RunningHub) -> Room {
+    let room = Room::configured(&format!(
+        "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
+         unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
+        hub.amqp_addr().ip(),
+        hub.amqp_addr().port(),
+        hub.https_addr().port(),
+    ));
+    room.write("connection-string", &hub.connection_string());
+    room.write("ca.pem", hub.ca_pem());
+    room
+}
+
+/// Writes a rollout with a canary stage, one of 20 per cent, and the rest.
+fn write(room: &Room, gate: &str) {
+    room.write(
+        "staged.yaml",
+        &format!(
+            "name: staged\ntarget: {{ tags: {{ type: fridge }} }}\n\
+             message: {{ body: {{ text: fetch 1.4.2 }}, ack: full }}\n\
+             stages:\n  - name: canary\n    tags: {{ ring: canary }}\n    gate: {{ {gate} }}\n  - {{ name: fifth, percent: 20% }}\n"
+        ),
+    );
+}
+
+fn sent_to(hub: &RunningHub) -> BTreeSet<String> {
+    let all = (0..CANARIES).map(|n| format!("canary-{n:02}"));
+    let all = all.chain((0..OTHERS).map(|n| format!("fridge-{n:03}")));
+    let has_any = |id: &String| hub.hub().messages(id).is_some_and(|all| !all.is_empty());
+    all.filter(has_any).collect()
+}
+
+fn canaries_only(hub: &RunningHub) -> bool {
+    let sent = sent_to(hub);
+    sent.len() == CANARIES && sent.iter().all(|id| id.starts_with("canary-"))
+}
+
+fn stage<'a>(status: &'a Value, name: &str) -> &'a Value {
+    let stages = status["stages"].as_array().expect("stages");
+    let found = stages.iter().find(|stage| stage["name"] == name);
+    found.expect("a stage of that name")
+}
+
+#[test]
+fn stages_are_exact_and_follow_each_other() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "");
+    let room = room_of(&hub);
+    write(&room, "success_at_least: 100%");
+    let plan = room
+        .run(&["--json", "plan", "staged.yaml"])
+        .expect(0)
+        .json();
+    let stages = plan["plan"]["stages"].as_array().expect("stages").clone();
+    let devices: Vec<_> = stages
+        .iter()
+        .map(|stage| stage["devices"].as_u64())
+        .collect();
+    assert_eq!(devices.len(), 3, "{plan}");
+    assert_eq!(devices[0], Some(CANARIES as u64));
+    assert_eq!(
+        devices.iter().flatten().sum::<u64>(),
+        (CANARIES + OTHERS) as u64
+    );
+    // A fifth of all, less the canaries among it.
+    assert!((30..=60).contains(&devices[1].expect("a number")), "{plan}");
+
+    room.run(&["run", "staged.yaml"]).expect(0);
+    let status = room.run(&["--json", "status", "staged"]).expect(0).json();
+    let passed = |name: &str, field: &str| stage(&status, name)[field].as_str().map(str::to_owned);
+    assert!(
+        passed("canary", "passed_at") <= passed("fifth", "started_at"),
+        "{status}"
+    );
+    assert!(
+        passed("fifth", "passed_at") <= passed("rest", "started_at"),
+        "{status}"
+    );
+    assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
+    assert_eq!(hub.hub().summary().repeats_by_device, 0);
+}
+
+#[test]
+fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "rejects: 8%");
+    let room = room_of(&hub);
+    write(&room, "counts: delivered, failure_above: 5%");
+    let stopped = room.run(&["run", "staged.yaml"]).expect(8);
+    let reason = "the gate of stage canary failed: ";
+    assert!(stopped.stdout.contains(reason), "{}", stopped.stdout);
+    assert!(
+        stopped.stdout.contains("measured devices failed"),
+        "{}",
+        stopped.stdout
+    );
+    assert!(canaries_only(&hub), "{:?}", sent_to(&hub));
+
+    // Run again, the gate is asked again, and says the same.
+    let again = room.run(&["run", "staged.yaml"]).expect(8);
+    assert!(again.stdout.contains(reason), "{}", again.stdout);
+    assert!(canaries_only(&hub));
+
+    let wrong = ["promote", "staged", "--stage", "nope", "--reason", "x"];
+    let wrong = room.run(&wrong).expect(3).stderr;
+    assert!(wrong.contains("it has canary, fifth, rest"), "{wrong}");
+    let word = [
+        "promote", "staged", "--stage", "canary", "--reason", "known", "--by", "ann",
+    ];
+    let said = room.run(&word).expect(0).stdout;
+    assert!(
+        said.contains("staged is promoted and running, at stage canary"),
+        "{said}"
+    );
+    room.run(&["run", "staged.yaml"]).expect(4);
+    assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
+    let status = room.run(&["--json", "status", "staged"]).expect(0).json();
+    let state = stage(&status, "canary")["state"]
+        .as_str()
+        .expect("a text")
+        .to_owned();
+    assert!(state.ends_with("promoted by ann (known)"), "{state}");
+}
+
+#[test]
+fn an_approval_is_waited_for_and_may_be_refused() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "");
+    let room = room_of(&hub);
+    write(&room, "approval: {}");
+    let waits = room.run(&["run", "staged.yaml"]).expect(8);
+    assert!(
+        waits.stderr.contains("Stage canary waits for an approval"),
+        "{}",
+        waits.stderr
+    );
+    assert!(
+        waits.stdout.contains("waits for an approval"),
+        "{}",
+        waits.stdout
+    );
+    assert!(canaries_only(&hub));
+    room.run(&["run", "staged.yaml"]).expect(8);
+
+    let no = room
+        .run(&["reject", "staged", "--reason", "noisy", "--by", "bob"])
+        .expect(0)
+        .stdout;
+    assert!(no.contains("staged is paused"), "{no}");
+    let status = room.run(&["status", "staged"]).expect(0).stdout;
+    assert!(status.contains("rejected by bob (noisy)"), "{status}");
+    room.run(&["run", "staged.yaml"]).expect(8);
+    assert!(canaries_only(&hub));
+
+    let other = ["approve", "staged", "--stage", "fifth"];
+    let other = room.run(&other).expect(3).stderr;
+    assert!(other.contains("stage fifth has no gate"), "{other}");
+    room.run(&["approve", "staged", "--by", "ann"]).expect(0);
+    let twice = room
+        .run(&["--json", "approve", "staged", "--by", "ann"])
+        .expect(0)
+        .json();
+    assert_eq!(twice["changed"], false, "{twice}");
+    room.run(&["run", "staged.yaml"]).expect(0);
+    assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
+}
+
+/// They complete the message and report the change; seconds later they are back where they were.
+#[test]
+fn what_does_not_last_passes_a_delivered_gate_and_fails_an_applied_one() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "reverts: {share: 30%, after: 500ms}");
+    let room = room_of(&hub);
+    write(&room, "counts: delivered, success_at_least: 100%");
+    room.run(&["run", "staged.yaml"]).expect(0);
+
+    let hub = hub_with(&runtime, "reverts: {share: 30%, after: 500ms}");
+    let room = room_of(&hub);
+    write(
+        &room,
+        "counts: applied, applied_when: \"properties.reported.firmware = '1.4.2'\", success_at_least: 95%, bake: 3s, deadline: 3s",
+    );
+    let stopped = room.run(&["run", "staged.yaml"]).expect(8).stdout;
+    assert!(
+        stopped.contains("35 of 50 devices applied (70.0%), less than 95%"),
+        "{stopped}"
+    );
+    assert!(canaries_only(&hub));
+}
