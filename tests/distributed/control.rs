@@ -69,11 +69,11 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
 /// Gives a command after which nothing more may be sent, and measures.
 #[track_caller]
 fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str) {
-    let before = engine.accepted();
+    // It sends at this moment, or there is nothing to stop.
+    engine.until_accepted(engine.accepted() + 1, SOON);
     pipeline.order(command);
     let answered = Instant::now();
     let mut seen = (engine.accepted(), answered);
-    assert!(seen.0 > before, "nothing was being sent");
     throughout(QUIET, || {
         let accepted = engine.accepted();
         if accepted != seen.0 {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 use crate::harness::{Fleet, Hub, assert_same_ids};
-use crate::pipeline::{start, start_with};
+use crate::pipeline::{about, start, start_with};
 use crate::services::Access;
+use crate::waiting::within;
 
 const DEVICES: u64 = 3_000;
 
@@ -80,6 +81,49 @@ fn assert_event(event: &Value, rollout: &str, version: u64, phase: &str) {
     assert_eq!(event["subject"], rollout);
     assert_eq!(event["data"]["version"], version);
     assert_eq!(event["data"]["phase"], phase);
+}
+
+/// Canaries, a gate, and people: nothing of the second stage is sent before somebody has said yes.
+#[test]
+fn a_stage_waits_for_its_gate_and_for_a_word() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(2, 2);
+    let mut pipeline = engine.pipeline();
+    let stages = json!([
+        { "name": "canary", "percent": "5%", "gate": { "success_at_least": "100%", "approval": {} } },
+        { "name": "half", "percent": "50%", "gate": { "failure_above": "0%" } },
+    ]);
+    pipeline.order(&start_with("staged", json!({ "stages": stages })));
+    let waits = within(Duration::from_secs(60), "the gate to wait", || {
+        let status = engine.status("staged");
+        let state = status["stages"][0]["state"].as_str()?;
+        (state == "waits for an approval").then(|| status.clone())
+    });
+    assert_eq!(waits["phase"], "running");
+    assert_eq!(engine.accepted(), DEVICES / 20);
+
+    let word = json!({ "command": "promote", "rollout": "staged", "stage": "canary" });
+    let refused = pipeline.ask(&word);
+    assert_eq!(refused["cause"], "invalid_command", "{refused}");
+    let word = json!({ "command": "reject", "rollout": "staged", "reason": "noisy", "by": "bob" });
+    assert_eq!(pipeline.order(&word)["rollouts"][0]["phase"], "paused");
+    pipeline.order(&about("resume", "staged"));
+    assert_eq!(
+        engine.accepted(),
+        DEVICES / 20,
+        "asked again, the gate needs another word"
+    );
+    let word = json!({ "command": "approve", "rollout": "staged", "stage": "canary", "by": "ann" });
+    let answer = pipeline.order(&word);
+    assert_eq!(answer["changed"], true, "{answer}");
+    let ended = engine.until_phase("staged", "succeeded", Duration::from_secs(60));
+    assert_eq!(ended["stages"].as_array().map(Vec::len), Some(3));
+    let state = ended["stages"][0]["state"].as_str().expect("a text");
+    assert!(state.ends_with("approved by ann"), "{state}");
+    assert_eq!(engine.accepted(), DEVICES);
+    assert_eq!(engine.repeats(), 0);
+    engine.assert_accounts_agree("staged");
 }
 
 #[test]

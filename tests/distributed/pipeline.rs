@@ -199,7 +199,16 @@ pub(crate) fn start_with(name: &str, more: Value) -> Value {
 ///
 /// [`scattered`]: crate::engine::scattered
 pub(crate) fn start_scattered(name: &str) -> Value {
-    start_with(name, json!({ "batch_by": ["region", "site"] }))
+    let stages = json!([
+        { "name": "canary", "percent": "1%", "gate": { "failure_above": "50%" } },
+        { "name": "tenth", "percent": "10%", "gate": { "success_at_least": "50%" } },
+        { "name": "half", "percent": "50%", "gate": { "failure_above": "50%" } },
+        { "name": "most", "percent": "90%" },
+    ]);
+    start_with(
+        name,
+        json!({ "batch_by": ["region", "site"], "stages": stages }),
+    )
 }
 
 /// A command about one rollout.

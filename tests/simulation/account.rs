@@ -236,6 +236,21 @@ impl Account {
                 twice += usize::from(!set.insert(device));
             }
         }
+        let untouched = |tally: &Tally| tally.counts.get(Outcome::Pending) == tally.counts.total();
+        let early = tallies
+            .iter()
+            .find(|tally| tally.stage > rollout.stage() && !untouched(tally));
+        if let Some(tally) = early
+            && !matches!(
+                rollout.phase,
+                Phase::Aborting { .. } | Phase::Aborted { .. }
+            )
+        {
+            let stage = tally.stage;
+            self.accuse(format!(
+                "stage {stage} of {name} was sent to before its time"
+            ));
+        }
         if Tally::sum(&tallies) != counts {
             self.accuse(format!("the tallies of {name} have drifted"));
         }

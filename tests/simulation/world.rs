@@ -292,6 +292,16 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
     if at_most_once {
         spec["delivery"] = json!("at_most_once");
     }
+    if dice.happens(0.6) {
+        // Nobody says anything to gates here, so this one holds at some time. The first stage has a device
+        // whenever there is one.
+        let bake = dice.pick(&["0s", "2s", "20s"]);
+        spec["stages"] = json!([
+            {"name": "first", "percent": "10%", "gate": {"failure_above": "100%", "bake": bake}},
+            {"name": "some", "percent": dice.pick(&["11%", "50%"])},
+            {"name": "few", "max_devices": 3},
+        ]);
+    }
     let mut conflicting = spec.clone();
     conflicting["description"] = json!("something else");
     RolloutPlan {

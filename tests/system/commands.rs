@@ -13,12 +13,21 @@ fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The first YAML block of the README.
+const README: &str = include_str!("../../README.md");
+const REFERENCE: &str = include_str!("../../docs/rollouts.md");
+
 fn spec_of_the_readme() -> String {
-    let readme = fs::read_to_string(project().join("README.md")).expect("a README");
-    let start = readme.find("```yaml\n").expect("a YAML block") + "```yaml\n".len();
-    let length = readme[start..].find("```").expect("its end");
-    readme[start..start + length].to_owned()
+    first_yaml_of(README)
+}
+
+fn spec_of_the_reference() -> String {
+    first_yaml_of(REFERENCE)
+}
+
+fn first_yaml_of(text: &str) -> String {
+    let start = text.find("```yaml\n").expect("a YAML block") + "```yaml\n".len();
+    let length = text[start..].find("```").expect("its end");
+    text[start..start + length].to_owned()
 }
 
 fn examples() -> Vec<(String, String)> {
@@ -89,6 +98,7 @@ fn the_readme_and_the_examples_are_valid() {
     let mut specs = examples();
     assert!(!specs.is_empty(), "there are no examples");
     specs.push(("README.md".to_owned(), spec_of_the_readme()));
+    specs.push(("rollouts.md".to_owned(), spec_of_the_reference()));
     for (origin, text) in specs {
         room.write("spec.yaml", &text);
         let result = room
@@ -100,6 +110,30 @@ fn the_readme_and_the_examples_are_valid() {
     }
 }
 
+/// Every field of a spec has its row in the reference.
+#[test]
+fn the_reference_has_every_field() {
+    let schema = Room::bare().run(&["schema"]).expect(0).json();
+    let parts = [
+        "Target",
+        "Exclusion",
+        "MessageSpec",
+        "Stage",
+        "Gate",
+        "ApprovalRule",
+    ];
+    let parts = parts.map(|part| &schema["$defs"][part]);
+    for part in parts.into_iter().chain([&schema]) {
+        let fields = part["properties"].as_object().expect("fields");
+        for field in fields.keys() {
+            assert!(
+                REFERENCE.contains(&format!("`{field}`")),
+                "{field} is not explained"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_schema_accepts_what_validate_accepts() {
     let room = Room::bare();
@@ -108,6 +142,7 @@ fn the_schema_accepts_what_validate_accepts() {
     let value = |text: &str| -> Value { serde_saphyr::from_str(text).expect("YAML") };
     let mut specs = examples();
     specs.push(("README.md".to_owned(), spec_of_the_readme()));
+    specs.push(("rollouts.md".to_owned(), spec_of_the_reference()));
     for (origin, text) in specs {
         if let Err(error) = schema.validate(&value(&text)) {
             panic!("{origin}: {}: {error}", error.instance_path());

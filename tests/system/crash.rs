@@ -20,7 +20,9 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(r#"{"http_delay_ms": 4, "disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);
-    let spec = room.rollout("crash", "");
+    let stages = "stages: [{name: a, percent: 1%, gate: {failure_above: 50%}}, \
+                  {name: b, percent: 10%, gate: {success_at_least: 50%}}, {name: c, percent: 50%}, {name: d, percent: 90%}]";
+    let spec = room.rollout("crash", stages);
     let run = || room.start(&["run", &spec]);
 
     for _ in 0..WHILE_PLANNING {
