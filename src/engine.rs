@@ -63,6 +63,7 @@ impl Engine {
             Arc::clone(&store) as Arc<dyn Store>,
             Arc::clone(&queue) as _,
             worker_hubs,
+            clock(),
         );
         let driver = Driver {
             store: Arc::clone(&store) as Arc<dyn Store>,

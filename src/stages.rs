@@ -4,8 +4,10 @@ use serde::Serialize;
 use twincast_core::gate::{self, Next};
 use twincast_core::ids::StageName;
 use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::plan::Group;
 use twincast_core::ports::{Clock as _, Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
+use twincast_core::spec::Opening;
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
 
@@ -90,7 +92,7 @@ fn state(
     }
 }
 
-/// What a rollout that runs waits for at its current stage's gate, when all of the stage is sent.
+/// What a rollout that runs waits for: its schedule, or its current stage's gate when all of it is sent.
 pub(crate) fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<String> {
     if rollout.phase != Phase::Running {
         return None;
@@ -103,8 +105,24 @@ pub(crate) fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) ->
     match gate::next(rollout, &Tally::sum(here), left, None, now) {
         Next::Wait(waits) => Some(waits.to_string()),
         Next::Measure => Some("the hub's word on how many devices have applied it".to_owned()),
-        Next::Send | Next::Happened(_) | Next::Over => None,
+        Next::Send => match rollout.spec.opening(&Group::default(), now) {
+            // With zones of their own, some devices may be sent to when others are not.
+            Opening::Closed {
+                until: Some(until),
+                why,
+            } if !has_zones(rollout) => Some(format!("{until}: it is {why}")),
+            Opening::Closed { until: None, why } if !has_zones(rollout) => {
+                Some(format!("ever: it is {why}"))
+            }
+            _ => None,
+        },
+        Next::Happened(_) | Next::Over => None,
     }
+}
+
+fn has_zones(rollout: &Rollout) -> bool {
+    let schedule = rollout.spec.schedule.as_ref();
+    schedule.is_some_and(|schedule| schedule.zone_tag.is_some())
 }
 
 /// The same at the system's time, with the stage's name.

@@ -22,6 +22,7 @@ use twincast_core::ports::{
     Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
+use twincast_core::spec::Opening;
 
 use crate::Hubs;
 use crate::measure::{self, NotMeasured};
@@ -399,9 +400,7 @@ impl Driver {
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            let through = rollout.stage();
-            let open = self.store.open_batches(name, hub, through, released);
-            for batch in open.await? {
+            for batch in self.open_batches(rollout, hub, released).await? {
                 let id = batch.header.id;
                 if batch.quarantined {
                     let reason = format!(
@@ -434,6 +433,39 @@ impl Driver {
         // What was not seen is done.
         rung.seen = seen;
         Ok(pass)
+    }
+
+    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule.
+    async fn open_batches(
+        &self,
+        rollout: &Rollout,
+        hub: &HubName,
+        limit: usize,
+    ) -> Result<Vec<BatchStatus>, StoreError> {
+        /// Batches of zones that are closed may come before those of one that is open.
+        const LOOKED_THROUGH: usize = 4_096;
+        let by_zone = rollout
+            .spec
+            .schedule
+            .as_ref()
+            .is_some_and(|it| it.zone_tag.is_some());
+        let asked = if by_zone {
+            LOOKED_THROUGH.max(limit)
+        } else {
+            limit
+        };
+        let name = &rollout.spec.name;
+        let mut open = self
+            .store
+            .open_batches(name, hub, rollout.stage(), asked)
+            .await?;
+        let now = self.clock.now();
+        open.retain(|batch| {
+            let opening = rollout.spec.opening(&batch.header.group, now);
+            matches!(opening, Opening::Open { .. })
+        });
+        open.truncate(limit);
+        Ok(open)
     }
 
     async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> Rang {

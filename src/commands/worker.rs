@@ -42,7 +42,8 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
             limits: handle.limits,
         })
         .collect();
-    let worker = Worker::new(config, store, Arc::new(services.amqp.queue()), hubs);
+    let queue = Arc::new(services.amqp.queue());
+    let worker = Worker::new(config, store, queue, hubs, engine::clock());
     let status = worker.status();
     let stop = process.stop.clone();
     let watch = tell_of_hubs(&status, &ways);

@@ -232,7 +232,8 @@ impl Engine {
             limits: of.limits,
         });
         let queue = self.broker.connect(process);
-        let worker = Worker::new(self.plan.worker, store, queue, hubs.collect());
+        let clock = Arc::clone(&self.clock);
+        let worker = Worker::new(self.plan.worker, store, queue, hubs.collect(), clock);
         let ended = worker.run(stop.clone()).await;
         match ended {
             Err(error) if self.plan.worker.give_up.is_none() => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 
-use crate::harness::Room;
+use crate::harness::{Room, Signal, eventually};
 
 const CANARIES: usize = 50;
 const OTHERS: usize = 250;
@@ -192,6 +192,54 @@ fn an_approval_is_waited_for_and_may_be_refused() {
         .json();
     assert_eq!(twice["changed"], false, "{twice}");
     room.run(&["run", "staged.yaml"]).expect(0);
+    assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
+}
+
+/// Before its start nothing is sent, and it says until when; then it goes on by itself.
+#[test]
+fn a_rollout_may_start_later_and_rest_on_some_days() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "");
+    let room = room_of(&hub);
+    let spec = |name: &str, schedule: &str| {
+        room.write(
+            &format!("{name}.yaml"),
+            &format!(
+                "name: {name}\ntarget: {{ tags: {{ type: fridge }} }}\nmessage: {{ body: {{ text: hi }} }}\nschedule: {{ {schedule} }}\n"
+            ),
+        );
+    };
+    spec(
+        "resting",
+        "freeze: [{from: 2020-01-01, to: 2099-12-31, reason: a long winter}]",
+    );
+    let run = room.start(&["run", "resting.yaml"]);
+    eventually("it to say what it waits for", || {
+        run.stderr()
+            .contains("it is frozen: a long winter")
+            .then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    run.wait().expect(130);
+    assert_eq!(sent_to(&hub).len(), 0);
+
+    let soon = std::time::SystemTime::now() + Duration::from_secs(4);
+    let soon = soon
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    let soon = twincast_core::time::Timestamp(soon.as_millis() as u64);
+    spec("later", &format!("start_at: {soon}"));
+    let started = std::time::Instant::now();
+    let mut run = room.start(&["run", "later.yaml"]);
+    eventually("it to be over", || {
+        let is_early = started.elapsed() < Duration::from_secs(3);
+        assert!(
+            !is_early || sent_to(&hub).is_empty(),
+            "sent before its start"
+        );
+        run.is_over().then_some(())
+    });
+    run.wait().expect(0);
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
 }
 

@@ -97,6 +97,8 @@ pub(crate) struct BatchRun<'a> {
     /// Positions between their first step and their record.
     open: usize,
     ending: Option<Ended>,
+    /// When nothing more may be sent, by the rollout's schedule.
+    closes_at: Option<Instant>,
     /// When a stopping worker waits for answers no longer.
     drained_at: Option<Instant>,
 }
@@ -132,6 +134,7 @@ impl<'a> BatchRun<'a> {
         leased_at: Instant,
         work: BatchWork,
         known: &Known,
+        closes_at: Option<Instant>,
     ) -> Self {
         let now = Instant::now();
         let mut fresh = VecDeque::new();
@@ -170,6 +173,7 @@ impl<'a> BatchRun<'a> {
             wanted_at: leased_at,
             silent_since: None,
             ending: None,
+            closes_at,
             drained_at: None,
         }
     }
@@ -207,7 +211,7 @@ impl<'a> BatchRun<'a> {
                 acquired = wait_for(&mut self.acquiring) => {
                     self.acquiring = None;
                     acquired?;
-                    if self.is_in_touch() {
+                    if self.is_in_touch() && !self.is_closed() {
                         self.send_one();
                     }
                 }
@@ -223,8 +227,15 @@ impl<'a> BatchRun<'a> {
         self.wanted_at.elapsed() < self.inner.config.heartbeat * 2
     }
 
+    fn is_closed(&self) -> bool {
+        self.closes_at.is_some_and(|at| Instant::now() >= at)
+    }
+
     /// Sends as much as window and permits allow.
     fn start_sends(&mut self) {
+        if self.ending.is_none() && self.is_closed() {
+            self.end(Ended::Unwanted);
+        }
         if self.ending.is_some() || !self.is_in_touch() {
             return;
         }
@@ -528,6 +539,9 @@ impl<'a> BatchRun<'a> {
         }
         if let (Some(Reverse((retry_at, _))), None) = (self.waiting.peek(), self.ending) {
             at = at.min(*retry_at);
+        }
+        if let (Some(closes_at), None) = (self.closes_at, self.ending) {
+            at = at.min(closes_at);
         }
         match self.drained_at {
             Some(drained_at) if drained_at > Instant::now() => at.min(drained_at),

@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, StageIndex};
 use twincast_core::message::{Ack, Content};
+use twincast_core::plan::Group;
 use twincast_core::ports::{
-    Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
+    Clock, Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
-use twincast_core::spec::Delivery as DeliveryMode;
+use twincast_core::spec::{Delivery as DeliveryMode, Opening, RolloutSpec};
 use twincast_retry::Policy;
 use uuid::Uuid;
 
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) config: WorkerConfig,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) hub: WorkerHub,
+    clock: Arc<dyn Clock>,
     pub(crate) status: Arc<HubStatus>,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
     /// Told when a rollout is worked on that asks the hub for feedback.
@@ -48,6 +50,7 @@ pub(crate) struct Inner {
 /// What all batches of a rollout need.
 pub(crate) struct Known {
     pub(crate) content: Arc<Content>,
+    spec: RolloutSpec,
     /// By stage.
     pacers: Vec<Option<Arc<Pacer>>>,
     /// Unanswered sends are made again.
@@ -67,6 +70,7 @@ impl HubLoop {
         config: WorkerConfig,
         store: Arc<dyn Store>,
         hub: WorkerHub,
+        clock: Arc<dyn Clock>,
         status: Arc<HubStatus>,
     ) -> Self {
         Self {
@@ -74,6 +78,7 @@ impl HubLoop {
                 config,
                 store,
                 hub,
+                clock,
                 status,
                 known: Mutex::default(),
                 feedback_wanted: Notify::new(),
@@ -247,7 +252,8 @@ impl Inner {
             return Ok(Ended::Stopped);
         };
         tracing::debug!(rollout = %name, %batch, "batch taken up");
-        let mut run = BatchRun::new(self, lease, leased_at, work, &known);
+        let closes_at = self.closes_at(&known.spec, &work.header().group);
+        let mut run = BatchRun::new(self, lease, leased_at, work, &known, closes_at);
         let ended = run.until_ended(stop).await?;
         if ended != Ended::Fenced
             && let Err(error) = self.store.release(run.lease()).await
@@ -256,6 +262,15 @@ impl Inner {
             tracing::warn!(rollout = %name, %batch, ?error, "batch not released");
         }
         Ok(ended)
+    }
+
+    /// When nothing more may be sent to a tag group, by its rollout's schedule: at once, if it is closed.
+    fn closes_at(&self, spec: &RolloutSpec, group: &Group) -> Option<Instant> {
+        let now = self.clock.now();
+        match spec.opening(group, now) {
+            Opening::Closed { .. } => Some(Instant::now()),
+            Opening::Open { until } => until.map(|until| Instant::now() + until.since(now)),
+        }
     }
 
     /// Asks for a batch; when somebody has it, once more when that lease is over: a dispatch that
@@ -359,6 +374,7 @@ impl Inner {
         let new = Arc::new(Known {
             content: Arc::new(content),
             pacers,
+            spec: rollout.spec,
             again,
         });
         if known.len() >= KNOWN {

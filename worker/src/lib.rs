@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
-use twincast_core::ports::{Hub, Queue, QueueError, Store, StoreError};
+use twincast_core::ports::{Clock, Hub, Queue, QueueError, Store, StoreError};
 
 pub use status::{HubState, HubStatus, WorkerStatus};
 
@@ -125,17 +125,19 @@ pub struct Worker {
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     hubs: Vec<WorkerHub>,
+    clock: Arc<dyn Clock>,
     status: Arc<WorkerStatus>,
 }
 
 impl Worker {
-    /// A worker for `hubs`.
+    /// A worker for `hubs`. `clock` is for rollouts that have a schedule.
     #[must_use]
     pub fn new(
         config: WorkerConfig,
         store: Arc<dyn Store>,
         queue: Arc<dyn Queue>,
         hubs: Vec<WorkerHub>,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let status = Arc::new(WorkerStatus::new(hubs.iter().map(|hub| hub.name.clone())));
         Self {
@@ -143,6 +145,7 @@ impl Worker {
             store,
             queue,
             hubs,
+            clock,
             status,
         }
     }
@@ -167,8 +170,8 @@ impl Worker {
         let stop = stop.child_token();
         for hub in self.hubs {
             let status = self.status.hub(&hub.name);
-            let hub_loop =
-                hub_loop::HubLoop::new(self.config, Arc::clone(&self.store), hub, status);
+            let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+            let hub_loop = hub_loop::HubLoop::new(self.config, store, hub, clock, status);
             loops.spawn(hub_loop.run(Arc::clone(&self.queue), stop.clone()));
         }
         let mut result = Ok(());

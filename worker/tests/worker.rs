@@ -10,10 +10,12 @@ use bench::{Bench, map};
 use tokio::time::Instant;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store};
+use twincast_core::ports::{
+    Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store, Tally,
+};
 use twincast_core::rollout::Event;
-use twincast_core::spec::{Delivery, Rate};
-use twincast_testkit::{Way, build};
+use twincast_core::spec::{Delivery, Rate, RolloutSpec};
+use twincast_testkit::{RuntimeClock, Way, build};
 use twincast_worker::HubState;
 
 #[tokio::test(start_paused = true)]
@@ -245,6 +247,43 @@ async fn a_rollouts_own_rate_is_kept() {
     assert!(
         (199.0..203.0).contains(&took),
         "400 devices at 120 a minute took {took} s"
+    );
+}
+
+/// The window ends in the middle of the batch. What was sent is recorded, and the batch is free.
+#[tokio::test(start_paused = true)]
+async fn outside_its_windows_nothing_is_sent() {
+    let now = RuntimeClock::default().now();
+    let text = now.to_string();
+    let (minute, second) = (&text[11..16], &text[17..19]);
+    let spec = format!(
+        "{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}}}, rate: 120/min, \
+         schedule: {{windows: [{{from: \"{minute}\", for: 2m}}]}}}}"
+    );
+    let spec = RolloutSpec::read("test", &spec).unwrap();
+    let open_for = 120 - second.parse::<u64>().unwrap();
+    let bench = Bench::with(&[400], |rollout| rollout.spec = spec).await;
+    let worker = bench.start();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let sent = |tallies: Vec<Tally>| Tally::sum(&tallies).get(Outcome::Enqueued);
+    let first = sent(bench.store.tallies(&bench.rollout).await.unwrap());
+    assert!(
+        (2 * open_for - 8..=2 * open_for).contains(&first),
+        "{first} sent in {open_for} s"
+    );
+    let hub = build::hub("a");
+    let open = bench
+        .store
+        .open_batches(&bench.rollout, &hub, build::ALL_STAGES, 1)
+        .await;
+    assert_eq!(open.unwrap()[0].held, None);
+    // Rung for outside the window, it is put down at once.
+    bench.ring(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    worker.stopped().await;
+    assert_eq!(
+        sent(bench.store.tallies(&bench.rollout).await.unwrap()),
+        first
     );
 }
 

@@ -5,6 +5,7 @@
 
 mod document;
 mod quantity;
+mod schedule;
 mod stage;
 mod validate;
 
@@ -17,6 +18,11 @@ use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
 pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
+pub use schedule::{
+    CivilDate, Closed, Day, Freeze, HORIZON, InvalidDate, InvalidTimeOfDay, InvalidZone,
+    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, Window,
+    ZoneName,
+};
 pub use stage::{ApprovalRule, Gate, OnFailure, Rung, Stage, Unconfirmed};
 pub use validate::{
     MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TTL, MAX_WEIGHT, MIN_TTL,
@@ -24,7 +30,9 @@ pub use validate::{
 
 use crate::ids::{DeviceId, HubName, RolloutName, StageIndex};
 use crate::message::{Ack, Content};
+use crate::plan::Group;
 use crate::query::{TagPath, TagSelector};
+use crate::time::Timestamp;
 
 /// A rollout: one message for one target, with its limits. Never changes once it is accepted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +57,9 @@ pub struct RolloutSpec {
     /// The stages, in order. Default: one, with all devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
+    /// When messages are sent. Default: always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// What the devices' cohorts are made from. Rollouts with the same salt begin with the same devices.
     /// Default: the rollout's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -298,6 +309,19 @@ impl RolloutSpec {
             (Some(a), Some(b)) => Some(if a < b { a } else { b }),
             (a, b) => a.or(b),
         }
+    }
+
+    /// Whether messages are sent at `now` to the devices of a tag group, and until when that is so.
+    #[must_use]
+    pub fn opening(&self, group: &Group, now: Timestamp) -> Opening {
+        let Some(schedule) = &self.schedule else {
+            return Opening::Open { until: None };
+        };
+        let of_tag = |tag: &TagPath| {
+            let (_, value) = group.0.iter().find(|(name, _)| name == tag.as_str())?;
+            value.as_deref()
+        };
+        schedule.at(now, schedule.zone_tag.as_ref().and_then(of_tag))
     }
 
     /// The devices are listed, not queried.

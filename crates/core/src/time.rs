@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A point in time: milliseconds since the Unix epoch, UTC. Written as RFC 3339 text.
@@ -50,6 +51,19 @@ impl<'de> Deserialize<'de> for Timestamp {
         u64::try_from(ms)
             .map(Self)
             .map_err(|_| serde::de::Error::custom(format!("{timestamp} is before 1970")))
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Timestamp".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "format": "date-time",
+            "description": "a point in time, in RFC 3339: `2026-09-21T14:00:00Z`, `2026-09-21T16:00:00+02:00`",
+        })
     }
 }
 

@@ -115,6 +115,7 @@ impl Bench {
             Arc::new(self.way.clone()),
             Arc::clone(&self.queue) as _,
             vec![hub],
+            Arc::new(RuntimeClock::default()),
         );
         let stop = CancellationToken::new();
         let status = worker.status();

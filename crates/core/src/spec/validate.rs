@@ -57,6 +57,20 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         ));
     }
     stages(spec, &mut problems);
+    if let Some(schedule) = &spec.schedule {
+        let within = schedule.problems().into_iter();
+        problems.extend(within.map(|(path, what)| Problem::new(format!("schedule.{path}"), what)));
+        if let Some(tag) = schedule
+            .zone_tag
+            .as_ref()
+            .filter(|tag| !spec.batch_by.contains(tag))
+        {
+            let what = format!(
+                "tag {tag} must be one of batch_by, so that all devices of a batch have one zone"
+            );
+            problems.push(Problem::new("schedule.zone_tag", what));
+        }
+    }
     message(spec, &mut problems);
     let condition = spec.condition().chars().count();
     if condition > MAX_QUERY_CHARS - 1024 {
