@@ -207,9 +207,7 @@ impl Driver {
                 rollout: name.clone(),
                 source,
             })?;
-        if next.phase.as_str() != rollout.phase.as_str() {
-            tracing::info!(rollout = %name, from = rollout.phase.as_str(), to = next.phase.as_str(), "rollout moved on");
-        }
+        log(rollout, &next);
         Ok(next)
     }
 
@@ -562,6 +560,14 @@ impl Driver {
     async fn counts(&self, name: &RolloutName) -> Result<Counts, StoreError> {
         Ok(Tally::sum(&self.store.tallies(name).await?))
     }
+}
+
+/// Tells what has happened to a rollout.
+pub(crate) fn log(before: &Rollout, after: &Rollout) {
+    let event = after.history.last().map(|entry| entry.event.name());
+    let stage = after.stage_progress().map(|stage| stage.name.as_str());
+    let (from, to) = (before.phase.as_str(), after.phase.as_str());
+    tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout moved on");
 }
 
 /// What a driver remembers between its passes. Only a memory aid: losing it costs a few extra

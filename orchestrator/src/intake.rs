@@ -180,7 +180,7 @@ impl Intake {
             };
             match self.store.save(&next, rollout.version).await {
                 Ok(()) => {
-                    tracing::info!(rollout = %name, from = rollout.phase.as_str(), to = next.phase.as_str(), "rollout moved on");
+                    crate::driver::log(&rollout, &next);
                     return Ok((true, next));
                 }
                 Err(StoreError::Superseded { .. }) => {}
