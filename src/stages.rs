@@ -21,7 +21,7 @@ pub(crate) struct StageSummary {
     /// What is to be said about it.
     state: String,
     #[serde(flatten)]
-    progress: Option<Dates>,
+    dates: Dates,
 }
 
 /// When what happened to a stage.
@@ -52,11 +52,11 @@ pub(crate) async fn read(
             name: progress.name.clone(),
             counts: Tally::sum(of),
             state: state(rollout, index, progress, &tallies, now),
-            progress: Some(Dates {
+            dates: Dates {
                 started_at: progress.started_at,
                 sent_at: progress.sent_at,
                 passed_at: progress.passed_at,
-            }),
+            },
         }
     });
     Ok(stages.collect())

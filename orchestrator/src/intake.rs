@@ -300,14 +300,13 @@ fn gate_of(rollout: &Rollout, command: &Command) -> Result<(StageName, Gate), Re
         (None, Some(current)) => current.name.clone(),
         (None, None) => return Err(refusal(format!("rollout {name} is not planned yet"))),
     };
-    match stages.into_iter().find(|known| known.name == stage) {
+    match stages.iter().find(|known| known.name == stage) {
         Some(Stage {
             gate: Some(gate), ..
-        }) => Ok((stage, gate)),
+        }) => Ok((stage, gate.clone())),
         Some(_) => Err(refusal(format!("stage {stage} has no gate"))),
         None => {
-            let known = rollout.spec.all_stages();
-            let known: Vec<_> = known.iter().map(|stage| stage.name.as_str()).collect();
+            let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
             let known = known.join(", ");
             Err(refusal(format!(
                 "rollout {name} has no stage {stage}; it has {known}"

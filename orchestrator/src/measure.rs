@@ -4,13 +4,12 @@
 //! it is no outcome, which would only ever rise.
 
 use twincast_core::ids::{BatchId, DeviceId};
-use twincast_core::outcome::Outcome;
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::query;
 use twincast_core::rollout::Rollout;
 
 use crate::Hubs;
-use crate::planner::{PlanError, queries_of};
+use crate::planner::{PlanError, queries_of, unknown_hub};
 
 /// Batches that are read at a time.
 const PAGE: usize = 64;
@@ -35,8 +34,7 @@ pub(crate) async fn applied(
     store: &dyn Store,
     hubs: &Hubs,
 ) -> Result<u64, NotMeasured> {
-    let stages = rollout.spec.all_stages();
-    let gate = stages[usize::from(rollout.stage().0)].gate.as_ref();
+    let gate = rollout.spec.gate_of(rollout.stage());
     let Some(condition) = gate.and_then(|gate| gate.applied_when.as_deref()) else {
         return Ok(0);
     };
@@ -64,19 +62,10 @@ pub(crate) async fn applied(
 
 async fn applied_in(work: &BatchWork, condition: &str, hubs: &Hubs) -> Result<u64, PlanError> {
     let name = &work.header().hub;
-    let hub = hubs.get(name).ok_or_else(|| PlanError::UnknownHub {
-        hub: name.clone(),
-        configured: hubs
-            .keys()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
-    })?;
+    let hub = hubs.get(name).ok_or_else(|| unknown_hub(name, hubs))?;
     let sent = work.outcomes.iter().zip(work.batch.devices.iter());
     let ids: Vec<DeviceId> = sent
-        .filter(|(outcome, _)| {
-            outcome.was_enqueued() && !outcome.is_failure() && *outcome != Outcome::Skipped
-        })
+        .filter(|(outcome, _)| outcome.was_enqueued() && !outcome.is_failure())
         .map(|(_, id)| DeviceId::new(id).expect("a manifest holds ids"))
         .collect();
     let mut applied = 0;

@@ -124,16 +124,18 @@ pub fn hubs_of<'a>(
     }
     let find = |hub: &HubName| {
         hubs.get_key_value(hub)
-            .ok_or_else(|| PlanError::UnknownHub {
-                hub: hub.clone(),
-                configured: hubs
-                    .keys()
-                    .map(HubName::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+            .ok_or_else(|| unknown_hub(hub, hubs))
     };
     spec.target.hubs.iter().map(find).collect()
+}
+
+/// A hub is not among those that are configured.
+pub(crate) fn unknown_hub(hub: &HubName, hubs: &Hubs) -> PlanError {
+    let configured: Vec<_> = hubs.keys().map(HubName::as_str).collect();
+    PlanError::UnknownHub {
+        hub: hub.clone(),
+        configured: configured.join(", "),
+    }
 }
 
 impl Planner<'_> {

@@ -26,19 +26,6 @@ fn quick_hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
     started.expect("a hub on free ports")
 }
 
-fn room_of(hub: &RunningHub) -> Room {
-    let room = Room::configured(&format!(
-        "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
-         unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
-        hub.amqp_addr().ip(),
-        hub.amqp_addr().port(),
-        hub.https_addr().port(),
-    ));
-    room.write("connection-string", &hub.connection_string());
-    room.write("ca.pem", hub.ca_pem());
-    room
-}
-
 /// What a report may say of a message that the hub says this of.
 fn in_our_words(state: MessageState) -> &'static str {
     match state {
@@ -53,7 +40,7 @@ fn in_our_words(state: MessageState) -> &'static str {
 fn what_devices_did_in_time_is_in_the_report() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = quick_hub(&runtime);
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     // At four a second the first half has long been dealt with when the last one is sent to,
     // which ends the run.
     room.write(

@@ -28,19 +28,6 @@ fn hub_with(runtime: &tokio::runtime::Runtime, canaries: &str) -> RunningHub {
     started.expect("a hub on free ports")
 }
 
-fn room_of(hub: &RunningHub) -> Room {
-    let room = Room::configured(&format!(
-        "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
-         unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
-        hub.amqp_addr().ip(),
-        hub.amqp_addr().port(),
-        hub.https_addr().port(),
-    ));
-    room.write("connection-string", &hub.connection_string());
-    room.write("ca.pem", hub.ca_pem());
-    room
-}
-
 /// Writes a rollout with a canary stage, one of 20 per cent, and the rest.
 fn write(room: &Room, gate: &str) {
     room.write(
@@ -75,7 +62,7 @@ fn stage<'a>(status: &'a Value, name: &str) -> &'a Value {
 fn stages_are_exact_and_follow_each_other() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     write(&room, "success_at_least: 100%");
     let plan = room
         .run(&["--json", "plan", "staged.yaml"])
@@ -114,7 +101,7 @@ fn stages_are_exact_and_follow_each_other() {
 fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "rejects: 8%");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     write(&room, "counts: delivered, failure_above: 5%");
     let stopped = room.run(&["run", "staged.yaml"]).expect(8);
     let reason = "the gate of stage canary failed: ";
@@ -156,7 +143,7 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
 fn an_approval_is_waited_for_and_may_be_refused() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     write(&room, "approval: {}");
     let waits = room.run(&["run", "staged.yaml"]).expect(8);
     assert!(
@@ -200,7 +187,7 @@ fn an_approval_is_waited_for_and_may_be_refused() {
 fn a_rollout_may_start_later_and_rest_on_some_days() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     let spec = |name: &str, schedule: &str| {
         room.write(
             &format!("{name}.yaml"),
@@ -248,12 +235,12 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
 fn what_does_not_last_passes_a_delivered_gate_and_fails_an_applied_one() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "reverts: {share: 30%, after: 500ms}");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     write(&room, "counts: delivered, success_at_least: 100%");
     room.run(&["run", "staged.yaml"]).expect(0);
 
     let hub = hub_with(&runtime, "reverts: {share: 30%, after: 500ms}");
-    let room = room_of(&hub);
+    let room = Room::of(&hub);
     write(
         &room,
         "counts: applied, applied_when: \"properties.reported.firmware = '1.4.2'\", success_at_least: 95%, bake: 3s, deadline: 3s",

@@ -149,15 +149,13 @@ impl Sorted {
 
     /// Silent devices as the gate wants them counted when they are waited for no longer.
     fn resolved(mut self, unconfirmed: Unconfirmed) -> Self {
-        let silent = match unconfirmed {
-            Unconfirmed::Neither => return self,
-            _ => std::mem::take(&mut self.silent),
-        };
         match unconfirmed {
-            Unconfirmed::Neither | Unconfirmed::LeftOut => {}
-            Unconfirmed::AsFailed => self.failed += silent,
-            Unconfirmed::AsSucceeded => self.succeeded += silent,
+            Unconfirmed::Neither => return self,
+            Unconfirmed::LeftOut => {}
+            Unconfirmed::AsFailed => self.failed += self.silent,
+            Unconfirmed::AsSucceeded => self.succeeded += self.silent,
         }
+        self.silent = 0;
         self
     }
 }
@@ -209,11 +207,15 @@ fn measure(
         return Ok(None);
     }
     if gate.counts == Rung::Applied {
-        let measured_at = view.measured.map(|measured| measured.at);
-        let again = now.min(last);
-        let fresh = measured_at
-            .is_some_and(|at| again.since(at) < MEASURED_EVERY && (now < last || at >= last));
-        if !fresh {
+        // Once a minute, and once more when nobody is waited for any longer.
+        let is_fresh = |measured: Measured| {
+            if now < last {
+                now.since(measured.at) < MEASURED_EVERY
+            } else {
+                measured.at >= last
+            }
+        };
+        if !view.measured.is_some_and(is_fresh) {
             return Err(Verdict::Measure);
         }
     }
@@ -382,9 +384,8 @@ pub fn next(
     measured: Option<Measured>,
     now: Timestamp,
 ) -> Next {
-    let stages = rollout.spec.all_stages();
-    let index = usize::from(rollout.stage().0);
-    let is_last = index + 1 == stages.len();
+    let index = rollout.stage();
+    let is_last = usize::from(index.0) + 1 == rollout.stages.len();
     let progress = rollout.stage_progress();
     let Some(progress) = progress.filter(|progress| progress.passed_at.is_none()) else {
         return if left { Next::Send } else { Next::Over };
@@ -398,7 +399,7 @@ pub fn next(
             Next::Happened(Event::StagePassed { stage, reason })
         }
     };
-    let Some(gate) = &stages[index].gate else {
+    let Some(gate) = rollout.spec.gate_of(index) else {
         return match (left, is_last) {
             (false, true) => Next::Over,
             _ => passed("all of it was sent".into()),

@@ -311,6 +311,12 @@ impl RolloutSpec {
         }
     }
 
+    /// The gate of a stage, if it has one.
+    #[must_use]
+    pub fn gate_of(&self, stage: StageIndex) -> Option<&Gate> {
+        self.stages.get(usize::from(stage.0))?.gate.as_ref()
+    }
+
     /// Whether messages are sent at `now` to the devices of a tag group, and until when that is so.
     #[must_use]
     pub fn opening(&self, group: &Group, now: Timestamp) -> Opening {

@@ -148,19 +148,21 @@ pub async fn step(store: &dyn Store, rollout: &Rollout, event: Event) -> Rollout
 
 /// Creates a rollout and starts planning it.
 pub async fn planning(store: &dyn Store, name: &str) -> Rollout {
-    let rollout = accepted(name);
-    store.create(&rollout).await.expect("it can be created");
-    step(store, &rollout, Event::PlanningStarted).await
+    plan(store, &accepted(name)).await
+}
+
+async fn plan(store: &dyn Store, rollout: &Rollout) -> Rollout {
+    store.create(rollout).await.expect("it can be created");
+    step(store, rollout, Event::PlanningStarted).await
 }
 
 /// Creates a rollout that runs, with these batches.
 pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
-    run(store, accepted(name), batches).await
+    run(store, &accepted(name), batches).await
 }
 
-async fn run(store: &dyn Store, rollout: Rollout, batches: Vec<Batch>) -> Rollout {
-    store.create(&rollout).await.expect("it can be created");
-    let rollout = step(store, &rollout, Event::PlanningStarted).await;
+async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollout {
+    let rollout = plan(store, rollout).await;
     let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
     store
         .add_batches(&rollout.spec.name, PlanId(1), batches)
@@ -176,12 +178,8 @@ pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollo
          stages: [{{name: one, percent: 10}}, {{name: two, percent: 50}}]}}"
     );
     let spec = RolloutSpec::read("test", &text).expect("the spec is right");
-    run(
-        store,
-        Rollout::accepted(spec, Default::default(), Timestamp(1)),
-        batches,
-    )
-    .await
+    let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));
+    run(store, &rollout, batches).await
 }
 
 /// A stage is over.

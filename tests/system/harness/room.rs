@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
+use twincast_emulator::RunningHub;
 
 use super::{Ended, Hub, Row, Running};
 
@@ -37,6 +38,20 @@ impl Room {
     pub(crate) fn configured(toml: &str) -> Self {
         let mut room = Self::bare();
         room.config = Some(room.write("twincast.toml", toml));
+        room
+    }
+
+    /// A folder with a configuration for a hub in this process.
+    pub(crate) fn of(hub: &RunningHub) -> Self {
+        let room = Self::configured(&format!(
+            "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
+             unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
+            hub.amqp_addr().ip(),
+            hub.amqp_addr().port(),
+            hub.https_addr().port(),
+        ));
+        room.write("connection-string", &hub.connection_string());
+        room.write("ca.pem", hub.ca_pem());
         room
     }
 
