@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use prometheus::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ pub(crate) struct Process {
     pub(crate) services: Services,
     /// Cancelled when the process is asked to stop.
     pub(crate) stop: CancellationToken,
+    registry: Registry,
     health: Option<JoinHandle<std::io::Result<()>>>,
     probes_stop: CancellationToken,
 }
@@ -45,10 +47,11 @@ impl Process {
             "this process",
             Box::new(move || stopping.is_cancelled().then(|| "it is stopping".to_owned())),
         ));
+        let registry = Registry::new();
         let probes_stop = CancellationToken::new();
         let health = match settings.http.listen {
             Some(address) => Some(serve(
-                Health::bind(address, checks).await?,
+                Health::bind(address, checks, registry.clone()).await?,
                 &probes_stop,
                 output,
             )?),
@@ -64,9 +67,21 @@ impl Process {
         Ok(Some(Self {
             services,
             stop,
+            registry,
             health,
             probes_stop,
         }))
+    }
+
+    /// Exports the metrics of what the process does, where it listens for those who ask.
+    pub(crate) fn export(
+        &self,
+        register: impl FnOnce(&Registry) -> Result<(), prometheus::Error>,
+    ) -> Result<(), Failure> {
+        register(&self.registry).map_err(|error| {
+            let error = anyhow::Error::new(error).context("cannot export metrics");
+            Failure::new(ExitCode::Unexpected, error)
+        })
     }
 
     /// Does the process's work until it is done, watching over the services.
@@ -96,6 +111,8 @@ fn serve(
     let address = health
         .address()
         .map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
-    output.note(&format!("Probes: http://{address}/livez and /readyz"));
+    output.note(&format!(
+        "Probes: http://{address}/livez, /readyz and /metrics"
+    ));
     Ok(tokio::spawn(health.serve(stop.clone())))
 }

@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ use twincast_core::spec::Opening;
 
 use crate::Hubs;
 use crate::measure::{self, NotMeasured};
+use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
 
 /// How a driver works.
@@ -122,14 +123,20 @@ pub struct Driver {
 }
 
 /// What drivers found out of order and put right: dispatches that were lost.
-#[derive(Debug, Clone, Default)]
-pub struct Repairs(Arc<AtomicU64>);
+#[derive(Debug, Clone)]
+pub struct Repairs(pub(crate) IntCounter);
+
+impl Default for Repairs {
+    fn default() -> Self {
+        Self(Metrics::default().repairs)
+    }
+}
 
 impl Repairs {
     /// How many there were since the process started.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.get()
     }
 }
 
@@ -419,7 +426,7 @@ impl Driver {
                         }
                         pass = Pass::Rang;
                         if before.is_some() {
-                            self.repairs.0.fetch_add(1, Ordering::Relaxed);
+                            self.repairs.0.inc();
                             tracing::info!(rollout = %name, batch = %id, %hub, "nobody works on a batch, it is released again");
                         }
                         seen

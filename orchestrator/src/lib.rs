@@ -6,7 +6,7 @@
 //! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
 //!   nothing. It keeps no state that it could not read again;
 //! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
-//!   world what happened.
+//!   world what happened, [`metrics`] tells Prometheus.
 
 pub mod accept;
 pub mod command;
@@ -15,6 +15,7 @@ pub mod events;
 pub mod intake;
 pub mod lists;
 mod measure;
+pub mod metrics;
 pub mod planner;
 pub mod service;
 

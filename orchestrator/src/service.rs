@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -23,6 +22,7 @@ use twincast_retry::{Delays, Policy};
 use crate::Hubs;
 use crate::driver::{DriveError, Driver, DriverConfig, Repairs};
 use crate::events::{self, Events};
+use crate::metrics::Metrics;
 use crate::planner::PlanProgress;
 
 /// How an orchestrator works.
@@ -75,10 +75,8 @@ pub struct Orchestrator {
 /// What an orchestrator is doing, live.
 #[derive(Debug, Default)]
 pub struct OrchestratorStatus {
-    /// Rollouts that it drives.
-    pub driving: AtomicU64,
-    /// What its drivers have repaired.
-    pub repairs: Repairs,
+    /// What it tells Prometheus.
+    pub metrics: Metrics,
     store: watch::Sender<Option<String>>,
 }
 
@@ -90,6 +88,9 @@ impl OrchestratorStatus {
     }
 }
 
+/// How often what Prometheus is told is read.
+const MEASURED_EVERY: Duration = Duration::from_secs(2);
+
 /// One rollout that is driven here.
 struct Driving {
     stop: CancellationToken,
@@ -100,6 +101,13 @@ impl Orchestrator {
     /// Drives rollouts until `stop`, then lets go of them for others. What goes wrong is logged
     /// and tried again.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = Arc::clone(&self).drive_all(stop) => {}
+            () = self.watch_queues() => {}
+        }
+    }
+
+    async fn drive_all(self: Arc<Self>, stop: CancellationToken) {
         let mut driving: BTreeMap<RolloutName, Driving> = BTreeMap::new();
         let mut tasks: JoinSet<RolloutName> = JoinSet::new();
         let mut renewed_at = Instant::now();
@@ -118,9 +126,8 @@ impl Orchestrator {
             } else if self.status.store.send_replace(None).is_some() {
                 tracing::info!("the store answers again");
             }
-            self.status
-                .driving
-                .store(driving.len() as u64, Ordering::Relaxed);
+            let driven = i64::try_from(driving.len()).unwrap_or(i64::MAX);
+            self.status.metrics.driven.set(driven);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
@@ -193,6 +200,7 @@ impl Orchestrator {
             biased;
             () = self.drive_to_the_end(name, stop, &mut delays) => {}
             () = self.keep_telling(name) => {}
+            () = self.keep_measuring(name) => {}
         }
         // What was just stored is told by whoever stored it. Until that is done the rollout is ours:
         // given back, it would be claimed again at once, before those that wait to be driven.
@@ -227,7 +235,7 @@ impl Orchestrator {
             base: PathBuf::new(),
             planning: PlanProgress::default(),
             roster: Some(Arc::clone(&self.roster)),
-            repairs: self.status.repairs.clone(),
+            repairs: Repairs(self.status.metrics.repairs.clone()),
         };
         while !stop.is_cancelled() {
             let wait = match driver.drive(name, stop).await {
@@ -286,6 +294,30 @@ impl Orchestrator {
                 tracing::warn!(rollout = %name, error = in_words(&error), "events wait");
             }
             tokio::time::sleep(self.config.look).await;
+        }
+    }
+
+    /// Keeps what Prometheus is told of a rollout up to date, until dropped.
+    async fn keep_measuring(&self, name: &RolloutName) {
+        let mut metrics = self.status.metrics.rollout(name);
+        loop {
+            let read = futures::try_join!(self.store.rollout(name), self.store.tallies(name));
+            if let Ok((Some(rollout), tallies)) = read {
+                metrics.set(&rollout, &tallies);
+            }
+            tokio::time::sleep(MEASURED_EVERY).await;
+        }
+    }
+
+    /// Keeps what Prometheus is told of the hubs' queues up to date, until dropped.
+    async fn watch_queues(&self) {
+        loop {
+            for hub in self.hubs.keys() {
+                if let Ok(depth) = self.queue.depth(hub).await {
+                    self.status.metrics.queue(hub, depth);
+                }
+            }
+            tokio::time::sleep(MEASURED_EVERY).await;
         }
     }
 

@@ -158,13 +158,8 @@ async fn rollouts_are_shared_and_everything_is_told_once() {
     }
     let (one, two) = (bench.start("one"), bench.start("two"));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let driving = [&one, &two].map(|working| {
-        working
-            .status
-            .driving
-            .load(std::sync::atomic::Ordering::Relaxed)
-    });
-    assert_eq!(driving.iter().sum::<u64>(), 12, "{driving:?}");
+    let driving = [&one, &two].map(|working| working.status.metrics.driven.get());
+    assert_eq!(driving.iter().sum::<i64>(), 12, "{driving:?}");
     assert!(driving.iter().all(|n| *n >= 4), "{driving:?}");
     let worker = bench.work();
     for name in &names {

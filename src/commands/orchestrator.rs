@@ -10,6 +10,7 @@ use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::metrics::Metrics;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_retry::Policy;
 
@@ -22,6 +23,8 @@ use crate::services::BrokerEvents;
 
 /// Commands that this process holds: the others are for other orchestrators meanwhile.
 const AT_ONCE: usize = 1;
+/// How often dead letters are counted.
+const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long a command waits whose effect could not be stored.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -54,23 +57,43 @@ pub(crate) async fn orchestrator(
             .expect("letters and digits"),
         status: Arc::new(OrchestratorStatus::default()),
     });
+    process.export(|registry| service.status.metrics.register(registry))?;
     let stop = process.stop.clone();
-    let ((), taken) = process
-        .until_stopped(async {
-            tokio::join!(
-                service.run(stop.clone()),
-                take(&services.amqp, &intake, &stop)
-            )
-        })
-        .await;
+    let metrics = &service.status.metrics;
+    let work = async {
+        tokio::join!(
+            Arc::clone(&service).run(stop.clone()),
+            take(&services.amqp, &intake, metrics, &stop)
+        )
+    };
+    let ((), taken) = tokio::select! {
+        worked = process.until_stopped(work) => worked,
+        () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
+    };
     process.end().await;
     taken.map_err(crate::services::broker_failure)?;
     Ok(ExitCode::Success)
 }
 
+/// Keeps count of the dead letters, until dropped.
+async fn count_dead_letters(amqp: &Amqp, metrics: &Metrics) {
+    loop {
+        if let Ok(letters) = amqp.dead_letters_waiting().await {
+            let letters = i64::try_from(letters).unwrap_or(i64::MAX);
+            metrics.dead_letters.set(letters);
+        }
+        tokio::time::sleep(COUNTED_EVERY).await;
+    }
+}
+
 /// Takes commands until `stop`, one after the other. Another orchestrator may do later ones
 /// meanwhile: who cares for an order waits for each answer.
-async fn take(amqp: &Amqp, intake: &Intake, stop: &CancellationToken) -> Result<(), AmqpError> {
+async fn take(
+    amqp: &Amqp,
+    intake: &Intake,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<(), AmqpError> {
     let Some(mut commands) = subscribe(amqp, stop).await? else {
         return Ok(());
     };
@@ -82,7 +105,7 @@ async fn take(amqp: &Amqp, intake: &Intake, stop: &CancellationToken) -> Result<
         // One that is put down here comes again.
         let answered = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            answered = answer(command, intake) => answered,
+            answered = answer(command, intake, metrics) => answered,
         };
         if let Err(error) = answered {
             tracing::warn!(
@@ -123,11 +146,16 @@ async fn subscribe(
 }
 
 /// Does one command, says what came of it, and answers for it.
-async fn answer(command: IncomingCommand, intake: &Intake) -> Result<(), AmqpError> {
+async fn answer(
+    command: IncomingCommand,
+    intake: &Intake,
+    metrics: &Metrics,
+) -> Result<(), AmqpError> {
     let done = match &command.body {
         CommandBody::Whole(body) => handle(body, command.content_type.as_deref(), intake).await,
         CommandBody::TooLarge { size, .. } => Err(too_large(*size)),
     };
+    metrics.answered(done.as_ref());
     let refusal = match done {
         Ok(answer) => {
             command.reply(json(&answer)).await;

@@ -45,6 +45,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     let queue = Arc::new(services.amqp.queue());
     let worker = Worker::new(config, store, queue, hubs, engine::clock());
     let status = worker.status();
+    process.export(|registry| status.register(registry))?;
     let stop = process.stop.clone();
     let watch = tell_of_hubs(&status, &ways);
     let worked = tokio::select! {

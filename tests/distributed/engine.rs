@@ -233,9 +233,15 @@ impl Member {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// Its answer to `/readyz`.
-    pub(crate) fn readiness(&mut self) -> (u16, Value) {
-        let probes: SocketAddr = eventually("the address of the probes", || {
+    /// `orchestrator` or `worker`.
+    pub(crate) fn role(&self) -> String {
+        let role = self.name.split(' ').next();
+        role.unwrap_or_default().to_owned()
+    }
+
+    /// Where it answers probes.
+    pub(crate) fn probes(&mut self) -> SocketAddr {
+        eventually("the address of the probes", || {
             assert!(
                 !self.running.is_over(),
                 "{} ended: {}",
@@ -245,10 +251,15 @@ impl Member {
             let log = self.running.stderr();
             let (_, rest) = log.split_once("Probes: http://")?;
             rest.split_once('/')?.0.parse().ok()
-        });
-        get(probes, "/readyz").unwrap_or_else(|error| {
-            panic!("{} answers no probes: {error}\n{}", self.name, self.log())
         })
+    }
+
+    /// Its answer to `/readyz`.
+    pub(crate) fn readiness(&mut self) -> (u16, Value) {
+        let (code, body) = get(self.probes(), "/readyz").unwrap_or_else(|error| {
+            panic!("{} answers no probes: {error}\n{}", self.name, self.log())
+        });
+        (code, serde_json::from_str(&body).unwrap_or_default())
     }
 
     /// Waits until it says that it is ready.
@@ -287,7 +298,7 @@ impl Member {
 }
 
 /// One HTTP/1.0 request, so that the answer ends with the connection.
-fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, Value)> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, READY_WITHIN)?;
     stream.set_read_timeout(Some(READY_WITHIN))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
@@ -295,8 +306,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, Value)> {
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let body = serde_json::from_str(body).unwrap_or_default();
-    Ok((status.unwrap_or_default(), body))
+    Ok((status.unwrap_or_default(), body.to_owned()))
 }
 
 fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {

@@ -29,6 +29,7 @@ mod waiting;
 mod chaos;
 mod control;
 mod happy_path;
+mod metrics;
 mod outages;
 mod quota;
 mod refusals;

@@ -13,7 +13,6 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -31,11 +30,12 @@ use twincast_core::rollout::Wanted;
 use twincast_retry::{Delays, Policy};
 
 use crate::hub_loop::{Inner, Known};
+use crate::metrics::OneMore;
 use crate::pacer::Pacer;
-use crate::status::HubStatus;
 
 /// How a batch run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Ended {
     /// Every device is settled.
     Done,
@@ -47,6 +47,27 @@ pub(crate) enum Ended {
     HubShut,
     /// Somebody else took the batch over.
     Fenced,
+}
+
+impl Ended {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Done,
+        Self::Unwanted,
+        Self::Stopped,
+        Self::HubShut,
+        Self::Fenced,
+    ];
+
+    /// Its name as it is written in labels.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unwanted => "unwanted",
+            Self::Stopped => "stopped",
+            Self::HubShut => "hub_shut",
+            Self::Fenced => "fenced",
+        }
+    }
 }
 
 /// When a shut hub is tried again, if it does not say.
@@ -291,17 +312,24 @@ impl<'a> BatchRun<'a> {
             content: Arc::clone(&self.content),
         };
         let hub = Arc::clone(&self.inner.hub.hub);
-        HubStatus::add(&self.inner.status.in_flight);
-        self.in_flight
-            .push(async move { (index, hub.send(message).await) }.boxed());
+        let status = Arc::clone(&self.inner.status);
+        let in_flight = OneMore::of(&status.metrics().in_flight);
+        let sending = async move {
+            let sent_at = Instant::now();
+            let result = hub.send(message).await;
+            drop(in_flight);
+            let took = sent_at.elapsed().as_secs_f64();
+            status.metrics().send_seconds.observe(took);
+            (index, result)
+        };
+        self.in_flight.push(sending.boxed());
     }
 
     async fn on_answer(&mut self, index: u32, result: SendResult) {
         let status = &self.inner.status;
-        status.in_flight.fetch_sub(1, Ordering::Relaxed);
         match result {
             SendResult::Enqueued => {
-                HubStatus::add(&status.accepted);
+                status.metrics().accepted.inc();
                 status.serving();
                 self.settle(index, Outcome::Enqueued, 0);
             }
@@ -320,7 +348,7 @@ impl<'a> BatchRun<'a> {
                 detail,
             } => {
                 if cause == NotSent::Throttled {
-                    HubStatus::add(&status.throttled);
+                    status.metrics().throttled.inc();
                     if let Some(pacer) = &self.pacer {
                         // The batch's other answers, and its lease, must not wait for long.
                         let told = tokio::time::timeout(TELL, pacer.throttled(retry_after)).await;
@@ -332,7 +360,7 @@ impl<'a> BatchRun<'a> {
                 self.retry(index, cause, retry_after, &detail);
             }
             SendResult::Unknown { detail } => {
-                HubStatus::add(&status.unanswered);
+                status.metrics().unanswered.inc();
                 if self.again {
                     // The hub may have it: that counts as a try, or a message whose answer never
                     // comes would be sent for ever.
@@ -373,7 +401,7 @@ impl<'a> BatchRun<'a> {
     }
 
     fn retry(&mut self, index: u32, cause: NotSent, retry_after: Option<Duration>, detail: &str) {
-        HubStatus::add(&self.inner.status.resent);
+        self.inner.status.metrics().resent.inc();
         let retry = self.retries.entry(index).or_default();
         retry.tries += u8::from(matches!(cause, NotSent::Refused(_)));
         if retry.tries >= self.inner.config.tries {
@@ -411,15 +439,22 @@ impl<'a> BatchRun<'a> {
     }
 
     fn save(&mut self, reports: Vec<Report>, delay: Duration) {
-        let (store, lease, ttl) = (
+        let (store, status) = (
             Arc::clone(&self.inner.store),
-            self.lease.clone(),
-            self.inner.config.lease,
+            Arc::clone(&self.inner.status),
         );
+        let (lease, ttl) = (self.lease.clone(), self.inner.config.lease);
         let saving = async move {
             tokio::time::sleep(delay).await;
             let asked_at = Instant::now();
             let result = store.record(&lease, &reports, ttl).await;
+            if result.is_ok() {
+                let took = asked_at.elapsed().as_secs_f64();
+                status.metrics().record_seconds.observe(took);
+                reports
+                    .iter()
+                    .for_each(|report| status.metrics().recorded(report.outcome));
+            }
             Saved {
                 reports,
                 asked_at,

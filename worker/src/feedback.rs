@@ -35,7 +35,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -152,9 +151,7 @@ impl Inner {
             }
         };
         let foreign = (all - ours) as u64;
-        self.status
-            .feedback_foreign
-            .fetch_add(foreign, Ordering::Relaxed);
+        self.status.metrics().feedback_foreign.inc_by(foreign);
         let (found, answered) = if ours > 0 {
             (Found::Ours, ticket.complete().await)
         } else {
@@ -180,9 +177,7 @@ impl Inner {
                 match self.persistently(merge).await {
                     Ok(()) => {
                         let merged = reports.len() as u64;
-                        self.status
-                            .feedback_merged
-                            .fetch_add(merged, Ordering::Relaxed);
+                        self.status.metrics().feedback_merged.inc_by(merged);
                     }
                     // Of an older plan, or of another store's rollout of this name.
                     Err(StoreError::NotFound { what }) => {

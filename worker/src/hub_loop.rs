@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::batch_run::{BatchRun, Ended, is_passing, next_delay};
 use crate::feedback;
+use crate::metrics::OneMore;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
@@ -254,7 +255,10 @@ impl Inner {
         tracing::debug!(rollout = %name, %batch, "batch taken up");
         let closes_at = self.closes_at(&known.spec, &work.header().group);
         let mut run = BatchRun::new(self, lease, leased_at, work, &known, closes_at);
+        let held = OneMore::of(&self.status.metrics().batches);
         let ended = run.until_ended(stop).await?;
+        drop(held);
+        self.status.metrics().ended(ended);
         if ended != Ended::Fenced
             && let Err(error) = self.store.release(run.lease()).await
         {

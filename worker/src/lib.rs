@@ -21,6 +21,7 @@
 mod batch_run;
 mod feedback;
 mod hub_loop;
+mod metrics;
 mod pacer;
 mod status;
 
@@ -33,6 +34,7 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Clock, Hub, Queue, QueueError, Store, StoreError};
 
+pub use metrics::HubMetrics;
 pub use status::{HubState, HubStatus, WorkerStatus};
 
 /// How a worker works. The defaults are for one process; none of them limits the speed of a hub
@@ -139,7 +141,7 @@ impl Worker {
         hubs: Vec<WorkerHub>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let status = Arc::new(WorkerStatus::new(hubs.iter().map(|hub| hub.name.clone())));
+        let status = Arc::new(WorkerStatus::new(&hubs));
         Self {
             config,
             store,

@@ -1,13 +1,16 @@
 //! What a worker is doing, for whoever watches it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus::Registry;
 use tokio::time::Instant;
 use twincast_core::ids::HubName;
 use twincast_core::ports::HubTrouble;
+
+use crate::WorkerHub;
+use crate::metrics::{Families, HubMetrics};
 
 /// Whether a hub can be sent through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,34 +34,21 @@ pub enum HubState {
 #[derive(Debug)]
 pub struct HubStatus {
     state: Mutex<HubState>,
-    /// Messages that the hub accepted.
-    pub accepted: AtomicU64,
-    /// Refusals for the hub's quota.
-    pub throttled: AtomicU64,
-    /// Sends whose answer did not come.
-    pub unanswered: AtomicU64,
-    /// Sends that were made again, for whatever reason.
-    pub resent: AtomicU64,
-    /// Sends under way.
-    pub in_flight: AtomicU64,
-    /// Feedback records that were merged, as often as they came.
-    pub feedback_merged: AtomicU64,
-    /// Feedback records of other applications, as often as they came.
-    pub feedback_foreign: AtomicU64,
+    metrics: HubMetrics,
 }
 
 impl HubStatus {
-    fn new() -> Self {
+    fn new(metrics: HubMetrics) -> Self {
         Self {
             state: Mutex::new(HubState::Serving),
-            accepted: AtomicU64::new(0),
-            throttled: AtomicU64::new(0),
-            unanswered: AtomicU64::new(0),
-            resent: AtomicU64::new(0),
-            in_flight: AtomicU64::new(0),
-            feedback_merged: AtomicU64::new(0),
-            feedback_foreign: AtomicU64::new(0),
+            metrics,
         }
+    }
+
+    /// What is counted of it.
+    #[must_use]
+    pub fn metrics(&self) -> &HubMetrics {
+        &self.metrics
     }
 
     /// Whether it can be sent through.
@@ -76,6 +66,7 @@ impl HubStatus {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(&*state, HubState::Shut { until, .. } if *until <= Instant::now()) {
             *state = HubState::Serving;
+            self.metrics.shut.set(0);
         }
     }
 
@@ -93,6 +84,7 @@ impl HubStatus {
             trouble,
             reason: reason.to_owned(),
         };
+        self.metrics.shut.set(1);
         is_news
     }
 
@@ -103,23 +95,37 @@ impl HubStatus {
             HubState::Serving => None,
         }
     }
-
-    pub(crate) fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// A worker, live.
 #[derive(Debug)]
 pub struct WorkerStatus {
+    metrics: Families,
     hubs: BTreeMap<HubName, Arc<HubStatus>>,
 }
 
 impl WorkerStatus {
-    pub(crate) fn new(hubs: impl Iterator<Item = HubName>) -> Self {
+    pub(crate) fn new(hubs: &[WorkerHub]) -> Self {
+        let metrics = Families::new();
+        let hubs = hubs.iter().map(|hub| {
+            if let Some(per_minute) = hub.limits.sends_per_minute {
+                metrics.quota(&hub.name, per_minute);
+            }
+            let status = HubStatus::new(metrics.hub(&hub.name));
+            (hub.name.clone(), Arc::new(status))
+        });
         Self {
-            hubs: hubs.map(|hub| (hub, Arc::new(HubStatus::new()))).collect(),
+            hubs: hubs.collect(),
+            metrics,
         }
+    }
+
+    /// Lets `registry` export what is counted.
+    ///
+    /// # Errors
+    /// When it exports metrics of these names already.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        self.metrics.register(registry)
     }
 
     pub(crate) fn hub(&self, name: &HubName) -> Arc<HubStatus> {

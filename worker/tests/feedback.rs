@@ -4,7 +4,6 @@
 mod bench;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bench::{Bench, Working, map};
@@ -43,11 +42,8 @@ fn answers(bench: &Bench) -> Vec<(usize, FeedbackAnswer)> {
 
 /// The feedback records that were (merged, of others).
 fn counted(worker: &Working) -> (u64, u64) {
-    let hub = worker.hub();
-    (
-        hub.feedback_merged.load(Ordering::Relaxed),
-        hub.feedback_foreign.load(Ordering::Relaxed),
-    )
+    let hub = worker.hub().metrics();
+    (hub.feedback_merged.get(), hub.feedback_foreign.get())
 }
 
 #[tokio::test(start_paused = true)]

@@ -303,13 +303,7 @@ async fn a_throttle_slows_everyone_and_loses_nobody() {
     worker.stopped().await;
     assert_eq!(map(&counts), BTreeMap::from([("enqueued", 2_000)]));
     assert_eq!(
-        status
-            .hubs()
-            .next()
-            .unwrap()
-            .1
-            .throttled
-            .load(std::sync::atomic::Ordering::Relaxed),
+        status.hubs().next().unwrap().1.metrics().throttled.get(),
         20
     );
     let sent = bench.hub.sent();

@@ -154,6 +154,16 @@ impl Death {
 }
 
 impl Amqp {
+    /// How many dead letters there are, about now.
+    ///
+    /// # Errors
+    /// When the broker is away. Cancel-safe.
+    pub async fn dead_letters_waiting(&self) -> Result<usize, AmqpError> {
+        let queue = self.wires.names.dead_name();
+        let depth = crate::queue::depth(&self.wires, &queue);
+        Ok(self.wires.in_time(depth).await?.waiting)
+    }
+
     /// The oldest dead letters, at most so many.
     ///
     /// # Errors

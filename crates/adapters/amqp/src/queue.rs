@@ -87,7 +87,7 @@ fn message(queue: &str, dispatch: &Dispatch) -> Result<crate::publisher::Message
 }
 
 /// Asks without making the queue: an error closes the channel, so it is one for this alone.
-async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError> {
+pub(crate) async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError> {
     let options = QueueDeclareOptions {
         passive: true,
         ..QueueDeclareOptions::default()

@@ -1,0 +1,260 @@
+//! What an orchestrator tells Prometheus. Labels come from closed sets, but for the rollouts' names:
+//! those are on gauges of rollouts only that this orchestrator drives just now.
+
+use std::collections::BTreeSet;
+
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{Depth, Tally};
+use twincast_core::rollout::Rollout;
+
+use crate::command::{Answer, Refusal};
+
+/// The families.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Rollouts that this orchestrator drives.
+    pub driven: IntGauge,
+    pub(crate) repairs: IntCounter,
+    /// Messages on the queue of dead letters.
+    pub dead_letters: IntGauge,
+    commands: IntCounterVec,
+    waiting: IntGaugeVec,
+    consumers: IntGaugeVec,
+    phase: IntGaugeVec,
+    stage: IntGaugeVec,
+    awaits_approval: IntGaugeVec,
+    devices: IntGaugeVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let rollout = ["rollout"];
+        Self {
+            driven: made(IntGauge::new(
+                "twincast_rollouts_driven",
+                "Rollouts that this orchestrator drives.",
+            )),
+            repairs: made(IntCounter::new(
+                "twincast_dispatches_repeated_total",
+                "Batches that were released again, because nobody worked on them.",
+            )),
+            dead_letters: made(IntGauge::new(
+                "twincast_dead_letters",
+                "Messages on the queue of dead letters, as this orchestrator last saw it.",
+            )),
+            commands: made(IntCounterVec::new(
+                Opts::new(
+                    "twincast_commands_total",
+                    "Commands that were answered for: done, unchanged (it was so already), or the cause of a refusal.",
+                ),
+                &["result"],
+            )),
+            waiting: gauges(
+                "twincast_dispatches_waiting",
+                "Batches on a hub's dispatch queue that no worker has taken yet.",
+                &["hub"],
+            ),
+            consumers: gauges(
+                "twincast_dispatch_consumers",
+                "Workers that take batches from a hub's dispatch queue.",
+                &["hub"],
+            ),
+            phase: gauges(
+                "twincast_rollout_phase",
+                "1 for the phase that a rollout is in. Of rollouts that this orchestrator drives, as all twincast_rollout_*.",
+                &["rollout", "phase"],
+            ),
+            stage: gauges(
+                "twincast_rollout_stage",
+                "The stage that a rollout is at, from 0.",
+                &rollout,
+            ),
+            awaits_approval: gauges(
+                "twincast_rollout_awaits_approval",
+                "1 while an approval is all that a rollout waits for.",
+                &rollout,
+            ),
+            devices: gauges(
+                "twincast_rollout_devices",
+                "A rollout's devices, by stage (from 0) and outcome.",
+                &["rollout", "stage", "outcome"],
+            ),
+        }
+    }
+}
+
+impl Metrics {
+    /// Lets `registry` export what is counted.
+    ///
+    /// # Errors
+    /// When it exports metrics of these names already.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        let all: [Box<dyn Collector>; 10] = [
+            Box::new(self.driven.clone()),
+            Box::new(self.repairs.clone()),
+            Box::new(self.dead_letters.clone()),
+            Box::new(self.commands.clone()),
+            Box::new(self.waiting.clone()),
+            Box::new(self.consumers.clone()),
+            Box::new(self.phase.clone()),
+            Box::new(self.stage.clone()),
+            Box::new(self.awaits_approval.clone()),
+            Box::new(self.devices.clone()),
+        ];
+        all.into_iter()
+            .try_for_each(|family| registry.register(family))
+    }
+
+    /// A command was answered for.
+    pub fn answered(&self, result: Result<&Answer, &Refusal>) {
+        let result = match result {
+            Ok(answer) if answer.changed => "done",
+            Ok(_) => "unchanged",
+            Err(refusal) => refusal.cause.as_str(),
+        };
+        self.commands.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn queue(&self, hub: &HubName, depth: Depth) {
+        let set = |family: &IntGaugeVec, n| {
+            let gauge = family.with_label_values(&[hub.as_str()]);
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        set(&self.waiting, depth.waiting);
+        set(&self.consumers, depth.consumers);
+    }
+
+    /// What is told of one rollout, until it is dropped.
+    pub(crate) fn rollout(&self, name: &RolloutName) -> RolloutMetrics<'_> {
+        RolloutMetrics {
+            of: self,
+            name: name.clone(),
+            phase: None,
+            told: BTreeSet::new(),
+        }
+    }
+}
+
+/// What is told of one rollout.
+pub(crate) struct RolloutMetrics<'a> {
+    of: &'a Metrics,
+    name: RolloutName,
+    phase: Option<&'static str>,
+    /// Stages and outcomes of which there is a sample.
+    told: BTreeSet<(u16, Outcome)>,
+}
+
+impl RolloutMetrics<'_> {
+    pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally]) {
+        let name = self.name.as_str();
+        let phase = rollout.phase.as_str();
+        if let Some(before) = self.phase.replace(phase).filter(|before| *before != phase) {
+            _ = self.of.phase.remove_label_values(&[name, before]);
+        }
+        self.of.phase.with_label_values(&[name, phase]).set(1);
+        let stage = self.of.stage.with_label_values(&[name]);
+        stage.set(i64::from(rollout.stage().0));
+        let awaits = rollout.stage_progress().is_some_and(|stage| {
+            stage.ripe_at.is_some() && stage.approved.is_none() && stage.passed_at.is_none()
+        });
+        let awaiting = self.of.awaits_approval.with_label_values(&[name]);
+        awaiting.set(i64::from(awaits));
+        let stages: BTreeSet<u16> = tallies.iter().map(|tally| tally.stage.0).collect();
+        for stage in stages {
+            let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage.0 == stage));
+            self.set_devices(stage, &counts);
+        }
+    }
+
+    /// A sample for each outcome that there is or was: a series that ends would keep its last value.
+    fn set_devices(&mut self, stage: u16, counts: &Counts) {
+        self.told
+            .extend(counts.iter().map(|(outcome, _)| (stage, outcome)));
+        for (_, outcome) in self.told.iter().filter(|(of, _)| *of == stage) {
+            let labels = [self.name.as_str(), &stage.to_string(), outcome.as_str()];
+            let devices = i64::try_from(counts.get(*outcome)).unwrap_or(i64::MAX);
+            self.of.devices.with_label_values(&labels).set(devices);
+        }
+    }
+}
+
+impl Drop for RolloutMetrics<'_> {
+    fn drop(&mut self) {
+        let name = self.name.as_str();
+        // One that was never set has nothing to remove.
+        if let Some(phase) = self.phase {
+            _ = self.of.phase.remove_label_values(&[name, phase]);
+        }
+        _ = self.of.stage.remove_label_values(&[name]);
+        _ = self.of.awaits_approval.remove_label_values(&[name]);
+        for (stage, outcome) in &self.told {
+            let labels = [name, &stage.to_string(), outcome.as_str()];
+            _ = self.of.devices.remove_label_values(&labels);
+        }
+    }
+}
+
+/// Names and labels are written down here, so a family that cannot be made is a defect.
+fn made<T>(family: Result<T, prometheus::Error>) -> T {
+    family.expect("names and labels are valid")
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    made(IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+    use twincast_core::ids::StageIndex;
+    use twincast_core::rollout::Event;
+    use twincast_testkit::build;
+
+    use super::*;
+
+    fn samples(registry: &Registry) -> Vec<String> {
+        let text = TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap();
+        let of_rollouts = text
+            .lines()
+            .filter(|line| line.starts_with("twincast_rollout_"));
+        of_rollouts.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_rollout_is_told_of_while_it_is_driven() {
+        let metrics = Metrics::default();
+        let registry = Registry::new();
+        metrics.register(&registry).unwrap();
+        let rollout = build::accepted("r");
+        let mut counts = Counts::pending(2);
+        let tally = |counts| Tally {
+            stage: StageIndex(0),
+            hub: HubName::new("a").unwrap(),
+            counts,
+        };
+        let mut of = metrics.rollout(&rollout.spec.name);
+        of.set(&rollout, &[tally(counts)]);
+        counts.shift(Outcome::Pending, Outcome::Enqueued);
+        counts.shift(Outcome::Pending, Outcome::Refused);
+        let rollout = build::after(&rollout, Event::PlanningStarted);
+        of.set(&rollout, &[tally(counts)]);
+        assert_eq!(
+            samples(&registry),
+            [
+                r#"twincast_rollout_awaits_approval{rollout="r"} 0"#,
+                r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="0"} 1"#,
+                r#"twincast_rollout_devices{outcome="pending",rollout="r",stage="0"} 0"#,
+                r#"twincast_rollout_devices{outcome="refused",rollout="r",stage="0"} 1"#,
+                r#"twincast_rollout_phase{phase="planning",rollout="r"} 1"#,
+                r#"twincast_rollout_stage{rollout="r"} 0"#,
+            ]
+        );
+        drop(of);
+        assert_eq!(samples(&registry), Vec::<String>::new());
+    }
+}
