@@ -1,0 +1,131 @@
+{{/*
+The configuration file of all processes. Secrets are named by their files only.
+*/}}
+{{- define "twincast.config" -}}
+{{- $secrets := include "twincast.secretsFolder" . -}}
+{{- $amqp := dict "url_file" (printf "%s/amqp-url" $secrets) "prefix" .Values.amqp.prefix -}}
+{{- if or .Values.amqp.ca.secret .Values.amqp.ca.configMap -}}
+{{- $_ := set $amqp "ca_file" (printf "%s/ca/amqp.pem" $secrets) -}}
+{{- end -}}
+{{- $redis := dict "url_file" (printf "%s/redis-url" $secrets) "prefix" .Values.redis.prefix "cluster" .Values.redis.cluster "timeout" .Values.redis.timeout -}}
+{{- if or .Values.redis.ca.secret .Values.redis.ca.configMap -}}
+{{- $_ := set $redis "ca_file" (printf "%s/ca/redis.pem" $secrets) -}}
+{{- end -}}
+{{- $hubs := dict -}}
+{{- range $name, $hub := .Values.hubs -}}
+{{- $entry := dict "connection_string_file" (printf "%s/hubs/%s" $secrets $name) -}}
+{{- range $key, $field := dict "tier" "tier" "units" "units" "share" "share" "unlimited" "unlimited" "sendTimeout" "send_timeout" "httpsPort" "https_port" "amqpPort" "amqp_port" "address" "address" -}}
+{{- if hasKey $hub $key -}}
+{{- $_ := set $entry $field (index $hub $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $ca := $hub.ca | default dict -}}
+{{- if or $ca.secret $ca.configMap -}}
+{{- $_ := set $entry "ca_file" (printf "%s/ca/hub-%s.pem" $secrets $name) -}}
+{{- end -}}
+{{- $_ := set $hubs $name $entry -}}
+{{- end -}}
+{{- $config := dict
+  "log" (dict "filter" .Values.log.filter "format" .Values.log.format)
+  "worker" (dict "slots" .Values.worker.slots "window" .Values.worker.window)
+  "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.http.port)))
+  "amqp" $amqp "redis" $redis "hubs" $hubs -}}
+{{- mergeOverwrite $config (deepCopy .Values.settings) | toYaml -}}
+{{- end }}
+
+{{/*
+The secrets and certificates that the configuration names, as sources of one projected volume.
+*/}}
+{{- define "twincast.secretSources" -}}
+{{- $own := include "twincast.fullname" . -}}
+{{- $amqp := .Values.amqp.existingSecret -}}
+{{- $redis := .Values.redis.existingSecret -}}
+- secret:
+    name: {{ $amqp.name | default $own }}
+    items: [{ key: {{ empty $amqp.name | ternary "amqp-url" $amqp.key | quote }}, path: amqp-url }]
+- secret:
+    name: {{ $redis.name | default $own }}
+    items: [{ key: {{ empty $redis.name | ternary "redis-url" $redis.key | quote }}, path: redis-url }]
+{{- range $name, $hub := .Values.hubs }}
+{{- with $hub.existingSecret }}
+- secret:
+    name: {{ .name }}
+    items: [{ key: {{ .key | default "connection-string" | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
+{{- else }}
+- secret:
+    name: {{ $own }}
+    items: [{ key: {{ printf "hub-%s" $name | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
+{{- end }}
+{{- end }}
+{{- include "twincast.caSource" (list .Values.amqp.ca "amqp") }}
+{{- include "twincast.caSource" (list .Values.redis.ca "redis") }}
+{{- range $name, $hub := .Values.hubs }}
+{{- include "twincast.caSource" (list ($hub.ca | default dict) (printf "hub-%s" $name)) }}
+{{- end }}
+{{- end }}
+
+{{/* One certificate file. Takes (list ca name). */}}
+{{- define "twincast.caSource" -}}
+{{- $ca := index . 0 -}}
+{{- $item := printf "{ key: %q, path: %q }" ($ca.key | default "ca.crt") (printf "ca/%s.pem" (index . 1)) -}}
+{{- if $ca.secret }}
+- secret:
+    name: {{ $ca.secret }}
+    items: [{{ $item }}]
+{{- else if $ca.configMap }}
+- configMap:
+    name: {{ $ca.configMap }}
+    items: [{{ $item }}]
+{{- end }}
+{{- end }}
+
+{{/*
+Rules over several values, which the schema cannot word well. Fails with what is wrong.
+*/}}
+{{- define "twincast.validate" -}}
+{{- range $name, $at := dict "amqp" .Values.amqp "redis" .Values.redis -}}
+{{- if and $at.url $at.existingSecret.name -}}
+{{- fail (printf "%s: give only one of %s.url and %s.existingSecret.name" $name $name $name) -}}
+{{- else if not (or $at.url $at.existingSecret.name) -}}
+{{- fail (printf "%s: give one of %s.url and %s.existingSecret.name; the chart brings no server of its own" $name $name $name) -}}
+{{- end -}}
+{{- /* Not in the schema: its messages show what was found, and this has a password. */ -}}
+{{- if and $at.url (not (regexMatch (printf "^%ss?://[^[:space:]]+$" $name) $at.url)) -}}
+{{- fail (printf "%s.url: must begin with %s:// or %ss:// and have no spaces" $name $name $name) -}}
+{{- end -}}
+{{- include "twincast.validateCa" (list (printf "%s.ca" $name) $at.ca) -}}
+{{- if hasKey (index $.Values.settings $name | default dict) "url" -}}
+{{- fail (printf "settings.%s.url would be readable by all in a config map; give it as %s.url or in %s.existingSecret" $name $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if not .Values.hubs -}}
+{{- fail "hubs: name at least one, for example hubs.main.existingSecret.name" -}}
+{{- end -}}
+{{- range $name, $hub := .Values.hubs -}}
+{{- if and $hub.connectionString $hub.existingSecret -}}
+{{- fail (printf "hubs.%s: give only one of connectionString and existingSecret" $name) -}}
+{{- else if not (or $hub.connectionString $hub.existingSecret) -}}
+{{- fail (printf "hubs.%s: give one of connectionString and existingSecret" $name) -}}
+{{- else if and $hub.connectionString (not (regexMatch "^HostName=[^;]+;(.+;)?SharedAccessKey=" $hub.connectionString)) -}}
+{{- fail (printf "hubs.%s.connectionString: must be like HostName=...;SharedAccessKeyName=...;SharedAccessKey=..." $name) -}}
+{{- end -}}
+{{- include "twincast.validateCa" (list (printf "hubs.%s.ca" $name) ($hub.ca | default dict)) -}}
+{{- end -}}
+{{- range $name, $hub := .Values.settings.hubs | default dict -}}
+{{- if hasKey $hub "connection_string" -}}
+{{- fail (printf "settings.hubs.%s.connection_string would be readable by all in a config map; give it as hubs.%s.connectionString" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.worker.autoscaling -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "worker.autoscaling: minReplicas (%d) is above maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "twincast.validateCa" -}}
+{{- $ca := index . 1 -}}
+{{- if and $ca.secret $ca.configMap -}}
+{{- fail (printf "%s: give only one of secret and configMap" (index . 0)) -}}
+{{- end -}}
+{{- end }}
