@@ -12,6 +12,7 @@ mod exit;
 mod health;
 mod logging;
 mod output;
+mod overlaps;
 mod process;
 mod progress;
 mod services;

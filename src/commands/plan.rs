@@ -7,9 +7,12 @@ use serde::Serialize;
 use twincast_core::gate;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{HubName, StageIndex, StageName};
-use twincast_core::plan::{BatchHeader, Estimate, HubPlan, PlanSummary, estimate};
-use twincast_core::spec::{Rate, RolloutSpec, Stage};
-use twincast_core::time::friendly;
+use twincast_core::plan::{
+    BatchHeader, Estimate, Forecast, HubPlan, PlanSummary, Share, StageForecast, StageShares,
+    estimate, forecast, warnings,
+};
+use twincast_core::spec::{Rate, RolloutSpec, Stage, ZoneName};
+use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{PlanProgress, Planner, dry_run};
 
 use crate::args::PlanArgs;
@@ -17,6 +20,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, table, thousands};
+use crate::overlaps::{self, Overlapping};
 use crate::progress::Progress;
 use crate::specfile;
 
@@ -33,6 +37,11 @@ struct PlanResult<'a> {
     groups: Vec<GroupPlan>,
     other_groups: u64,
     estimate: &'a Estimate,
+    forecast: &'a Forecast,
+    /// Active rollouts that may send to the same devices.
+    overlaps: Vec<Overlapping>,
+    /// What may not be what was meant.
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,9 +52,31 @@ struct StageResult {
     /// To send to its devices, `None` without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     sending_seconds: Option<f64>,
+    #[serde(flatten)]
+    forecast: StageTimes,
     /// What its gate asks, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<String>,
+}
+
+/// When it is sent, from now on.
+#[derive(Debug, Serialize)]
+struct StageTimes {
+    starts_at: Timestamp,
+    sent_at: Timestamp,
+    ends_at: Timestamp,
+    ends_at_latest: Timestamp,
+}
+
+impl StageTimes {
+    fn of(forecast: &StageForecast) -> Self {
+        Self {
+            starts_at: forecast.starts_at,
+            sent_at: forecast.sent_at,
+            ends_at: forecast.ends_at,
+            ends_at_latest: forecast.ends_at_latest,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +107,7 @@ pub(crate) async fn plan(
     let mut groups: BTreeMap<(String, String), (u64, u32)> = BTreeMap::new();
     let mut other_groups = 0u64;
     let planned = dry_run(&planner, |header| {
-        add(&mut parts, header);
+        add(&mut parts, &file.spec, header);
         let key = (header.hub.to_string(), header.group.to_string());
         if groups.len() < GROUPS || groups.contains_key(&key) {
             let (devices, batches) = groups.entry(key).or_default();
@@ -103,8 +134,13 @@ pub(crate) async fn plan(
     let stages = estimates(&file.spec, &summary, &parts, |hubs, rate| {
         estimate(hubs, limits, rate, content.size())
     });
-    let whole = stages.iter().cloned().reduce(Estimate::then);
+    let whole = stages.iter().map(|stage| stage.estimate.clone());
+    let whole = whole.reduce(Estimate::then);
     let estimate = whole.expect("there is always a stage for the rest");
+    let forecast = forecast(&file.spec, &stages, engine::clock().now())
+        .map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    let on: Vec<_> = summary.hubs.iter().map(|part| part.hub.clone()).collect();
+    let overlaps = overlaps::find(&file.spec, &on, settings, output).await;
     let groups = groups
         .into_iter()
         .map(|((hub, group), (devices, batches))| GroupPlan {
@@ -117,23 +153,38 @@ pub(crate) async fn plan(
     let result = PlanResult {
         rollout: file.spec.name.as_str(),
         plan: &summary,
-        stages: stage_results(&file.spec, &summary, &stages),
+        stages: stage_results(&file.spec, &summary, &stages, &forecast),
         groups,
         other_groups,
         estimate: &estimate,
+        forecast: &forecast,
+        overlaps,
+        warnings: warnings(&file.spec, &estimate, &forecast),
     };
     output.result(&result, &result.text(output));
     Ok(ExitCode::Success)
 }
 
 /// What each hub has of each stage.
-type Parts = BTreeMap<(StageIndex, HubName), HubPlan>;
+type Parts = BTreeMap<(StageIndex, HubName), Part>;
 
-fn add(parts: &mut Parts, header: &BatchHeader) {
+struct Part {
+    plan: HubPlan,
+    /// Devices by their zone. As many as there are zones: what is none counts as none.
+    zones: BTreeMap<Option<String>, u64>,
+}
+
+fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     let key = (header.stage, header.hub.clone());
-    let part = parts.entry(key).or_insert_with(|| nothing_of(&header.hub));
-    part.devices += u64::from(header.devices);
-    part.batches += 1;
+    let part = parts.entry(key).or_insert_with(|| Part {
+        plan: nothing_of(&header.hub),
+        zones: BTreeMap::new(),
+    });
+    part.plan.devices += u64::from(header.devices);
+    part.plan.batches += 1;
+    let zone = spec.zone_in(&header.group).map(str::to_owned);
+    let zone = zone.filter(|zone| zone.parse::<ZoneName>().is_ok());
+    *part.zones.entry(zone).or_default() += u64::from(header.devices);
 }
 
 fn nothing_of(hub: &HubName) -> HubPlan {
@@ -150,14 +201,26 @@ fn estimates(
     plan: &PlanSummary,
     parts: &Parts,
     estimate: impl Fn(&[HubPlan], Option<Rate>) -> Estimate,
-) -> Vec<Estimate> {
+) -> Vec<StageShares> {
     let stages = (0..).map(StageIndex).take(plan.stages.len());
     let stages = stages.map(|stage| {
+        let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
         let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
-            let part = parts.get(&(stage, hub.clone()));
-            part.cloned().unwrap_or_else(|| nothing_of(hub))
+            let part = part(hub).map(|part| part.plan.clone());
+            part.unwrap_or_else(|| nothing_of(hub))
         });
-        estimate(&hubs.collect::<Vec<_>>(), spec.rate_of(stage))
+        let shares = plan.hubs.iter().flat_map(|HubPlan { hub, .. }| {
+            let zones = part(hub).into_iter().flat_map(|part| &part.zones);
+            zones.map(|(zone, devices)| Share {
+                hub: hub.clone(),
+                zone: zone.clone(),
+                devices: *devices,
+            })
+        });
+        StageShares {
+            shares: shares.collect(),
+            estimate: estimate(&hubs.collect::<Vec<_>>(), spec.rate_of(stage)),
+        }
     });
     stages.collect()
 }
@@ -165,23 +228,23 @@ fn estimates(
 fn stage_results(
     spec: &RolloutSpec,
     plan: &PlanSummary,
-    estimates: &[Estimate],
+    shares: &[StageShares],
+    forecast: &Forecast,
 ) -> Vec<StageResult> {
     if spec.stages.is_empty() {
         return Vec::new();
     }
-    let stages = spec
-        .all_stages()
-        .into_iter()
-        .zip(&plan.stages)
-        .zip(estimates);
-    let stages = stages.map(|((stage, plan), estimate)| {
+    let stages = spec.all_stages().into_iter().zip(&plan.stages);
+    let stages = stages.zip(shares).zip(&forecast.stages);
+    let stages = stages.map(|(((stage, plan), shares), forecast)| {
         let Stage { name, gate, .. } = stage;
+        let sending = shares.estimate.sending;
         StageResult {
             stage: name,
             devices: plan.devices,
             batches: plan.batches,
-            sending_seconds: estimate.sending.map(|time| time.as_secs_f64()),
+            sending_seconds: sending.map(|time| time.as_secs_f64()),
+            forecast: StageTimes::of(forecast),
             gate: gate.as_ref().map(gate::in_words),
         }
     });
@@ -290,16 +353,44 @@ impl PlanResult<'_> {
                 ));
             }
         }
-        if let Some(sending) = self.estimate.sending {
-            lines.push(String::new());
-            lines.push(format!(
-                "  Sending takes {} at this pace{}. Nothing was sent.",
-                friendly(sending),
-                self.besides()
-            ));
+        lines.push(String::new());
+        lines.push(self.times());
+        for overlapping in &self.overlaps {
+            lines.push(format!("  {}", overlapping.in_words()));
+        }
+        for warning in &self.warnings {
+            lines.push(output.paint(Style::Warn, &format!("  Warning: {warning}")));
         }
         lines.push(output.paint(Style::Dim, &format!("  plan digest {}", plan.digest)));
         lines.join("\n")
+    }
+
+    /// How long it takes, and when it is over.
+    fn times(&self) -> String {
+        let Forecast {
+            ends_at,
+            ends_at_latest,
+            approvals,
+            ..
+        } = self.forecast;
+        let sending = match self.estimate.sending {
+            Some(sending) => format!("Sending takes {} at this pace. ", friendly(sending)),
+            None => String::new(),
+        };
+        let over = to_the_second(*ends_at);
+        let latest = if ends_at_latest > ends_at {
+            let latest = to_the_second(*ends_at_latest);
+            format!(", at {latest} when devices are silent")
+        } else {
+            String::new()
+        };
+        let approvals = match approvals {
+            0 => "",
+            _ => ", and later by what approvals take",
+        };
+        format!(
+            "  {sending}Nothing was sent.\n  Begun now, it is over at {over}{latest}{approvals}."
+        )
     }
 
     fn stage_table(&self) -> String {
@@ -310,21 +401,21 @@ impl PlanResult<'_> {
                 thousands(stage.devices),
                 thousands(u64::from(stage.batches)),
                 time.map_or("-".into(), friendly),
+                to_the_second(stage.forecast.starts_at).to_string(),
+                to_the_second(stage.forecast.ends_at).to_string(),
                 stage.gate.clone().unwrap_or_else(|| "-".into()),
             ]
         });
         table(
-            &["stage", "devices", "batches", "takes", "gate"],
+            &[
+                "stage", "devices", "batches", "takes", "starts", "over", "gate",
+            ],
             &rows.collect::<Vec<_>>(),
         )
     }
+}
 
-    /// What time goes by besides sending.
-    fn besides(&self) -> &'static str {
-        if self.stages.iter().any(|stage| stage.gate.is_some()) {
-            ", without the waits at gates"
-        } else {
-            ""
-        }
-    }
+/// A time as people want it: the next whole second.
+fn to_the_second(time: Timestamp) -> Timestamp {
+    Timestamp(time.0.div_ceil(1_000) * 1_000)
 }

@@ -93,6 +93,7 @@ golden: 980 devices in 4 batches
          20  tags.ring = 'canary': have it already
 
   Sending takes 1.2s at this pace. Nothing was sent.
+  Begun now, it is over at TIME
   plan digest DIGEST
 ";
 
@@ -130,7 +131,8 @@ fn plan_run_and_report_for_people() {
     let room = Room::with(&hub);
     room.write("golden.yaml", SPEC);
     let plan = room.run(&["plan", "golden.yaml"]).expect(0);
-    assert_eq!(hide(&plan.stdout, "plan digest ", "DIGEST"), PLAN);
+    let plan = hide(&plan.stdout, "plan digest ", "DIGEST");
+    assert_eq!(hide(&plan, "it is over at ", "TIME"), PLAN);
     let run = room.run(&["run", "golden.yaml"]).expect(4);
     assert_eq!(hide(&run.stdout, "sent in ", "TIME"), SUMMARY);
     assert_eq!(run.stderr, "", "a short run has nothing to add");

@@ -159,6 +159,18 @@ fn an_approval_is_waited_for_and_may_be_refused() {
     assert!(canaries_only(&hub));
     room.run(&["run", "staged.yaml"]).expect(8);
 
+    // Whoever plans another one on the same devices gets to know.
+    let text = std::fs::read_to_string(room.path().join("staged.yaml")).expect("it was written");
+    room.write("other.yaml", &text.replace("name: staged", "name: other"));
+    let plan = room.run(&["plan", "other.yaml"]).expect(0).stdout;
+    for part in [
+        "Rollout staged is running on",
+        "has the same target.",
+        "and later by what approvals take",
+    ] {
+        assert!(plan.contains(part), "{part:?} is not in {plan}");
+    }
+
     let no = room
         .run(&["reject", "staged", "--reason", "noisy", "--by", "bob"])
         .expect(0)
@@ -200,6 +212,8 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
         "resting",
         "freeze: [{from: 2020-01-01, to: 2099-12-31, reason: a long winter}]",
     );
+    let never = room.run(&["plan", "resting.yaml"]).expect(3).stderr;
+    assert!(never.contains("within 20 years"), "{never}");
     let run = room.start(&["run", "resting.yaml"]);
     eventually("it to say what it waits for", || {
         run.stderr()

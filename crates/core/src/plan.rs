@@ -8,7 +8,9 @@ mod batcher;
 mod cohort;
 mod digest;
 mod estimate;
+mod forecast;
 mod manifest;
+mod overlap;
 mod stager;
 
 use schemars::JsonSchema;
@@ -18,7 +20,9 @@ pub use batcher::{BatchLimits, Batcher, Filled};
 pub use cohort::Cohort;
 pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
+pub use forecast::{Forecast, Impossible, Share, StageForecast, StageShares, forecast, warnings};
 pub use manifest::{Batch, BatchHeader, DeviceList, Group};
+pub use overlap::{Overlap, overlap};
 pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
 
 use crate::ids::{HubName, StageName};

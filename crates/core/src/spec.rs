@@ -320,14 +320,18 @@ impl RolloutSpec {
     /// Whether messages are sent at `now` to the devices of a tag group, and until when that is so.
     #[must_use]
     pub fn opening(&self, group: &Group, now: Timestamp) -> Opening {
-        let Some(schedule) = &self.schedule else {
-            return Opening::Open { until: None };
-        };
-        let of_tag = |tag: &TagPath| {
-            let (_, value) = group.0.iter().find(|(name, _)| name == tag.as_str())?;
-            value.as_deref()
-        };
-        schedule.at(now, schedule.zone_tag.as_ref().and_then(of_tag))
+        match &self.schedule {
+            Some(schedule) => schedule.at(now, self.zone_in(group)),
+            None => Opening::Open { until: None },
+        }
+    }
+
+    /// What the devices of a tag group say is their zone, if the schedule goes by that.
+    #[must_use]
+    pub fn zone_in<'a>(&self, group: &'a Group) -> Option<&'a str> {
+        let tag = self.schedule.as_ref()?.zone_tag.as_ref()?;
+        let (_, value) = group.0.iter().find(|(name, _)| name == tag.as_str())?;
+        value.as_deref()
     }
 
     /// The devices are listed, not queried.

@@ -1,0 +1,426 @@
+//! When a plan will be sent: by the hubs' quotas, the schedule, and the waits at gates.
+//!
+//! A forecast walks through the openings and closings of the schedule, stage by stage. It assumes that all
+//! gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
+//! function of the plan and a time, and its work is bounded by [`MAX_STEPS`] and [`MAX_AHEAD`].
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Estimate;
+use crate::gate;
+use crate::ids::{HubName, StageIndex, StageName};
+use crate::spec::{Closed, Gate, Opening, RolloutSpec, Rung};
+use crate::time::{Timestamp, friendly};
+
+/// Openings and closings that are looked at for each stage and hub: thirteen years of daily windows.
+const MAX_STEPS: usize = 10_000;
+/// What takes longer than this is refused: nobody means it.
+const MAX_AHEAD: Duration = Duration::from_secs(20 * 365 * DAY.as_secs());
+/// What takes longer than this is warned of.
+const LONG: Duration = Duration::from_secs(90 * DAY.as_secs());
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Devices of one stage on one hub that have the same zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// The hub.
+    pub hub: HubName,
+    /// The value of the schedule's `zone_tag`, if there is one.
+    pub zone: Option<String>,
+    /// How many.
+    pub devices: u64,
+}
+
+/// One stage of a plan: what is to be sent, and how fast that goes.
+#[derive(Debug, Clone)]
+pub struct StageShares {
+    /// By hub and zone.
+    pub shares: Vec<Share>,
+    /// What it takes on each hub, the schedule aside.
+    pub estimate: Estimate,
+}
+
+/// When one stage is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StageForecast {
+    /// The stage.
+    #[serde(rename = "stage")]
+    pub name: StageName,
+    /// When it starts, at the earliest.
+    pub starts_at: Timestamp,
+    /// When all its devices were sent to, at the earliest.
+    pub sent_at: Timestamp,
+    /// When it is over, at the earliest: its bake has passed, and no device is waited for.
+    pub ends_at: Timestamp,
+    /// The same when silent devices are waited for as long as its gate and those before it allow.
+    pub ends_at_latest: Timestamp,
+}
+
+/// When a plan is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Forecast {
+    /// Since when it is reckoned.
+    pub from: Timestamp,
+    /// By stage, in order.
+    pub stages: Vec<StageForecast>,
+    /// When the last stage is over, at the earliest.
+    pub ends_at: Timestamp,
+    /// The same when silent devices are waited for as long as the gates allow.
+    pub ends_at_latest: Timestamp,
+    /// How many stages wait for an approval. However long that takes comes on top.
+    pub approvals: usize,
+}
+
+/// Why a plan can never be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Impossible {
+    /// The schedule does not open any more while devices are left.
+    #[error(
+        "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days",
+        .zone.as_ref().map(|zone| format!(" in the zone {zone}")).unwrap_or_default()
+    )]
+    NeverOpen {
+        /// The stage.
+        stage: StageName,
+        /// Whose zone, if devices have their own.
+        zone: Option<String>,
+        /// When.
+        at: Timestamp,
+        /// Why.
+        why: Closed,
+    },
+    /// It would take for ever, more or less.
+    #[error(
+        "stage {stage} would not be sent within 20 years: raise rate, the hub's units or share, or open the schedule for longer"
+    )]
+    TooLong {
+        /// The stage.
+        stage: StageName,
+    },
+    /// A hub's daily quota holds no message.
+    #[error(
+        "stage {stage} can never be sent: the daily quota of hub {hub} does not hold one message of it"
+    )]
+    NoQuota {
+        /// The stage.
+        stage: StageName,
+        /// The hub.
+        hub: HubName,
+    },
+}
+
+/// Reckons when a plan is sent that starts at `now`. `stages` has the stages in order, the one for the rest last.
+///
+/// # Errors
+/// [`Impossible`], when some of it never is.
+pub fn forecast(
+    spec: &RolloutSpec,
+    stages: &[StageShares],
+    now: Timestamp,
+) -> Result<Forecast, Impossible> {
+    let (mut early, mut late) = (Track::at(now), Track::at(now));
+    let mut forecast = Forecast {
+        from: now,
+        stages: Vec::new(),
+        ends_at: now,
+        ends_at_latest: now,
+        approvals: 0,
+    };
+    for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
+        let gate = spec.gate_of(StageIndex(index));
+        let starts_at = early.now;
+        let sent_at = early.send(spec, &named.name, stage, now)?;
+        early.now = sent_at.plus(gate.map_or(Duration::ZERO, bake));
+        let sent_late = late.send(spec, &named.name, stage, now)?;
+        late.now = sent_late.plus(gate.map_or(Duration::ZERO, |gate| longest_wait(spec, gate)));
+        forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
+        forecast.stages.push(StageForecast {
+            name: named.name,
+            starts_at,
+            sent_at,
+            ends_at: early.now,
+            ends_at_latest: late.now,
+        });
+    }
+    (forecast.ends_at, forecast.ends_at_latest) = (early.now, late.now);
+    Ok(forecast)
+}
+
+fn bake(gate: &Gate) -> Duration {
+    gate.bake.map_or(Duration::ZERO, |bake| bake.0)
+}
+
+/// How long a gate lets silent devices be waited for, and its bake.
+fn longest_wait(spec: &RolloutSpec, gate: &Gate) -> Duration {
+    if gate.counts == Rung::Enqueued {
+        return bake(gate);
+    }
+    bake(gate).max(deadline(spec, gate))
+}
+
+fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
+    let ttl = spec.message.ttl.map(|ttl| ttl.0);
+    let own = gate.deadline.map(|deadline| deadline.0);
+    own.or(ttl).unwrap_or(gate::DEADLINE)
+}
+
+/// A rollout that is gone through: where it is, and what was used of the hubs' quotas of the day.
+struct Track {
+    now: Timestamp,
+    used: Vec<(HubName, Used)>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Used {
+    day: u64,
+    devices: f64,
+}
+
+impl Track {
+    fn at(now: Timestamp) -> Self {
+        Self {
+            now,
+            used: Vec::new(),
+        }
+    }
+
+    /// Sends a stage, all hubs at once; gives when the slowest is done.
+    fn send(
+        &mut self,
+        spec: &RolloutSpec,
+        name: &StageName,
+        stage: &StageShares,
+        began: Timestamp,
+    ) -> Result<Timestamp, Impossible> {
+        let mut done = self.now;
+        for hub in &stage.estimate.hubs {
+            let shares = stage.shares.iter().filter(|it| it.hub == hub.plan.hub);
+            let mut work = Work {
+                spec,
+                stage: name,
+                hub: &hub.plan.hub,
+                per_ms: hub.sends_per_minute.map(|pace| pace / 60_000.0),
+                a_day: messages_a_day(hub.plan.devices, hub.metered_messages, hub.messages_per_day),
+                left: shares
+                    .map(|share| (share.zone.as_deref(), share.devices as f64))
+                    .collect(),
+                began,
+            };
+            let used = match self.used.iter().position(|(hub, _)| hub == work.hub) {
+                Some(at) => at,
+                None => {
+                    self.used.push((work.hub.clone(), Used::default()));
+                    self.used.len() - 1
+                }
+            };
+            done = done.max(work.until_done(self.now, &mut self.used[used].1)?);
+        }
+        Ok(done)
+    }
+}
+
+/// Devices that a day's quota is enough for.
+fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<f64> {
+    let each = metered.checked_div(devices).unwrap_or(1);
+    quota.map(|quota| (quota / each.max(1)) as f64)
+}
+
+/// What one hub has to do for a stage.
+struct Work<'a> {
+    spec: &'a RolloutSpec,
+    stage: &'a StageName,
+    hub: &'a HubName,
+    /// Devices a millisecond; `None` without a limit.
+    per_ms: Option<f64>,
+    /// Devices a day; `None` without a limit.
+    a_day: Option<f64>,
+    /// Devices by zone.
+    left: Vec<(Option<&'a str>, f64)>,
+    began: Timestamp,
+}
+
+/// Less than this many devices are none: what is left of divisions.
+const NONE: f64 = 1e-6;
+
+impl Work<'_> {
+    fn until_done(&mut self, from: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
+        let mut now = from;
+        for _ in 0..MAX_STEPS {
+            self.left.retain(|(_, devices)| *devices > NONE);
+            if now.since(self.began) > MAX_AHEAD {
+                break;
+            }
+            if self.left.is_empty() {
+                return Ok(now);
+            }
+            now = self.step(now, used)?;
+        }
+        Err(Impossible::TooLong {
+            stage: self.stage.clone(),
+        })
+    }
+
+    /// Goes on to the next moment at which something changes.
+    fn step(&mut self, now: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
+        let mut change = Timestamp::MAX;
+        let mut open = Vec::with_capacity(self.left.len());
+        for (zone, _) in &self.left {
+            let opening = match &self.spec.schedule {
+                Some(schedule) => schedule.at(now, *zone),
+                None => Opening::Open { until: None },
+            };
+            let until = match opening {
+                Opening::Open { until } => {
+                    open.push(true);
+                    until.unwrap_or(Timestamp::MAX)
+                }
+                Opening::Closed {
+                    until: Some(until), ..
+                } => {
+                    open.push(false);
+                    until
+                }
+                Opening::Closed { until: None, why } => {
+                    return Err(Impossible::NeverOpen {
+                        stage: self.stage.clone(),
+                        zone: zone.map(str::to_owned),
+                        at: now,
+                        why,
+                    });
+                }
+            };
+            change = change.min(until);
+        }
+        let waiting = self.left.iter().zip(&open);
+        let mut wanted: f64 = waiting
+            .filter(|(_, open)| **open)
+            .map(|((_, devices), _)| devices)
+            .sum();
+        if wanted == 0.0 {
+            return Ok(change);
+        }
+        let all = wanted;
+        if let Some(quota) = self.a_day.filter(|quota| self.is_binding(*quota)) {
+            if quota < 1.0 {
+                return Err(Impossible::NoQuota {
+                    stage: self.stage.clone(),
+                    hub: self.hub.clone(),
+                });
+            }
+            // The hub counts by days of UTC.
+            let day_ms = DAY.as_millis() as u64;
+            let day = now.0 / day_ms;
+            if used.day != day {
+                *used = Used { day, devices: 0.0 };
+            }
+            let midnight = Timestamp((day + 1) * day_ms);
+            let room = quota - used.devices;
+            if room <= NONE {
+                return Ok(midnight);
+            }
+            change = change.min(midnight);
+            wanted = wanted.min(room);
+        }
+        let takes_ms = self.per_ms.map_or(0.0, |per_ms| wanted / per_ms);
+        let far = 2.0 * MAX_AHEAD.as_millis() as f64;
+        let done = now.plus(Duration::from_millis(takes_ms.min(far).ceil() as u64));
+        let (sent, then) = match self.per_ms {
+            Some(per_ms) if done > change => {
+                let sent = change.since(now).as_millis() as f64 * per_ms;
+                (sent.min(wanted), change)
+            }
+            _ => (wanted, done),
+        };
+        used.devices += sent;
+        for ((_, devices), _) in self.left.iter_mut().zip(open).filter(|(_, open)| *open) {
+            *devices -= *devices * sent / all;
+        }
+        Ok(then)
+    }
+
+    /// Whether a day at the pace sends more than a day's quota.
+    fn is_binding(&self, quota: f64) -> bool {
+        let a_day = self.per_ms.map(|per_ms| per_ms * DAY.as_millis() as f64);
+        a_day.is_none_or(|a_day| a_day > quota)
+    }
+}
+
+/// What is possible and yet may not be what was meant, each in a sentence.
+#[must_use]
+pub fn warnings(spec: &RolloutSpec, whole: &Estimate, forecast: &Forecast) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for stage in &spec.stages {
+        if let Some(gate) = &stage.gate {
+            warnings.extend(ttl_at_gate(spec, &stage.name, gate));
+        }
+    }
+    warnings.extend(ttl_after_window(spec));
+    for hub in &whole.hubs {
+        let (Some(quota), days) = (hub.messages_per_day, hub.days_of_quota().unwrap_or(0.0)) else {
+            continue;
+        };
+        let devices = hub.plan.devices.max(1);
+        let a_day = hub
+            .sends_per_minute
+            .map(|pace| pace * 24.0 * 60.0 * (hub.metered_messages / devices) as f64);
+        if days > 1.0 && a_day.is_none_or(|a_day| a_day > quota as f64) {
+            warnings.push(format!(
+                "hub {}: the rollout needs {days:.1} days of its whole daily quota, at a pace that uses a day's up \
+                 before the day is over; then the hub takes nothing from anybody until midnight UTC",
+                hub.plan.hub
+            ));
+        }
+    }
+    let takes = forecast.ends_at.since(forecast.from);
+    if takes > LONG {
+        warnings.push(format!(
+            "it takes {} at the least; raise rate, the hub's units or share, or open the schedule for longer",
+            friendly(takes)
+        ));
+    }
+    warnings
+}
+
+/// A message lives from its own send on, and a gate's deadline begins when the last one was sent: so it is the last
+/// ones that are still on their way when the deadline is over.
+fn ttl_at_gate(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
+    let (ttl, deadline) = (spec.message.ttl?.0, gate.deadline?.0);
+    match gate.counts {
+        Rung::Enqueued => None,
+        Rung::Delivered | Rung::Applied if deadline.max(bake(gate)) < ttl => Some(format!(
+            "stage {stage}: its gate waits for silent devices for {} after the last send, the message for {}; \
+             devices that come back in between still get it, and count as silent",
+            friendly(deadline.max(bake(gate))),
+            friendly(ttl)
+        )),
+        // What was sent last has expired at the ttl: there is nothing to be heard any more.
+        Rung::Delivered if deadline > ttl => Some(format!(
+            "stage {stage}: its gate waits for silent devices for {}, but {} after the last send every message has \
+             been taken or has expired",
+            friendly(deadline),
+            friendly(ttl)
+        )),
+        // To apply it takes a device its time.
+        Rung::Delivered | Rung::Applied => None,
+    }
+}
+
+/// Messages wait at the hub for devices that are away, and the hub knows no windows.
+fn ttl_after_window(spec: &RolloutSpec) -> Option<String> {
+    let ttl = spec.message.ttl?.0;
+    let windows = &spec.schedule.as_ref()?.windows;
+    let shortest = windows.iter().map(|window| window.length.0).min()?;
+    (ttl > shortest).then(|| {
+        format!(
+            "message.ttl is {}, longer than a window ({}): devices that are away get the message also when the \
+             window is closed",
+            friendly(ttl),
+            friendly(shortest)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

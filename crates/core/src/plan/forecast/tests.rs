@@ -1,0 +1,287 @@
+use super::*;
+use crate::hub::{HubLimits, Tier};
+use crate::plan::{HubPlan, estimate};
+
+/// Monday 2026-01-05, noon.
+fn noon() -> Timestamp {
+    at("2026-01-05T12:00:00Z")
+}
+
+fn at(text: &str) -> Timestamp {
+    serde_json::from_value(serde_json::json!(text)).unwrap()
+}
+
+fn spec(rest: &str) -> RolloutSpec {
+    let text = format!("name: a\ntarget: {{all: true}}\nbatch_by: [zone]\n{rest}");
+    let text = if rest.contains("message:") {
+        text
+    } else {
+        format!("{text}\nmessage: {{body: {{text: x}}, ack: full}}")
+    };
+    RolloutSpec::read("x", &text).unwrap()
+}
+
+fn hub() -> HubName {
+    HubName::new("eu").unwrap()
+}
+
+fn shares(
+    devices: &[(Option<&str>, u64)],
+    limits: HubLimits,
+    spec: &RolloutSpec,
+    stage: u16,
+) -> StageShares {
+    let plan = HubPlan {
+        hub: hub(),
+        devices: devices.iter().map(|(_, devices)| devices).sum(),
+        batches: 1,
+    };
+    StageShares {
+        shares: devices
+            .iter()
+            .map(|(zone, devices)| Share {
+                hub: hub(),
+                zone: zone.map(str::to_owned),
+                devices: *devices,
+            })
+            .collect(),
+        estimate: estimate(&[plan], |_| limits, spec.rate_of(StageIndex(stage)), 100),
+    }
+}
+
+/// A pace of exactly so many a minute.
+fn a_minute(pace: f64) -> HubLimits {
+    HubLimits {
+        sends_per_minute: Some(pace / crate::hub::HEADROOM),
+        ..HubLimits::unlimited()
+    }
+}
+
+/// When a rollout of one stage is sent, at 10 devices a minute.
+fn sent(rest: &str, devices: u64) -> String {
+    let spec = spec(rest);
+    let stage = shares(&[(None, devices)], a_minute(10.0), &spec, 0);
+    match forecast(&spec, &[stage], noon()) {
+        Ok(forecast) => forecast.stages[0].sent_at.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_schedule_is_walked_through() {
+    let night =
+        |more: &str| format!("schedule: {{windows: [{{from: \"22:00\", for: 1h}}], {more}}}");
+    for (rest, devices, expected) in [
+        // No schedule: a minute each ten.
+        ("", 600, "2026-01-05T13:00:00Z"),
+        ("", 0, "2026-01-05T12:00:00Z"),
+        (
+            "schedule: {start_at: 2026-01-06T00:00:00Z}",
+            600,
+            "2026-01-06T01:00:00Z",
+        ),
+        // A window holds 600 devices: exactly one, one and a bit, many.
+        (&night(""), 300, "2026-01-05T22:30:00Z"),
+        (&night(""), 600, "2026-01-05T23:00:00Z"),
+        (&night(""), 601, "2026-01-06T22:00:06Z"),
+        (&night(""), 6_000, "2026-01-14T23:00:00Z"),
+        // A day that is frozen, and a zone that is an hour ahead.
+        (
+            &night("freeze: [{from: 2026-01-05}]"),
+            300,
+            "2026-01-06T22:30:00Z",
+        ),
+        (&night("zone: Europe/Berlin"), 300, "2026-01-05T21:30:00Z"),
+        // Frozen while it is sent: from noon on to midnight, then two days later.
+        (
+            "schedule: {freeze: [{from: 2026-01-06, to: 2026-01-07}]}",
+            7_300,
+            "2026-01-08T00:10:00Z",
+        ),
+    ] {
+        assert_eq!(sent(rest, devices), expected, "{rest} {devices}");
+    }
+}
+
+#[test]
+fn what_can_never_be_sent_is_refused() {
+    let never = sent(
+        "schedule: {windows: [{days: [mon], from: \"10:00\", for: 1h}], freeze: [{from: 2026-01-06, to: 2099-12-31, reason: sold}]}",
+        10,
+    );
+    assert!(never.contains("stage all can never be sent: the schedule is outside its windows at 2026-01-05T12:00:00Z"), "{never}");
+    let long = sent("rate: 0.001/min", 100_000);
+    assert!(long.contains("would not be sent within 20 years"), "{long}");
+    let spec = spec("");
+    let limits = HubLimits {
+        messages_per_day: Some(0),
+        ..HubLimits::unlimited()
+    };
+    let error = forecast(&spec, &[shares(&[(None, 1)], limits, &spec, 0)], noon()).unwrap_err();
+    assert_eq!(
+        error,
+        Impossible::NoQuota {
+            stage: StageName::new("all").unwrap(),
+            hub: hub()
+        }
+    );
+    // Nothing to send is never impossible.
+    assert!(forecast(&spec, &[shares(&[], limits, &spec, 0)], noon()).is_ok());
+}
+
+#[test]
+fn stages_follow_each_other_with_their_waits() {
+    let spec = spec(
+        "stages:\n  - {name: canary, percent: 1, rate: 10/min, gate: {bake: 2h}}\n  \
+         - {name: tenth, percent: 10, gate: {counts: delivered, success_at_least: 90%, deadline: 6h, bake: 1h, approval: {}}}\n",
+    );
+    let limits = a_minute(100.0);
+    let ten_a_minute = a_minute(10.0);
+    let stages = [
+        shares(&[(None, 600)], ten_a_minute, &spec, 1),
+        shares(&[(None, 6_000)], limits, &spec, 1),
+        shares(&[(None, 12_000)], limits, &spec, 2),
+    ];
+    let forecast = forecast(&spec, &stages, noon()).unwrap();
+    let rows: Vec<_> = forecast
+        .stages
+        .iter()
+        .map(|stage| {
+            let times = [
+                stage.starts_at,
+                stage.sent_at,
+                stage.ends_at,
+                stage.ends_at_latest,
+            ];
+            let times = times.map(|time| time.to_string()["2026-01-".len()..].replace(":00Z", ""));
+            format!("{} {}", stage.name, times.join(" "))
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "canary 05T12:00 05T13:00 05T15:00 05T15:00",
+            "tenth 05T15:00 05T16:00 05T17:00 05T22:00",
+            "rest 05T17:00 05T19:00 05T19:00 06T00:00",
+        ]
+    );
+    assert_eq!(forecast.approvals, 1);
+    assert_eq!(forecast.ends_at, forecast.stages[2].ends_at);
+    assert_eq!(forecast.ends_at_latest, forecast.stages[2].ends_at_latest);
+}
+
+#[test]
+fn zones_share_the_pace_of_their_hub() {
+    let spec = spec("schedule: {windows: [{from: \"22:00\", for: 2h}], zone_tag: zone}");
+    let sent = |devices: &[(Option<&str>, u64)]| {
+        let stage = shares(devices, a_minute(10.0), &spec, 0);
+        forecast(&spec, &[stage], noon()).unwrap().stages[0]
+            .sent_at
+            .to_string()
+    };
+    // Berlin's is from 21:00 to 23:00 of UTC.
+    assert_eq!(
+        sent(&[(None, 600), (Some("Europe/Berlin"), 600)]),
+        "2026-01-05T23:00:00Z"
+    );
+    // In the hour that they share each gets half of it, so Berlin's is not done at its end.
+    assert_eq!(
+        sent(&[(None, 600), (Some("Europe/Berlin"), 1_200)]),
+        "2026-01-06T21:30:00Z"
+    );
+}
+
+#[test]
+fn a_daily_quota_holds_it_up_until_midnight() {
+    let spec = spec("");
+    let limits = HubLimits {
+        messages_per_day: Some(1_000),
+        ..HubLimits::unlimited()
+    };
+    let sent = |devices| {
+        let stage = shares(&[(None, devices)], limits, &spec, 0);
+        forecast(&spec, &[stage], noon()).unwrap().stages[0]
+            .sent_at
+            .to_string()
+    };
+    assert_eq!(sent(1_000), "2026-01-05T12:00:00Z");
+    assert_eq!(sent(1_001), "2026-01-06T00:00:00Z");
+    assert_eq!(sent(3_500), "2026-01-08T00:00:00Z");
+    // Stages share the day.
+    let stages = [shares(&[(None, 700)], limits, &spec, 0)];
+    let mut track = Track::at(noon());
+    let name = StageName::new("s").unwrap();
+    track.now = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    assert_eq!(
+        track
+            .send(&spec, &name, &stages[0], noon())
+            .unwrap()
+            .to_string(),
+        "2026-01-06T00:00:00Z"
+    );
+}
+
+#[test]
+fn what_may_not_be_meant_is_said() {
+    let gated = |gate: &str, ttl: &str| {
+        let spec = spec(&format!(
+            "message: {{body: {{text: x}}, ack: full, ttl: {ttl}}}\nstages: [{{name: s, gate: {{success_at_least: 90%, {gate}}}}}]"
+        ));
+        let stage = shares(&[(None, 10)], a_minute(10.0), &spec, 0);
+        let forecast = forecast(&spec, std::slice::from_ref(&stage), noon()).unwrap();
+        warnings(&spec, &stage.estimate, &forecast).join("|")
+    };
+    for (gate, ttl, part) in [
+        (
+            "counts: delivered, deadline: 1h",
+            "6h",
+            "still get it, and count as silent",
+        ),
+        ("counts: delivered, deadline: 1h, bake: 6h", "6h", ""),
+        ("counts: delivered, deadline: 6h", "6h", ""),
+        (
+            "counts: delivered, deadline: 7h",
+            "6h",
+            "has been taken or has expired",
+        ),
+        ("counts: delivered", "6h", ""),
+        (
+            "counts: applied, applied_when: x, deadline: 1h",
+            "6h",
+            "count as silent",
+        ),
+        ("counts: applied, applied_when: x, deadline: 7h", "6h", ""),
+        ("deadline: 1h", "6h", ""),
+    ] {
+        let found = gated(gate, ttl);
+        assert_eq!(found.is_empty(), part.is_empty(), "{gate}: {found}");
+        assert!(
+            found.replace("             ", "").contains(part),
+            "{gate}: {found}"
+        );
+    }
+
+    let of = |rest: &str, devices: u64, limits: HubLimits| {
+        let spec = spec(rest);
+        let stage = shares(&[(None, devices)], limits, &spec, 0);
+        let forecast = forecast(&spec, std::slice::from_ref(&stage), noon()).unwrap();
+        warnings(&spec, &stage.estimate, &forecast).join("|")
+    };
+    let windows = |ttl: &str| {
+        format!(
+            "message: {{body: {{text: x}}, ttl: {ttl}}}\nschedule: {{windows: [{{from: \"01:00\", for: 2h}}, {{from: \"12:00\", for: 4h}}]}}"
+        )
+    };
+    assert_eq!(of(&windows("2h"), 1, a_minute(1.0)), "");
+    assert!(of(&windows("3h"), 1, a_minute(1.0)).contains("longer than a window (2h 00m)"));
+
+    // A quota of 8,000 a day is a trouble at a pace that uses more: 100 a minute.
+    let free = HubLimits::of(Tier::F1, 1, 1.0);
+    assert_eq!(of("", 8_000, free), "");
+    assert!(of("", 16_000, free).contains("needs 2.0 days of its whole daily quota"));
+    assert_eq!(of("rate: 5/min", 16_000, free), "");
+    assert!(
+        of("rate: 1/min", 200_000, free).contains("at the least"),
+        "a long one"
+    );
+}
