@@ -15,10 +15,11 @@ use twincast_core::ids::{BatchId, DeviceId, Epoch, HubName, RolloutName};
 use twincast_core::message::{MessageId, Outbound};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseRequest, NotSent, Report, Roster as _, SendResult, Store, Tally};
-use twincast_core::rollout::{Phase, Rollout, transition};
+use twincast_core::rollout::{Event, Phase, Rollout, transition};
 use twincast_testkit::MemoryStore;
 use twincast_testkit::sim::{Process, Watch, Witnessed};
 
+use crate::gates::Gates;
 use crate::world::Plan;
 
 /// What is to have taken hold takes hold within this time.
@@ -47,6 +48,7 @@ struct Books {
     stopping: BTreeSet<String>,
     /// The outcomes when they were looked at last.
     outcomes: BTreeMap<(RolloutName, BatchId), Vec<Outcome>>,
+    gates: Gates,
     tally: Figures,
 }
 
@@ -59,6 +61,9 @@ pub(crate) struct Figures {
     pub(crate) takeovers: u64,
     pub(crate) crashes: u64,
     pub(crate) excused: u64,
+    pub(crate) feedback: u64,
+    pub(crate) gates_failed: u64,
+    pub(crate) gates_passed: u64,
 }
 
 impl Figures {
@@ -69,6 +74,9 @@ impl Figures {
         self.takeovers += other.takeovers;
         self.crashes += other.crashes;
         self.excused += other.excused;
+        self.feedback += other.feedback;
+        self.gates_failed += other.gates_failed;
+        self.gates_passed += other.gates_passed;
     }
 }
 
@@ -282,9 +290,16 @@ impl Account {
     fn has_ended(&self, rollout: &Rollout, counts: &Counts) {
         let name = &rollout.spec.name;
         let sent_or_skipped = counts.unsettled() == 0;
+        // Devices may be heard of when all is over, and the phase stays.
+        let mut events = rollout.history.iter().rev().map(|entry| &entry.event);
+        let at_its_end = events.find_map(|event| match event {
+            Event::AllSettled { counts } => Some(*counts),
+            _ => None,
+        });
+        let then = at_its_end.unwrap_or(*counts);
         let as_it_should = match &rollout.phase {
-            Phase::Succeeded => counts.failed() == 0 && counts.get(Outcome::Skipped) == 0,
-            Phase::FinishedWithFailures => counts.failed() > 0,
+            Phase::Succeeded => then.failed() == 0 && then.get(Outcome::Skipped) == 0,
+            Phase::FinishedWithFailures => then.failed() > 0,
             Phase::Aborted { .. } => true,
             Phase::Failed { .. } => counts.total() == 0,
             _ => false,
@@ -305,9 +320,36 @@ impl Watch for Account {
         let mut books = self.books();
         let window = self.plan.worker.window;
         match what {
-            Witnessed::Saved(rollout) => books.saved(by, rollout),
+            Witnessed::Saved(rollout) => {
+                books.saved(by, rollout);
+                books.counts_gates(rollout);
+                let saved = books.gates.saved(&self.plan, by, rollout);
+                books.is_right(saved);
+            }
+            Witnessed::Planned(name, batches) => {
+                let planned = books.gates.planned(&self.plan, name, batches);
+                books.is_right(planned);
+            }
+            Witnessed::Merged(name, batch, reports) => {
+                books.tally.feedback += reports.len() as u64;
+                let merged = books.gates.merged(&self.plan, name, *batch, reports);
+                books.is_right(merged);
+            }
+            Witnessed::Skipped(name, batch) => {
+                let skipped = books.gates.skipped(&self.plan, name, *batch);
+                books.is_right(skipped);
+            }
+            Witnessed::Reported(_, records) => books.gates.reported(records),
+            Witnessed::Completed(_, records) => {
+                let completed = books.gates.completed(records);
+                books.is_right(completed);
+            }
             Witnessed::Leased(request, lease) => books.leased(by, request, lease),
-            Witnessed::Recorded(lease, reports) => books.recorded(lease, reports),
+            Witnessed::Recorded(lease, reports) => {
+                books.recorded(lease, reports);
+                let recorded = books.gates.recorded(&self.plan, lease, reports);
+                books.is_right(recorded);
+            }
             Witnessed::Released(lease) => {
                 books.released(by, lease, self.plan.worker.give_up.is_some());
             }
@@ -336,6 +378,18 @@ impl Watch for Account {
 impl Books {
     fn accuse(&mut self, what: String) {
         self.wrong.push(what);
+    }
+
+    fn is_right(&mut self, result: Result<(), String>) {
+        self.wrong.extend(result.err());
+    }
+
+    fn counts_gates(&mut self, rollout: &Rollout) {
+        match rollout.history.last().map(|entry| &entry.event) {
+            Some(Event::GateFailed { .. }) => self.tally.gates_failed += 1,
+            Some(Event::StagePassed { .. }) => self.tally.gates_passed += 1,
+            _ => {}
+        }
     }
 
     fn saved(&mut self, by: &Process, rollout: &Rollout) {
@@ -463,6 +517,8 @@ impl Books {
                 id.rollout
             ));
         };
+        let in_time = self.gates.sending(&id);
+        self.is_right(in_time);
         let (late, notes) = self.is_late(by, of.at_most_once, &id);
         if late {
             self.wrong.push(format!(
@@ -624,6 +680,8 @@ impl Books {
         outcomes: &[Outcome],
     ) {
         let name = &rollout.spec.name;
+        let as_told = self.gates.agrees(name, batch, outcomes);
+        self.is_right(as_told);
         let before = self
             .outcomes
             .insert((name.clone(), batch), outcomes.to_vec())

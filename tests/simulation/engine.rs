@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::ports::{Clock, QueueError, Roster as _, Store as _};
-use twincast_core::rollout::Phase;
+use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_orchestrator::command::{Answer, Cause};
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::intake::{Intake, NotDone};
@@ -121,12 +121,12 @@ impl Engine {
         for of in &self.plan.rollouts {
             let rollout = self.truth.rollout(&of.name).await;
             let Ok(Some(rollout)) = rollout else { continue };
-            if matches!(rollout.phase, Phase::Paused { .. }) {
-                let resume = json!({"command": "resume", "rollout": of.name});
-                let _ = self.ask(&operator, &resume).await;
+            if let Some(word) = self.word_to(&rollout) {
+                let _ = self.ask(&operator, &word).await;
             }
             if !rollout.phase.is_ended() {
-                open.push(format!("{} is {}", of.name, rollout.phase.as_str()));
+                let at = rollout.stage_progress();
+                open.push(format!("{} is {}, {at:?}", of.name, rollout.phase.as_str()));
             }
         }
         let active = self.truth.active().await.unwrap_or_default();
@@ -136,6 +136,30 @@ impl Engine {
             open.push(format!("{unanswered} dispatches"));
         }
         open
+    }
+
+    /// What is to be said to a rollout that says that it waits for a word. One that its gate has paused is
+    /// resumed at first, and the gate asked again; then the gate is overridden.
+    fn word_to(&self, rollout: &Rollout) -> Option<Value> {
+        let name = &rollout.spec.name;
+        let stage = rollout.stage_progress()?;
+        match &rollout.phase {
+            Phase::Paused { reason } => {
+                let failed = rollout.history.iter().rev();
+                let failed = failed.filter(|entry| matches!(entry.event, Event::GateFailed { .. }));
+                let is_hopeless = failed.count() > 2 && reason.starts_with("the gate of stage");
+                Some(match is_hopeless {
+                    true => {
+                        json!({"command": "promote", "rollout": name, "stage": stage.name, "reason": "enough"})
+                    }
+                    false => json!({"command": "resume", "rollout": name}),
+                })
+            }
+            Phase::Running if stage.ripe_at.is_some() && stage.approved.is_none() => {
+                Some(json!({"command": "approve", "rollout": name, "by": "the operator"}))
+            }
+            _ => None,
+        }
     }
 
     /// Keeps one process alive: starts another one when it has crashed or was stopped.
@@ -283,6 +307,13 @@ impl Engine {
             Ask::Pause(n) => json!({"command": "pause", "rollout": of(n).name}),
             Ask::Resume(n) => json!({"command": "resume", "rollout": of(n).name}),
             Ask::Abort(n) => json!({"command": "abort", "rollout": of(n).name}),
+            Ask::Approve(n) => json!({"command": "approve", "rollout": of(n).name, "by": "ann"}),
+            Ask::Reject(n) => json!({"command": "reject", "rollout": of(n).name}),
+            Ask::Promote(n, stage) => {
+                let stages = &of(n).stages;
+                let stage = stages[stage.min(stages.len() - 1)].name;
+                json!({"command": "promote", "rollout": of(n).name, "stage": stage, "reason": "hurry"})
+            }
             Ask::StopAll => json!({"command": "stop-all"}),
             Ask::ResumeAll => json!({"command": "resume-all"}),
         }
@@ -292,6 +323,7 @@ impl Engine {
     async fn done(&self, ask: Ask, answer: &Answer) {
         self.sim
             .note(format_args!("{ask:?} is DONE, changed: {}", answer.changed));
+        self.is_kept(ask, answer).await;
         match ask {
             Ask::StopAll if matches!(self.truth.halted().await, Ok(Some(_))) => {
                 self.account.halted();
@@ -307,13 +339,41 @@ impl Engine {
         }
     }
 
+    /// What was answered is in the rollout's history.
+    async fn is_kept(&self, ask: Ask, answer: &Answer) {
+        let (n, event) = match ask {
+            Ask::Pause(n) => (n, "pause_requested"),
+            Ask::Abort(n) => (n, "abort_requested"),
+            Ask::Approve(n) => (n, "approved"),
+            Ask::Reject(n) => (n, "gate_failed"),
+            Ask::Promote(n, _) => (n, "promoted"),
+            _ => return,
+        };
+        // A halt that came at the same time is answered for, too.
+        let halted = answer.rollouts.iter().any(|state| state.phase == "halted");
+        if !answer.changed || halted {
+            return;
+        }
+        let history = self.account.stored(&self.plan.rollouts[n].name);
+        let history = history.map_or_else(Vec::new, |rollout| rollout.history);
+        if !history.iter().any(|entry| entry.event.name() == event) {
+            let what = format!("{ask:?} was answered and is not in the history");
+            self.account.accuse(what);
+        }
+    }
+
     fn refused(&self, ask: Ask, cause: Cause) {
         self.sim.note(format_args!("{ask:?} is REFUSED: {cause:?}"));
         let rightly = match (ask, cause) {
             (Ask::Start(n), Cause::Conflict) => self.is_stored(n, true),
             (Ask::StartConflicting(n), Cause::Conflict) => self.is_stored(n, false),
             (
-                Ask::Pause(_) | Ask::Resume(_) | Ask::Abort(_),
+                Ask::Pause(_)
+                | Ask::Resume(_)
+                | Ask::Abort(_)
+                | Ask::Approve(_)
+                | Ask::Reject(_)
+                | Ask::Promote(..),
                 Cause::NotPossible | Cause::UnknownRollout,
             ) => true,
             _ => false,

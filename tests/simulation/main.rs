@@ -3,7 +3,7 @@
 //!
 //! A seed makes a world ([`world`]): its hubs and fleets, its rollouts, what is asked for, and what
 //! goes wrong. [`engine`] lets it run; [`account`] sees what really happens and checks it against
-//! what the engine promises. After a time of chaos nothing goes wrong any more, and everything
+//! what the engine promises, [`gates`] what concerns stages. After a time of chaos nothing goes wrong any more, and everything
 //! has to come to an end. [`mutants`] proves that the checks can fail.
 //!
 //! ```text
@@ -16,6 +16,7 @@
 
 mod account;
 mod engine;
+mod gates;
 mod mutants;
 mod run;
 mod world;

@@ -104,3 +104,77 @@ fn a_worker_with_too_wide_a_window() {
     });
     assert!(found.contains("not recorded"), "{found}");
 }
+
+#[test]
+fn a_store_that_gives_out_stages_before_their_time() {
+    let found = is_found(&has(Bug::NoStages));
+    assert!(found.contains("before its time"), "{found}");
+}
+
+#[test]
+fn a_driver_that_sees_no_gates() {
+    let found = is_found(&has(Bug::NoGates));
+    assert!(found.contains("stage_passed"), "{found}");
+}
+
+#[test]
+fn a_driver_that_counts_silence_as_success() {
+    let found = is_found(&has(Bug::CountsSilent));
+    assert!(found.contains("it did not hold"), "{found}");
+}
+
+#[test]
+fn a_driver_that_does_not_bake() {
+    let found = is_found(&has(Bug::NoBakes));
+    assert!(found.contains("baked for"), "{found}");
+}
+
+#[test]
+fn a_driver_that_asks_nobody() {
+    let found = is_found(&has(Bug::NoApprovals));
+    assert!(found.contains("nobody approved"), "{found}");
+}
+
+#[test]
+fn a_driver_that_goes_on_when_a_gate_has_failed() {
+    let found = is_found(&has(Bug::NoFailures));
+    assert!(found.contains("and will Continue"), "{found}");
+}
+
+#[test]
+fn a_store_that_forgets_feedback() {
+    let found = is_found(&has(Bug::ForgetsFeedback));
+    assert!(found.contains("that was forgotten"), "{found}");
+}
+
+#[test]
+fn a_store_that_forgets_what_people_say() {
+    let found = is_found(&has(Bug::ForgetsWords));
+    assert!(found.contains("not in the history"), "{found}");
+}
+
+#[test]
+fn an_abort_that_does_not_end() {
+    let found = is_found(&has(Bug::NeverSkips));
+    assert!(found.contains("not at an end"), "{found}");
+}
+
+/// A gate that waits for longer than it says.
+#[test]
+fn a_gate_that_stalls() {
+    let found = is_found(&Setup {
+        tweak: |plan| {
+            for rollout in &mut plan.rollouts {
+                let stages = rollout.spec.get_mut("stages");
+                let stages = stages.and_then(|stages| stages.as_array_mut());
+                for stage in stages.into_iter().flatten() {
+                    if let Some(gate) = stage.get_mut("gate") {
+                        gate["bake"] = "2h".into();
+                    }
+                }
+            }
+        },
+        ..Setup::default()
+    });
+    assert!(found.contains("not at an end"), "{found}");
+}

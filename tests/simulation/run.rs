@@ -94,9 +94,13 @@ pub(crate) fn run(seed: u64, setup: &Setup) -> Report {
             Trace::new(setup.lines),
             setup.bug,
         );
+        let truth = MemoryStore::new(Arc::clone(&clock));
+        if setup.bug == Some(Bug::NoStages) {
+            truth.forget_stages();
+        }
         let engine = Arc::new(Engine {
             broker: Broker::new(&sim, 1_000),
-            truth: MemoryStore::new(Arc::clone(&clock)),
+            truth,
             plan: world,
             sim: sim.clone(),
             account: Arc::clone(&account),

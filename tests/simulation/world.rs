@@ -11,8 +11,12 @@ use twincast_core::outcome::Outcome;
 use twincast_orchestrator::driver::DriverConfig;
 use twincast_orchestrator::service::OrchestratorConfig;
 use twincast_testkit::build;
-use twincast_testkit::sim::{Chance, Dice, Faults, SimHub, Sky, SkyWindow, Tags};
+use twincast_testkit::sim::{Chance, Dice, Faults, Post, SimHub, Sky, SkyWindow, Tags, Telling};
 use twincast_worker::WorkerConfig;
+
+mod stages;
+
+pub(crate) use stages::{GatePlan, StagePlan};
 
 /// A world before anything has happened in it.
 #[derive(Debug, Clone)]
@@ -52,6 +56,9 @@ pub(crate) struct RolloutPlan {
     pub(crate) rate: Option<f64>,
     /// The devices that it means, by our own reckoning.
     pub(crate) target: BTreeMap<HubName, BTreeSet<DeviceId>>,
+    pub(crate) stages: Vec<StagePlan>,
+    /// The devices that fulfil the `applied_when` of all gates.
+    pub(crate) applies: BTreeSet<DeviceId>,
 }
 
 /// What is asked for, of a rollout by its position.
@@ -62,6 +69,10 @@ pub(crate) enum Ask {
     Pause(usize),
     Resume(usize),
     Abort(usize),
+    Approve(usize),
+    Reject(usize),
+    /// A stage of a rollout, by its position.
+    Promote(usize, usize),
     StopAll,
     ResumeAll,
 }
@@ -118,6 +129,11 @@ impl Plan {
             stops,
             purges,
         }
+    }
+
+    /// A rollout by its name.
+    pub(crate) fn rollout(&self, name: &RolloutName) -> Option<&RolloutPlan> {
+        self.rollouts.iter().find(|of| of.name == *name)
     }
 
     /// Some target is a list. Planning reads lists on a thread of its own, so what happens in the
@@ -195,6 +211,18 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
             (device, dice.pick(&how))
         })
         .collect();
+    let odd = dice.pick(&[0.0, 0.05, 0.3]);
+    let reacts = devices.keys().filter(|_| dice.happens(odd)).cloned();
+    let reacts = reacts.collect::<Vec<_>>().into_iter().map(|device| {
+        let how = [None, Some(Outcome::Rejected), Some(Outcome::Expired)];
+        (device, dice.pick(&how))
+    });
+    let reacts = reacts.collect();
+    let telling = Telling {
+        lost: dice.pick(&[0.0, 0.0, 0.1, 0.6]),
+        doubled: dice.pick(&[0.0, 0.3]),
+        late: dice.pick(&[ms(50), seconds(3), seconds(40)]),
+    };
     let quota = dice.pick(&[None, None, Some(60.0), Some(120.0), Some(1_000.0)]);
     let limits = HubLimits {
         sends_per_minute: quota,
@@ -204,6 +232,9 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
         name,
         devices,
         refuses,
+        reacts,
+        telling,
+        post: Post::default(),
         latency: dice.pick(&[ms(5), ms(50), ms(500)]),
         skies: skies(dice, chaos),
     };
@@ -292,16 +323,14 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
     if at_most_once {
         spec["delivery"] = json!("at_most_once");
     }
-    if dice.happens(0.6) {
-        // Nobody says anything to gates here, so this one holds at some time. The first stage has a device
-        // whenever there is one.
-        let bake = dice.pick(&["0s", "2s", "20s"]);
-        spec["stages"] = json!([
-            {"name": "first", "percent": "10%", "gate": {"failure_above": "100%", "bake": bake}},
-            {"name": "some", "percent": dice.pick(&["11%", "50%"])},
-            {"name": "few", "max_devices": 3},
-        ]);
-    }
+    let target: BTreeMap<HubName, BTreeSet<DeviceId>> = meant.collect();
+    let devices = target.values().map(|devices| devices.len() as u64).sum();
+    let stages = stages::of(dice, &mut spec, devices);
+    let applies = target_hubs.iter().flat_map(|hub| hub.devices.iter());
+    let applies = applies
+        .filter(|(_, tags)| !has(tags, "site", &["3"]))
+        .map(|(device, _)| device.clone());
+    let applies = applies.collect();
     let mut conflicting = spec.clone();
     conflicting["description"] = json!("something else");
     RolloutPlan {
@@ -310,7 +339,9 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
         conflicting,
         at_most_once,
         rate,
-        target: meant.collect(),
+        target,
+        stages,
+        applies,
     }
 }
 
@@ -396,6 +427,16 @@ fn commands(dice: &mut Dice, rollouts: usize, chaos: Duration) -> Vec<(Duration,
         }
         if dice.happens(0.2) {
             commands.push((later(dice), Ask::Abort(rollout)));
+        }
+        for _ in 0..dice.pick(&[0, 0, 1, 2, 6]) {
+            let stage = dice.among(0..=3) as usize;
+            let ask = match dice.among(0..=5) {
+                0 => Ask::Promote(rollout, stage),
+                1 => Ask::Reject(rollout),
+                2 => Ask::Resume(rollout),
+                _ => Ask::Approve(rollout),
+            };
+            commands.push((later(dice), ask));
         }
     }
     for _ in 0..dice.pick(&[0, 0, 0, 1, 2]) {

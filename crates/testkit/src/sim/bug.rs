@@ -1,5 +1,8 @@
 //! Defects that doubles can be given.
 
+use twincast_core::rollout::{Event, Rollout};
+use twincast_core::spec::{Delivery, OnFailure};
+
 /// A defect. A simulation that does not find it checks too little.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -19,4 +22,54 @@ pub enum Bug {
     ForgetsDispatches,
     /// The hub says that it has messages which it has not.
     ForgetsMessages,
+    /// The store gives out batches of stages whose time has not come.
+    NoStages,
+    /// The store takes what the hub has told, and forgets some.
+    ForgetsFeedback,
+    /// The store counts devices as delivered that nobody has heard of.
+    CountsSilent,
+    /// The store forgets what people say to gates.
+    ForgetsWords,
+    /// The store says of batches of an aborted rollout that somebody has them, for ever.
+    NeverSkips,
+    /// The store shows specs without gates.
+    NoGates,
+    /// The store shows gates that have nothing against a failure.
+    NoFailures,
+    /// The store shows gates without a bake.
+    NoBakes,
+    /// The store shows gates that need nobody's approval.
+    NoApprovals,
+}
+
+impl Bug {
+    /// A rollout as a store with this defect shows it.
+    pub(super) fn shows(self, mut rollout: Rollout) -> Rollout {
+        if self == Self::AlwaysAgain {
+            rollout.spec.delivery = Delivery::AtLeastOnce;
+        }
+        for stage in &mut rollout.spec.stages {
+            stage.gate = stage.gate.take().filter(|_| self != Self::NoGates);
+            let Some(gate) = &mut stage.gate else {
+                continue;
+            };
+            match self {
+                Self::NoFailures => gate.on_failure = OnFailure::Continue,
+                Self::NoBakes => gate.bake = None,
+                Self::NoApprovals => gate.approval = None,
+                _ => {}
+            }
+        }
+        rollout
+    }
+
+    /// Whether a store with this defect forgets the newest change of a rollout.
+    pub(super) fn forgets(self, rollout: &Rollout) -> bool {
+        let newest = rollout.history.last().map(|entry| &entry.event);
+        let is_word = matches!(
+            newest,
+            Some(Event::Approved { .. } | Event::Promoted { .. })
+        );
+        self == Self::ForgetsWords && is_word
+    }
 }

@@ -12,12 +12,13 @@ use twincast_core::ids::{DeviceId, HubName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    DeviceQuery, DeviceRow, Hub, HubError, HubTrouble, NotSent, SendResult,
+    DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, SendResult,
 };
 use twincast_core::query::TagPath;
 
 pub use super::condition::Tags;
 use super::condition::matches;
+use super::post::{Post, Receiver, Telling};
 use super::process::{Odds, lock};
 use super::{Bug, Process, Witnessed};
 
@@ -83,6 +84,12 @@ pub struct SimHub {
     pub devices: BTreeMap<DeviceId, Tags>,
     /// Those that it refuses for good, with the outcome and the code.
     pub refuses: BTreeMap<DeviceId, (Outcome, u32)>,
+    /// What those of its devices make of a message that do not complete it; `None` for nothing, ever.
+    pub reacts: BTreeMap<DeviceId, Option<Outcome>>,
+    /// How it tells of that.
+    pub telling: Telling,
+    /// Where it does.
+    pub post: Post,
     /// How long an answer takes at the most, when all is well.
     pub latency: Duration,
     /// When what goes wrong. Where two are at once, the first counts.
@@ -96,7 +103,7 @@ impl SimHub {
         Arc::new(Connection {
             hub: Arc::clone(self),
             process: process.clone(),
-            under_way: Mutex::default(),
+            under_way: Arc::default(),
         })
     }
 
@@ -127,14 +134,15 @@ impl SimHub {
     }
 }
 
-struct Connection {
-    hub: Arc<SimHub>,
-    process: Process,
-    under_way: Mutex<usize>,
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) hub: Arc<SimHub>,
+    pub(super) process: Process,
+    under_way: Arc<Mutex<usize>>,
 }
 
 impl Connection {
-    fn sky(&self) -> Option<&Sky> {
+    pub(super) fn sky(&self) -> Option<&Sky> {
         self.hub.sky(self.process.sim().age())
     }
 
@@ -198,6 +206,11 @@ impl Connection {
         if !(sim.has(Bug::ForgetsMessages) && dice.happens(0.1)) {
             let accepted = Witnessed::Accepted(&self.hub.name, message);
             self.process.witness(&accepted);
+            let reaction = self.hub.reacts.get(&message.device).copied();
+            if let Some(outcome) = reaction.unwrap_or(Some(Outcome::Delivered)) {
+                let post = &self.hub.post;
+                post.add(&self.process, &self.hub.telling, message, outcome);
+            }
         }
     }
 
@@ -260,6 +273,10 @@ impl Hub for Connection {
 
     fn is_ready(&self) -> bool {
         self.sky() != Some(&Sky::Unreachable)
+    }
+
+    fn feedback(&self) -> Option<Box<dyn Feedback>> {
+        Some(Box::new(Receiver(self.clone())))
     }
 
     async fn send(&self, message: Outbound) -> SendResult {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use twincast_core::batch::Lease;
-use twincast_core::ids::HubName;
+use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::message::Outbound;
-use twincast_core::ports::{LeaseRequest, Report, SendResult};
+use twincast_core::plan::Batch;
+use twincast_core::ports::{FeedbackRecord, LeaseRequest, Report, SendResult};
 use twincast_core::rollout::Rollout;
 
 use super::{Bug, Chance, Trace};
@@ -83,10 +84,16 @@ impl Faults {
 pub enum Witnessed<'a> {
     /// A rollout was created, or its record replaced.
     Saved(&'a Rollout),
+    /// Batches were stored for a plan that is being made.
+    Planned(&'a RolloutName, &'a [Batch]),
     /// A batch was leased.
     Leased(&'a LeaseRequest, &'a Lease),
     /// Reports were merged under a lease, or none, as a heartbeat.
     Recorded(&'a Lease, &'a [Report]),
+    /// Reports were merged under no lease.
+    Merged(&'a RolloutName, BatchId, &'a [Report]),
+    /// What was left of a batch was skipped.
+    Skipped(&'a RolloutName, BatchId),
     /// All rollouts are to halt, or may go on.
     Halted(bool),
     /// A lease was given back.
@@ -95,6 +102,10 @@ pub enum Witnessed<'a> {
     Sending(&'a HubName, &'a Outbound),
     /// The hub has it.
     Accepted(&'a HubName, &'a Outbound),
+    /// A process is handed what the hub has to tell.
+    Reported(&'a HubName, &'a [FeedbackRecord]),
+    /// The hub was told that it need not tell that again.
+    Completed(&'a HubName, &'a [FeedbackRecord]),
     /// What the sender is told about it.
     Answered(&'a HubName, &'a Outbound, &'a SendResult),
     /// So many sends of the process wait for the hub's answer.
@@ -176,6 +187,11 @@ impl Sim {
     #[must_use]
     pub fn chance(&self) -> Chance {
         self.0.chance
+    }
+
+    /// The defect that its doubles have.
+    pub(crate) fn bug(&self) -> Option<Bug> {
+        self.0.bug
     }
 
     /// Whether its doubles have this defect.

@@ -5,13 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease};
 use twincast_core::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
+use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
-use twincast_core::spec::Delivery;
+use twincast_core::time::Timestamp;
 
 use super::process::Odds;
 use super::{Bug, Process, Witnessed};
@@ -86,13 +87,11 @@ impl Store for SimStore {
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
         let of = name.clone();
         self.call("rollout", name, |truth, by| async move {
-            let mut rollout = truth.rollout(&of).await?;
-            if let Some(rollout) = &mut rollout
-                && by.sim().has(Bug::AlwaysAgain)
-            {
-                rollout.spec.delivery = Delivery::AtLeastOnce;
-            }
-            Ok(rollout)
+            let rollout = truth.rollout(&of).await?;
+            Ok(match by.sim().bug() {
+                Some(bug) => rollout.map(|rollout| bug.shows(rollout)),
+                None => rollout,
+            })
         })
         .await
     }
@@ -118,10 +117,16 @@ impl Store for SimStore {
         let mut rollout = rollout.clone();
         let name = rollout.spec.name.clone();
         self.call("save", name, |truth, by| async move {
-            if by.sim().has(Bug::AlwaysAgain)
-                && let Some(stored) = truth.rollout(&rollout.spec.name).await?
-            {
-                rollout.spec = stored.spec;
+            if let Some(bug) = by.sim().bug() {
+                if bug.forgets(&rollout) {
+                    return Ok(());
+                }
+                // What it was shown is not what there is.
+                if let Some(stored) = truth.rollout(&rollout.spec.name).await?
+                    && bug.shows(stored.clone()).spec == rollout.spec
+                {
+                    rollout.spec = stored.spec;
+                }
             }
             let mut from = from;
             if by.sim().has(Bug::NoVersions)
@@ -143,8 +148,10 @@ impl Store for SimStore {
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
         let of = name.clone();
-        self.call("add_batches", name, |truth, _| async move {
-            truth.add_batches(&of, plan, batches).await
+        self.call("add_batches", name, |truth, by| async move {
+            truth.add_batches(&of, plan, batches.clone()).await?;
+            by.witness(&Witnessed::Planned(&of, &batches));
+            Ok(())
         })
         .await
     }
@@ -171,7 +178,11 @@ impl Store for SimStore {
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let (of, on) = (name.clone(), hub.clone());
         let about = format!("{name} on {hub}");
-        self.call("open_batches", about, |truth, _| async move {
+        self.call("open_batches", about, |truth, by| async move {
+            let through = match by.sim().has(Bug::NoStages) {
+                true => StageIndex(u16::MAX),
+                false => through,
+            };
             truth.open_batches(&of, &on, through, limit).await
         })
         .await
@@ -232,9 +243,14 @@ impl Store for SimStore {
         batch: BatchId,
         reports: &[Report],
     ) -> Result<(), StoreError> {
-        let (of, reports) = (name.clone(), reports.to_vec());
-        self.call("merge", of_batch(name, batch), |truth, _| async move {
-            truth.merge(&of, batch, &reports).await
+        let (of, mut reports) = (name.clone(), reports.to_vec());
+        self.call("merge", of_batch(name, batch), |truth, by| async move {
+            if by.sim().has(Bug::ForgetsFeedback) && reports.len() > 1 {
+                reports.pop();
+            }
+            truth.merge(&of, batch, &reports).await?;
+            by.witness(&Witnessed::Merged(&of, batch, &reports));
+            Ok(())
         })
         .await
     }
@@ -259,15 +275,33 @@ impl Store for SimStore {
         self.call(
             "skip_remaining",
             of_batch(name, batch),
-            |truth, _| async move { truth.skip_remaining(&of, batch).await },
+            |truth, by| async move {
+                if by.sim().has(Bug::NeverSkips) {
+                    let (by, until) = (Holder::new("nobody").expect("a name"), Timestamp(0));
+                    return Ok(Some(Held { by, until }));
+                }
+                let held = truth.skip_remaining(&of, batch).await?;
+                if held.is_none() {
+                    by.witness(&Witnessed::Skipped(&of, batch));
+                }
+                Ok(held)
+            },
         )
         .await
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
         let of = name.clone();
-        self.call("tallies", name, |truth, _| async move {
-            truth.tallies(&of).await
+        self.call("tallies", name, |truth, by| async move {
+            let mut tallies = truth.tallies(&of).await?;
+            if by.sim().has(Bug::CountsSilent) {
+                for tally in &mut tallies {
+                    for _ in 0..tally.counts.get(Outcome::Enqueued) {
+                        tally.counts.shift(Outcome::Enqueued, Outcome::Delivered);
+                    }
+                }
+            }
+            Ok(tallies)
         })
         .await
     }

@@ -1,0 +1,538 @@
+//! The account of stages and gates, kept from what was witnessed alone.
+//!
+//! It has its own outcomes, merged from the reports that the store really took, and judges by its own
+//! rules what a driver says of a gate. A driver looks first and writes then, so what it says must have been
+//! so at some moment since the record changed last; and its clock is never ahead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use twincast_core::batch::Lease;
+use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutName, StageName};
+use twincast_core::message::MessageId;
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::Batch;
+use twincast_core::ports::{FeedbackRecord, Report};
+use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::spec::{OnFailure, Rung, Unconfirmed};
+use twincast_testkit::sim::Process;
+
+use crate::world::{GatePlan, Plan, RolloutPlan};
+
+/// What is wrong, if anything.
+type Wrong = Result<(), String>;
+
+/// The account.
+#[derive(Default)]
+pub(crate) struct Gates {
+    rollouts: BTreeMap<RolloutName, Course>,
+    /// What hubs have told.
+    told: BTreeSet<(String, Outcome)>,
+}
+
+/// How far a rollout is.
+#[derive(Default)]
+struct Course {
+    batches: BTreeMap<BatchId, Work>,
+    /// The stage that may be sent to.
+    current: usize,
+    /// The devices of the current stage as they were seen since the record changed last.
+    seen: Vec<Seen>,
+    /// Since when nothing is left to be sent in the current stage.
+    settled_at: Option<Instant>,
+    approved: bool,
+    promoted: bool,
+    /// Its gate has failed, and that is not to stop it.
+    ignored: bool,
+    /// It is to end.
+    aborted: bool,
+    /// The stages of which all is over.
+    passed: usize,
+}
+
+struct Work {
+    stage: usize,
+    devices: Vec<DeviceId>,
+    outcomes: Vec<Outcome>,
+}
+
+/// The devices of a stage, by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    unsent: u64,
+    /// The hub has the message, and nobody knows more.
+    silent: u64,
+    delivered: u64,
+    /// Not taken by the hub.
+    not_sent: u64,
+    /// Taken, and then rejected, expired or thrown away.
+    rejected: u64,
+    /// Taken and not rejected, and the twin says what it should.
+    applied: u64,
+}
+
+/// A gate's view of them.
+#[derive(Debug, Clone, Copy)]
+struct Sides {
+    succeeded: u64,
+    failed: u64,
+    silent: u64,
+    unsent: u64,
+}
+
+impl Seen {
+    fn add(&mut self, outcome: Outcome, applies: bool) {
+        let place = match outcome {
+            Outcome::Pending | Outcome::Attempting => &mut self.unsent,
+            Outcome::Skipped => return,
+            Outcome::Unknown | Outcome::NotFound | Outcome::QueueFull | Outcome::Refused => {
+                &mut self.not_sent
+            }
+            Outcome::Enqueued => &mut self.silent,
+            Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
+                &mut self.rejected
+            }
+            Outcome::Delivered | Outcome::Applied => &mut self.delivered,
+        };
+        *place += 1;
+        let is_with_device = matches!(outcome, Outcome::Enqueued | Outcome::Delivered);
+        self.applied += u64::from(applies && is_with_device);
+    }
+
+    fn sides(self, rung: Rung, applied: Option<u64>) -> Sides {
+        let sent = self.silent + self.delivered;
+        let (succeeded, failed) = match (rung, applied) {
+            (Rung::Enqueued, _) => (sent + self.rejected, self.not_sent),
+            (Rung::Delivered, _) => (self.delivered, self.not_sent + self.rejected),
+            (Rung::Applied, Some(applied)) => (applied.min(sent), self.not_sent + self.rejected),
+            (Rung::Applied, None) => (sent, self.not_sent + self.rejected),
+        };
+        Sides {
+            succeeded,
+            failed,
+            silent: sent + self.rejected + self.not_sent - succeeded - failed,
+            unsent: self.unsent,
+        }
+    }
+}
+
+impl Sides {
+    fn all(self) -> u64 {
+        self.succeeded + self.failed + self.silent + self.unsent
+    }
+
+    /// Silent devices as they count in the end.
+    fn in_the_end(self, unconfirmed: Unconfirmed) -> Self {
+        let (succeeded, failed, silent) = match unconfirmed {
+            Unconfirmed::Neither => return self,
+            Unconfirmed::LeftOut => (self.succeeded, self.failed, 0),
+            Unconfirmed::AsFailed => (self.succeeded, self.failed + self.silent, 0),
+            Unconfirmed::AsSucceeded => (self.succeeded + self.silent, self.failed, 0),
+        };
+        Self {
+            succeeded,
+            failed,
+            silent,
+            ..self
+        }
+    }
+
+    fn too_many_failed(self, gate: &GatePlan) -> bool {
+        let measured = self.succeeded + self.failed;
+        let enough = gate.min_sample.min(self.all());
+        let above = |percent: u64| self.failed * 100 > percent * measured;
+        measured >= enough && gate.failure_above.is_some_and(above)
+    }
+
+    fn too_few_succeeded(self, gate: &GatePlan) -> bool {
+        let below = |percent: u64| self.succeeded * 100 < percent * self.all();
+        gate.success_at_least.is_some_and(below)
+    }
+
+    fn cannot_succeed(self, gate: &GatePlan) -> bool {
+        let most = Self {
+            succeeded: self.all() - self.failed,
+            silent: 0,
+            unsent: 0,
+            ..self
+        };
+        most.too_few_succeeded(gate)
+    }
+
+    fn holds(self, gate: &GatePlan) -> bool {
+        self.succeeded + self.failed > 0
+            && !self.too_many_failed(gate)
+            && !self.too_few_succeeded(gate)
+    }
+}
+
+impl Gates {
+    pub(crate) fn planned(&mut self, plan: &Plan, name: &RolloutName, batches: &[Batch]) -> Wrong {
+        let of = plan.rollout(name).ok_or("nobody started it")?;
+        let course = self.rollouts.entry(name.clone()).or_default();
+        for batch in batches {
+            let stage = usize::from(batch.header.stage.0);
+            if stage >= of.stages.len() {
+                return Err(format!("a batch of {name} is of stage {stage}"));
+            }
+            let devices: Vec<_> = batch
+                .devices
+                .iter()
+                .map(|id| DeviceId::new(id).expect("an id"))
+                .collect();
+            course.batches.entry(batch.header.id).or_insert(Work {
+                stage,
+                outcomes: vec![Outcome::Pending; devices.len()],
+                devices,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn recorded(&mut self, plan: &Plan, lease: &Lease, reports: &[Report]) -> Wrong {
+        self.take(plan, &lease.rollout, lease.batch, reports)
+    }
+
+    /// Feedback was merged: the hub must have told that.
+    pub(crate) fn merged(
+        &mut self,
+        plan: &Plan,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Wrong {
+        for report in reports {
+            let id = MessageId {
+                rollout: name.clone(),
+                batch,
+                index: report.index,
+                attempt: Attempt(1),
+            };
+            if !self.told.contains(&(id.to_string(), report.outcome)) {
+                let outcome = report.outcome;
+                return Err(format!("{id} is said to be {outcome}, and nobody told"));
+            }
+        }
+        self.take(plan, name, batch, reports)
+    }
+
+    pub(crate) fn reported(&mut self, records: &[FeedbackRecord]) {
+        let told = records
+            .iter()
+            .map(|record| (record.message_id.clone(), record.outcome));
+        self.told.extend(told);
+    }
+
+    /// What the hub need not tell again must be known.
+    pub(crate) fn completed(&self, records: &[FeedbackRecord]) -> Wrong {
+        for record in records {
+            let id: MessageId = record.message_id.parse().expect("an id of ours");
+            let work = self
+                .rollouts
+                .get(&id.rollout)
+                .and_then(|course| course.batches.get(&id.batch));
+            let known = work.and_then(|work| work.outcomes.get(id.index as usize));
+            if known.is_none_or(|known| *known < record.outcome) {
+                let outcome = record.outcome;
+                return Err(format!(
+                    "the hub told that {id} is {outcome}, and that was forgotten: it is {known:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn skipped(&mut self, plan: &Plan, name: &RolloutName, batch: BatchId) -> Wrong {
+        let Some(work) = self.batch(name, batch) else {
+            return Err(format!("{name}/{batch} was skipped and never planned"));
+        };
+        for outcome in &mut work.outcomes {
+            match outcome {
+                Outcome::Pending => *outcome = Outcome::Skipped,
+                Outcome::Attempting => *outcome = Outcome::Unknown,
+                _ => {}
+            }
+        }
+        self.look(plan, name);
+        Ok(())
+    }
+
+    /// Whether a message may be sent: its stage's time has come.
+    pub(crate) fn sending(&self, id: &MessageId) -> Wrong {
+        let course = self.rollouts.get(&id.rollout);
+        let work = course.and_then(|course| Some((course, course.batches.get(&id.batch)?)));
+        let Some((course, work)) = work else {
+            return Err(format!("{id} is sent and was never planned"));
+        };
+        if work.stage > course.current {
+            return Err(format!(
+                "{id} is sent before its time: it is of stage {}, and {} is the current one",
+                work.stage, course.current
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the store has of a batch is what it was told.
+    pub(crate) fn agrees(&self, name: &RolloutName, batch: BatchId, outcomes: &[Outcome]) -> Wrong {
+        let course = self.rollouts.get(name);
+        let known = course.and_then(|course| course.batches.get(&batch));
+        match known {
+            Some(work) if work.outcomes == outcomes => Ok(()),
+            _ => Err(format!(
+                "the outcomes of {name}/{batch} are not what was reported: {outcomes:?}"
+            )),
+        }
+    }
+
+    /// A rollout's record has changed.
+    pub(crate) fn saved(&mut self, plan: &Plan, by: &Process, rollout: &Rollout) -> Wrong {
+        let name = &rollout.spec.name;
+        let of = plan.rollout(name).ok_or("nobody started it")?;
+        let course = self.rollouts.entry(name.clone()).or_default();
+        let event = &rollout.history.last().expect("a transition").event;
+        let result = course.takes(of, by, event);
+        course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
+        // What was seen before is of no interest any more, but for what is still so.
+        let latest = course.seen.len().saturating_sub(1);
+        course.seen.drain(..latest);
+        result.map_err(|wrong| format!("{by} says that {} of {name}: {wrong}", event.name()))
+    }
+
+    fn batch(&mut self, name: &RolloutName, batch: BatchId) -> Option<&mut Work> {
+        self.rollouts.get_mut(name)?.batches.get_mut(&batch)
+    }
+
+    fn take(
+        &mut self,
+        plan: &Plan,
+        name: &RolloutName,
+        batch: BatchId,
+        reports: &[Report],
+    ) -> Wrong {
+        let Some(work) = self.batch(name, batch) else {
+            return Err(format!("{name}/{batch} is reported of and never planned"));
+        };
+        for report in reports {
+            let outcome = &mut work.outcomes[report.index as usize];
+            *outcome = (*outcome).max(report.outcome);
+        }
+        self.look(plan, name);
+        Ok(())
+    }
+
+    fn look(&mut self, plan: &Plan, name: &RolloutName) {
+        if let (Some(of), Some(course)) = (plan.rollout(name), self.rollouts.get_mut(name)) {
+            course.look(of);
+        }
+    }
+}
+
+impl Course {
+    /// Counts the devices of the current stage.
+    fn look(&mut self, of: &RolloutPlan) {
+        let mut seen = Seen::default();
+        for work in self.batches.values() {
+            if work.stage == self.current {
+                for (device, outcome) in work.devices.iter().zip(&work.outcomes) {
+                    seen.add(*outcome, of.applies.contains(device));
+                }
+            }
+        }
+        if self.seen.last() != Some(&seen) {
+            self.seen.push(seen);
+        }
+        if seen.unsent == 0 {
+            self.settled_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn begin(&mut self, of: &RolloutPlan, stage: usize) {
+        self.current = stage;
+        self.seen.clear();
+        self.settled_at = None;
+        (self.approved, self.promoted, self.ignored) = (false, false, false);
+        self.look(of);
+    }
+
+    fn takes(&mut self, of: &RolloutPlan, by: &Process, event: &Event) -> Wrong {
+        match event {
+            Event::Accepted | Event::PlanningStarted => *self = Self::default(),
+            Event::PlanCompleted { .. } => {
+                self.begin(of, 0);
+                return self.is_cut_as_planned(of);
+            }
+            Event::StageSent { stage } => {
+                self.is_current(of, stage)?;
+                return self.is_settled();
+            }
+            Event::Approved { stage, .. } => {
+                is_an_operator(by)?;
+                self.approved |= self.is_current(of, stage).is_ok();
+            }
+            Event::Promoted { stage, .. } => {
+                is_an_operator(by)?;
+                self.promoted |= self.is_current(of, stage).is_ok();
+            }
+            Event::StagePassed { stage, .. } => {
+                self.is_current(of, stage)?;
+                self.may_pass(of)?;
+                self.passed += 1;
+                // The last stage stays the current one.
+                if self.passed < of.stages.len() {
+                    self.begin(of, self.passed);
+                }
+            }
+            Event::GateFailed { stage, then, .. } => {
+                self.is_current(of, stage)?;
+                self.may_fail(of, by, *then)?;
+                match then {
+                    OnFailure::Continue => self.ignored = true,
+                    OnFailure::Pause | OnFailure::Abort => self.approved = false,
+                }
+            }
+            Event::AllSettled { .. } if !self.aborted => {
+                self.is_settled()?;
+                let last = of.stages.len() - 1;
+                let is_over = self.passed == of.stages.len()
+                    || self.current == last && of.stages[last].gate.is_none();
+                if !is_over {
+                    let stage = self.current;
+                    return Err(format!("stage {stage} is not over"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_cut_as_planned(&self, of: &RolloutPlan) -> Wrong {
+        let mut found = vec![0; of.stages.len()];
+        for work in self.batches.values() {
+            found[work.stage] += work.devices.len() as u64;
+        }
+        let meant: Vec<_> = of.stages.iter().map(|stage| stage.devices).collect();
+        match found == meant {
+            true => Ok(()),
+            false => Err(format!("its stages have {found:?} devices, not {meant:?}")),
+        }
+    }
+
+    fn is_current(&self, of: &RolloutPlan, stage: &StageName) -> Wrong {
+        let current = of.stages[self.current].name;
+        match stage.as_str() == current && self.passed < of.stages.len() {
+            true => Ok(()),
+            false => Err(format!("{stage} is not the current stage, {current} is")),
+        }
+    }
+
+    /// All devices up to the current stage have been sent to.
+    fn is_settled(&self) -> Wrong {
+        let mut batches = self.batches.values();
+        let left = |work: &Work| {
+            let mut outcomes = work.outcomes.iter();
+            work.stage <= self.current && outcomes.any(|outcome| !outcome.is_settled())
+        };
+        match batches.any(left) {
+            true => Err("there is something left to send".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn may_pass(&self, of: &RolloutPlan) -> Wrong {
+        self.is_settled()?;
+        let Some(gate) = &of.stages[self.current].gate else {
+            return Ok(());
+        };
+        if self.promoted || self.ignored {
+            return Ok(());
+        }
+        let age = self.settled_at.map_or(Duration::ZERO, |at| at.elapsed());
+        if age < gate.bake {
+            return Err(format!("it baked for {age:?} only"));
+        }
+        if gate.approval.is_some() && !self.approved {
+            return Err("nobody approved".into());
+        }
+        let measures = gate.success_at_least.is_some() || gate.failure_above.is_some();
+        if !measures || self.ever(|seen| self.holds(gate, seen, age)) {
+            return Ok(());
+        }
+        Err(format!("it did not hold: {:?}, {gate:?}", self.seen))
+    }
+
+    /// It was so at some moment.
+    fn ever(&self, so: impl Fn(Seen) -> bool) -> bool {
+        self.seen.iter().any(|seen| so(*seen))
+    }
+
+    /// As many as the hubs may have said to have applied it, at the least and the most.
+    fn applied(&self) -> [u64; 2] {
+        let applied = || self.seen.iter().map(|seen| seen.applied);
+        [applied().min().unwrap_or(0), applied().max().unwrap_or(0)]
+    }
+
+    fn holds(&self, gate: &GatePlan, seen: Seen, age: Duration) -> bool {
+        let sides = seen.sides(gate.counts, Some(self.applied()[1]));
+        let at_worst = sides.in_the_end(Unconfirmed::AsFailed);
+        let in_the_end = sides.in_the_end(gate.unconfirmed);
+        let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
+        // With nothing measured, the worst is no measurement.
+        let has_measured = sides.succeeded + sides.failed > 0;
+        has_measured && at_worst.holds(gate) || is_over && in_the_end.holds(gate)
+    }
+
+    fn may_fail(&self, of: &RolloutPlan, by: &Process, then: OnFailure) -> Wrong {
+        let Some(gate) = &of.stages[self.current].gate else {
+            return Err("it has no gate".into());
+        };
+        if is_an_operator(by).is_ok() {
+            let meant = match gate.on_failure {
+                OnFailure::Abort => OnFailure::Abort,
+                OnFailure::Pause | OnFailure::Continue => OnFailure::Pause,
+            };
+            return is_meant(then, meant);
+        }
+        is_meant(then, gate.on_failure)?;
+        if self.promoted || self.ignored {
+            return Err("it is not to be asked any more".into());
+        }
+        let age = self.settled_at.map_or(Duration::ZERO, |at| at.elapsed());
+        let within = gate.approval.flatten();
+        let is_late = within.is_some_and(|within| age >= gate.bake + within);
+        if is_late && !self.approved || self.ever(|seen| self.fails(gate, seen, age)) {
+            return Ok(());
+        }
+        Err(format!("it did not: {:?}, {gate:?}", self.seen))
+    }
+
+    fn fails(&self, gate: &GatePlan, seen: Seen, age: Duration) -> bool {
+        let asked = [None, Some(self.applied()[0])];
+        let has_failed = |applied: &Option<u64>| {
+            let sides = seen.sides(gate.counts, *applied);
+            sides.too_many_failed(gate) || sides.cannot_succeed(gate)
+        };
+        let sides = seen.sides(gate.counts, asked[1]);
+        let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
+        let in_the_end = sides.in_the_end(gate.unconfirmed);
+        let is_settled = self.settled_at.is_some();
+        asked.iter().any(has_failed) || is_settled && is_over && !in_the_end.holds(gate)
+    }
+}
+
+fn is_meant(then: OnFailure, meant: OnFailure) -> Wrong {
+    match then == meant {
+        true => Ok(()),
+        false => Err(format!("it is to {meant:?}, and will {then:?}")),
+    }
+}
+
+/// People say things to the engine through its intake only.
+fn is_an_operator(by: &Process) -> Wrong {
+    let name = by.name();
+    match name.starts_with("intake") || name.starts_with("operator") {
+        true => Ok(()),
+        false => Err(format!("{by} is no operator")),
+    }
+}
