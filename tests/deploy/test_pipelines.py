@@ -1,0 +1,197 @@
+"""The steps of docs/pipelines: checked against the schemas of those who run them, and run, with a
+real RabbitMQ and Redis, an orchestrator, a worker, and the emulator."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import pika
+import yaml
+
+from common import HERE, ROOT, TWINCAST
+
+PIPELINES = ROOT / "docs/pipelines"
+FILES = {"azure-devops": "azure-pipelines", "github-actions": "github-workflows", "gitlab-ci": "gitlab-ci"}
+PARSED = {name: yaml.safe_load((PIPELINES / f"{name}.yml").read_text()) for name in FILES}
+
+FLEET = """
+seed: 1
+groups:
+  - { name: fridges, count: 200, id: "fridge-{index:03}", tags: { type: fridge, region: north } }
+  - { name: freezers, count: 50, id: "freezer-{index:03}", tags: { type: freezer, region: north } }
+  - { name: broken, count: 1, id: "broken-{index:03}", tags: { type: freezer, region: south }, behaviour: { disabled: 100% } }
+  - { name: gone, count: 50, id: "gone-{index:03}", tags: { type: kettle, region: south }, behaviour: { disabled: 100% } }
+"""
+
+
+def step(name):
+    """What the step that tells the fleet runs, as its system runs it."""
+    pipeline = PARSED[name]
+    if name == "gitlab-ci":
+        return "set -eo pipefail\n" + "\n".join(pipeline["rollout"]["script"])
+    if name == "azure-devops":
+        steps = pipeline["jobs"][0]["steps"]
+    else:
+        steps = pipeline["jobs"]["rollout"]["steps"]
+    [found] = [one for one in steps if "Tell the fleet" in (one.get("displayName"), one.get("name"))]
+    return found.get("bash") or found["run"]
+
+
+class Files(unittest.TestCase):
+    def test_are_as_their_systems_want_them(self):
+        for name, schema in FILES.items():
+            transform = [] if schema == "github-workflows" else ["--data-transform", schema]
+            checked = subprocess.run(
+                [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", "--regex-variant", "nonunicode"]
+                + [*transform, PIPELINES / f"{name}.yml"],
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
+
+    def test_install_the_client_that_is_tried_here(self):
+        for name in FILES:
+            pins = re.findall(r"pip install (\S+)", (PIPELINES / f"{name}.yml").read_text())
+            self.assertEqual(pins, [f"pika=={pika.__version__}"], name)
+        self.assertIn(f"pika=={pika.__version__}", (HERE / "requirements.in").read_text())
+
+    def test_keep_the_url_secret_and_the_tag_out_of_the_script(self):
+        for name in FILES:
+            text = (PIPELINES / f"{name}.yml").read_text()
+            self.assertRegex(text, r"VERSION: \$")
+            self.assertRegex(text, r"TWINCAST__AMQP__URL: \$.*TWINCAST_AMQP_URL")
+            # What a tag's author writes is never a part of the script itself.
+            self.assertNotRegex(step(name), r"\$\(|\$\{\{")
+
+    def test_the_readme_has_all_of_them(self):
+        readme = (PIPELINES / "README.md").read_text()
+        for path in PIPELINES.iterdir():
+            self.assertTrue(path.name == "README.md" or f"]({path.name})" in readme, path.name)
+
+
+class Steps(unittest.TestCase):
+    """The steps at work."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Path(tempfile.mkdtemp(prefix="twincast-pipelines-"))
+        services = ROOT / "scripts/services"
+        # Ends the services when this process is no more, however it ended.
+        guard = subprocess.Popen([services, "guard", cls.folder / "services"], stdin=subprocess.PIPE)
+        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
+        cls.addClassCleanup(guard.wait)
+        cls.addClassCleanup(guard.stdin.close)
+
+        def start(kind):
+            command = [services, f"{kind}-start", cls.folder / "services" / kind]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+        def port(starting):
+            out, _ = starting.communicate(timeout=200)
+            assert starting.returncode == 0, out
+            return re.search(r"^port=(\d+)$", out, re.M)[1]
+
+        rabbitmq, redis = start("rabbitmq"), start("redis")
+        cls.url = f"amqp://guest:guest@127.0.0.1:{port(rabbitmq)}"
+        env = os.environ | {"TWINCAST__AMQP__URL": cls.url, "TWINCAST__REDIS__URL": f"redis://127.0.0.1:{port(redis)}"}
+
+        def run(*args):
+            with open(cls.folder / f"{args[-1]}.log", "wb") as log:
+                # Ends by itself, should nobody be left to end it.
+                process = subprocess.Popen(["timeout", "300", TWINCAST, *args], env=env, stdout=subprocess.PIPE, stderr=log, cwd=cls.folder)
+            cls.addClassCleanup(process.wait)
+            cls.addClassCleanup(process.terminate)
+            cls.addClassCleanup(process.stdout.close)
+            return process
+
+        (cls.folder / "fleet.yaml").write_text(FLEET)
+        hub = run("--json", "hub", "--amqp-port=0", "--tier=S3", "--fleet=fleet.yaml", "--out=hub")
+        # It says so when it is up.
+        answer = json.loads(hub.stdout.readline())
+        assert "config_file" in answer, answer
+        config = answer["config_file"]
+        orchestrator = run("--config", config, "orchestrator")
+        run("--config", config, "worker")
+        cls.await_queue(orchestrator)
+
+    @classmethod
+    def await_queue(cls, orchestrator):
+        """Waits until the queue of commands is there."""
+        until = time.monotonic() + 60
+        connection = pika.BlockingConnection(pika.URLParameters(cls.url))
+        while True:
+            try:
+                connection.channel().queue_declare("twincast.commands", passive=True)
+                return connection.close()
+            except pika.exceptions.ChannelClosedByBroker:
+                log = (cls.folder / "orchestrator.log").read_text()
+                assert orchestrator.poll() is None and time.monotonic() < until, log
+                connection.sleep(0.1)
+
+    def run_step(self, script, version="1", change=lambda spec: None):
+        """Runs a step in a repository as the README asks for. Gives its exit code."""
+        with tempfile.TemporaryDirectory() as repository:
+            rollout = Path(repository) / "rollout"
+            rollout.mkdir()
+            shutil.copy(ROOT / "examples/publish.py", rollout)
+            command = json.loads((PIPELINES / "start.json").read_text())
+            change(command["spec"])
+            (rollout / "start.json").write_text(json.dumps(command))
+            env = {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "VERSION": version,
+                "TWINCAST__AMQP__URL": self.url,
+            }
+            ran = subprocess.run(["bash", "-c", script], env=env, cwd=repository, capture_output=True, text=True, timeout=120)
+            self.output = ran.stdout + ran.stderr
+            return ran.returncode
+
+    def ask(self, rollout):
+        """What the README has for later: waits for the end, whoever started it."""
+        readme = (PIPELINES / "README.md").read_text()
+        [command] = re.findall(r"^(echo .*\"status\".* --wait)$", readme, re.M)
+        return self.run_step(command.replace("firmware-v1.4.2", rollout))
+
+    def test_pass_when_every_device_was_sent_the_message(self):
+        for name in FILES:
+            with self.subTest(name):
+                self.assertEqual(self.run_step(step(name), f"v1-{name}"), 0, self.output)
+                # Run again: the same rollout.
+                self.assertEqual(self.run_step(step(name), f"v1-{name}"), 0, self.output)
+                self.assertIn('"changed": false', self.output)
+                self.assertEqual(self.ask(f"firmware-v1-{name}"), 0, self.output)
+
+    def test_fail_when_some_devices_were_not(self):
+        def change(spec):
+            spec["target"]["tags"]["type"] = "freezer"
+            del spec["stages"]
+
+        for name in FILES:
+            self.assertEqual(self.run_step(step(name), f"v2-{name}", change), 4, self.output)
+        self.assertEqual(self.run_step(step(name) + " || [ $? -eq 4 ]", f"v2-{name}", change), 0, self.output)
+
+    def test_fail_when_a_gate_aborts(self):
+        for name in FILES:
+            code = self.run_step(step(name), f"v3-{name}", lambda spec: spec["target"]["tags"].update(type="kettle"))
+            self.assertEqual(code, 8, self.output)
+            self.assertEqual(self.ask(f"firmware-v3-{name}"), 8, self.output)
+
+    def test_fail_when_it_is_refused(self):
+        for name in FILES:
+            self.assertEqual(self.run_step(step(name), "has spaces"), 3, self.output)
+            self.assertIn("invalid_spec", self.output)
+
+    def test_fail_when_there_is_nothing_to_tell(self):
+        code = self.run_step(step("gitlab-ci"), "v4", lambda spec: spec["target"]["tags"].update(type="toaster"))
+        self.assertEqual(code, 3, self.output)
+
+
+if __name__ == "__main__":
+    unittest.main()
