@@ -15,6 +15,7 @@ mod output;
 mod overlaps;
 mod process;
 mod progress;
+mod ramp;
 mod services;
 mod signal;
 mod specfile;

@@ -7,7 +7,7 @@ use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::Group;
 use twincast_core::ports::{Clock as _, Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
-use twincast_core::spec::Opening;
+use twincast_core::spec::{Opening, Rate};
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
 
@@ -33,6 +33,12 @@ struct Dates {
     sent_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     passed_at: Option<Timestamp>,
+}
+
+/// The rate through each hub now, if the rollout has one.
+pub(crate) fn rate_of(rollout: &Rollout, tallies: &[Tally]) -> Option<Rate> {
+    let pace = rollout.spec.pace_of(rollout.stage());
+    pace.rate_at(pace.counted(tallies))
 }
 
 /// Reads the stages of a rollout; none if its spec has none.

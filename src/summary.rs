@@ -11,6 +11,7 @@ use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::time::{Timestamp, friendly};
 
 use crate::output::{Output, Style, table, thousands};
+use crate::ramp::RampSummary;
 use crate::stages::{self, StageSummary};
 
 /// How many tag groups a summary lists; the rest is one line.
@@ -26,6 +27,8 @@ pub(crate) struct Summary {
     pub(crate) phase: Phase,
     pub(crate) devices: u64,
     pub(crate) counts: Counts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ramp: Option<RampSummary>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stages: Vec<StageSummary>,
     pub(crate) groups: Vec<GroupSummary>,
@@ -91,6 +94,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
             samples,
         });
     let stages = stages::read(store, rollout).await?;
+    let ramp = RampSummary::of(rollout, &store.tallies(name).await?);
     let mut failures: Vec<_> = failures.collect();
     failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
     Ok(Summary {
@@ -98,6 +102,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         phase: rollout.phase.clone(),
         devices: counts.total(),
         counts,
+        ramp,
         stages,
         groups,
         other_groups,
@@ -202,6 +207,9 @@ impl Summary {
             thousands(sent),
             thousands(self.devices)
         ));
+        if let Some(ramp) = &self.ramp {
+            lines.push(format!("  {ramp}"));
+        }
         if !self.stages.is_empty() {
             lines.push(String::new());
             lines.push(stages::as_table(&self.stages));

@@ -8,10 +8,10 @@ use twincast_core::gate;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{HubName, StageIndex, StageName};
 use twincast_core::plan::{
-    BatchHeader, Estimate, Forecast, HubPlan, PlanSummary, Share, StageForecast, StageShares,
-    estimate, forecast, warnings,
+    BatchHeader, Estimate, Forecast, HubPlan, PlanSummary, Share, StageForecast, StagePlan,
+    StageShares, estimate, forecast, warnings,
 };
-use twincast_core::spec::{Rate, RolloutSpec, Stage, ZoneName};
+use twincast_core::spec::{Ramp, RolloutSpec, Stage, StagePace, ZoneName};
 use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{PlanProgress, Planner, dry_run};
 
@@ -31,6 +31,9 @@ const GROUPS: usize = 20;
 struct PlanResult<'a> {
     rollout: &'a str,
     plan: &'a PlanSummary,
+    /// The rollout's own, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ramp: Option<String>,
     /// None if the spec has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stages: Vec<StageResult>,
@@ -54,6 +57,9 @@ struct StageResult {
     sending_seconds: Option<f64>,
     #[serde(flatten)]
     forecast: StageTimes,
+    /// Its own ramp, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ramp: Option<String>,
     /// What its gate asks, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<String>,
@@ -131,8 +137,8 @@ pub(crate) async fn plan(
         hubs.get(hub)
             .map_or_else(HubLimits::unlimited, |handle| handle.limits)
     };
-    let stages = estimates(&file.spec, &summary, &parts, |hubs, rate| {
-        estimate(hubs, limits, rate, content.size())
+    let stages = estimates(&file.spec, &summary, &parts, |hubs, pace, before| {
+        estimate(hubs, limits, pace, before, content.size())
     });
     let whole = stages.iter().map(|stage| stage.estimate.clone());
     let whole = whole.reduce(Estimate::then);
@@ -153,6 +159,7 @@ pub(crate) async fn plan(
     let result = PlanResult {
         rollout: file.spec.name.as_str(),
         plan: &summary,
+        ramp: file.spec.ramp.as_ref().map(Ramp::to_string),
         stages: stage_results(&file.spec, &summary, &stages, &forecast),
         groups,
         other_groups,
@@ -195,15 +202,16 @@ fn nothing_of(hub: &HubName) -> HubPlan {
     }
 }
 
-/// What each stage takes, at its own rate.
+/// What each stage takes, at its own pace.
 fn estimates(
     spec: &RolloutSpec,
     plan: &PlanSummary,
     parts: &Parts,
-    estimate: impl Fn(&[HubPlan], Option<Rate>) -> Estimate,
+    estimate: impl Fn(&[HubPlan], &StagePace, u64) -> Estimate,
 ) -> Vec<StageShares> {
-    let stages = (0..).map(StageIndex).take(plan.stages.len());
-    let stages = stages.map(|stage| {
+    let mut sent = 0;
+    let stages = (0..).map(StageIndex).zip(&plan.stages);
+    let stages = stages.map(|(stage, StagePlan { devices, .. })| {
         let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
         let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
             let part = part(hub).map(|part| part.plan.clone());
@@ -217,9 +225,12 @@ fn estimates(
                 devices: *devices,
             })
         });
+        let pace = spec.pace_of(stage);
+        let before = if pace.is_of_stage() { 0 } else { sent };
+        sent += devices;
         StageShares {
             shares: shares.collect(),
-            estimate: estimate(&hubs.collect::<Vec<_>>(), spec.rate_of(stage)),
+            estimate: estimate(&hubs.collect::<Vec<_>>(), &pace, before),
         }
     });
     stages.collect()
@@ -237,7 +248,9 @@ fn stage_results(
     let stages = spec.all_stages().into_iter().zip(&plan.stages);
     let stages = stages.zip(shares).zip(&forecast.stages);
     let stages = stages.map(|(((stage, plan), shares), forecast)| {
-        let Stage { name, gate, .. } = stage;
+        let Stage {
+            name, gate, ramp, ..
+        } = stage;
         let sending = shares.estimate.sending;
         StageResult {
             stage: name,
@@ -245,6 +258,7 @@ fn stage_results(
             batches: plan.batches,
             sending_seconds: sending.map(|time| time.as_secs_f64()),
             forecast: StageTimes::of(forecast),
+            ramp: ramp.as_ref().map(Ramp::to_string),
             gate: gate.as_ref().map(gate::in_words),
         }
     });
@@ -310,6 +324,7 @@ impl PlanResult<'_> {
             lines.push(String::new());
             lines.push(self.stage_table());
         }
+        lines.extend(self.ramps());
         if self.groups.iter().any(|group| group.group != "all") {
             lines.push(String::new());
             let groups = self.groups.iter().map(|group| {
@@ -391,6 +406,23 @@ impl PlanResult<'_> {
         format!(
             "  {sending}Nothing was sent.\n  Begun now, it is over at {over}{latest}{approvals}."
         )
+    }
+
+    /// A line for each ramp, after an empty one.
+    fn ramps(&self) -> Vec<String> {
+        let whole = self.ramp.iter();
+        let whole = whole.map(|ramp| format!("  Ramp: {ramp}"));
+        let of_stage = |stage: &StageResult| {
+            let ramp = stage.ramp.as_ref()?;
+            Some(format!("  Ramp of stage {}: {ramp}", stage.stage))
+        };
+        let mut lines: Vec<_> = whole
+            .chain(self.stages.iter().filter_map(of_stage))
+            .collect();
+        if !lines.is_empty() {
+            lines.insert(0, String::new());
+        }
+        lines
     }
 
     fn stage_table(&self) -> String {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
-use twincast_core::spec::{Rate, RolloutSpec};
+use twincast_core::spec::RolloutSpec;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
@@ -68,7 +68,6 @@ pub(crate) async fn roll_out(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let name = file.spec.name.clone();
-    let rate = file.spec.rate;
     let engine = Engine::new(store, hubs, &settings.worker, file.base);
     let rollout = match take_in(&engine.driver, file.spec, file.files).await? {
         Accepted::New(rollout) => *rollout,
@@ -84,7 +83,7 @@ pub(crate) async fn roll_out(
         Ok((rollout, false))
     } else {
         let started = Instant::now();
-        let result = work(engine, &name, rate, settings, output).await;
+        let result = work(engine, &name, settings, output).await;
         took = Some(started.elapsed());
         result
     };
@@ -197,7 +196,6 @@ fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> F
 async fn work(
     engine: Engine,
     name: &RolloutName,
-    rate: Option<Rate>,
     settings: &Settings,
     output: &Output,
 ) -> Result<(Rollout, bool), Failure> {
@@ -208,11 +206,6 @@ async fn work(
         worker,
     } = engine;
     let status = worker.status();
-    let pace = driver
-        .hubs
-        .values()
-        .map(|hub| hub.limits.pace(rate))
-        .sum::<Option<f64>>();
     let mut worker = tokio::spawn(worker.run(stop.clone()));
     let mut worked = None;
     let mut progress = Progress::new(*output);
@@ -221,7 +214,6 @@ async fn work(
         driver: &driver,
         status: &status,
         name,
-        pace,
         give_up_after: settings.run.give_up_after.0,
     };
 
@@ -291,7 +283,6 @@ struct Watcher<'a> {
     driver: &'a Driver,
     status: &'a WorkerStatus,
     name: &'a RolloutName,
-    pace: Option<f64>,
     give_up_after: Duration,
 }
 
@@ -315,13 +306,20 @@ impl Watcher<'_> {
                 let counts = Tally::sum(&tallies);
                 progress.sending(&Snapshot {
                     counts,
-                    pace: self.pace,
+                    pace: self.pace(&rollout, &tallies),
                     trouble,
                 });
             } else {
                 progress.planning(self.driver.planning.devices.load(Ordering::Relaxed));
             }
         }
+    }
+
+    /// The pace of all hubs together, a minute.
+    fn pace(&self, rollout: &Rollout, tallies: &[Tally]) -> Option<f64> {
+        let rate = stages::rate_of(rollout, tallies);
+        let hubs = self.driver.hubs.values();
+        hubs.map(|hub| hub.limits.pace(rate)).sum()
     }
 
     /// The rollout's record, once its plan is whole.

@@ -4,10 +4,14 @@
 //! small cost. A block is spread by `governor` over most of the time it stands for, so that
 //! the hub sees a stream and not bursts. While one block is being used the next one is fetched,
 //! so that no time is lost between them, and the others see that this rollout wants more.
+//!
+//! A ramp's rate follows from the store's counts, which are read anew for a block when they are older than
+//! [`LOOK_AGAIN`]. Nothing else is remembered, so all workers come to the same rate, at most that much later. Counts
+//! only rise while devices are sent to, so an old one means a rate that is too low, never one too high.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::Clock;
@@ -19,9 +23,9 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{HubName, StageIndex};
-use twincast_core::permits::PermitRequest;
+use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::ports::{Store, StoreError};
-use twincast_core::spec::RolloutSpec;
+use twincast_core::spec::{Rate, RolloutSpec, StagePace};
 use twincast_retry::Policy;
 
 use crate::batch_run::next_delay;
@@ -39,21 +43,57 @@ const LATE: Duration = Duration::from_millis(100);
 /// A little less than the jitter that the quota's headroom is for.
 const STALE: Duration = Duration::from_millis(500);
 
+/// How old the counts may be by which a ramp's rate is found, while it rises.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// And when it has reached the highest: counts fall when devices are tried again.
+const LOOK_AGAIN_AT_TOP: Duration = Duration::from_secs(5);
+
 /// The pace of one rollout on one hub.
 pub(crate) struct Pacer {
     store: Arc<dyn Store>,
+    /// All but how much is wanted, and the limit.
     request: PermitRequest,
-    /// The pace of one permit after the other.
-    interval: Duration,
-    smoother: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
+    limits: HubLimits,
+    pace: StagePace,
+    counted: StdMutex<Option<Counted>>,
     /// One sender at a time waits here, the others queue up behind it in order.
     blocks: Mutex<Blocks>,
     /// Raised by a throttle: permits of an earlier generation are void.
     generation: AtomicU64,
 }
 
-#[derive(Default)]
+/// What a ramp counted last.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    devices: u64,
+    at: Instant,
+}
+
+/// Spreads permits over the time that they stand for.
+struct Rhythm {
+    per_minute: f64,
+    smoother: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
+}
+
+impl Rhythm {
+    fn at(per_minute: f64) -> Self {
+        let period =
+            Duration::from_secs_f64(60.0 / (per_minute * SPREAD)).max(Duration::from_nanos(1));
+        let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;
+        let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(period)
+            .expect("a period above zero")
+            .allow_burst(burst);
+        let clock = RuntimeClock(Instant::now());
+        Self {
+            per_minute,
+            smoother: RateLimiter::direct_with_clock(quota, clock),
+        }
+    }
+}
+
 struct Blocks {
+    rhythm: Rhythm,
     current: Block,
     /// Being fetched while the current one is used.
     next: Option<AbortOnDropHandle<Result<Block, StoreError>>>,
@@ -63,6 +103,7 @@ struct Blocks {
 #[derive(Debug, Clone, Copy, Default)]
 struct Block {
     permits: u32,
+    per_minute: f64,
     start: Option<Instant>,
     end: Option<Instant>,
     generation: u64,
@@ -96,8 +137,8 @@ impl Pacer {
         spec: &RolloutSpec,
         stage: StageIndex,
     ) -> Option<Self> {
-        let rate = spec.rate_of(stage);
-        let pace = limits.pace(rate)?;
+        let pace = spec.pace_of(stage);
+        let at_first = limits.pace(pace.rate_at(0))?;
         let request = PermitRequest {
             hub: hub.clone(),
             wanted: 0,
@@ -105,20 +146,20 @@ impl Pacer {
             per_minute: limits.pace(None).unwrap_or(1e9),
             rollout: spec.name.clone(),
             weight: spec.weight,
-            limit: HubLimits::unlimited().pace(rate),
+            limit: None,
         };
-        let period = Duration::from_secs_f64(60.0 / (pace * SPREAD)).max(Duration::from_nanos(1));
-        let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;
-        let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(period)
-            .expect("a period above zero")
-            .allow_burst(burst);
+        let blocks = Blocks {
+            rhythm: Rhythm::at(at_first),
+            current: Block::default(),
+            next: None,
+        };
         Some(Self {
             store,
             request,
-            interval: Duration::from_secs_f64(60.0 / pace),
-            smoother: RateLimiter::direct_with_clock(quota, RuntimeClock(Instant::now())),
-            blocks: Mutex::default(),
+            limits,
+            pace,
+            counted: StdMutex::default(),
+            blocks: Mutex::new(blocks),
             generation: AtomicU64::new(0),
         })
     }
@@ -135,13 +176,14 @@ impl Pacer {
                 self.next_block(&mut blocks, more).await?;
                 continue;
             }
-            match self.smoother.check() {
+            let smoother = &blocks.rhythm.smoother;
+            match smoother.check() {
                 Ok(()) => {
                     blocks.current.permits -= 1;
                     return Ok(());
                 }
                 Err(not_until) => {
-                    let wait = not_until.wait_time_from(self.smoother.clock().now());
+                    let wait = not_until.wait_time_from(smoother.clock().now());
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -165,6 +207,10 @@ impl Pacer {
         let block =
             fetched.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         blocks.current = block;
+        #[expect(clippy::float_cmp, reason = "the same rate gives the same number")]
+        if block.per_minute != blocks.rhythm.per_minute {
+            blocks.rhythm = Rhythm::at(block.per_minute);
+        }
         if let Some(start) = block.start {
             tokio::time::sleep_until(start).await;
         }
@@ -179,24 +225,61 @@ impl Pacer {
         AbortOnDropHandle::new(tokio::spawn(async move { pacer.ask(wanted).await }))
     }
 
-    /// Asks for a block for as long as it takes: who waits for it is told to stop by others.
-    async fn ask(&self, wanted: u32) -> Result<Block, StoreError> {
+    /// The rate now, which follows from what is counted if there is a ramp.
+    async fn rate(&self) -> Result<Option<Rate>, StoreError> {
+        if self.pace.ramp().is_none() {
+            return Ok(self.pace.rate_at(0));
+        }
+        let last = *self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |last: &Counted| {
+            let rises = self.pace.next_step(last.devices).is_some();
+            let age = if rises { LOOK_AGAIN } else { LOOK_AGAIN_AT_TOP };
+            last.at.elapsed() < age
+        };
+        if let Some(last) = last.filter(is_good) {
+            return Ok(self.pace.rate_at(last.devices));
+        }
+        let at = Instant::now();
+        let tallies = self.store.tallies(&self.request.rollout).await?;
+        let devices = self.pace.counted(&tallies);
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Counted { devices, at });
+        Ok(self.pace.rate_at(devices))
+    }
+
+    /// Asks for a block of permits at the rate of this moment.
+    async fn ask_once(&self, wanted: u32) -> Result<(Grant, f64), StoreError> {
+        let rate = self.rate().await?;
         let request = PermitRequest {
             wanted,
+            limit: HubLimits::unlimited().pace(rate),
             ..self.request.clone()
         };
+        let mut grant = self.store.take_permits(&request).await?;
+        if grant.permits == 0 && self.pace.ramp().is_some() {
+            // The rate may be another one by then.
+            grant.wait = grant.wait.min(LOOK_AGAIN);
+        }
+        let per_minute = self.limits.pace(rate).unwrap_or(self.request.per_minute);
+        Ok((grant, per_minute))
+    }
+
+    /// Asks for a block for as long as it takes: who waits for it is told to stop by others.
+    async fn ask(&self, wanted: u32) -> Result<Block, StoreError> {
         let mut delays = Policy::store_retry().delays();
         let mut is_told = false;
         loop {
             let generation = self.generation.load(Ordering::Acquire);
             let asked_at = Instant::now();
-            match self.store.take_permits(&request).await {
+            match self.ask_once(wanted).await {
                 Ok(_) if asked_at.elapsed() > STALE => {}
-                Ok(grant) => {
+                Ok((grant, per_minute)) => {
                     let start = Instant::now() + grant.wait;
-                    let last = start + self.interval * grant.permits.saturating_sub(1);
+                    let interval = Duration::from_secs_f64(60.0 / per_minute);
+                    let last = start + interval * grant.permits.saturating_sub(1);
                     return Ok(Block {
                         permits: grant.permits,
+                        per_minute,
                         start: Some(start),
                         end: Some(last + LATE),
                         generation,

@@ -250,6 +250,50 @@ async fn a_rollouts_own_rate_is_kept() {
     );
 }
 
+/// Sends in the minute that begins with the `from`th of them.
+fn in_a_minute(at: &[Instant], from: usize) -> usize {
+    let end = at[from] + Duration::from_secs(60);
+    at.partition_point(|other| *other < end) - from
+}
+
+/// Two workers, of which one is gone in the middle. What the ramp stands at is read from the store: it neither
+/// begins anew nor runs ahead, and the others of the hub do not matter.
+#[tokio::test(start_paused = true)]
+async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
+    let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}, rate: 400/min, \
+                ramp: {base: 60/min, factor: 2, every: 100}}";
+    let spec = RolloutSpec::read("test", spec).unwrap();
+    let mut bench = Bench::with(&[250; 4], |rollout| rollout.spec = spec).await;
+    bench.limits.sends_per_minute = Some(6_000.0);
+    let started = Instant::now();
+    let (first, second) = (bench.start(), bench.start());
+    bench
+        .until("150 sent", |c| c.get(Outcome::Enqueued) >= 150)
+        .await;
+    bench.crash(first, 4).await;
+    bench.until_settled().await;
+    second.stopped().await;
+    let took = started.elapsed().as_secs_f64();
+
+    let mut at: Vec<_> = bench.hub.sent().iter().map(|sent| sent.at).collect();
+    at.sort_unstable();
+    // What the first worker had sent and not recorded does not count, and is sent again.
+    let repeated = at.len() - 1_000;
+    assert!(repeated <= 10, "{repeated}");
+    // 100 at 60, 100 at 120, 100 at 240, the rest at 400 a minute, each a little less.
+    let least = 60.0 * (100.0 / 60.0 + 100.0 / 120.0 + 100.0 / 240.0 + 700.0 / 400.0);
+    assert!(
+        (least..least * 1.02 + 8.0).contains(&took),
+        "{took} s instead of {least}"
+    );
+    for (up_to, most) in [(100, 60), (200, 120), (300, 240), (1_000, 400)] {
+        for from in (0..at.len()).take_while(|from| from + in_a_minute(&at, *from) <= up_to) {
+            let sent = in_a_minute(&at, from);
+            assert!(sent <= most, "{sent} in a minute from {from} on, of {most}");
+        }
+    }
+}
+
 /// The window ends in the middle of the batch. What was sent is recorded, and the batch is free.
 #[tokio::test(start_paused = true)]
 async fn outside_its_windows_nothing_is_sent() {

@@ -6,6 +6,7 @@
 
 mod batcher;
 mod cohort;
+mod course;
 mod digest;
 mod estimate;
 mod forecast;

@@ -5,6 +5,7 @@
 
 mod document;
 mod quantity;
+mod ramp;
 mod schedule;
 mod stage;
 mod validate;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
 pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
+pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf, StagePace};
 pub use schedule::{
     CivilDate, Closed, Day, Freeze, HORIZON, InvalidDate, InvalidTimeOfDay, InvalidZone,
     MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, Window,
@@ -54,6 +56,9 @@ pub struct RolloutSpec {
     /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// A rate that begins low and rises with what was sent, or has succeeded, in the whole rollout. `rate` stays the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
     /// The stages, in order. Default: one, with all devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::HubPlan;
+use super::course::{Part, courses};
 use crate::hub::HubLimits;
-use crate::spec::Rate;
+use crate::spec::StagePace;
 
 /// What one hub's part will take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,7 +15,7 @@ pub struct HubEstimate {
     /// The hub and its devices.
     #[serde(flatten)]
     pub plan: HubPlan,
-    /// Sends a minute, `None` without a limit; of several stages, those of the fastest.
+    /// Sends a minute, `None` without a limit; with a ramp, those in the end; of several stages, those of the fastest.
     pub sends_per_minute: Option<f64>,
     /// Time to send them all, `None` without a limit.
     #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
@@ -47,6 +48,17 @@ fn as_seconds<S: serde::Serializer>(
 }
 
 impl HubEstimate {
+    /// Sends a minute on the average: with a ramp, less than in the end. `None` without a limit.
+    #[must_use]
+    pub fn mean_pace(&self) -> Option<f64> {
+        let minutes = self.sending?.as_secs_f64() / 60.0;
+        if minutes > 0.0 {
+            Some(self.plan.devices as f64 / minutes)
+        } else {
+            self.sends_per_minute
+        }
+    }
+
     /// Days of the whole daily quota that this part uses.
     #[must_use]
     pub fn days_of_quota(&self) -> Option<f64> {
@@ -97,25 +109,33 @@ fn sum(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     }
 }
 
-/// Estimates a plan, or one stage of it: `message_bytes` is body and properties of one message.
+/// Estimates a plan, or one stage of it: `message_bytes` is body and properties of one message; `before` devices
+/// have been counted by a ramp when it begins. All are taken to be sent to, and to succeed, at once.
 #[must_use]
 pub fn estimate(
     hubs: &[HubPlan],
     limits: impl Fn(&crate::ids::HubName) -> HubLimits,
-    rate: Option<Rate>,
+    pace: &StagePace,
+    before: u64,
     message_bytes: usize,
 ) -> Estimate {
+    let part = |plan: &HubPlan| Part {
+        devices: plan.devices,
+        limits: limits(&plan.hub),
+    };
+    let parts: Vec<_> = hubs.iter().map(part).collect();
     let hubs: Vec<_> = hubs
         .iter()
-        .map(|plan| {
+        .zip(courses(pace, before, &parts))
+        .map(|(plan, course)| {
             let limits = limits(&plan.hub);
-            let pace = limits.pace(rate);
             let metered = (message_bytes as u64).div_ceil(limits.meter_bytes).max(1);
             HubEstimate {
                 plan: plan.clone(),
-                sends_per_minute: pace,
-                sending: pace
-                    .map(|pace| Duration::from_secs_f64(plan.devices as f64 / pace * 60.0)),
+                sends_per_minute: course.pace,
+                sending: course
+                    .minutes
+                    .map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
                 metered_messages: plan.devices * metered,
                 messages_per_day: limits.messages_per_day,
             }
@@ -142,7 +162,8 @@ mod tests {
             let estimate = estimate(
                 std::slice::from_ref(&plan),
                 |_| HubLimits::of(tier, units, 1.0),
-                rate.map(|r| r.parse().unwrap()),
+                &StagePace::constant(rate.map(|r| r.parse().unwrap())),
+                0,
                 5_000,
             );
             assert_eq!(estimate.hubs[0].metered_messages, 2_000_000);
@@ -164,8 +185,8 @@ mod tests {
                     batches: 1,
                 })
                 .collect();
-            let rate = Some(rate.parse().unwrap());
-            estimate(&hubs, |_| HubLimits::unlimited(), rate, 100)
+            let pace = StagePace::constant(Some(rate.parse().unwrap()));
+            estimate(&hubs, |_| HubLimits::unlimited(), &pace, 0, 100)
         };
         let minutes = |time: Option<Duration>| time.unwrap().as_secs_f64() / 60.0 * HEADROOM;
         let both = stage([10, 100], "10/min").then(stage([1_000, 0], "100/min"));

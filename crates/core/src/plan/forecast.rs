@@ -201,7 +201,7 @@ impl Track {
                 spec,
                 stage: name,
                 hub: &hub.plan.hub,
-                per_ms: hub.sends_per_minute.map(|pace| pace / 60_000.0),
+                per_ms: hub.mean_pace().map(|pace| pace / 60_000.0),
                 a_day: messages_a_day(hub.plan.devices, hub.metered_messages, hub.messages_per_day),
                 left: shares
                     .map(|share| (share.zone.as_deref(), share.devices as f64))

@@ -116,6 +116,9 @@ pub struct Rate {
 pub struct InvalidRate(String);
 
 impl Rate {
+    /// The highest one.
+    pub const MAX: Self = Self { per_minute: 1e9 };
+
     /// `n` a minute.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::quantity::{Percent, Rate, Span};
+use super::ramp::Ramp;
 use crate::ids::StageName;
 use crate::query::TagSelector;
 
@@ -31,6 +32,9 @@ pub struct Stage {
     /// The most that is sent through each hub while this stage is sent to, below the rollout's own rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// A ramp of this stage's own, which counts its devices only, in place of the rollout's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
     /// What must hold before the next stage starts; of the last stage, before the rollout succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
@@ -46,6 +50,7 @@ impl Stage {
             percent: None,
             max_devices: None,
             rate: None,
+            ramp: None,
             gate: None,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Problem;
-use super::{Exclusion, Gate, NoContent, RolloutSpec, Rung, Stage, Target};
+use super::{Exclusion, Gate, NoContent, Ramp, RampOf, RolloutSpec, Rung, Stage, Target};
 use crate::message::Ack;
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
@@ -55,6 +55,9 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             "weight",
             format!("is {}; from 1 to {MAX_WEIGHT} is allowed", spec.weight),
         ));
+    }
+    if let Some(given) = &spec.ramp {
+        ramp(spec, given, "ramp", &mut problems);
     }
     stages(spec, &mut problems);
     if let Some(schedule) = &spec.schedule {
@@ -226,9 +229,21 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             ));
         }
         selector(&format!("{field}.tags"), &stage.tags, problems);
+        if let Some(given) = &stage.ramp {
+            ramp(spec, given, &format!("{field}.ramp"), problems);
+        }
         if let Some(given) = &stage.gate {
             gate(spec, stage, given, &format!("{field}.gate"), problems);
         }
+    }
+}
+
+fn ramp(spec: &RolloutSpec, ramp: &Ramp, field: &str, problems: &mut Vec<Problem>) {
+    let own = ramp.problems().into_iter();
+    problems.extend(own.map(|(part, what)| Problem::new(format!("{field}.{part}"), what)));
+    if ramp.of == RampOf::Succeeded && matches!(spec.message.ack, Ack::None | Ack::Negative) {
+        let what = "succeeded needs message.ack: full or positive, so that devices are heard of";
+        problems.push(Problem::new(format!("{field}.of"), what));
     }
 }
 

@@ -45,7 +45,13 @@ fn shares(
                 devices: *devices,
             })
             .collect(),
-        estimate: estimate(&[plan], |_| limits, spec.rate_of(StageIndex(stage)), 100),
+        estimate: estimate(
+            &[plan],
+            |_| limits,
+            &spec.pace_of(StageIndex(stage)),
+            0,
+            100,
+        ),
     }
 }
 

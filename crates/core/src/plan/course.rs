@@ -1,0 +1,141 @@
+//! How sending goes on at a pace that may rise: which hub is done when.
+
+use crate::hub::HubLimits;
+use crate::spec::StagePace;
+
+/// When one hub is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Course {
+    /// Its pace in the end, a minute; `None` without a limit.
+    pub(super) pace: Option<f64>,
+    /// Minutes until its last device; `None` without a limit.
+    pub(super) minutes: Option<f64>,
+}
+
+/// A hub's part.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub(super) devices: u64,
+    pub(super) limits: HubLimits,
+}
+
+/// Lets all hubs send at once, from step to step of the ramp. `before` devices have been counted when it begins.
+/// Every device counts as soon as it is sent to.
+pub(super) fn courses(pace: &StagePace, before: u64, parts: &[Part]) -> Vec<Course> {
+    let mut left: Vec<f64> = parts.iter().map(|part| part.devices as f64).collect();
+    let mut counted = before as f64;
+    let mut now = 0.0;
+    let start = |part: &Part| {
+        let pace = part.limits.pace(pace.rate_at(before));
+        Course {
+            pace,
+            minutes: pace.map(|_| 0.0),
+        }
+    };
+    let mut courses: Vec<_> = parts.iter().map(start).collect();
+    while left.iter().any(|left| *left > 0.0) {
+        let rate = pace.rate_at(counted as u64);
+        let paces: Vec<_> = parts.iter().map(|part| part.limits.pace(rate)).collect();
+        let mut total = 0.0;
+        let mut first_done = f64::INFINITY;
+        for (left, pace) in left.iter_mut().zip(&paces) {
+            match pace {
+                // It is done at once.
+                None => *left = 0.0,
+                Some(pace) if *left > 0.0 => {
+                    total += pace;
+                    first_done = first_done.min(*left / pace);
+                }
+                Some(_) => {}
+            }
+        }
+        if total <= 0.0 {
+            break;
+        }
+        let step = pace.next_step(counted as u64).map(|next| next as f64);
+        let until_step = step.map_or(f64::INFINITY, |next| (next - counted) / total);
+        let lasts = first_done.min(until_step);
+        now += lasts;
+        counted = match step {
+            Some(next) if until_step <= first_done => next,
+            _ => counted + total * lasts,
+        };
+        for ((left, pace), course) in left.iter_mut().zip(&paces).zip(&mut courses) {
+            let Some(pace) = pace.filter(|_| *left > 0.0) else {
+                continue;
+            };
+            *left -= pace * lasts;
+            course.pace = Some(pace);
+            // Less than a thousandth of a device is the arithmetic's.
+            if *left < 1e-3 {
+                *left = 0.0;
+                course.minutes = Some(now);
+            }
+        }
+    }
+    courses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::HEADROOM;
+    use crate::ids::StageIndex;
+    use crate::spec::RolloutSpec;
+
+    fn pace(text: &str) -> StagePace {
+        let text =
+            format!("{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}}}, {text}}}");
+        RolloutSpec::read("x", &text)
+            .unwrap()
+            .pace_of(StageIndex(0))
+    }
+
+    /// Minutes at the whole rate, without the headroom, of hubs with so many devices and such a quota.
+    fn minutes(pace: &StagePace, before: u64, hubs: &[(u64, Option<f64>)]) -> Vec<f64> {
+        let part = |(devices, quota): &(u64, Option<f64>)| Part {
+            devices: *devices,
+            limits: HubLimits {
+                sends_per_minute: *quota,
+                ..HubLimits::unlimited()
+            },
+        };
+        let parts: Vec<_> = hubs.iter().map(part).collect();
+        let courses = courses(pace, before, &parts).into_iter();
+        courses
+            .map(|course| course.minutes.map_or(-1.0, |minutes| minutes * HEADROOM))
+            .map(|minutes| (minutes * 1e6).round() / 1e6)
+            .collect()
+    }
+
+    #[test]
+    fn the_time_follows_the_ramp() {
+        let doubling = pace("ramp: {base: 50/min, factor: 2, every: 1000}");
+        // 1000 at 50, 1000 at 100, 1000 at 200, 1000 at 400.
+        assert_eq!(minutes(&doubling, 0, &[(1_000, None)]), [20.0]);
+        assert_eq!(minutes(&doubling, 0, &[(4_000, None)]), [37.5]);
+        assert_eq!(minutes(&doubling, 0, &[(4_000, Some(100.0))]), [50.0]);
+        assert_eq!(minutes(&doubling, 2_000, &[(1_000, None)]), [5.0]);
+        // Two hubs count together: the step comes after ten minutes.
+        assert_eq!(
+            minutes(&doubling, 0, &[(500, None), (1_500, None), (0, None)]),
+            [10.0, 20.0, 0.0]
+        );
+        let capped = pace("rate: 100/min, ramp: {base: 50/min, factor: 2, every: 1000}");
+        assert_eq!(minutes(&capped, 0, &[(4_000, None)]), [50.0]);
+        let constant = pace("rate: 100/min");
+        assert_eq!(
+            minutes(&constant, 0, &[(250, None), (50, None)]),
+            [2.5, 0.5]
+        );
+        assert_eq!(minutes(&pace("weight: 1"), 0, &[(250, None)]), [-1.0]);
+        assert_eq!(minutes(&constant, 0, &[]), [0.0; 0]);
+    }
+
+    #[test]
+    fn many_small_steps_come_to_an_end() {
+        let slow = pace("ramp: {base: 0.001/min, factor: 1.01, every: 1}");
+        let took = minutes(&slow, 0, &[(10_000_000, Some(50_000.0)), (1, None)]);
+        assert!(took[0] > 200.0 && took[1] > 900.0, "{took:?}");
+    }
+}

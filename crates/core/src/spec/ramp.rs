@@ -1,0 +1,361 @@
+//! A rate that rises with what has become of the devices.
+//!
+//! What a ramp stands at is a function of counts alone ([`Ramp::rate_at`]). Counts are in the store, so every
+//! worker comes to the same rate, and after a crash to the same again.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::quantity::Rate;
+use super::{RolloutSpec, StageIndex};
+use crate::outcome::{Counts, Outcome};
+use crate::ports::Tally;
+
+/// The largest factor.
+pub const MAX_FACTOR: f64 = 100.0;
+/// The smallest factor: with less, a ramp would have too many steps to be one.
+pub const MIN_FACTOR: f64 = 1.01;
+/// The most devices between two steps.
+pub const MAX_EVERY: u32 = 1_000_000_000;
+
+/// A rate through each hub that is multiplied each time so many more devices have been counted. The steps are at whole
+/// multiples of `every`: with a base of 50/min, a factor of 2 and 1000 it is 50/min, from 1000 devices on 100/min, from 2000 on
+/// 200/min, from 3000 on 400/min.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    /// The rate that it begins with.
+    pub base: Rate,
+    /// What the rate is multiplied with at each step. 1.01 to 100.
+    #[schemars(range(min = 1.01, max = 100.0))]
+    pub factor: f64,
+    /// A step is at each multiple of so many devices. 1 to 1,000,000,000.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub every: u32,
+    /// Which devices are counted.
+    #[serde(default)]
+    pub of: RampOf,
+    /// The rate never rises above this. Default: `rate`, or the hub's quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to: Option<Rate>,
+}
+
+/// Which devices a ramp counts, of all hubs together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RampOf {
+    /// Those for which the hub has taken the message, whatever became of it later.
+    #[default]
+    Sent,
+    /// Those that have completed the message. Needs `ack: full` or `positive` in the message.
+    Succeeded,
+}
+
+impl fmt::Display for RampOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sent => "sent",
+            Self::Succeeded => "succeeded",
+        })
+    }
+}
+
+impl fmt::Display for Ramp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (base, factor, every, of) = (self.base, self.factor, self.every, self.of);
+        write!(
+            f,
+            "{base} through each hub, times {factor} at every {every} {of}"
+        )?;
+        match self.up_to {
+            Some(up_to) => write!(f, ", up to {up_to}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ramp {
+    /// The rate when `counted` devices have been counted.
+    #[must_use]
+    pub fn rate_at(&self, counted: u64) -> Rate {
+        let steps = i32::try_from(counted / u64::from(self.every.max(1))).unwrap_or(i32::MAX);
+        let raised = self.base.as_per_minute() * self.factor.powi(steps);
+        let most = self.up_to.unwrap_or(Rate::MAX).as_per_minute();
+        Rate::per_minute(raised.min(most)).expect("between the base and the highest rate")
+    }
+
+    /// How many of these devices it counts.
+    #[must_use]
+    pub fn counted(&self, counts: &Counts) -> u64 {
+        match self.of {
+            RampOf::Sent => counts.sum_of(Outcome::was_enqueued),
+            RampOf::Succeeded => counts.sum_of(|outcome| outcome >= Outcome::Delivered),
+        }
+    }
+
+    /// What is wrong with it: field and words.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if !(MIN_FACTOR..=MAX_FACTOR).contains(&self.factor) {
+            let what = format!(
+                "is {}; from {MIN_FACTOR} to {MAX_FACTOR} is allowed",
+                self.factor
+            );
+            problems.push(("factor", what));
+        }
+        if !(1..=MAX_EVERY).contains(&self.every) {
+            let what = format!("is {}; from 1 to {MAX_EVERY} is allowed", self.every);
+            problems.push(("every", what));
+        }
+        if let Some(up_to) = self.up_to
+            && up_to <= self.base
+        {
+            let what = format!(
+                "is {up_to}, which is not above the base of {}; a rate that does not rise is a `rate`",
+                self.base
+            );
+            problems.push(("up_to", what));
+        }
+        problems
+    }
+}
+
+/// How fast a stage may be sent to, through each hub.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagePace {
+    most: Option<Rate>,
+    ramp: Option<Ramp>,
+    /// The stage whose devices the ramp counts; `None`: those of the whole rollout.
+    of_stage: Option<StageIndex>,
+}
+
+impl RolloutSpec {
+    /// How fast a stage may be sent to. A ramp of its own stands in place of the rollout's.
+    #[must_use]
+    pub fn pace_of(&self, stage: StageIndex) -> StagePace {
+        let own = self.stages.get(usize::from(stage.0));
+        let own = own.and_then(|stage| stage.ramp.clone());
+        StagePace {
+            most: self.rate_of(stage),
+            of_stage: own.is_some().then_some(stage),
+            ramp: own.or_else(|| self.ramp.clone()),
+        }
+    }
+}
+
+impl StagePace {
+    /// The same rate all the time; `None` is as fast as the hub allows.
+    #[must_use]
+    pub fn constant(most: Option<Rate>) -> Self {
+        Self {
+            most,
+            ramp: None,
+            of_stage: None,
+        }
+    }
+
+    /// What rises, if something does.
+    #[must_use]
+    pub fn ramp(&self) -> Option<&Ramp> {
+        self.ramp.as_ref()
+    }
+
+    /// The ramp counts the devices of this stage only, and begins with it.
+    #[must_use]
+    pub fn is_of_stage(&self) -> bool {
+        self.of_stage.is_some()
+    }
+
+    /// The rate when `counted` devices have been counted; `None` is as fast as the hub allows.
+    #[must_use]
+    pub fn rate_at(&self, counted: u64) -> Option<Rate> {
+        let ramp = self.ramp.as_ref().map(|ramp| ramp.rate_at(counted));
+        match (self.most, ramp) {
+            (Some(a), Some(b)) => Some(if a < b { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// How many of a rollout's devices the ramp counts; 0 without one.
+    #[must_use]
+    pub fn counted(&self, tallies: &[Tally]) -> u64 {
+        let Some(ramp) = &self.ramp else { return 0 };
+        let counts = |tally: &&Tally| self.of_stage.is_none_or(|stage| tally.stage == stage);
+        ramp.counted(&Tally::sum(tallies.iter().filter(counts)))
+    }
+
+    /// With how many counted devices the rate rises next; `None` when it does not any more.
+    #[must_use]
+    pub fn next_step(&self, counted: u64) -> Option<u64> {
+        let every = u64::from(self.ramp.as_ref()?.every.max(1));
+        let next = (counted / every).checked_add(1)?.checked_mul(every)?;
+        (self.rate_at(next) > self.rate_at(counted)).then_some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::HubName;
+
+    fn ramp(text: &str) -> Ramp {
+        serde_json::from_value(
+            crate::spec::Document::parse("x", text)
+                .expect("YAML")
+                .to_value(),
+        )
+        .expect("a ramp")
+    }
+
+    fn per_minute(rate: Option<Rate>) -> f64 {
+        rate.expect("a rate").as_per_minute()
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "powers of two are exact")]
+    fn steps_are_at_multiples() {
+        let doubling = "{base: 50/min, factor: 2, every: 1000}";
+        let capped = "{base: 50/min, factor: 2, every: 1000, up_to: 300/min}";
+        let slow = "{base: 60/h, factor: 1.5, every: 10}";
+        let single = "{base: 1/min, factor: 100, every: 1}";
+        for (text, counted, expected) in [
+            (doubling, 0, 50.0),
+            (doubling, 1, 50.0),
+            (doubling, 999, 50.0),
+            (doubling, 1_000, 100.0),
+            (doubling, 1_999, 100.0),
+            (doubling, 2_000, 200.0),
+            (doubling, 2_999, 200.0),
+            (doubling, 3_000, 400.0),
+            (doubling, 10_000, 51_200.0),
+            // No further than a rate can be.
+            (doubling, 1_000_000, 1e9),
+            (doubling, u64::MAX, 1e9),
+            (capped, 2_999, 200.0),
+            (capped, 3_000, 300.0),
+            (capped, u64::MAX, 300.0),
+            (slow, 9, 1.0),
+            (slow, 10, 1.5),
+            (slow, 20, 2.25),
+            (single, 1, 100.0),
+            (single, 2, 10_000.0),
+        ] {
+            let rate = ramp(text).rate_at(counted).as_per_minute();
+            assert_eq!(rate, expected, "{text} at {counted}");
+        }
+    }
+
+    fn spec(text: &str) -> RolloutSpec {
+        let text = format!(
+            "{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}, ack: full}}, {text}}}"
+        );
+        RolloutSpec::read("x", &text).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn tally(stage: u16, hub: &str, outcomes: &[(Outcome, u64)]) -> Tally {
+        let total = outcomes.iter().map(|(_, n)| n).sum();
+        let mut counts = Counts::pending(total);
+        for (outcome, n) in outcomes {
+            (0..*n).for_each(|_| counts.shift(Outcome::Pending, *outcome));
+        }
+        Tally {
+            stage: StageIndex(stage),
+            hub: HubName::new(hub).unwrap(),
+            counts,
+        }
+    }
+
+    #[test]
+    fn a_stage_has_its_own_ramp_or_the_rollouts() {
+        let spec = spec(
+            "rate: 300/min, ramp: {base: 50/min, factor: 2, every: 10}, stages: [\
+             {name: a, percent: 10}, \
+             {name: b, percent: 20, ramp: {base: 10/min, factor: 10, every: 5, of: succeeded}}]",
+        );
+        use Outcome::{Delivered, Enqueued, NotFound, Pending, Refused, Rejected, Unknown};
+        let tallies = [
+            tally(0, "eu", &[(Enqueued, 5), (Rejected, 2), (Unknown, 9)]),
+            tally(0, "us", &[(Delivered, 3), (NotFound, 7)]),
+            tally(
+                1,
+                "eu",
+                &[(Delivered, 5), (Enqueued, 4), (Refused, 3), (Pending, 8)],
+            ),
+            tally(2, "us", &[(Pending, 100)]),
+        ];
+        // Sent are those that the hub has taken a message for, in all stages and hubs.
+        let whole = spec.pace_of(StageIndex(0));
+        assert_eq!(whole.counted(&tallies), 5 + 2 + 3 + 5 + 4);
+        assert_eq!(spec.pace_of(StageIndex(2)), whole, "the rest has no other");
+        assert!((per_minute(whole.rate_at(19)) - 100.0).abs() < 1e-9);
+        assert_eq!(whole.next_step(19), Some(20));
+        assert!((per_minute(whole.rate_at(30)) - 300.0).abs() < 1e-9, "rate");
+        assert_eq!(whole.next_step(30), None);
+
+        let own = spec.pace_of(StageIndex(1));
+        assert_eq!(own.counted(&tallies), 5);
+        assert!((per_minute(own.rate_at(5)) - 100.0).abs() < 1e-9);
+        assert_eq!(StagePace::constant(None).rate_at(7), None);
+        assert_eq!(StagePace::constant(None).next_step(7), None);
+    }
+
+    #[test]
+    fn what_a_ramp_cannot_be_is_named() {
+        let with = |ramp: &str| {
+            let text = format!(
+                "name: a\ntarget: {{all: true}}\nmessage: {{body: {{text: x}}}}\nramp: {{{ramp}}}\n"
+            );
+            RolloutSpec::read("x", &text)
+                .map_or_else(|problems| problems.to_string(), |_| String::new())
+        };
+        assert_eq!(with("base: 50/min, factor: 2, every: 10"), "");
+        for (ramp, wrong) in [
+            (
+                "base: 50/min, factor: 1, every: 10",
+                "ramp.factor: is 1; from 1.01 to 100",
+            ),
+            (
+                "base: 50/min, factor: 2, every: 0",
+                "ramp.every: is 0; from 1 to",
+            ),
+            (
+                "base: 50/min, factor: 2, every: 10, up_to: 50/min",
+                "ramp.up_to: is 50/min, which is not above the base",
+            ),
+            (
+                "base: 50/min, factor: 2, every: 10, of: succeeded",
+                "ramp.of: succeeded needs message.ack: full or positive",
+            ),
+            ("base: 50/min, every: 10", "missing field `factor`"),
+        ] {
+            let found = with(ramp);
+            assert!(found.contains(wrong), "{wrong:?} is not in {found:?}");
+        }
+        let stage = "name: a\ntarget: {all: true}\nmessage: {body: {text: x}}\nstages: [{name: s, ramp: {base: 1/s, factor: 0.5, every: 1}}]\n";
+        let found = RolloutSpec::read("x", stage).unwrap_err().to_string();
+        assert!(found.contains("stages[0].ramp.factor: is 0.5"), "{found}");
+    }
+
+    proptest! {
+        /// More counted devices never mean a lower rate, and the rate changes at the next step and not before.
+        #[test]
+        fn a_ramp_only_rises(base in 1u32..10_000, factor in 1.01f64..10.0, every in 1u32..5_000, most in 1u32..100_000, counted in 0u64..1_000_000) {
+            let spec = spec(&format!("rate: {most}/min, ramp: {{base: {base}/min, factor: {factor}, every: {every}}}"));
+            let pace = spec.pace_of(StageIndex(0));
+            let now = per_minute(pace.rate_at(counted));
+            prop_assert!(now <= f64::from(most) && now >= f64::from(base.min(most)));
+            match pace.next_step(counted) {
+                None => prop_assert!(per_minute(pace.rate_at(counted + u64::from(every))) <= now),
+                Some(next) => {
+                    prop_assert!(next > counted && next - counted <= u64::from(every));
+                    prop_assert!((per_minute(pace.rate_at(next - 1)) - now).abs() < 1e-9);
+                    prop_assert!(per_minute(pace.rate_at(next)) > now);
+                }
+            }
+        }
+    }
+}
