@@ -22,12 +22,13 @@ use twincast_core::ports::{
     Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
-use twincast_core::spec::Opening;
+use twincast_core::spec::{Opening, Rate};
 
 use crate::Hubs;
 use crate::measure::{self, NotMeasured};
 use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
+use crate::release::keep_order;
 
 /// How a driver works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -379,7 +380,11 @@ impl Driver {
         let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
         let now = self.clock.now();
         match gate::next(rollout, &counts, !hubs.is_empty(), measured, now) {
-            Next::Send => self.ring_for(rollout, hubs, rung).await,
+            Next::Send => {
+                let pace = rollout.spec.pace_of(stage);
+                let rate = pace.rate_at(pace.counted(&tallies));
+                self.ring_for(rollout, hubs, rate, rung).await
+            }
             Next::Happened(event) => Ok(Pass::Happened(event)),
             Next::Measure => Ok(Pass::Measure),
             Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
@@ -396,6 +401,7 @@ impl Driver {
         &self,
         rollout: &Rollout,
         hubs: BTreeSet<&HubName>,
+        rate: Option<Rate>,
         rung: &mut Rung,
     ) -> Result<Pass, StoreError> {
         let name = &rollout.spec.name;
@@ -405,7 +411,7 @@ impl Driver {
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            for batch in self.open_batches(rollout, hub, released).await? {
+            for batch in self.open_batches(rollout, hub, rate, released).await? {
                 let id = batch.header.id;
                 if batch.quarantined {
                     let reason = format!(
@@ -440,11 +446,12 @@ impl Driver {
         Ok(pass)
     }
 
-    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule.
+    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule and order.
     async fn open_batches(
         &self,
         rollout: &Rollout,
         hub: &HubName,
+        rate: Option<Rate>,
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError> {
         /// Batches of zones that are closed may come before those of one that is open.
@@ -470,6 +477,8 @@ impl Driver {
             matches!(opening, Opening::Open { .. })
         });
         open.truncate(limit);
+        let pace = self.hubs.get(hub).and_then(|hub| hub.limits.pace(rate));
+        keep_order(&mut open, rollout.spec.order_of(rollout.stage()), pace);
         Ok(open)
     }
 

@@ -17,6 +17,7 @@ pub mod lists;
 mod measure;
 pub mod metrics;
 pub mod planner;
+mod release;
 pub mod service;
 
 use std::collections::BTreeMap;

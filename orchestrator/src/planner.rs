@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex, StageName};
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, Batcher, CutMissed, Excluded, Filled, Group,
-    HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, finish_stages,
+    HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, arrange,
+    finish_stages,
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
 use twincast_core::query::{self, TagPath};
@@ -501,7 +502,9 @@ impl Planned {
         if id == u32::MAX {
             return Err(PlanError::TooManyBatches);
         }
+        let (place, devices) = arrange(shared.planner.spec, stage, &group, devices);
         let header = BatchHeader {
+            place,
             id: BatchId(id),
             hub: self.plan.hub.clone(),
             stage,

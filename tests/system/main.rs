@@ -20,6 +20,7 @@ mod feedback;
 mod golden;
 mod interrupt;
 mod names;
+mod pace;
 mod planning_faults;
 mod refused_input;
 mod refused_settings;

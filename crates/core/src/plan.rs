@@ -11,6 +11,7 @@ mod digest;
 mod estimate;
 mod forecast;
 mod manifest;
+mod order;
 mod overlap;
 mod stager;
 
@@ -23,6 +24,7 @@ pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
 pub use forecast::{Forecast, Impossible, Share, StageForecast, StageShares, forecast, warnings};
 pub use manifest::{Batch, BatchHeader, DeviceList, Group};
+pub use order::{COMPARED, Place, arrange};
 pub use overlap::{Overlap, overlap};
 pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
 

@@ -4,6 +4,7 @@
 //! which nothing need be checked again, or every problem with its field and line.
 
 mod document;
+mod order;
 mod quantity;
 mod ramp;
 mod schedule;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
+pub use order::Order;
 pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
 pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf, StagePace};
 pub use schedule::{
@@ -59,6 +61,9 @@ pub struct RolloutSpec {
     /// A rate that begins low and rises with what was sent, or has succeeded, in the whole rollout. `rate` stays the most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// In which order devices are sent to within each stage. Default: as the hubs list them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// The stages, in order. Default: one, with all devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,

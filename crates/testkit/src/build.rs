@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use twincast_core::batch::Lease;
+use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex, StageName};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
 use twincast_core::rollout::{Event, PlanId, Rollout};
@@ -110,8 +110,21 @@ pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
             stage: StageIndex(stage),
             group: Group::default(),
             devices,
+            place: Default::default(),
         },
         devices: list,
+    }
+}
+
+/// A batch of which nothing is done, and which nobody holds.
+#[must_use]
+pub fn open_status(header: BatchHeader) -> BatchStatus {
+    BatchStatus {
+        counts: Counts::pending(u64::from(header.devices)),
+        header,
+        held: None,
+        lapsed: false,
+        quarantined: false,
     }
 }
 

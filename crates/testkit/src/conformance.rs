@@ -131,6 +131,7 @@ macro_rules! store_conformance {
             a_repeated_batch_changes_nothing
             batches_come_in_pages
             finished_batches_are_passed_over
+            batches_are_released_in_their_order
             what_was_added_is_loaded
         }
         $crate::cases! { $crate::conformance::work, $make().await;

@@ -238,7 +238,9 @@ impl Store for MemoryStore {
             .filter(|status| status.header.hub == *hub && !status.is_done())
             .filter(|status| status.header.stage <= through)
             .collect();
-        open.sort_by_key(|status| (status.header.stage, status.header.id));
+        open.sort_by_key(|BatchStatus { header, .. }| {
+            (header.stage, header.place.clone(), header.id)
+        });
         open.truncate(limit);
         Ok(open)
     }

@@ -116,6 +116,7 @@ async fn plan(
                 stage: StageIndex(0),
                 group: Group::default(),
                 devices: list.len() as u32,
+                place: Default::default(),
             },
             devices: list,
         };

@@ -17,7 +17,7 @@
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |
 //! | `{<rollout>}:outcomes` | string | all batches' outcomes, two devices a byte; a row says where a batch begins |
 //! | `{<rollout>}:codes` | hash | by place in the outcomes: the hub's code for a refused device |
-//! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<number>` of the batches on which something is left to do |
+//! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<place>-<number>` of the batches on which something is left to do |
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |

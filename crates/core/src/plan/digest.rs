@@ -22,6 +22,9 @@ impl HubDigest {
                 self.0.update(part);
             }
         }
+        if !header.place.is_none() {
+            self.0.update(header.place.as_str());
+        }
         self.0.update((devices.bytes() as u64).to_be_bytes());
         self.0.update(devices.as_text());
     }
@@ -73,6 +76,7 @@ mod tests {
                 stage: StageIndex(0),
                 group: Group(vec![("g".into(), Some((*group).into()))]),
                 devices: devices.len() as u32,
+                place: Default::default(),
             };
             hub_digest.add(&header, &devices);
         }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::order::Place;
 use crate::ids::{BatchId, DeviceId, HubName, StageIndex};
 
 /// A tag group: the values of the `batch_by` tags that all devices of a batch share, in the
@@ -38,6 +39,9 @@ pub struct BatchHeader {
     pub group: Group,
     /// How many devices; at least one.
     pub devices: u32,
+    /// When it is released, compared with others of its stage and hub.
+    #[serde(default, skip_serializing_if = "Place::is_none")]
+    pub place: Place,
 }
 
 /// A batch: the unit of work on the queue.

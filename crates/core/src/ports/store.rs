@@ -182,7 +182,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
     /// A hub's batches of the stages up to `through` on which something is left to do, the first
-    /// `limit` in the order of stages and numbers. Cheap, however many there are besides.
+    /// `limit` in the order of stages, places and numbers. Cheap, however many there are besides.
     async fn open_batches(
         &self,
         name: &RolloutName,

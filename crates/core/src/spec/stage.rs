@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::order::Order;
 use super::quantity::{Percent, Rate, Span};
 use super::ramp::Ramp;
 use crate::ids::StageName;
@@ -35,6 +36,9 @@ pub struct Stage {
     /// A ramp of this stage's own, which counts its devices only, in place of the rollout's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// An order of this stage's own, in place of the rollout's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// What must hold before the next stage starts; of the last stage, before the rollout succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
@@ -51,6 +55,7 @@ impl Stage {
             max_devices: None,
             rate: None,
             ramp: None,
+            order: None,
             gate: None,
         }
     }

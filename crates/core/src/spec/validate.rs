@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Problem;
-use super::{Exclusion, Gate, NoContent, Ramp, RampOf, RolloutSpec, Rung, Stage, Target};
+use super::{Exclusion, Gate, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target};
 use crate::message::Ack;
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
@@ -56,6 +56,7 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             format!("is {}; from 1 to {MAX_WEIGHT} is allowed", spec.weight),
         ));
     }
+    order(spec, spec.order.as_ref(), "order", &mut problems);
     if let Some(given) = &spec.ramp {
         ramp(spec, given, "ramp", &mut problems);
     }
@@ -229,12 +230,29 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             ));
         }
         selector(&format!("{field}.tags"), &stage.tags, problems);
+        order(
+            spec,
+            stage.order.as_ref(),
+            &format!("{field}.order"),
+            problems,
+        );
         if let Some(given) = &stage.ramp {
             ramp(spec, given, &format!("{field}.ramp"), problems);
         }
         if let Some(given) = &stage.gate {
             gate(spec, stage, given, &format!("{field}.gate"), problems);
         }
+    }
+}
+
+fn order(spec: &RolloutSpec, order: Option<&Order>, field: &str, problems: &mut Vec<Problem>) {
+    if let Some(Order::By(tag)) = order
+        && !spec.batch_by.contains(tag)
+    {
+        let what = format!(
+            "tag {tag} must be one of batch_by, so that all devices of a batch have one place"
+        );
+        problems.push(Problem::new(format!("{field}.by"), what));
     }
 }
 

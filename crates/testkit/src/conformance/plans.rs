@@ -1,8 +1,8 @@
 //! Cases: rollouts, their records and their plans.
 
-use twincast_core::ids::{BatchId, RolloutName, Version};
+use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, Group};
+use twincast_core::plan::{Batch, Group, Place};
 use twincast_core::ports::{Created, Store};
 use twincast_core::rollout::{Event, PlanId};
 
@@ -223,6 +223,44 @@ pub async fn finished_batches_are_passed_over(subject: Subject) {
         .unwrap();
     let held: Vec<_> = statuses.iter().map(|s| s.held.is_some()).collect();
     assert_eq!(held, [false, true, false]);
+}
+
+/// By stage, then by place, then by number; and so when some are done.
+pub async fn batches_are_released_in_their_order(subject: Subject) {
+    let store = &*subject.store;
+    let made = [
+        (0, 1, Some("9")),
+        (1, 0, None),
+        (2, 0, Some("b")),
+        (3, 0, Some("10")),
+        (4, 0, Some("a")),
+        (5, 0, Some("9")),
+        (6, 1, Some("-1")),
+        (7, 0, Some("aa")),
+        (8, 0, Some("9")),
+    ];
+    let made = made.map(|(id, stage, value)| {
+        let mut batch = batch_on(id, "a", stage, 1);
+        batch.header.place = Place::of_value(value);
+        batch
+    });
+    running(store, "r", made.to_vec()).await;
+    let expected = [5, 8, 3, 4, 7, 2, 1, 6, 0];
+    assert_eq!(open(store, "a", 99).await, expected);
+    assert_eq!(open(store, "a", 4).await, expected[..4]);
+    for id in [8, 7] {
+        let lease = leased(store, &name("r"), id, "w").await;
+        let sent = [report(0, Outcome::Enqueued)];
+        store.record(&lease, &sent, TTL).await.unwrap();
+    }
+    assert_eq!(open(store, "a", 99).await, [5, 3, 4, 2, 1, 6, 0]);
+    let first = store
+        .open_batches(&name("r"), &hub("a"), StageIndex(0), 99)
+        .await;
+    let first = first.unwrap().into_iter().map(|status| status.header.id.0);
+    assert_eq!(first.collect::<Vec<_>>(), [5, 3, 4, 2, 1]);
+    let planned = store.batches(&name("r"), None, 99).await.unwrap();
+    assert_eq!(planned[2].header, made[2].header);
 }
 
 /// Headers, groups, and devices in order, in batches of any size.

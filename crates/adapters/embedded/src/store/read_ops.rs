@@ -93,12 +93,14 @@ pub(super) fn open_batches(
 ) -> Result<Vec<BatchStatus>, Fault> {
     let head = known_head(&tables.heads, name)?;
     let mut found = Vec::new();
-    let range = (head.series, 0, 0)..=(head.series, wanted.through.0, u32::MAX);
-    for row in tables.open.range(range)? {
-        if found.len() == wanted.limit {
+    for row in tables.open.range((head.series, 0, "", 0)..)? {
+        let (mark, _) = row?;
+        let (series, stage, _, id) = mark.value();
+        let is_past = series != head.series || stage > wanted.through.0;
+        if is_past || found.len() == wanted.limit {
             break;
         }
-        let status = status(tables, leases, now, &head, BatchId(row?.0.value().2))?;
+        let status = status(tables, leases, now, &head, BatchId(id))?;
         if status.header.hub == *wanted.hub {
             found.push(status);
         }
@@ -320,9 +322,13 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
             *sum += number;
         }
     }
-    let range = (head.series, 0, 0)..=(head.series, u16::MAX, u32::MAX);
-    for row in tables.open.range(range)? {
-        let id = BatchId(row?.0.value().2);
+    for row in tables.open.range((head.series, 0, "", 0)..)? {
+        let (mark, _) = row?;
+        let (series, _, _, id) = mark.value();
+        if series != head.series {
+            break;
+        }
+        let id = BatchId(id);
         if tables.batches.get(key(head.series, id))?.is_none() {
             return Err(Fault::damaged(format!("batch {id} is open but not there")));
         }

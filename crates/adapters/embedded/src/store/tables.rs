@@ -7,7 +7,7 @@
 //! | `heads` | name | what the other operations need of the record: series, version, try, stance, stage |
 //! | `batches` | series, batch | the header, JSON |
 //! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
-//! | `open` | series, stage, batch | nothing; is there while a send is owed to any device |
+//! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
@@ -32,7 +32,7 @@ use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -43,7 +43,7 @@ pub(super) type Series = u32;
 /// The key of what there is one of for each batch.
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
-pub(super) type OpenKey = (u32, u16, u32);
+pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
 /// A place in `heads`: series, version, try, stance, stage.
 type StoredHead = (u32, u64, u32, u8, u16);
 
@@ -103,7 +103,7 @@ tables! {
     heads: HEADS &'static str => StoredHead;
     batches: BATCHES BatchKey => &'static [u8];
     counts: COUNTS BatchKey => &'static [u8];
-    open: OPEN OpenKey => ();
+    open: OPEN OpenKey<'static> => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
     codes: CODES (u32, u32, u32) => u32;
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
@@ -298,8 +298,8 @@ pub(super) fn key(series: Series, batch: BatchId) -> BatchKey {
 }
 
 /// The key of an open batch.
-pub(super) fn open_key(series: Series, header: &BatchHeader) -> OpenKey {
-    (series, header.stage.0, header.id.0)
+pub(super) fn open_key(series: Series, header: &BatchHeader) -> OpenKey<'_> {
+    (series, header.stage.0, header.place.as_str(), header.id.0)
 }
 
 /// A batch in words.

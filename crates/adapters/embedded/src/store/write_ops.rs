@@ -339,7 +339,7 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     sweep_rows!(tables.manifests, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.codes, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.outcomes, (series, 0), (series + 1, 0), left);
-    sweep_rows!(tables.open, (series, 0, 0), (series + 1, 0, 0), left);
+    left -= sweep_open(tables, series, left)?;
     sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;
@@ -359,6 +359,23 @@ pub(super) enum Swept {
     Some,
     /// This series is gone.
     Whole(Series),
+}
+
+/// Removes up to `limit` marks of open batches, and says how many.
+fn sweep_open(tables: &mut WriteTables<'_>, series: Series, limit: usize) -> Result<usize, Fault> {
+    let mut marks = Vec::new();
+    for row in tables.open.range((series, 0, "", 0)..)?.take(limit) {
+        let (key, _) = row?;
+        let (of, stage, place, id) = key.value();
+        if of != series {
+            break;
+        }
+        marks.push((stage, place.to_owned(), id));
+    }
+    for (stage, place, id) in &marks {
+        tables.open.remove((series, *stage, place.as_str(), *id))?;
+    }
+    Ok(marks.len())
 }
 
 fn sweep_tallies(tables: &mut WriteTables<'_>, series: Series) -> Result<(), Fault> {

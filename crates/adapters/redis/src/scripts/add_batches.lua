@@ -1,5 +1,5 @@
 -- Adds batches to a plan that is being made. Those that are there stay as they are.
--- ARGV: time, plan, and for each batch: number, header, devices, stage, hub, manifest.
+-- ARGV: time, plan, and for each batch: number, header, devices, stage, hub, place, manifest.
 
 local plan, stance = unpack(redis.call('HMGET', HEAD, 'plan', 'stance'))
 if not plan then return { 'NO_ROLLOUT' } end
@@ -7,12 +7,12 @@ if plan ~= ARGV[2] or stance ~= PLANNING then return { 'SUPERSEDED' } end
 
 local size = redis.call('STRLEN', OUTCOMES)
 local before = size
-for at = 3, #ARGV, 6 do
-  local number, header, devices, stage, hub, manifest = unpack(ARGV, at, at + 5)
+for at = 3, #ARGV, 7 do
+  local number, header, devices, stage, hub, place, manifest = unpack(ARGV, at, at + 6)
   if redis.call('HSETNX', MANIFESTS, number, manifest) == 1 then
     local row = {
       batch = number,
-      first = size * 2, devices = tonumber(devices), stage = stage, hub = hub,
+      first = size * 2, devices = tonumber(devices), stage = stage, hub = hub, place = '.' .. place,
       epoch = '0', strikes = 0, counted_in = '0', ends = 0, holder = NOBODY, counts = {},
     }
     for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = 0 end

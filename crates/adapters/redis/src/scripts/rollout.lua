@@ -12,7 +12,7 @@ local NOBODY = '-'
 
 -- A batch's row in HEAD: all that changes about it, and what is needed for changing it. Its
 -- words: first device, devices, stage, hub, epoch, strikes, version they were counted in,
--- lease's end, holder, and how many devices have each outcome.
+-- lease's end, holder, how many devices have each outcome, and, after a dot, its place.
 -- Gives the rollout's stance and version with it: they are read at once. Without a stance there
 -- is no such rollout, without a row no such batch.
 local function read_row(batch)
@@ -26,6 +26,7 @@ local function read_row(batch)
     ends = tonumber(word()), holder = word(), counts = {},
   }
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
+  row.place = word() or '.'
   return stance, row, version
 end
 
@@ -36,6 +37,7 @@ local function write_row(row)
     whole(row.ends), row.holder,
   }
   for outcome = 0, OUTCOME_COUNT - 1 do words[#words + 1] = whole(row.counts[outcome]) end
+  words[#words + 1] = row.place
   redis.call('HSET', HEAD, row.batch, table.concat(words, ' '))
 end
 
@@ -58,9 +60,11 @@ local function tally(row, outcome)
 end
 
 -- A batch's name in OPEN, where all have the same score and so are in the order of their names:
--- by hub, then by stage, then by number.
+-- by hub, then by stage, then by place, then by number. A place has digits only, which are above the dash: so a shorter
+-- place is before one that begins with it.
 local function open_name(row)
-  return row.hub .. ':' .. string.format('%05.0f:%010.0f', tonumber(row.stage), tonumber(row.batch))
+  local stage, batch = tonumber(row.stage), tonumber(row.batch)
+  return row.hub .. string.format(':%05.0f:%s-%010.0f', stage, string.sub(row.place, 2), batch)
 end
 
 -- The outcomes of the devices `from` to `to` of a batch, two to a byte, the earlier one in the

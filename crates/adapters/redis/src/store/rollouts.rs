@@ -85,6 +85,7 @@ impl Store for RedisStore {
                 .arg(header.devices)
                 .arg(header.stage.0)
                 .arg(header.hub.as_str())
+                .arg(header.place.as_str())
                 .arg(pack(devices));
         }
         self.run("add batches to", Subject::Plan(name, plan), &run)

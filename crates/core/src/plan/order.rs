@@ -1,0 +1,246 @@
+//! In which order a stage's batches are released.
+//!
+//! The planner sees devices in a stream and keeps none of them, so it cannot sort. It gives each batch a
+//! [`Place`], and the store hands batches out in the order of their places.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cohort, DeviceList, Group};
+use crate::ids::StageIndex;
+use crate::spec::{Order, RolloutSpec};
+
+/// A batch's place among those of its stage and hub: hexadecimal digits, compared as text. Batches of one place are
+/// in the order of their numbers; without an order, all have the same place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Place(String);
+
+/// So many bytes of a tag's value decide; values that begin with the same ones are in one place.
+pub const COMPARED: usize = 40;
+
+impl Place {
+    /// The place of a tag's value, ascending: numbers by their size, then texts byte by byte, then devices without the tag.
+    #[must_use]
+    pub fn of_value(value: Option<&str>) -> Self {
+        let Some(value) = value else {
+            return Self("2".into());
+        };
+        let number = value.trim().parse::<f64>().ok();
+        if let Some(number) = number.filter(|number| number.is_finite()) {
+            return Self(format!("0{:016x}", ascending(number)));
+        }
+        let bytes = value.bytes().take(COMPARED);
+        let digits: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("1{digits}"))
+    }
+
+    /// A place that is as good as random, and always the same.
+    fn of_cohort(cohort: Cohort) -> Self {
+        Self(format!("{:016x}", cohort.0))
+    }
+
+    /// The digits; none where there is no order.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// There is no order.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The bits of a finite number, so that greater numbers have greater bits.
+fn ascending(number: f64) -> u64 {
+    // Zero has two forms, which are one number.
+    let bits = (number + 0.0).to_bits();
+    if bits >> 63 == 1 {
+        !bits
+    } else {
+        bits | 1 << 63
+    }
+}
+
+/// Puts a batch in its place, and its devices in order, as its stage wants it.
+#[must_use]
+pub fn arrange(
+    spec: &RolloutSpec,
+    stage: StageIndex,
+    group: &Group,
+    devices: DeviceList,
+) -> (Place, DeviceList) {
+    match spec.order_of(stage) {
+        None => (Place::default(), devices),
+        Some(Order::By(tag)) => {
+            let own = group.0.iter().find(|(name, _)| name == tag.as_str());
+            let value = own.and_then(|(_, value)| value.as_deref());
+            (Place::of_value(value), devices)
+        }
+        Some(Order::Shuffled) => {
+            let mut ids: Vec<_> = (0..devices.len()).map(|index| devices.get(index)).collect();
+            let place = ids.first().map(|first| {
+                // Another salt than the devices' own: of two batches, the larger one is not to be the earlier one.
+                Place::of_cohort(Cohort::of(first, &format!("{}\0batches", spec.salt())))
+            });
+            ids.sort_by_cached_key(|id| (Cohort::of(id, spec.salt()), id.clone()));
+            let mut shuffled = DeviceList::default();
+            ids.iter().for_each(|id| shuffled.push(id));
+            (place.unwrap_or_default(), shuffled)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::DeviceId;
+
+    #[test]
+    fn values_ascend() {
+        let long = "x".repeat(COMPARED);
+        let ascending = [
+            Some("-1e300"),
+            Some("-10"),
+            Some("-2.5"),
+            Some("0"),
+            Some("0.001"),
+            Some("9"),
+            Some("10"),
+            Some("1e5"),
+            Some("100001"),
+            Some(""),
+            Some(" "),
+            Some("1-north"),
+            Some("A"),
+            Some("a"),
+            Some("a!"),
+            Some("aa"),
+            Some("b"),
+            Some("inf"),
+            Some(long.as_str()),
+            Some("\u{e9}u"),
+            None,
+        ];
+        for pair in ascending.windows(2) {
+            let places = [Place::of_value(pair[0]), Place::of_value(pair[1])];
+            assert!(places[0] < places[1], "{pair:?}: {places:?}");
+            // As a store may compare them, with what comes after.
+            let [one, other] = places.map(|place| format!("{}-0000000001", place.as_str()));
+            assert!(one < other, "{pair:?}");
+        }
+        assert_eq!(Place::of_value(Some("-0")), Place::of_value(Some("0")));
+        assert_eq!(Place::of_value(Some("07")), Place::of_value(Some("7")));
+        assert_eq!(
+            Place::of_value(Some(&format!("{long}1"))),
+            Place::of_value(Some(&format!("{long}2")))
+        );
+    }
+
+    fn spec(order: &str) -> RolloutSpec {
+        let text = format!(
+            "{{name: r, target: {{all: true}}, batch_by: [region, site], message: {{body: {{text: hi}}}}, {order}}}"
+        );
+        RolloutSpec::read("x", &text).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn list(range: std::ops::Range<u32>) -> DeviceList {
+        let mut list = DeviceList::default();
+        for n in range {
+            list.push(&DeviceId::new(format!("d-{n}")).unwrap());
+        }
+        list
+    }
+
+    #[test]
+    fn a_stage_has_its_own_order_or_the_rollouts() {
+        let spec = spec(
+            "order: {by: site}, stages: [{name: a, percent: 1}, {name: b, percent: 2, order: shuffled}]",
+        );
+        let group = Group(vec![
+            ("region".into(), Some("eu".into())),
+            ("site".into(), Some("7".into())),
+        ]);
+        let (place, devices) = arrange(&spec, StageIndex(0), &group, list(0..9));
+        assert_eq!((place, &devices), (Place::of_value(Some("7")), &list(0..9)));
+        let (place, devices) = arrange(&spec, StageIndex(1), &group, list(0..9));
+        assert!(!place.is_none());
+        assert_ne!(devices, list(0..9));
+        let rest = arrange(&spec, StageIndex(2), &Group::default(), list(0..9));
+        assert_eq!(rest.0, Place::of_value(None));
+    }
+
+    #[test]
+    fn what_an_order_cannot_be_is_named() {
+        for (order, wrong) in [
+            (
+                "order: {by: ring}",
+                "order.by: tag ring must be one of batch_by",
+            ),
+            ("order: sorted", "unknown variant `sorted`"),
+            (
+                "stages: [{name: s, order: {by: ring}}]",
+                "stages[0].order.by: tag ring must be",
+            ),
+        ] {
+            let text = format!(
+                "{{name: r, target: {{all: true}}, batch_by: [site], message: {{body: {{text: hi}}}}, {order}}}"
+            );
+            let found = RolloutSpec::read("x", &text).unwrap_err().to_string();
+            assert!(found.contains(wrong), "{wrong:?} is not in {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_shuffle_spreads_batches_and_always_the_same_way() {
+        let spec = spec("order: shuffled");
+        let places: Vec<_> = (0..1_000)
+            .map(|n| {
+                arrange(
+                    &spec,
+                    StageIndex(0),
+                    &Group::default(),
+                    list(n * 5..n * 5 + 5),
+                )
+                .0
+            })
+            .collect();
+        let mut sorted: Vec<_> = (0..1_000).collect();
+        sorted.sort_by_key(|n| &places[*n]);
+        // The mean distance of a random order is a third.
+        let moved: usize = sorted
+            .iter()
+            .enumerate()
+            .map(|(at, n)| at.abs_diff(*n))
+            .sum();
+        assert!((300_000..370_000).contains(&moved), "{moved}");
+        assert_eq!(
+            places[3],
+            arrange(&spec, StageIndex(0), &Group::default(), list(15..20)).0
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_ascend(a in any::<f64>(), b in any::<f64>()) {
+            prop_assume!(a.is_finite() && b.is_finite() && a < b);
+            let place = |number: f64| Place::of_value(Some(&format!("{number:?}")));
+            prop_assert!(place(a) < place(b));
+        }
+
+        #[test]
+        fn nobody_is_lost_in_a_shuffle(from in 0u32..1_000, devices in 0u32..50) {
+            let all = list(from..from + devices);
+            let (_, shuffled) = arrange(&spec("order: shuffled"), StageIndex(0), &Group::default(), all.clone());
+            let sorted = |list: &DeviceList| {
+                let mut ids: Vec<_> = list.iter().map(str::to_owned).collect();
+                ids.sort_unstable();
+                ids
+            };
+            prop_assert_eq!(sorted(&shuffled), sorted(&all));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How fast devices are sent to, and in which order: ramps and orders. What is believed of times is the hub's own account.
+
+use std::time::Duration;
+
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+
+use crate::harness::{Room, Signal, eventually};
+
+/// A hub in this process with devices of three sites, of which one has no number, and none; listed in no order.
+fn hub_of_sites(runtime: &tokio::runtime::Runtime, each: usize) -> RunningHub {
+    let group = |site: &str, tags: &str| {
+        format!("{{count: {each}, id: \"{site}-{{index:02}}\", tags: {{type: fridge{tags}}}}}")
+    };
+    let groups = [
+        group("none", ""),
+        group("ten", ", site: 10"),
+        group("north", ", site: north"),
+        group("nine", ", site: \"9\""),
+    ];
+    let fleet = format!("{{seed: 3, groups: [{}]}}", groups.join(", "));
+    let config = HubConfig {
+        unlimited: true,
+        feedback_interval: Duration::from_millis(100),
+        ..HubConfig::with_fleet(Fleet::from_yaml(&fleet).expect("a fleet"))
+    };
+    let started = runtime.block_on(twincast_emulator::start(config));
+    started.expect("a hub on free ports")
+}
+
+/// The milliseconds at which the devices of a site were sent to, ascending.
+fn times(hub: &RunningHub, site: &str, each: usize) -> Vec<u64> {
+    let messages = (0..each).flat_map(|n| {
+        let id = format!("{site}-{n:02}");
+        hub.hub().messages(&id).unwrap_or_default()
+    });
+    let mut times: Vec<_> = messages.map(|message| message.enqueued_ms).collect();
+    times.sort_unstable();
+    times
+}
+
+/// A ramp from 600 to 2400 a minute, and sites in the order of their numbers. The program is stopped in between; what the
+/// ramp has reached then is where it goes on.
+#[test]
+fn a_ramp_rises_and_an_order_is_kept() {
+    const EACH: usize = 60;
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_of_sites(&runtime, EACH);
+    let room = Room::of(&hub);
+    room.write(
+        "ramped.yaml",
+        "name: ramped\ntarget: { tags: { type: fridge } }\nbatch_by: [site]\n\
+         message: { body: { text: hi } }\norder: { by: site }\n\
+         ramp: { base: 600/min, factor: 2, every: 80, up_to: 2400/min }\n",
+    );
+    let plan = room
+        .run(&["--json", "plan", "ramped.yaml"])
+        .expect(0)
+        .json();
+    // 80 at 10 a second, 80 at 20, 80 at 40, a per cent slower.
+    let expected = (8.0 + 4.0 + 2.0) / 0.99;
+    let predicted = plan["estimate"]["sending_seconds"].as_f64();
+    assert!(
+        predicted.is_some_and(|seconds| (seconds - expected).abs() < 0.01),
+        "{plan}"
+    );
+
+    let run = room.start(&["run", "ramped.yaml"]);
+    eventually("the ramp's second step to be reached", || {
+        (hub.hub().summary().accepted >= 100).then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    run.wait().expect(130);
+    let status = room.run(&["--json", "status", "ramped"]).expect(0).json();
+    let ramp = &status["ramp"];
+    assert_eq!(ramp["rate_per_minute"], 1200.0, "{status}");
+    assert_eq!(ramp["next"]["counted"], 160, "{status}");
+    assert_eq!(ramp["next"]["rate_per_minute"], 2400.0, "{status}");
+    let text = room.run(&["status", "ramped"]).expect(0).stdout;
+    let line = "ramp: 1200/min through each hub with 1";
+    assert!(text.contains(line), "{text}");
+    room.run(&["run", "ramped.yaml"]).expect(0);
+
+    let sites: Vec<_> = ["nine", "ten", "north", "none"]
+        .into_iter()
+        .map(|site| times(&hub, site, EACH))
+        .collect();
+    for pair in sites.windows(2) {
+        let middle = |times: &[u64]| times[times.len() / 2];
+        assert!(pair[0][0] < pair[1][0], "{sites:?}");
+        assert!(middle(&pair[0]) < middle(&pair[1]), "{sites:?}");
+    }
+    assert!(sites[0][EACH / 4] < sites[1][0], "{sites:?}");
+    let mut all = sites.concat();
+    all.sort_unstable();
+    // Before the first step no second had more than ten, but for the way to the hub.
+    let first = all[0];
+    let early = all.iter().filter(|at| **at < first + 5_000).count();
+    assert!((45..=53).contains(&early), "{early} in 5 s: {all:?}");
+}
