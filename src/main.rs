@@ -22,6 +22,7 @@ mod specfile;
 mod stages;
 mod stores;
 mod summary;
+mod times;
 
 use clap::Parser as _;
 use twincast_orchestrator::command::Kind;

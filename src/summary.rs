@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
+use twincast_core::account::TimeSpent;
 use twincast_core::ids::RolloutName;
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Store, StoreError};
+use twincast_core::ports::{Clock as _, Store, StoreError};
 use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::time::{Timestamp, friendly};
+use twincast_embedded::SystemClock;
 
 use crate::output::{Output, Style, table, thousands};
 use crate::ramp::RampSummary;
 use crate::stages::{self, StageSummary};
+use crate::times;
 
 /// How many tag groups a summary lists; the rest is one line.
 const GROUPS: usize = 20;
@@ -35,6 +38,8 @@ pub(crate) struct Summary {
     pub(crate) other_groups: u64,
     pub(crate) failures: Vec<FailureSummary>,
     pub(crate) plan_digest: Option<String>,
+    /// For how many seconds it did what.
+    pub(crate) time_seconds: TimeSpent,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,6 +113,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         other_groups,
         failures,
         plan_digest: rollout.plan.as_ref().map(|plan| plan.digest.clone()),
+        time_seconds: rollout.time_spent(SystemClock::start().now()),
     })
 }
 
@@ -224,27 +230,44 @@ impl Summary {
                 ));
             }
         }
-        if !self.failures.is_empty() {
-            lines.push(String::new());
-            lines.push("  Not sent:".to_owned());
-            for failure in &self.failures {
-                let more = if failure.devices > failure.samples.len() as u64 {
-                    ", ..."
-                } else {
-                    ""
-                };
-                lines.push(format!(
-                    "  {:>9}  {}  {}",
-                    thousands(failure.devices),
-                    failure.reason,
-                    output.paint(
-                        Style::Dim,
-                        &format!("({}{more})", failure.samples.join(", "))
-                    )
-                ));
-            }
+        self.list_failures("Not sent:", false, output, &mut lines);
+        self.list_failures("Sent, and not taken:", true, output, &mut lines);
+        let times = times::as_table(&self.time_seconds);
+        if !times.is_empty() {
+            lines.extend([String::new(), times]);
         }
         lines.join("\n")
+    }
+
+    /// The failures of devices that the hub has taken the message for, or of the others.
+    fn list_failures(
+        &self,
+        heading: &str,
+        was_sent: bool,
+        output: &Output,
+        lines: &mut Vec<String>,
+    ) {
+        let failures = self.failures.iter();
+        let mut failures = failures
+            .filter(|failure| failure.outcome.was_enqueued() == was_sent)
+            .peekable();
+        if failures.peek().is_some() {
+            lines.extend([String::new(), format!("  {heading}")]);
+        }
+        lines.extend(failures.map(|failure| {
+            let more = if failure.devices > failure.samples.len() as u64 {
+                ", ..."
+            } else {
+                ""
+            };
+            let samples = format!("({}{more})", failure.samples.join(", "));
+            format!(
+                "  {:>9}  {}  {}",
+                thousands(failure.devices),
+                failure.reason,
+                output.paint(Style::Dim, &samples)
+            )
+        }));
     }
 
     fn groups_table(&self) -> String {

@@ -25,6 +25,7 @@ use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 use twincast_core::spec::{Opening, Rate};
 
 use crate::Hubs;
+use crate::accounting::WaySeen;
 use crate::measure::{self, NotMeasured};
 use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
@@ -312,6 +313,8 @@ impl Driver {
             rollout: name.clone(),
             source,
         };
+        // What it is doing is noted in the record meanwhile.
+        let rollout = &mut rollout.clone();
         let mut pass = self.config.pass;
         let mut measured = None;
         loop {
@@ -366,20 +369,21 @@ impl Driver {
     /// One look at the current stage: what its gate says, and whether batches are to be rung for.
     async fn release_pass(
         &self,
-        rollout: &Rollout,
+        rollout: &mut Rollout,
         measured: Option<Measured>,
         rung: &mut Rung,
     ) -> Result<Pass, StoreError> {
-        let name = &rollout.spec.name;
         let stage = rollout.stage();
-        let tallies = self.store.tallies(name).await?;
+        let tallies = self.store.tallies(&rollout.spec.name).await?;
         let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
         let unsettled = tallies
             .iter()
             .filter(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
         let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
         let now = self.clock.now();
-        match gate::next(rollout, &counts, !hubs.is_empty(), measured, now) {
+        let next = gate::next(rollout, &counts, !hubs.is_empty(), measured, now);
+        self.note(rollout, &next, &hubs, &mut rung.way).await?;
+        match next {
             Next::Send => {
                 let pace = rollout.spec.pace_of(stage);
                 let rate = pace.rate_at(pace.counted(&tallies));
@@ -408,10 +412,13 @@ impl Driver {
         let now = Instant::now();
         let mut pass = Pass::Waited;
         let mut seen = HashMap::new();
+        let mut any_open = false;
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            for batch in self.open_batches(rollout, hub, rate, released).await? {
+            let open = self.open_batches(rollout, hub, rate, released).await?;
+            any_open |= !open.is_empty();
+            for batch in open {
                 let id = batch.header.id;
                 if batch.quarantined {
                     let reason = format!(
@@ -443,6 +450,7 @@ impl Driver {
         }
         // What was not seen is done.
         rung.seen = seen;
+        rung.way.any_open = any_open;
         Ok(pass)
     }
 
@@ -593,6 +601,8 @@ struct Rung {
     /// The released batches.
     seen: HashMap<BatchId, Seen>,
     depths: HashMap<HubName, (Instant, Depth)>,
+    /// What keeps its sends, as far as it was seen.
+    way: WaySeen,
 }
 
 /// When a batch was last rung for or seen to be worked on, and how often it was rung for since.

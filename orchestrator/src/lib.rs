@@ -9,6 +9,7 @@
 //!   world what happened, [`metrics`] tells Prometheus.
 
 pub mod accept;
+mod accounting;
 pub mod command;
 pub mod driver;
 pub mod events;

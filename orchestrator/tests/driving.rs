@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use twincast_core::account::Activity;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
@@ -144,6 +145,33 @@ async fn a_rollout_is_planned_released_and_ended() {
     let rollout = driving.await.unwrap();
     assert_eq!(rollout.phase, Phase::Succeeded);
     assert_eq!(rollout.plan.unwrap().devices, 1_000);
+}
+
+/// A hub's refusal shows in the rollout's account until its pace is back, and the account adds up.
+#[tokio::test(start_paused = true)]
+async fn time_that_a_hub_throttles_is_booked_as_that() {
+    let bench = bench(100, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    bench.store.throttled(&build::hub("a"), None).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench
+        .settle(delivery.dispatch.batch, Outcome::Enqueued)
+        .await;
+    delivery.ticket.ack().await.unwrap();
+    let rollout = driving.await.unwrap();
+    let end = rollout.changed_at;
+    let spent = rollout.time_spent(end.plus(Duration::from_secs(99)));
+    assert_eq!(spent.total(), end.since(rollout.created_at));
+    // The pace is cut by 30 %, and wins back one a second.
+    let throttled = spent.on(Activity::Throttled).as_secs();
+    assert!((29..=33).contains(&throttled), "{throttled}");
+    let sending = spent.on(Activity::Sending).as_secs();
+    assert!((47..=53).contains(&sending), "{sending}");
+    assert_eq!(rollout.version.0, 4, "notes are no changes");
 }
 
 #[tokio::test(start_paused = true)]

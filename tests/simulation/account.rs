@@ -320,6 +320,7 @@ impl Watch for Account {
         let mut books = self.books();
         let window = self.plan.worker.window;
         match what {
+            Witnessed::Saved(rollout) if books.is_note(rollout) => {}
             Witnessed::Saved(rollout) => {
                 books.saved(by, rollout);
                 books.counts_gates(rollout);
@@ -392,6 +393,23 @@ impl Books {
         }
     }
 
+    /// What a rollout does was noted: nothing has happened to it.
+    fn is_note(&mut self, rollout: &Rollout) -> bool {
+        let name = &rollout.spec.name;
+        let Some(before) = self.rollouts.get_mut(name) else {
+            return false;
+        };
+        if before.latest.version != rollout.version {
+            return false;
+        }
+        before.latest.account = rollout.account.clone();
+        if before.latest != *rollout {
+            self.wrong
+                .push(format!("{name} changed, and its version did not"));
+        }
+        true
+    }
+
     fn saved(&mut self, by: &Process, rollout: &Rollout) {
         let name = &rollout.spec.name;
         let phase = rollout.phase.as_str();
@@ -399,6 +417,13 @@ impl Books {
             "{by} moves {name} to {phase}, version {}",
             rollout.version
         ));
+        let spent = rollout.time_spent(rollout.changed_at).total();
+        if spent < rollout.changed_at.since(rollout.created_at) {
+            self.wrong.push(format!(
+                "{name} has spent {spent:?} from {} to {}",
+                rollout.created_at, rollout.changed_at
+            ));
+        }
         let before = self.rollouts.get(name);
         let expected = before.map_or(1, |before| before.latest.version.0 + 1);
         if rollout.version.0 != expected {

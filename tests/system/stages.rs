@@ -242,6 +242,9 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     });
     run.wait().expect(0);
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
+    let status = room.run(&["--json", "status", "later"]).expect(0).json();
+    let waited = status["time_seconds"]["outside_window"].as_u64();
+    assert!((2..=4).contains(&waited.expect("seconds")), "{status}");
 }
 
 /// They complete the message and report the change; seconds later they are back where they were.

@@ -236,6 +236,12 @@ impl HubPermits {
         grant
     }
 
+    /// What of the hub's quota is used at `now`, see [`Limiter::factor`].
+    #[must_use]
+    pub fn factor(&self, now: Timestamp) -> f64 {
+        self.limiter.factor(now)
+    }
+
     /// The hub refused a send for its quota, see [`Limiter::throttled`].
     pub fn throttled(&mut self, now: Timestamp, retry_after: Option<Duration>) {
         self.limiter.throttled(now, retry_after);

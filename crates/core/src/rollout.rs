@@ -20,6 +20,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
 use crate::ids::{StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
@@ -427,6 +428,9 @@ pub struct Rollout {
     pub created_at: Timestamp,
     /// When its phase last changed.
     pub changed_at: Timestamp,
+    /// For how long it has done what. Older records have none.
+    #[serde(default)]
+    pub account: Account,
     /// What happened to it, oldest first; the newest [`Rollout::HISTORY`].
     pub history: Vec<HistoryEntry>,
 }
@@ -468,6 +472,7 @@ impl Rollout {
             stages: Vec::new(),
             created_at: now,
             changed_at: now,
+            account: Account::opened(now),
             history: vec![HistoryEntry {
                 version: Version(1),
                 at: now,
@@ -508,6 +513,7 @@ impl Rollout {
             return Ok(None);
         }
         next.version.0 += 1;
+        next.book(&self.phase, &event, now);
         if next.phase != self.phase || event == Event::PlanningStarted {
             next.changed_at = now;
         }

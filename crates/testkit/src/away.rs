@@ -173,6 +173,10 @@ impl Store for AwayStore {
         self.store().await?.throttled(hub, retry_after).await
     }
 
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+        self.store().await?.factor(hub).await
+    }
+
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         self.store().await?.open_link(hub).await
     }

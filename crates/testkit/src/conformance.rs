@@ -125,6 +125,7 @@ macro_rules! store_conformance {
             what_is_not_there_is_told
             names_ascend
             a_save_is_a_compare_and_swap
+            a_note_is_no_change
             records_read_back_whole
             a_new_try_leaves_no_trace_of_the_old
             only_the_current_try_is_added_to
@@ -159,6 +160,7 @@ macro_rules! store_conformance {
             hubs_have_quotas_of_their_own
             a_rollout_keeps_to_its_own_limit
             a_throttle_holds_everyone_back
+            a_throttle_shows_until_it_is_made_up_for
             rollouts_share_by_weight
             links_have_a_budget
             agrees_with_the_arithmetic

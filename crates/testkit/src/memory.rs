@@ -389,6 +389,15 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+        let now = self.clock.now();
+        let state = self.state();
+        Ok(state
+            .hubs
+            .get(hub)
+            .map_or(1.0, |limiter| limiter.factor(now)))
+    }
+
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();

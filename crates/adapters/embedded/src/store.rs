@@ -369,6 +369,11 @@ impl Store for EmbeddedStore {
         Ok(())
     }
 
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(permits.factor(self.clock.now(), hub))
+    }
+
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(permits.open_link(self.clock.now(), hub))

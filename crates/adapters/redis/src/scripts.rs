@@ -45,6 +45,7 @@ pub(crate) struct Scripts {
     pub(crate) retire: Script,
     pub(crate) take_permits: Script,
     pub(crate) throttled: Script,
+    pub(crate) factor: Script,
     pub(crate) open_link: Script,
 }
 
@@ -75,6 +76,7 @@ impl Scripts {
             retire: Script::new(&common, include_str!("scripts/retire.lua")),
             take_permits: Script::new(&hub, include_str!("scripts/take_permits.lua")),
             throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
+            factor: Script::new(&hub, include_str!("scripts/factor.lua")),
             open_link: Script::new(&common, include_str!("scripts/open_link.lua")),
         }
     }

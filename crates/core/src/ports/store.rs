@@ -159,6 +159,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Replaces a record by one that was made from its version `from`.
     ///
+    /// A record of the same version as before differs in its `account` only: nothing has happened to
+    /// the rollout, and nobody is fenced by it.
+    ///
     /// When the new record has another `plan_id`, all batches of older tries are gone with it.
     /// [`StoreError::Superseded`] when the stored version is another.
     async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError>;
@@ -243,6 +246,10 @@ pub trait Store: Send + Sync + 'static {
         hub: &HubName,
         retry_after: Option<Duration>,
     ) -> Result<(), StoreError>;
+
+    /// What of a hub's quota its limiter uses now: 1 when all is well, less for a while after the hub
+    /// has refused sends. Changes nothing.
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError>;
 
     /// Reserves the opening of one link to a hub, and says how long to wait before it: links have
     /// a small budget of their own, see [`Links`](crate::permits::Links).

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
-use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
+use twincast_core::permits::{CLIMB_PER_SECOND, CUT, Grant, HubPermits, Links, PermitRequest};
 use twincast_core::ports::Clock;
 
 use super::Subject;
@@ -99,6 +99,25 @@ pub async fn a_throttle_holds_everyone_back(subject: Subject) {
     subject.clock.advance(pause);
     let slower = a_minute(&subject, &ask).await;
     assert!((4_200..5_990).contains(&slower), "{slower} of 6000");
+}
+
+/// The factor falls by the cut, and climbs back; that of another hub stays.
+pub async fn a_throttle_shows_until_it_is_made_up_for(subject: Subject) {
+    let store = &*subject.store;
+    let factor = async |on: &str| store.factor(&hub(on)).await.unwrap();
+    assert_eq!(factor("a").await, 1.0, "a hub that nobody has used");
+    store.take_permits(&request("a", 9, 600.0)).await.unwrap();
+    assert_eq!(factor("a").await, 1.0);
+    store.throttled(&hub("a"), None).await.unwrap();
+    let close = |found: f64, expected: f64| (found - expected).abs() < 1e-9;
+    let cut = factor("a").await;
+    assert!(close(cut, CUT), "{cut}");
+    assert_eq!(factor("b").await, 1.0);
+    subject.clock.advance(Duration::from_secs(10));
+    let later = factor("a").await;
+    assert!(close(later, CUT + 10.0 * CLIMB_PER_SECOND), "{later}");
+    subject.clock.advance(Duration::from_secs(60));
+    assert_eq!(factor("a").await, 1.0);
 }
 
 /// Two that want all get what their weights say, and together the whole.

@@ -1,10 +1,11 @@
 //! Cases: rollouts, their records and their plans.
 
+use twincast_core::account::Activity;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, Group, Place};
-use twincast_core::ports::{Created, Store};
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::ports::{Clock as _, Created, Store};
+use twincast_core::rollout::{Event, PlanId, Wanted};
 
 use super::Subject;
 use crate::assert_refused;
@@ -94,6 +95,33 @@ pub async fn a_save_is_a_compare_and_swap(subject: Subject) {
     let late = after(&first, aborted());
     assert_refused!(store.save(&late, first.version).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
+}
+
+/// What a rollout does is noted without a new version: it is read back, and fences nobody.
+pub async fn a_note_is_no_change(subject: Subject) {
+    let store = &*subject.store;
+    let before = running(store, "r", vec![batch(0, 3)]).await;
+    let lease = leased(store, &before.spec.name, 0, "w").await;
+    let now = subject.clock.now();
+    let noted = before
+        .noting(Activity::Throttled, now)
+        .expect("it was sending");
+    store.save(&noted, before.version).await.unwrap();
+    assert_eq!(
+        store.version(&name("r")).await.unwrap(),
+        Some(before.version)
+    );
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(noted));
+    let wanted = store.record(&lease, &[], TTL).await.unwrap();
+    assert_eq!(wanted, Wanted::GoOn);
+    assert_eq!(ids(store, None, 10).await, [0]);
+
+    let paused = step(store, &before, paused()).await;
+    let late = before
+        .noting(Activity::Baking, now)
+        .expect("it was sending");
+    assert_refused!(store.save(&late, before.version).await, Superseded);
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));
 }
 
 /// What is saved is read, to the last field.

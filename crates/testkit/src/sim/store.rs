@@ -334,6 +334,16 @@ impl Store for SimStore {
         .await
     }
 
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+        let on = hub.clone();
+        self.call(
+            "factor",
+            hub,
+            |truth, _| async move { truth.factor(&on).await },
+        )
+        .await
+    }
+
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         let on = hub.clone();
         self.call("open_link", hub, |truth, _| async move {

@@ -31,6 +31,12 @@ impl Permits {
         hub.throttled(now, retry_after);
     }
 
+    /// What of a hub's quota is used.
+    pub(super) fn factor(&self, now: Timestamp, hub: &HubName) -> f64 {
+        let hub = self.hubs.get(hub);
+        hub.map_or(1.0, |permits| permits.factor(now))
+    }
+
     /// Reserves the opening of a link.
     pub(super) fn open_link(&mut self, now: Timestamp, hub: &HubName) -> Duration {
         self.links.entry(hub.clone()).or_default().open(now)

@@ -246,6 +246,13 @@ impl Store for RedisStore {
         Ok(())
     }
 
+    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+        let (verb, subject) = ("read the pace of", Subject::Hub(hub));
+        let run = self.on_key(self.keys.permits(hub), &SCRIPTS.factor);
+        let factor = self.run(verb, subject, &run).await?.next();
+        factor.map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         let (verb, subject) = ("reserve a link to", Subject::Hub(hub));
         let run = self.on_key(self.keys.links(hub), &SCRIPTS.open_link);
