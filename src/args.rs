@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Validate(ValidateArgs),
     /// Show what became of each device.
     Report(ReportArgs),
+    /// Show where a device is in a rollout, why, and what it waits for.
+    Explain(ExplainArgs),
     /// Run an IoT Hub emulator that the official SDKs accept.
     Hub(HubArgs),
     /// See it all at work: an emulated fleet of refrigerators and a rollout to it.
@@ -237,6 +239,15 @@ pub(crate) struct ReportArgs {
     /// Only devices that do not have the message, or of which it is not known.
     #[arg(long, conflicts_with = "outcome")]
     pub(crate) failed: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// The rollout's name.
+    pub(crate) rollout: String,
+
+    /// The device's id.
+    pub(crate) device: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -88,6 +88,9 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             Some(Command::Report(report)) => {
                 commands::report::report(&report, &settings, output).await
             }
+            Some(Command::Explain(explain)) => {
+                commands::explain::explain(&explain, &settings, output).await
+            }
             Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
             Some(Command::Orchestrator) => {
                 commands::orchestrator::orchestrator(&settings, output).await

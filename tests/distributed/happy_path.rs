@@ -62,6 +62,14 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     assert_eq!(all[0]["sent"], 2 * DEVICES);
     assert_eq!(all[0]["version"], phases.len());
 
+    // Both hubs have a device of this id.
+    let device = ["--json", "explain", "firmware", "d-000042"];
+    let explained = engine.room.run(&device).expect(0).json();
+    let places = explained["places"].as_array().expect("a list");
+    let mut hubs: Vec<_> = places.iter().map(|place| &place["hub"]).collect();
+    hubs.sort_unstable_by_key(|hub| hub.as_str());
+    assert_eq!(hubs, ["north", "south"]);
+
     // The same in YAML, by our own client: it is there already, and nothing is sent again.
     let spec = engine.room.rollout("firmware", "");
     let again = engine

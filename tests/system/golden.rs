@@ -12,6 +12,7 @@ Commands:
   plan          Show what a rollout would do, without sending anything
   validate      Check a rollout's spec and its files
   report        Show what became of each device
+  explain       Show where a device is in a rollout, why, and what it waits for
   hub           Run an IoT Hub emulator that the official SDKs accept
   demo          See it all at work: an emulated fleet of refrigerators and a rollout to it
   schema        Print the JSON Schema of a rollout's spec

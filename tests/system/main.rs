@@ -15,6 +15,7 @@ mod harness;
 mod commands;
 mod crash;
 mod exactly_once;
+mod explain;
 mod faults;
 mod feedback;
 mod golden;

@@ -11,13 +11,14 @@
 //! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
 //! * [`gate`]: the test between two stages;
 //! * [`rollout`] and [`batch`]: the two state machines;
-//! * [`account`]: where a rollout's time goes;
+//! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
 //! * [`permits`]: the arithmetic of a hub's quota;
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
 pub mod account;
 pub mod batch;
 pub mod error;
+pub mod explain;
 pub mod gate;
 pub mod hub;
 pub mod ids;

@@ -1,0 +1,439 @@
+//! Why a device is where it is in a rollout, what it waits for, and why it may not be there at all.
+//!
+//! It is told from what is stored: the spec, the plan, the rollout's record. The plan keeps no device's tags, so
+//! of a stage that takes by tags it can be said that a device had them, or that it did not.
+
+use crate::account::Activity;
+use crate::batch::BatchStatus;
+use crate::ids::{DeviceId, StageIndex, StageName};
+use crate::message::Ack;
+use crate::outcome::Outcome;
+use crate::plan::Cohort;
+use crate::query;
+use crate::rollout::{Phase, Rollout};
+use crate::spec::{Exclusion, Opening, Order, RolloutSpec, Stage};
+use crate::time::Timestamp;
+
+/// Why a stage has taken a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageReason {
+    /// The stage.
+    pub stage: StageName,
+    /// What it has taken the device by.
+    pub because: String,
+    /// The stages before it, and why they have not taken it.
+    pub passed_over: Vec<(StageName, String)>,
+}
+
+/// Why the plan has put a device with this cohort into this stage. `None` for a stage that the spec does not have.
+#[must_use]
+pub fn why_stage(spec: &RolloutSpec, stage: StageIndex, cohort: Cohort) -> Option<StageReason> {
+    let stages = spec.all_stages();
+    let (before, from) = stages.split_at_checked(usize::from(stage.0))?;
+    let own = from.first()?;
+    let rules = rules(own, cohort);
+    let because = match (rules.as_slice(), before) {
+        ([], []) => "it takes all devices".to_owned(),
+        ([], _) => "it takes all that the stages before it have left".to_owned(),
+        (rules, _) => format!("it takes {}", rules.join(", and of these ")),
+    };
+    let passed_over = before.iter().map(|stage| {
+        let rules = self::rules(stage, cohort);
+        (
+            stage.name.clone(),
+            format!("it is not among {}", rules.join(", or of these not among ")),
+        )
+    });
+    Some(StageReason {
+        stage: own.name.clone(),
+        because,
+        passed_over: passed_over.collect(),
+    })
+}
+
+/// What a stage takes, in words.
+fn rules(stage: &Stage, cohort: Cohort) -> Vec<String> {
+    let tags = (!stage.tags.is_empty())
+        .then(|| format!("the devices with {}", query::matching(&stage.tags)));
+    let percent = stage.percent.map(|percent| {
+        let cohort = cohort.fraction();
+        format!("the first {percent} of the target by cohort (its cohort is {cohort:.6})")
+    });
+    let max = stage
+        .max_devices
+        .map(|max| format!("the first {max} by cohort that came to it"));
+    [tags, percent, max].into_iter().flatten().collect()
+}
+
+/// A device's place in a rollout.
+#[derive(Debug, Clone, Copy)]
+pub struct Seat<'a> {
+    /// The rollout.
+    pub rollout: &'a Rollout,
+    /// The device's batch.
+    pub batch: &'a BatchStatus,
+    /// What is known of the device.
+    pub outcome: Outcome,
+}
+
+/// What a device waits for at `now`, in words that follow "waits for"; `None` when it waits for nothing.
+/// `standstill` is what the rollout's current stage waits for.
+#[must_use]
+pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Option<String> {
+    let rollout = seat.rollout;
+    if seat.outcome.is_settled() {
+        let is_asked = rollout.spec.message.ack != Ack::None;
+        let word = "the device to take the message, and the hub to tell of it";
+        return (seat.outcome == Outcome::Enqueued && is_asked).then(|| word.to_owned());
+    }
+    match &rollout.phase {
+        Phase::Accepted | Phase::Planning => Some("the plan to be whole".to_owned()),
+        Phase::Running => Some(while_running(seat, standstill, now)),
+        Phase::Paused { reason } => {
+            Some(format!("the rollout to be resumed; it is paused: {reason}"))
+        }
+        Phase::Halted { reason } => {
+            Some(format!("all rollouts to go on; they are stopped: {reason}"))
+        }
+        Phase::Aborting { reason } => Some(format!(
+            "being skipped; the rollout is being aborted: {reason}"
+        )),
+        Phase::Aborted { .. }
+        | Phase::Succeeded
+        | Phase::FinishedWithFailures
+        | Phase::Failed { .. } => None,
+    }
+}
+
+fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> String {
+    let (rollout, header) = (seat.rollout, &seat.batch.header);
+    let current = rollout.stage();
+    if header.stage > current {
+        let names = (current.0..header.stage.0)
+            .filter_map(|index| Some(rollout.stages.get(usize::from(index))?.name.as_str()));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let standstill = match standstill {
+            Some(waits) => format!("which waits for {waits}"),
+            None => "which is under way".to_owned(),
+        };
+        let first = rollout.stage_progress().map(|stage| stage.name.to_string());
+        let first = first.unwrap_or_default();
+        return if first == names {
+            format!("the turn of its stage, after stage {first}, {standstill}")
+        } else {
+            format!(
+                "the turn of its stage, after stages {names}; now it is the turn of {first}, {standstill}"
+            )
+        };
+    }
+    match rollout.spec.opening(&header.group, now) {
+        Opening::Open { .. } => {}
+        Opening::Closed {
+            until: Some(until),
+            why,
+        } => return format!("{until}: it is {why}"),
+        Opening::Closed { until: None, why } => return format!("ever: it is {why}"),
+    }
+    let worker = match &seat.batch.held {
+        _ if seat.batch.quarantined => {
+            "somebody to look: its batch has brought down the workers that had it".to_owned()
+        }
+        Some(held) => format!(
+            "worker {}, which has its batch until {} or longer",
+            held.by, held.until
+        ),
+        None if seat.batch.lapsed => {
+            "another worker: the one that had its batch has not been heard of".to_owned()
+        }
+        None => match rollout.spec.order_of(header.stage) {
+            Some(Order::By(tag)) => format!("its turn in the order of {tag}, and a worker"),
+            Some(Order::Shuffled) | None => "a worker to take its batch".to_owned(),
+        },
+    };
+    match rollout.account.doing() {
+        Activity::Throttled => {
+            format!("{worker}; the hub has refused sends for its quota of late, so they are slower")
+        }
+        _ => worker,
+    }
+}
+
+/// Why a device is not in a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absence {
+    /// What is certain; nothing else need be looked at then.
+    pub certain: Option<String>,
+    /// What may be.
+    pub possible: Vec<String>,
+    /// The query that tells, on each hub, whether the device is in the target now.
+    pub query: String,
+}
+
+/// Why a device may not be in a rollout's plan, as far as its spec says it.
+#[must_use]
+pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
+    let target = &spec.target;
+    let mut certain = None;
+    let mut possible = vec!["the hubs did not have it when the plan was made".to_owned()];
+    if !target.devices.is_empty() && !target.devices.contains(device) {
+        let listed = target.devices.len();
+        certain = Some(format!(
+            "it is not one of the {listed} ids in target.devices"
+        ));
+    }
+    if let Some(path) = &target.devices_file {
+        possible.push(format!(
+            "it is not in target.devices_file, {}",
+            path.display()
+        ));
+    }
+    let selected = spec.selected();
+    if !selected.is_empty() {
+        possible.push(format!(
+            "it did not fulfil the target's condition, {selected}"
+        ));
+    }
+    for (index, rule) in target.exclude.iter().enumerate() {
+        let reason = rule.reason.as_ref();
+        let reason = reason
+            .map(|reason| format!(" ({reason})"))
+            .unwrap_or_default();
+        let field = format!("target.exclude[{index}]");
+        let Exclusion {
+            tags,
+            devices,
+            devices_file,
+            ..
+        } = rule;
+        if devices.contains(device) {
+            certain.get_or_insert(format!("{field} leaves it out by its id{reason}"));
+        }
+        if let Some(path) = devices_file {
+            possible.push(format!(
+                "{field} leaves it out{reason}: it is in {}",
+                path.display()
+            ));
+        }
+        if !tags.is_empty() {
+            let tags = query::matching(tags);
+            possible.push(format!("{field} leaves it out{reason}: it had {tags}"));
+        }
+    }
+    let mut id = String::new();
+    query::write_text_literal(device.as_str(), &mut id);
+    let is_it = format!("deviceId = {id}");
+    let condition = query::all_of([is_it.as_str(), spec.condition().as_str()]);
+    Absence {
+        certain,
+        possible,
+        query: format!("SELECT deviceId, tags FROM devices WHERE {condition}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::batch::Held;
+    use crate::ids::{BatchId, Holder, HubName};
+    use crate::outcome::Counts;
+    use crate::plan::{BatchHeader, Group, Place};
+    use crate::rollout::Event;
+
+    const START: Timestamp = Timestamp(1_790_000_000_000);
+
+    fn spec(more: &str) -> RolloutSpec {
+        let text = format!("{{name: a, message: {{body: {{text: x}}, ack: full}}, {more}}}");
+        RolloutSpec::read("x", &text).unwrap()
+    }
+
+    const STAGES: &str = "target: {all: true}, stages: [{name: canary, tags: {ring: canary}}, \
+        {name: tenth, percent: 10}, {name: few, tags: {ring: [a, b]}, percent: 50, max_devices: 7}]";
+
+    #[test]
+    fn a_stage_says_what_it_took_a_device_by() {
+        let because = |spec: &RolloutSpec, stage| {
+            let why = why_stage(spec, StageIndex(stage), Cohort(1 << 61))?;
+            let passed = why.passed_over.into_iter();
+            let passed: Vec<_> = passed
+                .map(|(stage, why)| format!("{stage}: {why}"))
+                .collect();
+            Some((why.because, passed.join("; ")))
+        };
+        let staged = spec(STAGES);
+        let tenth = "the first 10% of the target by cohort (its cohort is 0.125000)";
+        let canary = "canary: it is not among the devices with tags.ring = 'canary'";
+        let few = "the devices with tags.ring IN ['a', 'b']";
+        let half = "the first 50% of the target by cohort (its cohort is 0.125000)";
+        let expected = [
+            (
+                "it takes the devices with tags.ring = 'canary'".to_owned(),
+                String::new(),
+            ),
+            (format!("it takes {tenth}"), canary.to_owned()),
+            (
+                format!(
+                    "it takes {few}, and of these {half}, and of these the first 7 by cohort that came to it"
+                ),
+                format!("{canary}; tenth: it is not among {tenth}"),
+            ),
+            (
+                "it takes all that the stages before it have left".to_owned(),
+                format!(
+                    "{canary}; tenth: it is not among {tenth}; few: it is not among {few}, or of these not among \
+                    {half}, or of these not among the first 7 by cohort that came to it"
+                ),
+            ),
+        ];
+        for (stage, expected) in (0..).zip(expected) {
+            assert_eq!(because(&staged, stage), Some(expected), "stage {stage}");
+        }
+        assert_eq!(because(&staged, 4), None);
+        let plain = because(&spec("target: {all: true}"), 0).unwrap();
+        assert_eq!(plain, ("it takes all devices".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn what_is_certain_of_an_absent_device_is_told_from_what_may_be() {
+        let device = DeviceId::new("d'1").unwrap();
+        let absence = |more| why_absent(&spec(more), &device);
+        let listed = absence("target: {devices: [a, b]}");
+        assert_eq!(
+            listed.certain.unwrap(),
+            "it is not one of the 2 ids in target.devices"
+        );
+        let left_out = absence(
+            "target: {tags: {type: fridge}, exclude: [{tags: {vip: true}, reason: calm}, {devices: [\"d'1\"], reason: broken}]}",
+        );
+        assert_eq!(
+            left_out.certain.unwrap(),
+            "target.exclude[1] leaves it out by its id (broken)"
+        );
+        let unknown = absence(
+            "target: {tags: {type: fridge}, exclude: [{tags: {vip: true}, reason: calm}, {devices_file: out.txt}]}",
+        );
+        assert_eq!(unknown.certain, None);
+        assert_eq!(
+            unknown.possible,
+            [
+                "the hubs did not have it when the plan was made",
+                "it did not fulfil the target's condition, tags.type = 'fridge'",
+                "target.exclude[0] leaves it out (calm): it had tags.vip = true",
+                "target.exclude[1] leaves it out: it is in out.txt",
+            ]
+        );
+        assert!(
+            unknown
+                .query
+                .starts_with("SELECT deviceId, tags FROM devices WHERE (deviceId = 'd")
+        );
+        assert!(
+            unknown.query.contains("tags.vip != true"),
+            "{}",
+            unknown.query
+        );
+    }
+
+    fn running(more: &str) -> Rollout {
+        let plan = serde_json::json!({
+            "devices": 10, "batches": 4, "digest": "", "hubs": [], "excluded": [], "repeated": 0, "stages": []
+        });
+        let plan = serde_json::from_value(plan).unwrap();
+        let rollout = Rollout::accepted(spec(more), Default::default(), START);
+        let rollout = rollout
+            .after(Event::PlanningStarted, START)
+            .unwrap()
+            .unwrap();
+        let rollout = rollout.after(Event::PlanCompleted { plan }, START);
+        rollout.unwrap().unwrap()
+    }
+
+    fn batch(stage: u16) -> BatchStatus {
+        BatchStatus {
+            header: BatchHeader {
+                id: BatchId(stage.into()),
+                hub: HubName::new("h").unwrap(),
+                stage: StageIndex(stage),
+                group: Group::default(),
+                place: Place::default(),
+                devices: 1,
+            },
+            counts: Counts::pending(1),
+            held: None,
+            lapsed: false,
+            quarantined: false,
+        }
+    }
+
+    fn says(
+        rollout: &Rollout,
+        batch: &BatchStatus,
+        outcome: Outcome,
+        standstill: Option<&str>,
+    ) -> String {
+        let seat = Seat {
+            rollout,
+            batch,
+            outcome,
+        };
+        waits_for(seat, standstill, START).unwrap_or("nothing".into())
+    }
+
+    fn pending(rollout: &Rollout, batch: &BatchStatus) -> String {
+        says(rollout, batch, Outcome::Pending, None)
+    }
+
+    #[test]
+    fn a_device_waits_for_what_stands_before_it() {
+        let rollout = running(STAGES);
+        assert_eq!(pending(&rollout, &batch(0)), "a worker to take its batch");
+        let held = BatchStatus {
+            held: Some(Held {
+                by: Holder::new("w").unwrap(),
+                until: START.plus(Duration::from_secs(10)),
+            }),
+            ..batch(0)
+        };
+        assert_eq!(
+            pending(&rollout, &held),
+            "worker w, which has its batch until 2026-09-21T14:13:30Z or longer"
+        );
+        let lapsed = BatchStatus {
+            lapsed: true,
+            ..batch(0)
+        };
+        assert!(pending(&rollout, &lapsed).starts_with("another worker"));
+        assert_eq!(
+            says(&rollout, &batch(1), Outcome::Pending, Some("an approval")),
+            "the turn of its stage, after stage canary, which waits for an approval"
+        );
+        assert_eq!(
+            pending(&rollout, &batch(3)),
+            "the turn of its stage, after stages canary, tenth, few; now it is the turn of canary, which is under way"
+        );
+        assert_eq!(
+            says(&rollout, &batch(0), Outcome::NotFound, None),
+            "nothing"
+        );
+        let enqueued = says(&rollout, &batch(0), Outcome::Enqueued, None);
+        assert_eq!(
+            enqueued,
+            "the device to take the message, and the hub to tell of it"
+        );
+
+        let pause = Event::PauseRequested {
+            reason: "lunch".into(),
+        };
+        let paused = rollout.after(pause, START).unwrap().unwrap();
+        assert_eq!(
+            pending(&paused, &batch(0)),
+            "the rollout to be resumed; it is paused: lunch"
+        );
+        let later = running("target: {all: true}, schedule: {start_at: 2027-01-01T00:00:00Z}");
+        assert_eq!(
+            pending(&later, &batch(0)),
+            "2027-01-01T00:00:00Z: it is before its start"
+        );
+    }
+}
