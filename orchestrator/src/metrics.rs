@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use twincast_core::account::Activity;
 use twincast_core::ids::{HubName, RolloutName};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Depth, Tally};
 use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
 
 use crate::command::{Answer, Refusal};
 
@@ -27,6 +29,7 @@ pub struct Metrics {
     stage: IntGaugeVec,
     awaits_approval: IntGaugeVec,
     devices: IntGaugeVec,
+    spent: IntGaugeVec,
 }
 
 impl Default for Metrics {
@@ -82,6 +85,11 @@ impl Default for Metrics {
                 "A rollout's devices, by stage (from 0) and outcome.",
                 &["rollout", "stage", "outcome"],
             ),
+            spent: gauges(
+                "twincast_rollout_time_spent_seconds",
+                "For how long a rollout did what; added up, the time since it was accepted.",
+                &["rollout", "activity"],
+            ),
         }
     }
 }
@@ -92,7 +100,7 @@ impl Metrics {
     /// # Errors
     /// When it exports metrics of these names already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 10] = [
+        let all: [Box<dyn Collector>; 11] = [
             Box::new(self.driven.clone()),
             Box::new(self.repairs.clone()),
             Box::new(self.dead_letters.clone()),
@@ -103,6 +111,7 @@ impl Metrics {
             Box::new(self.stage.clone()),
             Box::new(self.awaits_approval.clone()),
             Box::new(self.devices.clone()),
+            Box::new(self.spent.clone()),
         ];
         all.into_iter()
             .try_for_each(|family| registry.register(family))
@@ -148,7 +157,7 @@ pub(crate) struct RolloutMetrics<'a> {
 }
 
 impl RolloutMetrics<'_> {
-    pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally]) {
+    pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally], now: Timestamp) {
         let name = self.name.as_str();
         let phase = rollout.phase.as_str();
         if let Some(before) = self.phase.replace(phase).filter(|before| *before != phase) {
@@ -162,6 +171,10 @@ impl RolloutMetrics<'_> {
         });
         let awaiting = self.of.awaits_approval.with_label_values(&[name]);
         awaiting.set(i64::from(awaits));
+        for (activity, seconds) in rollout.time_spent(now).seconds() {
+            let spent = self.of.spent.with_label_values(&[name, activity.as_str()]);
+            spent.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
         let stages: BTreeSet<u16> = tallies.iter().map(|tally| tally.stage.0).collect();
         for stage in stages {
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage.0 == stage));
@@ -190,6 +203,12 @@ impl Drop for RolloutMetrics<'_> {
         }
         _ = self.of.stage.remove_label_values(&[name]);
         _ = self.of.awaits_approval.remove_label_values(&[name]);
+        for activity in Activity::ALL {
+            _ = self
+                .of
+                .spent
+                .remove_label_values(&[name, activity.as_str()]);
+        }
         for (stage, outcome) in &self.told {
             let labels = [name, &stage.to_string(), outcome.as_str()];
             _ = self.of.devices.remove_label_values(&labels);
@@ -238,13 +257,18 @@ mod tests {
             counts,
         };
         let mut of = metrics.rollout(&rollout.spec.name);
-        of.set(&rollout, &[tally(counts)]);
+        of.set(&rollout, &[tally(counts)], Timestamp(2));
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         counts.shift(Outcome::Pending, Outcome::Refused);
         let rollout = build::after(&rollout, Event::PlanningStarted);
-        of.set(&rollout, &[tally(counts)]);
+        of.set(&rollout, &[tally(counts)], Timestamp(4_002));
+        let (spent, told): (Vec<_>, Vec<_>) = samples(&registry)
+            .into_iter()
+            .partition(|sample| sample.contains("time_spent"));
+        let planning = r#"twincast_rollout_time_spent_seconds{activity="planning",rollout="r"} 4"#;
+        assert!(spent.iter().any(|sample| sample == planning), "{spent:?}");
         assert_eq!(
-            samples(&registry),
+            told,
             [
                 r#"twincast_rollout_awaits_approval{rollout="r"} 0"#,
                 r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="0"} 1"#,

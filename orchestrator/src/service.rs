@@ -303,7 +303,7 @@ impl Orchestrator {
         loop {
             let read = futures::try_join!(self.store.rollout(name), self.store.tallies(name));
             if let Ok((Some(rollout), tallies)) = read {
-                metrics.set(&rollout, &tallies);
+                metrics.set(&rollout, &tallies, self.clock.now());
             }
             tokio::time::sleep(MEASURED_EVERY).await;
         }
