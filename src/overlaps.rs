@@ -1,7 +1,7 @@
 //! Active rollouts that share hubs, and perhaps devices, with one that is planned.
 
 use serde::Serialize;
-use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::ids::{GroupName, HubName, RolloutName};
 use twincast_core::plan::{Overlap, overlap};
 use twincast_core::ports::{Roster as _, StoreError};
 use twincast_core::rollout::Rollout;
@@ -23,8 +23,12 @@ pub(crate) struct Overlapping {
     rollout: RolloutName,
     phase: String,
     hubs: Vec<HubName>,
-    /// `same`: the targets are chosen in the same words. `possible`: some devices may be in both.
+    /// `same`: the targets are chosen in the same words. `possible`: some devices may be in both. `none`: it is shown for
+    /// its group.
     devices: &'static str,
+    /// The group, if both are of one: only one of them can be under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<GroupName>,
 }
 
 impl Overlapping {
@@ -32,15 +36,20 @@ impl Overlapping {
     pub(crate) fn in_words(&self) -> String {
         let hubs: Vec<_> = self.hubs.iter().map(HubName::as_str).collect();
         let devices = match self.devices {
-            "same" => "has the same target",
-            _ => "may send to the same devices",
+            "same" => ", and has the same target",
+            "none" => "",
+            _ => ", and may send to the same devices",
         };
-        format!(
-            "Rollout {} is {} on {}, and {devices}.",
-            self.rollout,
-            self.phase.replace('_', " "),
-            hubs.join(", ")
-        )
+        let on = match hubs.as_slice() {
+            [] => String::new(),
+            hubs => format!(" on {}", hubs.join(", ")),
+        };
+        let group = match &self.group {
+            Some(group) => format!(" It has group {group}, which this one needs, too."),
+            None => String::new(),
+        };
+        let phase = self.phase.replace('_', " ");
+        format!("Rollout {} is {phase}{on}{devices}.{group}", self.rollout)
     }
 }
 
@@ -101,16 +110,20 @@ async fn among(
             .filter(|hub| hubs.contains(hub))
             .collect();
         let devices = match overlap(spec, &rollout.spec) {
-            Overlap::Apart { .. } => continue,
+            _ if shared.is_empty() => "none",
+            Overlap::Apart { .. } => "none",
             Overlap::Possible => "possible",
             Overlap::Same => "same",
         };
-        if !shared.is_empty() {
+        let group = spec.group.clone();
+        let group = group.filter(|_| spec.group == rollout.spec.group);
+        if devices != "none" || group.is_some() {
             found.push(Overlapping {
                 rollout: name,
                 phase: rollout.phase.as_str().to_owned(),
                 hubs: shared,
                 devices,
+                group,
             });
         }
     }

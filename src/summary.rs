@@ -28,6 +28,9 @@ pub(crate) struct Summary {
     pub(crate) rollout: RolloutName,
     #[serde(flatten)]
     pub(crate) phase: Phase,
+    /// What it waits for before it is planned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) waits_for: Option<String>,
     pub(crate) devices: u64,
     pub(crate) counts: Counts,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +108,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
     Ok(Summary {
         rollout: name.clone(),
         phase: rollout.phase.clone(),
+        waits_for: rollout.waits_in_line(),
         devices: counts.total(),
         counts,
         ramp,
@@ -171,6 +175,14 @@ pub(crate) fn reason(outcome: Outcome, code: u32) -> String {
     }
 }
 
+/// The same of a device of one rollout: why it was skipped is why the rollout was aborted, say superseded.
+pub(crate) fn reason_in(phase: &Phase, outcome: Outcome, code: u32) -> String {
+    match phase.reason() {
+        Some(why) if outcome == Outcome::Skipped => format!("the rollout was aborted: {why}"),
+        _ => reason(outcome, code),
+    }
+}
+
 /// A summary with the times of its rollout.
 #[derive(Debug, Serialize)]
 pub(crate) struct Dated {
@@ -200,6 +212,10 @@ impl Summary {
             Phase::Aborted { reason } => (Style::Bad, format!("aborted: {reason}")),
             Phase::Failed { reason } => (Style::Bad, format!("failed: {reason}")),
             Phase::Paused { reason } => (Style::Warn, format!("paused: {reason}")),
+            phase if self.waits_for.is_some() => {
+                let waits = self.waits_for.as_deref().unwrap_or_default();
+                (Style::Warn, format!("{}, {waits}", phase.as_str()))
+            }
             phase => (Style::Warn, phase.as_str().to_owned()),
         };
         let took = took

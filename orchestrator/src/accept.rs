@@ -8,6 +8,8 @@ use twincast_core::rollout::{Phase, PlanId, Rollout};
 use twincast_core::spec::{RolloutSpec, difference};
 use twincast_core::time::Timestamp;
 
+use crate::groups::{self, NotAdmitted};
+
 /// What became of a rollout that was handed in.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accepted {
@@ -22,6 +24,8 @@ pub enum Accepted {
         /// What differs, one line a field.
         difference: Vec<String>,
     },
+    /// Another one of its group is active. Nothing was stored.
+    NotAdmitted(NotAdmitted),
 }
 
 /// Stores a rollout, once: handing it in again changes nothing.
@@ -38,6 +42,19 @@ pub async fn accept(
     files: BTreeMap<String, String>,
     now: Timestamp,
 ) -> Result<Accepted, StoreError> {
+    let before = store.rollout(&spec.name).await?;
+    let version = match &before {
+        None => Some(Version(1)),
+        Some(failed) if matches!(failed.phase, Phase::Failed { .. }) => {
+            Some(Version(failed.version.0 + 1))
+        }
+        Some(_) => None,
+    };
+    if let Some(version) = version
+        && let Err(refused) = groups::join_for(store, &spec, version, now).await?
+    {
+        return Ok(Accepted::NotAdmitted(refused));
+    }
     let rollout = Rollout::accepted(spec, files, now);
     match store.create(&rollout).await? {
         Created::New => Ok(Accepted::New(Box::new(rollout))),

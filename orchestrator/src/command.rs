@@ -108,7 +108,11 @@ impl State {
         Self {
             name: rollout.spec.name.clone(),
             phase: rollout.phase.as_str().to_owned(),
-            reason: rollout.phase.reason().map(str::to_owned),
+            reason: rollout
+                .phase
+                .reason()
+                .map(str::to_owned)
+                .or_else(|| rollout.waits_in_line()),
             stage: rollout
                 .stage_progress()
                 .filter(|_| !rollout.spec.stages.is_empty())
@@ -137,7 +141,7 @@ pub enum Cause {
     InvalidSpec,
     /// The spec names a hub that is not configured.
     UnknownHub,
-    /// Another spec has the rollout's name.
+    /// Another spec has the rollout's name, or another rollout of its group is active.
     Conflict,
     /// There is no rollout of that name.
     UnknownRollout,

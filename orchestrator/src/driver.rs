@@ -26,6 +26,7 @@ use twincast_core::spec::{Opening, Rate};
 
 use crate::Hubs;
 use crate::accounting::WaySeen;
+use crate::groups::Floor;
 use crate::measure::{self, NotMeasured};
 use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
@@ -49,7 +50,8 @@ pub struct DriverConfig {
     pub lost_after: Duration,
     /// When a batch is released again that is worked on by nobody, whatever is on the queue.
     pub ring_again: Duration,
-    /// Driving ends when a stage waits for an approval: nobody can give it while this process has the store.
+    /// Driving ends when a stage waits for an approval, or the rollout for another one of its group: while this process
+    /// has the store, nobody can give the one or drive the other.
     pub leave_at_approval: bool,
 }
 
@@ -157,16 +159,23 @@ impl Driver {
         let mut rung = Rung::default();
         loop {
             let rollout = self.read(name).await?;
-            let result = match rollout.phase.owed() {
-                Owed::Nothing => return Ok(rollout),
-                _ if stop.is_cancelled() => return Ok(rollout),
-                Owed::Plan => self.plan(&rollout, stop).await,
-                Owed::ReleaseBatches => match self.release(&rollout, &mut rung, stop).await {
-                    Ok(Released::LeftAlone) => return Ok(rollout),
-                    Ok(Released::LookAgain) => Ok(()),
-                    Err(error) => Err(error),
-                },
-                Owed::SkipRemaining => self.skip_remaining(&rollout, stop).await,
+            let owed = rollout.phase.owed();
+            if owed == Owed::Nothing || stop.is_cancelled() {
+                return Ok(rollout);
+            }
+            let result = match (self.floor(&rollout, stop).await, owed) {
+                (Err(error), _) => Err(error),
+                (Ok(Floor::LookAgain), _) | (Ok(Floor::Ours), Owed::Nothing) => Ok(()),
+                (Ok(Floor::LeftAlone), _) => return Ok(rollout),
+                (Ok(Floor::Ours), Owed::Plan) => self.plan(&rollout, stop).await,
+                (Ok(Floor::Ours), Owed::ReleaseBatches) => {
+                    match self.release(&rollout, &mut rung, stop).await {
+                        Ok(Released::LeftAlone) => return Ok(rollout),
+                        Ok(Released::LookAgain) => Ok(()),
+                        Err(error) => Err(error),
+                    }
+                }
+                (Ok(Floor::Ours), Owed::SkipRemaining) => self.skip_remaining(&rollout, stop).await,
             };
             match result {
                 // Somebody else moved it on: read again.

@@ -109,6 +109,9 @@ impl Intake {
                     );
                     Err(Refusal::new(Cause::Conflict, error).with(difference).into())
                 }
+                Ok(Accepted::NotAdmitted(refused)) => {
+                    Err(Refusal::new(Cause::Conflict, refused.to_string()).into())
+                }
                 Err(StoreError::Superseded { .. }) => continue,
                 Err(error) => Err(error.into()),
             };

@@ -1,6 +1,7 @@
 //! The orchestrator: accepts rollouts, plans them, and drives them to their end.
 //!
-//! * [`accept`]: is this rollout new, the same as before, or in conflict with one of its name;
+//! * [`accept`]: is this rollout new, the same as before, or in conflict with one of its name; [`groups`]: or with one
+//!   of its group;
 //! * [`planner`]: finds the devices in a stream and fills batches;
 //! * [`command`]: what can be asked for, as JSON; [`intake`] does it;
 //! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
@@ -13,6 +14,7 @@ mod accounting;
 pub mod command;
 pub mod driver;
 pub mod events;
+pub mod groups;
 pub mod intake;
 pub mod lists;
 mod measure;

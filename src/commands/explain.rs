@@ -221,7 +221,7 @@ impl Found {
             batch_devices: header.devices,
             outcome: self.outcome,
             code,
-            reason: summary::reason(self.outcome, code.unwrap_or(0)),
+            reason: summary::reason_in(&rollout.phase, self.outcome, code.unwrap_or(0)),
             attempts: self.attempts(rollout),
             waits_for: explain::waits_for(seat, standstill.as_deref(), now),
             times: self.times(rollout),
@@ -277,7 +277,11 @@ fn not_planned(rollout: &Rollout) -> Failure {
     let name = &rollout.spec.name;
     let message = match &rollout.phase {
         Phase::Accepted | Phase::Planning => {
-            format!("rollout {name} is not planned yet: which devices it has is not known")
+            let waits = rollout.waits_in_line();
+            let waits = waits
+                .map(|waits| format!("; it {waits}"))
+                .unwrap_or_default();
+            format!("rollout {name} is not planned yet: which devices it has is not known{waits}")
         }
         phase => {
             let reason = phase.reason().unwrap_or("it has no plan");

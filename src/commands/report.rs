@@ -7,7 +7,7 @@ use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
-use twincast_core::rollout::Rollout;
+use twincast_core::rollout::{Phase, Rollout};
 
 use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
@@ -43,7 +43,8 @@ pub(crate) async fn report(
     } else {
         match args.format {
             ReportFormat::Table => {
-                write_rows(&*store, &name, &wanted, &mut Table::new(&mut out)).await
+                let mut table = Table::new(&mut out, &rollout.phase);
+                write_rows(&*store, &name, &wanted, &mut table).await
             }
             ReportFormat::Csv => write_rows(&*store, &name, &wanted, &mut Csv::new(&mut out)).await,
             ReportFormat::Jsonl => {
@@ -183,18 +184,23 @@ trait Sink {
     fn row(&mut self, row: &Row<'_>) -> io::Result<()>;
 }
 
-struct Table<W> {
+struct Table<'a, W> {
     out: W,
+    phase: &'a Phase,
     headed: bool,
 }
 
-impl<W: Write> Table<W> {
-    fn new(out: W) -> Self {
-        Self { out, headed: false }
+impl<'a, W: Write> Table<'a, W> {
+    fn new(out: W, phase: &'a Phase) -> Self {
+        Self {
+            out,
+            phase,
+            headed: false,
+        }
     }
 }
 
-impl<W: Write> Sink for Table<W> {
+impl<W: Write> Sink for Table<'_, W> {
     fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
         if !self.headed {
             self.headed = true;
@@ -204,7 +210,7 @@ impl<W: Write> Sink for Table<W> {
                 "device", "hub", "outcome", "group"
             )?;
         }
-        let reason = summary::reason(row.outcome, row.code.unwrap_or(0));
+        let reason = summary::reason_in(self.phase, row.outcome, row.code.unwrap_or(0));
         writeln!(
             self.out,
             "{:<32} {:<12} {:<14} {:<28} {reason}",

@@ -76,6 +76,7 @@ pub(crate) async fn roll_out(
             existing,
             difference,
         } => return Err(conflict(&existing, &difference, settings)),
+        Accepted::NotAdmitted(refused) => return Err(Failure::new(ExitCode::Refused, refused)),
     };
     let store = Arc::clone(&engine.store);
     let mut took = None;
@@ -104,6 +105,12 @@ pub(crate) async fn roll_out(
             "Interrupted. To go on where this left off: {again}"
         ));
         return Ok(ExitCode::Interrupted);
+    }
+    if let Some(waits) = rollout.waits_in_line() {
+        output.note(&format!(
+            "{name} {waits}. When that one has ended, to go on: {again}"
+        ));
+        return Ok(ExitCode::NotRolledOut);
     }
     if let Some(stage) = awaited(&rollout) {
         output.note(&format!(

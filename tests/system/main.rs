@@ -19,6 +19,7 @@ mod explain;
 mod faults;
 mod feedback;
 mod golden;
+mod groups;
 mod interrupt;
 mod names;
 mod pace;

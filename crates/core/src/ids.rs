@@ -121,6 +121,13 @@ name!(
 );
 
 name!(
+    /// The name of a group of rollouts, of which one at a time is under way.
+    GroupName, "group name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+    "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 63)
+);
+
+name!(
     /// A device's id in its hub's registry. Case-sensitive.
     ///
     /// The allowed characters are those of the identity registry's documentation

@@ -20,6 +20,7 @@ pub mod batch;
 pub mod error;
 pub mod explain;
 pub mod gate;
+pub mod group;
 pub mod hub;
 pub mod ids;
 pub mod message;

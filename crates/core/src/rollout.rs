@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::ids::{StageIndex, StageName, Version};
+use crate::ids::{RolloutName, StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
 use crate::spec::{OnFailure, RolloutSpec};
@@ -176,6 +176,11 @@ pub enum Wanted {
 pub enum Event {
     /// It was accepted. Always the first.
     Accepted,
+    /// It waits for a rollout of its group that came before it.
+    Queued {
+        /// That one.
+        behind: RolloutName,
+    },
     /// Planning began, or began anew.
     PlanningStarted,
     /// The plan is whole in the store.
@@ -289,6 +294,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
     let next = match (phase, event) {
         (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
         (_, E::Accepted) => return Err(illegal()),
+        (P::Accepted | P::Planning, E::Queued { .. }) => phase.clone(),
         (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
         (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
             reason: "the target matches no device".into(),
@@ -393,7 +399,8 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         | (P::Failed { .. }, E::AllSettled { .. })
         | (
             _,
-            E::StageSent { .. }
+            E::Queued { .. }
+            | E::StageSent { .. }
             | E::ApprovalAwaited { .. }
             | E::Approved { .. }
             | E::Promoted { .. }
@@ -424,6 +431,9 @@ pub struct Rollout {
     /// Its stages, in order, once the plan is whole.
     #[serde(default)]
     pub stages: Vec<StageProgress>,
+    /// The rollout of its group that it waits for, before it is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<RolloutName>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its phase last changed.
@@ -470,6 +480,7 @@ impl Rollout {
             plan_id: PlanId(0),
             plan: None,
             stages: Vec::new(),
+            behind: None,
             created_at: now,
             changed_at: now,
             account: Account::opened(now),
@@ -500,6 +511,15 @@ impl Rollout {
         self.stages.get(usize::from(self.stage().0))
     }
 
+    /// What it waits for before it is planned, in words, if that is known.
+    #[must_use]
+    pub fn waits_in_line(&self) -> Option<String> {
+        let (behind, group) = self.behind.as_ref().zip(self.spec.group.as_ref())?;
+        Some(format!(
+            "waits for rollout {behind}, which is before it in group {group}"
+        ))
+    }
+
     /// The record after `event`; `None` when the event changes nothing.
     ///
     /// # Errors
@@ -509,6 +529,9 @@ impl Rollout {
         let mut next = self.clone();
         next.note(&event, now)?;
         next.phase = phase;
+        if next.phase.owed() != Owed::Plan || event == Event::PlanningStarted {
+            next.behind = None;
+        }
         if next == *self {
             return Ok(None);
         }
@@ -531,6 +554,7 @@ impl Rollout {
     /// Notes what an event says of plan and stages.
     fn note(&mut self, event: &Event, now: Timestamp) -> Result<(), IllegalTransition> {
         match event {
+            Event::Queued { behind } => self.behind = Some(behind.clone()),
             // Planning anew is a change even though the phase stays: the new try gets its own id.
             Event::PlanningStarted => self.plan_id.0 += 1,
             Event::PlanCompleted { plan } => {
@@ -715,6 +739,9 @@ mod tests {
         failed.shift(Outcome::Pending, Outcome::NotFound);
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         vec![
+            Event::Queued {
+                behind: RolloutName::new("b").unwrap(),
+            },
             Event::PlanningStarted,
             plan(2),
             plan(0),
@@ -800,16 +827,16 @@ mod tests {
         assert_eq!(
             table(&events()),
             [
-                "accepted: planning . . failed . . = = aborting . .",
-                "planning: = running failed failed . . = = aborting . .",
-                "running: . . . . paused = halted = aborting succeeded finished_with_failures",
-                "paused: . . . . = running = = aborting succeeded finished_with_failures",
-                "halted: . . . . paused . = running aborting succeeded finished_with_failures",
-                "aborting: . . . . . . = = = aborted aborted",
-                "aborted: . . . . . . = = = = =",
-                "succeeded: . . . . . . = = . = =",
-                "finished_with_failures: . . . . . . = = . = =",
-                "failed: . . . . . . = = . . .",
+                "accepted: = planning . . failed . . = = aborting . .",
+                "planning: = = running failed failed . . = = aborting . .",
+                "running: . . . . . paused = halted = aborting succeeded finished_with_failures",
+                "paused: . . . . . = running = = aborting succeeded finished_with_failures",
+                "halted: . . . . . paused . = running aborting succeeded finished_with_failures",
+                "aborting: . . . . . . . = = = aborted aborted",
+                "aborted: . . . . . . . = = = = =",
+                "succeeded: . . . . . . . = = . = =",
+                "finished_with_failures: . . . . . . . = = . = =",
+                "failed: . . . . . . . = = . . .",
             ]
         );
     }
@@ -827,6 +854,31 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
+        let text = "{name: a, group: g, target: {all: true}, message: {body: {text: hi}}}";
+        let spec = RolloutSpec::read("x", text).unwrap();
+        let accepted = Rollout::accepted(spec, Default::default(), Timestamp(5));
+        let queued = |behind: &str| Event::Queued {
+            behind: RolloutName::new(behind).unwrap(),
+        };
+        let after = |rollout: &Rollout, event| rollout.after(event, Timestamp(6)).unwrap();
+        assert_eq!(accepted.waits_in_line(), None);
+        let waits = after(&accepted, queued("b")).unwrap();
+        assert_eq!(
+            waits.waits_in_line().unwrap(),
+            "waits for rollout b, which is before it in group g"
+        );
+        assert_eq!(
+            (after(&waits, queued("b")), waits.changed_at),
+            (None, Timestamp(5))
+        );
+        let reason = "r".to_owned();
+        for event in [Event::PlanningStarted, Event::AbortRequested { reason }] {
+            assert_eq!(after(&waits, event).unwrap().behind, None);
         }
     }
 

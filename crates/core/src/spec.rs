@@ -32,7 +32,8 @@ pub use validate::{
     MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TTL, MAX_WEIGHT, MIN_TTL,
 };
 
-use crate::ids::{DeviceId, HubName, RolloutName, StageIndex};
+use crate::group::Conflict;
+use crate::ids::{DeviceId, GroupName, HubName, RolloutName, StageIndex};
 use crate::message::{Ack, Content};
 use crate::plan::Group;
 use crate::query::{TagPath, TagSelector};
@@ -48,6 +49,12 @@ pub struct RolloutSpec {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// The group of rollouts that it belongs to, say `firmware`: of each group one at a time is under way. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+    /// With `group`: what happens when another rollout of the group is under way.
+    #[serde(default)]
+    pub conflict: Conflict,
     /// Which devices.
     pub target: Target,
     /// Tags whose values all devices of a batch share. The summary is grouped by them.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -159,6 +160,14 @@ impl Store for AwayStore {
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
         self.store().await?.tallies(name).await
+    }
+
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
+        self.store().await?.line(group).await
+    }
+
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+        self.store().await?.save_line(group, line).await
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

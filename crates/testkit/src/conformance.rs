@@ -9,6 +9,7 @@
 //!
 //! A defect that is found in one implementation becomes a case here, for all of them.
 
+pub mod lines;
 pub mod permits;
 pub mod plans;
 pub mod queue;
@@ -154,6 +155,11 @@ macro_rules! store_conformance {
             what_is_left_of_an_aborted_batch_is_skipped
             only_an_abort_skips
             what_others_learned_is_merged
+        }
+        $crate::cases! { $crate::conformance::lines, $make().await;
+            a_line_is_kept_for_each_group
+            a_line_is_changed_by_comparing
+            nobody_is_lost_from_a_line
         }
         $crate::cases! { $crate::conformance::permits, $make().await;
             the_quota_is_used_and_not_exceeded

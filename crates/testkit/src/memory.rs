@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease, LeaseRefused, Tenancy};
-use twincast_core::ids::{BatchId, Epoch, Holder, HubName, RolloutName, StageIndex, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{
+    BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
 use twincast_core::plan::Batch;
@@ -29,6 +32,7 @@ struct State {
     rollouts: BTreeMap<RolloutName, Entry>,
     hubs: BTreeMap<HubName, HubPermits>,
     links: BTreeMap<HubName, Links>,
+    lines: BTreeMap<GroupName, Line>,
     last_epoch: u64,
     roster: Roll,
     knows_no_stages: bool,
@@ -368,6 +372,20 @@ impl Store for MemoryStore {
             .into_iter()
             .map(|((stage, hub), counts)| Tally { stage, hub, counts })
             .collect())
+    }
+
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
+        Ok(self.state().lines.get(group).cloned().unwrap_or_default())
+    }
+
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let stored = state.lines.entry(group.clone()).or_default();
+        if stored.version.0 + 1 != line.version.0 {
+            return Err(superseded(format!("the line of group {group}")));
+        }
+        *stored = line.clone();
+        Ok(())
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

@@ -6,7 +6,7 @@
 //!
 //! What is durable and what is not:
 //!
-//! * **On disk:** rollouts, batches, manifests, outcomes, codes, counts and tallies. A call is
+//! * **On disk:** rollouts, lines, batches, manifests, outcomes, codes, counts and tallies. A call is
 //!   answered after the sync of the commit that it is in.
 //! * **In memory:** leases and permits. The lock proves that no earlier process lives, so all
 //!   earlier leases have lapsed, and nothing that was reserved and not yet sent will be sent.
@@ -33,7 +33,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -352,6 +353,21 @@ impl Store for EmbeddedStore {
         let (doing, name) = (format!("read the tallies of rollout {name}"), name.clone());
         self.read(doing, move |on| read_ops::tallies(on.tables, &name))
             .await
+    }
+
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
+        let (doing, group) = (format!("read the line of group {group}"), group.clone());
+        self.read(doing, move |on| read_ops::line_of(&on.tables.lines, &group))
+            .await
+    }
+
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+        let doing = format!("save the line of group {group}");
+        let (group, line) = (group.clone(), line.clone());
+        self.write(doing, move |on| {
+            write_ops::save_line(on.tables, &group, &line)
+        })
+        .await
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

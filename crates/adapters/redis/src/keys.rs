@@ -1,6 +1,6 @@
 //! The names of the keys, and what of a record is stored beside it.
 
-use twincast_core::ids::{HubName, RolloutName};
+use twincast_core::ids::{GroupName, HubName, RolloutName};
 use twincast_core::rollout::{Owed, Phase, Rollout, Wanted};
 
 /// Names keys. See the crate's documentation for what is in them.
@@ -55,6 +55,11 @@ impl Keys {
             ":tallies",
         ]
         .map(|part| format!("{head}{part}"))
+    }
+
+    /// A group's line.
+    pub(crate) fn line(&self, group: &GroupName) -> String {
+        format!("{}{{group:{group}}}:line", self.prefix)
     }
 
     /// A hub's permits.

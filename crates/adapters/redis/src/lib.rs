@@ -20,6 +20,7 @@
 //! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<place>-<number>` of the batches on which something is left to do |
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
+//! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
 //! | `rollouts` | sorted set | the names of all rollouts |

@@ -9,7 +9,7 @@ use std::fmt;
 use futures::StreamExt;
 use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, Version};
 use twincast_core::ports::StoreError;
 use twincast_core::rollout::PlanId;
 
@@ -46,6 +46,7 @@ enum Subject<'a> {
     Batch(&'a RolloutName, BatchId),
     Lease(&'a Lease),
     Hub(&'a HubName),
+    Line(&'a GroupName),
 }
 
 impl RedisStore {
@@ -194,7 +195,7 @@ impl Subject<'_> {
                 (rollout(&lease.rollout), batch.to_string())
             }
             Self::Plan(name, _) => (rollout(name), self.to_string()),
-            Self::Rollouts | Self::Rollout(_) | Self::Hub(_) => {
+            Self::Rollouts | Self::Rollout(_) | Self::Hub(_) | Self::Line(_) => {
                 (self.to_string(), self.to_string())
             }
         }
@@ -216,6 +217,7 @@ impl fmt::Display for Subject<'_> {
                 )
             }
             Self::Hub(hub) => write!(f, "hub {hub}"),
+            Self::Line(group) => write!(f, "the line of group {group}"),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::batch::{BatchStatus, Held, Lease};
-use crate::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
+use crate::group::Line;
+use crate::ids::{BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
@@ -236,6 +237,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// A rollout's counters by stage and hub: always the sum of its outcomes.
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;
+
+    /// The line of a group: the empty one of version 0 before somebody has joined it.
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError>;
+
+    /// Replaces a group's line by one that was made from the version before it.
+    /// [`StoreError::Superseded`] when the stored version is another.
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError>;
 
     /// Reserves permits on a hub.
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError>;

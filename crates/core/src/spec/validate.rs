@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::document::Problem;
 use super::{Exclusion, Gate, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target};
+use crate::group::Conflict;
 use crate::message::Ack;
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
@@ -59,6 +60,9 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     order(spec, spec.order.as_ref(), "order", &mut problems);
     if let Some(given) = &spec.ramp {
         ramp(spec, given, "ramp", &mut problems);
+    }
+    if spec.group.is_none() && spec.conflict != Conflict::Reject {
+        problems.push(Problem::new("conflict", "has a meaning with `group` only"));
     }
     stages(spec, &mut problems);
     if let Some(schedule) = &spec.schedule {

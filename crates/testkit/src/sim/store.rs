@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, Holder, HubName, RolloutName, StageIndex, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
@@ -302,6 +303,24 @@ impl Store for SimStore {
                 }
             }
             Ok(tallies)
+        })
+        .await
+    }
+
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
+        let of = group.clone();
+        self.call(
+            "line",
+            group,
+            |truth, _| async move { truth.line(&of).await },
+        )
+        .await
+    }
+
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+        let (of, line) = (group.clone(), line.clone());
+        self.call("save_line", group, |truth, _| async move {
+            truth.save_line(&of, &line).await
         })
         .await
     }

@@ -4,7 +4,8 @@ use std::ops::Bound;
 
 use redb::ReadableTable;
 use twincast_core::batch::{BatchStatus, Lease, LeaseRefused};
-use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
@@ -43,6 +44,17 @@ pub(super) fn record_of(
     serde_json::from_slice(stored.value())
         .map(Some)
         .map_err(|error| Fault::damaged(format!("the record of rollout {name}: {error}")))
+}
+
+pub(super) fn line_of(
+    lines: &impl ReadableTable<&'static str, &'static [u8]>,
+    group: &GroupName,
+) -> Result<Line, Fault> {
+    let Some(stored) = lines.get(group.as_str())? else {
+        return Ok(Line::default());
+    };
+    serde_json::from_slice(stored.value())
+        .map_err(|error| Fault::damaged(format!("the line of group {group}: {error}")))
 }
 
 pub(super) fn rollouts(tables: &ReadTables) -> Result<Vec<RolloutName>, Fault> {

@@ -12,6 +12,7 @@
 //! | `codes` | series, batch, index | the hub's code for a refused device |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
+//! | `lines` | group | the group's line, JSON |
 //! | `garbage` | series | nothing; a plan that was given up and is being removed |
 //!
 //! A *series* numbers one try at planning one rollout. A new try gets a new series, so all of
@@ -108,6 +109,7 @@ tables! {
     codes: CODES (u32, u32, u32) => u32;
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
+    lines: LINES &'static str => &'static [u8];
     garbage: GARBAGE u32 => ();
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use redb::ReadableTable;
 use twincast_core::batch::{Held, Lease};
-use twincast_core::ids::{BatchId, RolloutName, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, RolloutName, Version};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader};
 use twincast_core::ports::{Created, Report};
@@ -71,6 +72,21 @@ pub(super) fn save(
         next_series(tables)?
     };
     put_rollout(tables, rollout, series)
+}
+
+pub(super) fn save_line(
+    tables: &mut WriteTables<'_>,
+    group: &GroupName,
+    line: &Line,
+) -> Result<(), Fault> {
+    let stored = read_ops::line_of(&tables.lines, group)?;
+    if stored.version.0 + 1 != line.version.0 {
+        return Err(Fault::superseded(format!("the line of group {group}")));
+    }
+    let line = serde_json::to_vec(line).expect("a line is plain data");
+    tables.lines.insert(group.as_str(), line.as_slice())?;
+    tables.wrote = true;
+    Ok(())
 }
 
 fn next_series(tables: &mut WriteTables<'_>) -> Result<Series, Fault> {

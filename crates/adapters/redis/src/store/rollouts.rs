@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::{BatchStatus, Held, Lease};
-use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex, Version};
+use twincast_core::group::Line;
+use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::permits::{Grant, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -214,6 +215,29 @@ impl Store for RedisStore {
         reply
             .tallies()
             .map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
+        let (verb, subject) = ("read", Subject::Line(group));
+        let get = cmd("HGET")
+            .arg(self.keys.line(group))
+            .arg("line")
+            .to_owned();
+        let stored: Option<Vec<u8>> = self.ask(verb, subject, &get).await?;
+        let line = stored.map(|line| json(&line, "the line")).transpose();
+        let line = line.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        Ok(line.unwrap_or_default())
+    }
+
+    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+        let stored = serde_json::to_vec(line).expect("a line is plain data");
+        let run = self
+            .on_key(self.keys.line(group), &SCRIPTS.save_line)
+            .arg(line.version.0.saturating_sub(1))
+            .arg(line.version.0)
+            .arg(stored);
+        self.run("save", Subject::Line(group), &run).await?;
+        Ok(())
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
