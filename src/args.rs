@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Reject(ApproveArgs),
     /// Take a stage's gate for passed, whatever it says, and go on.
     Promote(PromoteArgs),
+    /// Send to devices again that failed; a rollout that had ended goes on.
+    Retry(RetryArgs),
     /// Send nothing of any rollout, and start none, until resume-all.
     StopAll(AllArgs),
     /// Let all rollouts go on that stop-all has stopped.
@@ -158,6 +160,20 @@ pub(crate) struct PromoteArgs {
 
     #[command(flatten)]
     pub(crate) who: Who,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RetryArgs {
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+
+    /// Only devices with one of these outcomes: rejected, expired, enqueued ... Default: all that failed.
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
+    pub(crate) outcome: Vec<String>,
+
+    /// Only devices of this stage.
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) stage: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -118,6 +118,7 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             Some(Command::Reject(judge)) => {
                 commands::change::judge(Kind::Reject, &judge, &settings, output).await
             }
+            Some(Command::Retry(retry)) => commands::change::retry(&retry, &settings, output).await,
             Some(Command::Promote(promote)) => {
                 commands::change::promote(&promote, &settings, output).await
             }

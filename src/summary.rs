@@ -8,7 +8,7 @@ use twincast_core::account::TimeSpent;
 use twincast_core::ids::RolloutName;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock as _, Store, StoreError};
-use twincast_core::rollout::{Phase, Rollout};
+use twincast_core::rollout::{Phase, Retry, Rollout};
 use twincast_core::time::{Timestamp, friendly};
 use twincast_embedded::SystemClock;
 
@@ -35,6 +35,9 @@ pub(crate) struct Summary {
     pub(crate) counts: Counts,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ramp: Option<RampSummary>,
+    /// What is to be sent to again, and is not yet ready for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry: Option<Retry>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stages: Vec<StageSummary>,
     pub(crate) groups: Vec<GroupSummary>,
@@ -112,6 +115,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         devices: counts.total(),
         counts,
         ramp,
+        retry: rollout.retry.clone(),
         stages,
         groups,
         other_groups,
@@ -231,6 +235,13 @@ impl Summary {
         ));
         if let Some(ramp) = &self.ramp {
             lines.push(format!("  {ramp}"));
+        }
+        if let Some(retry) = &self.retry {
+            let when = match self.phase {
+                Phase::Running => "",
+                _ => " when it goes on",
+            };
+            lines.push(format!("  To be retried{when}: {retry}"));
         }
         if !self.stages.is_empty() {
             lines.push(String::new());

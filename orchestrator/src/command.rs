@@ -40,6 +40,8 @@ pub enum Kind {
     Reject,
     /// Take a stage's gate for passed, whatever it says, and let the rollout go on.
     Promote,
+    /// Send to devices again that failed, or of which nothing was heard.
+    Retry,
     /// Say where `rollout` is. Changes nothing.
     Status,
 }
@@ -53,9 +55,12 @@ pub struct Command {
     /// The rollout, for all that are about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutName>,
-    /// The stage, for `promote`; for `approve` and `reject` if it is to be that one and no other.
+    /// The stage, for `promote`; for `approve`, `reject` and `retry` if it is to be that one and no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<StageName>,
+    /// Which devices, for `retry`: those with one of these outcomes. All failures if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<Outcome>,
     /// The rollout's spec, for `start`. Its files must be inlined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<Value>,
@@ -76,6 +81,9 @@ pub struct Answer {
     pub changed: bool,
     /// The rollouts that it was about, as they are now.
     pub rollouts: Vec<State>,
+    /// Why nothing was changed, where that is not plain; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Where a rollout is.
@@ -219,6 +227,7 @@ impl Command {
             command: kind,
             rollout,
             stage: None,
+            outcomes: Vec::new(),
             spec: None,
             reason: None,
             by: None,
@@ -262,13 +271,18 @@ impl Command {
         let (rollout, stage, spec) = match self.command {
             Kind::Start => (No, No, Must),
             Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status => (Must, No, No),
-            Kind::Approve | Kind::Reject => (Must, May, No),
+            Kind::Approve | Kind::Reject | Kind::Retry => (Must, May, No),
             Kind::Promote => (Must, Must, No),
             Kind::StopAll | Kind::ResumeAll => (No, No, No),
+        };
+        let outcomes = match self.command {
+            Kind::Retry => May,
+            _ => No,
         };
         let fields = [
             ("rollout", rollout, self.rollout.is_some()),
             ("stage", stage, self.stage.is_some()),
+            ("outcomes", outcomes, !self.outcomes.is_empty()),
             ("spec", spec, self.spec.is_some()),
         ];
         for (field, needs, given) in fields {

@@ -159,7 +159,7 @@ impl Driver {
         let mut rung = Rung::default();
         loop {
             let rollout = self.read(name).await?;
-            let owed = rollout.phase.owed();
+            let owed = rollout.owed();
             if owed == Owed::Nothing || stop.is_cancelled() {
                 return Ok(rollout);
             }
@@ -168,6 +168,11 @@ impl Driver {
                 (Ok(Floor::LookAgain), _) | (Ok(Floor::Ours), Owed::Nothing) => Ok(()),
                 (Ok(Floor::LeftAlone), _) => return Ok(rollout),
                 (Ok(Floor::Ours), Owed::Plan) => self.plan(&rollout, stop).await,
+                (Ok(Floor::Ours), Owed::PrepareRetry) => {
+                    // Batches that were rung for and done are to be rung for again.
+                    rung = Rung::default();
+                    self.prepare_retry(&rollout, stop).await
+                }
                 (Ok(Floor::Ours), Owed::ReleaseBatches) => {
                     match self.release(&rollout, &mut rung, stop).await {
                         Ok(Released::LeftAlone) => return Ok(rollout),

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use twincast_core::error::in_words;
-use twincast_core::ids::{HubName, RolloutName, StageName};
+use twincast_core::ids::{HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
+use crate::{groups, retry};
 
 /// How often a change is tried again that others came before.
 const TRIES: usize = 20;
@@ -66,6 +67,7 @@ impl Intake {
             (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, &command)).await,
             (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, &command)).await,
             (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, &command)).await,
+            (Kind::Retry, Some(name)) => self.retry(name, &command).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all().await,
             (Kind::Status, Some(name)) => {
@@ -133,6 +135,37 @@ impl Intake {
         match self.halted().await? {
             None => Ok(answer),
             Some(Halt { reason, .. }) => self.change(name, Event::HaltRequested { reason }).await,
+        }
+    }
+
+    /// A rollout that had ended runs again, which it may not while all is stopped, or another one of its group
+    /// is active. One that would not be changed is not: nothing is prepared, and no gate asked anew, for no device.
+    async fn retry(&self, name: &RolloutName, command: &Command) -> Result<Answer, NotDone> {
+        let rollout = self.rollout(name).await?;
+        let event = retry::requested(&rollout, command)?;
+        let next = rollout
+            .after(event.clone(), self.clock.now())
+            .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
+        if next.is_some() {
+            let tallies = self.store.tallies(name).await?;
+            if let Some(note) = retry::pointless(&event, &rollout, &tallies) {
+                let answer = self.answer(false, &[rollout]).await?;
+                let note = Some(note);
+                return Ok(Answer { note, ..answer });
+            }
+        }
+        let event: EventFor<'_> = &|it| retry::requested(it, command);
+        if rollout.phase.is_ended() {
+            if let Some(group) = &rollout.spec.group {
+                let next = Version(rollout.version.0 + 1);
+                let now = self.clock.now();
+                groups::join(&*self.store, group, name, next, true, now)
+                    .await?
+                    .map_err(|refused| Refusal::new(Cause::Conflict, refused.to_string()))?;
+            }
+            self.go_on(name, event).await
+        } else {
+            self.change_by(name, event).await
         }
     }
 
@@ -225,6 +258,7 @@ impl Intake {
             ok: true,
             changed,
             rollouts,
+            note: None,
         })
     }
 
@@ -303,19 +337,26 @@ fn gate_of(rollout: &Rollout, command: &Command) -> Result<(StageName, Gate), Re
         (None, Some(current)) => current.name.clone(),
         (None, None) => return Err(refusal(format!("rollout {name} is not planned yet"))),
     };
+    must_have(rollout, &stage)?;
     match stages.iter().find(|known| known.name == stage) {
         Some(Stage {
             gate: Some(gate), ..
         }) => Ok((stage, gate.clone())),
-        Some(_) => Err(refusal(format!("stage {stage} has no gate"))),
-        None => {
-            let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
-            let known = known.join(", ");
-            Err(refusal(format!(
-                "rollout {name} has no stage {stage}; it has {known}"
-            )))
-        }
+        _ => Err(refusal(format!("stage {stage} has no gate"))),
     }
+}
+
+/// Refuses a stage that the rollout does not have.
+pub(crate) fn must_have(rollout: &Rollout, stage: &StageName) -> Result<(), Refusal> {
+    let stages = rollout.spec.all_stages();
+    if stages.iter().any(|known| known.name == *stage) {
+        return Ok(());
+    }
+    let name = &rollout.spec.name;
+    let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    let known = known.join(", ");
+    let error = format!("rollout {name} has no stage {stage}; it has {known}");
+    Err(Refusal::new(Cause::NotPossible, error))
 }
 
 /// Others kept changing the record: not the command's fault.

@@ -21,6 +21,7 @@ mod measure;
 pub mod metrics;
 pub mod planner;
 mod release;
+mod retry;
 pub mod service;
 
 use std::collections::BTreeMap;

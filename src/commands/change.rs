@@ -1,4 +1,4 @@
-//! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `stop-all`, `resume-all`.
+//! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `retry`, `stop-all`, `resume-all`.
 
 use std::sync::Arc;
 
@@ -6,8 +6,9 @@ use twincast_core::ids::{InvalidName, RolloutName, StageName};
 use twincast_orchestrator::command::{Answer, Command, Kind};
 use twincast_orchestrator::intake::{Intake, NotDone};
 
-use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, Who};
+use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, RetryArgs, Who};
 use crate::commander::{self, Commander};
+use crate::commands::report::outcomes;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
@@ -58,6 +59,22 @@ pub(crate) async fn promote(
     change(command, &args.who, settings, output).await
 }
 
+/// Sends to devices again.
+pub(crate) async fn retry(
+    args: &RetryArgs,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let stage = args.stage.as_ref().map(StageName::new).transpose();
+    let command = Command {
+        reason: args.change.reason.clone(),
+        stage: stage.map_err(refused)?,
+        outcomes: outcomes(&args.outcome)?,
+        ..about(Kind::Retry, &args.change.name)?
+    };
+    change(command, &args.change.who, settings, output).await
+}
+
 fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
     let name = RolloutName::new(name).map_err(refused)?;
     Ok(Command::about(kind, Some(name)))
@@ -96,6 +113,11 @@ async fn change(
         (Kind::Promote, true) => {
             format!("{} is promoted and {phase}, at stage {stage}", state.name)
         }
+        (Kind::Retry, true) => format!("{} is to be retried, and is {phase}", state.name),
+        (Kind::Retry, false) => match &answer.note {
+            Some(note) => format!("nothing to retry: {note}; {} is {phase}", state.name),
+            None => format!("{} is {phase}, and its retry under way already", state.name),
+        },
         _ => format!("{} is {phase}{already}", state.name),
     };
     output.result(&answer, &text);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use twincast_core::batch::BatchStatus;
 use twincast_core::explain::{self, Seat};
-use twincast_core::ids::{Attempt, DeviceId, HubName, StageName};
+use twincast_core::ids::{DeviceId, HubName, StageName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Cohort;
@@ -75,7 +75,8 @@ struct PassedOver {
     because: String,
 }
 
-/// An attempt at sending it the message.
+/// The newest attempt at devices of its batch. It may have been sent an earlier one only: attempts are not
+/// told apart by device.
 #[derive(Debug, Serialize)]
 struct Try {
     attempt: u16,
@@ -245,7 +246,7 @@ impl Found {
     }
 
     fn attempts(&self, rollout: &Rollout) -> Vec<Try> {
-        let attempt = Attempt(1);
+        let attempt = self.work.attempt;
         let id = MessageId {
             rollout: rollout.spec.name.clone(),
             batch: self.batch.header.id,

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use twincast_core::ids::{Attempt, RolloutName};
+use twincast_core::ids::RolloutName;
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
@@ -95,6 +95,11 @@ fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
     if args.outcome.is_empty() {
         return Ok(Outcome::ALL.to_vec());
     }
+    outcomes(&args.outcome)
+}
+
+/// Outcomes by their names.
+pub(crate) fn outcomes(names: &[String]) -> Result<Vec<Outcome>, Failure> {
     let find = |text: &String| {
         Outcome::ALL
             .into_iter()
@@ -113,7 +118,7 @@ fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
                 )
             })
     };
-    args.outcome.iter().map(find).collect()
+    names.iter().map(find).collect()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +163,9 @@ async fn write_rows(
                         rollout: name.clone(),
                         batch: status.header.id,
                         index,
-                        attempt: Attempt(1),
+                        // Attempts are told apart by batch. A device that was not among those
+                        // retried was sent an earlier one.
+                        attempt: work.attempt,
                     };
                     let row = Row {
                         device,

@@ -80,7 +80,7 @@ pub(crate) async fn roll_out(
     };
     let store = Arc::clone(&engine.store);
     let mut took = None;
-    let result = if rollout.phase.owed() == Owed::Nothing {
+    let result = if rollout.owed() == Owed::Nothing {
         Ok((rollout, false))
     } else {
         let started = Instant::now();

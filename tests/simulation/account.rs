@@ -331,11 +331,12 @@ impl Watch for Account {
                 let planned = books.gates.planned(&self.plan, name, batches);
                 books.is_right(planned);
             }
-            Witnessed::Merged(name, batch, reports) => {
+            Witnessed::Merged(name, batch, _, reports) => {
                 books.tally.feedback += reports.len() as u64;
                 let merged = books.gates.merged(&self.plan, name, *batch, reports);
                 books.is_right(merged);
             }
+            Witnessed::Reopened(..) => {}
             Witnessed::Skipped(name, batch) => {
                 let skipped = books.gates.skipped(&self.plan, name, *batch);
                 books.is_right(skipped);

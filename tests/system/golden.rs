@@ -27,6 +27,7 @@ Commands:
   approve       Say yes to a stage's gate
   reject        Say no to a stage's gate: the rollout is paused or aborted, as the gate says
   promote       Take a stage's gate for passed, whatever it says, and go on
+  retry         Send to devices again that failed; a rollout that had ended goes on
   stop-all      Send nothing of any rollout, and start none, until resume-all
   resume-all    Let all rollouts go on that stop-all has stopped
   dead-letters  List, show, replay or discard messages that could not be used

@@ -139,6 +139,124 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
     assert!(state.ends_with("promoted by ann (known)"), "{state}");
 }
 
+/// Those that rejected are sent to once more, at first for nothing, then after they were repaired.
+#[test]
+fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_with(&runtime, "rejects: 8%");
+    let room = Room::of(&hub);
+    write(
+        &room,
+        "counts: delivered, failure_above: 5%, deadline: 4s, approval: {}",
+    );
+    let retry_rejected = [
+        "retry",
+        "staged",
+        "--outcome",
+        "rejected",
+        "--stage",
+        "canary",
+        "--by",
+        "ann",
+        "--reason",
+        "restarted",
+    ];
+    let failed = "the gate of stage canary failed: ";
+    let stopped = room.run(&["run", "staged.yaml"]).expect(8).stdout;
+    assert!(stopped.contains(failed), "{stopped}");
+    let first = rejected(&room);
+    assert!(first.len() >= 2, "{first:?}");
+    let said = room.run(&retry_rejected).expect(0).stdout;
+    assert!(
+        said.contains("staged is to be retried, and is paused"),
+        "{said}"
+    );
+    let twice = [&["--json"], &retry_rejected[..]].concat();
+    let twice = room.run(&twice).expect(0).json();
+    assert_eq!(twice["changed"], false, "{twice}");
+    let status = room.run(&["status", "staged"]).expect(0).stdout;
+    assert!(
+        status.contains("To be retried when it goes on: devices of stage canary that are rejected"),
+        "{status}"
+    );
+
+    room.run(&["resume", "staged"]).expect(0);
+    let again = room.run(&["run", "staged.yaml"]).expect(8).stdout;
+    assert!(again.contains(failed), "{again}");
+    assert!(canaries_only(&hub), "{:?}", sent_to(&hub));
+    for n in 0..CANARIES {
+        let id = format!("canary-{n:02}");
+        let ids = message_ids(&hub, &id);
+        let attempts: BTreeSet<_> = ids.iter().filter_map(|id| id.rsplit('.').next()).collect();
+        let expected = if first.contains(&id) {
+            BTreeSet::from(["1", "2"])
+        } else {
+            BTreeSet::from(["1"])
+        };
+        assert_eq!(
+            (attempts, ids.len()),
+            (expected.clone(), expected.len()),
+            "{id}"
+        );
+    }
+
+    let repaired = hub_with(&runtime, "");
+    room.goes_to(&repaired);
+    let second = rejected(&room);
+    room.run(&retry_rejected).expect(0);
+    room.run(&["resume", "staged"]).expect(0);
+    let waits = room.run(&["run", "staged.yaml"]).expect(8);
+    assert!(
+        waits.stderr.contains("Stage canary waits for an approval"),
+        "{}",
+        waits.stderr
+    );
+    assert_eq!(sent_to(&repaired), second, "those and no others");
+    assert_eq!(rejected(&room).len(), 0);
+    let none = room.run(&retry_rejected).expect(0).stdout;
+    assert!(
+        none.contains("nothing to retry: no device of stage canary is rejected"),
+        "{none}"
+    );
+
+    room.run(&["approve", "staged", "--by", "ann"]).expect(0);
+    room.run(&["run", "staged.yaml"]).expect(0);
+    assert_eq!(sent_to(&repaired).len(), second.len() + OTHERS);
+    assert_eq!(repaired.hub().summary().repeats_by_device, 0);
+    let late = room
+        .run(&["retry", "staged", "--outcome", "delivered"])
+        .expect(3);
+    assert!(
+        late.stderr
+            .contains("devices that are delivered are not sent to again"),
+        "{}",
+        late.stderr
+    );
+}
+
+fn rejected(room: &Room) -> BTreeSet<String> {
+    let report = [
+        "report",
+        "staged",
+        "--outcome",
+        "rejected",
+        "--format",
+        "jsonl",
+    ];
+    let report = room.run(&report).expect(0).stdout;
+    let rows = report.lines().map(|line| {
+        let row: Value = serde_json::from_str(line).expect("a JSON object a line");
+        row["device"].as_str().expect("a device").to_owned()
+    });
+    rows.collect()
+}
+
+fn message_ids(hub: &RunningHub, device: &str) -> Vec<String> {
+    let messages = hub.hub().messages(device).expect("a device of the fleet");
+    let ids = messages.into_iter().map(|message| message.message_id);
+    ids.collect()
+}
+
 #[test]
 fn an_approval_is_waited_for_and_may_be_refused() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -90,6 +90,7 @@ pub(crate) struct BatchRun<'a> {
     inner: &'a Inner,
     lease: Lease,
     devices: DeviceList,
+    attempt: Attempt,
     content: Arc<Content>,
     pacer: Option<Arc<Pacer>>,
     /// Unanswered sends are made again.
@@ -177,6 +178,7 @@ impl<'a> BatchRun<'a> {
             lease,
             pacer: known.pacer(work.batch.header.stage),
             devices: work.batch.devices,
+            attempt: work.attempt,
             content: Arc::clone(&known.content),
             again: known.again,
             fresh,
@@ -304,7 +306,7 @@ impl<'a> BatchRun<'a> {
             rollout: self.lease.rollout.clone(),
             batch: self.lease.batch,
             index,
-            attempt: Attempt(1),
+            attempt: self.attempt,
         };
         let message = Outbound {
             device: self.devices.get(index as usize),

@@ -65,8 +65,8 @@ enum Found {
     Unstored,
 }
 
-/// Reports by batch, in the order in which they came.
-type ByBatch = BTreeMap<BatchId, Vec<Report>>;
+/// Reports by batch and attempt, in the order in which they came.
+type ByBatch = BTreeMap<(BatchId, Attempt), Vec<Report>>;
 
 /// Listens from the first rollout on that wants feedback until `stop`. Then it takes nothing
 /// more, and has [`WorkerConfig::drain`](crate::WorkerConfig::drain) to finish what is in hand.
@@ -171,9 +171,9 @@ impl Inner {
             if known.is_none() {
                 continue;
             }
-            for (batch, reports) in batches {
+            for ((batch, attempt), reports) in batches {
                 ours += reports.len();
-                let merge = || self.store.merge(&name, batch, &reports);
+                let merge = || self.store.merge(&name, batch, attempt, &reports);
                 match self.persistently(merge).await {
                     Ok(()) => {
                         let merged = reports.len() as u64;
@@ -215,19 +215,16 @@ async fn drained(stop: &CancellationToken, drain: Duration) {
     sleep(drain).await;
 }
 
-/// The records that may be ours, by rollout and batch. So far every message of ours is a first
-/// attempt; others are of a later version of this program, whose they are.
+/// The records that may be ours, by rollout, batch and attempt.
 fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<RolloutName, ByBatch> {
     let mut rollouts: BTreeMap<RolloutName, ByBatch> = BTreeMap::new();
     for record in records {
         let Ok(id) = record.message_id.parse::<MessageId>() else {
             continue;
         };
-        if id.attempt != Attempt(1) {
-            continue;
-        }
         let batches = rollouts.entry(id.rollout).or_default();
-        batches.entry(id.batch).or_default().push(Report {
+        let reports = batches.entry((id.batch, id.attempt)).or_default();
+        reports.push(Report {
             index: id.index,
             outcome: record.outcome,
             code: 0,
@@ -272,15 +269,16 @@ mod tests {
             .iter()
             .flat_map(|(name, batches)| batches.iter().map(move |(batch, of)| (name, batch, of)))
             .flat_map(|(name, batch, of)| of.iter().map(move |r| (name, batch, r)))
-            .map(|(name, batch, r)| (name.as_str(), batch.0, r.index, r.outcome))
+            .map(|(name, (batch, of), r)| (name.as_str(), batch.0, of.0, r.index, r.outcome))
             .collect();
         assert_eq!(
             flat,
             [
-                ("r", 0, 0, Outcome::Purged),
-                ("r", 1, 7, Outcome::Delivered),
-                ("r", 1, 3, Outcome::Rejected),
-                ("s", 0, 10, Outcome::Expired),
+                ("r", 0, 1, 0, Outcome::Purged),
+                ("r", 1, 1, 7, Outcome::Delivered),
+                ("r", 1, 1, 3, Outcome::Rejected),
+                ("r", 1, 2, 3, Outcome::Delivered),
+                ("s", 0, 1, 10, Outcome::Expired),
             ]
         );
     }

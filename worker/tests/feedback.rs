@@ -183,10 +183,10 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    // A rollout of another store, a later version's attempt, and nothing that can be understood.
+    // A rollout of another store, something else, and nothing that can be understood.
     for records in [
         vec![record("other.0.0.1", Outcome::Delivered)],
-        vec![record("r.0.0.2", Outcome::Delivered)],
+        vec![record("not-an-id", Outcome::Delivered)],
         vec![],
     ] {
         let before = bench.hub.feedback_answered().len();

@@ -137,6 +137,7 @@ impl Activity {
                 Way::Throttled => Self::Throttled,
                 Way::OutsideWindow => Self::OutsideWindow,
             }),
+            Next::Wait(WaitsFor::Retry) => Some(Self::Sending),
             Next::Measure | Next::Wait(WaitsFor::Silent { .. }) => Some(Self::Feedback),
             Next::Wait(WaitsFor::Bake { .. }) => Some(Self::Baking),
             Next::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {

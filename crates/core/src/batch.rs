@@ -3,17 +3,19 @@
 //! ```text
 //!            lease                     last device settled
 //!   Open ───────────▶ Open, leased ─────────────────────────▶ Done
-//!    ▲                    │  │  ▲
-//!    │   release, lapse   │  └──┘ record (renews), take over (next epoch)
-//!    └────────────────────┘
+//!    ▲                    │  │  ▲                               │
+//!    │   release, lapse   │  └──┘ record (renews),              │
+//!    ├────────────────────┘       take over (next epoch)        │
+//!    └──────────────────────────────────────────────────────────┘
+//!        reopened, for a new attempt at some of its devices
 //! ```
 //!
 //! Whether a batch is done is not stored: it follows from its outcomes, so the two cannot differ.
 
 use std::time::Duration;
 
-use crate::ids::{BatchId, Epoch, Holder, RolloutName, Version};
-use crate::outcome::Counts;
+use crate::ids::{Attempt, BatchId, Epoch, Holder, RolloutName, Version};
+use crate::outcome::{Counts, Outcome};
 use crate::plan::BatchHeader;
 use crate::time::Timestamp;
 
@@ -155,6 +157,13 @@ impl Tenancy {
         }
     }
 
+    /// Takes the batch from whoever had it last: nothing is recorded any more under a lease that was
+    /// given so far. The count of strikes begins anew.
+    pub fn vacate(&mut self) {
+        self.current = None;
+        self.strikes = 0;
+    }
+
     /// Who holds the batch at `now`.
     #[must_use]
     pub fn held_at(&self, now: Timestamp) -> Option<Held> {
@@ -178,6 +187,60 @@ impl Tenancy {
     pub fn is_quarantined(&self, version: Version) -> bool {
         self.strikes >= MAX_STRIKES && self.counted_in == version
     }
+}
+
+/// The attempts at a batch's devices, as far as they are told apart: by batch and not by device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempts {
+    /// The one that is made at all of its devices that are pending.
+    pub newest: Attempt,
+    /// The newest that was made at its silent devices too: since then, no message of an older one
+    /// is the last that its device was sent, unless it failed for good and was left at that.
+    pub silent: Attempt,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self {
+            newest: Attempt::FIRST,
+            silent: Attempt::FIRST,
+        }
+    }
+}
+
+impl Attempts {
+    /// Devices with one of these outcomes are made pending again, as `attempt`.
+    pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome]) {
+        self.newest = attempt;
+        if outcomes.contains(&Outcome::Enqueued) {
+            self.silent = attempt;
+        }
+    }
+
+    /// Whether `report`, which is about a message of attempt `of`, is to be merged into the outcome of
+    /// a device that is `known`.
+    ///
+    /// What is told of the newest attempt always is, and that a device has the message always is,
+    /// whichever attempt brought it. A failure of an older attempt counts only for a device whose
+    /// message that still is. One that is not yet sent to again is not `enqueued` (nor anything
+    /// above). One that is may have been chosen for the new attempt only if the silent ones were,
+    /// and then all of them were: failed ones have had all the feedback that they get.
+    #[must_use]
+    pub fn admits(&self, of: Attempt, known: Outcome, report: Outcome) -> bool {
+        of >= self.newest
+            || report >= Outcome::Delivered
+            || (of >= self.silent && known.was_enqueued())
+    }
+}
+
+/// What became of the wish to reopen a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reopened {
+    /// So many devices are pending again; none, if the batch had been reopened for this attempt, or a
+    /// newer one, before.
+    Devices(u32),
+    /// Somebody still works on the batch; nothing was changed.
+    Held(Held),
 }
 
 /// A batch as the store shows it.
@@ -280,6 +343,54 @@ mod tests {
             tenancy.renew(Epoch(1), false, Timestamp(60_000), TTL),
             Ok(())
         );
+    }
+
+    #[test]
+    fn a_batch_that_is_taken_away_is_nobodys() {
+        let mut tenancy = Tenancy::default();
+        let leased = tenancy.lease(&holder("a"), Epoch(1), V, Timestamp(0), TTL);
+        assert_eq!(leased, Ok(()));
+        tenancy.vacate();
+        assert_eq!(tenancy.held_at(Timestamp(1)), None);
+        assert!(!tenancy.holds(Epoch(1)) && !tenancy.has_lapsed_at(Timestamp(60_000)));
+        assert!(tenancy.renew(Epoch(1), true, Timestamp(1), TTL).is_err());
+        let leased = tenancy.lease(&holder("b"), Epoch(2), V, Timestamp(1), TTL);
+        assert_eq!(leased, Ok(()));
+    }
+
+    #[test]
+    fn feedback_counts_for_the_message_that_it_is_about() {
+        use Outcome as O;
+        let (first, second, third) = (Attempt(1), Attempt(2), Attempt(3));
+        let mut attempts = Attempts::default();
+        assert!(
+            attempts.admits(first, O::Pending, O::Expired),
+            "it overtook the send's record"
+        );
+
+        attempts.reopen(second, &[O::Rejected, O::NotFound]);
+        assert!(attempts.admits(second, O::Pending, O::Expired));
+        assert!(
+            !attempts.admits(first, O::Pending, O::Rejected),
+            "it is to be sent to again"
+        );
+        assert!(
+            attempts.admits(first, O::Pending, O::Delivered),
+            "it has the message after all"
+        );
+        assert!(
+            attempts.admits(first, O::Enqueued, O::Expired),
+            "it was not chosen"
+        );
+        assert!(attempts.admits(first, O::Expired, O::Purged));
+
+        attempts.reopen(third, &[O::Enqueued]);
+        assert!(
+            !attempts.admits(second, O::Enqueued, O::Expired),
+            "another message replaced that"
+        );
+        assert!(attempts.admits(first, O::Enqueued, O::Delivered));
+        assert!(attempts.admits(third, O::Enqueued, O::Expired));
     }
 
     /// Leases the batch to `count` holders who each vanish.

@@ -74,6 +74,8 @@ pub enum WaitsFor {
         /// Until when they are waited for.
         until: Timestamp,
     },
+    /// Devices that are to be sent to again.
+    Retry,
     /// The end of the bake.
     Bake {
         /// When that is.
@@ -95,6 +97,7 @@ impl fmt::Display for WaitsFor {
             Self::Silent { devices, until } => {
                 write!(f, "{devices} silent devices to be heard of, until {until}")
             }
+            Self::Retry => f.write_str("its retry to be prepared"),
             Self::Bake { until } => write!(f, "the end of its bake at {until}"),
             Self::ApprovalToBeNoted | Self::Approval { until: None } => f.write_str("an approval"),
             Self::Approval { until: Some(until) } => write!(f, "an approval, until {until}"),
@@ -384,6 +387,10 @@ pub fn next(
     measured: Option<Measured>,
     now: Timestamp,
 ) -> Next {
+    if rollout.retry.is_some() {
+        // The outcomes are about to change.
+        return Next::Wait(WaitsFor::Retry);
+    }
     let index = rollout.stage();
     let is_last = usize::from(index.0) + 1 == rollout.stages.len();
     let progress = rollout.stage_progress();

@@ -173,6 +173,16 @@ number!(
     /// the engine's own resending.
     Attempt(u16)
 );
+
+impl Attempt {
+    /// The one that every device begins with.
+    pub const FIRST: Self = Self(1);
+
+    pub(crate) fn first() -> Self {
+        Self::FIRST
+    }
+}
+
 number!(
     /// A fencing token: grows with every new holder of a lease. A store refuses writes that
     /// carry an older one than it has seen.

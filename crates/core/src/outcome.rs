@@ -1,9 +1,10 @@
 //! What is known of one device in one rollout.
 //!
-//! An [`Outcome`] only ever rises: [`Outcome::merge`] takes the higher of two reports, so
-//! reports may come twice and in any order (feedback can overtake the record of the send that
-//! caused it). The order is total, so a merge is commutative, associative and idempotent with
-//! no further rule: within a rank the outcome that is listed later stands.
+//! Within one attempt an [`Outcome`] only ever rises: [`Outcome::merge`] takes the higher of two
+//! reports, so reports may come twice and in any order (feedback can overtake the record of the send
+//! that caused it). The order is total, so a merge is commutative, associative and idempotent with no
+//! further rule: within a rank the outcome that is listed later stands. What lowers an outcome, for a
+//! new attempt, is [`OutcomeList::reopen`], and nothing else.
 //!
 //! [`Counts`] move by the difference that a merge made, so they cannot drift from the outcomes.
 
@@ -121,6 +122,12 @@ impl Outcome {
                 | Self::Undeliverable
                 | Self::Purged
         )
+    }
+
+    /// A new attempt may be made at a device that has it: it failed, or nothing was heard of it.
+    #[must_use]
+    pub fn can_be_retried(self) -> bool {
+        self.is_failure() || self == Self::Enqueued
     }
 
     /// The outcome's name as it is written in files and labels.
@@ -335,10 +342,26 @@ impl OutcomeList {
     pub fn merge(&mut self, index: usize, report: Outcome) -> (Outcome, Outcome) {
         let old = self.get(index);
         let new = old.merge(report);
+        self.set(index, new);
+        (old, new)
+    }
+
+    /// Makes the device at `index` pending for a new attempt; gives what it was.
+    ///
+    /// # Panics
+    /// When the batch has no such device, or no attempt may be made at it: see
+    /// [`Outcome::can_be_retried`].
+    pub fn reopen(&mut self, index: usize) -> Outcome {
+        let old = self.get(index);
+        assert!(old.can_be_retried(), "device {index} is {old}");
+        self.set(index, Outcome::Pending);
+        old
+    }
+
+    fn set(&mut self, index: usize, outcome: Outcome) {
         let shift = index % 2 * 4;
         let byte = &mut self.packed[index / 2];
-        *byte = *byte & !(15 << shift) | (new as u8) << shift;
-        (old, new)
+        *byte = *byte & !(15 << shift) | (outcome as u8) << shift;
     }
 
     /// The outcomes in order.
@@ -432,6 +455,37 @@ mod tests {
             prop_assert_eq!(&list, &apply(&shuffled));
             prop_assert_eq!(&OutcomeList::from_bytes(list.as_bytes(), len).unwrap(), &list);
         }
+    }
+
+    #[test]
+    fn a_new_attempt_lowers_what_may_be_lowered() {
+        let retried: Vec<_> = Outcome::ALL
+            .into_iter()
+            .filter(|o| o.can_be_retried())
+            .collect();
+        use Outcome as O;
+        assert_eq!(
+            retried,
+            [
+                O::Unknown,
+                O::NotFound,
+                O::QueueFull,
+                O::Refused,
+                O::Enqueued,
+                O::Expired,
+                O::Rejected,
+                O::Undeliverable,
+                O::Purged
+            ]
+        );
+        let mut list = OutcomeList::pending(3);
+        list.merge(0, O::Delivered);
+        list.merge(1, O::Refused);
+        assert_eq!(list.reopen(1), O::Refused);
+        assert_eq!(
+            list.iter().collect::<Vec<_>>(),
+            [O::Delivered, O::Pending, O::Pending]
+        );
     }
 
     #[test]

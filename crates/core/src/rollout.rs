@@ -11,17 +11,21 @@
 //!                  │           │                  │
 //!                  │           └── halt all ▶ Halted ── lift ──▶ Running
 //!      abort from any of these ──▶ Aborting ──▶ Aborted
+//!      retry: Succeeded | FinishedWithFailures ──▶ Running
 //! ```
 //!
-//! [`transition`] decides, and nothing else does. What a phase *owes* the world ([`Phase::owed`])
-//! follows from the phase alone, so it needs no record of its own: after a crash the phase is
-//! loaded and what it owes is done again, which is always safe.
+//! [`transition`] decides, and nothing else does. What a rollout *owes* the world ([`Rollout::owed`])
+//! follows from its record alone: after a crash that is loaded and what is owed is done again, which is
+//! always safe.
+//!
+//! A retry lowers outcomes, which nothing else does. It is requested, then prepared, batch by batch; until
+//! it is, nothing is sent and no gate is asked.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::ids::{RolloutName, StageIndex, StageName, Version};
+use crate::ids::{Attempt, RolloutName, StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
 use crate::spec::{OnFailure, RolloutSpec};
@@ -80,6 +84,8 @@ pub enum Phase {
 pub enum Owed {
     /// Find the devices and store the batches.
     Plan,
+    /// Make the devices pending that are to be sent to again.
+    PrepareRetry,
     /// Keep batches on the queue until every device is settled.
     ReleaseBatches,
     /// Mark every device that was not sent anything as skipped.
@@ -89,7 +95,7 @@ pub enum Owed {
 }
 
 impl Phase {
-    /// What this phase owes the world.
+    /// What this phase owes the world; see [`Rollout::owed`], too.
     #[must_use]
     pub fn owed(&self) -> Owed {
         match self {
@@ -105,7 +111,7 @@ impl Phase {
         }
     }
 
-    /// Nothing will ever happen to the rollout again.
+    /// Nothing will happen to the rollout again, unless somebody wants a retry.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(
@@ -117,7 +123,7 @@ impl Phase {
         )
     }
 
-    /// What a worker that holds a batch is to do.
+    /// What a worker that holds a batch is to do; see [`Rollout::wanted`], too.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         match self {
@@ -254,6 +260,19 @@ pub enum Event {
         /// What is to be done about it.
         then: OnFailure,
     },
+    /// Somebody wants a new attempt at some devices.
+    RetryRequested {
+        /// Those that have one of these outcomes ...
+        outcomes: Vec<Outcome>,
+        /// ... and are of this stage, if there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<StageName>,
+        /// Who, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
+    /// All of these devices are pending again.
+    RetryPrepared,
     /// Every device of the plan is settled.
     AllSettled {
         /// The outcomes.
@@ -345,6 +364,12 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Running | P::Paused { .. }, E::Promoted { .. }) => P::Running,
         (P::Halted { .. }, E::Promoted { .. }) => phase.clone(),
 
+        (P::Running | P::Succeeded | P::FinishedWithFailures, E::RetryRequested { .. }) => {
+            P::Running
+        }
+        (P::Paused { .. } | P::Halted { .. }, E::RetryRequested { .. })
+        | (P::Running | P::Paused { .. } | P::Halted { .. }, E::RetryPrepared) => phase.clone(),
+
         (
             P::Accepted | P::Planning | P::Running | P::Paused { .. } | P::Halted { .. },
             E::AbortRequested { reason },
@@ -405,7 +430,9 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | E::Approved { .. }
             | E::Promoted { .. }
             | E::StagePassed { .. }
-            | E::GateFailed { .. },
+            | E::GateFailed { .. }
+            | E::RetryRequested { .. }
+            | E::RetryPrepared,
         ) => return Err(illegal()),
     };
     Ok(next)
@@ -434,6 +461,12 @@ pub struct Rollout {
     /// The rollout of its group that it waits for, before it is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<RolloutName>,
+    /// The newest attempt at any of its devices.
+    #[serde(default = "Attempt::first")]
+    pub attempt: Attempt,
+    /// What is to be prepared before anything is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its phase last changed.
@@ -443,6 +476,29 @@ pub struct Rollout {
     pub account: Account,
     /// What happened to it, oldest first; the newest [`Rollout::HISTORY`].
     pub history: Vec<HistoryEntry>,
+}
+
+/// A new attempt that is to be made at some devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Which attempt it is.
+    pub attempt: Attempt,
+    /// At devices that have one of these outcomes ...
+    pub outcomes: Vec<Outcome>,
+    /// ... and are of this stage, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageName>,
+}
+
+impl std::fmt::Display for Retry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("devices ")?;
+        if let Some(stage) = &self.stage {
+            write!(f, "of stage {stage} ")?;
+        }
+        let words: Vec<_> = self.outcomes.iter().map(|it| it.as_str()).collect();
+        write!(f, "that are {}", words.join(" or "))
+    }
 }
 
 /// One thing that happened to a rollout.
@@ -481,6 +537,8 @@ impl Rollout {
             plan: None,
             stages: Vec::new(),
             behind: None,
+            attempt: Attempt::FIRST,
+            retry: None,
             created_at: now,
             changed_at: now,
             account: Account::opened(now),
@@ -491,6 +549,31 @@ impl Rollout {
                 event: Event::Accepted,
             }],
         }
+    }
+
+    /// What it owes the world.
+    #[must_use]
+    pub fn owed(&self) -> Owed {
+        match self.phase.owed() {
+            Owed::ReleaseBatches if self.retry.is_some() => Owed::PrepareRetry,
+            owed => owed,
+        }
+    }
+
+    /// What a worker that holds a batch is to do.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        match &self.retry {
+            Some(_) => Wanted::Stop,
+            None => self.phase.wanted(),
+        }
+    }
+
+    /// Whether devices may be reopened for `attempt` now.
+    #[must_use]
+    pub fn prepares(&self, attempt: Attempt) -> bool {
+        let prepared = self.retry.as_ref().map(|retry| retry.attempt);
+        self.owed() == Owed::PrepareRetry && prepared == Some(attempt)
     }
 
     /// The stage whose devices are sent to; those before it are over. The last one stays it when all are.
@@ -531,6 +614,9 @@ impl Rollout {
         next.phase = phase;
         if next.phase.owed() != Owed::Plan || event == Event::PlanningStarted {
             next.behind = None;
+        }
+        if matches!(next.phase, Phase::Aborting { .. }) {
+            next.retry = None;
         }
         if next == *self {
             return Ok(None);
@@ -594,9 +680,71 @@ impl Rollout {
                     (stage.ripe_at, stage.approved) = (None, None);
                 }
             }
+            Event::RetryRequested {
+                outcomes, stage, ..
+            } => self.request_retry(outcomes, stage.as_ref(), event)?,
+            Event::RetryPrepared => self.retry = None,
+            Event::AllSettled { .. } if self.retry.is_some() => {
+                return Err(self.cannot("preparing a retry", event));
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Notes a retry, of which there is one at a time; the same one again changes nothing. The gate of the
+    /// current stage is asked anew, all of it, when its devices are concerned.
+    fn request_retry(
+        &mut self,
+        outcomes: &[Outcome],
+        stage: Option<&StageName>,
+        event: &Event,
+    ) -> Result<(), IllegalTransition> {
+        if let Some(earlier) = &self.retry {
+            return if earlier.outcomes == outcomes && earlier.stage.as_ref() == stage {
+                Ok(())
+            } else {
+                Err(self.cannot("preparing another retry", event))
+            };
+        }
+        if let Some(outcome) = outcomes.iter().find(|outcome| !outcome.can_be_retried()) {
+            return Err(IllegalTransition {
+                phase: self.phase.as_str().to_owned(),
+                event: format!("{} of devices that are {outcome}", event.name()),
+            });
+        }
+        let has_started = |name: &StageName| {
+            let stage = self.stages.iter().find(|stage| stage.name == *name);
+            stage.is_some_and(|stage| stage.started_at.is_some())
+        };
+        if let Some(name) = stage.filter(|name| !has_started(name)) {
+            return Err(self.cannot(&format!("not at stage {name} yet"), event));
+        }
+        let Some(number) = self.attempt.0.checked_add(1) else {
+            return Err(self.cannot("at its last attempt", event));
+        };
+        self.attempt = Attempt(number);
+        self.retry = Some(Retry {
+            attempt: self.attempt,
+            outcomes: outcomes.to_vec(),
+            stage: stage.cloned(),
+        });
+        let index = usize::from(self.stage().0);
+        if let Some(current) = self.stages.get_mut(index)
+            && current.passed_at.is_none()
+            && stage.is_none_or(|stage| *stage == current.name)
+        {
+            (current.sent_at, current.ripe_at) = (None, None);
+            (current.approved, current.ignored) = (None, None);
+        }
+        Ok(())
+    }
+
+    fn cannot(&self, as_it_is: &str, event: &Event) -> IllegalTransition {
+        IllegalTransition {
+            phase: as_it_is.to_owned(),
+            event: event.name(),
+        }
     }
 
     fn start_stage(&mut self, now: Timestamp) {
@@ -753,7 +901,17 @@ mod tests {
             Event::AbortRequested { reason: reason() },
             Event::AllSettled { counts },
             Event::AllSettled { counts: failed },
+            retry(&[Outcome::NotFound], None),
+            Event::RetryPrepared,
         ]
+    }
+
+    fn retry(outcomes: &[Outcome], stage: Option<&str>) -> Event {
+        Event::RetryRequested {
+            outcomes: outcomes.to_vec(),
+            stage: stage.map(|stage| StageName::new(stage).unwrap()),
+            word: Word::default(),
+        }
     }
 
     fn stage_events() -> Vec<Event> {
@@ -827,16 +985,16 @@ mod tests {
         assert_eq!(
             table(&events()),
             [
-                "accepted: = planning . . failed . . = = aborting . .",
-                "planning: = = running failed failed . . = = aborting . .",
-                "running: . . . . . paused = halted = aborting succeeded finished_with_failures",
-                "paused: . . . . . = running = = aborting succeeded finished_with_failures",
-                "halted: . . . . . paused . = running aborting succeeded finished_with_failures",
-                "aborting: . . . . . . . = = = aborted aborted",
-                "aborted: . . . . . . . = = = = =",
-                "succeeded: . . . . . . . = = . = =",
-                "finished_with_failures: . . . . . . . = = . = =",
-                "failed: . . . . . . . = = . . .",
+                "accepted: = planning . . failed . . = = aborting . . . .",
+                "planning: = = running failed failed . . = = aborting . . . .",
+                "running: . . . . . paused = halted = aborting succeeded finished_with_failures = =",
+                "paused: . . . . . = running = = aborting succeeded finished_with_failures = =",
+                "halted: . . . . . paused . = running aborting succeeded finished_with_failures = =",
+                "aborting: . . . . . . . = = = aborted aborted . .",
+                "aborted: . . . . . . . = = = = = . .",
+                "succeeded: . . . . . . . = = . = = running .",
+                "finished_with_failures: . . . . . . . = = . = = running .",
+                "failed: . . . . . . . = = . . . . .",
             ]
         );
     }
@@ -848,6 +1006,9 @@ mod tests {
             if phase.is_ended() {
                 assert_eq!(phase.owed(), Owed::Nothing);
                 for event in events() {
+                    if matches!(event, Event::RetryRequested { .. }) {
+                        continue;
+                    }
                     assert!(
                         transition(&phase, &event).is_err()
                             || transition(&phase, &event).unwrap() == phase
@@ -855,6 +1016,116 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A rollout of two stages, of which the first has a gate, that runs.
+    fn staged() -> Rollout {
+        let spec = RolloutSpec::read(
+            "x",
+            "{name: a, target: {all: true}, message: {body: {text: hi}}, \
+             stages: [{name: s, percent: 10, gate: {approval: {}}}]}",
+        )
+        .unwrap();
+        let rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));
+        let rollout = step(&rollout, Event::PlanningStarted);
+        step(&rollout, plan(20))
+    }
+
+    fn step(rollout: &Rollout, event: Event) -> Rollout {
+        rollout.after(event, Timestamp(9)).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_retry_is_prepared_before_anything_else_happens() {
+        let stage = || StageName::new("s").unwrap();
+        let running = staged();
+        let sent = step(&running, Event::StageSent { stage: stage() });
+        let ripe = step(&sent, Event::ApprovalAwaited { stage: stage() });
+        let requested = step(&ripe, retry(&[Outcome::NotFound, Outcome::Expired], None));
+        assert_eq!(requested.attempt, Attempt(2));
+        let progress = requested.stage_progress().unwrap();
+        assert_eq!(
+            (progress.sent_at, progress.ripe_at),
+            (None, None),
+            "all anew"
+        );
+        assert_eq!(requested.owed(), Owed::PrepareRetry);
+        assert_eq!(requested.wanted(), Wanted::Stop);
+        assert!(requested.prepares(Attempt(2)) && !requested.prepares(Attempt(1)));
+
+        let again = |event| requested.after(event, Timestamp(9));
+        assert_eq!(
+            again(retry(&[Outcome::NotFound, Outcome::Expired], None)),
+            Ok(None)
+        );
+        let other = again(retry(&[Outcome::NotFound], None)).unwrap_err();
+        assert!(
+            other.to_string().contains("preparing another retry"),
+            "{other}"
+        );
+        let settled = Event::AllSettled {
+            counts: Counts::default(),
+        };
+        assert!(again(settled).is_err());
+
+        let paused = step(&requested, Event::PauseRequested { reason: "p".into() });
+        assert_eq!(paused.owed(), Owed::Nothing);
+        assert!(!paused.prepares(Attempt(2)));
+        let resumed = step(&paused, Event::ResumeRequested);
+        assert_eq!(resumed.owed(), Owed::PrepareRetry);
+        let aborted = step(&resumed, Event::AbortRequested { reason: "a".into() });
+        assert_eq!((aborted.owed(), aborted.retry), (Owed::SkipRemaining, None));
+
+        let prepared = step(&requested, Event::RetryPrepared);
+        assert_eq!(prepared.owed(), Owed::ReleaseBatches);
+        assert_eq!(prepared.wanted(), Wanted::GoOn);
+        assert_eq!(prepared.after(Event::RetryPrepared, Timestamp(9)), Ok(None));
+        let third = step(&prepared, retry(&[Outcome::Enqueued], Some("s")));
+        assert_eq!(third.attempt, Attempt(3));
+    }
+
+    #[test]
+    fn a_retry_of_another_stage_leaves_the_current_one_alone() {
+        let stage = || StageName::new("s").unwrap();
+        let running = staged();
+        assert!(
+            running
+                .after(retry(&[Outcome::Expired], Some("rest")), Timestamp(9))
+                .is_err()
+        );
+        let passed = Event::StagePassed {
+            stage: stage(),
+            reason: "g".into(),
+        };
+        let second = step(&running, passed);
+        let retried = step(&second, retry(&[Outcome::Expired], Some("s")));
+        assert!(
+            retried.stages[0].passed_at.is_some(),
+            "its gate has been passed"
+        );
+        assert_eq!(retried.stages, second.stages);
+        assert!(
+            second
+                .after(retry(&[Outcome::Delivered], None), Timestamp(9))
+                .is_err()
+        );
+
+        let settled = Event::AllSettled {
+            counts: Counts::default(),
+        };
+        let ended = step(&second, settled);
+        let again = step(&ended, retry(&[Outcome::Expired], None));
+        assert_eq!(again.phase, Phase::Running);
+        let text = serde_json::to_string(&again).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), again);
+    }
+
+    #[test]
+    fn records_without_attempts_are_at_the_first() {
+        let mut record = serde_json::to_value(staged()).unwrap();
+        record.as_object_mut().unwrap().remove("attempt").unwrap();
+        let rollout: Rollout = serde_json::from_value(record).unwrap();
+        assert_eq!((rollout.attempt, rollout.retry), (Attempt(1), None));
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -141,9 +142,11 @@ impl Store for AwayStore {
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
-        self.store().await?.merge(name, batch, reports).await
+        let store = self.store().await?;
+        store.merge(name, batch, attempt, reports).await
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
@@ -156,6 +159,17 @@ impl Store for AwayStore {
         batch: BatchId,
     ) -> Result<Option<Held>, StoreError> {
         self.store().await?.skip_remaining(name, batch).await
+    }
+
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError> {
+        let store = self.store().await?;
+        store.reopen(name, batch, attempt, outcomes).await
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {

@@ -7,7 +7,7 @@ use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageI
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
-use twincast_core::rollout::{Event, PlanId, Rollout};
+use twincast_core::rollout::{Event, PlanId, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 
@@ -87,6 +87,16 @@ pub fn paused() -> Event {
 pub fn aborted() -> Event {
     Event::AbortRequested {
         reason: "a test".into(),
+    }
+}
+
+/// A new attempt was requested at devices with one of these outcomes.
+#[must_use]
+pub fn retry_of(outcomes: &[Outcome]) -> Event {
+    Event::RetryRequested {
+        outcomes: outcomes.to_vec(),
+        stage: None,
+        word: Word::default(),
     }
 }
 

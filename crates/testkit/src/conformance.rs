@@ -14,6 +14,7 @@ pub mod permits;
 pub mod plans;
 pub mod queue;
 pub mod random;
+pub mod retries;
 pub mod roster;
 pub mod work;
 
@@ -135,6 +136,14 @@ macro_rules! store_conformance {
             finished_batches_are_passed_over
             batches_are_released_in_their_order
             what_was_added_is_loaded
+        }
+        $crate::cases! { $crate::conformance::retries, $make().await;
+            a_retry_makes_the_chosen_devices_pending
+            preparing_a_retry_twice_changes_nothing
+            only_what_can_be_retried_is_lowered
+            only_a_rollout_that_prepares_a_retry_is_lowered
+            a_retry_waits_for_the_holder_and_fences_a_lapsed_one
+            late_feedback_counts_for_its_attempt
         }
         $crate::cases! { $crate::conformance::work, $make().await;
             one_holder_at_a_time

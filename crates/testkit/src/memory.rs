@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use twincast_core::batch::{BatchStatus, Held, Lease, LeaseRefused, Tenancy};
+use twincast_core::batch::{Attempts, BatchStatus, Held, Lease, LeaseRefused, Reopened, Tenancy};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
 };
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
@@ -55,6 +55,7 @@ struct Slot {
     batch: Batch,
     outcomes: OutcomeList,
     codes: BTreeMap<u32, u32>,
+    attempts: Attempts,
     tenancy: Tenancy,
 }
 
@@ -102,7 +103,7 @@ impl State {
     fn leased(&mut self, lease: &Lease) -> Option<(Wanted, &mut Slot)> {
         let entry = self.rollouts.get_mut(&lease.rollout)?;
         let slot = entry.batches.get_mut(&lease.batch)?;
-        Some((entry.rollout.phase.wanted(), slot))
+        Some((entry.rollout.wanted(), slot))
     }
 }
 
@@ -130,17 +131,23 @@ impl Slot {
             outcomes: OutcomeList::pending(batch.devices.len()),
             batch,
             codes: BTreeMap::new(),
+            attempts: Attempts::default(),
             tenancy: Tenancy::default(),
         }
     }
 
-    fn merge(&mut self, reports: &[Report]) -> Result<(), StoreError> {
+    /// `attempt` is that of the messages which the reports are about.
+    fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> Result<(), StoreError> {
         let devices = self.outcomes.len();
         let beyond = |report: &&Report| report.index as usize >= devices;
         if let Some(bad) = reports.iter().find(beyond) {
             return Err(not_found(format!("device {}", bad.index)));
         }
         for report in reports {
+            let known = self.outcomes.get(report.index as usize);
+            if !self.attempts.admits(attempt, known, report.outcome) {
+                continue;
+            }
             let (_, new) = self.outcomes.merge(report.index as usize, report.outcome);
             if (new, report.outcome) == (Outcome::Refused, Outcome::Refused) && report.code != 0 {
                 self.codes.entry(report.index).or_insert(report.code);
@@ -255,7 +262,7 @@ impl Store for MemoryStore {
         let next = Epoch(state.last_epoch + 1);
         let all_stages = state.knows_no_stages;
         let entry = state.entry(&request.rollout)?;
-        let wanted = entry.rollout.phase.wanted();
+        let wanted = entry.rollout.wanted();
         let version = entry.rollout.version;
         let stage = entry.rollout.stage();
         let slot = entry.slot(request.batch)?;
@@ -296,6 +303,7 @@ impl Store for MemoryStore {
                 .map(|(index, code)| (*index, *code))
                 .filter(refused)
                 .collect(),
+            attempt: slot.attempts.newest,
         })
     }
 
@@ -312,7 +320,7 @@ impl Store for MemoryStore {
         let mut tenancy = slot.tenancy.clone();
         let renewed = tenancy.renew(lease.epoch, !reports.is_empty(), now, ttl);
         renewed.map_err(|_| gone())?;
-        slot.merge(reports)?;
+        slot.merge(slot.attempts.newest, reports)?;
         slot.tenancy = tenancy;
         Ok(wanted)
     }
@@ -321,9 +329,11 @@ impl Store for MemoryStore {
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
-        self.state().entry(name)?.slot(batch)?.merge(reports)
+        let mut state = self.state();
+        state.entry(name)?.slot(batch)?.merge(attempt, reports)
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
@@ -358,6 +368,42 @@ impl Store for MemoryStore {
             slot.outcomes.merge(index, end);
         }
         Ok(None)
+    }
+
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let entry = state.entry(name)?;
+        if !entry.rollout.prepares(attempt) {
+            return Err(superseded(format!("rollout {name}")));
+        }
+        let slot = entry.slot(batch)?;
+        if slot.attempts.newest >= attempt {
+            return Ok(Reopened::Devices(0));
+        }
+        if let Some(held) = slot.tenancy.held_at(now) {
+            return Ok(Reopened::Held(held));
+        }
+        let chosen = |outcome: Outcome| outcome.can_be_retried() && outcomes.contains(&outcome);
+        let mut devices = 0;
+        for index in 0..slot.outcomes.len() {
+            if chosen(slot.outcomes.get(index)) {
+                slot.outcomes.reopen(index);
+                slot.codes.retain(|at, _| *at as usize != index);
+                devices += 1;
+            }
+        }
+        if devices > 0 {
+            slot.attempts.reopen(attempt, outcomes);
+            slot.tenancy.vacate();
+        }
+        Ok(Reopened::Devices(devices))
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {

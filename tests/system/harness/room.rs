@@ -43,16 +43,23 @@ impl Room {
 
     /// A folder with a configuration for a hub in this process.
     pub(crate) fn of(hub: &RunningHub) -> Self {
-        let room = Self::configured(&format!(
+        let room = Self::configured("");
+        room.goes_to(hub);
+        room
+    }
+
+    /// Uses a hub in this process from now on.
+    pub(crate) fn goes_to(&self, hub: &RunningHub) {
+        let toml = format!(
             "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
              unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
             hub.amqp_addr().ip(),
             hub.amqp_addr().port(),
             hub.https_addr().port(),
-        ));
-        room.write("connection-string", &hub.connection_string());
-        room.write("ca.pem", hub.ca_pem());
-        room
+        );
+        self.write("twincast.toml", &toml);
+        self.write("connection-string", &hub.connection_string());
+        self.write("ca.pem", hub.ca_pem());
     }
 
     /// Sets an environment variable for all commands.

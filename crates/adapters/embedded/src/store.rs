@@ -21,6 +21,7 @@ mod error;
 mod leases;
 mod permits;
 mod read_ops;
+mod retry_ops;
 mod tables;
 mod write_ops;
 
@@ -32,9 +33,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
-use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -317,12 +319,13 @@ impl Store for EmbeddedStore {
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
         let doing = format!("merge reports into {}", batch_of(batch, name));
         let (name, reports) = (name.clone(), reports.to_vec());
         self.write(doing, move |on| {
-            write_ops::merge(on.tables, &name, batch, &reports)
+            write_ops::merge(on.tables, &name, batch, attempt, &reports)
         })
         .await
     }
@@ -345,6 +348,26 @@ impl Store for EmbeddedStore {
         let name = name.clone();
         self.write(doing, move |on| {
             write_ops::skip_remaining(on.tables, on.leases, &name, batch, on.now)
+        })
+        .await
+    }
+
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError> {
+        let doing = format!("retry devices of {}", batch_of(batch, name));
+        let (name, outcomes) = (name.clone(), outcomes.to_vec());
+        self.write(doing, move |on| {
+            let wanted = retry_ops::Wanted {
+                batch,
+                attempt,
+                outcomes: &outcomes,
+            };
+            retry_ops::reopen(on.tables, on.leases, &name, wanted, on.now)
         })
         .await
     }

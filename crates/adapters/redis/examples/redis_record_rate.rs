@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::Batch;
@@ -85,7 +85,12 @@ async fn main() -> Result<(), Failure> {
             .collect();
         let asked = Instant::now();
         store
-            .merge(&name("r"), BatchId(round % (batches - 1)), &reports)
+            .merge(
+                &name("r"),
+                BatchId(round % (batches - 1)),
+                Attempt::FIRST,
+                &reports,
+            )
             .await?;
         times.push(asked.elapsed());
     }

@@ -80,6 +80,8 @@ pub(crate) enum Stance {
     Planning,
     /// Batches may be worked on.
     Running,
+    /// Devices may be made pending again.
+    Preparing,
     /// What is left may be skipped.
     Aborting,
     /// None of these.
@@ -90,7 +92,8 @@ impl Stance {
     pub(crate) fn of(rollout: &Rollout) -> Self {
         match &rollout.phase {
             phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
-            phase if phase.wanted() == Wanted::GoOn => Self::Running,
+            _ if rollout.owed() == Owed::PrepareRetry => Self::Preparing,
+            _ if rollout.wanted() == Wanted::GoOn => Self::Running,
             Phase::Aborting { .. } => Self::Aborting,
             _ => Self::Still,
         }
@@ -100,6 +103,7 @@ impl Stance {
         match self {
             Self::Planning => "planning",
             Self::Running => "running",
+            Self::Preparing => "preparing",
             Self::Aborting => "aborting",
             Self::Still => "still",
         }

@@ -9,8 +9,8 @@ use flate2::write::DeflateEncoder;
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
-use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES};
-use twincast_core::ids::{Epoch, Holder, HubName, StageIndex};
+use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
+use twincast_core::ids::{Attempt, Epoch, Holder, HubName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, Report, Tally};
@@ -108,6 +108,16 @@ impl Reply {
         })
     }
 
+    /// What became of a wish to reopen a batch.
+    pub(crate) fn reopened(mut self) -> Result<Reopened, Misfit> {
+        let devices: i64 = self.next()?;
+        match (u32::try_from(devices), self.held()?) {
+            (Ok(devices), None) => Ok(Reopened::Devices(devices)),
+            (Err(_), Some(held)) => Ok(Reopened::Held(held)),
+            _ => Err(Misfit(format!("a retry was answered by {devices}"))),
+        }
+    }
+
     /// A page of batches.
     pub(crate) fn page(mut self) -> Result<Vec<BatchStatus>, Misfit> {
         let (version, now) = (self.next::<String>()?, Timestamp(self.next()?));
@@ -139,10 +149,12 @@ impl Reply {
         while !pairs.is_empty() {
             codes.push((pairs.next()?, pairs.next()?));
         }
+        let attempt = Attempt(self.next()?);
         Ok(BatchWork {
             batch: Batch { header, devices },
             outcomes: outcomes.map_err(|error| Misfit(error.to_string()))?,
             codes,
+            attempt,
         })
     }
 

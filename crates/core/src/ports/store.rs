@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::batch::{BatchStatus, Held, Lease};
+use crate::batch::{BatchStatus, Held, Lease, Reopened};
 use crate::group::Line;
-use crate::ids::{BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
+use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
@@ -103,6 +103,8 @@ pub struct BatchWork {
     pub outcomes: OutcomeList,
     /// The hub's codes for the devices that it refused, by position, ascending.
     pub codes: Vec<(u32, u32)>,
+    /// Which attempt is made at those that are pending.
+    pub attempt: Attempt,
 }
 
 /// A report on one device of a batch.
@@ -213,12 +215,15 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Wanted, StoreError>;
 
     /// Merges what others than the batch's holder have learned, the hub's feedback above all:
-    /// as [`record`](Self::record), but under no lease. Idempotent.
+    /// as [`record`](Self::record), but under no lease. `attempt` is that of the messages which the
+    /// reports are about; those that no longer say anything of their device are passed over, see
+    /// [`Attempts::admits`](crate::batch::Attempts::admits). Idempotent.
     /// [`StoreError::NotFound`] when there is no such batch (any more).
     async fn merge(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError>;
 
@@ -234,6 +239,22 @@ pub trait Store: Send + Sync + 'static {
         name: &RolloutName,
         batch: BatchId,
     ) -> Result<Option<Held>, StoreError>;
+
+    /// Makes the devices of a batch pending again that have one of `outcomes` (of those that
+    /// [can be retried](Outcome::can_be_retried)), as attempt `attempt`, and forgets the hub's codes
+    /// for them. With none such nothing is changed. Whoever had the batch last is fenced: what they
+    /// have not recorded by now is about an older attempt.
+    ///
+    /// A driver that died may do all of it again: a batch that was reopened for this attempt or a
+    /// newer one is left as it is. Nothing is sent meanwhile, so none of it fails again in between.
+    /// [`StoreError::Superseded`] when the rollout does not prepare this attempt.
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError>;
 
     /// A rollout's counters by stage and hub: always the sum of its outcomes.
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;

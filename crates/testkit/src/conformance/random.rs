@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use twincast_core::batch::Lease;
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
 use twincast_core::rollout::{Event, PlanId};
@@ -14,7 +14,7 @@ use twincast_core::rollout::{Event, PlanId};
 use super::Subject;
 use crate::MemoryStore;
 use crate::build::{
-    TTL, aborted, accepted, batch_on, hub, lease_request, name, paused, plan_completed,
+    TTL, aborted, accepted, batch_on, hub, lease_request, name, paused, plan_completed, retry_of,
 };
 
 const BATCHES: u32 = 4;
@@ -24,13 +24,37 @@ const BATCHES: u32 = 4;
 enum Call {
     Create,
     Change(Change),
-    Add { plan: u32, batches: Vec<u32> },
-    Lease { batch: u32, by: u8 },
-    Record { lease: usize, reports: Vec<Report> },
-    Merge { batch: u32, reports: Vec<Report> },
-    Release { lease: usize },
-    Skip { batch: u32 },
-    Wait { seconds: u64 },
+    Add {
+        plan: u32,
+        batches: Vec<u32>,
+    },
+    Lease {
+        batch: u32,
+        by: u8,
+    },
+    Record {
+        lease: usize,
+        reports: Vec<Report>,
+    },
+    Merge {
+        batch: u32,
+        attempt: u16,
+        reports: Vec<Report>,
+    },
+    Reopen {
+        batch: u32,
+        attempt: u16,
+        outcomes: Vec<Outcome>,
+    },
+    Release {
+        lease: usize,
+    },
+    Skip {
+        batch: u32,
+    },
+    Wait {
+        seconds: u64,
+    },
 }
 
 /// A change of the record, made from the version that is `stale` steps old.
@@ -41,12 +65,19 @@ struct Change {
 }
 
 fn call() -> impl Strategy<Value = Call> {
+    let can: Vec<_> = Outcome::ALL
+        .into_iter()
+        .filter(|outcome| outcome.can_be_retried())
+        .collect();
+    let outcomes = prop::sample::subsequence(can.clone(), 0..=can.len());
     let event = prop_oneof![
         3 => Just(Event::PlanningStarted),
         4 => Just(plan_completed(9)),
         2 => Just(paused()),
         3 => Just(Event::ResumeRequested),
         1 => Just(aborted()),
+        3 => outcomes.clone().prop_map(|outcomes| retry_of(&outcomes)),
+        3 => Just(Event::RetryPrepared),
         1 => Just(Event::AllSettled { counts: Counts::default() }),
     ];
     let change =
@@ -69,8 +100,10 @@ fn call() -> impl Strategy<Value = Call> {
         6 => (0..BATCHES, 0..3u8).prop_map(|(batch, by)| Call::Lease { batch, by }),
         9 => (0..6usize, prop::collection::vec(report.clone(), 0..8))
             .prop_map(|(lease, reports)| Call::Record { lease, reports }),
-        3 => (0..BATCHES, prop::collection::vec(report, 0..8))
-            .prop_map(|(batch, reports)| Call::Merge { batch, reports }),
+        4 => (0..BATCHES, 1..4u16, prop::collection::vec(report, 0..8))
+            .prop_map(|(batch, attempt, reports)| Call::Merge { batch, attempt, reports }),
+        6 => (0..BATCHES, 2..4u16, outcomes)
+            .prop_map(|(batch, attempt, outcomes)| Call::Reopen { batch, attempt, outcomes }),
         2 => (0..6usize).prop_map(|lease| Call::Release { lease }),
         2 => (0..BATCHES).prop_map(|batch| Call::Skip { batch }),
         1 => (1..40u64).prop_map(|seconds| Call::Wait { seconds }),
@@ -111,16 +144,29 @@ impl Side {
                 }
                 None => String::new(),
             },
-            Call::Merge { batch: id, reports } => {
+            Call::Merge {
+                batch: id,
+                attempt,
+                reports,
+            } => {
                 let devices = batch(*id).header.devices;
                 let reports: Vec<_> = reports.iter().map(|r| within(*r, devices)).collect();
-                answer(store.merge(&name("r"), BatchId(*id), &reports).await)
+                let (id, attempt) = (BatchId(*id), Attempt(*attempt));
+                answer(store.merge(&name("r"), id, attempt, &reports).await)
             }
             Call::Release { lease } => match self.lease(*lease) {
                 Some(lease) => answer(store.release(lease).await),
                 None => String::new(),
             },
             Call::Skip { batch } => answer(store.skip_remaining(&name("r"), BatchId(*batch)).await),
+            Call::Reopen {
+                batch,
+                attempt,
+                outcomes,
+            } => {
+                let (id, attempt) = (BatchId(*batch), Attempt(*attempt));
+                answer(store.reopen(&name("r"), id, attempt, outcomes).await)
+            }
             Call::Wait { .. } => String::new(),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use twincast_core::batch::MAX_STRIKES;
-use twincast_core::ids::{BatchId, HubName, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, HubName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, LeaseReply, Report, Store};
 use twincast_core::rollout::{Event, PlanId, Wanted};
@@ -461,7 +461,9 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     let lease = leased(store, &name("r"), 0, "a").await;
     let learned = [report(0, Outcome::Delivered), report(1, Outcome::Expired)];
     for _ in 0..2 {
-        let merged = store.merge(&name("r"), BatchId(0), &learned).await;
+        let merged = store
+            .merge(&name("r"), BatchId(0), Attempt::FIRST, &learned)
+            .await;
         merged.unwrap();
     }
     // Feedback has overtaken the sends' own records.
@@ -474,13 +476,22 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     assert_eq!((counts.total(), counts.unsettled()), (3, 0));
 
     let beyond = [report(3, Outcome::Delivered)];
-    assert_refused!(store.merge(&name("r"), BatchId(0), &beyond).await, NotFound);
     assert_refused!(
-        store.merge(&name("r"), BatchId(1), &learned).await,
+        store
+            .merge(&name("r"), BatchId(0), Attempt::FIRST, &beyond)
+            .await,
         NotFound
     );
     assert_refused!(
-        store.merge(&name("s"), BatchId(0), &learned).await,
+        store
+            .merge(&name("r"), BatchId(1), Attempt::FIRST, &learned)
+            .await,
+        NotFound
+    );
+    assert_refused!(
+        store
+            .merge(&name("s"), BatchId(0), Attempt::FIRST, &learned)
+            .await,
         NotFound
     );
 }

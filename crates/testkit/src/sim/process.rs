@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
-use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, HubName, RolloutName};
+use twincast_core::batch::{Lease, Reopened};
+use twincast_core::ids::{Attempt, BatchId, HubName, RolloutName};
 use twincast_core::message::Outbound;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{FeedbackRecord, LeaseRequest, Report, SendResult};
@@ -91,7 +91,9 @@ pub enum Witnessed<'a> {
     /// Reports were merged under a lease, or none, as a heartbeat.
     Recorded(&'a Lease, &'a [Report]),
     /// Reports were merged under no lease.
-    Merged(&'a RolloutName, BatchId, &'a [Report]),
+    Merged(&'a RolloutName, BatchId, Attempt, &'a [Report]),
+    /// A batch was made ready for a new attempt, or not yet.
+    Reopened(&'a RolloutName, BatchId, Attempt, &'a Reopened),
     /// What was left of a batch was skipped.
     Skipped(&'a RolloutName, BatchId),
     /// All rollouts are to halt, or may go on.

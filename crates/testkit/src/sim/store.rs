@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::Batch;
@@ -224,7 +226,9 @@ impl Store for SimStore {
             }
             let wanted = match truth.record(&lease, &reports, ttl).await {
                 Err(StoreError::Superseded { .. }) if by.sim().has(Bug::NoFence) => {
-                    truth.merge(&lease.rollout, lease.batch, &reports).await?;
+                    let (of, batch) = (&lease.rollout, lease.batch);
+                    let attempt = truth.load(of, batch).await?.attempt;
+                    truth.merge(of, batch, attempt, &reports).await?;
                     Wanted::GoOn
                 }
                 recorded => recorded?,
@@ -242,6 +246,7 @@ impl Store for SimStore {
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
         let (of, mut reports) = (name.clone(), reports.to_vec());
@@ -249,8 +254,8 @@ impl Store for SimStore {
             if by.sim().has(Bug::ForgetsFeedback) && reports.len() > 1 {
                 reports.pop();
             }
-            truth.merge(&of, batch, &reports).await?;
-            by.witness(&Witnessed::Merged(&of, batch, &reports));
+            truth.merge(&of, batch, attempt, &reports).await?;
+            by.witness(&Witnessed::Merged(&of, batch, attempt, &reports));
             Ok(())
         })
         .await
@@ -288,6 +293,22 @@ impl Store for SimStore {
                 Ok(held)
             },
         )
+        .await
+    }
+
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError> {
+        let (of, outcomes) = (name.clone(), outcomes.to_vec());
+        self.call("reopen", of_batch(name, batch), |truth, by| async move {
+            let reopened = truth.reopen(&of, batch, attempt, &outcomes).await?;
+            by.witness(&Witnessed::Reopened(&of, batch, attempt, &reopened));
+            Ok(reopened)
+        })
         .await
     }
 

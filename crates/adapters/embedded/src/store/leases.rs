@@ -79,6 +79,13 @@ impl Leases {
         self.claims.get(&series)?.get(&batch)?.held_at(now)
     }
 
+    /// Takes a batch from whoever had it last.
+    pub(super) fn vacate(&mut self, series: Series, batch: BatchId) {
+        if let Some(tenancy) = self.tenancy(series, batch) {
+            tenancy.vacate();
+        }
+    }
+
     pub(super) fn has_lapsed(&self, series: Series, batch: BatchId, now: Timestamp) -> bool {
         let batches = self.claims.get(&series);
         let tenancy = batches.and_then(|batches| batches.get(&batch));

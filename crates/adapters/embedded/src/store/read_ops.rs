@@ -5,7 +5,7 @@ use std::ops::Bound;
 use redb::ReadableTable;
 use twincast_core::batch::{BatchStatus, Lease, LeaseRefused};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
@@ -15,8 +15,8 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 use super::leases::Leases;
 use super::tables::{
-    BatchKey, Head, ReadTables, Series, batch_counts, batch_of, head, header, key, known_head,
-    lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
+    BatchKey, Head, ReadTables, Series, attempts_of, batch_counts, batch_of, head, header, key,
+    known_head, lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
 };
 
 /// A batch as it is stored; unpacked by the caller's task.
@@ -25,6 +25,7 @@ pub(super) struct StoredWork {
     manifest: Vec<u8>,
     outcomes: OutcomeList,
     codes: Vec<(u32, u32)>,
+    attempt: Attempt,
 }
 
 /// Which batches are asked for.
@@ -236,6 +237,7 @@ pub(super) fn load(
         manifest,
         outcomes,
         codes,
+        attempt: attempts_of(&tables.attempts, key)?.newest,
     })
 }
 
@@ -271,6 +273,7 @@ impl StoredWork {
             },
             outcomes: self.outcomes,
             codes: self.codes,
+            attempt: self.attempt,
         })
     }
 }

@@ -10,6 +10,7 @@
 //! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
+//! | `attempts` | series, batch | the newest attempt, and the newest at silent devices; only of a batch that was retried |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
@@ -24,8 +25,8 @@ use redb::{
 };
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
-use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
+use twincast_core::batch::{Attempts, Lease};
+use twincast_core::ids::{Attempt, BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
@@ -107,6 +108,7 @@ tables! {
     open: OPEN OpenKey<'static> => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
     codes: CODES (u32, u32, u32) => u32;
+    attempts: ATTEMPTS BatchKey => (u16, u16);
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
     lines: LINES &'static str => &'static [u8];
@@ -134,6 +136,8 @@ pub(super) enum Stance {
     Planning,
     /// Batches may be worked on.
     Running,
+    /// Devices may be made pending again.
+    Preparing,
     /// What is left may be skipped.
     Aborting,
     /// None of these.
@@ -144,7 +148,8 @@ impl Stance {
     fn of(rollout: &Rollout) -> Self {
         match &rollout.phase {
             phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
-            phase if phase.wanted() == Wanted::GoOn => Self::Running,
+            _ if rollout.owed() == Owed::PrepareRetry => Self::Preparing,
+            _ if rollout.wanted() == Wanted::GoOn => Self::Running,
             Phase::Aborting { .. } => Self::Aborting,
             _ => Self::Still,
         }
@@ -168,6 +173,7 @@ impl Head {
             Stance::Running => 1,
             Stance::Aborting => 2,
             Stance::Still => 3,
+            Stance::Preparing => 4,
         };
         (
             self.series,
@@ -182,7 +188,7 @@ impl Head {
     pub(super) fn wanted(self) -> Wanted {
         match self.stance {
             Stance::Running => Wanted::GoOn,
-            Stance::Planning | Stance::Aborting | Stance::Still => Wanted::Stop,
+            Stance::Planning | Stance::Preparing | Stance::Aborting | Stance::Still => Wanted::Stop,
         }
     }
 }
@@ -201,6 +207,7 @@ pub(super) fn head(
         1 => Stance::Running,
         2 => Stance::Aborting,
         3 => Stance::Still,
+        4 => Stance::Preparing,
         other => {
             return Err(Fault::damaged(format!("{other} is no stance of a rollout")));
         }
@@ -244,6 +251,21 @@ pub(super) fn batch_counts(
         Some(stored) => numbers(stored.value()),
         None => Err(Fault::damaged(format!("batch {} has no counts", key.1))),
     }
+}
+
+/// The attempts at a batch's devices.
+pub(super) fn attempts_of(
+    attempts: &impl ReadableTable<BatchKey, (u16, u16)>,
+    key: BatchKey,
+) -> Result<Attempts, Fault> {
+    let Some(stored) = attempts.get(key)? else {
+        return Ok(Attempts::default());
+    };
+    let (newest, silent) = stored.value();
+    Ok(Attempts {
+        newest: Attempt(newest),
+        silent: Attempt(silent),
+    })
 }
 
 /// Reads what [`numbers_to_bytes`] gave.

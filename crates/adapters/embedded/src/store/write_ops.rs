@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use redb::ReadableTable;
-use twincast_core::batch::{Held, Lease};
+use twincast_core::batch::{Attempts, Held, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, RolloutName, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, RolloutName, Version};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader};
 use twincast_core::ports::{Created, Report};
@@ -17,8 +17,9 @@ use super::error::Fault;
 use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
-    BatchKey, Head, Numbers, PIECE, Series, Stance, WriteTables, batch_counts, batch_of, head,
-    header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key, unsettled,
+    BatchKey, Head, Numbers, PIECE, Series, Stance, WriteTables, attempts_of, batch_counts,
+    batch_of, head, header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key,
+    unsettled,
 };
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
@@ -38,9 +39,9 @@ impl PackedBatch {
     }
 }
 
-/// What a record or a skip does to a batch's outcomes.
-struct Change {
-    list: OutcomeList,
+/// What a call does to a batch's outcomes.
+pub(super) struct Change {
+    pub(super) list: OutcomeList,
     lost: Numbers,
     gained: Numbers,
 }
@@ -175,7 +176,9 @@ pub(super) fn record(
     if !leases.holds(head.series, lease) {
         return Err(gone());
     }
-    merge_into(tables, key, &header, &lease.rollout, reports)?;
+    // Whoever holds the batch sends its newest attempt.
+    let newest = |_, _| true;
+    merge_into(tables, key, &header, &lease.rollout, reports, newest)?;
     leases.renew(head.series, lease, !reports.is_empty(), now, ttl);
     Ok(head.wanted())
 }
@@ -184,13 +187,16 @@ pub(super) fn merge(
     tables: &mut WriteTables<'_>,
     name: &RolloutName,
     batch: BatchId,
+    attempt: Attempt,
     reports: &[Report],
 ) -> Result<(), Fault> {
     let head = known_head(&tables.heads, name)?;
     let key = key(head.series, batch);
     let header =
         header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
-    merge_into(tables, key, &header, name, reports)
+    let attempts: Attempts = attempts_of(&tables.attempts, key)?;
+    let admitted = |known, report| attempts.admits(attempt, known, report);
+    merge_into(tables, key, &header, name, reports, admitted)
 }
 
 fn merge_into(
@@ -199,6 +205,7 @@ fn merge_into(
     header: &BatchHeader,
     name: &RolloutName,
     reports: &[Report],
+    admitted: impl Fn(Outcome, Outcome) -> bool,
 ) -> Result<(), Fault> {
     if let Some(bad) = reports.iter().find(|report| report.index >= header.devices) {
         let batch = batch_of(header.id, name);
@@ -207,6 +214,10 @@ fn merge_into(
     let mut change = Change::of(tables, key, header)?;
     let mut codes = Vec::new();
     for report in reports {
+        let known = change.list.get(report.index as usize);
+        if !admitted(known, report.outcome) {
+            continue;
+        }
         let merged = change.merge(report.index as usize, report.outcome);
         let refused = merged == Outcome::Refused && report.outcome == Outcome::Refused;
         if refused && report.code != 0 {
@@ -254,7 +265,11 @@ pub(super) fn skip_remaining(
 }
 
 impl Change {
-    fn of(tables: &WriteTables<'_>, key: BatchKey, header: &BatchHeader) -> Result<Self, Fault> {
+    pub(super) fn of(
+        tables: &WriteTables<'_>,
+        key: BatchKey,
+        header: &BatchHeader,
+    ) -> Result<Self, Fault> {
         Ok(Self {
             list: read_ops::outcomes_of(&tables.outcomes, key, header.devices)?,
             lost: [0; OUTCOMES],
@@ -271,13 +286,20 @@ impl Change {
         new
     }
 
-    fn is_empty(&self) -> bool {
+    /// Makes a device pending for a new attempt.
+    pub(super) fn reopen(&mut self, index: usize) {
+        let old = self.list.reopen(index);
+        self.lost[old as usize] += 1;
+        self.gained[Outcome::Pending as usize] += 1;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.lost == [0; OUTCOMES]
     }
 }
 
 /// Writes a change of outcomes, with everything that follows from it.
-fn apply(
+pub(super) fn apply(
     tables: &mut WriteTables<'_>,
     key: BatchKey,
     header: &BatchHeader,
@@ -296,6 +318,8 @@ fn apply(
     tables.outcomes.insert(key, change.list.as_bytes())?;
     if unsettled(&counts) == 0 {
         tables.open.remove(open_key(key.0, header))?;
+    } else if change.gained[Outcome::Pending as usize] > 0 {
+        tables.open.insert(open_key(key.0, header), ())?;
     }
     Ok(())
 }
@@ -354,6 +378,7 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     // The headers go last: what they lead to is gone before them.
     sweep_rows!(tables.manifests, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.codes, (series, 0, 0), (series + 1, 0, 0), left);
+    sweep_rows!(tables.attempts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.outcomes, (series, 0), (series + 1, 0), left);
     left -= sweep_open(tables, series, left)?;
     sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);

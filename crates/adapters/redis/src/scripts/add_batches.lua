@@ -14,6 +14,7 @@ for at = 3, #ARGV, 7 do
       batch = number,
       first = size * 2, devices = tonumber(devices), stage = stage, hub = hub, place = '.' .. place,
       epoch = '0', strikes = 0, counted_in = '0', ends = 0, holder = NOBODY, counts = {},
+      newest = 1, silent = 1,
     }
     for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = 0 end
     row.counts[PENDING] = row.devices

@@ -1,5 +1,6 @@
 -- A batch with all that is known of its devices.
--- ARGV: time, batch. Gives header, manifest, outcomes, and index, code, index, … of refusals.
+-- ARGV: time, batch. Gives header, manifest, outcomes, index, code, index, … of refusals, and the newest
+-- attempt.
 
 local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
@@ -26,4 +27,4 @@ if row.counts[REFUSED] > 0 then
 end
 local header = redis.call('HGET', HEADERS, ARGV[2])
 local manifest = redis.call('HGET', MANIFESTS, ARGV[2])
-return { 'OK', header, manifest, bytes, codes }
+return { 'OK', header, manifest, bytes, codes, row.newest }

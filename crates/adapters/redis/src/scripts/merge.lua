@@ -1,10 +1,10 @@
 -- Merges reports from others than the batch's holder.
--- ARGV: time, batch, reports.
+-- ARGV: time, batch, attempt that they are about, reports.
 
 local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
-local change, refusal = merged(row, decode(ARGV[3]))
+local change, refusal = merged(row, tonumber(ARGV[3]), decode(ARGV[4]))
 if refusal then return refusal end
 apply(row, change)
 if #change.places > 0 then write_row(row) end

@@ -6,7 +6,7 @@ local stance, row = read_row(ARGV[2])
 if not row or not is_held_by(row, ARGV[3], ARGV[4]) then return { 'SUPERSEDED' } end
 
 local reports = decode(ARGV[6])
-local change, refusal = merged(row, reports)
+local change, refusal = merged(row, row.newest, reports)
 if refusal then return refusal end
 row.ends = later(clock(), tonumber(ARGV[5]))
 if #reports > 0 then row.strikes = 0 end

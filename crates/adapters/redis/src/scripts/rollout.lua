@@ -12,7 +12,8 @@ local NOBODY = '-'
 
 -- A batch's row in HEAD: all that changes about it, and what is needed for changing it. Its
 -- words: first device, devices, stage, hub, epoch, strikes, version they were counted in,
--- lease's end, holder, how many devices have each outcome, and, after a dot, its place.
+-- lease's end, holder, how many devices have each outcome, after a dot its place, and, of a batch that
+-- was retried, its newest attempt and the newest at silent devices.
 -- Gives the rollout's stance and version with it: they are read at once. Without a stance there
 -- is no such rollout, without a row no such batch.
 local function read_row(batch)
@@ -27,6 +28,7 @@ local function read_row(batch)
   }
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
   row.place = word() or '.'
+  row.newest, row.silent = tonumber(word() or 1), tonumber(word() or 1)
   return stance, row, version
 end
 
@@ -38,6 +40,10 @@ local function write_row(row)
   }
   for outcome = 0, OUTCOME_COUNT - 1 do words[#words + 1] = whole(row.counts[outcome]) end
   words[#words + 1] = row.place
+  if row.newest > 1 then
+    words[#words + 1] = whole(row.newest)
+    words[#words + 1] = whole(row.silent)
+  end
   redis.call('HSET', HEAD, row.batch, table.concat(words, ' '))
 end
 
@@ -91,8 +97,15 @@ local function decode(text)
   return reports
 end
 
--- What reports would change of a batch, without changing it; or nil and a refusal.
-local function merged(row, reports)
+-- Whether a report on a message of this attempt is to be merged: `Attempts::admits`.
+local function admits(row, attempt, known, report)
+  return attempt >= row.newest or report >= DELIVERED
+    or (attempt >= row.silent and known >= ENQUEUED)
+end
+
+-- What reports on messages of an attempt would change of a batch, without changing it; or nil and a
+-- refusal.
+local function merged(row, attempt, reports)
   local from, to = row.devices, -1
   for at = 1, #reports, 3 do
     from, to = min(from, reports[at]), max(to, reports[at])
@@ -110,7 +123,8 @@ local function merged(row, reports)
     local place = floor(index / 2) - base + 1
     local byte = change.bytes[place] or string.byte(bytes, place)
     local before = unpacked(byte, index)
-    local after = max(before, outcome)
+    local admitted = admits(row, attempt, before, outcome)
+    local after = admitted and max(before, outcome) or before
     if after ~= before then
       if not change.bytes[place] then change.places[#change.places + 1] = place end
       local unit = index % 2 == 0 and 1 or 16
@@ -118,7 +132,7 @@ local function merged(row, reports)
       change.moved[before] = (change.moved[before] or 0) - 1
       change.moved[after] = (change.moved[after] or 0) + 1
     end
-    if after == REFUSED and outcome == REFUSED and code ~= 0 then
+    if admitted and after == REFUSED and outcome == REFUSED and code ~= 0 then
       change.codes[#change.codes + 1] = { whole(row.first + index), code }
     end
   end
@@ -170,7 +184,11 @@ local function apply(row, change)
         redis.call('HINCRBY', TALLIES, tally(row, outcome), by)
       end
     end
-    if unsettled(row) == 0 then redis.call('ZREM', OPEN, open_name(row)) end
+    if unsettled(row) == 0 then
+      redis.call('ZREM', OPEN, open_name(row))
+    elseif (change.moved[PENDING] or 0) > 0 then
+      redis.call('ZADD', OPEN, 0, open_name(row))
+    end
   end
   in_pieces('HSET', CODES, codes)
 end

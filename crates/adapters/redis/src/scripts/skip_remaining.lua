@@ -19,7 +19,7 @@ for index = 0, row.devices - 1 do
     reports[n + 1], reports[n + 2], reports[n + 3] = index, outcome, 0
   end
 end
-local change, refusal = merged(row, reports)
+local change, refusal = merged(row, row.newest, reports)
 if refusal then return refusal end
 apply(row, change)
 write_row(row)

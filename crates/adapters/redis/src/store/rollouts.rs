@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::cmd;
-use twincast_core::batch::{BatchStatus, Held, Lease};
+use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
@@ -175,11 +176,13 @@ impl Store for RedisStore {
         &self,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
         let run = self
             .on(name, &SCRIPTS.merge)
             .arg(batch.0)
+            .arg(attempt.0)
             .arg(encode(reports));
         self.run("merge reports into", Subject::Batch(name, batch), &run)
             .await?;
@@ -205,6 +208,24 @@ impl Store for RedisStore {
         let run = self.on(name, &SCRIPTS.skip_remaining).arg(batch.0);
         let reply = self.run(verb, subject, &run).await?;
         reply.held().map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn reopen(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+    ) -> Result<Reopened, StoreError> {
+        let (verb, subject) = ("retry devices of", Subject::Batch(name, batch));
+        let mut run = self.on(name, &SCRIPTS.reopen).arg(batch.0).arg(attempt.0);
+        for outcome in outcomes.iter().filter(|outcome| outcome.can_be_retried()) {
+            run = run.arg(*outcome as u8);
+        }
+        let reply = self.run(verb, subject, &run).await?;
+        reply
+            .reopened()
+            .map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
@@ -328,6 +349,7 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
         .arg(rollout.plan_id.0)
         .arg(Stance::of(rollout).as_str())
         .arg(rollout.stage().0)
+        .arg(rollout.attempt.0)
 }
 
 /// A limit that Redis can count to, which takes a negative one for none.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_core::rollout::{Event, PlanId};
@@ -125,7 +125,9 @@ async fn a_full_server_changes_nothing() {
             .add_batches(&name("s"), PlanId(1), batches.clone())
             .await,
         store.record(&lease, &reports, TTL).await.map(drop),
-        store.merge(&name("r"), BatchId(0), &reports).await,
+        store
+            .merge(&name("r"), BatchId(0), Attempt::FIRST, &reports)
+            .await,
         store.release(&lease).await,
         store.open_link(&batches[0].header.hub).await.map(drop),
     ] {
