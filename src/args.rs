@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Print the JSON Schema of a rollout's spec.
     Schema,
+    /// Make a token for the HTTP API.
+    Token(TokenArgs),
     /// Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis).
     Orchestrator,
     /// Send to the devices of batches that orchestrators release (RabbitMQ and Redis).
@@ -349,4 +351,22 @@ pub(crate) struct DemoArgs {
     /// How many devices.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) devices: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TokenArgs {
+    /// Whose token it is: operations are recorded under this name.
+    pub(crate) name: String,
+
+    /// What its bearer may do: look; start, pause, resume and abort; decide on gates; all of it.
+    #[arg(long, value_enum, default_value_t = TokenRole::Viewer)]
+    pub(crate) role: TokenRole,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TokenRole {
+    Viewer,
+    Operator,
+    Approver,
+    Admin,
 }

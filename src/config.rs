@@ -54,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) amqp: AmqpSettings,
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
+    pub(crate) api: ApiSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
     /// Relative paths are below the configuration file's folder.
     #[serde(skip)]
@@ -151,6 +152,20 @@ impl RedisSettings {
 pub(crate) struct HttpSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) listen: Option<std::net::SocketAddr>,
+}
+
+/// The HTTP API of orchestrators.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ApiSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key_file: Option<PathBuf>,
 }
 
 /// A URL with its password: given as it is, or in a file.
@@ -313,6 +328,7 @@ impl Settings {
         let amqp = sections.take("amqp");
         let redis = sections.take("redis");
         let http = sections.take("http");
+        let api = sections.take("api");
         let hubs = sections.take_hubs();
         if let Some(worker) = &worker {
             sections.check(
@@ -331,16 +347,16 @@ impl Settings {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, amqp, redis, http and hubs",
+                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api and hubs",
             );
         }
-        let services = (amqp, redis, http);
+        let services = (amqp, redis, http, api);
         let (
             Some(state),
             Some(log),
             Some(worker),
             Some(run),
-            (Some(amqp), Some(redis), Some(http)),
+            (Some(amqp), Some(redis), Some(http), Some(api)),
             [],
         ) = (
             state,
@@ -368,6 +384,7 @@ impl Settings {
             amqp,
             redis,
             http,
+            api,
             hubs,
             base,
         };

@@ -3,6 +3,7 @@
 //! The command line is a thin layer: [`commands`] has a file per command, [`engine`] puts the
 //! parts of the local engine together, [`process`] those of the distributed one, and everything that decides is in the libraries.
 
+mod api;
 mod args;
 mod commander;
 mod commands;
@@ -133,6 +134,7 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             }
             Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
             Some(Command::Schema) => Ok(commands::validate::schema(output)),
+            Some(Command::Token(token)) => commands::token::token(&token, output),
             None => Err(Failure::message(ExitCode::Usage, "no command given")
                 .hint("twincast --help lists the commands")),
         }

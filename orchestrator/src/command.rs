@@ -14,6 +14,7 @@ use twincast_core::ids::{RolloutName, StageName};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::rollout::{Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
+use utoipa::ToSchema;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
 pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";
@@ -73,7 +74,7 @@ pub struct Command {
 }
 
 /// What was done about a command.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Answer {
     /// Always true.
     pub ok: bool,
@@ -87,9 +88,10 @@ pub struct Answer {
 }
 
 /// Where a rollout is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct State {
     /// Its name.
+    #[schema(value_type = String)]
     pub name: RolloutName,
     /// Its phase.
     pub phase: String,
@@ -98,6 +100,7 @@ pub struct State {
     pub reason: Option<String>,
     /// The stage that it is at, if its spec has stages and it is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub stage: Option<StageName>,
     /// Its record's version.
     pub version: u64,
@@ -337,16 +340,22 @@ impl Command {
         }
     }
 
+    /// What is to be done, as it is written.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let command = serde_json::to_value(self.command).unwrap_or_default();
+        command.as_str().unwrap_or_default().to_owned()
+    }
+
     /// Who asks and why, in one line.
     #[must_use]
     pub fn because(&self) -> String {
-        let command = serde_json::to_value(self.command).unwrap_or_default();
-        let command = command.as_str().unwrap_or_default();
+        let command = self.name();
         match (&self.reason, &self.by) {
             (Some(reason), Some(by)) => format!("{reason} ({command} by {by})"),
             (Some(reason), None) => reason.clone(),
             (None, Some(by)) => format!("{command} by {by}"),
-            (None, None) => command.to_owned(),
+            (None, None) => command,
         }
     }
 }

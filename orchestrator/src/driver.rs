@@ -723,7 +723,7 @@ enum Pass {
 }
 
 /// Planning again cannot help.
-fn is_final(error: &PlanError) -> bool {
+pub(crate) fn is_final(error: &PlanError) -> bool {
     match error {
         PlanError::Hub { source, .. } => source.trouble == HubTrouble::BadQuery,
         PlanError::UnknownHub { .. }

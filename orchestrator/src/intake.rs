@@ -57,17 +57,26 @@ impl Intake {
     /// # Errors
     /// [`NotDone`].
     pub async fn handle(&self, body: &[u8], content_type: Option<&str>) -> Result<Answer, NotDone> {
-        let command = Command::read(body, content_type)?;
+        self.execute(&Command::read(body, content_type)?).await
+    }
+
+    /// Does a command that was read. When it answers, the effect is durable.
+    ///
+    /// Cancel safety: may be dropped; the command is then to be done again.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn execute(&self, command: &Command) -> Result<Answer, NotDone> {
         let reason = command.because();
         match (command.command, command.rollout.as_ref()) {
-            (Kind::Start, _) => self.start(&command).await,
+            (Kind::Start, _) => self.start(command).await,
             (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
             (Kind::Resume, Some(name)) => self.go_on(name, &|_| Ok(Event::ResumeRequested)).await,
             (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
-            (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, &command)).await,
-            (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, &command)).await,
-            (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, &command)).await,
-            (Kind::Retry, Some(name)) => self.retry(name, &command).await,
+            (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, command)).await,
+            (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, command)).await,
+            (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, command)).await,
+            (Kind::Retry, Some(name)) => self.retry(name, command).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all().await,
             (Kind::Status, Some(name)) => {

@@ -7,7 +7,8 @@
 //! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
 //!   nothing. It keeps no state that it could not read again;
 //! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
-//!   world what happened, [`metrics`] tells Prometheus.
+//!   world what happened, [`metrics`] tells Prometheus;
+//! * [`http`]: the same over HTTP, for people and programs.
 
 pub mod accept;
 mod accounting;
@@ -15,6 +16,7 @@ pub mod command;
 pub mod driver;
 pub mod events;
 pub mod groups;
+pub mod http;
 pub mod intake;
 pub mod lists;
 mod measure;
@@ -23,6 +25,7 @@ pub mod planner;
 mod release;
 mod retry;
 pub mod service;
+pub mod standing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

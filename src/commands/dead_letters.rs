@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 use twincast_amqp::{Amqp, DeadLetter};
+use twincast_core::error::in_words;
 use twincast_core::time::Timestamp;
+use twincast_orchestrator::http::DeadLetters;
 
 use crate::args::{DeadLettersAction, DeadLettersArgs};
 use crate::config::Settings;
@@ -24,6 +26,18 @@ pub(crate) async fn dead_letters(
     let done = act(&amqp, args.action.as_ref(), output).await;
     amqp.close().await;
     done
+}
+
+/// The dead letters of a broker, for the HTTP API.
+pub(crate) struct BrokerLetters(pub(crate) Amqp);
+
+#[async_trait::async_trait]
+impl DeadLetters for BrokerLetters {
+    async fn list(&self, most: usize) -> Result<Vec<Value>, String> {
+        let letters = self.0.dead_letters(most).await;
+        let letters = letters.map_err(|error| in_words(&error))?;
+        Ok(letters.iter().map(value).collect())
+    }
 }
 
 async fn act(

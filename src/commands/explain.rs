@@ -13,13 +13,13 @@ use twincast_core::ports::{BatchWork, Clock as _, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
+use twincast_orchestrator::standing;
 
 use crate::args::ExplainArgs;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, thousands};
-use crate::stages;
 use crate::stores;
 use crate::summary;
 
@@ -209,7 +209,7 @@ impl Found {
             batch: &self.batch,
             outcome: self.outcome,
         };
-        let standstill = stages::waits_for(rollout, tallies, now);
+        let standstill = standing::waits_for(rollout, tallies, now);
         let codes = self.work.codes.iter();
         let mut codes = codes.filter(|(at, _)| *at == self.index);
         let code = codes.next().map(|(_, code)| *code);

@@ -9,11 +9,14 @@ use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_orchestrator::http::Api;
 use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::metrics::Metrics;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_retry::Policy;
 
+use crate::api::Listener;
+use crate::commands::dead_letters::BrokerLetters;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
@@ -34,17 +37,30 @@ pub(crate) async fn orchestrator(
 ) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
+    let listener = Listener::bind(settings).await?;
     let Some(process) = Process::start("orchestrator", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
     let services = &process.services;
     let clock = engine::clock();
-    let intake = Intake {
+    let intake = Arc::new(Intake {
         store: services.store() as Arc<dyn Store>,
         roster: Some(services.store() as Arc<dyn Roster>),
         hubs: hubs.keys().cloned().collect(),
         clock: Arc::clone(&clock),
-    };
+    });
+    let api = listener.map(|(listener, door)| {
+        listener.announce(output);
+        let api = Api {
+            store: services.store() as Arc<dyn Store>,
+            queue: Arc::new(services.amqp.queue()),
+            hubs: hubs.clone(),
+            intake: Arc::clone(&intake),
+            letters: Arc::new(BrokerLetters(services.amqp.clone())),
+            door,
+        };
+        (listener, api.router())
+    });
     let service = Arc::new(Orchestrator {
         store: services.store() as Arc<dyn Store>,
         roster: services.store() as Arc<dyn Roster>,
@@ -60,18 +76,26 @@ pub(crate) async fn orchestrator(
     process.export(|registry| service.status.metrics.register(registry))?;
     let stop = process.stop.clone();
     let metrics = &service.status.metrics;
+    let answering = async {
+        match api {
+            Some((listener, router)) => listener.serve(router, stop.clone()).await,
+            None => Ok(()),
+        }
+    };
     let work = async {
         tokio::join!(
             Arc::clone(&service).run(stop.clone()),
-            take(&services.amqp, &intake, metrics, &stop)
+            take(&services.amqp, &intake, metrics, &stop),
+            answering
         )
     };
-    let ((), taken) = tokio::select! {
+    let ((), taken, answered) = tokio::select! {
         worked = process.until_stopped(work) => worked,
         () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
     };
     process.end().await;
     taken.map_err(crate::services::broker_failure)?;
+    answered?;
     Ok(ExitCode::Success)
 }
 

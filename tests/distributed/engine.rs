@@ -64,6 +64,11 @@ impl Engine {
         self
     }
 
+    /// Sets an environment variable for the processes that are started from here on.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.room.set_for_all(key, value);
+    }
+
     fn taking(turn: Turn, access: &Access, hubs: Vec<Named>) -> Self {
         let worker = format!("slots = {SLOTS}\nwindow = {WINDOW}\n");
         Self {

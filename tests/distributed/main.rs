@@ -26,6 +26,7 @@ mod repeats;
 mod services;
 mod waiting;
 
+mod api;
 mod chaos;
 mod control;
 mod happy_path;

@@ -64,8 +64,13 @@ impl Room {
 
     /// Sets an environment variable for all commands.
     pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
-        self.environment.push((key.to_owned(), value.to_owned()));
+        self.set_for_all(key, value);
         self
+    }
+
+    /// The same for commands that are run from here on.
+    pub(crate) fn set_for_all(&mut self, key: &str, value: &str) {
+        self.environment.push((key.to_owned(), value.to_owned()));
     }
 
     /// The folder.

@@ -1,0 +1,304 @@
+//! The HTTP API: what can be asked for over the queue, and everything that can be looked at.
+//!
+//! ```text
+//!  client ──▶ limits ──▶ who asks? ──▶ handler ──▶ intake (changes) | store (looks)
+//! ```
+//!
+//! * [`auth`]: tokens, roles, and what each role may do;
+//! * [`operations`] change something, [`rollouts`], [`devices`], [`events`] and [`engine`] look;
+//! * [`problem`]: every error is `application/problem+json`.
+//!
+//! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
+
+pub mod auth;
+mod devices;
+mod engine;
+mod events;
+mod operations;
+mod problem;
+mod rollouts;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use twincast_core::ports::{Queue, Store};
+use twincast_core::spec::{MAX_DOCUMENT_BYTES, RolloutSpec};
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::Hubs;
+use crate::intake::Intake;
+
+use auth::Door;
+use problem::Problem;
+
+/// Requests that are answered at the same time, at the most; others are told to come again.
+const REQUESTS: usize = 64;
+/// Streams (exports, events) that are open at the same time, at the most.
+const STREAMS: usize = 32;
+/// Plans that are tried at the same time, at the most.
+const PLANS: usize = 2;
+/// How long a request may take that is no stream and no plan.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Messages that could not be used, wherever they are kept.
+#[async_trait]
+pub trait DeadLetters: Send + Sync + 'static {
+    /// The oldest, `most` at the most, each as an object; or why they cannot be had.
+    async fn list(&self, most: usize) -> Result<Vec<Value>, String>;
+}
+
+/// What the API speaks for.
+pub struct Api {
+    /// Where the truth is.
+    pub store: Arc<dyn Store>,
+    /// Where dispatches wait.
+    pub queue: Arc<dyn Queue>,
+    /// All configured hubs.
+    pub hubs: Hubs,
+    /// Does what is asked for.
+    pub intake: Arc<Intake>,
+    /// Messages that could not be used.
+    pub letters: Arc<dyn DeadLetters>,
+    /// Who may ask.
+    pub door: Door,
+}
+
+/// What handlers share.
+struct Shared {
+    api: Api,
+    requests: Semaphore,
+    streams: Arc<Semaphore>,
+    plans: Semaphore,
+    /// Where the files of specs are not: over HTTP they are inlined.
+    base: PathBuf,
+}
+
+type Context = State<Arc<Shared>>;
+
+impl Api {
+    /// The API's routes.
+    pub fn router(self) -> Router {
+        let shared = Arc::new(Shared {
+            api: self,
+            requests: Semaphore::new(REQUESTS),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            plans: Semaphore::new(PLANS),
+            base: PathBuf::new(),
+        });
+        let (router, document) = documented().split_for_parts();
+        let document = with_spec(&document);
+        router
+            .route("/api/v1/openapi.json", get(async move || Json(document)))
+            .fallback(nothing_here)
+            .method_not_allowed_fallback(not_that_method)
+            .layer(middleware::from_fn_with_state(Arc::clone(&shared), limited))
+            .layer(DefaultBodyLimit::max(MAX_DOCUMENT_BYTES))
+            .with_state(shared)
+    }
+}
+
+/// The OpenAPI 3.1 document.
+#[must_use]
+pub fn openapi() -> Value {
+    with_spec(&documented().to_openapi())
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Twincast",
+    description = "Rolls messages out to fleets of devices behind Azure IoT Hub. Every request may be made twice: \
+                   a rollout is known by its name, and an operation that has been done changes nothing.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct Description;
+
+fn documented() -> OpenApiRouter<Arc<Shared>> {
+    let mut document = Description::openapi();
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("A token of the tokens file"))
+        .build();
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("token", SecurityScheme::Http(bearer));
+    OpenApiRouter::with_openapi(document)
+        .routes(routes!(rollouts::list, operations::start))
+        .routes(routes!(rollouts::one))
+        .routes(routes!(operations::pause))
+        .routes(routes!(operations::resume))
+        .routes(routes!(operations::abort))
+        .routes(routes!(operations::retry))
+        .routes(routes!(operations::approve))
+        .routes(routes!(operations::reject))
+        .routes(routes!(operations::promote))
+        .routes(routes!(operations::stop_all))
+        .routes(routes!(operations::resume_all))
+        .routes(routes!(operations::plan))
+        .routes(routes!(rollouts::batches))
+        .routes(routes!(devices::page))
+        .routes(routes!(devices::export))
+        .routes(routes!(events::follow))
+        .routes(routes!(engine::hubs))
+        .routes(routes!(engine::dead_letters))
+        .routes(routes!(engine::whoami))
+}
+
+/// The document with the published schema of a spec, which is made by another library.
+fn with_spec(document: &utoipa::openapi::OpenApi) -> Value {
+    let mut document = serde_json::to_value(document).expect("a document is plain data");
+    let mut spec = RolloutSpec::json_schema();
+    let definitions = spec.as_object_mut().and_then(|spec| {
+        spec.remove("$schema");
+        spec.remove("$defs")
+    });
+    let schemas = &mut document["components"]["schemas"];
+    schemas["RolloutSpec"] = spec;
+    for (name, schema) in definitions
+        .as_ref()
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        schemas[name] = schema.clone();
+    }
+    repoint(&mut document);
+    document
+}
+
+/// References to definitions of the spec's own schema become references into this document.
+fn repoint(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::String(to) if name == "$ref" => {
+                        *to = to.replace("#/$defs/", "#/components/schemas/");
+                    }
+                    other => repoint(other),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(repoint),
+        _ => {}
+    }
+}
+
+/// So many requests at once, each for so long.
+async fn limited(State(shared): Context, request: Request, next: Next) -> Response {
+    let Ok(_place) = shared.requests.try_acquire() else {
+        return Problem::busy("too many requests are being answered").into_response();
+    };
+    // A plan asks hubs, which takes as long as their quota for queries says.
+    let is_plan = request.uri().path() == "/api/v1/plan" && request.method() == Method::POST;
+    let answer = next.run(request);
+    let mut response = if is_plan {
+        answer.await
+    } else {
+        match tokio::time::timeout(TIME, answer).await {
+            Ok(response) => response,
+            Err(_) => {
+                Problem::busy("the store or the broker does not answer in time").into_response()
+            }
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
+    response
+}
+
+async fn nothing_here(uri: Uri) -> Problem {
+    let path = uri.path();
+    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))
+}
+
+async fn not_that_method(method: Method, uri: Uri) -> Problem {
+    let path = uri.path();
+    let detail = format!("{method} is not for {path}; see /api/v1/openapi.json");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+}
+
+/// What is said of a stream that cannot be opened now.
+fn too_many_streams() -> Problem {
+    Problem::busy("too many streams are open")
+}
+
+/// An object for the log, of which one line is one operation: the audit trail.
+fn audit(who: &auth::Caller, operation: &str, rollout: Option<&str>, result: &str) {
+    tracing::info!(
+        target: "twincast_orchestrator::audit",
+        by = who.name(), role = who.role().as_str(), operation, rollout, result, "operation"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let document = openapi();
+        assert_eq!(document["openapi"], "3.1.0");
+        let mut references = Vec::new();
+        collect(&document, &mut references);
+        assert!(references.len() > 40, "{references:?}");
+        for reference in references {
+            let pointer = reference
+                .strip_prefix('#')
+                .expect("a place in the document");
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+
+    fn collect(value: &Value, references: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                if let Some(Value::String(to)) = fields.get("$ref") {
+                    references.push(to.clone());
+                }
+                fields.values().for_each(|field| collect(field, references));
+            }
+            Value::Array(items) => items.iter().for_each(|item| collect(item, references)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_operation_says_who_may_and_how_it_fails() {
+        let document = openapi();
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.len() >= 15);
+        for (path, operations) in paths {
+            for (method, operation) in operations.as_object().unwrap() {
+                assert!(operation["security"].is_array(), "{method} {path}");
+                for code in ["401", "503"] {
+                    let problem = &operation["responses"][code]["content"];
+                    assert!(
+                        problem["application/problem+json"].is_object(),
+                        "{method} {path} {code}"
+                    );
+                }
+            }
+        }
+        assert_eq!(document["info"]["title"], "Twincast");
+    }
+}

@@ -1,0 +1,344 @@
+//! What changes something. Each is a command, done as if it had come over the queue.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use twincast_core::error::in_words;
+use twincast_core::ids::{RolloutName, StageName};
+use twincast_core::outcome::Outcome;
+use utoipa::ToSchema;
+
+use super::auth::{Caller, Right};
+use super::problem::Problem;
+use super::{Context, audit};
+use crate::command::{Answer, Command, Kind};
+use crate::planner::{PlanProgress, Planner};
+
+/// Why.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Because {
+    /// Why, for people. Recorded with the name of whoever asks.
+    reason: Option<String>,
+}
+
+/// About a stage, and why.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfStage {
+    /// The stage that it must be. Default: the current one.
+    stage: Option<String>,
+    /// Why, for people. Recorded with the name of whoever asks.
+    reason: Option<String>,
+}
+
+/// Which devices, and why.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Again {
+    /// Those with one of these outcomes. Default: all that failed.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    outcomes: Vec<Outcome>,
+    /// Those of this stage. Default: of all.
+    stage: Option<String>,
+    /// Why, for people. Recorded with the name of whoever asks.
+    reason: Option<String>,
+}
+
+/// Which stage, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Override {
+    /// The stage that is to count as passed.
+    stage: String,
+    /// Why. A gate is overridden for a reason.
+    reason: String,
+}
+
+type Body = Result<Bytes, BytesRejection>;
+type Name = Result<Path<String>, PathRejection>;
+
+/// Start a rollout. The same spec again is the same rollout, and changes nothing.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts", tag = "operations", security(("token" = [])),
+    request_body(content = Value, description = "A rollout's spec: see the schema RolloutSpec. Its files must be inlined", content_type = "application/json"),
+    responses(
+        (status = 200, description = "It was there already, or is now: see `changed`", body = Answer),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
+        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another spec has the name"),
+        (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
+        (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
+        (status = 422, body = Problem, content_type = "application/problem+json", description = "The spec has mistakes"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+    )
+)]
+pub(crate) async fn start(
+    State(shared): Context,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Answer>, Problem> {
+    caller.may(Right::Operate)?;
+    let command = Command {
+        spec: Some(json_of(&headers, body)?),
+        ..Command::about(Kind::Start, None)
+    };
+    done(&shared, &caller, command).await
+}
+
+macro_rules! operation {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $right:ident, $kind:ident, $body:ty, |$said:ident, $command:ident| { $($fill:tt)* }) => {
+        $(#[$doc])*
+        #[utoipa::path(
+            post, path = $path, tag = "operations", security(("token" = [])),
+            params(("name" = String, Path, description = "The rollout's name")),
+            request_body(content = $body, content_type = "application/json"),
+            responses(
+                (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
+                (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
+                (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
+                (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
+                (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
+                (status = 409, body = Problem, content_type = "application/problem+json", description = "The rollout is not in a state in which that can be done"),
+                (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
+                (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
+                (status = 422, body = Problem, content_type = "application/problem+json", description = "The body has mistakes"),
+                (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+            )
+        )]
+        pub(crate) async fn $name(
+            State(shared): Context,
+            caller: Caller,
+            name: Name,
+            headers: HeaderMap,
+            body: Body,
+        ) -> Result<Json<Answer>, Problem> {
+            caller.may(Right::$right)?;
+            let Path(name) = name?;
+            let $said: $body = said(&headers, body)?;
+            let mut $command = Command::about(Kind::$kind, Some(rollout(&name)?));
+            $($fill)*
+            done(&shared, &caller, $command).await
+        }
+    };
+}
+
+operation!(
+    /// Send nothing more for now.
+    pause, "/api/v1/rollouts/{name}/pause", Operate, Pause, Because,
+    |said, command| { command.reason = said.reason; }
+);
+operation!(
+    /// Let it go on. A gate that has paused it is asked again.
+    resume, "/api/v1/rollouts/{name}/resume", Operate, Resume, Because,
+    |said, command| { command.reason = said.reason; }
+);
+operation!(
+    /// End it. What was not sent is skipped.
+    abort, "/api/v1/rollouts/{name}/abort", Operate, Abort, Because,
+    |said, command| { command.reason = said.reason; }
+);
+operation!(
+    /// A new attempt at devices that failed. A rollout that has ended runs again.
+    retry, "/api/v1/rollouts/{name}/retry", Operate, Retry, Again,
+    |said, command| {
+        command.outcomes = said.outcomes;
+        command.stage = said.stage.as_deref().map(stage).transpose()?;
+        command.reason = said.reason;
+    }
+);
+operation!(
+    /// Say yes to a stage's gate.
+    approve, "/api/v1/rollouts/{name}/approve", Decide, Approve, OfStage,
+    |said, command| {
+        command.stage = said.stage.as_deref().map(stage).transpose()?;
+        command.reason = said.reason;
+    }
+);
+operation!(
+    /// Say no to a stage's gate, which then has failed.
+    reject, "/api/v1/rollouts/{name}/reject", Decide, Reject, OfStage,
+    |said, command| {
+        command.stage = said.stage.as_deref().map(stage).transpose()?;
+        command.reason = said.reason;
+    }
+);
+operation!(
+    /// Take a stage's gate for passed, whatever it says.
+    promote, "/api/v1/rollouts/{name}/promote", Decide, Promote, Override,
+    |said, command| {
+        command.stage = Some(stage(&said.stage)?);
+        command.reason = Some(said.reason);
+    }
+);
+
+macro_rules! of_all {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $kind:ident) => {
+        $(#[$doc])*
+        #[utoipa::path(
+            post, path = $path, tag = "operations", security(("token" = [])),
+            request_body(content = Because, content_type = "application/json"),
+            responses(
+                (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
+                (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
+                (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
+                (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
+                (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
+                (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
+                (status = 422, body = Problem, content_type = "application/problem+json", description = "The body has mistakes"),
+                (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+            )
+        )]
+        pub(crate) async fn $name(
+            State(shared): Context,
+            caller: Caller,
+            headers: HeaderMap,
+            body: Body,
+        ) -> Result<Json<Answer>, Problem> {
+            caller.may(Right::Operate)?;
+            let said: Because = said(&headers, body)?;
+            let mut command = Command::about(Kind::$kind, None);
+            command.reason = said.reason;
+            done(&shared, &caller, command).await
+        }
+    };
+}
+
+of_all!(
+    /// Send nothing of any rollout, nor of those to come.
+    stop_all, "/api/v1/stop-all", StopAll
+);
+of_all!(
+    /// Let all rollouts go on that stop-all has stopped.
+    resume_all, "/api/v1/resume-all", ResumeAll
+);
+
+/// What a spec would come to: devices by stage and hub, exclusions. Sends and stores nothing. Asks the hubs for
+/// all devices, out of their quota for queries, and may take as long.
+#[utoipa::path(
+    post, path = "/api/v1/plan", tag = "operations", security(("token" = [])),
+    request_body(content = Value, description = "A rollout's spec: see the schema RolloutSpec. Its files must be inlined", content_type = "application/json"),
+    responses(
+        (status = 200, description = "The plan", body = Value),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
+        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
+        (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
+        (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
+        (status = 422, body = Problem, content_type = "application/problem+json", description = "The spec has mistakes, or cannot be planned"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or a hub does not answer"),
+    )
+)]
+pub(crate) async fn plan(
+    State(shared): Context,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    caller.may(Right::Operate)?;
+    let command = Command {
+        spec: Some(json_of(&headers, body)?),
+        ..Command::about(Kind::Start, None)
+    };
+    let spec = command.spec()?;
+    let Ok(_place) = shared.plans.try_acquire() else {
+        return Err(Problem::busy("other plans are being tried"));
+    };
+    let progress = PlanProgress::default();
+    let planner = Planner {
+        spec: &spec,
+        hubs: &shared.api.hubs,
+        base: &shared.base,
+        progress: &progress,
+    };
+    let (sender, mut batches) = mpsc::channel(4);
+    let unused = async { while batches.recv().await.is_some() {} };
+    let (planned, ()) = tokio::join!(planner.plan(sender), unused);
+    match planned {
+        Ok(plan) => Ok(Json(
+            serde_json::to_value(plan).expect("a plan is plain data"),
+        )),
+        Err(error) if crate::driver::is_final(&error) => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            in_words(&error),
+        )),
+        Err(error) => Err(Problem::busy(in_words(&error))),
+    }
+}
+
+/// Does a command in the name of whoever asks.
+async fn done(
+    shared: &super::Shared,
+    caller: &Caller,
+    mut command: Command,
+) -> Result<Json<Answer>, Problem> {
+    command.by = Some(caller.name().to_owned());
+    let kind = command.name();
+    let rollout = command.rollout.clone();
+    let named = rollout.as_ref().map(RolloutName::as_str);
+    match shared.api.intake.execute(&command).await {
+        Ok(answer) => {
+            let result = if answer.changed { "done" } else { "unchanged" };
+            audit(caller, &kind, named, result);
+            Ok(Json(answer))
+        }
+        Err(error) => {
+            let problem = Problem::from(error);
+            audit(caller, &kind, named, "refused");
+            Err(problem)
+        }
+    }
+}
+
+/// A JSON body. Its content type must say so: a page of somewhere else cannot send that without being asked.
+fn json_of(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
+    let body = body?;
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let content_type = content_type
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        let detail = format!("the content type must be application/json, and is {content_type:?}");
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    serde_json::from_slice(&body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body is not JSON: {error}"),
+        )
+    })
+}
+
+fn said<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    let value = json_of(headers, body)?;
+    if !value.is_object() {
+        let detail = "the body must be a JSON object";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let detail = format!(
+            "the body has a mistake: {}: {}",
+            error.path(),
+            error.inner()
+        );
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })
+}
+
+pub(super) fn rollout(name: &str) -> Result<RolloutName, Problem> {
+    RolloutName::new(name).map_err(|_| Problem::not_found(&format!("rollout {name}")))
+}
+
+fn stage(name: &str) -> Result<StageName, Problem> {
+    StageName::new(name)
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, in_words(&error)))
+}

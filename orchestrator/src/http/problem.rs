@@ -1,0 +1,137 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use twincast_core::error::in_words;
+use twincast_core::ports::StoreError;
+use utoipa::ToSchema;
+
+use crate::command::{Cause, Refusal};
+use crate::intake::NotDone;
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// Always `about:blank`: `status` and `cause` say what kind of problem it is.
+    r#type: &'static str,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// What was found, and what is allowed, for people.
+    detail: String,
+    /// Why an operation was refused, for machines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+    /// Mistakes or differences one by one, where there may be several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    details: Vec<String>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            r#type: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            cause: None,
+            details: Vec::new(),
+        }
+    }
+
+    /// The same request will be answered later.
+    pub(crate) fn busy(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no {what}"))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).expect("a problem is plain data");
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.cause {
+            Cause::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Cause::Unreadable => StatusCode::BAD_REQUEST,
+            Cause::UnsupportedVersion => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Cause::InvalidCommand | Cause::InvalidSpec | Cause::UnknownHub => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Cause::UnknownRollout => StatusCode::NOT_FOUND,
+            Cause::Damaged => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::CONFLICT,
+        };
+        Self {
+            cause: Some(refusal.cause.as_str().to_owned()),
+            details: refusal.details,
+            ..Self::new(status, refusal.error)
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let status = match error {
+            StoreError::NotFound { .. } => StatusCode::NOT_FOUND,
+            StoreError::Corrupt { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            StoreError::Superseded { .. }
+            | StoreError::NotWritable { .. }
+            | StoreError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, in_words(&error))
+    }
+}
+
+impl From<NotDone> for Problem {
+    fn from(error: NotDone) -> Self {
+        match error {
+            NotDone::Refused(refusal) => refusal.into(),
+            NotDone::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(StatusCode::NOT_FOUND, rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}

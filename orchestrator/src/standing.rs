@@ -1,0 +1,74 @@
+//! Where a rollout stands, in words.
+
+use twincast_core::gate::{self, Next};
+use twincast_core::plan::Group;
+use twincast_core::ports::Tally;
+use twincast_core::rollout::{Phase, Rollout, StageProgress};
+use twincast_core::spec::Opening;
+use twincast_core::time::Timestamp;
+
+/// Where a stage stands: over, under way, to come, or what it waits for.
+#[must_use]
+pub fn of_stage(
+    rollout: &Rollout,
+    index: u16,
+    progress: &StageProgress,
+    tallies: &[Tally],
+    now: Timestamp,
+) -> String {
+    if let Some(at) = progress.passed_at {
+        let how = match (&progress.promoted, &progress.ignored, &progress.approved) {
+            (Some(word), _, _) => format!(", promoted by {word}"),
+            (_, Some(_), _) => ", its gate failed".to_owned(),
+            (_, _, Some(word)) => format!(", approved by {word}"),
+            _ => String::new(),
+        };
+        return format!("passed at {at}{how}");
+    }
+    if rollout.stage().0 != index {
+        return "to come".to_owned();
+    }
+    match &rollout.phase {
+        Phase::Running => match waits_for(rollout, tallies, now) {
+            Some(waits) => format!("waits for {waits}"),
+            None => "under way".to_owned(),
+        },
+        // Its last stage needs no gate to be over.
+        Phase::Succeeded | Phase::FinishedWithFailures => "sent".to_owned(),
+        phase => phase.as_str().replace('_', " "),
+    }
+}
+
+/// What a rollout that runs waits for: its schedule, or its current stage's gate when all of it is sent.
+#[must_use]
+pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<String> {
+    if rollout.phase != Phase::Running {
+        return None;
+    }
+    let stage = rollout.stage();
+    let here = tallies.iter().filter(|tally| tally.stage == stage);
+    let left = tallies
+        .iter()
+        .any(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
+    match gate::next(rollout, &Tally::sum(here), left, None, now) {
+        Next::Wait(waits) => Some(waits.to_string()),
+        Next::Measure => Some("the hub's word on how many devices have applied it".to_owned()),
+        Next::Send => match rollout.spec.opening(&Group::default(), now) {
+            // With zones of their own, some devices may be sent to when others are not.
+            Opening::Closed {
+                until: Some(until),
+                why,
+            } if !has_zones(rollout) => Some(format!("{until}: it is {why}")),
+            Opening::Closed { until: None, why } if !has_zones(rollout) => {
+                Some(format!("ever: it is {why}"))
+            }
+            _ => None,
+        },
+        Next::Happened(_) | Next::Over => None,
+    }
+}
+
+fn has_zones(rollout: &Rollout) -> bool {
+    let schedule = rollout.spec.schedule.as_ref();
+    schedule.is_some_and(|schedule| schedule.zone_tag.is_some())
+}

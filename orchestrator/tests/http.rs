@@ -1,0 +1,510 @@
+//! The HTTP API on doubles: who may do what, what is answered, and how mistakes are told.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode, header};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+use twincast_core::hub::HubLimits;
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Clock, Roster, Store};
+use twincast_embedded::InProcessQueue;
+use twincast_orchestrator::http::auth::{Door, Role, Tokens, new_token};
+use twincast_orchestrator::http::{Api, DeadLetters, openapi};
+use twincast_orchestrator::intake::Intake;
+use twincast_orchestrator::{HubHandle, Hubs};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+
+struct NoLetters;
+
+#[async_trait]
+impl DeadLetters for NoLetters {
+    async fn list(&self, most: usize) -> Result<Vec<Value>, String> {
+        assert_eq!(most, 100);
+        Ok(vec![json!({ "id": "1", "cause": "unreadable" })])
+    }
+}
+
+struct Bench {
+    store: MemoryStore,
+    router: Router,
+    /// By role, in the order of [`Role::ALL`].
+    tokens: Vec<String>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (tokens, lines): (Vec<_>, Vec<_>) = Role::ALL
+            .into_iter()
+            .map(|role| new_token(&format!("{}-ann", role.as_str()), role))
+            .unzip();
+        let door = Door::Tokens(Tokens::read(&lines.join("\n")).unwrap());
+        Self {
+            tokens,
+            ..Self::with(door)
+        }
+    }
+
+    fn with(door: Door) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
+        let store = MemoryStore::new(Arc::clone(&clock));
+        let hub = build::hub("a");
+        let handle = HubHandle {
+            hub: Arc::new(ScriptedHub::of(30)),
+            limits: HubLimits::unlimited(),
+        };
+        let intake = Intake {
+            store: Arc::new(store.clone()),
+            roster: Some(Arc::new(store.clone()) as Arc<dyn Roster>),
+            hubs: [hub.clone()].into(),
+            clock,
+        };
+        let api = Api {
+            store: Arc::new(store.clone()),
+            queue: Arc::new(InProcessQueue::new(10)),
+            hubs: Hubs::from([(hub, handle)]),
+            intake: Arc::new(intake),
+            letters: Arc::new(NoLetters),
+            door,
+        };
+        Self {
+            store,
+            router: api.router(),
+            tokens: Vec::new(),
+        }
+    }
+
+    fn token(&self, role: Role) -> &str {
+        let index = Role::ALL.iter().position(|of| *of == role).unwrap();
+        &self.tokens[index]
+    }
+
+    async fn send(&self, request: Request<Body>) -> (StatusCode, String, String) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let content_type = response.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type
+            .map_or("", |value| value.to_str().unwrap())
+            .to_owned();
+        let body = to_bytes(response.into_body(), 10_000_000).await.unwrap();
+        (
+            status,
+            content_type,
+            String::from_utf8(body.to_vec()).unwrap(),
+        )
+    }
+
+    /// Asks as an admin; the answer must be JSON.
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let request = request(method, path, Some(self.token(Role::Admin)), body);
+        let (status, content_type, text) = self.send(request).await;
+        let kind = if status.is_success() {
+            "application/json"
+        } else {
+            "application/problem+json"
+        };
+        assert_eq!(content_type, kind, "{path}: {text}");
+        (status.as_u16(), serde_json::from_str(&text).unwrap())
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, value) = self.ask(Method::GET, path, None).await;
+        assert_eq!(status, 200, "{path}: {value}");
+        value
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+}
+
+fn request(method: Method, path: &str, token: Option<&str>, body: Option<Value>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    match body {
+        Some(body) => request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body.to_string())),
+        None => request.body(Body::empty()),
+    }
+    .unwrap()
+}
+
+fn spec(name: &str) -> Value {
+    json!({ "name": name, "target": { "all": true }, "message": { "body": { "text": "hi" } } })
+}
+
+/// A body that the operation takes.
+fn body_of(path: &str) -> Value {
+    match path.rsplit('/').next().unwrap() {
+        "rollouts" | "plan" => spec("new"),
+        "promote" => json!({ "stage": "s", "reason": "known" }),
+        _ => json!({}),
+    }
+}
+
+/// Every role on every operation of the document: those that may are not told that they may not.
+#[tokio::test]
+async fn every_role_on_every_route() {
+    let document = openapi();
+    let mut seen = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let concrete = path.replace("{name}", "there-is-none");
+            let body = (method == Method::POST).then(|| body_of(path));
+            let decides = ["approve", "reject", "promote"]
+                .iter()
+                .any(|it| path.ends_with(it));
+            let mut statuses = Vec::new();
+            let bench = Bench::new();
+            for role in Role::ALL {
+                let request = request(
+                    method.clone(),
+                    &concrete,
+                    Some(bench.token(role)),
+                    body.clone(),
+                );
+                let (status, _, text) = bench.send(request).await;
+                assert!(!status.is_server_error(), "{method} {path}: {text}");
+                assert_ne!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
+                statuses.push(status != StatusCode::FORBIDDEN);
+            }
+            let [viewer, operator, approver, admin] = statuses[..] else {
+                unreachable!()
+            };
+            let expected = match (method == Method::GET, decides) {
+                (true, _) => [true; 4],
+                (false, true) => [false, false, true, true],
+                (false, false) => [false, true, false, true],
+            };
+            assert_eq!(
+                [viewer, operator, approver, admin],
+                expected,
+                "{method} {path}"
+            );
+            for token in [None, Some("twc_wrong"), Some("")] {
+                let request = request(method.clone(), &concrete, token, body.clone());
+                let (status, content_type, text) = bench.send(request).await;
+                assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
+                assert_eq!(content_type, "application/problem+json");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 17, "{seen}");
+}
+
+#[tokio::test]
+async fn a_rollout_is_started_looked_at_and_changed() {
+    let bench = Bench::new();
+    let (status, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
+    assert_eq!(
+        (status, &answer["changed"]),
+        (200, &json!(true)),
+        "{answer}"
+    );
+    let (_, again) = bench.post("/api/v1/rollouts", spec("r")).await;
+    assert_eq!(again["changed"], false);
+    let mut other = spec("r");
+    other["message"]["body"]["text"] = json!("ho");
+    let (status, problem) = bench.post("/api/v1/rollouts", other).await;
+    assert_eq!(
+        (status, &problem["cause"]),
+        (409, &json!("conflict")),
+        "{problem}"
+    );
+
+    let (status, answer) = bench
+        .post(
+            "/api/v1/rollouts/r/abort",
+            json!({ "reason": "wrong build" }),
+        )
+        .await;
+    assert_eq!(
+        (status, &answer["rollouts"][0]["phase"]),
+        (200, &json!("aborting")),
+        "{answer}"
+    );
+    let detail = bench.get("/api/v1/rollouts/r").await;
+    assert_eq!(
+        detail["reason"], "wrong build (abort by admin-ann)",
+        "who, and why"
+    );
+    assert_eq!(detail["spec"]["name"], "r");
+    assert_eq!(detail["history"][1]["event"], "abort_requested", "{detail}");
+    let (status, problem) = bench.post("/api/v1/rollouts/r/pause", json!({})).await;
+    assert_eq!(
+        (status, &problem["cause"]),
+        (409, &json!("not_possible")),
+        "{problem}"
+    );
+
+    for name in ["a", "b", "c"] {
+        bench.post("/api/v1/rollouts", spec(name)).await;
+    }
+    let page = bench.get("/api/v1/rollouts?limit=2").await;
+    let names = |page: &Value| -> Vec<String> {
+        let rows = page["rollouts"].as_array().unwrap();
+        rows.iter()
+            .map(|row| row["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        (names(&page), &page["next"]),
+        (vec!["a".to_owned(), "b".to_owned()], &json!("b"))
+    );
+    let rest = bench.get("/api/v1/rollouts?limit=2&after=b").await;
+    assert_eq!(
+        (names(&rest), rest.get("next")),
+        (vec!["c".to_owned(), "r".to_owned()], None)
+    );
+    assert_eq!(
+        names(&bench.get("/api/v1/rollouts?phase=aborting").await),
+        ["r"]
+    );
+
+    let (_, stopped) = bench
+        .post("/api/v1/stop-all", json!({ "reason": "fire" }))
+        .await;
+    assert_eq!(stopped["changed"], true);
+    let (_, lifted) = bench.post("/api/v1/resume-all", json!({})).await;
+    assert_eq!(lifted["changed"], true);
+}
+
+#[tokio::test]
+async fn a_spec_is_planned_without_a_trace() {
+    let bench = Bench::new();
+    let (status, plan) = bench.post("/api/v1/plan", spec("r")).await;
+    assert_eq!((status, &plan["devices"]), (200, &json!(30)), "{plan}");
+    assert_eq!(bench.get("/api/v1/rollouts").await["rollouts"], json!([]));
+}
+
+#[tokio::test]
+async fn devices_come_in_pages_and_as_streams() {
+    let bench = Bench::new();
+    let batches = vec![build::batch(0, 5), build::batch(1, 150), build::batch(2, 5)];
+    let rollout = build::running(&bench.store, "r", batches).await;
+    let name = rollout.spec.name;
+    let lease = build::leased(&bench.store, &name, 1, "w").await;
+    let reports: Vec<_> = (0..120)
+        .map(|index| build::report(index, Outcome::Enqueued))
+        .collect();
+    bench
+        .store
+        .record(&lease, &reports, build::TTL)
+        .await
+        .unwrap();
+
+    let mut all = Vec::new();
+    let mut path = "/api/v1/rollouts/r/devices?limit=50".to_owned();
+    loop {
+        let page = bench.get(&path).await;
+        all.extend(page["devices"].as_array().unwrap().clone());
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        path = format!("/api/v1/rollouts/r/devices?limit=50&after={next}");
+    }
+    assert_eq!(all.len(), 160);
+    let sent = all
+        .iter()
+        .filter(|row| row["outcome"] == "enqueued")
+        .count();
+    assert_eq!(sent, 120);
+
+    let token = bench.token(Role::Viewer);
+    let export = |how: &str| {
+        request(
+            Method::GET,
+            &format!("/api/v1/rollouts/r/export{how}"),
+            Some(token),
+            None,
+        )
+    };
+    let (status, content_type, text) = bench.send(export("")).await;
+    assert_eq!(
+        (status, &*content_type),
+        (StatusCode::OK, "application/x-ndjson")
+    );
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows, all, "the stream and the pages say the same");
+    let (_, _, text) = bench.send(export("?format=csv&outcome=enqueued")).await;
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 121);
+    assert_eq!(lines[0], "device,hub,group,stage,batch,index,outcome,code");
+    assert!(lines[1].ends_with(",0,1,0,enqueued,"), "{}", lines[1]);
+
+    let page = bench.get("/api/v1/rollouts/r/batches?limit=2").await;
+    assert_eq!(
+        (page["batches"].as_array().unwrap().len(), &page["next"]),
+        (2, &json!("1"))
+    );
+    assert_eq!(
+        page["batches"][1]["counts"],
+        json!({ "pending": 30, "enqueued": 120 })
+    );
+    assert!(page["batches"][1]["held_until"].is_string());
+}
+
+#[tokio::test]
+async fn events_are_told_from_where_one_left_off() {
+    let bench = Bench::new();
+    build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
+    let token = bench.token(Role::Viewer);
+    let mut asked = request(Method::GET, "/api/v1/rollouts/r/events", Some(token), None);
+    asked
+        .headers_mut()
+        .insert("last-event-id", "1".parse().unwrap());
+    let response = bench.router.clone().oneshot(asked).await.unwrap();
+    assert_eq!(
+        response.headers()[header::CONTENT_TYPE],
+        "text/event-stream"
+    );
+    let mut body = response.into_body().into_data_stream();
+    let mut text = String::new();
+    while !text.contains("id: 3") {
+        let piece = futures::StreamExt::next(&mut body).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&piece).unwrap());
+    }
+    assert!(!text.contains("id: 1\n"), "{text}");
+    assert!(text.contains("event: rollout.planning\n"), "{text}");
+    assert!(text.contains("\"id\":\"r/2\""), "{text}");
+}
+
+#[tokio::test]
+async fn mistakes_are_told_as_problems() {
+    let bench = Bench::new();
+    let token = Some(bench.token(Role::Admin));
+    let raw = |path: &str, content_type: &str, body: &str| {
+        let mut request = request(Method::POST, path, token, Some(json!({})));
+        *request.body_mut() = Body::from(body.to_owned());
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+        request
+    };
+    let get = |path: &str| request(Method::GET, path, token, None);
+    let large = format!("{{\"name\": \"{}\"}}", "x".repeat(3_000_000));
+    let json = "application/json";
+    let table = [
+        (
+            raw("/api/v1/rollouts", json, "{"),
+            400,
+            "the body is not JSON",
+        ),
+        (
+            raw("/api/v1/rollouts", "text/plain", "{}"),
+            415,
+            "must be application/json",
+        ),
+        (raw("/api/v1/rollouts", json, &large), 413, ""),
+        (
+            raw("/api/v1/rollouts", json, "{\"name\": \"r\"}"),
+            422,
+            "the spec has mistakes",
+        ),
+        (raw("/api/v1/rollouts", json, "[]"), 422, "mistakes"),
+        (
+            raw("/api/v1/rollouts/r/pause", json, "{\"why\": 1}"),
+            422,
+            "unknown field `why`",
+        ),
+        (
+            raw("/api/v1/rollouts/r/pause", json, "[]"),
+            422,
+            "must be a JSON object",
+        ),
+        (
+            raw("/api/v1/rollouts/r/promote", json, "{\"stage\": \"s\"}"),
+            422,
+            "missing field `reason`",
+        ),
+        (
+            raw("/api/v1/rollouts/no/pause", json, "{}"),
+            404,
+            "there is no rollout no",
+        ),
+        (
+            raw("/api/v1/rollouts/%20/pause", json, "{}"),
+            404,
+            "there is no rollout",
+        ),
+        (
+            get("/api/v1/rollouts?limit=0"),
+            400,
+            "limit must be from 1 to 200",
+        ),
+        (get("/api/v1/rollouts?limit=x"), 400, "invalid digit"),
+        (get("/api/v1/rollouts?frm=x"), 400, "unknown field `frm`"),
+        (
+            get("/api/v1/rollouts/no/devices?outcome=bad"),
+            400,
+            "\"bad\" is no outcome",
+        ),
+        (
+            get("/api/v1/rollouts/no/devices?after=7"),
+            400,
+            "what a page gave as next",
+        ),
+        (
+            get("/api/v1/rollouts/no/export?format=xml"),
+            400,
+            "jsonl or csv",
+        ),
+        (
+            get("/api/v1/rollouts/no/events"),
+            404,
+            "there is no rollout no",
+        ),
+        (
+            get("/api/v1/nothing"),
+            404,
+            "there is nothing at /api/v1/nothing",
+        ),
+        (
+            get("/api/v1/stop-all"),
+            405,
+            "GET is not for /api/v1/stop-all",
+        ),
+    ];
+    for (request, status, says) in table {
+        let shown = format!("{} {}", request.method(), request.uri());
+        let (found, content_type, text) = bench.send(request).await;
+        assert_eq!(found.as_u16(), status, "{shown}: {text}");
+        assert_eq!(content_type, "application/problem+json", "{shown}: {text}");
+        let problem: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            problem["detail"].as_str().unwrap().contains(says),
+            "{shown}: {text}"
+        );
+        assert_eq!(problem["status"], status);
+    }
+}
+
+#[tokio::test]
+async fn without_tokens_only_this_machine_is_answered() {
+    let bench = Bench::with(Door::Open);
+    let ask = |host: &str| {
+        let mut request = request(Method::GET, "/api/v1/whoami", None, None);
+        request
+            .headers_mut()
+            .insert(header::HOST, host.parse().unwrap());
+        request
+    };
+    let (status, _, text) = bench.send(ask("localhost:8081")).await;
+    assert_eq!(
+        (status, &*text),
+        (StatusCode::OK, r#"{"name":"anonymous","role":"admin"}"#)
+    );
+    let (status, _, text) = bench.send(ask("evil.example.org")).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "{text}");
+}
