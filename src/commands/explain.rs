@@ -10,7 +10,7 @@ use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Cohort;
 use twincast_core::ports::{BatchWork, Clock as _, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::rollout::{Event, HistoryEntry, Phase, Rollout, Word};
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
 use twincast_orchestrator::standing;
@@ -75,12 +75,37 @@ struct PassedOver {
     because: String,
 }
 
-/// The newest attempt at devices of its batch. It may have been sent an earlier one only: attempts are not
-/// told apart by device.
+/// An attempt at sending it the message; of a later one than the first, at devices of its batch that it may have
+/// been among.
 #[derive(Debug, Serialize)]
 struct Try {
     attempt: u16,
     message_id: String,
+    #[serde(flatten)]
+    request: Option<Request>,
+}
+
+/// How an attempt was asked for.
+#[derive(Debug, Serialize)]
+struct Request {
+    requested_at: Timestamp,
+    #[serde(flatten)]
+    word: Word,
+    /// The devices with these outcomes were chosen.
+    outcomes: Vec<Outcome>,
+}
+
+impl Request {
+    fn of(entry: &HistoryEntry) -> Option<Self> {
+        match &entry.event {
+            Event::RetryRequested { outcomes, word, .. } => Some(Self {
+                requested_at: entry.at,
+                word: word.clone(),
+                outcomes: outcomes.clone(),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// What is known of times: the store keeps none for a single device.
@@ -246,17 +271,20 @@ impl Found {
     }
 
     fn attempts(&self, rollout: &Rollout) -> Vec<Try> {
-        let attempt = self.work.attempt;
-        let id = MessageId {
-            rollout: rollout.spec.name.clone(),
-            batch: self.batch.header.id,
-            index: self.index,
-            attempt,
-        };
-        vec![Try {
-            attempt: attempt.0,
-            message_id: id.to_string(),
-        }]
+        let header = &self.batch.header;
+        let tried = explain::attempts(rollout, header.stage, self.work.attempt).into_iter();
+        let tried = tried.map(|tried| Try {
+            attempt: tried.attempt.0,
+            message_id: MessageId {
+                rollout: rollout.spec.name.clone(),
+                batch: header.id,
+                index: self.index,
+                attempt: tried.attempt,
+            }
+            .to_string(),
+            request: tried.request.and_then(Request::of),
+        });
+        tried.collect()
     }
 
     fn times(&self, rollout: &Rollout) -> Times {
@@ -356,16 +384,27 @@ impl Place {
             format_args!("{}: {}", self.outcome, self.reason),
         ));
         let attempts = self.attempts.iter();
-        lines.extend(attempts.map(|it| {
-            line(
-                "attempt",
-                format_args!("{}, message id {}", it.attempt, it.message_id),
-            )
-        }));
+        lines.extend(attempts.map(|it| line("attempt", it.in_words())));
         let waits = self.waits_for.as_deref().unwrap_or("nothing");
         lines.push(line("waits for", waits));
         lines.extend(self.times.lines(&stage.name));
         lines
+    }
+}
+
+impl Try {
+    fn in_words(&self) -> String {
+        let text = format!("{}, message id {}", self.attempt, self.message_id);
+        let Some(request) = &self.request else {
+            return text;
+        };
+        let outcomes = request.outcomes.iter().map(|outcome| outcome.as_str());
+        format!(
+            "{text}, if it was {} at {}; asked for by {}",
+            outcomes.collect::<Vec<_>>().join(" or "),
+            request.requested_at,
+            request.word
+        )
     }
 }
 

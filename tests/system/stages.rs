@@ -213,6 +213,13 @@ fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
     );
     assert_eq!(sent_to(&repaired), second, "those and no others");
     assert_eq!(rejected(&room).len(), 0);
+    let device = second.first().expect("some were");
+    let explained = room.run(&["explain", "staged", device]).expect(0).stdout;
+    let attempts = explained.matches("  attempt    ").count();
+    assert!(
+        attempts == 3 && explained.contains("; asked for by ann (restarted)\n"),
+        "{explained}"
+    );
     let none = room.run(&retry_rejected).expect(0).stdout;
     assert!(
         none.contains("nothing to retry: no device of stage canary is rejected"),

@@ -5,12 +5,12 @@
 
 use crate::account::Activity;
 use crate::batch::BatchStatus;
-use crate::ids::{DeviceId, StageIndex, StageName};
+use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
 use crate::message::Ack;
 use crate::outcome::Outcome;
 use crate::plan::Cohort;
 use crate::query;
-use crate::rollout::{Phase, Rollout};
+use crate::rollout::{Event, HistoryEntry, Phase, Rollout};
 use crate::spec::{Exclusion, Opening, Order, RolloutSpec, Stage};
 use crate::time::Timestamp;
 
@@ -76,12 +76,64 @@ pub struct Seat<'a> {
     pub outcome: Outcome,
 }
 
+/// An attempt that was made, or is to be made, at devices of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried<'a> {
+    /// Which one.
+    pub attempt: Attempt,
+    /// How it was asked for; `None` for the first, and when the history does not reach back to it.
+    pub request: Option<&'a HistoryEntry>,
+}
+
+/// The attempts, oldest first, up to the `newest` of a batch of this stage. All devices were among those of the
+/// first. Which were among those of a later one is not stored, only how they were chosen.
+#[must_use]
+pub fn attempts(rollout: &Rollout, stage: StageIndex, newest: Attempt) -> Vec<Tried<'_>> {
+    let name = rollout
+        .stages
+        .get(usize::from(stage.0))
+        .map(|stage| &stage.name);
+    let is_retry = |entry: &&HistoryEntry| matches!(entry.event, Event::RetryRequested { .. });
+    let requests = rollout.history.iter().rev().filter(is_retry);
+    // The newest request is that of the newest attempt.
+    let mut later: Vec<_> = (Attempt::FIRST.0 + 1..=rollout.attempt.0)
+        .rev()
+        .map(Attempt)
+        .zip(requests.map(Some).chain(std::iter::repeat(None)))
+        .filter(|(attempt, request)| {
+            let of = request.and_then(|request| match &request.event {
+                Event::RetryRequested { stage, .. } => stage.as_ref(),
+                _ => None,
+            });
+            *attempt <= newest && of.is_none_or(|of| Some(of) == name)
+        })
+        .map(|(attempt, request)| Tried { attempt, request })
+        .collect();
+    later.push(Tried {
+        attempt: Attempt::FIRST,
+        request: None,
+    });
+    later.reverse();
+    later
+}
+
+/// The device is among those that the rollout is to make another attempt at.
+fn is_to_be_retried(seat: Seat<'_>) -> bool {
+    let rollout = seat.rollout;
+    let stage = usize::from(seat.batch.header.stage.0);
+    let stage = rollout.stages.get(stage).map(|stage| &stage.name);
+    rollout.retry.as_ref().is_some_and(|retry| {
+        let is_of_stage = retry.stage.is_none() || retry.stage.as_ref() == stage;
+        is_of_stage && retry.outcomes.contains(&seat.outcome)
+    })
+}
+
 /// What a device waits for at `now`, in words that follow "waits for"; `None` when it waits for nothing.
 /// `standstill` is what the rollout's current stage waits for.
 #[must_use]
 pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Option<String> {
     let rollout = seat.rollout;
-    if seat.outcome.is_settled() {
+    if seat.outcome.is_settled() && !is_to_be_retried(seat) {
         let is_asked = rollout.spec.message.ack != Ack::None;
         let word = "the device to take the message, and the hub to tell of it";
         return (seat.outcome == Outcome::Enqueued && is_asked).then(|| word.to_owned());
@@ -107,6 +159,9 @@ pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Op
 
 fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> String {
     let (rollout, header) = (seat.rollout, &seat.batch.header);
+    if rollout.retry.is_some() {
+        return "the retry to be prepared: until then nothing is sent".to_owned();
+    }
     let current = rollout.stage();
     if header.stage > current {
         let names = (current.0..header.stage.0)
@@ -239,7 +294,7 @@ mod tests {
     use crate::ids::{BatchId, Holder, HubName};
     use crate::outcome::Counts;
     use crate::plan::{BatchHeader, Group, Place};
-    use crate::rollout::Event;
+    use crate::rollout::Word;
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
 
@@ -382,6 +437,50 @@ mod tests {
 
     fn pending(rollout: &Rollout, batch: &BatchStatus) -> String {
         says(rollout, batch, Outcome::Pending, None)
+    }
+
+    #[test]
+    fn attempts_are_those_that_may_concern_a_device() {
+        let mut rollout = running(STAGES);
+        let mut retry = |stage: Option<&str>, outcomes: &[Outcome]| {
+            let event = Event::RetryRequested {
+                outcomes: outcomes.to_vec(),
+                stage: stage.map(|stage| StageName::new(stage).unwrap()),
+                word: Word::default(),
+            };
+            let requested = rollout.after(event, START).unwrap().unwrap();
+            let prepared = requested.after(Event::RetryPrepared, START);
+            rollout = prepared.unwrap().unwrap();
+            requested
+        };
+        let requested = retry(None, &[Outcome::NotFound]);
+        let again = says(&requested, &batch(0), Outcome::NotFound, None);
+        assert_eq!(
+            again,
+            "the retry to be prepared: until then nothing is sent"
+        );
+        assert_eq!(
+            says(&requested, &batch(0), Outcome::Refused, None),
+            "nothing"
+        );
+        retry(Some("canary"), &[Outcome::Refused]);
+        retry(None, &[Outcome::Refused]);
+        let of = |stage, newest| {
+            let tried = attempts(&rollout, StageIndex(stage), Attempt(newest)).into_iter();
+            let tried = tried.map(|tried| (tried.attempt.0, tried.request.is_some()));
+            tried.collect::<Vec<_>>()
+        };
+        assert_eq!(of(0, 4), [(1, false), (2, true), (3, true), (4, true)]);
+        assert_eq!(
+            of(1, 4),
+            [(1, false), (2, true), (4, true)],
+            "not its stage"
+        );
+        assert_eq!(of(0, 2), [(1, false), (2, true)]);
+        assert_eq!(of(0, 1), [(1, false)]);
+        rollout.history.clear();
+        let tried = attempts(&rollout, StageIndex(1), Attempt(2));
+        assert_eq!(tried.len(), 2, "it may have been");
     }
 
     #[test]
