@@ -32,6 +32,7 @@ pub(crate) struct Because {
 #[serde(deny_unknown_fields)]
 pub(crate) struct OfStage {
     /// The stage that it must be. Default: the current one.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
     /// Why, for people. Recorded with the name of whoever asks.
     reason: Option<String>,
@@ -46,6 +47,7 @@ pub(crate) struct Again {
     #[schema(value_type = Vec<String>)]
     outcomes: Vec<Outcome>,
     /// Those of this stage. Default: of all.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
     /// Why, for people. Recorded with the name of whoever asks.
     reason: Option<String>,
@@ -56,6 +58,7 @@ pub(crate) struct Again {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Override {
     /// The stage that is to count as passed.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: String,
     /// Why. A gate is overridden for a reason.
     reason: String,
@@ -67,7 +70,7 @@ type Name = Result<Path<String>, PathRejection>;
 /// Start a rollout. The same spec again is the same rollout, and changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/rollouts", tag = "operations", security(("token" = [])),
-    request_body(content = Value, description = "A rollout's spec: see the schema RolloutSpec. Its files must be inlined", content_type = "application/json"),
+    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
     responses(
         (status = 200, description = "It was there already, or is now: see `changed`", body = Answer),
         (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
@@ -225,7 +228,7 @@ of_all!(
 /// all devices, out of their quota for queries, and may take as long.
 #[utoipa::path(
     post, path = "/api/v1/plan", tag = "operations", security(("token" = [])),
-    request_body(content = Value, description = "A rollout's spec: see the schema RolloutSpec. Its files must be inlined", content_type = "application/json"),
+    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
     responses(
         (status = 200, description = "The plan", body = Value),
         (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
