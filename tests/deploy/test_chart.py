@@ -181,7 +181,11 @@ class EveryManifest(unittest.TestCase):
             port = yaml.safe_load(config(case))["http"]["listen"].rsplit(":", 1)[1]
             for one in of_kind(case, "Deployment"):
                 [container] = one["spec"]["template"]["spec"]["containers"]
-                self.assertEqual(container["ports"], [{"name": "http", "containerPort": int(port), "protocol": "TCP"}])
+                ports = {"http": int(port)}
+                if "api" in yaml.safe_load(config(case)) and container["name"] == "orchestrator":
+                    ports["api"] = int(yaml.safe_load(config(case))["api"]["listen"].rsplit(":", 1)[1])
+                found = {port["name"]: port["containerPort"] for port in container["ports"]}
+                self.assertEqual(found, ports)
                 probes = {
                     "startupProbe": "/livez",
                     "livenessProbe": "/livez",
@@ -203,9 +207,11 @@ class EveryManifest(unittest.TestCase):
                     if one["kind"] == "Service":
                         selector = {"matchLabels": selector}
                         # A name of the containers' own port, see above.
-                        self.assertEqual([port["targetPort"] for port in spec["ports"]], ["http"])
+                        port = "api" if one["metadata"]["name"].endswith("-api") else "http"
+                        self.assertEqual([port["targetPort"] for port in spec["ports"]], [port])
                     component = one["metadata"]["labels"]["app.kubernetes.io/component"]
-                    self.assertEqual(found(selector), [names[component]])
+                    # The API is that of the orchestrators, and none of what is scraped.
+                    self.assertEqual(found(selector), [names["orchestrator" if component == "api" else component]])
                     # Is never changed by an upgrade.
                     self.assertNotIn("app.kubernetes.io/version", selector["matchLabels"])
             for one in of_kind(case, "Deployment"):
@@ -214,8 +220,8 @@ class EveryManifest(unittest.TestCase):
             for one in of_kind(case, "PodMonitor"):
                 self.assertEqual(sorted(found(one["spec"]["selector"])), sorted(name for name in labels if "test" not in name))
             for one in of_kind(case, "ServiceMonitor"):
-                services = of_kind(case, "Service")
-                seen = [service for service in services if matches(one["spec"]["selector"], service["metadata"]["labels"])]
+                services = [service for service in of_kind(case, "Service") if not service["metadata"]["name"].endswith("-api")]
+                seen = [service for service in of_kind(case, "Service") if matches(one["spec"]["selector"], service["metadata"]["labels"])]
                 self.assertEqual(seen, services)
                 for service in seen:
                     self.assertIn(one["spec"]["jobLabel"], service["metadata"]["labels"])
@@ -289,6 +295,12 @@ class Particulars(unittest.TestCase):
             "log": {"filter": "twincast=debug,info", "format": "pretty"},
             "run": {"give_up_after": "5m"},
             "http": {"listen": "0.0.0.0:9000"},
+            "api": {
+                "listen": "0.0.0.0:9443",
+                "tokens_file": f"{secrets}/api/tokens",
+                "tls_cert_file": f"{secrets}/api/tls.crt",
+                "tls_key_file": f"{secrets}/api/tls.key",
+            },
             "worker": {"slots": 8, "window": 128},
             "amqp": {"url_file": f"{secrets}/amqp-url", "ca_file": f"{secrets}/ca/amqp.pem", "prefix": "fleet"},
             "redis": {
@@ -480,6 +492,8 @@ class Values(unittest.TestCase):
             ({"image": {"tag": "a b"}}, "at '/image/tag': 'a b' does not match pattern"),
             ({"image": {"digest": "sha256:12"}}, "at '/image/digest': 'sha256:12' does not match pattern"),
             ({"http": {"port": 80}}, "at '/http/port': minimum: got 80, want 1,024"),
+            ({"api": {"enabled": True}}, "api.tokens.secret: name the secret with the tokens"),
+            ({"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}}, "api.port and http.port are both 8080"),
             ({"networkPolicy": {"redis": {"ports": []}}}, "at '/networkPolicy/redis/ports': minItems: got 0, want 1"),
             ({"settings": {"hubz": {}}}, "value must be one of 'state', 'log', 'worker'"),
             ({"settings": {"amqp": {"url": "amqp://x"}}}, "settings.amqp.url would be readable by all"),

@@ -30,6 +30,14 @@ The configuration file of all processes. Secrets are named by their files only.
   "worker" (dict "slots" .Values.worker.slots "window" .Values.worker.window)
   "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.http.port)))
   "amqp" $amqp "redis" $redis "hubs" $hubs -}}
+{{- if .Values.api.enabled -}}
+{{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.api.port)) "tokens_file" (printf "%s/api/tokens" $secrets) -}}
+{{- if .Values.api.tls.secret -}}
+{{- $_ := set $api "tls_cert_file" (printf "%s/api/tls.crt" $secrets) -}}
+{{- $_ := set $api "tls_key_file" (printf "%s/api/tls.key" $secrets) -}}
+{{- end -}}
+{{- $_ := set $config "api" $api -}}
+{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.settings) | toYaml -}}
 {{- end }}
 
@@ -55,6 +63,18 @@ The secrets and certificates that the configuration names, as sources of one pro
 - secret:
     name: {{ $own }}
     items: [{ key: {{ printf "hub-%s" $name | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
+{{- end }}
+{{- end }}
+{{- with .Values.api }}
+{{- if .enabled }}
+- secret:
+    name: {{ .tokens.secret }}
+    items: [{ key: {{ .tokens.key | quote }}, path: api/tokens }]
+{{- with .tls.secret }}
+- secret:
+    name: {{ . }}
+    items: [{ key: tls.crt, path: api/tls.crt }, { key: tls.key, path: api/tls.key }]
+{{- end }}
 {{- end }}
 {{- end }}
 {{- include "twincast.caSource" (list .Values.amqp.ca "amqp") }}
@@ -115,6 +135,12 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- if hasKey $hub "connection_string" -}}
 {{- fail (printf "settings.hubs.%s.connection_string would be readable by all in a config map; give it as hubs.%s.connectionString" $name $name) -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.api.enabled (not .Values.api.tokens.secret) -}}
+{{- fail "api.tokens.secret: name the secret with the tokens; without them the API does not listen where others reach it" -}}
+{{- end -}}
+{{- if and .Values.api.enabled (eq (int .Values.api.port) (int .Values.http.port)) -}}
+{{- fail (printf "api.port and http.port are both %d" (int .Values.http.port)) -}}
 {{- end -}}
 {{- with .Values.worker.autoscaling -}}
 {{- if gt (int .minReplicas) (int .maxReplicas) -}}

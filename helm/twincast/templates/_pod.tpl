@@ -139,6 +139,11 @@ template:
           - name: http
             containerPort: {{ int $root.Values.http.port }}
             protocol: TCP
+          {{- if and $root.Values.api.enabled (eq $component "orchestrator") }}
+          - name: api
+            containerPort: {{ int $root.Values.api.port }}
+            protocol: TCP
+          {{- end }}
         # It listens before it connects to anything: a minute is for a slow node.
         startupProbe:
           httpGet: { path: /livez, port: http }
