@@ -55,6 +55,17 @@ pub(crate) enum Command {
     Schema,
     /// Make a token for the HTTP API.
     Token(TokenArgs),
+    /// Print what makes a shell complete this command line.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder.
+    Man {
+        /// The folder; it is made if it is not there.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis).
     Orchestrator,
     /// Send to the devices of batches that orchestrators release (RabbitMQ and Redis).

@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod change;
+pub(crate) mod completions;
 pub(crate) mod dead_letters;
 pub(crate) mod demo;
 pub(crate) mod explain;

@@ -135,6 +135,8 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
             Some(Command::Schema) => Ok(commands::validate::schema(output)),
             Some(Command::Token(token)) => commands::token::token(&token, output),
+            Some(Command::Completions { shell }) => commands::completions::completions(shell),
+            Some(Command::Man { folder }) => commands::completions::man(&folder, output),
             None => Err(Failure::message(ExitCode::Usage, "no command given")
                 .hint("twincast --help lists the commands")),
         }

@@ -17,6 +17,8 @@ Commands:
   demo          See it all at work: an emulated fleet of refrigerators and a rollout to it
   schema        Print the JSON Schema of a rollout's spec
   token         Make a token for the HTTP API
+  completions   Print what makes a shell complete this command line
+  man           Write man pages into a folder
   orchestrator  Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis)
   worker        Send to the devices of batches that orchestrators release (RabbitMQ and Redis)
   submit        Put a rollout on the command queue; the same one again changes nothing
