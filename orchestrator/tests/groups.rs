@@ -141,15 +141,26 @@ impl Bench {
         self.until(name, |rollout| rollout.phase.is_ended()).await;
     }
 
-    /// Takes a batch to its end.
+    /// Takes all batches of a rollout to their end: no device is found.
+    async fn fail(&self, name: &str) {
+        for batch in 0..self.rollout(name).await.plan.unwrap().batches {
+            self.settle(name, batch, Outcome::NotFound).await;
+        }
+    }
+
     async fn send(&self, name: &str, batch: u32) {
+        self.settle(name, batch, Outcome::Enqueued).await;
+    }
+
+    /// Takes a batch to its end.
+    async fn settle(&self, name: &str, batch: u32, outcome: Outcome) {
         let request = build::lease_request(&build::name(name), batch, "worker");
         let LeaseReply::Granted(lease) = self.store.lease(&request).await.unwrap() else {
             panic!("batch {batch} is not to be had");
         };
         let work = self.store.load(&lease.rollout, lease.batch).await.unwrap();
         let reports: Vec<_> = (0..work.outcomes.len() as u32)
-            .map(|index| build::report(index, Outcome::Enqueued))
+            .map(|index| build::report(index, outcome))
             .collect();
         self.store
             .record(&lease, &reports, build::TTL)
@@ -262,6 +273,31 @@ async fn a_newer_one_supersedes_those_before_it() {
         300
     );
     assert!(counts.get(Outcome::Skipped) > 0);
+}
+
+/// It had ended, and may not send again beside a newer one.
+#[tokio::test(start_paused = true)]
+async fn one_that_has_ended_is_not_retried_beside_another() {
+    let bench = bench();
+    bench.orchestrate();
+    bench.handle(start("a", "reject")).await.unwrap();
+    bench.until_running("a").await;
+    bench.fail("a").await;
+    bench
+        .until("a", |it| it.phase == Phase::FinishedWithFailures)
+        .await;
+    bench.handle(start("b", "reject")).await.unwrap();
+    let retry = json!({"command": "retry", "rollout": "a"});
+    let refusal = bench.handle(retry.clone()).await.unwrap_err();
+    assert_eq!(refusal.cause, Cause::Conflict);
+    assert!(
+        refusal.error.contains("an active rollout, b"),
+        "{refusal:?}"
+    );
+    bench.abort("b").await;
+    assert!(bench.handle(retry).await.unwrap().changed);
+    bench.handle(start("c", "reject")).await.unwrap_err();
+    bench.until_running("a").await;
 }
 
 /// On several threads, again and again.

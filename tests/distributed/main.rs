@@ -29,6 +29,7 @@ mod waiting;
 mod api;
 mod chaos;
 mod control;
+mod groups;
 mod happy_path;
 mod metrics;
 mod outages;

@@ -1,0 +1,54 @@
+//! Rollouts of one group that start at the same moment, with several orchestrators over RabbitMQ and Redis.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::engine::Engine;
+use crate::harness::{Fleet, Hub};
+use crate::pipeline::start_with;
+use crate::services::Access;
+
+const DEVICES: u64 = 500;
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+fn of_those_that_start_at_the_same_moment_one_is_taken() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(3, 1);
+    // It stays active: after its first device it waits for somebody's word.
+    let stages = json!([{ "name": "canary", "max_devices": 1, "gate": { "approval": {} } }]);
+    let answers: Vec<Value> = std::thread::scope(|scope| {
+        let publishers = (0..6).map(|number| {
+            let spec = json!({ "group": "firmware", "stages": stages });
+            let command = start_with(&format!("rival-{number}"), spec);
+            let mut pipeline = engine.pipeline();
+            scope.spawn(move || pipeline.ask(&command))
+        });
+        let publishers: Vec<_> = publishers.collect();
+        let answers = publishers.into_iter();
+        let answers = answers.map(|publisher| publisher.join().expect("an answer"));
+        answers.collect()
+    });
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer["ok"] == true);
+    assert_eq!(taken.len(), 1, "{answers:?}");
+    assert!(
+        refused.iter().all(|answer| answer["cause"] == "conflict"),
+        "{answers:?}"
+    );
+    let all = engine.room.run(&["--json", "status"]).expect(0).json();
+    assert_eq!(all["rollouts"].as_array().expect("a list").len(), 1);
+
+    let older = taken[0]["rollouts"][0]["name"].as_str().expect("a name");
+    engine.until_accepted(1, SOON);
+    let newer = json!({ "group": "firmware", "conflict": "supersede" });
+    engine.pipeline().order(&start_with("newer", newer));
+    engine.until_phase("newer", "succeeded", SOON);
+    let older = engine.status(older);
+    assert_eq!(older["reason"], "superseded by newer", "{older}");
+    assert_eq!(older["counts"]["skipped"], DEVICES - 1, "{older}");
+    // The canary of the older one got its message, too.
+    assert_eq!(engine.accepted(), DEVICES + 1);
+}
