@@ -14,6 +14,7 @@ use twincast_core::ids::HubName;
 use twincast_core::spec::Span;
 
 use crate::exit::{ExitCode, Failure};
+use crate::prometheus::PrometheusSettings;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
@@ -21,6 +22,10 @@ const DEFAULTS: &str = include_str!("default.toml");
 /// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+
+/// A question that takes longer would hold up the next one of its gate.
+const METRIC_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(60);
 
 /// A text that is never shown.
 #[derive(Clone, Deserialize)]
@@ -55,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
     pub(crate) api: ApiSettings,
+    pub(crate) prometheus: PrometheusSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
     /// Relative paths are below the configuration file's folder.
     #[serde(skip)]
@@ -329,6 +335,7 @@ impl Settings {
         let redis = sections.take("redis");
         let http = sections.take("http");
         let api = sections.take("api");
+        let prometheus: Option<PrometheusSettings> = sections.take("prometheus");
         let hubs = sections.take_hubs();
         if let Some(worker) = &worker {
             sections.check(
@@ -342,21 +349,38 @@ impl Settings {
                 "must be 1 to 10000",
             );
         }
+        if let Some(prometheus) = &prometheus {
+            sections.check(
+                prometheus.token.is_none() || prometheus.token_file.is_none(),
+                "prometheus",
+                "must have only one of token and token_file",
+            );
+            sections.check(
+                prometheus.is_without_secret(),
+                "prometheus.url",
+                "must have no user and password in it; give a token",
+            );
+            sections.check(
+                METRIC_TIMEOUTS.contains(&prometheus.timeout.0),
+                "prometheus.timeout",
+                "must be 100ms to 1m",
+            );
+        }
         let unknown: Vec<_> = sections.values.keys().cloned().collect();
         for key in unknown {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api and hubs",
+                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, prometheus and hubs",
             );
         }
-        let services = (amqp, redis, http, api);
+        let services = (amqp, redis, http, api, prometheus);
         let (
             Some(state),
             Some(log),
             Some(worker),
             Some(run),
-            (Some(amqp), Some(redis), Some(http), Some(api)),
+            (Some(amqp), Some(redis), Some(http), Some(api), Some(prometheus)),
             [],
         ) = (
             state,
@@ -385,6 +409,7 @@ impl Settings {
             redis,
             http,
             api,
+            prometheus,
             hubs,
             base,
         };
@@ -531,7 +556,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n",
             &[],
         )
         .unwrap_err();
@@ -543,6 +568,9 @@ mod tests {
             "hubs.us.share: \"0%\" is not a share",
             "hubs.in.send_timeout: must be 1s to 1h",
             "run.give_up_after: \"x\" is not a length of time",
+            "prometheus: must have only one of token",
+            "prometheus.url: must have no user",
+            "prometheus.timeout: must be 100ms to 1m",
         ] {
             assert!(error.contains(part), "{part:?} is not in {error}");
         }

@@ -69,6 +69,7 @@ impl Engine {
             store: Arc::clone(&store) as Arc<dyn Store>,
             queue,
             hubs,
+            metric_source: None,
             clock: clock(),
             config: DriverConfig {
                 leave_at_approval: true,

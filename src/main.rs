@@ -16,6 +16,7 @@ mod output;
 mod overlaps;
 mod process;
 mod progress;
+mod prometheus;
 mod ramp;
 mod services;
 mod signal;
@@ -85,7 +86,9 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
         match args.command {
             Some(Command::Run(run)) => commands::run::run(&run, &settings, output).await,
             Some(Command::Plan(plan)) => commands::plan::plan(&plan, &settings, output).await,
-            Some(Command::Validate(validate)) => commands::validate::validate(&validate, output),
+            Some(Command::Validate(validate)) => {
+                commands::validate::validate(&validate, &settings, output)
+            }
             Some(Command::Report(report)) => {
                 commands::report::report(&report, &settings, output).await
             }

@@ -1,6 +1,7 @@
 //! Stages for people: how far each is, and what the current one waits for.
 
 use serde::Serialize;
+use twincast_core::gate::metric::MetricTally;
 use twincast_core::ids::StageName;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock as _, Store, StoreError, Tally};
@@ -19,6 +20,9 @@ pub(crate) struct StageSummary {
     counts: Counts,
     /// What is to be said about it.
     state: String,
+    /// What is known of its gate's metrics.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    metrics: Vec<MetricTally>,
     #[serde(flatten)]
     dates: Dates,
 }
@@ -57,6 +61,7 @@ pub(crate) async fn read(
             name: progress.name.clone(),
             counts: Tally::sum(of),
             state: standing::of_stage(rollout, index, progress, &tallies, now),
+            metrics: progress.metrics.clone(),
             dates: Dates {
                 started_at: progress.started_at,
                 sent_at: progress.sent_at,

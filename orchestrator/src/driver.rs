@@ -19,7 +19,8 @@ use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    Clock, Depth, Dispatch, HubTrouble, Queue, QueueError, Roster, Store, StoreError, Tally,
+    Clock, Depth, Dispatch, HubTrouble, MetricSource, Queue, QueueError, Roster, Store, StoreError,
+    Tally,
 };
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 use twincast_core::spec::{Opening, Rate};
@@ -28,6 +29,7 @@ use crate::Hubs;
 use crate::accounting::WaySeen;
 use crate::groups::Floor;
 use crate::measure::{self, NotMeasured};
+use crate::metric::Asking;
 use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
 use crate::release::keep_order;
@@ -112,6 +114,8 @@ pub struct Driver {
     pub queue: Arc<dyn Queue>,
     /// All configured hubs.
     pub hubs: Hubs,
+    /// Where gates' metrics are asked for, if that is configured.
+    pub metric_source: Option<Arc<dyn MetricSource>>,
     /// The time for records.
     pub clock: Arc<dyn Clock>,
     /// How it works.
@@ -372,6 +376,10 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Released::LookAgain),
+                event = rung.asking.measured(rollout, self.metric_source.as_ref(), &*self.clock) => {
+                    self.apply(rollout, event).await?;
+                    return Ok(Released::LookAgain);
+                }
                 () = tokio::time::sleep(pass) => {}
             }
             if !self.is_current(rollout).await? {
@@ -617,6 +625,7 @@ struct Rung {
     depths: HashMap<HubName, (Instant, Depth)>,
     /// What keeps its sends, as far as it was seen.
     way: WaySeen,
+    asking: Asking,
 }
 
 /// When a batch was last rung for or seen to be worked on, and how often it was rung for since.

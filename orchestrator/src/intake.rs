@@ -24,6 +24,8 @@ pub struct Intake {
     pub roster: Option<Arc<dyn Roster>>,
     /// The configured hubs.
     pub hubs: BTreeSet<HubName>,
+    /// Gates may ask for metrics: there is somebody who answers.
+    pub measures: bool,
     /// The time for records.
     pub clock: Arc<dyn Clock>,
 }
@@ -103,6 +105,15 @@ impl Intake {
                 known.join(", ")
             );
             return Err(Refusal::new(Cause::UnknownHub, error).into());
+        }
+        if !self.measures
+            && let Some(stage) = spec.asks_for_metrics()
+        {
+            let refusal = Refusal::new(Cause::InvalidSpec, "no Prometheus server is configured");
+            let detail = format!(
+                "the gate of stage {stage} has metrics; configure prometheus.url for the orchestrators"
+            );
+            return Err(refusal.with(vec![detail]).into());
         }
         let name = spec.name.clone();
         for _ in 0..TRIES {

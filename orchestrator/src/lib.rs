@@ -20,6 +20,7 @@ pub mod http;
 pub mod intake;
 pub mod lists;
 mod measure;
+mod metric;
 pub mod metrics;
 pub mod planner;
 mod release;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, Version};
-use twincast_core::ports::{Clock, Queue, Roster, Store, StoreError};
+use twincast_core::ports::{Clock, MetricSource, Queue, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_retry::{Delays, Policy};
 
@@ -62,6 +62,8 @@ pub struct Orchestrator {
     pub events: Arc<dyn Events>,
     /// All configured hubs.
     pub hubs: Hubs,
+    /// Where gates' metrics are asked for, if that is configured.
+    pub metric_source: Option<Arc<dyn MetricSource>>,
     /// The time for records.
     pub clock: Arc<dyn Clock>,
     /// How it works.
@@ -230,6 +232,7 @@ impl Orchestrator {
             store: Arc::clone(&self.store),
             queue: Arc::clone(&self.queue),
             hubs: self.hubs.clone(),
+            metric_source: self.metric_source.clone(),
             clock: Arc::clone(&self.clock),
             config: self.config.driver,
             base: PathBuf::new(),

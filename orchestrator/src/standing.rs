@@ -1,6 +1,6 @@
 //! Where a rollout stands, in words.
 
-use twincast_core::gate::{self, Next};
+use twincast_core::gate::{self, Next, metric};
 use twincast_core::plan::Group;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
@@ -29,10 +29,17 @@ pub fn of_stage(
         return "to come".to_owned();
     }
     match &rollout.phase {
-        Phase::Running => match waits_for(rollout, tallies, now) {
-            Some(waits) => format!("waits for {waits}"),
-            None => "under way".to_owned(),
-        },
+        Phase::Running => {
+            let state = match waits_for(rollout, tallies, now) {
+                Some(waits) => format!("waits for {waits}"),
+                None => "under way".to_owned(),
+            };
+            let gate = rollout.spec.gate_of(rollout.stage());
+            match gate.filter(|gate| !gate.metrics.is_empty()) {
+                Some(gate) => format!("{state}; {}", metric::in_words(gate, progress)),
+                None => state,
+            }
+        }
         // Its last stage needs no gate to be over.
         Phase::Succeeded | Phase::FinishedWithFailures => "sent".to_owned(),
         phase => phase.as_str().replace('_', " "),

@@ -17,6 +17,7 @@ fn intake() -> (Intake, MemoryStore) {
         store: Arc::new(store.clone()),
         roster: Some(Arc::new(store.clone())),
         hubs: BTreeSet::from([build::hub("a"), build::hub("b")]),
+        measures: false,
         clock,
     };
     (intake, store)

@@ -49,6 +49,7 @@ fn bench(devices: u32, config: DriverConfig) -> Bench {
         store: Arc::clone(&store) as Arc<dyn Store>,
         queue: Arc::clone(&queue) as Arc<dyn Queue>,
         hubs,
+        metric_source: None,
         clock,
         config,
         base: ".".into(),

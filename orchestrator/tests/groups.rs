@@ -86,6 +86,7 @@ impl Bench {
                 queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
                 events: Arc::new(Silence),
                 hubs: self.hubs(),
+                metric_source: None,
                 clock: Arc::clone(&self.clock),
                 config: OrchestratorConfig::default(),
                 id: build::holder(id),
@@ -100,6 +101,7 @@ impl Bench {
             store: Arc::new(self.store.clone()),
             roster: Some(Arc::new(self.store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
+            measures: false,
             clock: Arc::clone(&self.clock),
         };
         match intake.handle(command.to_string().as_bytes(), None).await {
@@ -342,6 +344,7 @@ async fn one_that_lost_its_place_does_not_go_on() {
         store: Arc::new(bench.store.clone()),
         queue: Arc::clone(&bench.queue) as Arc<dyn Queue>,
         hubs: bench.hubs(),
+        metric_source: None,
         clock: Arc::clone(&bench.clock),
         config: DriverConfig {
             leave_at_approval: true,

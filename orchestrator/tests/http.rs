@@ -60,6 +60,7 @@ impl Bench {
             store: Arc::new(store.clone()),
             roster: Some(Arc::new(store.clone()) as Arc<dyn Roster>),
             hubs: [hub.clone()].into(),
+            measures: false,
             clock,
         };
         let api = Api {

@@ -109,6 +109,7 @@ impl Bench {
             queue: Arc::clone(&queue) as Arc<dyn Queue>,
             events: Arc::new(told.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
+            metric_source: None,
             clock: Arc::clone(&clock),
             config: OrchestratorConfig::default(),
             id: build::holder("o"),
@@ -118,6 +119,7 @@ impl Bench {
             store: Arc::new(store.clone()),
             roster: Some(Arc::new(store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
+            measures: false,
             clock,
         };
         let tasks = vec![
@@ -286,6 +288,7 @@ async fn a_driver_that_died_while_preparing_is_gone_on_from() {
         queue: Arc::new(InProcessQueue::new(10)),
         events: Arc::new(bench.told.clone()),
         hubs: Hubs::new(),
+        metric_source: None,
         clock: Arc::new(RuntimeClock::default()),
         config: OrchestratorConfig::default(),
         id: build::holder("p"),

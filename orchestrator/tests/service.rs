@@ -90,6 +90,7 @@ impl Bench {
             queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
             events: Arc::new(self.told.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
+            metric_source: None,
             clock: Arc::clone(&self.clock),
             config: OrchestratorConfig::default(),
             id: build::holder(id),

@@ -138,6 +138,7 @@ async fn in_folder(command: Command, who: &Who, settings: &Settings) -> Result<A
         store: Arc::clone(&store) as _,
         roster: None,
         hubs: settings.hubs.keys().cloned().collect(),
+        measures: settings.prometheus.url.is_some(),
         clock: engine::clock(),
     };
     let body = serde_json::to_vec(&command);

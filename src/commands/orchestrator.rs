@@ -22,6 +22,7 @@ use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::process::Process;
+use crate::prometheus;
 use crate::services::BrokerEvents;
 
 /// Commands that this process holds: the others are for other orchestrators meanwhile.
@@ -38,6 +39,7 @@ pub(crate) async fn orchestrator(
     let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
     let listener = Listener::bind(settings).await?;
+    let metric_source = prometheus::server(settings)?;
     let Some(process) = Process::start("orchestrator", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
@@ -47,6 +49,7 @@ pub(crate) async fn orchestrator(
         store: services.store() as Arc<dyn Store>,
         roster: Some(services.store() as Arc<dyn Roster>),
         hubs: hubs.keys().cloned().collect(),
+        measures: metric_source.is_some(),
         clock: Arc::clone(&clock),
     });
     let api = listener.map(|(listener, door)| {
@@ -67,6 +70,7 @@ pub(crate) async fn orchestrator(
         queue: Arc::new(services.amqp.queue()),
         events: Arc::new(BrokerEvents(services.amqp.clone())),
         hubs,
+        metric_source,
         clock,
         config: OrchestratorConfig::default(),
         id: Holder::new(format!("orchestrator-{}", uuid::Uuid::new_v4().simple()))

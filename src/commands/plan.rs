@@ -22,6 +22,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, table, thousands};
 use crate::overlaps::{self, Overlapping};
 use crate::progress::Progress;
+use crate::prometheus;
 use crate::specfile;
 
 /// How many tag groups are listed; the rest is one line.
@@ -100,6 +101,9 @@ pub(crate) async fn plan(
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
+    if let Some(what) = prometheus::missing(&file.spec, settings) {
+        output.note(&format!("Note: {what}: it would be refused."));
+    }
     engine::note_guesses(&hubs, settings, output);
     let content = file.spec.message.content().map_err(anyhow::Error::new)?;
     let progress = PlanProgress::default();

@@ -23,6 +23,7 @@ use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::progress::{Progress, Snapshot};
+use crate::prometheus;
 use crate::signal::asked_to_stop;
 use crate::specfile::{self, SpecFile};
 use crate::stages;
@@ -34,6 +35,7 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
+    prometheus::check(&file.spec, settings)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
     engine::note_guesses(&hubs, settings, output);
     let store = engine::open_store(&settings.state)?;
@@ -68,7 +70,8 @@ pub(crate) async fn roll_out(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let name = file.spec.name.clone();
-    let engine = Engine::new(store, hubs, &settings.worker, file.base);
+    let mut engine = Engine::new(store, hubs, &settings.worker, file.base);
+    engine.driver.metric_source = prometheus::server(settings)?;
     let rollout = match take_in(&engine.driver, file.spec, file.files).await? {
         Accepted::New(rollout) => *rollout,
         Accepted::Same(rollout) => resume(*rollout, &engine.driver, output).await?,

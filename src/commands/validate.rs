@@ -4,12 +4,21 @@ use serde_json::json;
 use twincast_core::spec::RolloutSpec;
 
 use crate::args::ValidateArgs;
+use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
+use crate::prometheus;
 use crate::specfile;
 
-pub(crate) fn validate(args: &ValidateArgs, output: &Output) -> Result<ExitCode, Failure> {
+pub(crate) fn validate(
+    args: &ValidateArgs,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
+    if let Some(what) = prometheus::missing(&file.spec, settings) {
+        output.note(&format!("Note: {what}: it would be refused."));
+    }
     let condition = file.spec.condition();
     let devices = match (file.spec.has_list(), condition.is_empty()) {
         (true, _) => "the listed devices".to_owned(),

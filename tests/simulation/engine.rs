@@ -240,6 +240,7 @@ impl Engine {
                 forgets: self.forgets_events,
             }),
             hubs: Hubs::from_iter(hubs),
+            metric_source: None,
             clock: Arc::clone(&self.clock),
             config: self.plan.orchestrator,
             id: build::holder(process.name()),
@@ -294,6 +295,7 @@ impl Engine {
             store: store.clone(),
             roster: Some(store),
             hubs: hubs.collect(),
+            measures: false,
             clock: Arc::clone(&self.clock),
         };
         intake.handle(body.to_string().as_bytes(), None).await

@@ -120,6 +120,7 @@ fn the_reference_has_every_field() {
         "MessageSpec",
         "Stage",
         "Gate",
+        "Metric",
         "ApprovalRule",
         "Schedule",
     ];

@@ -40,7 +40,7 @@ pub enum Activity {
     Throttled,
     /// All of a stage was sent, and its gate waits for what the devices say.
     Feedback,
-    /// All of a stage was sent, and its gate waits for the end of the bake.
+    /// All of a stage was sent, and its gate waits for the end of the bake, or for its metrics.
     Baking,
     /// An approval is all that a stage's gate waits for.
     Approval,
@@ -139,7 +139,7 @@ impl Activity {
             }),
             Next::Wait(WaitsFor::Retry) => Some(Self::Sending),
             Next::Measure | Next::Wait(WaitsFor::Silent { .. }) => Some(Self::Feedback),
-            Next::Wait(WaitsFor::Bake { .. }) => Some(Self::Baking),
+            Next::Wait(WaitsFor::Bake { .. } | WaitsFor::Metric { .. }) => Some(Self::Baking),
             Next::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {
                 Some(Self::Approval)
             }

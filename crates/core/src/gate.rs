@@ -4,9 +4,12 @@
 //! waits for. Failure is looked at before success, and from the first device on. A gate never passes
 //! because nothing was measured, and never waits without saying for what.
 
+pub mod metric;
+
 use std::fmt;
 use std::time::Duration;
 
+use crate::ids::MetricName;
 use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Event, Rollout, StageProgress};
 use crate::spec::{Gate, Percent, Rung, Unconfirmed};
@@ -53,6 +56,11 @@ pub enum Verdict {
         /// Why, for people.
         because: String,
     },
+    /// It cannot be said: people must look.
+    Undecided {
+        /// Why, for people.
+        because: String,
+    },
     /// It may hold yet.
     Waits(WaitsFor),
     /// Ask the hub how many devices have applied the change, and judge again.
@@ -60,7 +68,7 @@ pub enum Verdict {
 }
 
 /// What a gate waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WaitsFor {
     /// Devices that are still to be sent to.
     Sends {
@@ -81,6 +89,13 @@ pub enum WaitsFor {
         /// When that is.
         until: Timestamp,
     },
+    /// A metric to be as it should be.
+    Metric {
+        /// The metric.
+        metric: MetricName,
+        /// Measurements that are to succeed yet.
+        left: u32,
+    },
     /// An approval, of which it is not noted yet that it is all that is missing.
     ApprovalToBeNoted,
     /// An approval.
@@ -99,6 +114,9 @@ impl fmt::Display for WaitsFor {
             }
             Self::Retry => f.write_str("its retry to be prepared"),
             Self::Bake { until } => write!(f, "the end of its bake at {until}"),
+            Self::Metric { metric, left } => {
+                write!(f, "{left} more measurements of metric {metric} to succeed")
+            }
             Self::ApprovalToBeNoted | Self::Approval { until: None } => f.write_str("an approval"),
             Self::Approval { until: Some(until) } => write!(f, "an approval, until {until}"),
         }
@@ -171,6 +189,11 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     if let Some(because) = has_failed(gate, sorted).or_else(|| cannot_succeed(gate, sorted)) {
         return Verdict::Failed { because };
     }
+    let metrics = match metric::judge(gate, view.progress) {
+        metric::Sum::Failed { because } => return Verdict::Failed { because },
+        metric::Sum::Undecided { because } => return Verdict::Undecided { because },
+        other => other,
+    };
     if sorted.unsent > 0 {
         return Verdict::Waits(WaitsFor::Sends {
             left: sorted.unsent,
@@ -194,6 +217,9 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     };
     if now < baked_at {
         return Verdict::Waits(WaitsFor::Bake { until: baked_at });
+    }
+    if let metric::Sum::Waits { metric, left } = metrics {
+        return Verdict::Waits(WaitsFor::Metric { metric, left });
     }
     approval(view, measured.as_deref(), now)
 }
@@ -261,7 +287,11 @@ const MEASURED_EVERY: Duration = Duration::from_secs(60);
 fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
     let because = |approved: Option<String>| {
         let measured = measured.map(str::to_owned);
-        let parts: Vec<_> = [measured, approved].into_iter().flatten().collect();
+        let metrics = metric::found(view.gate, view.progress);
+        let parts: Vec<_> = [measured, metrics, approved]
+            .into_iter()
+            .flatten()
+            .collect();
         if parts.is_empty() {
             "its bake is over".to_owned()
         } else {
@@ -359,7 +389,10 @@ pub fn in_words(gate: &Gate) -> String {
         gate.bake.map(|bake| format!("bake {bake}")),
         gate.approval.as_ref().map(|_| "approval".to_owned()),
     ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let metrics = gate.metrics.iter();
+    let metrics = metrics.map(|metric| format!("{} {}", metric.name, metric::wanted(metric)));
+    let parts = parts.into_iter().flatten().chain(metrics);
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 /// What a rollout that runs does next about its current stage.
@@ -433,6 +466,10 @@ pub fn next(
             stage,
             reason: because,
             then: gate.on_failure,
+        }),
+        Verdict::Undecided { because } => Next::Happened(Event::GateUndecided {
+            stage,
+            reason: because,
         }),
         _ if left => Next::Send,
         _ if progress.sent_at.is_none() => Next::Happened(Event::StageSent { stage }),
@@ -517,6 +554,7 @@ mod tests {
         match judge(view, minutes(after)) {
             Verdict::Passed { because } => format!("passed: {because}"),
             Verdict::Failed { because } => format!("failed: {because}"),
+            Verdict::Undecided { because } => format!("undecided: {because}"),
             Verdict::Waits(waits) => format!("waits for {waits}"),
             Verdict::Measure => "measure".to_owned(),
         }

@@ -128,6 +128,13 @@ name!(
 );
 
 name!(
+    /// The name of a metric, unique in its gate.
+    MetricName, "metric name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+    "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 63)
+);
+
+name!(
     /// A device's id in its hub's registry. Case-sensitive.
     ///
     /// The allowed characters are those of the identity registry's documentation

@@ -3,6 +3,7 @@
 
 mod clock;
 mod hub;
+mod metric_source;
 mod queue;
 mod roster;
 mod store;
@@ -12,6 +13,7 @@ pub use hub::{
     DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, Hindrance,
     Hub, HubError, HubTrouble, NotSent, SendResult,
 };
+pub use metric_source::{MetricSource, MetricSourceError};
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 pub use roster::{Halt, Roster};
 pub use store::{BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally};

@@ -25,7 +25,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::ids::{Attempt, RolloutName, StageIndex, StageName, Version};
+use crate::gate::metric::{self, MetricResult, MetricTally, Weighed};
+use crate::ids::{Attempt, MetricName, RolloutName, StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
 use crate::spec::{OnFailure, RolloutSpec};
@@ -260,6 +261,24 @@ pub enum Event {
         /// What is to be done about it.
         then: OnFailure,
     },
+    /// A metric of a stage's gate was measured, and that is worth remembering.
+    MetricMeasured {
+        /// The stage.
+        stage: StageName,
+        /// The metric.
+        metric: MetricName,
+        /// What it came to.
+        result: MetricResult,
+        /// What was found, for people.
+        found: String,
+    },
+    /// Of a stage's gate it cannot be said whether it holds: people must look.
+    GateUndecided {
+        /// The stage.
+        stage: StageName,
+        /// Why, for people.
+        reason: String,
+    },
     /// Somebody wants a new attempt at some devices.
     RetryRequested {
         /// Those that have one of these outcomes ...
@@ -356,6 +375,10 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             },
             OnFailure::Continue => P::Running,
         },
+        (P::Running, E::GateUndecided { stage, reason }) => P::Paused {
+            reason: format!("the gate of stage {stage} cannot be judged: {reason}"),
+        },
+        (P::Running, E::MetricMeasured { .. }) => P::Running,
         (P::Running, E::StageSent { .. } | E::ApprovalAwaited { .. } | E::StagePassed { .. }) => {
             P::Running
         }
@@ -430,6 +453,8 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | E::Approved { .. }
             | E::Promoted { .. }
             | E::StagePassed { .. }
+            | E::MetricMeasured { .. }
+            | E::GateUndecided { .. }
             | E::GateFailed { .. }
             | E::RetryRequested { .. }
             | E::RetryPrepared,
@@ -676,9 +701,19 @@ impl Rollout {
                 if *then == OnFailure::Continue {
                     stage.ignored.get_or_insert_with(|| reason.clone());
                 } else {
-                    // Resumed, the gate is asked again, all of it.
-                    (stage.ripe_at, stage.approved) = (None, None);
+                    stage.begin_gate_anew();
                 }
+            }
+            Event::GateUndecided { stage, .. } => self.current(stage, event)?.begin_gate_anew(),
+            Event::MetricMeasured {
+                stage,
+                metric,
+                result,
+                found,
+            } => {
+                let (result, found) = (*result, found.clone());
+                let stage = self.current(stage, event)?;
+                metric::note(stage, metric, Weighed { result, found }, now);
             }
             Event::RetryRequested {
                 outcomes, stage, ..
@@ -734,8 +769,8 @@ impl Rollout {
             && current.passed_at.is_none()
             && stage.is_none_or(|stage| *stage == current.name)
         {
-            (current.sent_at, current.ripe_at) = (None, None);
-            (current.approved, current.ignored) = (None, None);
+            (current.sent_at, current.ignored) = (None, None);
+            current.begin_gate_anew();
         }
         Ok(())
     }
@@ -823,6 +858,9 @@ pub struct StageProgress {
     /// Why its gate failed, when the rollout is to go on all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignored: Option<String>,
+    /// What is known of its gate's metrics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<MetricTally>,
     /// When it was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed_at: Option<Timestamp>,
@@ -840,8 +878,15 @@ impl StageProgress {
             approved: None,
             promoted: None,
             ignored: None,
+            metrics: Vec::new(),
             passed_at: None,
         }
+    }
+
+    /// The gate is asked again, all of it.
+    fn begin_gate_anew(&mut self) {
+        (self.ripe_at, self.approved) = (None, None);
+        self.metrics.clear();
     }
 }
 
@@ -939,6 +984,16 @@ mod tests {
             failed(OnFailure::Pause),
             failed(OnFailure::Abort),
             failed(OnFailure::Continue),
+            Event::MetricMeasured {
+                stage: stage(),
+                metric: MetricName::new("m").unwrap(),
+                result: MetricResult::Succeeded,
+                found: "1".into(),
+            },
+            Event::GateUndecided {
+                stage: stage(),
+                reason: "g".into(),
+            },
         ]
     }
 
@@ -965,16 +1020,16 @@ mod tests {
         assert_eq!(
             table(&stage_events()),
             [
-                "accepted: . . . . . . . .",
-                "planning: . . . . . . . .",
-                "running: = = = = = paused aborting =",
-                "paused: . . . = running . . .",
-                "halted: . . . = = . . .",
-                "aborting: . . . . . . . .",
-                "aborted: . . . . . . . .",
-                "succeeded: . . . . . . . .",
-                "finished_with_failures: . . . . . . . .",
-                "failed: . . . . . . . .",
+                "accepted: . . . . . . . . . .",
+                "planning: . . . . . . . . . .",
+                "running: = = = = = paused aborting = = paused",
+                "paused: . . . = running . . . . .",
+                "halted: . . . = = . . . . .",
+                "aborting: . . . . . . . . . .",
+                "aborted: . . . . . . . . . .",
+                "succeeded: . . . . . . . . . .",
+                "finished_with_failures: . . . . . . . . . .",
+                "failed: . . . . . . . . . .",
             ]
         );
     }

@@ -4,6 +4,7 @@
 //! which nothing need be checked again, or every problem with its field and line.
 
 mod document;
+mod metric;
 mod order;
 mod quantity;
 mod ramp;
@@ -19,6 +20,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
+pub use metric::{
+    Comparison, Condition, InvalidCondition, MAX_MEASUREMENTS, MAX_METRICS, MAX_PROMQL_CHARS,
+    MIN_EVERY, Metric,
+};
 pub use order::Order;
 pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
 pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf, StagePace};
@@ -33,7 +38,7 @@ pub use validate::{
 };
 
 use crate::group::Conflict;
-use crate::ids::{DeviceId, GroupName, HubName, RolloutName, StageIndex};
+use crate::ids::{DeviceId, GroupName, HubName, RolloutName, StageIndex, StageName};
 use crate::message::{Ack, Content};
 use crate::plan::Group;
 use crate::query::{TagPath, TagSelector};
@@ -349,6 +354,17 @@ impl RolloutSpec {
         let tag = self.schedule.as_ref()?.zone_tag.as_ref()?;
         let (_, value) = group.0.iter().find(|(name, _)| name == tag.as_str())?;
         value.as_deref()
+    }
+
+    /// Some gate asks a Prometheus server for a metric: the first such stage.
+    #[must_use]
+    pub fn asks_for_metrics(&self) -> Option<&StageName> {
+        let mut stages = self.stages.iter();
+        let asks = |stage: &&Stage| {
+            let gate = stage.gate.as_ref();
+            gate.is_some_and(|gate| !gate.metrics.is_empty())
+        };
+        stages.find(asks).map(|stage| &stage.name)
     }
 
     /// The devices are listed, not queried.

@@ -19,6 +19,7 @@ pub mod conformance;
 mod feedback;
 mod hub;
 mod memory;
+mod metrics;
 pub mod services;
 pub mod sim;
 
@@ -27,3 +28,4 @@ pub use clock::{ManualClock, RuntimeClock};
 pub use feedback::{FeedbackAnswer, FeedbackAnswered};
 pub use hub::{ScriptedHub, Sent};
 pub use memory::MemoryStore;
+pub use metrics::{MetricAnswer, ScriptedMetrics};

@@ -132,7 +132,7 @@ pub fn forecast(
         let gate = spec.gate_of(StageIndex(index));
         let starts_at = early.now;
         let sent_at = early.send(spec, &named.name, stage, now)?;
-        early.now = sent_at.plus(gate.map_or(Duration::ZERO, bake));
+        early.now = sent_at.plus(gate.map_or(Duration::ZERO, shortest_wait));
         let sent_late = late.send(spec, &named.name, stage, now)?;
         late.now = sent_late.plus(gate.map_or(Duration::ZERO, |gate| longest_wait(spec, gate)));
         forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
@@ -152,12 +152,19 @@ fn bake(gate: &Gate) -> Duration {
     gate.bake.map_or(Duration::ZERO, |bake| bake.0)
 }
 
+/// How long a gate takes when all is well: its bake, and the measurements of its metrics.
+fn shortest_wait(gate: &Gate) -> Duration {
+    let metrics = gate.metrics.iter();
+    let measuring = metrics.map(|metric| metric.every.0 * metric.count.saturating_sub(1));
+    measuring.fold(bake(gate), Duration::max)
+}
+
 /// How long a gate lets silent devices be waited for, and its bake.
 fn longest_wait(spec: &RolloutSpec, gate: &Gate) -> Duration {
     if gate.counts == Rung::Enqueued {
-        return bake(gate);
+        return shortest_wait(gate);
     }
-    bake(gate).max(deadline(spec, gate))
+    shortest_wait(gate).max(deadline(spec, gate))
 }
 
 fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::metric::Metric;
 use super::order::Order;
 use super::quantity::{Percent, Rate, Span};
 use super::ramp::Ramp;
@@ -105,6 +106,10 @@ pub struct Gate {
     /// rollout was to bring about. Asked when the bake is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_when: Option<String>,
+    /// Numbers that a Prometheus server is asked for, from the stage's start on. At most 10.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub metrics: Vec<Metric>,
     /// Somebody must approve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<ApprovalRule>,

@@ -27,7 +27,7 @@ pub const MAX_STAGES: usize = 50;
 /// The largest `max_devices`: those devices are held in memory while the rollout is planned.
 const MAX_COUNTED: u32 = 100_000;
 /// The longest deadline, bake or wait for an approval.
-const MAX_WAIT: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Everything that is wrong with a spec whose every value is of the right type.
 pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
@@ -276,9 +276,10 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
     let asks = gate.success_at_least.is_some()
         || gate.failure_above.is_some()
         || gate.bake.is_some()
+        || !gate.metrics.is_empty()
         || gate.approval.is_some();
     if !asks {
-        let all = "success_at_least, failure_above, bake, approval";
+        let all = "success_at_least, failure_above, bake, metrics, approval";
         wrong(
             "success_at_least",
             format!(
@@ -348,6 +349,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             wrong(part, format!("{wait} is too long; at most 90d"));
         }
     }
+    super::metric::check(&gate.metrics, field, problems);
 }
 
 fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {

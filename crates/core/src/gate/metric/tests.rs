@@ -1,0 +1,342 @@
+use std::time::Duration;
+
+use super::*;
+use crate::gate::{Next, next};
+use crate::ids::{StageName, Version};
+use crate::outcome::{Counts, Outcome};
+use crate::plan::PlanSummary;
+use crate::rollout::{Event, Phase, Rollout};
+use crate::spec::RolloutSpec;
+
+const START: Timestamp = Timestamp(1_000_000);
+
+fn at(seconds: u64) -> Timestamp {
+    START.plus(Duration::from_secs(seconds))
+}
+
+/// A rollout that runs, to ten devices in a stage with this gate.
+fn rollout(gate: &str) -> Rollout {
+    let spec = format!(
+        "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}}}, stages: [{{name: s, gate: {{{gate}}}}}]}}"
+    );
+    let spec = RolloutSpec::read("x", &spec).unwrap();
+    let plan = PlanSummary {
+        devices: 10,
+        batches: 1,
+        digest: String::new(),
+        hubs: vec![],
+        stages: vec![],
+        excluded: vec![],
+        repeated: 0,
+    };
+    let rollout = Rollout::accepted(spec, Default::default(), START);
+    let planned = rollout.after(Event::PlanningStarted, START).unwrap();
+    let event = Event::PlanCompleted { plan };
+    planned.unwrap().after(event, START).unwrap().unwrap()
+}
+
+fn metric(text: &str) -> Metric {
+    let rollout = rollout(&format!("metrics: [{{name: m, query: up, {text}}}]"));
+    gate_of(&rollout).metrics[0].clone()
+}
+
+fn gate_of(rollout: &Rollout) -> &Gate {
+    rollout.spec.gate_of(rollout.stage()).unwrap()
+}
+
+#[test]
+fn samples_are_weighed() {
+    use MetricResult::{Failed, Inconclusive, NotMeasured, Succeeded};
+    let nan = f64::NAN;
+    for (conditions, samples, result) in [
+        // With one condition, the other is its opposite.
+        ("success: '>= 0.99'", vec![0.99], Succeeded),
+        ("success: '>= 0.99'", vec![0.98], Failed),
+        ("failure: '< 0.95'", vec![0.95], Succeeded),
+        ("failure: '< 0.95'", vec![0.94], Failed),
+        // With both, there is something between them; failure comes first.
+        (
+            "success: '>= 0.99', failure: '< 0.95'",
+            vec![0.97],
+            Inconclusive,
+        ),
+        (
+            "success: '>= 0.99', failure: '< 0.95'",
+            vec![0.99],
+            Succeeded,
+        ),
+        ("success: '>= 0.99', failure: '< 0.95'", vec![0.94], Failed),
+        ("success: '> 0', failure: '> 0'", vec![1.0], Failed),
+        // All samples of a vector must succeed, and none may fail.
+        ("success: '>= 0.99'", vec![1.0, 0.99, 1.0], Succeeded),
+        ("success: '>= 0.99'", vec![1.0, 0.98, 1.0], Failed),
+        ("failure: '< 0.95'", vec![1.0, 0.94], Failed),
+        (
+            "success: '>= 0.99', failure: '< 0.95'",
+            vec![1.0, 0.97],
+            Inconclusive,
+        ),
+        (
+            "success: '>= 0.99', failure: '< 0.95'",
+            vec![0.97, 0.94],
+            Failed,
+        ),
+        // What is no number was not measured, and fails nothing.
+        ("success: '>= 0.99'", vec![], NotMeasured),
+        ("failure: '< 0.95'", vec![], NotMeasured),
+        ("success: '>= 0.99'", vec![nan], NotMeasured),
+        ("failure: '< 0.95'", vec![nan], NotMeasured),
+        ("failure: '< 0.95'", vec![nan, 0.5], Failed),
+        ("failure: '< 0.95'", vec![nan, 1.0], NotMeasured),
+        ("success: '<= 5'", vec![f64::INFINITY], Failed),
+        ("success: '<= 5'", vec![f64::NEG_INFINITY], Succeeded),
+    ] {
+        let weighed = weigh(&metric(conditions), Ok(&samples));
+        assert_eq!(weighed.result, result, "{conditions} {samples:?}");
+    }
+    let metric = metric("success: '> 0'");
+    let weighed = weigh(&metric, Err("y".repeat(10_000)));
+    assert_eq!(weighed.result, NotMeasured);
+    assert_eq!(weighed.found.len(), FOUND);
+    assert_eq!(weigh(&metric, Ok(&[])).found, "no sample");
+    let many = weigh(&metric, Ok(&[0.25; 7])).found;
+    assert_eq!(many, "0.25, 0.25, 0.25, 0.25, 0.25, and 2 more");
+}
+
+/// Lets a driver go through measurements of one metric, and says what the gate says after each: `s`ucceeded, `f`ailed,
+/// `i`nconclusive, `n`ot measured; `S` says that all was sent.
+fn course(gate: &str, measurements: &str) -> Vec<String> {
+    let mut rollout = rollout(gate);
+    let mut counts = Counts::pending(10);
+    let mut said = Vec::new();
+    for (n, measured) in (1..).zip(measurements.chars()) {
+        let now = at(60 * n);
+        let result = match measured {
+            's' => MetricResult::Succeeded,
+            'f' => MetricResult::Failed,
+            'i' => MetricResult::Inconclusive,
+            'n' => MetricResult::NotMeasured,
+            _ => {
+                for _ in 0..10 {
+                    counts.shift(Outcome::Pending, Outcome::Enqueued);
+                }
+                let Next::Happened(event) = next(&rollout, &counts, false, None, now) else {
+                    panic!("it is noted that all was sent");
+                };
+                rollout = rollout.after(event, now).unwrap().unwrap();
+                continue;
+            }
+        };
+        let (progress, metric) = (
+            rollout.stage_progress().unwrap(),
+            &gate_of(&rollout).metrics[0],
+        );
+        if is_worth_noting(metric, progress, result) {
+            let event = Event::MetricMeasured {
+                stage: progress.name.clone(),
+                metric: metric.name.clone(),
+                result,
+                found: "0.9".into(),
+            };
+            rollout = rollout.after(event, now).unwrap().unwrap();
+        }
+        let left = counts.unsettled() > 0;
+        said.push(match next(&rollout, &counts, left, None, now) {
+            Next::Send => "sends".to_owned(),
+            Next::Wait(waits) => format!("waits for {waits}"),
+            Next::Happened(Event::StagePassed { reason, .. }) => format!("passed: {reason}"),
+            Next::Happened(Event::GateFailed { reason, .. }) => format!("failed: {reason}"),
+            Next::Happened(Event::GateUndecided { reason, .. }) => format!("undecided: {reason}"),
+            other => format!("{other:?}"),
+        });
+    }
+    said
+}
+
+#[test]
+fn a_gate_counts_measurements() {
+    let gate =
+        |text: &str| format!("metrics: [{{name: m, query: up, success: '> 0', count: 2{text}}}]");
+    let sends = || "sends".to_owned();
+    // What succeeds before all was sent is no success of the stage.
+    assert_eq!(
+        course(&gate(""), "sssSss"),
+        [
+            sends(),
+            sends(),
+            sends(),
+            "waits for 1 more measurements of metric m to succeed".into(),
+            "passed: its metrics are as they should be: m 0.9".into(),
+        ]
+    );
+    // What fails does so at any time.
+    let failed =
+        "failed: metric m has failed once, more than 0; the last was 0.9, and is to be > 0";
+    assert_eq!(course(&gate(""), "f"), [failed]);
+    assert_eq!(course(&gate(""), "Ssf").last().unwrap(), failed);
+    assert_eq!(
+        course(&gate(", failure_limit: 1"), "fSsf"),
+        [
+            sends(),
+            "waits for 1 more measurements of metric m to succeed".into(),
+            "failed: metric m has failed 2 times, more than 1; the last was 0.9, and is to be > 0"
+                .into(),
+        ]
+    );
+    assert_eq!(
+        course(&gate(", failure_limit: 1"), "Sfss").last().unwrap(),
+        "passed: its metrics are as they should be: m 0.9"
+    );
+    // What is inconclusive is none of them.
+    assert_eq!(
+        course(&gate(""), "i"),
+        ["undecided: metric m was inconclusive once, more than 0; the last was 0.9"]
+    );
+    assert_eq!(
+        course(&gate(", inconclusive_limit: 2"), "Siiss")
+            .last()
+            .unwrap(),
+        "passed: its metrics are as they should be: m 0.9"
+    );
+    // Neither is what nobody knows, and only what is not known for long counts.
+    assert_eq!(
+        course(&gate(", error_limit: 1"), "nsnsn"),
+        [sends(), sends(), sends(), sends(), sends()]
+    );
+    assert_eq!(
+        course(&gate(", error_limit: 1"), "nn").last().unwrap(),
+        "undecided: metric m could not be measured 2 times in a row, more than 1; the last was 0.9"
+    );
+    let four = course(&gate(""), "Snnnnn");
+    assert_eq!(
+        four[3],
+        "waits for 2 more measurements of metric m to succeed"
+    );
+    assert!(four[4].starts_with("undecided: metric m could not be measured 5 times in a row"));
+    assert_eq!(course(&gate(", error_limit: 0"), "n").len(), 1);
+}
+
+/// Nothing is waited for that cannot change anything: an approval is asked for when all else holds.
+#[test]
+fn metrics_come_before_an_approval_and_run_on_while_it_is_waited_for() {
+    let gate = "metrics: [{name: m, query: up, success: '> 0', count: 1}], approval: {}";
+    let said = course(gate, "Ss");
+    assert!(said[0].contains("ApprovalAwaited"), "{said:?}");
+    let said = course(gate, "Ssf");
+    assert!(said[1].starts_with("failed"), "{said:?}");
+    // Failure is looked at before success, and devices before metrics.
+    let gate = "metrics: [{name: m, query: up, success: '> 0', count: 1}], bake: 1h";
+    assert!(course(gate, "Ss")[0].starts_with("waits for the end of its bake"));
+}
+
+#[test]
+fn it_is_asked_for_when_it_is_due() {
+    let text = "metrics: [{name: a, query: up, success: '> 0', initial_delay: 5m}, {name: b, query: up, success: '> 0', every: 10m}]";
+    let mut rollout = rollout(text);
+    let asks = |rollout: &Rollout, seconds: u64, a: Option<u64>, b: Option<u64>| {
+        let progress = rollout.stage_progress().unwrap();
+        let asked = |name: &MetricName| if name.as_str() == "a" { a } else { b }.map(at);
+        due(gate_of(rollout), progress, asked, at(seconds)).map(|metric| metric.name.to_string())
+    };
+    assert_eq!(asks(&rollout, 0, None, None).as_deref(), Some("b"));
+    assert_eq!(asks(&rollout, 299, None, Some(0)), None);
+    assert_eq!(asks(&rollout, 300, None, Some(0)).as_deref(), Some("a"));
+    assert_eq!(asks(&rollout, 599, Some(560), Some(0)), None);
+    assert_eq!(
+        asks(&rollout, 600, Some(560), Some(0)).as_deref(),
+        Some("b")
+    );
+    // What another driver has noted is not asked for again at once.
+    let event = |name: &str| Event::MetricMeasured {
+        stage: StageName::new("s").unwrap(),
+        metric: MetricName::new(name).unwrap(),
+        result: MetricResult::Succeeded,
+        found: "1".into(),
+    };
+    for name in ["a", "b"] {
+        rollout = rollout.after(event(name), at(700)).unwrap().unwrap();
+    }
+    assert_eq!(asks(&rollout, 759, None, None), None);
+    assert_eq!(asks(&rollout, 760, None, None).as_deref(), Some("a"));
+    assert_eq!(
+        asks(&rollout, 1_300, Some(1_299), None).as_deref(),
+        Some("b")
+    );
+    assert_eq!(
+        in_words(gate_of(&rollout), rollout.stage_progress().unwrap())
+            .matches(" of 5")
+            .count(),
+        2
+    );
+}
+
+/// However long a stage takes, a metric that stays as it should is written down a few times only.
+#[test]
+fn what_changes_nothing_is_not_noted() {
+    let gate = "bake: 1d, metrics: [{name: m, query: up, success: '> 0', count: 3}]";
+    let rollout = rollout(gate);
+    let version = |measurements: &str| {
+        let mut rollout = rollout.clone();
+        for (n, c) in (1..).zip(measurements.chars()) {
+            let progress = rollout.stage_progress().unwrap();
+            let stage = progress.name.clone();
+            let event = if c == 'S' {
+                Event::StageSent { stage }
+            } else {
+                let metric = &gate_of(&rollout).metrics[0];
+                if !is_worth_noting(metric, progress, MetricResult::Succeeded) {
+                    continue;
+                }
+                Event::MetricMeasured {
+                    stage,
+                    metric: metric.name.clone(),
+                    result: MetricResult::Succeeded,
+                    found: "1".into(),
+                }
+            };
+            rollout = rollout.after(event, at(n)).unwrap().unwrap();
+        }
+        rollout.version.0
+    };
+    assert_eq!(version(&"s".repeat(100)) - rollout.version.0, 1);
+    let long = format!("{}S{}", "s".repeat(100), "s".repeat(100));
+    assert_eq!(version(&long) - rollout.version.0, 1 + 1 + 3);
+}
+
+/// Resumed, the gate is asked again, all of it.
+#[test]
+fn a_gate_that_was_undecided_pauses_and_begins_anew() {
+    let rollout =
+        rollout("metrics: [{name: m, query: up, success: '> 0'}], approval: {}, on_failure: abort");
+    let stage = StageName::new("s").unwrap();
+    let measured = Event::MetricMeasured {
+        stage: stage.clone(),
+        metric: MetricName::new("m").unwrap(),
+        result: MetricResult::Inconclusive,
+        found: "0".into(),
+    };
+    let rollout = rollout.after(measured, at(1)).unwrap().unwrap();
+    let text = serde_json::to_string(&rollout).unwrap();
+    assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+    let Next::Happened(event) = next(&rollout, &Counts::pending(10), true, None, at(2)) else {
+        panic!("it is undecided");
+    };
+    let rollout = rollout.after(event, at(2)).unwrap().unwrap();
+    let Phase::Paused { reason } = &rollout.phase else {
+        panic!("it is paused, whatever a failure does");
+    };
+    assert!(
+        reason.starts_with("the gate of stage s cannot be judged: metric m"),
+        "{reason}"
+    );
+    assert_eq!(rollout.stages[0].metrics, []);
+    assert_eq!(rollout.version, Version(5));
+    let resumed = rollout
+        .after(Event::ResumeRequested, at(3))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        next(&resumed, &Counts::pending(10), true, None, at(4)),
+        Next::Send
+    );
+}
