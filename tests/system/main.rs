@@ -21,6 +21,7 @@ mod feedback;
 mod golden;
 mod groups;
 mod interrupt;
+mod metrics;
 mod names;
 mod pace;
 mod planning_faults;
