@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, DeviceId, Epoch, HubName, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, DeviceId, Epoch, HubName, RolloutName};
 use twincast_core::message::{MessageId, Outbound};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseRequest, NotSent, Report, Roster as _, SendResult, Store, Tally};
@@ -124,7 +124,12 @@ struct Newest {
 #[derive(Default)]
 struct Sends {
     id: String,
+    /// The attempt that it was chosen for last.
+    attempt: u16,
+    /// Messages of that attempt, or a later one, that the hub has.
     accepted: u32,
+    /// All messages that the hub has.
+    ever: u32,
     /// The leases under which it was sent, and whether it is known there that the hub has it.
     under: BTreeMap<Epoch, bool>,
     /// The lease under which each process sent it last.
@@ -331,12 +336,22 @@ impl Watch for Account {
                 let planned = books.gates.planned(&self.plan, name, batches);
                 books.is_right(planned);
             }
-            Witnessed::Merged(name, batch, _, reports) => {
+            Witnessed::Merged(name, batch, attempt, reports) => {
                 books.tally.feedback += reports.len() as u64;
-                let merged = books.gates.merged(&self.plan, name, *batch, reports);
+                let merged = books
+                    .gates
+                    .merged(&self.plan, name, *batch, *attempt, reports);
                 books.is_right(merged);
             }
-            Witnessed::Reopened(..) => {}
+            Witnessed::Reopened(name, batch, attempt, outcomes, reopened) => {
+                let lowered = books
+                    .gates
+                    .reopened(&self.plan, name, *batch, *attempt, outcomes, reopened);
+                match lowered {
+                    Ok(lowered) => books.reopened(name, *batch, *attempt, &lowered),
+                    Err(wrong) => books.accuse(wrong),
+                }
+            }
             Witnessed::Skipped(name, batch) => {
                 let skipped = books.gates.skipped(&self.plan, name, *batch);
                 books.is_right(skipped);
@@ -456,7 +471,7 @@ impl Books {
             }
         }
         let stopped_since = match rollout.phase {
-            Phase::Running => None,
+            Phase::Running if rollout.retry.is_none() => None,
             _ => before
                 .and_then(|before| before.stopped_since)
                 .or_else(|| Some(Instant::now())),
@@ -509,6 +524,37 @@ impl Books {
             work.recorded.insert(report.index);
             term.open.remove(&report.index);
             term.taken.remove(&report.index);
+        }
+    }
+
+    /// A batch is worked on anew, and these devices are sent to again.
+    fn reopened(
+        &mut self,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        lowered: &[(u32, DeviceId)],
+    ) {
+        if lowered.is_empty() {
+            return;
+        }
+        // What was seen of it may be lower now.
+        self.outcomes.remove(&(name.clone(), batch));
+        let work = self.batches.entry((name.clone(), batch)).or_default();
+        work.holder = None;
+        for (index, device) in lowered {
+            work.recorded.remove(index);
+            for term in work.terms.values_mut() {
+                term.open.remove(index);
+                term.taken.remove(index);
+            }
+            let sends = self.devices.entry((name.clone(), device.clone()));
+            let sends = sends.or_default();
+            *sends = Sends {
+                attempt: attempt.0,
+                ever: sends.ever,
+                ..Sends::default()
+            };
         }
     }
 
@@ -573,7 +619,15 @@ impl Books {
         let (epoch, runs) = (newest.epoch, newest.runs);
         let device = (id.rollout.clone(), message.device.clone());
         let sends = self.devices.entry(device).or_default();
-        if !sends.id.is_empty() && sends.id != message.id {
+        let is_newer = |old: &str| {
+            let old: MessageId = old.parse().expect("an id of ours");
+            let same = MessageId {
+                attempt: id.attempt,
+                ..old.clone()
+            };
+            same == id && old.attempt < id.attempt
+        };
+        if !sends.id.is_empty() && sends.id != message.id && !is_newer(&sends.id) {
             let (old, new) = (&sends.id, &message.id);
             self.wrong
                 .push(format!("{} was sent {old} and now {new}", message.device));
@@ -641,7 +695,11 @@ impl Books {
         let id: MessageId = message.id.parse().expect("an id of ours");
         let device = (id.rollout.clone(), message.device.clone());
         let sends = self.devices.entry(device).or_default();
-        sends.accepted += 1;
+        sends.ever += 1;
+        // One of an attempt before the device was chosen again may be on its way still.
+        if id.attempt.0 >= sends.attempt {
+            sends.accepted += 1;
+        }
         if sends.accepted > 1 {
             self.tally.repeats += 1;
         }
@@ -738,7 +796,7 @@ impl Books {
                 Outcome::Unknown => once || sends.failed >= tries,
                 Outcome::NotFound | Outcome::QueueFull => sends.refused == Some((*outcome, 0)),
                 Outcome::Refused => sends.refused.is_some() || sends.failed >= tries,
-                _ => sends.accepted > 0,
+                _ => sends.ever > 0,
             };
             let fell = before.get(index).is_some_and(|before| before > outcome);
             if !agrees || fell {

@@ -22,7 +22,7 @@ use twincast_testkit::{MemoryStore, build};
 use twincast_worker::{Worker, WorkerHub};
 
 use crate::account::Account;
-use crate::world::{Ask, Plan};
+use crate::world::{Again, Ask, Plan};
 
 /// How often the account is compared with the store.
 const LOOK: Duration = Duration::from_secs(5);
@@ -316,6 +316,18 @@ impl Engine {
                 let stage = stages[stage.min(stages.len() - 1)].name;
                 json!({"command": "promote", "rollout": of(n).name, "stage": stage, "reason": "hurry"})
             }
+            Ask::Retry(n, again) => {
+                let mut body = json!({"command": "retry", "rollout": of(n).name, "by": "ann"});
+                match again {
+                    Again::Failed => {}
+                    Again::Rejected => {
+                        body["outcomes"] = json!(["rejected", "refused", "not_found"]);
+                    }
+                    Again::Silent => body["outcomes"] = json!(["enqueued", "expired"]),
+                    Again::First => body["stage"] = json!(of(n).stages[0].name),
+                }
+                body
+            }
             Ask::StopAll => json!({"command": "stop-all"}),
             Ask::ResumeAll => json!({"command": "resume-all"}),
         }
@@ -349,6 +361,7 @@ impl Engine {
             Ask::Approve(n) => (n, "approved"),
             Ask::Reject(n) => (n, "gate_failed"),
             Ask::Promote(n, _) => (n, "promoted"),
+            Ask::Retry(n, _) => (n, "retry_requested"),
             _ => return,
         };
         // A halt that came at the same time is answered for, too.
@@ -375,7 +388,8 @@ impl Engine {
                 | Ask::Abort(_)
                 | Ask::Approve(_)
                 | Ask::Reject(_)
-                | Ask::Promote(..),
+                | Ask::Promote(..)
+                | Ask::Retry(..),
                 Cause::NotPossible | Cause::UnknownRollout,
             ) => true,
             _ => false,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::batch::Lease;
+use twincast_core::batch::{Lease, Reopened};
 use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutName, StageName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
@@ -47,6 +47,8 @@ struct Course {
     ignored: bool,
     /// It is to end.
     aborted: bool,
+    /// The attempt that is being prepared.
+    retry: Option<Attempt>,
     /// The stages of which all is over.
     passed: usize,
 }
@@ -55,6 +57,19 @@ struct Work {
     stage: usize,
     devices: Vec<DeviceId>,
     outcomes: Vec<Outcome>,
+    /// The newest attempt at its devices, and the newest at those that were silent.
+    attempts: [u16; 2],
+}
+
+impl Work {
+    /// Whether what is said of a message says anything of the device any more.
+    fn believes(&self, attempt: Attempt, index: u32, outcome: Outcome) -> bool {
+        let known = self.outcomes[index as usize];
+        let [newest, silent] = self.attempts;
+        attempt.0 == newest
+            || outcome >= Outcome::Delivered
+            || attempt.0 >= silent && known >= Outcome::Enqueued
+    }
 }
 
 /// The devices of a stage, by what became of them.
@@ -185,13 +200,61 @@ impl Gates {
                 stage,
                 outcomes: vec![Outcome::Pending; devices.len()],
                 devices,
+                attempts: [1, 1],
             });
         }
         Ok(())
     }
 
     pub(crate) fn recorded(&mut self, plan: &Plan, lease: &Lease, reports: &[Report]) -> Wrong {
-        self.take(plan, &lease.rollout, lease.batch, reports)
+        let work = self.batch(&lease.rollout, lease.batch);
+        let attempt = work.map_or(Attempt::FIRST, |work| Attempt(work.attempts[0]));
+        self.take(plan, &lease.rollout, lease.batch, attempt, reports)
+    }
+
+    /// A batch was reopened. Gives the devices that are to be sent to again.
+    pub(crate) fn reopened(
+        &mut self,
+        plan: &Plan,
+        name: &RolloutName,
+        batch: BatchId,
+        attempt: Attempt,
+        outcomes: &[Outcome],
+        reopened: &Reopened,
+    ) -> Result<Vec<(u32, DeviceId)>, String> {
+        let mut lowered = Vec::new();
+        let Reopened::Devices(devices) = reopened else {
+            return Ok(lowered);
+        };
+        let course = self.rollouts.get_mut(name).ok_or("it is unknown")?;
+        if course.retry != Some(attempt) && *devices > 0 {
+            return Err(format!(
+                "{name}/{batch} was reopened for {attempt}, which nobody wants"
+            ));
+        }
+        let work = course.batches.get_mut(&batch).ok_or("it is unknown")?;
+        if work.attempts[0] < attempt.0 {
+            for (index, outcome) in (0..).zip(&mut work.outcomes) {
+                if outcomes.contains(outcome) {
+                    *outcome = Outcome::Pending;
+                    lowered.push((index, work.devices[index as usize].clone()));
+                }
+            }
+        }
+        if lowered.len() != *devices as usize {
+            let found = lowered.len();
+            return Err(format!(
+                "{devices} devices of {name}/{batch} are sent to again, and {found} are meant"
+            ));
+        }
+        if !lowered.is_empty() {
+            work.attempts[0] = attempt.0;
+            if outcomes.contains(&Outcome::Enqueued) {
+                work.attempts[1] = attempt.0;
+            }
+        }
+        self.look(plan, name);
+        Ok(lowered)
     }
 
     /// Feedback was merged: the hub must have told that.
@@ -200,6 +263,7 @@ impl Gates {
         plan: &Plan,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Wrong {
         for report in reports {
@@ -207,14 +271,14 @@ impl Gates {
                 rollout: name.clone(),
                 batch,
                 index: report.index,
-                attempt: Attempt(1),
+                attempt,
             };
             if !self.told.contains(&(id.to_string(), report.outcome)) {
                 let outcome = report.outcome;
                 return Err(format!("{id} is said to be {outcome}, and nobody told"));
             }
         }
-        self.take(plan, name, batch, reports)
+        self.take(plan, name, batch, attempt, reports)
     }
 
     pub(crate) fn reported(&mut self, records: &[FeedbackRecord]) {
@@ -232,6 +296,12 @@ impl Gates {
                 .rollouts
                 .get(&id.rollout)
                 .and_then(|course| course.batches.get(&id.batch));
+            let is_old = |work: &&Work| {
+                id.attempt.0 < work.attempts[0] && record.outcome < Outcome::Delivered
+            };
+            if work.as_ref().is_some_and(is_old) {
+                continue;
+            }
             let known = work.and_then(|work| work.outcomes.get(id.index as usize));
             if known.is_none_or(|known| *known < record.outcome) {
                 let outcome = record.outcome;
@@ -265,6 +335,10 @@ impl Gates {
         let Some((course, work)) = work else {
             return Err(format!("{id} is sent and was never planned"));
         };
+        if id.attempt.0 != work.attempts[0] {
+            let newest = work.attempts[0];
+            return Err(format!("{id} is sent, and attempt {newest} is the newest"));
+        }
         if work.stage > course.current {
             return Err(format!(
                 "{id} is sent before its time: it is of stage {}, and {} is the current one",
@@ -294,6 +368,7 @@ impl Gates {
         let event = &rollout.history.last().expect("a transition").event;
         let result = course.takes(of, by, event);
         course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
+        course.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
         // What was seen before is of no interest any more, but for what is still so.
         let latest = course.seen.len().saturating_sub(1);
         course.seen.drain(..latest);
@@ -309,12 +384,16 @@ impl Gates {
         plan: &Plan,
         name: &RolloutName,
         batch: BatchId,
+        attempt: Attempt,
         reports: &[Report],
     ) -> Wrong {
         let Some(work) = self.batch(name, batch) else {
             return Err(format!("{name}/{batch} is reported of and never planned"));
         };
         for report in reports {
+            if !work.believes(attempt, report.index, report.outcome) {
+                continue;
+            }
             let outcome = &mut work.outcomes[report.index as usize];
             *outcome = (*outcome).max(report.outcome);
         }
@@ -345,6 +424,8 @@ impl Course {
         }
         if seen.unsent == 0 {
             self.settled_at.get_or_insert_with(Instant::now);
+        } else {
+            self.settled_at = None;
         }
     }
 
@@ -357,7 +438,27 @@ impl Course {
     }
 
     fn takes(&mut self, of: &RolloutPlan, by: &Process, event: &Event) -> Wrong {
+        let says_gate = matches!(
+            event,
+            Event::StageSent { .. }
+                | Event::ApprovalAwaited { .. }
+                | Event::StagePassed { .. }
+                | Event::GateFailed { .. }
+                | Event::AllSettled { .. }
+        );
+        if self.retry.is_some() && !self.aborted && says_gate && is_an_operator(by).is_err() {
+            return Err("a retry is being prepared".into());
+        }
         match event {
+            Event::RetryRequested { stage, .. } => {
+                is_an_operator(by)?;
+                let current = of.stages[self.current].name;
+                let is_open = self.passed < of.stages.len();
+                if is_open && stage.as_ref().is_none_or(|stage| stage.as_str() == current) {
+                    (self.approved, self.ignored, self.settled_at) = (false, false, None);
+                    self.look(of);
+                }
+            }
             Event::Accepted | Event::PlanningStarted => *self = Self::default(),
             Event::PlanCompleted { .. } => {
                 self.begin(of, 0);

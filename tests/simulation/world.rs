@@ -73,8 +73,20 @@ pub(crate) enum Ask {
     Reject(usize),
     /// A stage of a rollout, by its position.
     Promote(usize, usize),
+    /// A new attempt: at all that failed, those that the hub or the devices did not take, or the silent ones.
+    Retry(usize, Again),
     StopAll,
     ResumeAll,
+}
+
+/// Which devices are sent to again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Again {
+    Failed,
+    Rejected,
+    Silent,
+    /// Those of the first stage that failed.
+    First,
 }
 
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
@@ -178,7 +190,7 @@ impl Plan {
             };
             rollout.target.iter().map(on_hub).fold(0.0, f64::max)
         });
-        seconds(400) + Duration::from_secs_f64(2.0 * sending.sum::<f64>())
+        seconds(400) + Duration::from_secs_f64(4.0 * sending.sum::<f64>())
     }
 }
 
@@ -424,6 +436,10 @@ fn commands(dice: &mut Dice, rollouts: usize, chaos: Duration) -> Vec<(Duration,
             let at = later(dice);
             commands.push((at, Ask::Pause(rollout)));
             commands.push((at + dice.time(ms(1)..=seconds(10)), Ask::Resume(rollout)));
+        }
+        for _ in 0..dice.pick(&[0, 0, 1, 2, 5]) {
+            let again = [Again::Failed, Again::Rejected, Again::Silent, Again::First];
+            commands.push((later(dice), Ask::Retry(rollout, dice.pick(&again))));
         }
         if dice.happens(0.2) {
             commands.push((later(dice), Ask::Abort(rollout)));

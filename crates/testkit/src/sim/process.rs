@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use twincast_core::batch::{Lease, Reopened};
 use twincast_core::ids::{Attempt, BatchId, HubName, RolloutName};
 use twincast_core::message::Outbound;
+use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{FeedbackRecord, LeaseRequest, Report, SendResult};
 use twincast_core::rollout::Rollout;
@@ -92,8 +93,14 @@ pub enum Witnessed<'a> {
     Recorded(&'a Lease, &'a [Report]),
     /// Reports were merged under no lease.
     Merged(&'a RolloutName, BatchId, Attempt, &'a [Report]),
-    /// A batch was made ready for a new attempt, or not yet.
-    Reopened(&'a RolloutName, BatchId, Attempt, &'a Reopened),
+    /// A batch was made ready for a new attempt at devices with these outcomes, or not.
+    Reopened(
+        &'a RolloutName,
+        BatchId,
+        Attempt,
+        &'a [Outcome],
+        &'a Reopened,
+    ),
     /// What was left of a batch was skipped.
     Skipped(&'a RolloutName, BatchId),
     /// All rollouts are to halt, or may go on.

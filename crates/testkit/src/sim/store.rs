@@ -306,7 +306,9 @@ impl Store for SimStore {
         let (of, outcomes) = (name.clone(), outcomes.to_vec());
         self.call("reopen", of_batch(name, batch), |truth, by| async move {
             let reopened = truth.reopen(&of, batch, attempt, &outcomes).await?;
-            by.witness(&Witnessed::Reopened(&of, batch, attempt, &reopened));
+            by.witness(&Witnessed::Reopened(
+                &of, batch, attempt, &outcomes, &reopened,
+            ));
             Ok(reopened)
         })
         .await
