@@ -6,7 +6,8 @@
 //!
 //! * [`auth`]: tokens, roles, and what each role may do;
 //! * [`operations`] change something, [`rollouts`], [`devices`], [`events`] and [`engine`] look;
-//! * [`problem`]: every error is `application/problem+json`.
+//! * [`problem`]: every error is `application/problem+json`;
+//! * [`page`]: what people look at, which asks the same API.
 //!
 //! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
 
@@ -15,6 +16,7 @@ mod devices;
 mod engine;
 mod events;
 mod operations;
+mod page;
 mod problem;
 mod rollouts;
 
@@ -101,6 +103,7 @@ impl Api {
         let (router, document) = documented().split_for_parts();
         let document = with_spec(&document);
         router
+            .merge(page::routes())
             .route("/api/v1/openapi.json", get(async move || Json(document)))
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_that_method)

@@ -1,5 +1,6 @@
 //! The HTTP API on doubles: who may do what, what is answered, and how mistakes are told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -508,4 +509,62 @@ async fn without_tokens_only_this_machine_is_answered() {
     );
     let (status, _, text) = bench.send(ask("evil.example.org")).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "{text}");
+}
+
+/// From the page on, every file that is named is served: with its type, without a token, and told to load nothing
+/// from anywhere else.
+#[tokio::test]
+async fn the_page_is_for_everybody_and_needs_nothing_else() {
+    let bench = Bench::new();
+    let mut seen = BTreeMap::new();
+    let mut wanted = vec!["/".to_owned()];
+    while let Some(path) = wanted.pop() {
+        if seen.contains_key(&path) {
+            continue;
+        }
+        let asked = request(Method::GET, &path, None, None);
+        let response = bench.router.clone().oneshot(asked).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        let kind = header("content-type");
+        let policy = header("content-security-policy");
+        for rule in ["default-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.split("; ").any(|it| it == rule), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{path}: {policy}");
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        let body = to_bytes(response.into_body(), 100_000).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        for (before, after) in [("src=\"", '"'), ("href=\"", '"'), ("from './", '\'')] {
+            let named = text.split(before).skip(1);
+            let named = named.filter_map(|rest| rest.split(after).next());
+            wanted.extend(
+                named
+                    .filter(|it| !it.starts_with('#'))
+                    .map(|it| format!("/{it}")),
+            );
+        }
+        for never in [
+            "innerHTML",
+            "insertAdjacentHTML",
+            "eval(",
+            " style=",
+            " onclick=",
+        ] {
+            assert!(!text.contains(never), "{path} has {never}");
+        }
+        let elsewhere = text.replace("http://www.w3.org/2000/svg", "");
+        assert!(!elsewhere.contains("://"), "{path} names another place");
+        seen.insert(path, kind);
+    }
+    let kinds = [
+        ("/", "text/html; charset=utf-8"),
+        ("/app.js", "text/javascript; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+        ("/style.css", "text/css; charset=utf-8"),
+    ];
+    for (path, kind) in kinds {
+        assert_eq!(seen[path], kind);
+    }
+    assert!(seen.len() >= 8, "{seen:?}");
 }

@@ -11,6 +11,7 @@ use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
@@ -41,6 +42,9 @@ pub(crate) struct RolloutRow {
     created_at: String,
     /// When its phase last changed.
     changed_at: String,
+    /// What it waits for, if that is not that devices be sent to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<String>,
 }
 
 /// A rollout in full.
@@ -58,9 +62,6 @@ pub(crate) struct RolloutDetail {
     hubs: BTreeMap<String, BTreeMap<String, u64>>,
     /// Its stages in order, once the plan is whole.
     stages: Vec<StageDetail>,
-    /// What it waits for, if that is not that devices be sent to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waits_for: Option<String>,
     /// What it has spent its time on, in seconds; they add up to its whole time.
     time: BTreeMap<String, u64>,
     /// What happened to it, and who wanted it, oldest first; the newest 200.
@@ -120,6 +121,7 @@ pub(crate) async fn list(
     let mut names = store.rollouts().await?.into_iter();
     let after = part.after.unwrap_or_default();
     let names = names.by_ref().filter(|name| name.as_str() > after.as_str());
+    let now = shared.api.intake.clock.now();
     let mut rollouts = Vec::new();
     let mut next = None;
     for name in names {
@@ -134,8 +136,8 @@ pub(crate) async fn list(
         };
         let wanted = part.phase.as_deref();
         if wanted.is_none_or(|phase| phase == rollout.phase.as_str()) {
-            let counts = Tally::sum(&store.tallies(&name).await?);
-            rollouts.push(RolloutRow::of(&rollout, &counts));
+            let tallies = store.tallies(&name).await?;
+            rollouts.push(RolloutRow::of(&rollout, &tallies, now));
         }
     }
     Ok(Json(RolloutPage { rollouts, next }))
@@ -183,17 +185,18 @@ pub(super) fn limit(wanted: Option<u32>) -> Result<usize, Problem> {
 }
 
 impl RolloutRow {
-    fn of(rollout: &Rollout, counts: &Counts) -> Self {
+    fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
         Self {
-            state: Standing::of(rollout, counts),
+            state: Standing::of(rollout, &Tally::sum(tallies)),
             created_at: rollout.created_at.to_string(),
             changed_at: rollout.changed_at.to_string(),
+            waits_for: crate::standing::waits_for(rollout, tallies, now),
         }
     }
 }
 
 impl RolloutDetail {
-    fn of(rollout: &Rollout, tallies: &[Tally], now: twincast_core::time::Timestamp) -> Self {
+    fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
         let counts = Tally::sum(tallies);
         let time = rollout.time_spent(now).seconds();
         let mut hubs: BTreeMap<String, Counts> = BTreeMap::new();
@@ -215,7 +218,7 @@ impl RolloutDetail {
             }
         });
         Self {
-            row: RolloutRow::of(rollout, &counts),
+            row: RolloutRow::of(rollout, tallies, now),
             spec: plain(&rollout.spec),
             plan: rollout.plan.as_ref().map(plain),
             counts: by_outcome(&counts),
@@ -224,7 +227,6 @@ impl RolloutDetail {
                 .map(|(hub, counts)| (hub.clone(), by_outcome(counts)))
                 .collect(),
             stages: stages.collect(),
-            waits_for: crate::standing::waits_for(rollout, tallies, now),
             time: time
                 .map(|(on, seconds)| (on.as_str().to_owned(), seconds))
                 .into(),

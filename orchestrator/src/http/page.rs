@@ -1,0 +1,99 @@
+//! The live page: what people look at, and where they decide.
+//!
+//! It is a few files in the binary, so it needs no build and no internet. It asks the API for everything, with
+//! the token of whoever looks; the files themselves are no secret, and are served without one. No data are ever
+//! parsed as HTML, and the browser is told to run and load nothing from anywhere else.
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+/// What the browser may do: load and ask from here, and be in no frame.
+const POLICY: &str =
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// A file of the page.
+struct File {
+    path: &'static str,
+    content_type: &'static str,
+    text: &'static str,
+}
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+const FILES: [File; 10] = [
+    File {
+        path: "/",
+        content_type: "text/html; charset=utf-8",
+        text: include_str!("page/index.html"),
+    },
+    File {
+        path: "/style.css",
+        content_type: "text/css; charset=utf-8",
+        text: include_str!("page/style.css"),
+    },
+    File {
+        path: "/icon.svg",
+        content_type: "image/svg+xml",
+        text: include_str!("page/icon.svg"),
+    },
+    script("/app.js", include_str!("page/app.js")),
+    script("/dom.js", include_str!("page/dom.js")),
+    script("/lists.js", include_str!("page/lists.js")),
+    script("/operations.js", include_str!("page/operations.js")),
+    script("/rate.js", include_str!("page/rate.js")),
+    script("/rollout.js", include_str!("page/rollout.js")),
+    script("/words.js", include_str!("page/words.js")),
+];
+
+const fn script(path: &'static str, text: &'static str) -> File {
+    File {
+        path,
+        content_type: SCRIPT,
+        text,
+    }
+}
+
+/// The routes of the page's files.
+pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    let mut router = Router::new();
+    for file in &FILES {
+        router = router.route(file.path, get(|| async { serve(file) }));
+    }
+    router
+}
+
+fn serve(file: &'static File) -> Response {
+    let mut response = file.text.into_response();
+    let headers = response.headers_mut();
+    let said: [(HeaderName, &'static str); 3] = [
+        (header::CONTENT_TYPE, file.content_type),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    for (name, value) in said {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use twincast_core::account::Activity;
+    use twincast_core::outcome::Outcome;
+
+    /// The page has words for everything that it may have to show.
+    #[test]
+    fn every_outcome_and_activity_has_words() {
+        let words = include_str!("page/words.js");
+        for outcome in Outcome::ALL {
+            let entry = format!("\n  {}: ", outcome.as_str());
+            assert!(words.contains(&entry), "{outcome}");
+        }
+        for activity in Activity::ALL {
+            let entry = format!("\n  {}: '{}'", activity.as_str(), activity.in_words());
+            assert!(words.contains(&entry), "{entry}");
+        }
+    }
+}

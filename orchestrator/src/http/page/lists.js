@@ -1,0 +1,207 @@
+// All rollouts, and all hubs with what waits for them.
+
+import { el, table } from './dom.js';
+import { buttonsForAll } from './operations.js';
+import { isEnded, moment, number, onTheClock, phase, phaseLook, several } from './words.js';
+
+const PHASES = [
+  'accepted', 'planning', 'running', 'paused', 'halted', 'aborting',
+  'aborted', 'succeeded', 'finished_with_failures', 'failed',
+];
+
+/** A phase, told by its sign and its word. */
+export function badge(name) {
+  const { sign, look } = phaseLook(name);
+  return el('span', { class: `badge ${look}` }, el('span', { 'aria-hidden': 'true' }, `${sign} `), phase(name));
+}
+
+/** How much of something is done, with the figures beside it. */
+function progress(done, whole) {
+  return whole > 0 && el('span', { class: 'progress' }, bar([['sent', done]], whole), `${number(done)} of ${number(whole)}`);
+}
+
+/** A bar of parts. What it says stands beside it, in figures. */
+export function bar(parts, whole) {
+  const inner = 100;
+  const shapes = [];
+  let from = 0;
+  for (const [look, count] of parts) {
+    const width = whole > 0 ? (count / whole) * inner : 0;
+    if (width > 0) {
+      shapes.push(el('path', { class: look, d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z` }));
+    }
+    from += width;
+  }
+  return el('svg', { class: 'bar', viewBox: `0 0 ${inner} 10`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, shapes);
+}
+
+/** A moment, which no line breaks. */
+export const when = (at) => el('time', { datetime: at }, moment(at));
+
+/** Why it stands still, or what it waits for. */
+export function standstill({ reason, waits_for }) {
+  return onTheClock(waits_for ?? reason ?? '');
+}
+
+// --- rollouts
+
+/** A choice that begins so goes on after a name. */
+const AFTER = 'after:';
+
+export function rolloutsView() {
+  let wanted = '';
+  let after = '';
+  return {
+    of: 'rollouts',
+    title: 'Rollouts',
+    async load(ask) {
+      const query = new URLSearchParams({ limit: '100', ...(wanted && { phase: wanted }), ...(after && { after }) });
+      return ask(`/rollouts?${query}`);
+    },
+    news: (before, now) => changes(before.rollouts, now.rollouts),
+    isOver: () => false,
+    choose(choice, value) {
+      after = choice.startsWith(AFTER) ? choice.slice(AFTER.length) : '';
+      if (choice === 'phase') {
+        wanted = value;
+      }
+    },
+    show: (data, who) => showRollouts(data, who, wanted, after),
+  };
+}
+
+/** What has changed in a list, in words. */
+function changes(before, now) {
+  const known = new Map(before.map((row) => [row.name, row.phase]));
+  const changed = now.filter((row) => known.has(row.name) && known.get(row.name) !== row.phase);
+  return changed.slice(0, 3).map((row) => `${row.name}: ${phase(row.phase)}.`).join(' ');
+}
+
+/** What is under way first, then the newest. */
+function inOrder(rollouts) {
+  return [...rollouts].sort((one, other) =>
+    isEnded(one.phase) - isEnded(other.phase) || other.created_at.localeCompare(one.created_at));
+}
+
+const COLUMNS = [
+  { head: 'Name' }, { head: 'Phase' }, { head: 'Stage' }, { head: 'Sent' },
+  { head: 'Failed', number: true }, { head: 'Waits for, or why' }, { head: 'Accepted' },
+];
+
+function showRollouts({ rollouts, next }, who, wanted, after) {
+  const rows = inOrder(rollouts).map((row) => ({
+    key: row.name,
+    cells: [
+      el('a', { href: `#/rollouts/${row.name}` }, row.name),
+      badge(row.phase),
+      row.stage ?? '',
+      progress(row.sent, row.devices),
+      row.devices > 0 ? number(row.failed) : '',
+      standstill(row),
+      when(row.created_at),
+    ],
+  }));
+  const options = [['', 'all'], ...PHASES.map((name) => [name, phase(name)])];
+  return [
+    el('div', { class: 'head' },
+      el('h1', { tabindex: '-1' }, 'Rollouts'),
+      el('div', { class: 'buttons' }, buttonsForAll(who))),
+    el('p', { class: 'choice' },
+      el('label', { for: 'phase' }, 'Phase'),
+      el('select', { id: 'phase', 'data-choice': 'phase' },
+        options.map(([value, text]) => el('option', { value, selected: value === wanted }, text)))),
+    rows.length > 0
+      ? table('Rollouts', COLUMNS, rows)
+      : nothing(wanted || after),
+    el('div', { class: 'buttons' },
+      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'From the first'),
+      next && el('button', { type: 'button', class: 'quiet', 'data-choice': AFTER + next }, 'More')),
+  ];
+}
+
+function nothing(isPart) {
+  return isPart
+    ? el('p', {}, 'No rollout is in this phase.')
+    : el('p', {}, 'No rollouts yet. ', el('code', {}, 'twincast submit SPEC'), ' starts one.');
+}
+
+// --- hubs
+
+export function hubsView() {
+  return {
+    of: 'hubs',
+    title: 'Hubs',
+    async load(ask) {
+      // A broker that is away takes the letters with it, but not the hubs.
+      const letters = ask('/dead-letters').catch((error) => {
+        if (error.status === 503) {
+          return { missing: error.message };
+        }
+        throw error;
+      });
+      const [{ hubs }, { dead_letters, missing }] = await Promise.all([ask('/hubs'), letters]);
+      return { hubs, letters: dead_letters, missing };
+    },
+    news(before, now) {
+      const more = (now.letters?.length ?? 0) - (before.letters?.length ?? 0);
+      return more > 0 ? `${several(more, 'new dead letter')}.` : '';
+    },
+    isOver: () => false,
+    choose() {},
+    show: showHubs,
+  };
+}
+
+const unknown = () => el('span', { class: 'calm' }, 'not known');
+
+const count = (value) => (value === null ? unknown() : number(value));
+
+function quota(value) {
+  return value === null ? 'no limit' : number(Math.floor(value));
+}
+
+function showHubs({ hubs, letters, missing }) {
+  const columns = [
+    { head: 'Hub' }, { head: 'A minute', number: true }, { head: 'A day', number: true },
+    { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
+  ];
+  const rows = hubs.map((hub) => ({
+    key: hub.name,
+    cells: [
+      hub.name, quota(hub.messages_per_minute), quota(hub.messages_per_day),
+      count(hub.dispatches_waiting), count(hub.workers),
+    ],
+  }));
+  return [
+    el('h1', { tabindex: '-1' }, 'Hubs'),
+    el('p', { class: 'calm' }, 'What may be sent through each, the batches that no worker has taken, and the workers that take them.'),
+    table('Hubs', columns, rows),
+    el('section', { 'aria-labelledby': 'letters' },
+      el('h2', { id: 'letters' }, 'Dead letters'),
+      letters ? showLetters(letters) : el('p', {}, `Not to be had: ${missing}`)),
+  ];
+}
+
+function showLetters(letters) {
+  if (letters.length === 0) {
+    return el('p', {}, 'None: every message could be used.');
+  }
+  const columns = [
+    { head: 'Id' }, { head: 'When' }, { head: 'From' }, { head: 'Cause' }, { head: 'Detail' }, { head: 'Message' },
+  ];
+  const rows = letters.map((letter) => ({
+    key: String(letter.id),
+    cells: [
+      el('code', {}, String(letter.id)),
+      letter.at && when(letter.at),
+      letter.queue ?? '',
+      phase(letter.cause ?? ''),
+      letter.detail ?? '',
+      el('details', {}, el('summary', {}, 'show'), el('pre', { tabindex: '0' }, letter.body ?? '')),
+    ],
+  }));
+  return [
+    el('p', {}, 'Messages that could not be used, the oldest hundred. ', el('code', {}, 'twincast dead-letters'), ' puts them back, or away.'),
+    table('Dead letters', columns, rows),
+  ];
+}

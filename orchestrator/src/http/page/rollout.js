@@ -1,0 +1,302 @@
+// One rollout: where it is, what it waits for, how fast it goes, what failed, and what was done to it.
+
+import { el, table } from './dom.js';
+import { badge, bar, standstill, when } from './lists.js';
+import { buttonsFor, currentStage } from './operations.js';
+import { chart, rateOf } from './rate.js';
+import {
+  activity, event, failures, isEnded, moment, number, onTheClock, outcome, outcomeName, phase, several, share, span,
+} from './words.js';
+
+/** Devices that are named for each way to fail. */
+const SAMPLES = 5;
+/** How long hubs stand before they are asked for anew, in milliseconds. */
+const HUBS_STAND = 10_000;
+/** The same of samples, when there are more failures: of fewer samples than are shown, and of enough. */
+const FEW_STAND = 5_000;
+const ENOUGH_STAND = 60_000;
+/** Events that are shown without unfolding the rest. */
+const NEWEST = 12;
+
+export function rolloutView(name) {
+  const path = `/rollouts/${encodeURIComponent(name)}`;
+  const rate = rateOf(name);
+  const samples = new Map();
+  let hubs = { at: -Infinity, rows: [] };
+
+  /** Samples of failures: few requests, and none where nothing has changed. */
+  async function sample(ask, counts) {
+    const now = performance.now();
+    const isOld = ({ count, devices, at }, failure) =>
+      count !== counts[failure] && now - at > (devices.length < SAMPLES ? FEW_STAND : ENOUGH_STAND);
+    const wanted = failures.filter((failure) => {
+      const known = samples.get(failure);
+      return counts[failure] > 0 && (!known || isOld(known, failure));
+    });
+    await Promise.all(wanted.map(async (failure) => {
+      const { devices } = await ask(`${path}/devices?outcome=${failure}&limit=${SAMPLES}`);
+      samples.set(failure, { count: counts[failure], devices, at: now });
+    }));
+  }
+
+  return {
+    of: 'rollouts',
+    title: name,
+    async load(ask) {
+      const rollout = await ask(path);
+      if (!isEnded(rollout.phase)) {
+        rate.note(performance.now(), sorted(rollout.counts).sent);
+      }
+      await sample(ask, rollout.counts);
+      if (performance.now() - hubs.at > HUBS_STAND) {
+        hubs = { rows: (await ask('/hubs')).hubs, at: performance.now() };
+      }
+      return { rollout, samples, rate, hubs: hubs.rows };
+    },
+    news,
+    isOver: ({ rollout }) => isEnded(rollout.phase),
+    choose() {},
+    show,
+  };
+}
+
+/** What a screen reader is told when it has changed: not every figure. */
+function news({ rollout: before }, { rollout: now }) {
+  const parts = [];
+  if (before.phase !== now.phase) {
+    parts.push(`It is ${phase(now.phase)}.`);
+  }
+  const stage = currentStage(now)?.name;
+  if (now.stages.length > 1 && stage && stage !== currentStage(before)?.name) {
+    parts.push(`Stage ${stage}.`);
+  }
+  // Moments and figures move; that it waits for something else is news.
+  const gist = (text) => (text ?? '').replace(/[\d:.,TZ-]+/g, '');
+  if (gist(before.waits_for) !== gist(now.waits_for) && now.waits_for) {
+    parts.push(`It waits for ${onTheClock(now.waits_for)}.`);
+  }
+  return parts.join(' ');
+}
+
+/** Devices by what can be said of them at a glance. */
+export function sorted(counts) {
+  const sum = (...names) => names.reduce((all, name) => all + (counts[name] ?? 0), 0);
+  const later = sum('expired', 'rejected', 'undeliverable', 'purged');
+  const took = sum('delivered', 'applied');
+  const enqueued = sum('enqueued');
+  return {
+    took,
+    enqueued,
+    failed: sum(...failures),
+    skipped: sum('skipped'),
+    left: sum('pending', 'attempting'),
+    sent: took + enqueued + later,
+    all: Object.values(counts).reduce((all, count) => all + count, 0),
+  };
+}
+
+function show({ rollout, samples, rate, hubs }, who) {
+  const buttons = buttonsFor(rollout, who);
+  const counts = sorted(rollout.counts);
+  return [
+    el('p', { class: 'trail' }, el('a', { href: '#/' }, 'All rollouts')),
+    el('div', { class: 'head' },
+      el('h1', { tabindex: '-1' }, rollout.name),
+      badge(rollout.phase),
+      buttons.length > 0 && el('div', { class: 'buttons', role: 'group', 'aria-label': 'Operations' }, buttons)),
+    state(rollout),
+    section('progress', 'Progress', showProgress(rollout, counts, rate, hubs)),
+    rollout.spec.stages?.length > 0 && rollout.stages.length > 0 && section('stages', 'Stages', showStages(rollout.stages)),
+    el('div', { class: 'pair' },
+      section('rate', 'Rate', showRate(rollout, rate, hubs)),
+      section('time', 'Time', showTime(rollout.time))),
+    section('failures', 'Failures', showFailures(rollout, samples)),
+    section('history', 'History', showHistory(rollout.history)),
+    section('spec', 'Spec', el('details', {},
+      el('summary', {}, 'What was asked for'),
+      el('pre', { tabindex: '0' }, JSON.stringify(rollout.spec, null, 2)))),
+  ];
+}
+
+function section(id, title, ...content) {
+  return el('section', { 'data-key': id, 'aria-labelledby': `of-${id}` }, el('h2', { id: `of-${id}` }, title), ...content);
+}
+
+/** The one sentence that says where it is. */
+function state(rollout) {
+  const { phase: now, waits_for, changed_at, created_at } = rollout;
+  const stage = rollout.spec.stages?.length > 0 && currentStage(rollout)?.name;
+  const since = `${now === 'accepted' ? 'since' : `accepted ${moment(created_at)}, ${phase(now)} since`} ${moment(changed_at)}`;
+  const why = standstill(rollout);
+  const says = waits_for ? `${stage ? `Stage ${stage} waits` : 'Waits'} for ${why}` : why;
+  return el('p', { class: waits_for ? 'state waits' : 'state' },
+    says && el('strong', {}, says), el('span', { class: 'calm' }, since));
+}
+
+// --- progress
+
+const PARTS = [
+  ['took', 'taken by the device'],
+  ['enqueued', 'sent, and no word from the device'],
+  ['failed', 'failed'],
+  ['skipped', 'skipped'],
+  ['left', 'left'],
+];
+
+function showProgress(rollout, counts, rate, hubs) {
+  if (counts.all === 0) {
+    return el('p', {}, rollout.phase === 'planning' ? 'Its devices are being found.' : 'It has no devices.');
+  }
+  const parts = PARTS.filter(([part]) => counts[part] > 0);
+  const legend = parts.map(([part, says]) => el('li', { 'data-key': part },
+    el('span', { class: `swatch ${part}`, 'aria-hidden': 'true' }), `${number(counts[part])} ${says}`));
+  return [
+    el('p', { class: 'figure' }, el('strong', {}, number(counts.sent)), ` of ${several(counts.all, 'device')} sent`,
+      el('span', { class: 'calm' }, ` ${pace(rollout, counts, rate)}`)),
+    el('div', { class: 'big' }, barOf(counts)),
+    el('ul', { class: 'legend' }, legend),
+    byHub(rollout, hubs),
+  ];
+}
+
+const barOf = (counts) => bar(PARTS.map(([part]) => [part, counts[part]]), counts.all);
+
+const progressOf = (counts) =>
+  el('span', { class: 'progress' }, barOf(counts), `${number(counts.sent)} of ${number(counts.all)}`);
+
+/** How fast it goes, and how much longer. */
+function pace(rollout, counts, rate) {
+  const now = rate.now();
+  if (rollout.phase !== 'running' || rollout.waits_for || !now) {
+    return '';
+  }
+  return `${number(Math.round(now))}/min, ${span((counts.left / now) * 60)} left`;
+}
+
+function byHub(rollout, hubs) {
+  const columns = [
+    { head: 'Hub' }, { head: 'Sent' }, { head: 'Failed', number: true }, { head: 'Left', number: true },
+    { head: 'Quota a minute', number: true }, { head: 'Workers', number: true },
+  ];
+  const rows = Object.entries(rollout.hubs).map(([name, outcomes]) => {
+    const counts = sorted(outcomes);
+    const hub = hubs.find((hub) => hub.name === name);
+    const quota = hub?.messages_per_minute;
+    return {
+      key: name,
+      cells: [
+        name,
+        progressOf(counts),
+        number(counts.failed),
+        number(counts.left),
+        quota === null ? 'no limit' : quota === undefined ? 'not known' : number(Math.floor(quota)),
+        hub?.workers === null || !hub ? 'not known' : number(hub.workers),
+      ],
+    };
+  });
+  return table('Progress by hub', columns, rows);
+}
+
+// --- stages
+
+function showStages(stages) {
+  const columns = [
+    { head: 'Stage' }, { head: 'State' }, { head: 'Sent' }, { head: 'Failed', number: true }, { head: 'Gate' },
+  ];
+  const rows = stages.map((stage) => {
+    const counts = sorted(stage.counts);
+    return {
+      key: stage.name,
+      cells: [
+        [stage.current && el('span', { class: 'here', 'aria-hidden': 'true' }, '▸ '), stage.name],
+        onTheClock(stage.state),
+        progressOf(counts),
+        number(counts.failed),
+        stage.gate ?? 'none',
+      ],
+    };
+  });
+  return table('Stages, in order', columns, rows);
+}
+
+// --- rate
+
+function showRate(rollout, rate, hubs) {
+  const used = hubs.filter((hub) => hub.name in rollout.hubs);
+  const isLimited = used.length > 0 && used.every((hub) => hub.messages_per_minute !== null);
+  const quota = isLimited ? used.reduce((all, hub) => all + hub.messages_per_minute, 0) : null;
+  const limits = [
+    quota === null ? null : `${used.length === 1 ? 'Its hub takes' : 'Its hubs take'} ${number(Math.floor(quota))} a minute.`,
+    rollout.spec.rate ? `Its own rate is ${rollout.spec.rate}.` : null,
+  ];
+  return [chart(rate, quota, isEnded(rollout.phase)), el('p', { class: 'calm' }, limits.filter(Boolean).join(' '))];
+}
+
+// --- failures
+
+function showFailures(rollout, samples) {
+  const failed = failures.filter((failure) => rollout.counts[failure] > 0);
+  if (failed.length === 0) {
+    return el('p', {}, 'No device has failed.');
+  }
+  const columns = [{ head: 'Outcome' }, { head: 'Devices', number: true }, { head: 'Why' }, { head: 'For example' }];
+  const rows = failed.map((failure) => {
+    const devices = samples.get(failure)?.devices ?? [];
+    const codes = new Set(devices.map(({ code }) => code ?? 0));
+    const why = [...(codes.size > 0 ? codes : [0])].map((code) => outcome(failure, code)).join('; ');
+    return {
+      key: failure,
+      cells: [
+        outcomeName(failure),
+        number(rollout.counts[failure]),
+        why,
+        el('ul', { class: 'devices' }, devices.map(({ device }) => el('li', { 'data-key': device }, el('code', {}, device)))),
+      ],
+    };
+  });
+  return [
+    table('Devices that failed, by outcome', columns, rows),
+    el('p', { class: 'calm' }, 'All of them: ', el('code', {}, `twincast report ${rollout.name} --failed`)),
+  ];
+}
+
+// --- time and history
+
+function showTime(time) {
+  const { total = 0, ...spent } = time;
+  const rows = Object.entries(spent)
+    .filter(([name, seconds]) => seconds > 0 && name !== 'total')
+    .sort(([, one], [, other]) => other - one)
+    .map(([name, seconds]) => [name, activity(name), seconds]);
+  const all = total || rows.reduce((sum, [, , seconds]) => sum + seconds, 0);
+  const columns = [{ head: 'Spent on' }, { head: 'Time', number: true }, { head: 'Share', number: true }];
+  const body = rows.map(([key, says, seconds]) => ({ key, cells: [says, span(seconds), share(seconds, all)] }));
+  return table('What its time was spent on', columns, [...body, { key: 'in-all', cells: ['in all', span(all), ''] }]);
+}
+
+function showHistory(history) {
+  const entries = [...history].reverse();
+  const rest = entries.slice(NEWEST);
+  return [
+    historyTable('History, newest first', entries.slice(0, NEWEST)),
+    rest.length > 0 && el('details', {}, el('summary', {}, `${several(rest.length, 'older event')}`), historyTable('Older events', rest)),
+  ];
+}
+
+function historyTable(caption, entries) {
+  const columns = [{ head: 'When' }, { head: 'What' }, { head: 'Who, and why' }];
+  const rows = entries.map((entry) => ({
+    key: `v${entry.version}-${entry.event}`,
+    cells: [
+      when(entry.at),
+      [event(entry.event), entry.stage && ` (${entry.stage})`],
+      whoAndWhy(entry),
+    ],
+  }));
+  return table(caption, columns, rows);
+}
+
+function whoAndWhy({ by, reason, plan, behind }) {
+  const why = onTheClock(reason ?? behind ?? (plan ? several(plan.devices, 'device') : ''));
+  return by && why ? `${by}: ${why}` : by ?? why;
+}
