@@ -1,0 +1,238 @@
+// A staged rollout on an emulated fleet, watched and decided upon in a real browser.
+
+import assert from 'node:assert/strict';
+import { mkdir, readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+
+import { Engine } from './engine.mjs';
+
+const DEVICES = 400;
+const WIDE = { width: 1280, height: 900 };
+const NARROW = { width: 360, height: 740 };
+const pictures = join(process.env.CARGO_TARGET_DIR ?? 'target', 'screenshots');
+const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+
+const spec = {
+  name: 'firmware-1.4.2',
+  description: 'Defrost cycle fix',
+  target: { tags: { type: 'fridge' } },
+  batch_by: ['region'],
+  message: { body: { json: { command: 'update', version: '1.4.2' } }, ttl: '24h', ack: 'full' },
+  rate: '4000/min',
+  stages: [
+    { name: 'canary', percent: '5%', gate: { counts: 'enqueued', approval: {} } },
+    { name: 'early', percent: '50%', gate: { counts: 'enqueued', failure_above: '5%', approval: {} } },
+  ],
+};
+
+const began = Date.now();
+const step = (what) => console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${what}`);
+
+/** A browser window of somebody's. What it complains of fails the test at its end. */
+class Visitor {
+  static complaints = [];
+
+  static async of(browser, address, settings = {}) {
+    const visitor = new Visitor();
+    visitor.context = await browser.newContext({ viewport: WIDE, baseURL: address, ...settings });
+    await visitor.context.addInitScript(() => {
+      addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+    });
+    visitor.page = await visitor.context.newPage();
+    visitor.page.setDefaultTimeout(30_000);
+    visitor.page.on('pageerror', (error) => Visitor.complaints.push(String(error)));
+    visitor.page.on('console', (said) => {
+      // That somebody who has no token yet is told so is in order.
+      const isExpected = /status of 401/.test(said.text()) && said.location().url.endsWith('/whoami');
+      if (['error', 'warning'].includes(said.type()) && !isExpected) {
+        Visitor.complaints.push(`${said.text()} (${said.location().url})`);
+      }
+    });
+    visitor.page.on('request', (request) => {
+      if (!request.url().startsWith(address)) {
+        Visitor.complaints.push(`asked somewhere else: ${request.url()}`);
+      }
+    });
+    return visitor;
+  }
+
+  async signIn(token) {
+    await this.page.goto('/');
+    await this.page.getByLabel('Token').fill(token);
+    await this.page.getByRole('button', { name: 'Sign in' }).click();
+    await this.page.getByRole('heading', { name: 'Rollouts' }).waitFor();
+  }
+
+  /** Takes pictures, light and dark, wide and narrow; checks that nothing is cut off and everybody can use it. */
+  async look(name) {
+    for (const [scheme, size, viewport] of [
+      ['light', 'wide', WIDE], ['dark', 'wide', WIDE], ['light', 'narrow', NARROW], ['dark', 'narrow', NARROW],
+    ]) {
+      await this.page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
+      await this.page.setViewportSize(viewport);
+      await this.page.screenshot({ path: join(pictures, `${name}-${size}-${scheme}.png`), fullPage: true });
+      const [inner, outer] = await this.page.evaluate(
+        () => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+      assert.ok(inner <= outer, `${name}, ${size}: ${inner} px wide, and the window ${outer}`);
+      // Not a script of the page's, so that its policy need not allow it.
+      const { violations } = await this.page.evaluate(`${axe}; axe.run({ resultTypes: ['violations'] })`);
+      const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(' ')}`);
+      assert.deepEqual(told, [], `${name}, ${size}, ${scheme}`);
+    }
+    await this.page.setViewportSize(WIDE);
+    step(`looked at ${name}`);
+  }
+}
+
+/** Presses Tab until something is focused that is so called. */
+async function tabTo(page, name) {
+  for (let presses = 0; presses < 40; presses += 1) {
+    await page.keyboard.press('Tab');
+    const focused = await page.evaluate(() => document.activeElement.textContent.trim());
+    if (focused === name) {
+      const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+      assert.notEqual(outline, 'none', `${name} is focused, and it is not to be seen`);
+      return;
+    }
+  }
+  assert.fail(`${name} cannot be reached with Tab`);
+}
+
+async function waitsFor(page, text) {
+  await page.locator('.state', { hasText: text }).waitFor({ timeout: 60_000 });
+}
+
+async function watch(engine, browser) {
+  const { page, ...ann } = await visit(engine, browser);
+  step('signed in');
+  await page.getByText('No rollouts yet.').waitFor();
+
+  // It appears by itself.
+  await engine.post('/rollouts', spec);
+  await page.getByRole('link', { name: spec.name }).click();
+  await page.getByRole('heading', { level: 1, name: spec.name }).waitFor();
+  await waitsFor(page, 'Stage canary waits for an approval');
+  step('the first gate waits');
+
+  const viewer = await Visitor.of(browser, engine.address);
+  await viewer.signIn(engine.viewer);
+  await viewer.page.goto(`/#/rollouts/${spec.name}`);
+  await waitsFor(viewer.page, 'Stage canary waits for an approval');
+  assert.equal(await viewer.page.locator('button[data-operation]').count(), 0, 'who looks only has no buttons');
+
+  // By click, with a reason that is text whatever it looks like.
+  await page.getByRole('button', { name: 'Approve canary' }).click();
+  await page.getByRole('dialog').getByLabel(/^Why/).fill('looks <b>well</b>');
+  await ann.look('dialog');
+  await page.getByRole('dialog').getByRole('button', { name: 'Approve' }).click();
+  await page.getByText('Done: approve.').waitFor({ state: 'attached' });
+  await page.getByRole('cell', { name: 'ann: looks <b>well</b>' }).waitFor();
+  step('approved by click');
+
+  await page.getByRole('button', { name: 'Pause' }).click();
+  await page.getByRole('dialog').getByLabel(/^Why/).fill('lunch');
+  await page.getByRole('dialog').getByRole('button', { name: 'Pause' }).click();
+  await page.locator('.badge', { hasText: 'paused' }).waitFor();
+  await page.getByText('lunch (pause by ann)').first().waitFor();
+  await page.getByRole('button', { name: 'Resume' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Resume' }).click();
+  await page.locator('.badge', { hasText: 'running' }).waitFor();
+  step('paused and resumed by click');
+  await page.locator('.chart .line').waitFor({ state: 'attached' });
+
+  await waitsFor(page, 'Stage early waits for an approval');
+  await ann.look('half');
+  await page.goto('/#/');
+  await page.getByRole('link', { name: spec.name }).waitFor();
+  await ann.look('rollouts');
+  await page.goto(`/#/rollouts/${spec.name}`);
+
+  await byKeyboard(engine, browser);
+  step('approved by keyboard');
+
+  await page.locator('.badge', { hasText: 'finished with failures' }).waitFor({ timeout: 120_000 });
+  await page.getByRole('rowheader', { name: 'not found' }).waitFor();
+  await page.getByRole('cell', { name: 'the hub does not know the device, or has it disabled' }).waitFor();
+  await page.locator('.devices code', { hasText: 'fridge-' }).first().waitFor();
+  await page.getByText('devices a minute at the most').waitFor();
+  assert.equal(await page.locator('button[data-operation="abort"]').count(), 0, 'what is over cannot be aborted');
+  const { phase, counts } = await engine.get(`/rollouts/${spec.name}`);
+  assert.equal(phase, 'finished_with_failures');
+  assert.equal(counts.pending ?? 0, 0);
+  step('it has finished');
+  await ann.look('finished');
+
+  await page.getByRole('link', { name: 'Hubs' }).click();
+  await page.getByRole('rowheader', { name: 'emulator' }).waitFor();
+  await ann.look('hubs');
+  await page.goto('/#/rollouts/there-is-none');
+  await page.getByText('there is no rollout there-is-none').waitFor();
+  const unasked = Visitor.complaints.filter((said) => !/status of 404.*there-is-none/.test(said));
+  assert.deepEqual(unasked, [], 'what the browser complained of');
+
+  // Nothing is ever quietly out of date.
+  await page.goto('/#/');
+  await page.getByRole('link', { name: spec.name }).waitFor();
+  await engine.end(engine.orchestrator);
+  await page.getByRole('alert').filter({ hasText: 'No connection to the orchestrator.' }).waitFor();
+  await ann.look('away');
+  step('it says that nobody answers');
+}
+
+async function visit(engine, browser) {
+  const ann = await Visitor.of(browser, engine.address);
+  const { page } = ann;
+  await page.goto('/');
+  await page.getByLabel('Token').fill('twc_wrong');
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await page.getByText('The token is not known.').waitFor();
+  await ann.look('sign-in');
+  await ann.signIn(engine.admin);
+  return { page, look: (name) => ann.look(name) };
+}
+
+/** From the first key to the gate's approval without a pointer. */
+async function byKeyboard(engine, browser) {
+  const { page, context } = await Visitor.of(browser, engine.address);
+  await page.goto('/');
+  await page.getByLabel('Token').waitFor();
+  await page.keyboard.type(engine.admin);
+  await page.keyboard.press('Enter');
+  await page.getByRole('link', { name: spec.name }).waitFor();
+  await tabTo(page, spec.name);
+  await page.keyboard.press('Enter');
+  await waitsFor(page, 'Stage early waits for an approval');
+  await tabTo(page, 'Approve early');
+  await page.keyboard.press('Enter');
+  await page.getByRole('dialog').waitFor();
+  await page.keyboard.press('Escape');
+  await page.getByRole('dialog').waitFor({ state: 'hidden' });
+  assert.equal(await page.evaluate(() => document.activeElement.textContent.trim()), 'Approve early', 'back where one was');
+  await page.keyboard.press('Enter');
+  await page.keyboard.type('no complaints');
+  await tabTo(page, 'Approve');
+  await page.keyboard.press('Enter');
+  await page.getByRole('cell', { name: 'ann: no complaints' }).waitFor();
+  const focused = await page.evaluate(() => document.activeElement.tagName);
+  assert.notEqual(focused, 'BODY', 'the focus is somewhere when its button has gone');
+  await context.close();
+}
+
+await mkdir(pictures, { recursive: true });
+const engine = await Engine.start({ devices: DEVICES, tier: 'S3' });
+step(`the engine is up: ${engine.address}`);
+let browser;
+try {
+  // Its sandbox wants rights that a container may not have; what it opens is our own page.
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'] });
+  await watch(engine, browser);
+  step(`all well; pictures are in ${pictures}`);
+} catch (error) {
+  console.error(engine.logs(), Visitor.complaints);
+  throw error;
+} finally {
+  await browser?.close();
+  await engine.stop();
+}
