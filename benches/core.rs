@@ -30,7 +30,7 @@ fn planning(c: &mut Criterion) {
             let mut batcher = Batcher::new(BatchLimits::for_rate(Some(5_000.0)));
             let mut filled = 0;
             for (group, id) in groups.iter().cycle().zip(&ids) {
-                filled += batcher.push(StageIndex(0), group.clone(), id).len();
+                filled += batcher.push(StageIndex(0), group.clone(), id, None).len();
             }
             filled + batcher.finish().count()
         });

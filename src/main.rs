@@ -5,6 +5,7 @@
 
 mod api;
 mod args;
+mod budgets;
 mod commander;
 mod commands;
 mod config;

@@ -12,6 +12,7 @@ use twincast_core::rollout::{Phase, Retry, Rollout};
 use twincast_core::time::{Timestamp, friendly};
 use twincast_embedded::SystemClock;
 
+use crate::budgets::BudgetSummary;
 use crate::output::{Output, Style, table, thousands};
 use crate::ramp::RampSummary;
 use crate::stages::{self, StageSummary};
@@ -38,6 +39,8 @@ pub(crate) struct Summary {
     /// What is to be sent to again, and is not yet ready for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry: Option<Retry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budgets: Option<BudgetSummary>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stages: Vec<StageSummary>,
     pub(crate) groups: Vec<GroupSummary>,
@@ -116,6 +119,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         counts,
         ramp,
         retry: rollout.retry.clone(),
+        budgets: BudgetSummary::read(store, rollout).await?,
         stages,
         groups,
         other_groups,
@@ -242,6 +246,9 @@ impl Summary {
                 _ => " when it goes on",
             };
             lines.push(format!("  To be retried{when}: {retry}"));
+        }
+        if let Some(budgets) = &self.budgets {
+            lines.push(format!("  {budgets}"));
         }
         if !self.stages.is_empty() {
             lines.push(String::new());

@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct WaySeen {
     /// Some open batch could be sent to at the last pass.
     pub(crate) any_open: bool,
+    /// There were some, and budgets held back all of them.
+    pub(crate) held_back: bool,
     is_throttled: bool,
     looked_at: Option<Instant>,
 }
@@ -31,6 +33,7 @@ impl Default for WaySeen {
     fn default() -> Self {
         Self {
             any_open: true,
+            held_back: false,
             is_throttled: false,
             looked_at: None,
         }
@@ -50,6 +53,7 @@ impl Driver {
         let now = self.clock.now();
         let way = match next {
             Next::Send if is_closed(rollout, seen.any_open, now) => Way::OutsideWindow,
+            Next::Send if seen.held_back => Way::HeldBack,
             Next::Send if self.are_throttled(hubs, seen).await? => Way::Throttled,
             _ => Way::Clear,
         };

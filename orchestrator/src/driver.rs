@@ -32,7 +32,7 @@ use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
 use crate::metrics::Metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
-use crate::release::keep_order;
+use crate::release::{Releasable, keep_budgets, keep_order};
 
 /// How a driver works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,13 +434,22 @@ impl Driver {
         let now = Instant::now();
         let mut pass = Pass::Waited;
         let mut seen = HashMap::new();
-        let mut any_open = false;
+        let (mut any_open, mut any_held_back) = (false, false);
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            let open = self.open_batches(rollout, hub, rate, released).await?;
-            any_open |= !open.is_empty();
-            for batch in open {
+            let Releasable { batches, held_back } =
+                self.open_batches(rollout, hub, rate, released).await?;
+            any_open |= !batches.is_empty();
+            any_held_back |= held_back.is_some();
+            // Its groups have room again when devices are heard of, and somebody must listen: a worker does so once it
+            // knows of the rollout.
+            if let Some(batch) = held_back.filter(|_| rung.wakes(hub, now, self.config.ring_again))
+                && self.ring(name, &batch).await == Rang::Away
+            {
+                return Ok(pass);
+            }
+            for batch in batches {
                 let id = batch.header.id;
                 if batch.quarantined {
                     let reason = format!(
@@ -472,26 +481,30 @@ impl Driver {
         }
         // What was not seen is done.
         rung.seen = seen;
-        rung.way.any_open = any_open;
+        rung.way.any_open = any_open || any_held_back;
+        rung.way.held_back = any_held_back && !any_open;
         Ok(pass)
     }
 
-    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule and order.
+    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule, budgets and order.
     async fn open_batches(
         &self,
         rollout: &Rollout,
         hub: &HubName,
         rate: Option<Rate>,
         limit: usize,
-    ) -> Result<Vec<BatchStatus>, StoreError> {
-        /// Batches of zones that are closed may come before those of one that is open.
+    ) -> Result<Releasable, StoreError> {
+        /// Batches of zones that are closed, and of groups whose budget is full, may come before others.
         const LOOKED_THROUGH: usize = 4_096;
+        /// Budgets make small batches, of which so many more are released.
+        const SMALL: usize = 4;
         let by_zone = rollout
             .spec
             .schedule
             .as_ref()
             .is_some_and(|it| it.zone_tag.is_some());
-        let asked = if by_zone {
+        let by_budget = !rollout.spec.budgets.is_empty();
+        let asked = if by_zone || by_budget {
             LOOKED_THROUGH.max(limit)
         } else {
             limit
@@ -506,9 +519,15 @@ impl Driver {
             let opening = rollout.spec.opening(&batch.header.group, now);
             matches!(opening, Opening::Open { .. })
         });
-        open.truncate(limit);
+        let mut open = keep_budgets(&*self.store, name, open).await?;
+        let limit = if by_budget { limit * SMALL } else { limit };
+        open.batches.truncate(limit);
         let pace = self.hubs.get(hub).and_then(|hub| hub.limits.pace(rate));
-        keep_order(&mut open, rollout.spec.order_of(rollout.stage()), pace);
+        keep_order(
+            &mut open.batches,
+            rollout.spec.order_of(rollout.stage()),
+            pace,
+        );
         Ok(open)
     }
 
@@ -626,6 +645,8 @@ struct Rung {
     /// What keeps its sends, as far as it was seen.
     way: WaySeen,
     asking: Asking,
+    /// When a worker was last woken to listen to a hub.
+    woken: HashMap<HubName, Instant>,
 }
 
 /// When a batch was last rung for or seen to be worked on, and how often it was rung for since.
@@ -636,6 +657,15 @@ struct Seen {
 }
 
 impl Rung {
+    /// Whether a worker is to be woken now to listen to a hub: at once, and again every so often.
+    fn wakes(&mut self, hub: &HubName, now: Instant, again: Duration) -> bool {
+        let is_due = self.woken.get(hub).is_none_or(|at| now >= *at + again);
+        if is_due {
+            self.woken.insert(hub.clone(), now);
+        }
+        is_due
+    }
+
     /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
     /// busy.
     async fn depth_of(&mut self, hub: &HubName, queue: &dyn Queue, now: Instant) -> Depth {

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex, StageName};
 use twincast_core::plan::{
-    Assigned, Batch, BatchHeader, BatchLimits, Batcher, CutMissed, Excluded, Filled, Group,
-    HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, arrange,
+    Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, CutMissed, Excluded, Filled,
+    Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, arrange,
     finish_stages,
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
@@ -278,6 +278,8 @@ struct Planned {
     /// By stage: devices and batches.
     stages: Vec<(u64, u32)>,
     digest: HubDigest,
+    /// How large batches may be, by the budgets.
+    sizes: BatchSizes,
     /// By rule, what was left out by its tags.
     excluded_by_tags: Vec<u64>,
     /// Of a list: its ids, how many of them this hub knows, and how many were repeats.
@@ -302,6 +304,7 @@ impl<'a> HubPart<'a> {
                 },
                 stages: vec![(0, 0); stages],
                 digest: HubDigest::default(),
+                sizes: BatchSizes::default(),
                 excluded_by_tags: vec![0; spec.target.exclude.len()],
                 listed: 0,
                 found: 0,
@@ -483,7 +486,9 @@ impl<'a> HubPart<'a> {
             device,
         } in devices
         {
-            for filled in self.batcher.push(stage, group, &device) {
+            let spec = self.shared.planner.spec;
+            let most = self.planned.sizes.with_one_more(spec, &group);
+            for filled in self.batcher.push(stage, group, &device, most) {
                 self.planned.emit(filled, self.shared).await?;
             }
         }
@@ -502,9 +507,17 @@ impl Planned {
         if id == u32::MAX {
             return Err(PlanError::TooManyBatches);
         }
-        let (place, devices) = arrange(shared.planner.spec, stage, &group, devices);
+        let spec = shared.planner.spec;
+        let (place, devices) = arrange(spec, stage, &group, devices);
+        let budgets = spec.budget_groups(&group);
+        let place = if place.is_none() {
+            self.sizes.next_place(&budgets)
+        } else {
+            place
+        };
         let header = BatchHeader {
             place,
+            budgets,
             id: BatchId(id),
             hub: self.plan.hub.clone(),
             stage,

@@ -3,11 +3,45 @@
 use std::time::Duration;
 
 use twincast_core::batch::BatchStatus;
+use twincast_core::budget::{groups_of, sort_out};
+use twincast_core::ids::RolloutName;
+use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::Order;
 
 /// In an order by a tag, the next value begins when no more than this much sending is left of those before it. Longer than
 /// the longest pass of a driver, so that no hub waits for it.
 const HEAD_START: Duration = Duration::from_secs(3);
+
+/// Batches that may be released, in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Releasable {
+    pub(crate) batches: Vec<BatchStatus>,
+    /// When there are none, the first of those that budgets hold back.
+    pub(crate) held_back: Option<BatchStatus>,
+}
+
+/// Holds back batches that their budgets have no room for. The store would not give them; so that others of the hub
+/// are released in their place.
+pub(crate) async fn keep_budgets(
+    store: &dyn Store,
+    name: &RolloutName,
+    open: Vec<BatchStatus>,
+) -> Result<Releasable, StoreError> {
+    let groups = groups_of(&open);
+    if groups.is_empty() {
+        return Ok(Releasable {
+            batches: open,
+            held_back: None,
+        });
+    }
+    let progress = store.in_progress(name, &groups).await?;
+    let first = open.first().cloned();
+    let (batches, _) = sort_out(open, &groups, &progress);
+    Ok(Releasable {
+        held_back: first.filter(|_| batches.is_empty()),
+        batches,
+    })
+}
 
 /// Holds back batches whose turn has not come: those of a later place while too much of the ones before is left. `open` is
 /// in the order of release; `pace` is the hub's, a minute, if it has one.

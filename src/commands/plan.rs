@@ -11,7 +11,7 @@ use twincast_core::plan::{
     BatchHeader, Estimate, Forecast, HubPlan, PlanSummary, Share, StageForecast, StagePlan,
     StageShares, estimate, forecast, warnings,
 };
-use twincast_core::spec::{Ramp, RolloutSpec, Stage, StagePace, ZoneName};
+use twincast_core::spec::{Budget, Ramp, RolloutSpec, Stage, StagePace, ZoneName};
 use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{PlanProgress, Planner, dry_run};
 
@@ -35,6 +35,9 @@ struct PlanResult<'a> {
     /// The rollout's own, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     ramp: Option<String>,
+    /// In words. The times do not know of them: nobody knows how fast devices confirm.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    budgets: Vec<String>,
     /// None if the spec has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stages: Vec<StageResult>,
@@ -164,6 +167,7 @@ pub(crate) async fn plan(
         rollout: file.spec.name.as_str(),
         plan: &summary,
         ramp: file.spec.ramp.as_ref().map(Ramp::to_string),
+        budgets: file.spec.budgets.iter().map(Budget::to_string).collect(),
         stages: stage_results(&file.spec, &summary, &stages, &forecast),
         groups,
         other_groups,
@@ -328,7 +332,7 @@ impl PlanResult<'_> {
             lines.push(String::new());
             lines.push(self.stage_table());
         }
-        lines.extend(self.ramps());
+        lines.extend(self.limits());
         if self.groups.iter().any(|group| group.group != "all") {
             lines.push(String::new());
             let groups = self.groups.iter().map(|group| {
@@ -412,16 +416,18 @@ impl PlanResult<'_> {
         )
     }
 
-    /// A line for each ramp, after an empty one.
-    fn ramps(&self) -> Vec<String> {
+    /// A line for each ramp and budget, after an empty one.
+    fn limits(&self) -> Vec<String> {
         let whole = self.ramp.iter();
         let whole = whole.map(|ramp| format!("  Ramp: {ramp}"));
         let of_stage = |stage: &StageResult| {
             let ramp = stage.ramp.as_ref()?;
             Some(format!("  Ramp of stage {}: {ramp}", stage.stage))
         };
+        let budget = |budget: &String| format!("  Budget: {budget}; not part of the times");
         let mut lines: Vec<_> = whole
             .chain(self.stages.iter().filter_map(of_stage))
+            .chain(self.budgets.iter().map(budget))
             .collect();
         if !lines.is_empty() {
             lines.insert(0, String::new());

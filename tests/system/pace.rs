@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use twincast_emulator::{Fleet, HubConfig, RunningHub};
+use twincast_emulator::{Fleet, HubConfig, MessageReport, RunningHub};
 
 use crate::harness::{Room, Signal, eventually};
 
 /// A hub in this process with devices of three sites, of which one has no number, and none; listed in no order.
-fn hub_of_sites(runtime: &tokio::runtime::Runtime, each: usize) -> RunningHub {
+fn hub_of_sites(runtime: &tokio::runtime::Runtime, each: usize, latency: &str) -> RunningHub {
     let group = |site: &str, tags: &str| {
-        format!("{{count: {each}, id: \"{site}-{{index:02}}\", tags: {{type: fridge{tags}}}}}")
+        format!(
+            "{{count: {each}, id: \"{site}-{{index:02}}\", tags: {{type: fridge{tags}}}, behaviour: {{latency: {latency}}}}}"
+        )
     };
     let groups = [
         group("none", ""),
@@ -44,7 +46,7 @@ fn times(hub: &RunningHub, site: &str, each: usize) -> Vec<u64> {
 fn a_ramp_rises_and_an_order_is_kept() {
     const EACH: usize = 60;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let hub = hub_of_sites(&runtime, EACH);
+    let hub = hub_of_sites(&runtime, EACH, "10ms");
     let room = Room::of(&hub);
     room.write(
         "ramped.yaml",
@@ -96,4 +98,66 @@ fn a_ramp_rises_and_an_order_is_kept() {
     let first = all[0];
     let early = all.iter().filter(|at| **at < first + 5_000).count();
     assert!((45..=53).contains(&early), "{early} in 5 s: {all:?}");
+}
+
+/// The most devices of a site that had a message and had not completed it, at any time.
+fn most_in_progress(hub: &RunningHub, site: &str, each: usize) -> usize {
+    let spans: Vec<Vec<(u64, u64)>> = (0..each)
+        .map(|n| {
+            let id = format!("{site}-{n:02}");
+            let messages = hub.hub().messages(&id).unwrap_or_default();
+            let span = |message: &MessageReport| {
+                (message.enqueued_ms, message.done_ms.unwrap_or(u64::MAX))
+            };
+            messages.iter().map(span).collect()
+        })
+        .collect();
+    let starts = spans.iter().flatten().map(|(start, _)| *start);
+    let at = |now: u64| {
+        let is_under_way =
+            |spans: &&Vec<(u64, u64)>| spans.iter().any(|span| (span.0..span.1).contains(&now));
+        spans.iter().filter(is_under_way).count()
+    };
+    starts.map(at).max().unwrap_or(0)
+}
+
+/// At most three of one site are in progress, through kills at any moment; devices without the tag go ahead.
+#[test]
+fn a_budget_is_kept_through_kills() {
+    const EACH: usize = 24;
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub_of_sites(&runtime, EACH, "300ms..500ms");
+    let room = Room::of(&hub);
+    room.write(
+        "careful.yaml",
+        "name: careful\ntarget: { tags: { type: fridge } }\nbatch_by: [site]\n\
+         message: { body: { text: hi }, ack: full }\nbudgets: [{ tag: site, at_most: 3 }]\n",
+    );
+    let plan = room.run(&["plan", "careful.yaml"]).expect(0).stdout;
+    let line = "Budget: at most 3 of one site in progress; not part of the times";
+    assert!(plan.contains(line), "{plan}");
+
+    let mut held_back = false;
+    for until in [EACH + 9, EACH + 30, EACH + 50] {
+        let run = room.start(&["run", "careful.yaml"]);
+        eventually("some more to be sent to", || {
+            (hub.hub().summary().distinct_devices >= until as u64).then_some(())
+        });
+        run.kill();
+        let status = room.run(&["--json", "status", "careful"]).expect(0).json();
+        let budgets = &status["budgets"];
+        held_back |= budgets["held_back"].as_u64() > Some(0)
+            && budgets["full"][0]["at_most"] == 3
+            && budgets["full"][0]["in_progress"] == 3;
+    }
+    assert!(held_back, "nothing was ever seen to be held back");
+    // After a kill some may have been sent to once more.
+    let free = times(&hub, "none", EACH).len();
+    assert!(free >= EACH, "nobody holds them back: {free}");
+    room.run(&["run", "careful.yaml"]).expect(0);
+    assert_eq!(hub.hub().summary().distinct_devices, 4 * EACH as u64);
+    for site in ["nine", "ten", "north"] {
+        let most = most_in_progress(&hub, site, EACH);
+        assert_eq!(most, 3, "{site}");
+    }
 }

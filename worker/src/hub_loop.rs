@@ -227,6 +227,10 @@ impl Inner {
             // It was on its way here when the hub was found shut. The loop waits, not the dispatch.
             return Ok(Ended::HubShut);
         }
+        // Known first: also of a batch that is not given, a rollout's feedback may be waited for.
+        let Some(known) = self.patiently(stop, || self.known(name)).await? else {
+            return Ok(Ended::Stopped);
+        };
         let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
             .expect("hexadecimal digits");
         let request = LeaseRequest {
@@ -244,9 +248,6 @@ impl Inner {
                 return Ok(Ended::Unwanted);
             }
             None => return Ok(Ended::Stopped),
-        };
-        let Some(known) = self.patiently(stop, || self.known(name)).await? else {
-            return Ok(Ended::Stopped);
         };
         let load = || self.store.load(name, batch);
         let Some(work) = self.patiently(stop, load).await? else {

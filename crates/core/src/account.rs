@@ -38,7 +38,7 @@ pub enum Activity {
     /// Something is to be sent, and every hub that it is to be sent through has refused sends for its quota
     /// of late: its limiter has not climbed back to the quota yet.
     Throttled,
-    /// All of a stage was sent, and its gate waits for what the devices say.
+    /// All of a stage was sent, and its gate waits for what the devices say; or its budgets do.
     Feedback,
     /// All of a stage was sent, and its gate waits for the end of the bake, or for its metrics.
     Baking,
@@ -136,6 +136,7 @@ impl Activity {
                 Way::Clear => Self::Sending,
                 Way::Throttled => Self::Throttled,
                 Way::OutsideWindow => Self::OutsideWindow,
+                Way::HeldBack => Self::Feedback,
             }),
             Next::Wait(WaitsFor::Retry) => Some(Self::Sending),
             Next::Measure | Next::Wait(WaitsFor::Silent { .. }) => Some(Self::Feedback),
@@ -157,6 +158,8 @@ pub enum Way {
     Throttled,
     /// The schedule does not let it.
     OutsideWindow,
+    /// Its budgets do not let it, until devices that are in progress are heard of.
+    HeldBack,
 }
 
 /// For how long a rollout has done what.
@@ -443,17 +446,25 @@ mod tests {
         let until = at(1);
         let waits = |waits| Next::Wait(waits);
         let table = [
-            (Next::Send, [A::Sending, A::Throttled, A::OutsideWindow]),
+            (
+                Next::Send,
+                [A::Sending, A::Throttled, A::OutsideWindow, A::Feedback],
+            ),
             (
                 waits(WaitsFor::Silent { devices: 1, until }),
-                [A::Feedback; 3],
+                [A::Feedback; 4],
             ),
-            (Next::Measure, [A::Feedback; 3]),
-            (waits(WaitsFor::Bake { until }), [A::Baking; 3]),
-            (waits(WaitsFor::Approval { until: None }), [A::Approval; 3]),
+            (Next::Measure, [A::Feedback; 4]),
+            (waits(WaitsFor::Bake { until }), [A::Baking; 4]),
+            (waits(WaitsFor::Approval { until: None }), [A::Approval; 4]),
         ];
         for (next, expected) in table {
-            let ways = [Way::Clear, Way::Throttled, Way::OutsideWindow];
+            let ways = [
+                Way::Clear,
+                Way::Throttled,
+                Way::OutsideWindow,
+                Way::HeldBack,
+            ];
             let done = ways.map(|way| Activity::of_next(&next, way).unwrap());
             assert_eq!(done, expected, "{next:?}");
         }

@@ -256,6 +256,8 @@ pub struct BatchStatus {
     pub lapsed: bool,
     /// Nobody is to work on it: see [`MAX_STRIKES`].
     pub quarantined: bool,
+    /// Its budgets count it already, so it is always given again. `false` without budgets.
+    pub begun: bool,
 }
 
 impl BatchStatus {

@@ -412,12 +412,14 @@ mod tests {
                 stage: StageIndex(stage),
                 group: Group::default(),
                 place: Place::default(),
+                budgets: Vec::new(),
                 devices: 1,
             },
             counts: Counts::pending(1),
             held: None,
             lapsed: false,
             quarantined: false,
+            begun: false,
         }
     }
 

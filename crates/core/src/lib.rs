@@ -17,6 +17,7 @@
 
 pub mod account;
 pub mod batch;
+pub mod budget;
 pub mod error;
 pub mod explain;
 pub mod gate;

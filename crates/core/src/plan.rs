@@ -13,6 +13,7 @@ mod forecast;
 mod manifest;
 mod order;
 mod overlap;
+mod sizes;
 mod stager;
 
 use schemars::JsonSchema;
@@ -26,6 +27,7 @@ pub use forecast::{Forecast, Impossible, Share, StageForecast, StageShares, fore
 pub use manifest::{Batch, BatchHeader, DeviceList, Group};
 pub use order::{COMPARED, Place, arrange};
 pub use overlap::{Overlap, overlap};
+pub use sizes::BatchSizes;
 pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
 
 use crate::ids::{HubName, StageName};

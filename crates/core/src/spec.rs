@@ -3,6 +3,7 @@
 //! [`Document`] keeps the place of every value; [`RolloutSpec::read`] gives either a spec of
 //! which nothing need be checked again, or every problem with its field and line.
 
+mod budget;
 mod document;
 mod metric;
 mod order;
@@ -19,6 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use budget::{AtMost, Budget, InvalidAtMost};
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
 pub use metric::{
     Comparison, Condition, InvalidCondition, MAX_MEASUREMENTS, MAX_METRICS, MAX_PROMQL_CHARS,
@@ -76,6 +78,9 @@ pub struct RolloutSpec {
     /// In which order devices are sent to within each stage. Default: as the hubs list them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
+    /// How many devices of one site, region or the like may be in progress at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<Budget>,
     /// The stages, in order. Default: one, with all devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,

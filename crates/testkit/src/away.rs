@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -170,6 +171,14 @@ impl Store for AwayStore {
     ) -> Result<Reopened, StoreError> {
         let store = self.store().await?;
         store.reopen(name, batch, attempt, outcomes).await
+    }
+
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError> {
+        self.store().await?.in_progress(name, groups).await
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {

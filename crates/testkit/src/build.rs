@@ -121,6 +121,7 @@ pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
             group: Group::default(),
             devices,
             place: Default::default(),
+            budgets: Vec::new(),
         },
         devices: list,
     }
@@ -135,6 +136,7 @@ pub fn open_status(header: BatchHeader) -> BatchStatus {
         held: None,
         lapsed: false,
         quarantined: false,
+        begun: false,
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! A defect that is found in one implementation becomes a case here, for all of them.
 
+pub mod budgets;
 pub mod lines;
 pub mod permits;
 pub mod plans;
@@ -169,6 +170,14 @@ macro_rules! store_conformance {
             a_line_is_kept_for_each_group
             a_line_is_changed_by_comparing
             nobody_is_lost_from_a_line
+        }
+        $crate::cases! { $crate::conformance::budgets, $make().await;
+            a_batch_is_given_when_its_group_has_room
+            what_a_lost_worker_had_counts
+            silence_ends
+            a_per_cent_is_of_the_whole_group
+            all_budgets_hold_at_once
+            a_new_try_has_empty_groups
         }
         $crate::cases! { $crate::conformance::permits, $make().await;
             the_quota_is_used_and_not_exceeded

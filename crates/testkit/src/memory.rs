@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{Attempts, BatchStatus, Held, Lease, LeaseRefused, Reopened, Tenancy};
+use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
@@ -57,6 +58,7 @@ struct Slot {
     codes: BTreeMap<u32, u32>,
     attempts: Attempts,
     tenancy: Tenancy,
+    begun: Begun,
 }
 
 impl std::fmt::Debug for MemoryStore {
@@ -113,6 +115,34 @@ impl Entry {
         slot.ok_or_else(|| not_found(format!("batch {batch}")))
     }
 
+    fn progress(&self, group: &BudgetGroup, now: Timestamp) -> GroupProgress {
+        let is_in = |slot: &&Slot| {
+            let mut budgets = slot.batch.header.budgets.iter();
+            budgets.any(|other| other.group == group.group)
+        };
+        let mut progress = GroupProgress {
+            devices: 0,
+            in_progress: 0,
+        };
+        for slot in self.batches.values().filter(is_in) {
+            let counts = slot.outcomes.counts();
+            progress.devices += counts.total();
+            progress.in_progress += slot.begun.in_progress(&counts, group.silent_ms, now);
+        }
+        progress
+    }
+
+    fn has_room(&self, batch: BatchId, now: Timestamp) -> bool {
+        let Some(slot) = self.batches.get(&batch).filter(|slot| !slot.begun.is_open) else {
+            return true;
+        };
+        let counts = slot.outcomes.counts();
+        slot.batch.header.budgets.iter().all(|group| {
+            let room = self.progress(group, now).room(group.limit);
+            room >= counts.unsettled()
+        })
+    }
+
     fn statuses(&self, now: Timestamp) -> impl Iterator<Item = BatchStatus> {
         let version = self.rollout.version;
         self.batches.values().map(move |slot| BatchStatus {
@@ -121,6 +151,7 @@ impl Entry {
             held: slot.tenancy.held_at(now),
             lapsed: slot.tenancy.has_lapsed_at(now),
             quarantined: slot.tenancy.is_quarantined(version),
+            begun: slot.begun.is_open && !slot.batch.header.budgets.is_empty(),
         })
     }
 }
@@ -133,6 +164,7 @@ impl Slot {
             codes: BTreeMap::new(),
             attempts: Attempts::default(),
             tenancy: Tenancy::default(),
+            begun: Begun::default(),
         }
     }
 
@@ -153,6 +185,7 @@ impl Slot {
                 self.codes.entry(report.index).or_insert(report.code);
             }
         }
+        self.begun.settled(&self.outcomes.counts());
         Ok(())
     }
 }
@@ -265,18 +298,20 @@ impl Store for MemoryStore {
         let wanted = entry.rollout.wanted();
         let version = entry.rollout.version;
         let stage = entry.rollout.stage();
+        let has_room = entry.has_room(request.batch, now);
         let slot = entry.slot(request.batch)?;
         if slot.outcomes.counts().unsettled() == 0 {
             return Ok(LeaseReply::Done);
         }
-        if wanted == Wanted::Stop || slot.batch.header.stage > stage && !all_stages {
+        let is_early = slot.batch.header.stage > stage && !all_stages;
+        if wanted == Wanted::Stop || is_early || !has_room {
             return Ok(LeaseReply::NotWanted);
         }
         let granted = slot
             .tenancy
             .lease(&request.holder, next, version, now, request.ttl);
         match granted {
-            Ok(()) => {}
+            Ok(()) => slot.begun.given(),
             Err(LeaseRefused::Held(held)) => return Ok(LeaseReply::Held(held)),
             Err(LeaseRefused::Quarantined) => return Ok(LeaseReply::Quarantined),
         }
@@ -321,6 +356,9 @@ impl Store for MemoryStore {
         let renewed = tenancy.renew(lease.epoch, !reports.is_empty(), now, ttl);
         renewed.map_err(|_| gone())?;
         slot.merge(slot.attempts.newest, reports)?;
+        if !reports.is_empty() {
+            slot.begun.recorded(&slot.outcomes.counts(), now);
+        }
         slot.tenancy = tenancy;
         Ok(wanted)
     }
@@ -367,6 +405,7 @@ impl Store for MemoryStore {
             };
             slot.outcomes.merge(index, end);
         }
+        slot.begun.settled(&slot.outcomes.counts());
         Ok(None)
     }
 
@@ -404,6 +443,18 @@ impl Store for MemoryStore {
             slot.tenancy.vacate();
         }
         Ok(Reopened::Devices(devices))
+    }
+
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let entry = state.entry(name)?;
+        let progress = groups.iter().map(|group| entry.progress(group, now));
+        Ok(progress.collect())
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {

@@ -117,6 +117,7 @@ async fn plan(
                 group: Group::default(),
                 devices: list.len() as u32,
                 place: Default::default(),
+                budgets: Vec::new(),
             },
             devices: list,
         };

@@ -15,6 +15,7 @@
 //! What is costly and needs no order (compressing manifests, unpacking them) is done by the
 //! caller's task.
 
+mod budgets;
 mod disk;
 mod engine;
 mod error;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -49,6 +51,7 @@ use engine::{Call, Engine, Reading, Request, WAITING, Writing};
 pub use error::OpenError;
 use error::{Closed, Fault, Misfit};
 use permits::Permits;
+use read_ops::Asked;
 use tables::{batch_of, head};
 use write_ops::PackedBatch;
 
@@ -273,10 +276,21 @@ impl Store for EmbeddedStore {
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
         let request = request.clone();
         let doing = format!("lease {}", batch_of(request.batch, &request.rollout));
-        self.read(doing, move |on| {
-            read_ops::lease(on.tables, on.leases, on.now, &request)
-        })
-        .await
+        let wanted = request.clone();
+        let asked = self
+            .read(doing.clone(), move |on| {
+                read_ops::lease(on.tables, on.leases, on.now, &wanted)
+            })
+            .await?;
+        match asked {
+            Asked::Answered(reply) => Ok(reply),
+            Asked::HasBudgets => {
+                self.write(doing, move |on| {
+                    budgets::lease(on.tables, on.leases, on.now, &request)
+                })
+                .await
+            }
+        }
     }
 
     async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
@@ -368,6 +382,19 @@ impl Store for EmbeddedStore {
                 outcomes: &outcomes,
             };
             retry_ops::reopen(on.tables, on.leases, &name, wanted, on.now)
+        })
+        .await
+    }
+
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError> {
+        let doing = format!("read what is in progress of rollout {name}");
+        let (name, groups) = (name.clone(), groups.to_vec());
+        self.read(doing, move |on| {
+            budgets::in_progress(on.tables, on.now, &name, &groups)
         })
         .await
     }

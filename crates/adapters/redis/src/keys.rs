@@ -42,7 +42,7 @@ impl Keys {
     }
 
     /// The keys of a rollout and its plan, in the order in which `rollout.lua` names them.
-    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 8] {
+    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 10] {
         let head = self.head(name);
         [
             "",
@@ -53,6 +53,8 @@ impl Keys {
             ":codes",
             ":open",
             ":tallies",
+            ":groups",
+            ":begun",
         ]
         .map(|part| format!("{head}{part}"))
     }

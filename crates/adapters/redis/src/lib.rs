@@ -19,6 +19,8 @@
 //! | `{<rollout>}:codes` | hash | by place in the outcomes: the hub's code for a refused device |
 //! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<place>-<number>` of the batches on which something is left to do |
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
+//! | `{<rollout>}:groups` | hash | by group that a budget is for: how many devices it has |
+//! | `{<rollout>}:begun` | sorted set | `<group>`, a zero byte and the number of the batches that the group's budget counts |
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
@@ -27,7 +29,7 @@
 //! | `active` | sorted set | the names of the active ones, each with the version last stored |
 //! | `halt` | string | why and since when all are halted (JSON), if they are |
 //!
-//! A rollout has these eight keys however many batches it has, so a plan that is made anew is
+//! A rollout has these ten keys however many batches it has, so a plan that is made anew is
 //! dropped in the same step as its successor is begun: by name at once, its memory by a
 //! thread of the server. There is nothing to sweep, and no crash to sweep after.
 //!

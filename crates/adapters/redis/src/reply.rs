@@ -134,6 +134,7 @@ impl Reply {
                     lapsed: row.held.as_ref().is_some_and(|held| held.until <= now),
                     held: row.held.filter(|held| held.until > now),
                     quarantined: row.strikes >= MAX_STRIKES && row.counted_in == version,
+                    begun: row.begun,
                 })
             })
             .collect()
@@ -191,6 +192,7 @@ struct Row<'a> {
     counted_in: &'a str,
     held: Option<Held>,
     counts: [u64; OUTCOMES],
+    begun: bool,
 }
 
 impl<'a> Row<'a> {
@@ -216,6 +218,8 @@ impl<'a> Row<'a> {
                 until: Timestamp(until),
             }),
             counts,
+            // The place is the scripts' own.
+            begun: words.nth(1) == Some("1"),
         })
     }
 }

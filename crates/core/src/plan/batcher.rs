@@ -64,8 +64,15 @@ impl Batcher {
     }
 
     /// Adds a device; gives the batch that became full by it, or those that had to be closed for
-    /// room.
-    pub fn push(&mut self, stage: StageIndex, group: Group, device: &DeviceId) -> Vec<Filled> {
+    /// room. A batch with `most` devices or more is full, whatever the limits are.
+    pub fn push(
+        &mut self,
+        stage: StageIndex,
+        group: Group,
+        device: &DeviceId,
+        most: Option<usize>,
+    ) -> Vec<Filled> {
+        let most = most.unwrap_or(usize::MAX).min(self.limits.devices);
         let key = (stage, group);
         // Looked up before inserting, to clone the key only for a new group.
         let list = match self.open.get_mut(&key) {
@@ -74,7 +81,7 @@ impl Batcher {
         };
         list.push(device);
         self.open_devices += 1;
-        if list.len() >= self.limits.devices || list.bytes() >= self.limits.bytes {
+        if list.len() >= most || list.bytes() >= self.limits.bytes {
             return self.close(&key).into_iter().collect();
         }
         if self.open_devices > self.limits.open_devices {
@@ -137,7 +144,7 @@ mod tests {
             for (index, group) in groups.iter().enumerate() {
                 let tag = Group(vec![("g".into(), Some(group.to_string()))]);
                 let id = DeviceId::new(format!("d{index}")).unwrap();
-                filled.extend(batcher.push(StageIndex(0), tag, &id));
+                filled.extend(batcher.push(StageIndex(0), tag, &id, None));
                 prop_assert!(batcher.open_devices <= open_devices);
                 prop_assert_eq!(batcher.open_devices, batcher.open.values().map(DeviceList::len).sum::<usize>());
             }

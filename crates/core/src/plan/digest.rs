@@ -77,6 +77,7 @@ mod tests {
                 group: Group(vec![("g".into(), Some((*group).into()))]),
                 devices: devices.len() as u32,
                 place: Default::default(),
+                budgets: Vec::new(),
             };
             hub_digest.add(&header, &devices);
         }

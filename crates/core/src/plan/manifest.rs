@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::order::Place;
+use crate::budget::BudgetGroup;
 use crate::ids::{BatchId, DeviceId, HubName, StageIndex};
 
 /// A tag group: the values of the `batch_by` tags that all devices of a batch share, in the
@@ -42,6 +43,9 @@ pub struct BatchHeader {
     /// When it is released, compared with others of its stage and hub.
     #[serde(default, skip_serializing_if = "Place::is_none")]
     pub place: Place,
+    /// The groups of which only so many devices may be in progress, and which all its devices are in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<BudgetGroup>,
 }
 
 /// A batch: the unit of work on the queue.

@@ -34,6 +34,11 @@ impl Place {
         Self(format!("1{digits}"))
     }
 
+    /// The place of a group's so-manieth batch.
+    pub(super) fn of_round(round: u32) -> Self {
+        Self(format!("{round:08x}"))
+    }
+
     /// A place that is as good as random, and always the same.
     fn of_cohort(cohort: Cohort) -> Self {
         Self(format!("{:016x}", cohort.0))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::batch::{BatchStatus, Held, Lease, Reopened};
+use crate::budget::{BudgetGroup, GroupProgress};
 use crate::group::Line;
 use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
@@ -197,7 +198,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
-    /// Asks for a batch. Only one of the stages up to the rollout's current one is given.
+    /// Asks for a batch. Only one of the stages up to the rollout's current one is given, and only one that all of
+    /// its budgets have room for: from then on they count it ([`budget`](crate::budget)).
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError>;
 
     /// A batch and what is known of it.
@@ -255,6 +257,13 @@ pub trait Store: Send + Sync + 'static {
         attempt: Attempt,
         outcomes: &[Outcome],
     ) -> Result<Reopened, StoreError>;
+
+    /// Groups of a rollout as they are now, in their order.
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError>;
 
     /// A rollout's counters by stage and hub: always the sum of its outcomes.
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;

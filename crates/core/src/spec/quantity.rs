@@ -228,6 +228,12 @@ impl Percent {
         })
     }
 
+    /// In millionths.
+    #[must_use]
+    pub fn millionths(self) -> u32 {
+        self.millionths
+    }
+
     /// As a fraction, 0 to 1.
     #[must_use]
     pub fn fraction(self) -> f64 {

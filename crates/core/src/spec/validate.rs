@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Problem;
-use super::{Exclusion, Gate, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target};
+use super::{
+    AtMost, Exclusion, Gate, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target,
+};
 use crate::group::Conflict;
 use crate::message::Ack;
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
@@ -58,6 +60,7 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         ));
     }
     order(spec, spec.order.as_ref(), "order", &mut problems);
+    budgets(spec, &mut problems);
     if let Some(given) = &spec.ramp {
         ramp(spec, given, "ramp", &mut problems);
     }
@@ -245,6 +248,42 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         }
         if let Some(given) = &stage.gate {
             gate(spec, stage, given, &format!("{field}.gate"), problems);
+        }
+    }
+}
+
+fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
+    if !spec.budgets.is_empty() && spec.message.ack != Ack::Full {
+        let what = "need message.ack: full, so that it is known who is done";
+        problems.push(Problem::new("budgets", what));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, budget) in spec.budgets.iter().enumerate() {
+        let field = format!("budgets[{index}]");
+        let tag = &budget.tag;
+        if !spec.batch_by.contains(tag) {
+            let what = format!(
+                "tag {tag} must be one of batch_by, so that all devices of a batch have one value"
+            );
+            problems.push(Problem::new(format!("{field}.tag"), what));
+        }
+        if !seen.insert(tag) {
+            let what = format!("tag {tag} has a budget already");
+            problems.push(Problem::new(format!("{field}.tag"), what));
+        }
+        let is_none = match budget.at_most {
+            AtMost::Devices(devices) => devices == 0,
+            AtMost::Percent(percent) => percent == super::Percent::NONE,
+        };
+        if is_none {
+            let what = format!("is {}, so that nothing could ever be sent", budget.at_most);
+            problems.push(Problem::new(format!("{field}.at_most"), what));
+        }
+        if let Some(deadline) = budget.deadline
+            && deadline.0 > MAX_WAIT
+        {
+            let what = format!("{deadline} is too long; at most 90d");
+            problems.push(Problem::new(format!("{field}.deadline"), what));
         }
     }
 }

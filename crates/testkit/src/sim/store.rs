@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
@@ -310,6 +311,18 @@ impl Store for SimStore {
                 &of, batch, attempt, &outcomes, &reopened,
             ));
             Ok(reopened)
+        })
+        .await
+    }
+
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError> {
+        let (of, groups) = (name.clone(), groups.to_vec());
+        self.call("in_progress", name, |truth, _| async move {
+            truth.in_progress(&of, &groups).await
         })
         .await
     }

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use redb::ReadableTable;
-use twincast_core::batch::{BatchStatus, Lease, LeaseRefused};
+use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
@@ -12,6 +12,7 @@ use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
 use twincast_core::rollout::{Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
+use super::budgets;
 use super::error::Fault;
 use super::leases::Leases;
 use super::tables::{
@@ -136,6 +137,7 @@ fn status(
         held: leases.held(head.series, id, now),
         lapsed: leases.has_lapsed(head.series, id, now),
         quarantined: leases.is_quarantined(head.series, id, head.version),
+        begun: budgets::begun(&tables.begun, key)?.is_open,
     })
 }
 
@@ -148,34 +150,28 @@ fn keys<V: redb::Value + 'static>(
         .collect()
 }
 
+/// What became of a wish for a batch: an answer, or that it takes writing.
+pub(super) enum Asked {
+    Answered(LeaseReply),
+    /// The batch has budgets, which are to count it from then on.
+    HasBudgets,
+}
+
 pub(super) fn lease(
     tables: &ReadTables,
     leases: &mut Leases,
     now: Timestamp,
     request: &LeaseRequest,
-) -> Result<LeaseReply, Fault> {
-    let head = known_head(&tables.heads, &request.rollout)?;
-    let key = key(head.series, request.batch);
-    let header = header(&tables.batches, key)?
-        .ok_or_else(|| Fault::not_found(batch_of(request.batch, &request.rollout)))?;
-    if unsettled(&batch_counts(&tables.counts, key)?) == 0 {
-        return Ok(LeaseReply::Done);
+) -> Result<Asked, Fault> {
+    let (head, header) =
+        match budgets::wanted(&tables.heads, &tables.batches, &tables.counts, request)? {
+            Ok(found) => found,
+            Err(reply) => return Ok(Asked::Answered(reply)),
+        };
+    if !header.budgets.is_empty() {
+        return Ok(Asked::HasBudgets);
     }
-    if head.wanted() == Wanted::Stop || header.stage > head.stage {
-        return Ok(LeaseReply::NotWanted);
-    }
-    Ok(
-        match leases.lease(head.series, head.version, request, now) {
-            Ok(epoch) => LeaseReply::Granted(Lease {
-                rollout: request.rollout.clone(),
-                batch: request.batch,
-                holder: request.holder.clone(),
-                epoch,
-            }),
-            Err(LeaseRefused::Held(held)) => LeaseReply::Held(held),
-            Err(LeaseRefused::Quarantined) => LeaseReply::Quarantined,
-        },
-    )
+    Ok(Asked::Answered(budgets::give(leases, &head, request, now)))
 }
 
 /// Renews a lease and says what the rollout wants: a record without reports.

@@ -14,6 +14,9 @@
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
+//! | `begun` | series, batch | of a batch with budgets that was given to a worker: whether something is still to be sent, and when something was last recorded as sent |
+//! | `members` | series, group, batch | nothing; is there while the group's budget counts the batch |
+//! | `groups` | series, group | how many devices a group has that a budget is for |
 //! | `garbage` | series | nothing; a plan that was given up and is being removed |
 //!
 //! A *series* numbers one try at planning one rollout. A new try gets a new series, so all of
@@ -47,7 +50,7 @@ pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
 /// A place in `heads`: series, version, try, stance, stage.
-type StoredHead = (u32, u64, u32, u8, u16);
+pub(super) type StoredHead = (u32, u64, u32, u8, u16);
 
 /// The keys of `meta`.
 pub(super) mod meta {
@@ -112,6 +115,9 @@ tables! {
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
     lines: LINES &'static str => &'static [u8];
+    begun: BEGUN BatchKey => (bool, u64);
+    members: MEMBERS (u32, &'static str, u32) => ();
+    groups: GROUPS (u32, &'static str) => u64;
     garbage: GARBAGE u32 => ();
 }
 

@@ -13,6 +13,7 @@ use twincast_core::ports::{Created, Report};
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
+use super::budgets;
 use super::error::Fault;
 use super::leases::Leases;
 use super::read_ops;
@@ -140,6 +141,7 @@ fn add_batch(
     key: BatchKey,
     batch: &PackedBatch,
 ) -> Result<(), Fault> {
+    budgets::add(tables, key, &batch.header)?;
     let mut pending = [0; OUTCOMES];
     pending[Outcome::Pending as usize] = u64::from(batch.header.devices);
     move_tally(tables, key.0, &batch.header, &[0; OUTCOMES], &pending)?;
@@ -179,6 +181,9 @@ pub(super) fn record(
     // Whoever holds the batch sends its newest attempt.
     let newest = |_, _| true;
     merge_into(tables, key, &header, &lease.rollout, reports, newest)?;
+    if !header.budgets.is_empty() && !reports.is_empty() {
+        budgets::recorded(tables, key, now)?;
+    }
     leases.renew(head.series, lease, !reports.is_empty(), now, ttl);
     Ok(head.wanted())
 }
@@ -321,6 +326,9 @@ pub(super) fn apply(
     } else if change.gained[Outcome::Pending as usize] > 0 {
         tables.open.insert(open_key(key.0, header), ())?;
     }
+    if !header.budgets.is_empty() {
+        budgets::settled(tables, key)?;
+    }
     Ok(())
 }
 
@@ -381,6 +389,8 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     sweep_rows!(tables.attempts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.outcomes, (series, 0), (series + 1, 0), left);
     left -= sweep_open(tables, series, left)?;
+    left -= budgets::sweep(tables, series, left)?;
+    sweep_rows!(tables.begun, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;

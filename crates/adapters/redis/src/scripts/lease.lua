@@ -1,4 +1,4 @@
--- Gives a lease, or says why not: `Tenancy::lease`.
+-- Gives a lease, or says why not: `Tenancy::lease`, and `budget` for what its groups have room for.
 -- ARGV: time, batch, holder, milliseconds.
 
 local stance, row, version = read_row(ARGV[2])
@@ -10,6 +10,17 @@ if stance ~= RUNNING or tonumber(row.stage) > tonumber(redis.call('HGET', HEAD, 
 end
 
 local now, holder = clock(), ARGV[3]
+local budgets, over = {}, {}
+if row.begun == '0' then
+  budgets = cjson.decode(redis.call('HGET', HEADERS, ARGV[2])).budgets
+  for _, budget in ipairs(budgets) do
+    local devices = tonumber(redis.call('HGET', GROUPS, budget.group) or 0)
+    local limit = budget.limit.devices or math.floor(devices * budget.limit.millionths / 1000000)
+    local sum, names = group_in_progress(budget.group, budget.silent_ms, now)
+    if sum + unsettled(row) > math.max(limit, 1) then return { 'OK', 'not_wanted' } end
+    for _, name in ipairs(names) do over[#over + 1] = name end
+  end
+end
 local is_others = row.holder ~= NOBODY and row.holder ~= holder
 if is_others and row.ends > now then return { 'OK', 'held', row.holder, row.ends } end
 
@@ -22,6 +33,11 @@ if row.strikes >= MAX_STRIKES then
   row.holder, row.ends = NOBODY, 0
   write_row(row)
   return { 'OK', 'quarantined' }
+end
+in_pieces('ZREM', BEGUN, over)
+for _, budget in ipairs(budgets) do
+  redis.call('ZADD', BEGUN, 0, begun_name(budget.group, ARGV[2]))
+  row.begun = '1'
 end
 row.epoch = whole(redis.call('HINCRBY', HEAD, 'epoch', 1))
 row.holder, row.ends = holder, later(now, tonumber(ARGV[4]))

@@ -8,8 +8,12 @@ if not row or not is_held_by(row, ARGV[3], ARGV[4]) then return { 'SUPERSEDED' }
 local reports = decode(ARGV[6])
 local change, refusal = merged(row, row.newest, reports)
 if refusal then return refusal end
-row.ends = later(clock(), tonumber(ARGV[5]))
-if #reports > 0 then row.strikes = 0 end
+local now = clock()
+row.ends = later(now, tonumber(ARGV[5]))
+if #reports > 0 then
+  row.strikes = 0
+  if row.begun ~= '-' then row.sent_at = now end
+end
 apply(row, change)
 write_row(row)
 return { 'OK', stance }

@@ -2,7 +2,7 @@
 -- what is refused (by us, or by a server that is out of memory, which it tells at the first
 -- write) has changed nothing.
 
-local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES = unpack(KEYS)
+local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES, GROUPS, BEGUN = unpack(KEYS)
 
 -- Called for each device.
 local floor, min, max = math.floor, math.min, math.max
@@ -12,8 +12,9 @@ local NOBODY = '-'
 
 -- A batch's row in HEAD: all that changes about it, and what is needed for changing it. Its
 -- words: first device, devices, stage, hub, epoch, strikes, version they were counted in,
--- lease's end, holder, how many devices have each outcome, after a dot its place, and, of a batch that
--- was retried, its newest attempt and the newest at silent devices.
+-- lease's end, holder, how many devices have each outcome, after a dot its place, and its part in budgets: whether it is
+-- begun ('-' if it has no budgets), and when something of it was last recorded as sent;
+-- and, of a batch that was retried, its newest attempt and the newest at silent devices.
 -- Gives the rollout's stance and version with it: they are read at once. Without a stance there
 -- is no such rollout, without a row no such batch.
 local function read_row(batch)
@@ -27,7 +28,7 @@ local function read_row(batch)
     ends = tonumber(word()), holder = word(), counts = {},
   }
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
-  row.place = word() or '.'
+  row.place, row.begun, row.sent_at = word() or '.', word() or '-', tonumber(word() or 0)
   row.newest, row.silent = tonumber(word() or 1), tonumber(word() or 1)
   return stance, row, version
 end
@@ -40,6 +41,8 @@ local function write_row(row)
   }
   for outcome = 0, OUTCOME_COUNT - 1 do words[#words + 1] = whole(row.counts[outcome]) end
   words[#words + 1] = row.place
+  words[#words + 1] = row.begun
+  words[#words + 1] = whole(row.sent_at)
   if row.newest > 1 then
     words[#words + 1] = whole(row.newest)
     words[#words + 1] = whole(row.silent)
@@ -186,11 +189,37 @@ local function apply(row, change)
     end
     if unsettled(row) == 0 then
       redis.call('ZREM', OPEN, open_name(row))
+      if row.begun == '1' then row.begun = '0' end
     elseif (change.moved[PENDING] or 0) > 0 then
       redis.call('ZADD', OPEN, 0, open_name(row))
     end
   end
   in_pieces('HSET', CODES, codes)
+end
+
+-- How many of a batch's devices are in progress: `Begun::in_progress`.
+local function in_progress(row, silent_ms, now)
+  local unsent = row.begun == '1' and unsettled(row) or 0
+  if now >= later(row.sent_at, silent_ms) then return unsent end
+  return unsent + row.counts[ENQUEUED]
+end
+
+-- A batch's name in BEGUN, for one of its groups.
+local function begun_name(group, batch)
+  return group .. '\0' .. string.format('%010.0f', tonumber(batch))
+end
+
+-- How many devices of a group are in progress, and the names in BEGUN of batches that have none any more.
+local function group_in_progress(group, silent_ms, now)
+  local names = redis.call('ZRANGEBYLEX', BEGUN, '[' .. group .. '\0', '(' .. group .. '\1')
+  local sum, over = 0, {}
+  for _, name in ipairs(names) do
+    local _, row = read_row(whole(tonumber(string.sub(name, -10))))
+    local devices = in_progress(row, silent_ms, now)
+    sum = sum + devices
+    if devices == 0 then over[#over + 1] = name end
+  end
+  return sum, over
 end
 
 -- The headers and rows of batches, for those who want to see them.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -88,7 +89,11 @@ impl Store for RedisStore {
                 .arg(header.stage.0)
                 .arg(header.hub.as_str())
                 .arg(header.place.as_str())
-                .arg(pack(devices));
+                .arg(pack(devices))
+                .arg(header.budgets.len());
+            for group in &header.budgets {
+                run = run.arg(&group.group);
+            }
         }
         self.run("add batches to", Subject::Plan(name, plan), &run)
             .await?;
@@ -226,6 +231,28 @@ impl Store for RedisStore {
         reply
             .reopened()
             .map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn in_progress(
+        &self,
+        name: &RolloutName,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, StoreError> {
+        let (verb, subject) = ("read what is in progress of", Subject::Rollout(name));
+        let mut run = self.on(name, &SCRIPTS.in_progress);
+        for group in groups {
+            run = run.arg(&group.group).arg(group.silent_ms);
+        }
+        let mut reply = self.run(verb, subject, &run).await?;
+        let read = groups.iter().map(|_| {
+            let (devices, in_progress) = (reply.next()?, reply.next()?);
+            Ok(GroupProgress {
+                devices,
+                in_progress,
+            })
+        });
+        let read = read.collect::<Result<_, _>>();
+        read.map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {

@@ -1,0 +1,311 @@
+//! How many devices of a place may be in progress at once.
+//!
+//! A device is *in progress* from the moment on at which its batch is given to a worker until it has confirmed the
+//! message, has failed, or has been silent for so long that it is given up on.
+//!
+//! It is counted by batch, and where batches are given: the store gives one only if all of its groups have room for
+//! all of it, which is one step with the giving. From then on the batch is *begun*, and counts:
+//!
+//! ```text
+//!   given ──▶ all that is to be sent to, and all that is silent
+//!               │  (a crash changes nothing: it is given to the next worker)
+//!               ▼
+//!   all sent ─▶ what is silent, until so long after its last send
+//! ```
+//!
+//! So it does not matter who rings for what: neither a stale dispatch nor two drivers can break a budget. What is
+//! begun is always given again, so a group that is full because of it empties. A batch is never larger than what its
+//! groups allow ([`BatchSizes`](crate::plan::BatchSizes)), so in an empty group any batch has room: nothing waits for ever.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::BatchStatus;
+use crate::outcome::{Counts, Outcome};
+use crate::time::Timestamp;
+
+/// Devices of which only so many may be in progress: a part of a batch's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetGroup {
+    /// The tag and the value that they share: `site=4711`. Devices without the tag are in no group.
+    pub group: String,
+    /// How many.
+    pub limit: Limit,
+    /// After so many milliseconds, from their batch's last send on, silent devices are given up on.
+    pub silent_ms: u64,
+}
+
+/// How many devices of a group may be in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// So many.
+    Devices(u32),
+    /// So many millionths of the group's devices, rounded down, and at least one.
+    Millionths(u32),
+}
+
+impl Limit {
+    /// How many of a group with `devices` devices; at least one.
+    #[must_use]
+    pub fn of(self, devices: u64) -> u64 {
+        let allowed = match self {
+            Self::Devices(devices) => u64::from(devices),
+            Self::Millionths(part) => {
+                let part = u128::from(devices) * u128::from(part) / 1_000_000;
+                u64::try_from(part).unwrap_or(u64::MAX)
+            }
+        };
+        allowed.max(1)
+    }
+}
+
+/// What is known of a batch's part in budgets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// It was given to a worker, and something of it is still to be sent.
+    pub is_open: bool,
+    /// When something of it was last recorded as sent; 0 before.
+    pub sent_at: Timestamp,
+}
+
+impl Begun {
+    /// It was given to a worker.
+    pub fn given(&mut self) {
+        self.is_open = true;
+    }
+
+    /// A worker has recorded something, after which the outcomes are these.
+    pub fn recorded(&mut self, counts: &Counts, now: Timestamp) {
+        self.sent_at = now;
+        self.settled(counts);
+    }
+
+    /// The outcomes are these.
+    pub fn settled(&mut self, counts: &Counts) {
+        if counts.unsettled() == 0 {
+            self.is_open = false;
+        }
+    }
+
+    /// How many of the batch's devices are in progress at `now`.
+    #[must_use]
+    pub fn in_progress(self, counts: &Counts, silent_ms: u64, now: Timestamp) -> u64 {
+        let unsent = if self.is_open { counts.unsettled() } else { 0 };
+        let is_given_up = now >= self.sent_at.plus(Duration::from_millis(silent_ms));
+        let silent = if is_given_up {
+            0
+        } else {
+            counts.get(Outcome::Enqueued)
+        };
+        unsent + silent
+    }
+}
+
+/// A group as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// Its devices, in all stages and on all hubs.
+    pub devices: u64,
+    /// How many of them are in progress.
+    pub in_progress: u64,
+}
+
+impl GroupProgress {
+    /// How many more may be, by `limit`.
+    #[must_use]
+    pub fn room(&self, limit: Limit) -> u64 {
+        limit.of(self.devices).saturating_sub(self.in_progress)
+    }
+}
+
+/// A group that has no room for a batch of its.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FullGroup {
+    /// The tag and the value.
+    pub group: String,
+    /// How many of its devices are in progress.
+    pub in_progress: u64,
+    /// How many may be.
+    pub at_most: u64,
+}
+
+/// The groups of some batches, each once.
+#[must_use]
+pub fn groups_of(batches: &[BatchStatus]) -> Vec<BudgetGroup> {
+    let all = batches.iter().flat_map(|batch| &batch.header.budgets);
+    let by_name: BTreeMap<_, _> = all.map(|group| (&group.group, group)).collect();
+    by_name.into_values().cloned().collect()
+}
+
+/// Those of some open batches that can be given now, in their order, and the groups that hold back the others. `groups` are
+/// as [`groups_of`] has them, and `progress` is theirs.
+#[must_use]
+pub fn sort_out(
+    batches: Vec<BatchStatus>,
+    groups: &[BudgetGroup],
+    progress: &[GroupProgress],
+) -> (Vec<BatchStatus>, Vec<FullGroup>) {
+    let mut rooms: BTreeMap<&str, u64> = groups
+        .iter()
+        .zip(progress)
+        .map(|(group, progress)| (group.group.as_str(), progress.room(group.limit)))
+        .collect();
+    let mut full = std::collections::BTreeSet::new();
+    let mut fits = |batch: &BatchStatus| {
+        if batch.begun {
+            return true;
+        }
+        let wanted = batch.counts.unsettled();
+        let own = || {
+            batch
+                .header
+                .budgets
+                .iter()
+                .map(|group| group.group.as_str())
+        };
+        let lacking = own().filter(|group| rooms.get(group).is_some_and(|room| *room < wanted));
+        let lacking: Vec<_> = lacking.map(str::to_owned).collect();
+        if lacking.is_empty() {
+            for group in own() {
+                if let Some(room) = rooms.get_mut(group) {
+                    *room -= wanted;
+                }
+            }
+        }
+        let fits = lacking.is_empty();
+        full.extend(lacking);
+        fits
+    };
+    let mut batches = batches;
+    batches.retain(&mut fits);
+    let named = groups.iter().zip(progress);
+    let full = named.filter(|(group, _)| full.contains(&group.group));
+    let full = full.map(|(group, progress)| FullGroup {
+        group: group.group.clone(),
+        in_progress: progress.in_progress,
+        at_most: group.limit.of(progress.devices),
+    });
+    (batches, full.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{BatchId, HubName, StageIndex};
+    use crate::plan::{BatchHeader, Group};
+
+    #[test]
+    fn limits_are_rounded_down_and_at_least_one() {
+        for (limit, devices, allowed) in [
+            (Limit::Devices(3), 0, 3),
+            (Limit::Devices(3), 2, 3),
+            (Limit::Millionths(100_000), 0, 1),
+            (Limit::Millionths(100_000), 1, 1),
+            (Limit::Millionths(100_000), 9, 1),
+            (Limit::Millionths(100_000), 19, 1),
+            (Limit::Millionths(100_000), 20, 2),
+            (Limit::Millionths(1_000_000), 7, 7),
+            (Limit::Millionths(1), 10_000_000, 10),
+        ] {
+            assert_eq!(limit.of(devices), allowed, "{limit:?} of {devices}");
+        }
+    }
+
+    fn counts(of: &[(Outcome, u64)]) -> Counts {
+        let mut counts = Counts::pending(of.iter().map(|(_, n)| n).sum());
+        for (outcome, n) in of {
+            (0..*n).for_each(|_| counts.shift(Outcome::Pending, *outcome));
+        }
+        counts
+    }
+
+    #[test]
+    fn what_is_in_progress() {
+        use Outcome::{Attempting, Delivered, Enqueued, Expired, Pending, Unknown};
+        let some = counts(&[
+            (Pending, 1),
+            (Attempting, 2),
+            (Enqueued, 4),
+            (Delivered, 8),
+            (Expired, 16),
+            (Unknown, 32),
+        ]);
+        let all_sent = counts(&[(Enqueued, 4), (Delivered, 8)]);
+        let at =
+            |now, begun: Begun, counts: &Counts| begun.in_progress(counts, 1_000, Timestamp(now));
+        let untouched = Begun::default();
+        assert_eq!(at(5_000, untouched, &some), 0, "nobody has had it");
+        let mut begun = untouched;
+        begun.given();
+        let unsent = counts(&[(Pending, 9)]);
+        assert_eq!(at(5_000, begun, &unsent), 9);
+        begun.recorded(&some, Timestamp(5_000));
+        assert_eq!(at(5_999, begun, &some), 1 + 2 + 4);
+        assert_eq!(
+            at(6_000, begun, &some),
+            1 + 2,
+            "what is to be sent never lapses"
+        );
+        begun.recorded(&all_sent, Timestamp(7_000));
+        assert_eq!(at(7_999, begun, &all_sent), 4);
+        assert_eq!(at(8_000, begun, &all_sent), 0);
+        // Tried again, it is as one that nobody has had.
+        assert_eq!(at(9_000, begun, &some), 0);
+    }
+
+    fn batch(id: u32, sites: &[&str], devices: u64, begun: bool) -> BatchStatus {
+        let group = |site: &&str| BudgetGroup {
+            group: (*site).to_owned(),
+            limit: Limit::Devices(3),
+            silent_ms: 1,
+        };
+        BatchStatus {
+            header: BatchHeader {
+                id: BatchId(id),
+                hub: HubName::new("a").unwrap(),
+                stage: StageIndex(0),
+                group: Group::default(),
+                devices: 9,
+                place: Default::default(),
+                budgets: sites.iter().map(group).collect(),
+            },
+            counts: Counts::pending(devices),
+            held: None,
+            lapsed: false,
+            quarantined: false,
+            begun,
+        }
+    }
+
+    #[test]
+    fn what_fits_can_be_given() {
+        let batches = vec![
+            batch(0, &["a"], 2, true),
+            batch(1, &["a"], 2, false),
+            batch(2, &["b"], 2, false),
+            batch(3, &["b"], 2, false),
+            batch(4, &["b"], 1, false),
+            batch(5, &[], 9, false),
+            batch(6, &["c", "b"], 1, false),
+            batch(7, &["c"], 3, false),
+        ];
+        let groups = groups_of(&batches);
+        let names: Vec<_> = groups.iter().map(|group| group.group.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let progress = [2, 0, 0].map(|in_progress| GroupProgress {
+            devices: 100,
+            in_progress,
+        });
+        let (given, full) = sort_out(batches, &groups, &progress);
+        let ids: Vec<_> = given.iter().map(|batch| batch.header.id.0).collect();
+        assert_eq!(ids, [0, 2, 4, 5, 7]);
+        let full: Vec<_> = full
+            .iter()
+            .map(|full| (full.group.as_str(), full.in_progress, full.at_most))
+            .collect();
+        assert_eq!(full, [("a", 2, 3), ("b", 0, 3)]);
+    }
+}

@@ -1,0 +1,239 @@
+//! Budgets as a user writes them: how many devices of a place may be in progress at once.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::RolloutSpec;
+use super::quantity::{Percent, Span};
+use crate::budget::{BudgetGroup, Limit};
+use crate::plan::Group;
+use crate::query::TagPath;
+
+/// At most so many devices that share a tag's value are in progress at once. A device without the tag is a group
+/// of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// The tag. One of `batch_by`.
+    pub tag: TagPath,
+    /// How many of the devices of one value: a number, or a per cent of the target's devices with that value, rounded down,
+    /// but at least one.
+    pub at_most: AtMost,
+    /// After how long a silent device is given up on, from the last send of its batch on. Default: the message's
+    /// `ttl`, or 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Span>,
+}
+
+/// A number of devices, or a per cent of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "AtMostText", into = "AtMostText")]
+pub enum AtMost {
+    /// So many devices.
+    Devices(u32),
+    /// So many per cent of them.
+    Percent(Percent),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum AtMostText {
+    Number(u32),
+    Text(String),
+}
+
+/// Why something is neither.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no number of devices; write for example 2 or \"10%\"")]
+pub struct InvalidAtMost(String);
+
+impl FromStr for AtMost {
+    type Err = InvalidAtMost;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAtMost> {
+        let invalid = || InvalidAtMost(text.to_owned());
+        if text.trim().ends_with('%') {
+            text.parse().map(Self::Percent).map_err(|_| invalid())
+        } else {
+            text.trim()
+                .parse()
+                .map(Self::Devices)
+                .map_err(|_| invalid())
+        }
+    }
+}
+
+impl fmt::Display for AtMost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Devices(devices) => write!(f, "{devices}"),
+            Self::Percent(percent) => write!(f, "{percent}"),
+        }
+    }
+}
+
+impl TryFrom<AtMostText> for AtMost {
+    type Error = InvalidAtMost;
+    fn try_from(text: AtMostText) -> Result<Self, InvalidAtMost> {
+        match text {
+            AtMostText::Number(devices) => Ok(Self::Devices(devices)),
+            AtMostText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<AtMost> for AtMostText {
+    fn from(at_most: AtMost) -> Self {
+        match at_most {
+            AtMost::Devices(devices) => Self::Number(devices),
+            AtMost::Percent(percent) => Self::Text(percent.to_string()),
+        }
+    }
+}
+
+impl JsonSchema for AtMost {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "AtMost".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": ["integer", "string"],
+            "minimum": 1,
+            "pattern": r"^\s*[0-9]+(\.[0-9]{1,4})?\s*%?\s*$",
+            "description": "devices: `2`; or a part of them: `10%`",
+        })
+    }
+}
+
+impl AtMost {
+    fn limit(self) -> Limit {
+        match self {
+            Self::Devices(devices) => Limit::Devices(devices),
+            Self::Percent(percent) => Limit::Millionths(percent.millionths()),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "at most {} of one {} in progress",
+            self.at_most, self.tag
+        )
+    }
+}
+
+impl RolloutSpec {
+    /// The groups by which the devices of a tag group are held back, in the order of the budgets.
+    #[must_use]
+    pub fn budget_groups(&self, group: &Group) -> Vec<BudgetGroup> {
+        let of = |budget: &Budget| {
+            let own = group.0.iter().find(|(tag, _)| tag == budget.tag.as_str());
+            let value = own.and_then(|(_, value)| value.as_ref())?;
+            Some(BudgetGroup {
+                group: format!("{}={value}", budget.tag),
+                limit: budget.at_most.limit(),
+                silent_ms: self.silence(budget),
+            })
+        };
+        self.budgets.iter().filter_map(of).collect()
+    }
+
+    fn silence(&self, budget: &Budget) -> u64 {
+        let own = budget.deadline.or(self.message.ttl).map(|span| span.0);
+        let silence = own.unwrap_or(crate::gate::DEADLINE);
+        u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(rest: &str) -> Result<RolloutSpec, String> {
+        let text = format!("{{name: r, target: {{all: true}}, batch_by: [site, region], {rest}}}");
+        RolloutSpec::read("x", &text).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn budgets_read_and_are_by_value() {
+        let spec = read(
+            "message: {body: {text: x}, ack: full, ttl: 2h}, \
+             budgets: [{tag: site, at_most: 2}, {tag: region, at_most: 12.5%, deadline: 5m}]",
+        )
+        .unwrap();
+        let group = |site: Option<&str>| {
+            Group(vec![
+                ("site".into(), site.map(str::to_owned)),
+                ("region".into(), Some("eu".into())),
+            ])
+        };
+        let region = BudgetGroup {
+            group: "region=eu".into(),
+            limit: Limit::Millionths(125_000),
+            silent_ms: 300_000,
+        };
+        let site = BudgetGroup {
+            group: "site=7".into(),
+            limit: Limit::Devices(2),
+            silent_ms: 7_200_000,
+        };
+        assert_eq!(
+            spec.budget_groups(&group(Some("7"))),
+            [site, region.clone()]
+        );
+        assert_eq!(spec.budget_groups(&group(None)), [region]);
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(RolloutSpec::read("x", &json).unwrap(), spec);
+    }
+
+    #[test]
+    fn what_a_budget_cannot_be_is_named() {
+        let full = "message: {body: {text: x}, ack: full}";
+        for (message, budgets, wrong) in [
+            (full, "{tag: site, at_most: 0}", "budgets[0].at_most: is 0"),
+            (
+                full,
+                "{tag: site, at_most: 0%}",
+                "budgets[0].at_most: is 0%",
+            ),
+            (
+                full,
+                "{tag: site, at_most: 2 of 3}",
+                "is no number of devices",
+            ),
+            (
+                full,
+                "{tag: site, at_most: 101%}",
+                "is no number of devices",
+            ),
+            (
+                full,
+                "{tag: ring, at_most: 2}",
+                "budgets[0].tag: tag ring must be one of batch_by",
+            ),
+            (
+                full,
+                "{tag: site, at_most: 2}, {tag: site, at_most: 3}",
+                "budgets[1].tag: tag site has a budget already",
+            ),
+            (
+                full,
+                "{tag: site, at_most: 2, deadline: 91d}",
+                "is too long",
+            ),
+            (
+                "message: {body: {text: x}, ack: positive}",
+                "{tag: site, at_most: 2}",
+                "budgets: need message.ack: full",
+            ),
+        ] {
+            let found = read(&format!("{message}, budgets: [{budgets}]")).unwrap_err();
+            assert!(found.contains(wrong), "{wrong:?} is not in {found:?}");
+        }
+    }
+}

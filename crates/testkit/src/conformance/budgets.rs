@@ -1,0 +1,211 @@
+//! Cases: budgets, which hold batches back.
+
+use std::time::Duration;
+
+use twincast_core::budget::{BudgetGroup, GroupProgress, Limit};
+use twincast_core::ids::{BatchId, StageIndex};
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::Batch;
+use twincast_core::ports::{LeaseReply, Store};
+use twincast_core::rollout::{Event, PlanId};
+
+use super::Subject;
+use crate::assert_refused;
+use crate::build::{
+    TTL, batch, batch_on, hub, lease_request, leased, name, plan_completed, planning, report,
+    running, step,
+};
+
+/// After so many milliseconds the groups of these cases give up on silent devices.
+const SILENT: Duration = Duration::from_secs(600);
+
+fn group(group: &str, limit: Limit) -> BudgetGroup {
+    BudgetGroup {
+        group: group.to_owned(),
+        limit,
+        silent_ms: SILENT.as_millis() as u64,
+    }
+}
+
+/// A batch of `devices` devices in groups of which each may have three in progress.
+fn threes(id: u32, devices: u32, groups: &[&str]) -> Batch {
+    let groups = groups.iter().map(|name| group(name, Limit::Devices(3)));
+    with(batch(id, devices), groups.collect())
+}
+
+fn with(mut batch: Batch, groups: Vec<BudgetGroup>) -> Batch {
+    batch.header.budgets = groups;
+    batch
+}
+
+async fn is_given(store: &dyn Store, batch: u32) -> bool {
+    let request = lease_request(&name("r"), batch, &format!("w-{batch}"));
+    match store.lease(&request).await.unwrap() {
+        LeaseReply::Granted(_) => true,
+        LeaseReply::NotWanted => false,
+        other => panic!("batch {batch}: {other:?}"),
+    }
+}
+
+/// Records the same outcome for the first devices of a batch that is held.
+async fn sent(store: &dyn Store, batch: u32, devices: u32) {
+    let lease = leased(store, &name("r"), batch, &format!("w-{batch}")).await;
+    let reports: Vec<_> = (0..devices)
+        .map(|index| report(index, Outcome::Enqueued))
+        .collect();
+    store.record(&lease, &reports, TTL).await.unwrap();
+}
+
+async fn heard(store: &dyn Store, batch: u32, index: u32, outcome: Outcome) {
+    let reports = [report(index, outcome)];
+    let merged = store.merge(&name("r"), BatchId(batch), &reports).await;
+    merged.unwrap();
+}
+
+async fn in_progress(store: &dyn Store, groups: &[BudgetGroup]) -> Vec<(u64, u64)> {
+    let progress = store.in_progress(&name("r"), groups).await.unwrap();
+    let pair = |progress: GroupProgress| (progress.devices, progress.in_progress);
+    progress.into_iter().map(pair).collect()
+}
+
+/// A batch is given when all of it fits; what was sent counts until it is confirmed or has failed.
+pub async fn a_batch_is_given_when_its_group_has_room(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![
+        threes(0, 2, &["site=1"]),
+        threes(1, 2, &["site=1"]),
+        threes(2, 1, &["site=1"]),
+        threes(3, 3, &["site=2"]),
+        batch(4, 9),
+    ];
+    running(store, "r", batches).await;
+    assert!(is_given(store, 0).await);
+    assert!(!is_given(store, 1).await, "two and two are four");
+    assert!(is_given(store, 3).await, "another group");
+    assert!(is_given(store, 4).await, "no group");
+    assert!(is_given(store, 2).await);
+    sent(store, 0, 2).await;
+    sent(store, 2, 1).await;
+    assert!(!is_given(store, 1).await, "nobody has confirmed");
+    heard(store, 0, 0, Outcome::Delivered).await;
+    assert!(!is_given(store, 1).await, "one of three has room for one");
+    heard(store, 2, 0, Outcome::Rejected).await;
+    assert!(is_given(store, 1).await);
+    let open = store
+        .open_batches(&name("r"), &hub("a"), StageIndex(0), 9)
+        .await
+        .unwrap();
+    let begun: Vec<_> = open.iter().map(|it| (it.header.id.0, it.begun)).collect();
+    assert_eq!(begun, [(1, true), (3, true), (4, false)]);
+}
+
+/// A crash frees nothing: what a lost worker had may have been sent. Its batch is given again.
+pub async fn what_a_lost_worker_had_counts(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![threes(0, 3, &["site=1"]), threes(1, 1, &["site=1"])];
+    running(store, "r", batches).await;
+    let first = leased(store, &name("r"), 0, "lost").await;
+    subject.clock.advance(SILENT * 3);
+    assert!(!is_given(store, 1).await, "what is to be sent never lapses");
+    let again = leased(store, &name("r"), 0, "next").await;
+    let one = [report(0, Outcome::Enqueued)];
+    assert_refused!(store.record(&first, &one, TTL).await, Superseded);
+    store.record(&again, &one, TTL).await.unwrap();
+    store.release(&again).await.unwrap();
+    heard(store, 0, 0, Outcome::Delivered).await;
+    assert!(is_given(store, 1).await, "two of three");
+    assert!(is_given(store, 0).await, "what is begun is always given");
+}
+
+/// Silent devices are given up on, counted from the last send of their batch.
+pub async fn silence_ends(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![threes(0, 3, &["site=1"]), threes(1, 3, &["site=1"])];
+    running(store, "r", batches).await;
+    sent(store, 0, 1).await;
+    subject.clock.advance(SILENT / 2);
+    sent(store, 0, 3).await;
+    subject.clock.advance(SILENT - Duration::from_millis(1));
+    assert!(!is_given(store, 1).await);
+    let site = [group("site=1", Limit::Devices(3))];
+    assert_eq!(in_progress(store, &site).await, [(6, 3)]);
+    subject.clock.advance(Duration::from_millis(1));
+    assert_eq!(in_progress(store, &site).await, [(6, 0)]);
+    assert!(is_given(store, 1).await);
+    // Late news change nothing.
+    heard(store, 0, 0, Outcome::Delivered).await;
+    assert_eq!(in_progress(store, &site).await, [(6, 3)]);
+}
+
+/// A per cent is of the group's devices in all stages and hubs, rounded down, and at least one.
+pub async fn a_per_cent_is_of_the_whole_group(subject: Subject) {
+    let store = &*subject.store;
+    let fifth = || vec![group("site=1", Limit::Millionths(200_000))];
+    let small = || vec![group("site=2", Limit::Millionths(200_000))];
+    let batches = vec![
+        with(batch_on(0, "a", 0, 1), fifth()),
+        with(batch_on(1, "b", 0, 1), fifth()),
+        with(batch_on(2, "a", 0, 1), fifth()),
+        with(batch_on(3, "b", 1, 11), fifth()),
+        with(batch(4, 1), small()),
+        with(batch(5, 1), small()),
+    ];
+    running(store, "r", batches).await;
+    let groups = [fifth(), small(), vec![group("site=3", Limit::Devices(1))]].concat();
+    assert_eq!(in_progress(store, &groups).await, [(14, 0), (2, 0), (0, 0)]);
+    assert!(is_given(store, 0).await);
+    assert!(is_given(store, 1).await);
+    assert!(!is_given(store, 2).await, "2.8 are 2");
+    assert!(is_given(store, 5).await, "0.4 are 1");
+    assert!(!is_given(store, 4).await);
+    assert_eq!(in_progress(store, &groups).await, [(14, 2), (2, 1), (0, 0)]);
+    sent(store, 5, 1).await;
+    heard(store, 5, 0, Outcome::Delivered).await;
+    assert!(is_given(store, 4).await);
+}
+
+/// A batch needs room in all of its groups, and takes it in all of them or in none.
+pub async fn all_budgets_hold_at_once(subject: Subject) {
+    let store = &*subject.store;
+    let batches = vec![
+        threes(0, 2, &["site=1", "region=eu"]),
+        threes(1, 2, &["site=2", "region=eu"]),
+        threes(2, 2, &["site=2", "region=us"]),
+        // A name that begins like another one.
+        threes(3, 3, &["site=22"]),
+    ];
+    running(store, "r", batches).await;
+    assert!(is_given(store, 0).await);
+    assert!(!is_given(store, 1).await, "region=eu has room for one");
+    let groups = ["site=1", "site=2", "region=eu", "site=22"];
+    let groups = groups.map(|name| group(name, Limit::Devices(3)));
+    let now = in_progress(store, &groups).await;
+    assert_eq!(now, [(2, 2), (4, 0), (4, 2), (3, 0)]);
+    assert!(is_given(store, 2).await);
+    assert!(is_given(store, 3).await);
+    let now = in_progress(store, &groups).await;
+    assert_eq!(now, [(2, 2), (4, 2), (4, 2), (3, 3)]);
+}
+
+/// A new try at planning begins with empty groups.
+pub async fn a_new_try_has_empty_groups(subject: Subject) {
+    let store = &*subject.store;
+    let first = planning(store, "r").await;
+    let old = vec![threes(0, 2, &["site=1"]), threes(1, 1, &["site=1"])];
+    store
+        .add_batches(&name("r"), PlanId(1), old.clone())
+        .await
+        .unwrap();
+    // Made again, it counts once.
+    store.add_batches(&name("r"), PlanId(1), old).await.unwrap();
+    let site = [group("site=1", Limit::Devices(3))];
+    assert_eq!(in_progress(store, &site).await, [(3, 0)]);
+    let second = step(store, &first, Event::PlanningStarted).await;
+    assert_eq!(in_progress(store, &site).await, [(0, 0)]);
+    let new = vec![threes(0, 1, &["site=1"])];
+    store.add_batches(&name("r"), PlanId(2), new).await.unwrap();
+    step(store, &second, plan_completed(1)).await;
+    assert_eq!(in_progress(store, &site).await, [(1, 0)]);
+    assert!(is_given(store, 0).await);
+    assert_refused!(store.in_progress(&name("nobody"), &site).await, NotFound);
+}
