@@ -16,7 +16,7 @@ use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::gate::{self, Measured, Next, WaitsFor};
 use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
-use twincast_core::outcome::Counts;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     Clock, Depth, Dispatch, HubTrouble, MetricSource, Queue, QueueError, Roster, Store, StoreError,
@@ -414,12 +414,50 @@ impl Driver {
             Next::Happened(event) => Ok(Pass::Happened(event)),
             Next::Measure => Ok(Pass::Measure),
             Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
+            Next::Wait(WaitsFor::Silent { .. }) => {
+                self.wake_listeners(&rollout.spec.name, &tallies, rung)
+                    .await?;
+                Ok(Pass::Waited)
+            }
             Next::Wait(_) => Ok(Pass::Waited),
             Next::Over => {
                 let counts = Tally::sum(&tallies);
                 Ok(Pass::Happened(Event::AllSettled { counts }))
             }
         }
+    }
+
+    /// Devices are waited for, of which workers must hear. One listens once it knows of the rollout, and one that was
+    /// started since all was sent does not: it is rung for a batch that is done, now and then.
+    async fn wake_listeners(
+        &self,
+        name: &RolloutName,
+        tallies: &[Tally],
+        rung: &mut Rung,
+    ) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let silent = tallies
+            .iter()
+            .filter(|tally| tally.counts.get(Outcome::Enqueued) > 0);
+        let hubs: BTreeSet<&HubName> = silent.map(|tally| &tally.hub).collect();
+        let mut due: BTreeSet<_> = hubs
+            .into_iter()
+            .filter(|hub| rung.wakes(hub, now, self.config.ring_again))
+            .collect();
+        let mut after = None;
+        while !due.is_empty() {
+            let page = self.store.batches(name, after, 64).await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(last.header.id);
+            for batch in &page {
+                if due.remove(&batch.header.hub) && self.ring(name, batch).await == Rang::Away {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rings for those of the open batches that should be moving and are not.
