@@ -6,7 +6,7 @@ use std::sync::Arc;
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Rollout};
+use twincast_core::rollout::{Event, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 
 use crate::accept::{Accepted, accept};
@@ -73,14 +73,18 @@ impl Intake {
         match (command.command, command.rollout.as_ref()) {
             (Kind::Start, _) => self.start(command).await,
             (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
-            (Kind::Resume, Some(name)) => self.go_on(name, &|_| Ok(Event::ResumeRequested)).await,
+            (Kind::Resume, Some(name)) => {
+                let word = command.word();
+                self.go_on(name, &|_| Ok(Event::ResumeRequested { word: word.clone() }))
+                    .await
+            }
             (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
             (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, command)).await,
             (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, command)).await,
             (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, command)).await,
             (Kind::Retry, Some(name)) => self.retry(name, command).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
-            (Kind::ResumeAll, _) => self.resume_all().await,
+            (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
             (Kind::Status, Some(name)) => {
                 let rollout = self.rollout(name).await?;
                 Ok(self.answer(false, &[rollout]).await?)
@@ -260,12 +264,13 @@ impl Intake {
             .await
     }
 
-    async fn resume_all(&self) -> Result<Answer, NotDone> {
+    async fn resume_all(&self, word: Word) -> Result<Answer, NotDone> {
         let roster = self.roster()?;
         let before = roster.halted().await?;
         roster.set_halted(None).await?;
-        tracing::info!("all rollouts may go on");
-        self.change_all(before.is_some(), &Event::HaltLifted).await
+        tracing::info!(by = %word, "all rollouts may go on");
+        self.change_all(before.is_some(), &Event::HaltLifted { word })
+            .await
     }
 
     async fn answer(&self, changed: bool, of: &[Rollout]) -> Result<Answer, StoreError> {

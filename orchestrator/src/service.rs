@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, Version};
 use twincast_core::ports::{Clock, MetricSource, Queue, Roster, Store, StoreError};
-use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_retry::{Delays, Policy};
 
 use crate::Hubs;
@@ -283,7 +283,14 @@ impl Orchestrator {
             }
             if matches!(rollout.phase, Phase::Halted { .. })
                 && let Ok(None) = self.roster.halted().await
-                && let Err(error) = driver.apply(rollout, Event::HaltLifted).await
+                && let Err(error) = driver
+                    .apply(
+                        rollout,
+                        Event::HaltLifted {
+                            word: Word::default(),
+                        },
+                    )
+                    .await
             {
                 tracing::debug!(rollout = %rollout.spec.name, ?error, "not let go on yet");
             }

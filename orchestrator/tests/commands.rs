@@ -74,6 +74,11 @@ async fn a_start_that_comes_often_is_one_rollout() {
     assert_eq!(refusal.details, ["message.body.text: \"hi\" became \"ho\""]);
 }
 
+async fn last_event(store: &MemoryStore, name: &str) -> Value {
+    let rollout = store.rollout(&build::name(name)).await.unwrap().unwrap();
+    serde_json::to_value(&rollout.history.last().unwrap().event).unwrap()
+}
+
 #[tokio::test]
 async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
     let (intake, store) = intake();
@@ -92,6 +97,8 @@ async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
     let reason = "smoke (pause by ann)".to_owned();
     assert_eq!(phase(&store, "r").await, Phase::Paused { reason });
     assert_eq!(change("resume").await, (true, false, "running".into()));
+    let word = json!({"event": "resume_requested", "by": "ann", "reason": "smoke"});
+    assert_eq!(last_event(&store, "r").await, word);
     assert_eq!(change("abort").await, (true, false, "aborting".into()));
     let late = refused(&intake, json!({"command": "resume", "rollout": "r"})).await;
     assert_eq!(late.cause, Cause::NotPossible);
@@ -128,7 +135,9 @@ async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
     assert_eq!(paused.cause, Cause::NotPossible);
     assert!(paused.error.contains("wrong build"), "{}", paused.error);
 
-    done(&intake, json!({"command": "resume-all"})).await;
+    done(&intake, json!({"command": "resume-all", "by": "ann"})).await;
+    let word = json!({"event": "halt_lifted", "by": "ann"});
+    assert_eq!(last_event(&store, "a").await, word);
     assert_eq!(phases().await, ["running", "paused", "running", "accepted"]);
     assert_eq!(store.halted().await.unwrap(), None);
 }

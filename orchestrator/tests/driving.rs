@@ -11,7 +11,7 @@ use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
-use twincast_core::rollout::{Event, Phase, PlanId, Rollout};
+use twincast_core::rollout::{Event, Phase, PlanId, Rollout, Word};
 use twincast_core::time::Timestamp;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
@@ -276,7 +276,11 @@ async fn a_paused_rollout_is_left_alone_and_a_stop_changes_nothing() {
     deliveries.next().await.unwrap();
     bench.event(build::paused()).await;
     assert!(matches!(driving.await.unwrap().phase, Phase::Paused { .. }));
-    bench.event(Event::ResumeRequested).await;
+    bench
+        .event(Event::ResumeRequested {
+            word: Word::default(),
+        })
+        .await;
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.stop.cancel();

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, Delivery, LeaseReply, MetricSource, Queue, Store, Tally};
-use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::accept;
@@ -151,7 +151,14 @@ async fn what_cannot_be_measured_pauses_and_is_asked_again_when_resumed() {
          more than 4; the last was cannot ask the script: connection refused"
     );
     assert_eq!((bench.source.asked().len(), bench.sent().await), (5, 5));
-    build::step(&*bench.store, &rollout, Event::ResumeRequested).await;
+    build::step(
+        &*bench.store,
+        &rollout,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     assert_eq!(bench.drive().await.phase, Phase::Succeeded);
     assert_eq!(bench.source.asked().len(), 8);
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store};
-use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
@@ -223,7 +223,14 @@ async fn a_paused_rollout_is_still_driven_and_goes_on_when_resumed() {
     let paused = build::step(&bench.store, &running, build::paused()).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let worker = bench.work();
-    build::step(&bench.store, &paused, Event::ResumeRequested).await;
+    build::step(
+        &bench.store,
+        &paused,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     bench.until("r", |phase| *phase == Phase::Succeeded).await;
     worker.abort();
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
-use twincast_core::rollout::{Event, Owed, Phase, Rollout};
+use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
@@ -180,8 +180,12 @@ async fn resume(rollout: Rollout, driver: &Driver, output: &Output) -> Result<Ro
         ));
     }
     if let Phase::Paused { .. } = rollout.phase {
+        let word = Word {
+            by: None,
+            reason: Some("run again".to_owned()),
+        };
         return driver
-            .apply(&rollout, Event::ResumeRequested)
+            .apply(&rollout, Event::ResumeRequested { word })
             .await
             .map_err(engine::drive_failure);
     }

@@ -13,7 +13,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store, Tally,
 };
-use twincast_core::rollout::Event;
+use twincast_core::rollout::{Event, Word};
 use twincast_core::spec::{Delivery, Rate, RolloutSpec};
 use twincast_testkit::{RuntimeClock, Way, build};
 use twincast_worker::HubState;
@@ -113,7 +113,11 @@ async fn a_pause_under_at_most_once_loses_nobody() {
     bench.hub.arrived(120).await;
     bench.event(build::paused()).await;
     worker.stopped().await;
-    bench.event(Event::ResumeRequested).await;
+    bench
+        .event(Event::ResumeRequested {
+            word: Word::default(),
+        })
+        .await;
     bench.ring(0).await;
     let worker = bench.start();
     let counts = bench.until_settled().await;
@@ -151,7 +155,11 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
         .remove(0);
     assert_eq!(status.held, None, "the lease is given back");
 
-    bench.event(Event::ResumeRequested).await;
+    bench
+        .event(Event::ResumeRequested {
+            word: Word::default(),
+        })
+        .await;
     bench.ring(0).await;
     bench.until_settled().await;
     worker.stopped().await;

@@ -392,7 +392,13 @@ mod tests {
             None,
             "it is paused"
         );
-        happens(&mut rollout, Event::ResumeRequested, 90);
+        happens(
+            &mut rollout,
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
+            90,
+        );
         rollout = rollout.noting(Activity::Approval, at(90)).unwrap();
         let reason = "approved".to_owned();
         happens(&mut rollout, Event::StagePassed { stage, reason }, 100);
@@ -480,9 +486,13 @@ mod tests {
             Event::PlanningStarted,
             planned(),
             Event::PauseRequested { reason: reason() },
-            Event::ResumeRequested,
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
             Event::HaltRequested { reason: reason() },
-            Event::HaltLifted,
+            Event::HaltLifted {
+                word: Word::default(),
+            },
             Event::StageSent { stage: stage() },
             Event::ApprovalAwaited { stage: stage() },
             Event::Approved {

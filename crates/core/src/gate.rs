@@ -1030,7 +1030,12 @@ mod tests {
             "the gate of stage canary failed: 2 of 10 measured devices failed (20.0%), more than 5%"
         );
         rollout = rollout
-            .after(Event::ResumeRequested, minutes(2))
+            .after(
+                Event::ResumeRequested {
+                    word: Word::default(),
+                },
+                minutes(2),
+            )
             .unwrap()
             .unwrap();
         rollout = happened(&rollout, &bad, minutes(3));

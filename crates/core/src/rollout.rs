@@ -206,14 +206,22 @@ pub enum Event {
         reason: String,
     },
     /// An operator wants it to go on.
-    ResumeRequested,
+    ResumeRequested {
+        /// Who, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
     /// An operator wants nothing to be sent by any rollout.
     HaltRequested {
         /// Why, for people.
         reason: String,
     },
     /// All rollouts may go on that were sending before.
-    HaltLifted,
+    HaltLifted {
+        /// Who, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
     /// An operator, or a rule, wants it ended.
     AbortRequested {
         /// Why, for people.
@@ -346,7 +354,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             reason: reason.clone(),
         },
         (P::Paused { .. }, E::PauseRequested { .. }) => phase.clone(),
-        (P::Paused { .. } | P::Running, E::ResumeRequested) => P::Running,
+        (P::Paused { .. } | P::Running, E::ResumeRequested { .. }) => P::Running,
         // It stays paused when all the others may go on.
         (P::Halted { .. }, E::PauseRequested { reason }) => P::Paused {
             reason: reason.clone(),
@@ -355,9 +363,9 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Running, E::HaltRequested { reason }) => P::Halted {
             reason: reason.clone(),
         },
-        (P::Halted { .. }, E::HaltLifted) => P::Running,
+        (P::Halted { .. }, E::HaltLifted { .. }) => P::Running,
         // Those that send nothing need no halting.
-        (_, E::HaltRequested { .. } | E::HaltLifted) => phase.clone(),
+        (_, E::HaltRequested { .. } | E::HaltLifted { .. }) => phase.clone(),
 
         (
             P::Running,
@@ -430,18 +438,21 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             P::Accepted,
             E::PlanCompleted { .. }
             | E::PauseRequested { .. }
-            | E::ResumeRequested
+            | E::ResumeRequested { .. }
             | E::AllSettled { .. },
         )
-        | (P::Planning, E::PauseRequested { .. } | E::ResumeRequested | E::AllSettled { .. })
-        | (P::Halted { .. }, E::ResumeRequested)
+        | (
+            P::Planning,
+            E::PauseRequested { .. } | E::ResumeRequested { .. } | E::AllSettled { .. },
+        )
+        | (P::Halted { .. }, E::ResumeRequested { .. })
         | (
             P::Aborting { .. }
             | P::Aborted { .. }
             | P::Succeeded
             | P::FinishedWithFailures
             | P::Failed { .. },
-            E::PauseRequested { .. } | E::ResumeRequested,
+            E::PauseRequested { .. } | E::ResumeRequested { .. },
         )
         | (P::Succeeded | P::FinishedWithFailures | P::Failed { .. }, E::AbortRequested { .. })
         | (P::Failed { .. }, E::AllSettled { .. })
@@ -940,9 +951,13 @@ mod tests {
             plan(0),
             Event::PlanningFailed { reason: reason() },
             Event::PauseRequested { reason: reason() },
-            Event::ResumeRequested,
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
             Event::HaltRequested { reason: reason() },
-            Event::HaltLifted,
+            Event::HaltLifted {
+                word: Word::default(),
+            },
             Event::AbortRequested { reason: reason() },
             Event::AllSettled { counts },
             Event::AllSettled { counts: failed },
@@ -1126,7 +1141,12 @@ mod tests {
         let paused = step(&requested, Event::PauseRequested { reason: "p".into() });
         assert_eq!(paused.owed(), Owed::Nothing);
         assert!(!paused.prepares(Attempt(2)));
-        let resumed = step(&paused, Event::ResumeRequested);
+        let resumed = step(
+            &paused,
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
+        );
         assert_eq!(resumed.owed(), Owed::PrepareRetry);
         let aborted = step(&resumed, Event::AbortRequested { reason: "a".into() });
         assert_eq!((aborted.owed(), aborted.retry), (Owed::SkipRemaining, None));
@@ -1241,12 +1261,32 @@ mod tests {
                 Ok(None)
             );
             rollout = rollout
-                .after(Event::ResumeRequested, Timestamp(9))
+                .after(
+                    Event::ResumeRequested {
+                        word: Word::default(),
+                    },
+                    Timestamp(9),
+                )
                 .unwrap()
                 .unwrap();
         }
         assert_eq!(rollout.history.len(), Rollout::HISTORY);
         let text = serde_json::to_string(&rollout).unwrap();
         assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+    }
+
+    #[test]
+    fn an_event_says_who_wanted_it_where_that_is_known() {
+        let event = |text: &str| serde_json::from_str::<Event>(text).unwrap();
+        let resumed = |by: Option<&str>| Event::ResumeRequested {
+            word: Word {
+                by: by.map(str::to_owned),
+                reason: None,
+            },
+        };
+        let text = r#"{"event":"resume_requested","by":"ann"}"#;
+        assert_eq!(event(text), resumed(Some("ann")));
+        assert_eq!(serde_json::to_string(&resumed(Some("ann"))).unwrap(), text);
+        assert_eq!(event(r#"{"event":"resume_requested"}"#), resumed(None));
     }
 }

@@ -5,7 +5,7 @@ use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, Group, Place};
 use twincast_core::ports::{Clock as _, Created, Store};
-use twincast_core::rollout::{Event, PlanId, Wanted};
+use twincast_core::rollout::{Event, PlanId, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -130,7 +130,14 @@ pub async fn records_read_back_whole(subject: Subject) {
     let mut rollout = running(store, "r", vec![batch(0, 3)]).await;
     for _ in 0..20 {
         rollout = step(store, &rollout, paused()).await;
-        rollout = step(store, &rollout, Event::ResumeRequested).await;
+        rollout = step(
+            store,
+            &rollout,
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
+        )
+        .await;
     }
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
 }

@@ -9,7 +9,7 @@ use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::rollout::{Event, PlanId, Word};
 
 use super::Subject;
 use crate::MemoryStore;
@@ -74,7 +74,7 @@ fn call() -> impl Strategy<Value = Call> {
         3 => Just(Event::PlanningStarted),
         4 => Just(plan_completed(9)),
         2 => Just(paused()),
-        3 => Just(Event::ResumeRequested),
+        3 => Just(Event::ResumeRequested { word: Word::default() }),
         1 => Just(aborted()),
         3 => outcomes.clone().prop_map(|outcomes| retry_of(&outcomes)),
         3 => Just(Event::RetryPrepared),

@@ -4,7 +4,7 @@ use twincast_core::batch::Reopened;
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Rollout, Wanted};
+use twincast_core::rollout::{Event, Rollout, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -185,7 +185,14 @@ pub async fn only_a_rollout_that_prepares_a_retry_is_lowered(subject: Subject) {
     assert_refused!(reopen(store, 0, 2, &FAILURES).await, Superseded);
     assert_eq!(outcomes(store, 0).await, expected);
 
-    let rollout = step(store, &rollout, Event::ResumeRequested).await;
+    let rollout = step(
+        store,
+        &rollout,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     let reopened = reopen(store, 0, 2, &FAILURES).await.unwrap();
     assert_eq!(reopened, Reopened::Devices(4));
     step(store, &rollout, Event::RetryPrepared).await;

@@ -6,7 +6,7 @@ use twincast_core::batch::MAX_STRIKES;
 use twincast_core::ids::{Attempt, BatchId, HubName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, LeaseReply, Report, Store};
-use twincast_core::rollout::{Event, PlanId, Wanted};
+use twincast_core::rollout::{Event, PlanId, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -119,7 +119,14 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
     assert!(!shown[0].lapsed, "nobody is expected back");
 
     let rollout = step(store, &rollout, paused()).await;
-    step(store, &rollout, Event::ResumeRequested).await;
+    step(
+        store,
+        &rollout,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     let shown = store
         .open_batches(&name("r"), &hub("a"), crate::build::ALL_STAGES, 9)
         .await
@@ -157,7 +164,14 @@ pub async fn a_lease_is_asked_for_by_the_right_phase(subject: Subject) {
     assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
     let rollout = step(store, &rollout, paused()).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
-    let rollout = step(store, &rollout, Event::ResumeRequested).await;
+    let rollout = step(
+        store,
+        &rollout,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
     step(store, &rollout, aborted()).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
@@ -227,7 +241,14 @@ pub async fn a_record_says_what_is_wanted(subject: Subject) {
     assert_eq!(record(0).await, Wanted::GoOn);
     let rollout = step(store, &rollout, paused()).await;
     assert_eq!(record(1).await, Wanted::Stop);
-    let rollout = step(store, &rollout, Event::ResumeRequested).await;
+    let rollout = step(
+        store,
+        &rollout,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    )
+    .await;
     assert_eq!(record(2).await, Wanted::GoOn);
     step(store, &rollout, aborted()).await;
     assert_eq!(record(3).await, Wanted::Stop);

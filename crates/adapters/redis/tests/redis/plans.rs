@@ -5,7 +5,7 @@ use std::sync::Arc;
 use twincast_core::ids::{BatchId, Version};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Roster, Store, StoreError};
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::rollout::{Event, PlanId, Word};
 use twincast_testkit::build::{
     TTL, accepted, batch, leased, name, paused, planning, report, running, step,
 };
@@ -67,7 +67,9 @@ async fn retiring_never_loses_what_is_stored_at_the_same_time() {
         let event = if round % 2 == 0 {
             paused()
         } else {
-            Event::ResumeRequested
+            Event::ResumeRequested {
+                word: Word::default(),
+            }
         };
         let retiring = {
             let (store, version) = (Arc::clone(&store), rollout.version);

@@ -5,7 +5,7 @@ use crate::gate::{Next, next};
 use crate::ids::{StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
-use crate::rollout::{Event, Phase, Rollout};
+use crate::rollout::{Event, Phase, Rollout, Word};
 use crate::spec::RolloutSpec;
 
 const START: Timestamp = Timestamp(1_000_000);
@@ -332,7 +332,12 @@ fn a_gate_that_was_undecided_pauses_and_begins_anew() {
     assert_eq!(rollout.stages[0].metrics, []);
     assert_eq!(rollout.version, Version(5));
     let resumed = rollout
-        .after(Event::ResumeRequested, at(3))
+        .after(
+            Event::ResumeRequested {
+                word: Word::default(),
+            },
+            at(3),
+        )
         .unwrap()
         .unwrap();
     assert_eq!(
