@@ -1,12 +1,9 @@
 //! Accepting a rollout.
 
-use std::collections::BTreeMap;
-
 use twincast_core::ids::Version;
 use twincast_core::ports::{Created, Store, StoreError};
 use twincast_core::rollout::{Phase, PlanId, Rollout};
-use twincast_core::spec::{RolloutSpec, difference};
-use twincast_core::time::Timestamp;
+use twincast_core::spec::difference;
 
 use crate::groups::{self, NotAdmitted};
 
@@ -28,7 +25,7 @@ pub enum Accepted {
     NotAdmitted(NotAdmitted),
 }
 
-/// Stores a rollout, once: handing it in again changes nothing.
+/// Stores a rollout that was [just made](Rollout::accepted), once: handing it in again changes nothing.
 ///
 /// A rollout that failed while it was planned has sent nothing. It does not keep its name: what
 /// is handed in next takes its place, be it the same again or something else. What happened before
@@ -36,12 +33,8 @@ pub enum Accepted {
 ///
 /// # Errors
 /// When the store fails.
-pub async fn accept(
-    store: &dyn Store,
-    spec: RolloutSpec,
-    files: BTreeMap<String, String>,
-    now: Timestamp,
-) -> Result<Accepted, StoreError> {
+pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, StoreError> {
+    let (spec, now) = (&rollout.spec, rollout.created_at);
     let before = store.rollout(&spec.name).await?;
     let version = match &before {
         None => Some(Version(1)),
@@ -51,11 +44,10 @@ pub async fn accept(
         Some(_) => None,
     };
     if let Some(version) = version
-        && let Err(refused) = groups::join_for(store, &spec, version, now).await?
+        && let Err(refused) = groups::join_for(store, spec, version, now).await?
     {
         return Ok(Accepted::NotAdmitted(refused));
     }
-    let rollout = Rollout::accepted(spec, files, now);
     match store.create(&rollout).await? {
         Created::New => Ok(Accepted::New(Box::new(rollout))),
         Created::Existing(existing) if matches!(existing.phase, Phase::Failed { .. }) => {

@@ -122,7 +122,9 @@ impl Intake {
         let name = spec.name.clone();
         for _ in 0..TRIES {
             let now = self.clock.now();
-            let accepted = accept(&*self.store, spec.clone(), Default::default(), now).await;
+            let wanted = Rollout::accepted(spec.clone(), Default::default(), now);
+            let wanted = wanted.wanted_by(command.word());
+            let accepted = accept(&*self.store, wanted).await;
             return match accepted {
                 Ok(Accepted::New(rollout)) => {
                     tracing::info!(rollout = %name, because = command.because(), "rollout accepted");

@@ -43,7 +43,7 @@ async fn refused(intake: &Intake, command: Value) -> Refusal {
 
 /// A rollout that runs.
 async fn run(intake: &Intake, store: &MemoryStore, name: &str) {
-    done(intake, json!({"command": "start", "spec": spec(name)})).await;
+    done(intake, json!({"command": "start", "spec": spec(name), "by": "pipeline"})).await;
     let rollout = store.rollout(&build::name(name)).await.unwrap().unwrap();
     let rollout = build::step(store, &rollout, Event::PlanningStarted).await;
     build::step(store, &rollout, build::plan_completed(5)).await;
@@ -83,6 +83,9 @@ async fn last_event(store: &MemoryStore, name: &str) -> Value {
 async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
     let (intake, store) = intake();
     run(&intake, &store, "r").await;
+    let first = store.rollout(&build::name("r")).await.unwrap().unwrap();
+    let first = serde_json::to_value(&first.history[0].event).unwrap();
+    assert_eq!(first, json!({"event": "accepted", "by": "pipeline"}));
     let change = async |command: &str| {
         let command = json!({"command": command, "rollout": "r", "reason": "smoke", "by": "ann"});
         let first = done(&intake, command.clone()).await;

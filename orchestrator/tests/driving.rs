@@ -66,13 +66,15 @@ fn bench(devices: u32, config: DriverConfig) -> Bench {
     }
 }
 
+/// The same rollout, handed in anew.
+fn handed_in(rollout: Rollout, at: u64) -> Rollout {
+    Rollout::accepted(rollout.spec, rollout.files, Timestamp(at))
+}
+
 impl Bench {
     async fn accepted(&self) -> Rollout {
         let rollout = build::accepted("r");
-        match accept(&*self.store, rollout.spec, rollout.files, Timestamp(1))
-            .await
-            .unwrap()
-        {
+        match accept(&*self.store, handed_in(rollout, 1)).await.unwrap() {
             Accepted::New(rollout) => *rollout,
             other => panic!("{other:?}"),
         }
@@ -298,14 +300,9 @@ async fn an_empty_target_fails_and_frees_its_name() {
             reason: "the target matches no device".into()
         }
     );
-    let again = accept(
-        &*bench.store,
-        rollout.spec.clone(),
-        rollout.files.clone(),
-        Timestamp(2),
-    )
-    .await
-    .unwrap();
+    let again = accept(&*bench.store, handed_in(rollout.clone(), 2))
+        .await
+        .unwrap();
     let Accepted::New(again) = again else {
         panic!("{again:?}");
     };
@@ -313,21 +310,13 @@ async fn an_empty_target_fails_and_frees_its_name() {
     let versions: Vec<_> = again.history.iter().map(|entry| entry.version.0).collect();
     assert_eq!(versions, [1, 2, 3, 4]);
     // While it runs, the name is taken: by itself, and not by something else.
-    let same = accept(
-        &*bench.store,
-        rollout.spec.clone(),
-        rollout.files.clone(),
-        Timestamp(3),
-    )
-    .await
-    .unwrap();
-    assert!(matches!(same, Accepted::Same(_)), "{same:?}");
-    let mut other = rollout.spec;
-    other.description = Some("something else".into());
-    match accept(&*bench.store, other, rollout.files, Timestamp(4))
+    let same = accept(&*bench.store, handed_in(rollout.clone(), 3))
         .await
-        .unwrap()
-    {
+        .unwrap();
+    assert!(matches!(same, Accepted::Same(_)), "{same:?}");
+    let mut other = rollout;
+    other.spec.description = Some("something else".into());
+    match accept(&*bench.store, handed_in(other, 4)).await.unwrap() {
         Accepted::Conflict { difference, .. } => {
             assert_eq!(difference, ["description: \"something else\" was added"]);
         }

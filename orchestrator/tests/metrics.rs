@@ -45,9 +45,12 @@ impl Bench {
         );
         let spec = RolloutSpec::read("x", &spec).unwrap();
         let now = bench.clock.now();
-        accept(&*bench.store, spec, Default::default(), now)
-            .await
-            .unwrap();
+        accept(
+            &*bench.store,
+            Rollout::accepted(spec, Default::default(), now),
+        )
+        .await
+        .unwrap();
         let (store, mut deliveries) = (
             Arc::clone(&bench.store),
             bench.queue.consume(&build::hub("a"), 10).await.unwrap(),

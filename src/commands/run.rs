@@ -140,7 +140,8 @@ async fn take_in(
     files: BTreeMap<String, String>,
 ) -> Result<Accepted, Failure> {
     let now = driver.clock.now();
-    let accepted = accept(&*driver.store, spec.clone(), files.clone(), now).await;
+    let wanted = Rollout::accepted(spec, files, now);
+    let accepted = accept(&*driver.store, wanted.clone()).await;
     match accepted.map_err(engine::store_failure)? {
         Accepted::Conflict { existing, .. }
             if existing.plan.is_none() && !existing.phase.is_ended() =>
@@ -151,7 +152,7 @@ async fn take_in(
                 .apply(&existing, event)
                 .await
                 .map_err(engine::drive_failure)?;
-            accept(&*driver.store, spec, files, now)
+            accept(&*driver.store, wanted)
                 .await
                 .map_err(engine::store_failure)
         }

@@ -459,7 +459,7 @@ impl Course {
                     self.look(of);
                 }
             }
-            Event::Accepted | Event::PlanningStarted => *self = Self::default(),
+            Event::Accepted { .. } | Event::PlanningStarted => *self = Self::default(),
             Event::PlanCompleted { .. } => {
                 self.begin(of, 0);
                 return self.is_cut_as_planned(of);

@@ -182,7 +182,11 @@ pub enum Wanted {
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// It was accepted. Always the first.
-    Accepted,
+    Accepted {
+        /// Who wanted it, and why.
+        #[serde(flatten)]
+        word: Word,
+    },
     /// It waits for a rollout of its group that came before it.
     Queued {
         /// That one.
@@ -339,7 +343,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
     };
     let next = match (phase, event) {
         (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
-        (_, E::Accepted) => return Err(illegal()),
+        (_, E::Accepted { .. }) => return Err(illegal()),
         (P::Accepted | P::Planning, E::Queued { .. }) => phase.clone(),
         (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
         (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
@@ -582,9 +586,24 @@ impl Rollout {
                 version: Version(1),
                 at: now,
                 phase: Phase::Accepted.as_str().to_owned(),
-                event: Event::Accepted,
+                event: Event::Accepted {
+                    word: Word::default(),
+                },
             }],
         }
+    }
+
+    /// The same, with who wanted it, and why.
+    #[must_use]
+    pub fn wanted_by(mut self, word: Word) -> Self {
+        if let Some(HistoryEntry {
+            event: Event::Accepted { word: noted },
+            ..
+        }) = self.history.first_mut()
+        {
+            *noted = word;
+        }
+        self
     }
 
     /// What it owes the world.
