@@ -43,7 +43,11 @@ async fn refused(intake: &Intake, command: Value) -> Refusal {
 
 /// A rollout that runs.
 async fn run(intake: &Intake, store: &MemoryStore, name: &str) {
-    done(intake, json!({"command": "start", "spec": spec(name), "by": "pipeline"})).await;
+    done(
+        intake,
+        json!({"command": "start", "spec": spec(name), "by": "pipeline"}),
+    )
+    .await;
     let rollout = store.rollout(&build::name(name)).await.unwrap().unwrap();
     let rollout = build::step(store, &rollout, Event::PlanningStarted).await;
     build::step(store, &rollout, build::plan_completed(5)).await;
