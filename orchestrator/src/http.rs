@@ -5,9 +5,9 @@
 //! ```
 //!
 //! * [`auth`]: tokens, roles, and what each role may do;
-//! * [`operations`] change something, [`rollouts`], [`devices`], [`events`] and [`engine`] look;
-//! * [`problem`]: every error is `application/problem+json`;
-//! * [`page`]: what people look at, which asks the same API.
+//! * `operations` change something, `rollouts`, `devices`, `events` and `engine` look;
+//! * `problem`: every error is `application/problem+json`;
+//! * `page`: what people look at, which asks the same API.
 //!
 //! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
 
