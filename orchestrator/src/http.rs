@@ -149,7 +149,6 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(operations::promote))
         .routes(routes!(operations::stop_all))
         .routes(routes!(operations::resume_all))
-        .routes(routes!(operations::plan))
         .routes(routes!(rollouts::batches))
         .routes(routes!(devices::page))
         .routes(routes!(devices::export))
@@ -157,6 +156,9 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(engine::hubs))
         .routes(routes!(engine::dead_letters))
         .routes(routes!(engine::whoami))
+        .layer(middleware::from_fn(timed))
+        // A plan asks hubs, which takes as long as their quota for queries says.
+        .routes(routes!(operations::plan))
 }
 
 /// The document with the published schema of a spec, which is made by another library.
@@ -199,24 +201,20 @@ fn repoint(value: &mut Value) {
     }
 }
 
-/// So many requests at once, each for so long.
+/// Each for so long.
+async fn timed(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(TIME, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::busy("the store or the broker does not answer in time").into_response(),
+    }
+}
+
+/// So many requests at once.
 async fn limited(State(shared): Context, request: Request, next: Next) -> Response {
     let Ok(_place) = shared.requests.try_acquire() else {
         return Problem::busy("too many requests are being answered").into_response();
     };
-    // A plan asks hubs, which takes as long as their quota for queries says.
-    let is_plan = request.uri().path() == "/api/v1/plan" && request.method() == Method::POST;
-    let answer = next.run(request);
-    let mut response = if is_plan {
-        answer.await
-    } else {
-        match tokio::time::timeout(TIME, answer).await {
-            Ok(response) => response,
-            Err(_) => {
-                Problem::busy("the store or the broker does not answer in time").into_response()
-            }
-        }
-    };
+    let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(
         header::CACHE_CONTROL,

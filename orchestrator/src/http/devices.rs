@@ -16,7 +16,7 @@ use twincast_core::ports::{BatchWork, Store, StoreError};
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
-use super::problem::Problem;
+use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
 use super::{Context, too_many_streams};
 
@@ -82,10 +82,9 @@ pub(crate) struct Export {
     params(("name" = String, Path, description = "The rollout's name"), Which),
     responses(
         (status = 200, description = "A page of them", body = DevicePage),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "A parameter cannot be used"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfAPart,
+        OfARollout,
     )
 )]
 pub(crate) async fn page(
@@ -147,10 +146,9 @@ pub(crate) async fn page(
     params(("name" = String, Path, description = "The rollout's name"), Export),
     responses(
         (status = 200, description = "The devices, one a line", content((String = "application/x-ndjson"), (String = "text/csv"))),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "A parameter cannot be used"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfAPart,
+        OfARollout,
     )
 )]
 pub(crate) async fn export(

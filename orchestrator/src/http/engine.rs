@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::Context;
 use super::auth::{Caller, Right};
-use super::problem::Problem;
+use super::problem::{Looking, Problem};
 
 /// The most dead letters that are shown.
 const LETTERS: usize = 100;
@@ -38,8 +38,7 @@ pub(crate) struct HubRow {
     get, path = "/api/v1/hubs", tag = "engine", security(("token" = [])),
     responses(
         (status = 200, description = "All that are configured", body = HubList),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy"),
+        Looking,
     )
 )]
 pub(crate) async fn hubs(State(shared): Context, caller: Caller) -> Result<Json<HubList>, Problem> {
@@ -72,8 +71,7 @@ pub(crate) struct LetterList {
     get, path = "/api/v1/dead-letters", tag = "engine", security(("token" = [])),
     responses(
         (status = 200, description = "The oldest of them", body = LetterList),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the broker does not answer"),
+        Looking,
     )
 )]
 pub(crate) async fn dead_letters(
@@ -100,8 +98,7 @@ pub(crate) struct Who {
     get, path = "/api/v1/whoami", tag = "engine", security(("token" = [])),
     responses(
         (status = 200, description = "You", body = Who),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy"),
+        Looking,
     )
 )]
 pub(crate) async fn whoami(caller: Caller) -> Json<Who> {

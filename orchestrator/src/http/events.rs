@@ -15,7 +15,7 @@ use twincast_core::ports::Store;
 use twincast_core::rollout::Rollout;
 
 use super::auth::{Caller, Right};
-use super::problem::Problem;
+use super::problem::{Looking, OfARollout, Problem};
 use super::{Context, too_many_streams};
 use crate::events::cloud_event;
 
@@ -31,9 +31,8 @@ const LONGEST: Duration = Duration::from_secs(3600);
     params(("name" = String, Path, description = "The rollout's name"), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that is known")),
     responses(
         (status = 200, description = "Events, until the client goes, or for an hour", body = String, content_type = "text/event-stream"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfARollout,
     )
 )]
 pub(crate) async fn follow(

@@ -14,7 +14,7 @@ use twincast_core::outcome::Outcome;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Right};
-use super::problem::Problem;
+use super::problem::{OfARollout, Operating, Problem};
 use super::{Context, audit};
 use crate::command::{Answer, Command, Kind};
 use crate::planner::{PlanProgress, Planner};
@@ -73,14 +73,8 @@ type Name = Result<Path<String>, PathRejection>;
     request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
     responses(
         (status = 200, description = "It was there already, or is now: see `changed`", body = Answer),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "Another spec has the name"),
-        (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
-        (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
-        (status = 422, body = Problem, content_type = "application/problem+json", description = "The spec has mistakes"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Operating,
     )
 )]
 pub(crate) async fn start(
@@ -106,15 +100,9 @@ macro_rules! operation {
             request_body(content = $body, content_type = "application/json"),
             responses(
                 (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
-                (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
-                (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-                (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
-                (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
                 (status = 409, body = Problem, content_type = "application/problem+json", description = "The rollout is not in a state in which that can be done"),
-                (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
-                (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
-                (status = 422, body = Problem, content_type = "application/problem+json", description = "The body has mistakes"),
-                (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+                Operating,
+                OfARollout,
             )
         )]
         pub(crate) async fn $name(
@@ -191,13 +179,7 @@ macro_rules! of_all {
             request_body(content = Because, content_type = "application/json"),
             responses(
                 (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
-                (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
-                (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-                (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
-                (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
-                (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
-                (status = 422, body = Problem, content_type = "application/problem+json", description = "The body has mistakes"),
-                (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+                Operating,
             )
         )]
         pub(crate) async fn $name(
@@ -231,13 +213,7 @@ of_all!(
     request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
     responses(
         (status = 200, description = "The plan", body = Value),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "The role does not allow it"),
-        (status = 413, body = Problem, content_type = "application/problem+json", description = "Too large"),
-        (status = 415, body = Problem, content_type = "application/problem+json", description = "Not application/json"),
-        (status = 422, body = Problem, content_type = "application/problem+json", description = "The spec has mistakes, or cannot be planned"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or a hub does not answer"),
+        Operating,
     )
 )]
 pub(crate) async fn plan(

@@ -6,10 +6,69 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use twincast_core::error::in_words;
 use twincast_core::ports::StoreError;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::command::{Cause, Refusal};
 use crate::intake::NotDone;
+
+/// How a request that only looks may fail, for the document.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "what matters is what is derived")]
+pub(crate) enum Looking {
+    /// No token, or one that is not known
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unknown(Problem),
+    /// Busy, or what it needs does not answer
+    #[response(status = 503, content_type = "application/problem+json")]
+    Busy(Problem),
+}
+
+/// How one that asks for a part of a list may fail, besides.
+#[derive(IntoResponses)]
+#[response(
+    status = 400,
+    description = "A parameter cannot be used",
+    content_type = "application/problem+json"
+)]
+#[expect(dead_code, reason = "what matters is what is derived")]
+pub(crate) struct OfAPart(Problem);
+
+/// How one about a rollout may fail, besides.
+#[derive(IntoResponses)]
+#[response(
+    status = 404,
+    description = "There is no such rollout",
+    content_type = "application/problem+json"
+)]
+#[expect(dead_code, reason = "what matters is what is derived")]
+pub(crate) struct OfARollout(Problem);
+
+/// How a request with a body may fail.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "what matters is what is derived")]
+pub(crate) enum Operating {
+    /// Not JSON
+    #[response(status = 400, content_type = "application/problem+json")]
+    NotJson(Problem),
+    /// No token, or one that is not known
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unknown(Problem),
+    /// The role does not allow it
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(Problem),
+    /// Too large
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(Problem),
+    /// Not application/json
+    #[response(status = 415, content_type = "application/problem+json")]
+    NotCalledJson(Problem),
+    /// What the body asks for has mistakes, or cannot be had
+    #[response(status = 422, content_type = "application/problem+json")]
+    Mistaken(Problem),
+    /// Busy, or what it needs does not answer
+    #[response(status = 503, content_type = "application/problem+json")]
+    Busy(Problem),
+}
 
 /// What is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]

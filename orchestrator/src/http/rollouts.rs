@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
 use super::operations::rollout;
-use super::problem::Problem;
+use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::{Context, Shared};
 use crate::command::State as Standing;
 
@@ -104,9 +104,8 @@ pub(crate) struct Part {
     get, path = "/api/v1/rollouts", tag = "rollouts", security(("token" = [])), params(Part),
     responses(
         (status = 200, description = "A page of them", body = RolloutPage),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "A parameter cannot be used"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfAPart,
     )
 )]
 pub(crate) async fn list(
@@ -149,9 +148,8 @@ pub(crate) async fn list(
     params(("name" = String, Path, description = "The rollout's name")),
     responses(
         (status = 200, description = "It", body = RolloutDetail),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfARollout,
     )
 )]
 pub(crate) async fn one(
@@ -279,10 +277,9 @@ pub(crate) struct BatchRow {
     params(("name" = String, Path, description = "The rollout's name"), ("after" = Option<u32>, Query, description = "What comes after this batch"), ("limit" = Option<u32>, Query, description = "So many at the most, 1 to 200. Default: 100", minimum = 1, maximum = 200)),
     responses(
         (status = 200, description = "A page of them", body = BatchPage),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "A parameter cannot be used"),
-        (status = 401, body = Problem, content_type = "application/problem+json", description = "No token, or one that is not known"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "Busy, or the store does not answer"),
+        Looking,
+        OfAPart,
+        OfARollout,
     )
 )]
 pub(crate) async fn batches(
