@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use twincast_core::budget::{FullGroup, groups_of, sort_out};
-use twincast_core::ports::{Store, StoreError};
+use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 
 use crate::output::thousands;
@@ -31,17 +31,17 @@ impl BudgetSummary {
     pub(crate) async fn read(
         store: &dyn Store,
         rollout: &Rollout,
+        tallies: &[Tally],
     ) -> Result<Option<Self>, StoreError> {
         if rollout.spec.budgets.is_empty() || rollout.phase != Phase::Running {
             return Ok(None);
         }
         let name = &rollout.spec.name;
-        let tallies = store.tallies(name).await?;
-        let hubs: BTreeSet<_> = tallies.into_iter().map(|tally| tally.hub).collect();
+        let hubs: BTreeSet<_> = tallies.iter().map(|tally| &tally.hub).collect();
         let mut open = Vec::new();
         for hub in hubs {
             let stage = rollout.stage();
-            open.extend(store.open_batches(name, &hub, stage, LOOKED_AT).await?);
+            open.extend(store.open_batches(name, hub, stage, LOOKED_AT).await?);
         }
         let groups = groups_of(&open);
         let progress = store.in_progress(name, &groups).await?;

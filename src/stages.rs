@@ -4,9 +4,8 @@ use serde::Serialize;
 use twincast_core::gate::metric::MetricTally;
 use twincast_core::ids::StageName;
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Clock as _, Store, StoreError, Tally};
+use twincast_core::ports::{Clock as _, Tally};
 use twincast_core::rollout::Rollout;
-use twincast_core::spec::Rate;
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
 use twincast_orchestrator::standing;
@@ -38,21 +37,11 @@ struct Dates {
     passed_at: Option<Timestamp>,
 }
 
-/// The rate through each hub now, if the rollout has one.
-pub(crate) fn rate_of(rollout: &Rollout, tallies: &[Tally]) -> Option<Rate> {
-    let pace = rollout.spec.pace_of(rollout.stage());
-    pace.rate_at(pace.counted(tallies))
-}
-
-/// Reads the stages of a rollout; none if its spec has none.
-pub(crate) async fn read(
-    store: &dyn Store,
-    rollout: &Rollout,
-) -> Result<Vec<StageSummary>, StoreError> {
+/// The stages of a rollout; none if its spec has none.
+pub(crate) fn of(rollout: &Rollout, tallies: &[Tally]) -> Vec<StageSummary> {
     if rollout.spec.stages.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
-    let tallies = store.tallies(&rollout.spec.name).await?;
     let now = SystemClock::start().now();
     let stages = (0u16..).zip(&rollout.stages);
     let stages = stages.map(|(index, progress)| {
@@ -60,7 +49,7 @@ pub(crate) async fn read(
         StageSummary {
             name: progress.name.clone(),
             counts: Tally::sum(of),
-            state: standing::of_stage(rollout, index, progress, &tallies, now),
+            state: standing::of_stage(rollout, index, progress, tallies, now),
             metrics: progress.metrics.clone(),
             dates: Dates {
                 started_at: progress.started_at,
@@ -69,7 +58,7 @@ pub(crate) async fn read(
             },
         }
     });
-    Ok(stages.collect())
+    stages.collect()
 }
 
 /// The same at the system's time, with the stage's name.

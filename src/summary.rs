@@ -107,8 +107,7 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
             devices,
             samples,
         });
-    let stages = stages::read(store, rollout).await?;
-    let ramp = RampSummary::of(rollout, &store.tallies(name).await?);
+    let tallies = store.tallies(name).await?;
     let mut failures: Vec<_> = failures.collect();
     failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
     Ok(Summary {
@@ -117,10 +116,10 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
         waits_for: rollout.waits_in_line(),
         devices: counts.total(),
         counts,
-        ramp,
+        ramp: RampSummary::of(rollout, &tallies),
         retry: rollout.retry.clone(),
-        budgets: BudgetSummary::read(store, rollout).await?,
-        stages,
+        budgets: BudgetSummary::read(store, rollout, &tallies).await?,
+        stages: stages::of(rollout, &tallies),
         groups,
         other_groups,
         failures,
@@ -136,17 +135,13 @@ async fn collect_failures(
     failures: &mut BTreeMap<(Outcome, u32), (u64, Vec<String>)>,
 ) -> Result<(), StoreError> {
     let work = store.load(name, batch).await?;
-    let codes: BTreeMap<u32, u32> = work.codes.iter().copied().collect();
-    for ((index, outcome), device) in (0u32..)
-        .zip(work.outcomes.iter())
-        .zip(work.batch.devices.iter())
-    {
-        if outcome.is_failure() {
-            let code = codes.get(&index).copied().unwrap_or(0);
-            let (devices, samples) = failures.entry((outcome, code)).or_default();
+    for device in work.devices() {
+        if device.outcome.is_failure() {
+            let of = (device.outcome, device.code.unwrap_or(0));
+            let (devices, samples) = failures.entry(of).or_default();
             *devices += 1;
             if samples.len() < SAMPLES {
-                samples.push(device.to_owned());
+                samples.push(device.id.to_owned());
             }
         }
     }

@@ -87,10 +87,7 @@ impl Driver {
 /// Its schedule does not let it send. Where devices have zones of their own, it is closed when it is for all that
 /// are left, which the last pass has seen.
 fn is_closed(rollout: &Rollout, any_open: bool, now: Timestamp) -> bool {
-    let Some(schedule) = &rollout.spec.schedule else {
-        return false;
-    };
-    if schedule.zone_tag.is_some() {
+    if rollout.spec.has_zones() {
         return !any_open;
     }
     let opening = rollout.spec.opening(&Group::default(), now);

@@ -30,7 +30,7 @@ use crate::accounting::WaySeen;
 use crate::groups::Floor;
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
 use crate::release::{Releasable, keep_budgets, keep_order};
 
@@ -136,7 +136,7 @@ pub struct Repairs(pub(crate) IntCounter);
 
 impl Default for Repairs {
     fn default() -> Self {
-        Self(Metrics::default().repairs)
+        Self(metrics::repairs())
     }
 }
 
@@ -163,32 +163,19 @@ impl Driver {
         let mut rung = Rung::default();
         loop {
             let rollout = self.read(name).await?;
-            let owed = rollout.owed();
-            if owed == Owed::Nothing || stop.is_cancelled() {
+            if rollout.owed() == Owed::Nothing || stop.is_cancelled() {
                 return Ok(rollout);
             }
-            let result = match (self.floor(&rollout, stop).await, owed) {
-                (Err(error), _) => Err(error),
-                (Ok(Floor::LookAgain), _) | (Ok(Floor::Ours), Owed::Nothing) => Ok(()),
-                (Ok(Floor::LeftAlone), _) => return Ok(rollout),
-                (Ok(Floor::Ours), Owed::Plan) => self.plan(&rollout, stop).await,
-                (Ok(Floor::Ours), Owed::PrepareRetry) => {
-                    // Batches that were rung for and done are to be rung for again.
-                    rung = Rung::default();
-                    self.prepare_retry(&rollout, stop).await
-                }
-                (Ok(Floor::Ours), Owed::ReleaseBatches) => {
-                    match self.release(&rollout, &mut rung, stop).await {
-                        Ok(Released::LeftAlone) => return Ok(rollout),
-                        Ok(Released::LookAgain) => Ok(()),
-                        Err(error) => Err(error),
-                    }
-                }
-                (Ok(Floor::Ours), Owed::SkipRemaining) => self.skip_remaining(&rollout, stop).await,
+            let result = match self.floor(&rollout, stop).await {
+                Ok(Floor::Ours) => self.do_owed(&rollout, &mut rung, stop).await,
+                Ok(Floor::LookAgain) => Ok(Released::LookAgain),
+                Ok(Floor::LeftAlone) => Ok(Released::LeftAlone),
+                Err(error) => Err(error),
             };
             match result {
+                Ok(Released::LeftAlone) => return Ok(rollout),
                 // Somebody else moved it on: read again.
-                Ok(())
+                Ok(Released::LookAgain)
                 | Err(DriveError::Store {
                     source: StoreError::Superseded { .. },
                     ..
@@ -196,6 +183,27 @@ impl Driver {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Does what a rollout owes the world.
+    async fn do_owed(
+        &self,
+        rollout: &Rollout,
+        rung: &mut Rung,
+        stop: &CancellationToken,
+    ) -> Result<Released, DriveError> {
+        match rollout.owed() {
+            Owed::Plan => self.plan(rollout, stop).await?,
+            Owed::PrepareRetry => {
+                // Batches that were rung for and done are to be rung for again.
+                *rung = Rung::default();
+                self.prepare_retry(rollout, stop).await?;
+            }
+            Owed::ReleaseBatches => return self.release(rollout, rung, stop).await,
+            Owed::SkipRemaining => self.skip_remaining(rollout, stop).await?,
+            Owed::Nothing => {}
+        }
+        Ok(Released::LookAgain)
     }
 
     async fn read(&self, name: &RolloutName) -> Result<Rollout, DriveError> {
@@ -407,8 +415,7 @@ impl Driver {
         self.note(rollout, &next, &hubs, &mut rung.way).await?;
         match next {
             Next::Send => {
-                let pace = rollout.spec.pace_of(stage);
-                let rate = pace.rate_at(pace.counted(&tallies));
+                let rate = rollout.rate_now(&tallies);
                 self.ring_for(rollout, hubs, rate, rung).await
             }
             Next::Happened(event) => Ok(Pass::Happened(event)),
@@ -536,13 +543,8 @@ impl Driver {
         const LOOKED_THROUGH: usize = 4_096;
         /// Budgets make small batches, of which so many more are released.
         const SMALL: usize = 4;
-        let by_zone = rollout
-            .spec
-            .schedule
-            .as_ref()
-            .is_some_and(|it| it.zone_tag.is_some());
         let by_budget = !rollout.spec.budgets.is_empty();
-        let asked = if by_zone || by_budget {
+        let asked = if rollout.spec.has_zones() || by_budget {
             LOOKED_THROUGH.max(limit)
         } else {
             limit

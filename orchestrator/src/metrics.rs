@@ -40,10 +40,7 @@ impl Default for Metrics {
                 "twincast_rollouts_driven",
                 "Rollouts that this orchestrator drives.",
             )),
-            repairs: made(IntCounter::new(
-                "twincast_dispatches_repeated_total",
-                "Batches that were released again, because nobody worked on them.",
-            )),
+            repairs: repairs(),
             dead_letters: made(IntGauge::new(
                 "twincast_dead_letters",
                 "Messages on the queue of dead letters, as this orchestrator last saw it.",
@@ -214,6 +211,14 @@ impl Drop for RolloutMetrics<'_> {
             _ = self.of.devices.remove_label_values(&labels);
         }
     }
+}
+
+/// What is counted of dispatches that were lost.
+pub(crate) fn repairs() -> IntCounter {
+    made(IntCounter::new(
+        "twincast_dispatches_repeated_total",
+        "Batches that were released again, because nobody worked on them.",
+    ))
 }
 
 /// Names and labels are written down here, so a family that cannot be made is a defect.

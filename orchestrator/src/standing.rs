@@ -61,21 +61,15 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
         Next::Wait(waits) => Some(waits.to_string()),
         Next::Measure => Some("the hub's word on how many devices have applied it".to_owned()),
         Next::Send => match rollout.spec.opening(&Group::default(), now) {
-            // With zones of their own, some devices may be sent to when others are not.
             Opening::Closed {
                 until: Some(until),
                 why,
-            } if !has_zones(rollout) => Some(format!("{until}: it is {why}")),
-            Opening::Closed { until: None, why } if !has_zones(rollout) => {
+            } if !rollout.spec.has_zones() => Some(format!("{until}: it is {why}")),
+            Opening::Closed { until: None, why } if !rollout.spec.has_zones() => {
                 Some(format!("ever: it is {why}"))
             }
             _ => None,
         },
         Next::Happened(_) | Next::Over => None,
     }
-}
-
-fn has_zones(rollout: &Rollout) -> bool {
-    let schedule = rollout.spec.schedule.as_ref();
-    schedule.is_some_and(|schedule| schedule.zone_tag.is_some())
 }

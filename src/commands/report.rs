@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use twincast_core::ids::RolloutName;
 use twincast_core::message::MessageId;
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Outcome, UnknownOutcome};
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::{Phase, Rollout};
 
@@ -100,25 +100,9 @@ fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
 
 /// Outcomes by their names.
 pub(crate) fn outcomes(names: &[String]) -> Result<Vec<Outcome>, Failure> {
-    let find = |text: &String| {
-        Outcome::ALL
-            .into_iter()
-            .find(|outcome| outcome.as_str() == text)
-            .ok_or_else(|| {
-                let all: Vec<_> = Outcome::ALL
-                    .iter()
-                    .map(|outcome| outcome.as_str())
-                    .collect();
-                Failure::message(
-                    ExitCode::Usage,
-                    format!(
-                        "{text:?} is no outcome; the outcomes are {}",
-                        all.join(", ")
-                    ),
-                )
-            })
-    };
-    names.iter().map(find).collect()
+    let read = names.iter().map(|name| name.parse());
+    read.collect::<Result<_, UnknownOutcome>>()
+        .map_err(|error| Failure::new(ExitCode::Usage, error))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -152,27 +136,22 @@ async fn write_rows(
             }
             let work = store.load(name, status.header.id).await?;
             let group = status.header.group.to_string();
-            let mut codes = work.codes.iter().peekable();
-            for ((index, outcome), device) in (0u32..)
-                .zip(work.outcomes.iter())
-                .zip(work.batch.devices.iter())
-            {
-                let code = codes.next_if(|(at, _)| *at == index).map(|(_, code)| *code);
-                if wanted.contains(&outcome) {
+            for device in work.devices() {
+                if wanted.contains(&device.outcome) {
                     let id = MessageId {
                         rollout: name.clone(),
                         batch: status.header.id,
-                        index,
+                        index: device.index,
                         // Attempts are told apart by batch. A device that was not among those
                         // retried was sent an earlier one.
                         attempt: work.attempt,
                     };
                     let row = Row {
-                        device,
+                        device: device.id,
                         hub: status.header.hub.as_str(),
                         group: &group,
-                        outcome,
-                        code,
+                        outcome: device.outcome,
+                        code: device.code,
                         message_id: id.to_string(),
                     };
                     sink.row(&row)?;

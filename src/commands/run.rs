@@ -332,7 +332,7 @@ impl Watcher<'_> {
 
     /// The pace of all hubs together, a minute.
     fn pace(&self, rollout: &Rollout, tallies: &[Tally]) -> Option<f64> {
-        let rate = stages::rate_of(rollout, tallies);
+        let rate = rollout.rate_now(tallies);
         let hubs = self.driver.hubs.values();
         hubs.map(|hub| hub.limits.pace(rate)).sum()
     }

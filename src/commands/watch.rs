@@ -63,7 +63,7 @@ async fn until_ended(
                 if rollout.phase.is_ended() {
                     return Ok(rollout);
                 }
-                let pace = stages::rate_of(&rollout, &tallies).map(Rate::as_per_minute);
+                let pace = rollout.rate_now(&tallies).map(Rate::as_per_minute);
                 let trouble =
                     standstill(&rollout.phase).or_else(|| stages::standstill(&rollout, &tallies));
                 if phase.as_ref() != Some(&rollout.phase) && trouble.is_none() {

@@ -158,6 +158,25 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// A word that is no outcome's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} is no outcome; the outcomes are {}", Outcome::ALL.map(Outcome::as_str).join(", "))]
+pub struct UnknownOutcome {
+    found: String,
+}
+
+impl std::str::FromStr for Outcome {
+    type Err = UnknownOutcome;
+    fn from_str(text: &str) -> Result<Self, UnknownOutcome> {
+        let found = Self::ALL
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text);
+        found.ok_or_else(|| UnknownOutcome {
+            found: text.to_owned(),
+        })
+    }
+}
+
 /// How many devices have each outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts([u64; OUTCOMES]);

@@ -29,7 +29,8 @@ use crate::gate::metric::{self, MetricResult, MetricTally, Weighed};
 use crate::ids::{Attempt, MetricName, RolloutName, StageIndex, StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
-use crate::spec::{OnFailure, RolloutSpec};
+use crate::ports::Tally;
+use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
@@ -641,6 +642,13 @@ impl Rollout {
         let last = self.stages.len().saturating_sub(1);
         let stage = open.unwrap_or(last);
         StageIndex(u16::try_from(stage).expect("there are at most MAX_STAGES stages"))
+    }
+
+    /// The rate through each hub now, if the rollout has one.
+    #[must_use]
+    pub fn rate_now(&self, tallies: &[Tally]) -> Option<Rate> {
+        let pace = self.spec.pace_of(self.stage());
+        pace.rate_at(pace.counted(tallies))
     }
 
     /// How far the stage is whose devices are sent to; `None` before the plan is whole.

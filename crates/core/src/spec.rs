@@ -372,6 +372,13 @@ impl RolloutSpec {
         stages.find(asks).map(|stage| &stage.name)
     }
 
+    /// Devices may have time zones of their own, and so be sent to when others are not.
+    #[must_use]
+    pub fn has_zones(&self) -> bool {
+        let schedule = self.schedule.as_ref();
+        schedule.is_some_and(|schedule| schedule.zone_tag.is_some())
+    }
+
     /// The devices are listed, not queried.
     #[must_use]
     pub fn has_list(&self) -> bool {

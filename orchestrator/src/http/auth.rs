@@ -11,7 +11,6 @@
 //! | admin | yes | yes | yes |
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
@@ -152,8 +151,9 @@ impl Tokens {
                     "{role:?} is no role; the roles are viewer, operator, approver, admin"
                 ))
             })?;
-            let hash = unhex(hash)
-                .ok_or_else(|| bad("the hash must be 64 hexadecimal digits".to_owned()))?;
+            let mut known = [0; 32];
+            hex::decode_to_slice(hash, &mut known)
+                .map_err(|_| bad("the hash must be 64 hexadecimal digits".to_owned()))?;
             if !names.insert(name) {
                 return Err(bad(format!("{name} has a token already")));
             }
@@ -161,7 +161,7 @@ impl Tokens {
                 name: name.to_owned(),
                 role,
             };
-            if tokens.insert(hash, caller).is_some() {
+            if tokens.insert(known, caller).is_some() {
                 return Err(bad("this token stands there already".to_owned()));
             }
         }
@@ -184,34 +184,13 @@ impl Tokens {
 #[must_use]
 pub fn new_token(name: &str, role: Role) -> (String, String) {
     let random: [u8; 32] = rand::random();
-    let token = format!("twc_{}", hex(&random));
-    let line = format!("{name} {} {}", role.as_str(), hex(&hash(&token)));
+    let token = format!("twc_{}", hex::encode(random));
+    let line = format!("{name} {} {}", role.as_str(), hex::encode(hash(&token)));
     (token, line)
 }
 
 fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        _ = write!(text, "{byte:02x}");
-    }
-    text
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digits = std::str::from_utf8(digits).ok()?;
-        *byte = u8::from_str_radix(digits, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 impl FromRequestParts<Arc<Shared>> for Caller {

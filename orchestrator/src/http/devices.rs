@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream::{self, Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use twincast_core::ids::{BatchId, RolloutName};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::{Counts, Outcome, UnknownOutcome};
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use utoipa::{IntoParams, ToSchema};
 
@@ -286,22 +286,18 @@ fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
 fn rows<'a>(work: &'a BatchWork, wanted: &'a [Outcome]) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
     let group = header.group.to_string();
-    let mut codes = work.codes.iter().copied().peekable();
-    let devices = (0u32..)
-        .zip(work.outcomes.iter())
-        .zip(work.batch.devices.iter());
-    devices.filter_map(move |((index, outcome), device)| {
-        let code = codes.next_if(|(at, _)| *at == index).map(|(_, code)| code);
-        wanted.contains(&outcome).then(|| DeviceRow {
-            device: device.to_owned(),
-            hub: header.hub.to_string(),
-            group: group.clone(),
-            stage: header.stage.0,
-            batch: header.id.0,
-            index,
-            outcome: outcome.as_str().to_owned(),
-            code,
-        })
+    let chosen = work
+        .devices()
+        .filter(|device| wanted.contains(&device.outcome));
+    chosen.map(move |device| DeviceRow {
+        device: device.id.to_owned(),
+        hub: header.hub.to_string(),
+        group: group.clone(),
+        stage: header.stage.0,
+        batch: header.id.0,
+        index: device.index,
+        outcome: device.outcome.as_str().to_owned(),
+        code: device.code,
     })
 }
 
@@ -309,23 +305,9 @@ fn outcomes(names: Option<&str>) -> Result<Vec<Outcome>, Problem> {
     let Some(names) = names else {
         return Ok(Outcome::ALL.to_vec());
     };
-    let find = |name: &str| {
-        let found = Outcome::ALL
-            .into_iter()
-            .find(|outcome| outcome.as_str() == name);
-        found.ok_or_else(|| {
-            let all: Vec<_> = Outcome::ALL
-                .iter()
-                .map(|outcome| outcome.as_str())
-                .collect();
-            let detail = format!(
-                "{name:?} is no outcome; the outcomes are {}",
-                all.join(", ")
-            );
-            Problem::new(StatusCode::BAD_REQUEST, detail)
-        })
-    };
-    names.split(',').map(|name| find(name.trim())).collect()
+    let read = names.split(',').map(|name| name.trim().parse());
+    read.collect::<Result<_, UnknownOutcome>>()
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 /// `BATCH.INDEX`, as a page gives it.
