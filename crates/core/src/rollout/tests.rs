@@ -1,0 +1,389 @@
+use super::*;
+use crate::gate::metric::MetricResult;
+use crate::ids::MetricName;
+use crate::outcome::Counts;
+
+fn plan(devices: u64) -> Event {
+    Event::PlanCompleted {
+        plan: PlanSummary {
+            devices,
+            batches: 1,
+            digest: String::new(),
+            hubs: vec![],
+            stages: vec![],
+            excluded: vec![],
+            repeated: 0,
+        },
+    }
+}
+
+fn phases() -> Vec<Phase> {
+    let reason = || "r".to_owned();
+    vec![
+        Phase::Accepted,
+        Phase::Planning,
+        Phase::Running,
+        Phase::Paused { reason: reason() },
+        Phase::Halted { reason: reason() },
+        Phase::Aborting { reason: reason() },
+        Phase::Aborted { reason: reason() },
+        Phase::Succeeded,
+        Phase::FinishedWithFailures,
+        Phase::Failed { reason: reason() },
+    ]
+}
+
+fn events() -> Vec<Event> {
+    let reason = || "e".to_owned();
+    let mut failed = Counts::pending(2);
+    failed.shift(Outcome::Pending, Outcome::Enqueued);
+    let mut counts = failed;
+    failed.shift(Outcome::Pending, Outcome::NotFound);
+    counts.shift(Outcome::Pending, Outcome::Enqueued);
+    vec![
+        Event::Queued {
+            behind: RolloutName::new("b").unwrap(),
+        },
+        Event::PlanningStarted,
+        plan(2),
+        plan(0),
+        Event::PlanningFailed { reason: reason() },
+        Event::PauseRequested { reason: reason() },
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+        Event::HaltRequested { reason: reason() },
+        Event::HaltLifted {
+            word: Word::default(),
+        },
+        Event::AbortRequested { reason: reason() },
+        Event::AllSettled { counts },
+        Event::AllSettled { counts: failed },
+        retry(&[Outcome::NotFound], None),
+        Event::RetryPrepared,
+    ]
+}
+
+fn retry(outcomes: &[Outcome], stage: Option<&str>) -> Event {
+    Event::RetryRequested {
+        outcomes: outcomes.to_vec(),
+        stage: stage.map(|stage| StageName::new(stage).unwrap()),
+        word: Word::default(),
+    }
+}
+
+fn stage_events() -> Vec<Event> {
+    let stage = || StageName::new("s").unwrap();
+    let failed = |then| Event::GateFailed {
+        stage: stage(),
+        reason: "g".into(),
+        then,
+    };
+    vec![
+        Event::StageSent { stage: stage() },
+        Event::ApprovalAwaited { stage: stage() },
+        Event::StagePassed {
+            stage: stage(),
+            reason: "g".into(),
+        },
+        Event::Approved {
+            stage: stage(),
+            word: Word::default(),
+        },
+        Event::Promoted {
+            stage: stage(),
+            word: Word::default(),
+        },
+        failed(OnFailure::Pause),
+        failed(OnFailure::Abort),
+        failed(OnFailure::Continue),
+        Event::MetricMeasured {
+            stage: stage(),
+            metric: MetricName::new("m").unwrap(),
+            result: MetricResult::Succeeded,
+            found: "1".into(),
+        },
+        Event::GateUndecided {
+            stage: stage(),
+            reason: "g".into(),
+        },
+    ]
+}
+
+fn table(events: &[Event]) -> Vec<String> {
+    phases()
+        .iter()
+        .map(|phase| {
+            let row: Vec<_> = events
+                .iter()
+                .map(|event| match transition(phase, event) {
+                    Err(_) => ".",
+                    Ok(next) if next == *phase => "=",
+                    Ok(next) => next.as_str(),
+                })
+                .collect();
+            format!("{}: {}", phase.as_str(), row.join(" "))
+        })
+        .collect()
+}
+
+/// What is said of a stage's gate has a meaning while the rollout is under way only.
+#[test]
+fn every_edge_of_stages() {
+    assert_eq!(
+        table(&stage_events()),
+        [
+            "accepted: . . . . . . . . . .",
+            "planning: . . . . . . . . . .",
+            "running: = = = = = paused aborting = = paused",
+            "paused: . . . = running . . . . .",
+            "halted: . . . = = . . . . .",
+            "aborting: . . . . . . . . . .",
+            "aborted: . . . . . . . . . .",
+            "succeeded: . . . . . . . . . .",
+            "finished_with_failures: . . . . . . . . . .",
+            "failed: . . . . . . . . . .",
+        ]
+    );
+}
+
+/// The whole machine as a table: `.` is illegal, `=` changes nothing.
+#[test]
+fn every_edge() {
+    assert_eq!(
+        table(&events()),
+        [
+            "accepted: = planning . . failed . . = = aborting . . . .",
+            "planning: = = running failed failed . . = = aborting . . . .",
+            "running: . . . . . paused = halted = aborting succeeded finished_with_failures = =",
+            "paused: . . . . . = running = = aborting succeeded finished_with_failures = =",
+            "halted: . . . . . paused . = running aborting succeeded finished_with_failures = =",
+            "aborting: . . . . . . . = = = aborted aborted . .",
+            "aborted: . . . . . . . = = = = = . .",
+            "succeeded: . . . . . . . = = . = = running .",
+            "finished_with_failures: . . . . . . . = = . = = running .",
+            "failed: . . . . . . . = = . . . . .",
+        ]
+    );
+}
+
+#[test]
+fn ended_is_ended_and_only_running_sends() {
+    for phase in phases() {
+        assert_eq!(phase.wanted() == Wanted::GoOn, phase == Phase::Running);
+        if phase.is_ended() {
+            assert_eq!(phase.owed(), Owed::Nothing);
+            for event in events() {
+                if matches!(event, Event::RetryRequested { .. }) {
+                    continue;
+                }
+                assert!(
+                    transition(&phase, &event).is_err()
+                        || transition(&phase, &event).unwrap() == phase
+                );
+            }
+        }
+    }
+}
+
+/// A rollout of two stages, of which the first has a gate, that runs.
+fn staged() -> Rollout {
+    let spec = RolloutSpec::read(
+        "x",
+        "{name: a, target: {all: true}, message: {body: {text: hi}}, \
+         stages: [{name: s, percent: 10, gate: {approval: {}}}]}",
+    )
+    .unwrap();
+    let rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));
+    let rollout = step(&rollout, Event::PlanningStarted);
+    step(&rollout, plan(20))
+}
+
+fn step(rollout: &Rollout, event: Event) -> Rollout {
+    rollout.after(event, Timestamp(9)).unwrap().unwrap()
+}
+
+#[test]
+fn a_retry_is_prepared_before_anything_else_happens() {
+    let stage = || StageName::new("s").unwrap();
+    let running = staged();
+    let sent = step(&running, Event::StageSent { stage: stage() });
+    let ripe = step(&sent, Event::ApprovalAwaited { stage: stage() });
+    let requested = step(&ripe, retry(&[Outcome::NotFound, Outcome::Expired], None));
+    assert_eq!(requested.attempt, Attempt(2));
+    let progress = requested.stage_progress().unwrap();
+    assert_eq!(
+        (progress.sent_at, progress.ripe_at),
+        (None, None),
+        "all anew"
+    );
+    assert_eq!(requested.owed(), Owed::PrepareRetry);
+    assert_eq!(requested.wanted(), Wanted::Stop);
+    assert!(requested.prepares(Attempt(2)) && !requested.prepares(Attempt(1)));
+
+    let again = |event| requested.after(event, Timestamp(9));
+    assert_eq!(
+        again(retry(&[Outcome::NotFound, Outcome::Expired], None)),
+        Ok(None)
+    );
+    let other = again(retry(&[Outcome::NotFound], None)).unwrap_err();
+    assert!(
+        other.to_string().contains("preparing another retry"),
+        "{other}"
+    );
+    let settled = Event::AllSettled {
+        counts: Counts::default(),
+    };
+    assert!(again(settled).is_err());
+
+    let paused = step(&requested, Event::PauseRequested { reason: "p".into() });
+    assert_eq!(paused.owed(), Owed::Nothing);
+    assert!(!paused.prepares(Attempt(2)));
+    let resumed = step(
+        &paused,
+        Event::ResumeRequested {
+            word: Word::default(),
+        },
+    );
+    assert_eq!(resumed.owed(), Owed::PrepareRetry);
+    let aborted = step(&resumed, Event::AbortRequested { reason: "a".into() });
+    assert_eq!((aborted.owed(), aborted.retry), (Owed::SkipRemaining, None));
+
+    let prepared = step(&requested, Event::RetryPrepared);
+    assert_eq!(prepared.owed(), Owed::ReleaseBatches);
+    assert_eq!(prepared.wanted(), Wanted::GoOn);
+    assert_eq!(prepared.after(Event::RetryPrepared, Timestamp(9)), Ok(None));
+    let third = step(&prepared, retry(&[Outcome::Enqueued], Some("s")));
+    assert_eq!(third.attempt, Attempt(3));
+}
+
+#[test]
+fn a_retry_of_another_stage_leaves_the_current_one_alone() {
+    let stage = || StageName::new("s").unwrap();
+    let running = staged();
+    assert!(
+        running
+            .after(retry(&[Outcome::Expired], Some("rest")), Timestamp(9))
+            .is_err()
+    );
+    let passed = Event::StagePassed {
+        stage: stage(),
+        reason: "g".into(),
+    };
+    let second = step(&running, passed);
+    let retried = step(&second, retry(&[Outcome::Expired], Some("s")));
+    assert!(
+        retried.stages[0].passed_at.is_some(),
+        "its gate has been passed"
+    );
+    assert_eq!(retried.stages, second.stages);
+    assert!(
+        second
+            .after(retry(&[Outcome::Delivered], None), Timestamp(9))
+            .is_err()
+    );
+
+    let settled = Event::AllSettled {
+        counts: Counts::default(),
+    };
+    let ended = step(&second, settled);
+    let again = step(&ended, retry(&[Outcome::Expired], None));
+    assert_eq!(again.phase, Phase::Running);
+    let text = serde_json::to_string(&again).unwrap();
+    assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), again);
+}
+
+#[test]
+fn records_without_attempts_are_at_the_first() {
+    let mut record = serde_json::to_value(staged()).unwrap();
+    record.as_object_mut().unwrap().remove("attempt").unwrap();
+    let rollout: Rollout = serde_json::from_value(record).unwrap();
+    assert_eq!((rollout.attempt, rollout.retry), (Attempt(1), None));
+}
+
+#[test]
+fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
+    let text = "{name: a, group: g, target: {all: true}, message: {body: {text: hi}}}";
+    let spec = RolloutSpec::read("x", text).unwrap();
+    let accepted = Rollout::accepted(spec, Default::default(), Timestamp(5));
+    let queued = |behind: &str| Event::Queued {
+        behind: RolloutName::new(behind).unwrap(),
+    };
+    let after = |rollout: &Rollout, event| rollout.after(event, Timestamp(6)).unwrap();
+    assert_eq!(accepted.waits_in_line(), None);
+    let waits = after(&accepted, queued("b")).unwrap();
+    assert_eq!(
+        waits.waits_in_line().unwrap(),
+        "waits for rollout b, which is before it in group g"
+    );
+    assert_eq!(
+        (after(&waits, queued("b")), waits.changed_at),
+        (None, Timestamp(5))
+    );
+    let reason = "r".to_owned();
+    for event in [Event::PlanningStarted, Event::AbortRequested { reason }] {
+        assert_eq!(after(&waits, event).unwrap().behind, None);
+    }
+}
+
+#[test]
+fn records_keep_a_bounded_history_and_read_back() {
+    let spec = RolloutSpec::read(
+        "x",
+        "{name: a, target: {all: true}, message: {body: {text: hi}}}",
+    )
+    .unwrap();
+    let mut rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));
+    rollout = rollout
+        .after(Event::PlanningStarted, Timestamp(6))
+        .unwrap()
+        .unwrap();
+    rollout = rollout
+        .after(Event::PlanningStarted, Timestamp(7))
+        .unwrap()
+        .unwrap();
+    assert_eq!((rollout.version, rollout.plan_id), (Version(3), PlanId(2)));
+    rollout = rollout.after(plan(2), Timestamp(8)).unwrap().unwrap();
+    for i in 0..300 {
+        rollout = rollout
+            .after(
+                Event::PauseRequested {
+                    reason: i.to_string(),
+                },
+                Timestamp(9),
+            )
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            rollout.after(Event::PauseRequested { reason: "x".into() }, Timestamp(9)),
+            Ok(None)
+        );
+        rollout = rollout
+            .after(
+                Event::ResumeRequested {
+                    word: Word::default(),
+                },
+                Timestamp(9),
+            )
+            .unwrap()
+            .unwrap();
+    }
+    assert_eq!(rollout.history.len(), Rollout::HISTORY);
+    let text = serde_json::to_string(&rollout).unwrap();
+    assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+}
+
+#[test]
+fn an_event_says_who_wanted_it_where_that_is_known() {
+    let event = |text: &str| serde_json::from_str::<Event>(text).unwrap();
+    let resumed = |by: Option<&str>| Event::ResumeRequested {
+        word: Word {
+            by: by.map(str::to_owned),
+            reason: None,
+        },
+    };
+    let text = r#"{"event":"resume_requested","by":"ann"}"#;
+    assert_eq!(event(text), resumed(Some("ann")));
+    assert_eq!(serde_json::to_string(&resumed(Some("ann"))).unwrap(), text);
+    assert_eq!(event(r#"{"event":"resume_requested"}"#), resumed(None));
+}
