@@ -66,7 +66,7 @@ pub enum Owed {
 }
 
 impl Phase {
-    /// What this phase owes the world; see [`Rollout::owed`], too.
+    /// What this phase owes the world; see [`Rollout::owed`](super::Rollout::owed), too.
     #[must_use]
     pub fn owed(&self) -> Owed {
         match self {
@@ -94,7 +94,7 @@ impl Phase {
         )
     }
 
-    /// What a worker that holds a batch is to do; see [`Rollout::wanted`], too.
+    /// What a worker that holds a batch is to do; see [`Rollout::wanted`](super::Rollout::wanted), too.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         match self {
