@@ -5,6 +5,7 @@ use std::time::Duration;
 use twincast_amqp::{Amqp, AmqpError};
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
+use twincast_core::trace::TraceContext;
 use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Refusal, State};
 
 use crate::args::Who;
@@ -45,7 +46,10 @@ impl Commander {
             );
             return Err(Failure::message(ExitCode::Refused, message));
         }
-        let reply = self.amqp.request(body, CONTENT_TYPE, self.timeout).await;
+        let reply = self
+            .amqp
+            .request(body, CONTENT_TYPE, caller(), self.timeout)
+            .await;
         let reply = reply.map_err(|error| match error {
             AmqpError::TimedOut { after } => {
                 let message = format!("no orchestrator answered within {}", friendly(after));
@@ -68,6 +72,11 @@ impl Commander {
     pub(crate) async fn close(&self) {
         self.amqp.close().await;
     }
+}
+
+/// The span that this process is part of, by the environment: pipelines set it for their steps.
+pub(crate) fn caller() -> Option<TraceContext> {
+    std::env::var("TRACEPARENT").ok()?.parse().ok()
 }
 
 /// Who gives commands, if it is known.

@@ -14,6 +14,7 @@ use twincast_core::ids::HubName;
 use twincast_core::spec::Span;
 
 use crate::exit::{ExitCode, Failure};
+use crate::otlp::{OtlpSettings, is_address};
 use crate::prometheus::PrometheusSettings;
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) http: HttpSettings,
     pub(crate) api: ApiSettings,
     pub(crate) prometheus: PrometheusSettings,
+    pub(crate) otlp: OtlpSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
     /// Relative paths are below the configuration file's folder.
     #[serde(skip)]
@@ -236,6 +238,13 @@ pub(crate) struct HubSettings {
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Share(f64);
 
+impl Share {
+    /// The part of one that it is.
+    pub(crate) fn of_one(self) -> f64 {
+        self.0
+    }
+}
+
 impl Default for Share {
     fn default() -> Self {
         Self(1.0)
@@ -336,6 +345,7 @@ impl Settings {
         let http = sections.take("http");
         let api = sections.take("api");
         let prometheus: Option<PrometheusSettings> = sections.take("prometheus");
+        let otlp: Option<OtlpSettings> = sections.take("otlp");
         let hubs = sections.take_hubs();
         if let Some(worker) = &worker {
             sections.check(
@@ -366,21 +376,33 @@ impl Settings {
                 "must be 100ms to 1m",
             );
         }
+        if let Some(otlp) = &otlp {
+            sections.check(
+                otlp.headers.is_none() || otlp.headers_file.is_none(),
+                "otlp",
+                "must have only one of headers and headers_file",
+            );
+            sections.check(
+                otlp.endpoint.as_deref().is_none_or(is_address),
+                "otlp.endpoint",
+                "must be an address such as http://collector:4318, with no user and password in it",
+            );
+        }
         let unknown: Vec<_> = sections.values.keys().cloned().collect();
         for key in unknown {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, prometheus and hubs",
+                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, prometheus, otlp and hubs",
             );
         }
-        let services = (amqp, redis, http, api, prometheus);
+        let services = (amqp, redis, http, api, prometheus, otlp);
         let (
             Some(state),
             Some(log),
             Some(worker),
             Some(run),
-            (Some(amqp), Some(redis), Some(http), Some(api), Some(prometheus)),
+            (Some(amqp), Some(redis), Some(http), Some(api), Some(prometheus), Some(otlp)),
             [],
         ) = (
             state,
@@ -410,6 +432,7 @@ impl Settings {
             http,
             api,
             prometheus,
+            otlp,
             hubs,
             base,
         };
@@ -556,7 +579,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nendpoint = 'collector:4318'\nsampled = '0%'\n",
             &[],
         )
         .unwrap_err();
@@ -571,6 +594,7 @@ mod tests {
             "prometheus: must have only one of token",
             "prometheus.url: must have no user",
             "prometheus.timeout: must be 100ms to 1m",
+            "otlp.sampled: \"0%\" is not a share",
         ] {
             assert!(error.contains(part), "{part:?} is not in {error}");
         }

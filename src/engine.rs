@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Clock, HubTrouble, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
+use twincast_core::trace::Tracer;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
@@ -41,6 +42,7 @@ impl Engine {
         hubs: Hubs,
         settings: &WorkerSettings,
         base: PathBuf,
+        tracer: &Tracer,
     ) -> Self {
         let store = Arc::new(store);
         let queue = Arc::new(InProcessQueue::new(QUEUE_LIMIT));
@@ -64,7 +66,8 @@ impl Engine {
             Arc::clone(&queue) as _,
             worker_hubs,
             clock(),
-        );
+        )
+        .traced_by(tracer.clone());
         let driver = Driver {
             store: Arc::clone(&store) as Arc<dyn Store>,
             queue,
@@ -79,6 +82,7 @@ impl Engine {
             planning: PlanProgress::default(),
             roster: None,
             repairs: Repairs::default(),
+            tracer: tracer.clone(),
         };
         Self {
             store,

@@ -13,6 +13,7 @@ mod engine;
 mod exit;
 mod health;
 mod logging;
+mod otlp;
 mod output;
 mod overlaps;
 mod process;

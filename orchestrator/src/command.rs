@@ -14,6 +14,7 @@ use twincast_core::ids::{RolloutName, StageName};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::rollout::{Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
+use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
@@ -71,6 +72,9 @@ pub struct Command {
     /// Who asks, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Its span, if that has begun; not in the message, but in a header of it.
+    #[serde(skip)]
+    pub begun: Option<Begun>,
 }
 
 /// What was done about a command.
@@ -110,6 +114,9 @@ pub struct State {
     pub sent: u64,
     /// How many were not, for good.
     pub failed: u64,
+    /// The span of the command that started it.
+    #[serde(skip)]
+    pub trace: Option<TraceContext>,
 }
 
 impl State {
@@ -132,6 +139,7 @@ impl State {
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
             sent: counts.sum_of(Outcome::was_enqueued),
             failed: counts.failed(),
+            trace: rollout.trace,
         }
     }
 }
@@ -234,6 +242,7 @@ impl Command {
             spec: None,
             reason: None,
             by: None,
+            begun: None,
         }
     }
 

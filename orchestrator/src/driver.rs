@@ -24,6 +24,7 @@ use twincast_core::ports::{
 };
 use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
 use twincast_core::spec::{Opening, Rate};
+use twincast_core::trace::{self, Tracer};
 
 use crate::Hubs;
 use crate::accounting::WaySeen;
@@ -33,6 +34,7 @@ use crate::metric::Asking;
 use crate::metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
 use crate::release::{Releasable, keep_budgets, keep_order};
+use crate::traces;
 
 /// How a driver works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +130,8 @@ pub struct Driver {
     pub roster: Option<Arc<dyn Roster>>,
     /// What it has repaired.
     pub repairs: Repairs,
+    /// Who is told what rollouts have done.
+    pub tracer: Tracer,
 }
 
 /// What drivers found out of order and put right: dispatches that were lost.
@@ -163,6 +167,7 @@ impl Driver {
         let mut rung = Rung::default();
         loop {
             let rollout = self.read(name).await?;
+            traces::log_as(&rollout);
             if rollout.owed() == Owed::Nothing || stop.is_cancelled() {
                 return Ok(rollout);
             }
@@ -243,6 +248,7 @@ impl Driver {
                 source,
             })?;
         log(rollout, &next);
+        self.tracer.tell(trace::of_transition(rollout, &next));
         Ok(next)
     }
 

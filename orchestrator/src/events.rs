@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use twincast_core::ids::{RolloutName, Version};
 use twincast_core::ports::{QueueError, Roster, Store, StoreError};
 use twincast_core::rollout::{HistoryEntry, Rollout};
+use twincast_core::trace::TRACEPARENT;
 
 /// Where events go.
 #[async_trait]
@@ -61,7 +62,7 @@ pub async fn tell(
 #[must_use]
 pub fn cloud_event(rollout: &Rollout, entry: &HistoryEntry) -> Value {
     let name = &rollout.spec.name;
-    json!({
+    let mut event = json!({
         "specversion": "1.0",
         "id": format!("{name}/{}", entry.version),
         "source": format!("/twincast/rollouts/{name}"),
@@ -75,7 +76,12 @@ pub fn cloud_event(rollout: &Rollout, entry: &HistoryEntry) -> Value {
             "phase": entry.phase,
             "happened": entry.event,
         },
-    })
+    });
+    // The extension for distributed tracing.
+    if let Some(trace) = rollout.trace {
+        event[TRACEPARENT] = json!(trace);
+    }
+    event
 }
 
 #[cfg(test)]
@@ -98,5 +104,10 @@ mod tests {
         assert_eq!(events[1]["type"], "io.twincast.rollout.planning");
         assert_eq!(events[1]["data"]["happened"]["event"], "planning_started");
         assert!(events[0]["time"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(events[0]["traceparent"], Value::Null);
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let traced = rollout.traced_to(parent.parse().unwrap());
+        let event = cloud_event(&traced, &traced.history[0]);
+        assert_eq!(event["traceparent"], parent);
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! * [`auth`]: tokens, roles, and what each role may do;
 //! * `operations` change something, `rollouts`, `devices`, `events` and `engine` look;
+//! * `traced`: every request has an id, which is that of its trace;
 //! * `problem`: every error is `application/problem+json`;
 //! * `page`: what people look at, which asks the same API.
 //!
@@ -19,6 +20,7 @@ mod operations;
 mod page;
 mod problem;
 mod rollouts;
+mod traced;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -109,6 +111,10 @@ impl Api {
             .method_not_allowed_fallback(not_that_method)
             .layer(middleware::from_fn_with_state(Arc::clone(&shared), limited))
             .layer(DefaultBodyLimit::max(MAX_DOCUMENT_BYTES))
+            .layer(middleware::from_fn_with_state(
+                Arc::clone(&shared),
+                traced::traced,
+            ))
             .with_state(shared)
     }
 }

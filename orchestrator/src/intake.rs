@@ -8,10 +8,11 @@ use twincast_core::ids::{HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
+use twincast_core::trace::{self, Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
-use crate::{groups, retry};
+use crate::{groups, retry, traces};
 
 /// How often a change is tried again that others came before.
 const TRIES: usize = 20;
@@ -28,6 +29,8 @@ pub struct Intake {
     pub measures: bool,
     /// The time for records.
     pub clock: Arc<dyn Clock>,
+    /// Who is told what was done.
+    pub tracer: Tracer,
 }
 
 /// Why a command was not done.
@@ -62,6 +65,13 @@ impl Intake {
         self.execute(&Command::read(body, content_type)?).await
     }
 
+    /// Begins a command's span, in the trace that a `traceparent` names. One that is not understood counts for none.
+    #[must_use]
+    pub fn begin(&self, traceparent: Option<&str>) -> Begun {
+        let caller = traceparent.and_then(|text| text.parse().ok());
+        traces::begin(&self.tracer, caller)
+    }
+
     /// Does a command that was read. When it answers, the effect is durable.
     ///
     /// Cancel safety: may be dropped; the command is then to be done again.
@@ -69,9 +79,19 @@ impl Intake {
     /// # Errors
     /// [`NotDone`].
     pub async fn execute(&self, command: &Command) -> Result<Answer, NotDone> {
+        let begun = command.begun.unwrap_or_else(|| self.begin(None));
+        let start = self.clock.now();
+        let done = self.carry_out(command, begun.context).await;
+        let end = self.clock.now();
+        let told = traces::of_command(command, begun, start..end, done.as_ref());
+        self.tracer.tell(told);
+        done
+    }
+
+    async fn carry_out(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
         let reason = command.because();
         match (command.command, command.rollout.as_ref()) {
-            (Kind::Start, _) => self.start(command).await,
+            (Kind::Start, _) => self.start(command, span).await,
             (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
             (Kind::Resume, Some(name)) => {
                 let word = command.word();
@@ -93,7 +113,7 @@ impl Intake {
         }
     }
 
-    async fn start(&self, command: &Command) -> Result<Answer, NotDone> {
+    async fn start(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
         let spec = command.spec()?;
         let unknown = spec
             .target
@@ -123,7 +143,7 @@ impl Intake {
         for _ in 0..TRIES {
             let now = self.clock.now();
             let wanted = Rollout::accepted(spec.clone(), Default::default(), now);
-            let wanted = wanted.wanted_by(command.word());
+            let wanted = wanted.wanted_by(command.word()).traced_to(span);
             let accepted = accept(&*self.store, wanted).await;
             return match accepted {
                 Ok(Accepted::New(rollout)) => {
@@ -243,6 +263,7 @@ impl Intake {
             match self.store.save(&next, rollout.version).await {
                 Ok(()) => {
                     crate::driver::log(&rollout, &next);
+                    self.tracer.tell(trace::of_transition(&rollout, &next));
                     return Ok((true, next));
                 }
                 Err(StoreError::Superseded { .. }) => {}

@@ -27,6 +27,7 @@ mod release;
 mod retry;
 pub mod service;
 pub mod standing;
+pub mod traces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -13,10 +13,12 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, Version};
 use twincast_core::ports::{Clock, MetricSource, Queue, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::trace::Tracer;
 use twincast_retry::{Delays, Policy};
 
 use crate::Hubs;
@@ -24,6 +26,7 @@ use crate::driver::{DriveError, Driver, DriverConfig, Repairs};
 use crate::events::{self, Events};
 use crate::metrics::Metrics;
 use crate::planner::PlanProgress;
+use crate::traces;
 
 /// How an orchestrator works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub struct Orchestrator {
     pub id: Holder,
     /// What it is doing, live.
     pub status: Arc<OrchestratorStatus>,
+    /// Who is told what rollouts have done.
+    pub tracer: Tracer,
 }
 
 /// What an orchestrator is doing, live.
@@ -185,10 +190,11 @@ impl Orchestrator {
             tracing::info!(rollout = %name, "driving");
             let stop = stop.child_token();
             let (this, of, token) = (Arc::clone(self), name.clone(), stop.clone());
-            let task = tasks.spawn(async move {
+            let work = async move {
                 this.drive(&of, &token).await;
                 of
-            });
+            };
+            let task = tasks.spawn(work.instrument(traces::log_span()));
             let task = task.id();
             driving.insert(name, Driving { stop, task });
         }
@@ -239,6 +245,7 @@ impl Orchestrator {
             planning: PlanProgress::default(),
             roster: Some(Arc::clone(&self.roster)),
             repairs: Repairs(self.status.metrics.repairs.clone()),
+            tracer: self.tracer.clone(),
         };
         while !stop.is_cancelled() {
             let wait = match driver.drive(name, stop).await {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use twincast_core::ports::{Clock, Roster, Store};
 use twincast_core::rollout::{Event, Phase};
+use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_testkit::{ManualClock, MemoryStore, build};
@@ -18,6 +19,7 @@ fn intake() -> (Intake, MemoryStore) {
         roster: Some(Arc::new(store.clone())),
         hubs: BTreeSet::from([build::hub("a"), build::hub("b")]),
         measures: false,
+        tracer: Tracer::default(),
         clock,
     };
     (intake, store)

@@ -13,6 +13,7 @@ use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
 use twincast_core::rollout::{Event, Phase, PlanId, Rollout, Word};
 use twincast_core::time::Timestamp;
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
@@ -56,6 +57,7 @@ fn bench(devices: u32, config: DriverConfig) -> Bench {
         planning: PlanProgress::default(),
         roster: None,
         repairs: Repairs::default(),
+        tracer: Tracer::default(),
     };
     Bench {
         store,

@@ -15,6 +15,7 @@ use twincast_core::ids::{GroupName, Version};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, LeaseReply, Queue, QueueError, Store, Tally};
 use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
@@ -91,6 +92,7 @@ impl Bench {
                 config: OrchestratorConfig::default(),
                 id: build::holder(id),
                 status: Arc::new(OrchestratorStatus::default()),
+                tracer: Tracer::default(),
             });
             tokio::spawn(orchestrator.run(CancellationToken::new()));
         }
@@ -102,6 +104,7 @@ impl Bench {
             roster: Some(Arc::new(self.store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
             measures: false,
+            tracer: Tracer::default(),
             clock: Arc::clone(&self.clock),
         };
         match intake.handle(command.to_string().as_bytes(), None).await {
@@ -354,6 +357,7 @@ async fn one_that_lost_its_place_does_not_go_on() {
         planning: PlanProgress::default(),
         roster: None,
         repairs: Repairs::default(),
+        tracer: Tracer::default(),
     };
     bench.handle(start("a", "reject")).await.unwrap();
     let rollout = bench.rollout("a").await;

@@ -12,6 +12,7 @@ use tower::ServiceExt as _;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::http::auth::{Door, Role, Tokens, new_token};
 use twincast_orchestrator::http::{Api, DeadLetters, openapi};
@@ -62,6 +63,7 @@ impl Bench {
             roster: Some(Arc::new(store.clone()) as Arc<dyn Roster>),
             hubs: [hub.clone()].into(),
             measures: false,
+            tracer: Tracer::default(),
             clock,
         };
         let api = Api {
@@ -121,6 +123,43 @@ impl Bench {
     async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         self.ask(Method::POST, path, Some(body)).await
     }
+}
+
+#[tokio::test]
+async fn every_response_names_its_trace_and_a_rollout_goes_on_with_that_of_its_request() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let bench = Bench::new();
+    let id = async |request: Request<Body>| {
+        let response = bench.router.clone().oneshot(request).await.unwrap();
+        response.headers()["x-request-id"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let token = bench.token(Role::Admin);
+    let own = id(request(Method::GET, "/api/v1/nothing", None, None)).await;
+    assert_eq!(own.len(), 32);
+    let again = id(request(Method::GET, "/api/v1/whoami", Some(token), None)).await;
+    assert_ne!(own, again);
+    let spec = json!({"name": "r", "target": {"all": true}, "message": {"body": {"text": "hi"}}});
+    let mut start = request(Method::POST, "/api/v1/rollouts", Some(token), Some(spec));
+    let caller = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    start
+        .headers_mut()
+        .insert("traceparent", caller.parse().unwrap());
+    assert_eq!(id(start).await, TRACE);
+    let rollout = bench
+        .store
+        .rollout(&build::name("r"))
+        .await
+        .unwrap()
+        .unwrap();
+    let root = rollout.trace.unwrap();
+    assert_eq!(root.trace.to_string(), TRACE);
+    assert!(
+        root.sampled && !root.to_string().contains("00f067aa0ba902b7"),
+        "{root}"
+    );
 }
 
 fn request(method: Method, path: &str, token: Option<&str>, body: Option<Value>) -> Request<Body> {

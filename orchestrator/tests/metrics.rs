@@ -10,6 +10,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, Delivery, LeaseReply, MetricSource, Queue, Store, Tally};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::accept;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
@@ -79,6 +80,7 @@ impl Bench {
             planning: PlanProgress::default(),
             roster: None,
             repairs: Repairs::default(),
+            tracer: Tracer::default(),
         }
     }
 

@@ -13,6 +13,7 @@ use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store, Tally};
 use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::events::Events;
@@ -114,12 +115,14 @@ impl Bench {
             config: OrchestratorConfig::default(),
             id: build::holder("o"),
             status: Arc::new(OrchestratorStatus::default()),
+            tracer: Tracer::default(),
         });
         let intake = Intake {
             store: Arc::new(store.clone()),
             roster: Some(Arc::new(store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
             measures: false,
+            tracer: Tracer::default(),
             clock,
         };
         let tasks = vec![
@@ -293,6 +296,7 @@ async fn a_driver_that_died_while_preparing_is_gone_on_from() {
         config: OrchestratorConfig::default(),
         id: build::holder("p"),
         status: Arc::new(OrchestratorStatus::default()),
+        tracer: Tracer::default(),
     });
     let driving = tokio::spawn(orchestrator.run(CancellationToken::new()));
     bench.until(|it| it.retry.is_none()).await;

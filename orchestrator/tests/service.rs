@@ -12,6 +12,7 @@ use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
@@ -95,6 +96,7 @@ impl Bench {
             config: OrchestratorConfig::default(),
             id: build::holder(id),
             status: Arc::clone(&status),
+            tracer: Tracer::default(),
         });
         let stop = CancellationToken::new();
         let task = tokio::spawn(orchestrator.run(stop.clone()));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use twincast_core::ids::{InvalidName, RolloutName, StageName};
+use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Command, Kind};
 use twincast_orchestrator::intake::{Intake, NotDone};
 
@@ -140,6 +141,7 @@ async fn in_folder(command: Command, who: &Who, settings: &Settings) -> Result<A
         hubs: settings.hubs.keys().cloned().collect(),
         measures: settings.prometheus.url.is_some(),
         clock: engine::clock(),
+        tracer: Tracer::default(),
     };
     let body = serde_json::to_vec(&command);
     let body = body.map_err(|error| Failure::new(ExitCode::Unexpected, error))?;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingCommand};
 use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
-use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_core::trace::Begun;
+use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
 use twincast_orchestrator::http::Api;
 use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::metrics::Metrics;
@@ -20,6 +22,7 @@ use crate::commands::dead_letters::BrokerLetters;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
+use crate::otlp::Traces;
 use crate::output::Output;
 use crate::process::Process;
 use crate::prometheus;
@@ -40,6 +43,7 @@ pub(crate) async fn orchestrator(
     engine::note_guesses(&hubs, settings, output);
     let listener = Listener::bind(settings).await?;
     let metric_source = prometheus::server(settings)?;
+    let traces = Traces::start(settings, "orchestrator")?;
     let Some(process) = Process::start("orchestrator", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
@@ -51,6 +55,7 @@ pub(crate) async fn orchestrator(
         hubs: hubs.keys().cloned().collect(),
         measures: metric_source.is_some(),
         clock: Arc::clone(&clock),
+        tracer: traces.tracer(),
     });
     let api = listener.map(|(listener, door)| {
         listener.announce(output);
@@ -76,8 +81,10 @@ pub(crate) async fn orchestrator(
         id: Holder::new(format!("orchestrator-{}", uuid::Uuid::new_v4().simple()))
             .expect("letters and digits"),
         status: Arc::new(OrchestratorStatus::default()),
+        tracer: traces.tracer(),
     });
     process.export(|registry| service.status.metrics.register(registry))?;
+    process.export(|registry| traces.register(registry))?;
     let stop = process.stop.clone();
     let metrics = &service.status.metrics;
     let answering = async {
@@ -98,6 +105,7 @@ pub(crate) async fn orchestrator(
         () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
     };
     process.end().await;
+    traces.close().await;
     taken.map_err(crate::services::broker_failure)?;
     answered?;
     Ok(ExitCode::Success)
@@ -180,7 +188,13 @@ async fn answer(
     metrics: &Metrics,
 ) -> Result<(), AmqpError> {
     let done = match &command.body {
-        CommandBody::Whole(body) => handle(body, command.content_type.as_deref(), intake).await,
+        CommandBody::Whole(body) => {
+            let begun = intake.begin(command.traceparent.as_deref());
+            let log = tracing::error_span!("command", trace_id = %begun.context.trace);
+            handle(body, command.content_type.as_deref(), begun, intake)
+                .instrument(log)
+                .await
+        }
         CommandBody::TooLarge { size, .. } => Err(too_large(*size)),
     };
     metrics.answered(done.as_ref());
@@ -212,10 +226,15 @@ async fn answer(
 async fn handle(
     body: &[u8],
     content_type: Option<&str>,
+    begun: Begun,
     intake: &Intake,
 ) -> Result<Answer, Refusal> {
+    let command = Command {
+        begun: Some(begun),
+        ..Command::read(body, content_type)?
+    };
     loop {
-        match intake.handle(body, content_type).await {
+        match intake.execute(&command).await {
             Ok(answer) => return Ok(answer),
             Err(NotDone::Refused(refusal)) => return Err(refusal),
             Err(NotDone::Store(error @ StoreError::Corrupt { .. })) => {

@@ -7,20 +7,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
+use twincast_core::trace::Span;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::Driver;
+use twincast_orchestrator::traces;
 use twincast_worker::{HubState, WorkerStatus};
 
 use crate::args::RunArgs;
+use crate::commander;
 use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
+use crate::otlp::Traces;
 use crate::output::Output;
 use crate::progress::{Progress, Snapshot};
 use crate::prometheus;
@@ -69,10 +74,25 @@ pub(crate) async fn roll_out(
     again: &str,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let name = file.spec.name.clone();
-    let mut engine = Engine::new(store, hubs, &settings.worker, file.base);
+    let told = Traces::start(settings, "run")?;
+    let tracer = &told.tracer();
+    let mut engine = Engine::new(store, hubs, &settings.worker, file.base, tracer);
     engine.driver.metric_source = prometheus::server(settings)?;
-    let rollout = match take_in(&engine.driver, file.spec, file.files).await? {
+    let ended = roll_out_with(engine, file.spec, file.files, settings, again, output).await;
+    told.close().await;
+    ended
+}
+
+async fn roll_out_with(
+    engine: Engine,
+    spec: RolloutSpec,
+    files: BTreeMap<String, String>,
+    settings: &Settings,
+    again: &str,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let name = spec.name.clone();
+    let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
         Accepted::Same(rollout) => resume(*rollout, &engine.driver, output).await?,
         Accepted::Conflict {
@@ -140,9 +160,11 @@ async fn take_in(
     files: BTreeMap<String, String>,
 ) -> Result<Accepted, Failure> {
     let now = driver.clock.now();
-    let wanted = Rollout::accepted(spec, files, now);
+    let begun = traces::begin(&driver.tracer, commander::caller());
+    let wanted = Rollout::accepted(spec, files, now).traced_to(begun.context);
+    let name = wanted.spec.name.clone();
     let accepted = accept(&*driver.store, wanted.clone()).await;
-    match accepted.map_err(engine::store_failure)? {
+    let accepted = match accepted.map_err(engine::store_failure)? {
         Accepted::Conflict { existing, .. }
             if existing.plan.is_none() && !existing.phase.is_ended() =>
         {
@@ -152,12 +174,20 @@ async fn take_in(
                 .apply(&existing, event)
                 .await
                 .map_err(engine::drive_failure)?;
-            accept(&*driver.store, wanted)
-                .await
-                .map_err(engine::store_failure)
+            let accepted = accept(&*driver.store, wanted).await;
+            accepted.map_err(engine::store_failure)?
         }
-        accepted => Ok(accepted),
+        accepted => accepted,
+    };
+    if let Accepted::New(_) = &accepted {
+        let time = now..driver.clock.now();
+        let span = Span::new(begun.context, begun.parent, "command", time);
+        let span = span
+            .with("twincast.command", "run")
+            .with("twincast.rollout", &name);
+        driver.tracer.tell([span]);
     }
+    Ok(accepted)
 }
 
 /// The same rollout again: says where it stands, and wakes it if it was paused.
@@ -233,7 +263,7 @@ async fn work(
     };
 
     let stopped = {
-        let drive = driver.drive(name, &stop);
+        let drive = driver.drive(name, &stop).instrument(traces::log_span());
         let mut drive = std::pin::pin!(drive);
         let watch = watcher.watch(&mut progress);
         tokio::select! {

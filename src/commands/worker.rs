@@ -10,6 +10,7 @@ use twincast_worker::{HubState, Worker, WorkerConfig, WorkerHub, WorkerStatus};
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
+use crate::otlp::Traces;
 use crate::output::Output;
 use crate::process::Process;
 
@@ -19,6 +20,7 @@ const WORTH_TELLING: Duration = Duration::from_secs(5);
 pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
+    let traces = Traces::start(settings, "worker")?;
     let Some(process) = Process::start("worker", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
@@ -44,8 +46,10 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         .collect();
     let queue = Arc::new(services.amqp.queue());
     let worker = Worker::new(config, store, queue, hubs, engine::clock());
+    let worker = worker.traced_by(traces.tracer());
     let status = worker.status();
     process.export(|registry| status.register(registry))?;
+    process.export(|registry| traces.register(registry))?;
     let stop = process.stop.clone();
     let watch = tell_of_hubs(&status, &ways);
     let worked = tokio::select! {
@@ -53,6 +57,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         () = watch => unreachable!("it watches for ever"),
     };
     process.end().await;
+    traces.close().await;
     worked.map_err(engine::worker_failure)?;
     Ok(ExitCode::Success)
 }

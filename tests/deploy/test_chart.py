@@ -497,6 +497,7 @@ class Values(unittest.TestCase):
             ({"networkPolicy": {"redis": {"ports": []}}}, "at '/networkPolicy/redis/ports': minItems: got 0, want 1"),
             ({"settings": {"hubz": {}}}, "value must be one of 'state', 'log', 'worker'"),
             ({"settings": {"amqp": {"url": "amqp://x"}}}, "settings.amqp.url would be readable by all"),
+            ({"settings": {"otlp": {"headers": "a=b"}}}, "settings.otlp.headers would be readable by all"),
             ({"settings": {"hubs": {"main": {"connection_string": key}}}}, "settings.hubs.main.connection_string would be readable by all"),
             ({"amqp": {"url": ""}}, "amqp: give one of amqp.url and amqp.existingSecret.name"),
             ({"redis": {"existingSecret": {"name": "redis"}}}, "redis: give only one of redis.url and redis.existingSecret.name"),

@@ -1,28 +1,35 @@
 //! A rollout on a good day: started by whoever speaks AMQP, done by several processes, told to
 //! whoever listens.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::engine::Engine;
-use crate::harness::{Fleet, Hub, assert_same_ids};
+use crate::engine::{Engine, Member};
+use crate::harness::{Collector, Fleet, Hub, Told, assert_same_ids};
 use crate::pipeline::{about, start, start_with};
 use crate::services::Access;
 use crate::waiting::within;
 
 const DEVICES: u64 = 3_000;
+/// The pipeline's trace, and its span.
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
 
 #[test]
 fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let north = Hub::unlimited(&Fleet::of(DEVICES));
     let south = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", north), ("south", south)]);
+    let collector = Collector::start();
+    engine.set("TWINCAST__OTLP__ENDPOINT", &collector.address());
     engine.grow(2, 2);
     let mut pipeline = engine.pipeline();
     let mut listener = pipeline.listen();
 
-    let answer = pipeline.order(&start("firmware"));
+    let caller = format!("00-{TRACE}-{CALLER}-01");
+    let answer = pipeline.order_as(&start("firmware"), &caller);
     assert_eq!(answer["changed"], true);
     assert_eq!(answer["rollouts"][0]["name"], "firmware");
 
@@ -51,7 +58,12 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
         let (topic, event) = listener.next();
         assert_eq!(topic, format!("rollout.{phase}"));
         assert_event(&event, "firmware", version, phase);
+        let parent = event["traceparent"].as_str().expect("a text");
+        assert!(parent.starts_with(&format!("00-{TRACE}-")), "{event}");
     }
+    assert_one_trace(&collector);
+    let said = |member: &Member| member.log().contains(&format!("trace_id={TRACE}"));
+    assert!(engine.orchestrators.iter().any(said) && engine.workers.iter().all(said));
 
     let status = engine.status("firmware");
     assert_eq!(status, watched, "status and watch show the same");
@@ -79,6 +91,51 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     assert_eq!(again.json()["rollouts"][0]["phase"], "succeeded");
     again.says(&["as the same rollout"]);
     assert_eq!(engine.accepted(), 2 * DEVICES);
+}
+
+/// From the pipeline's own span to the batches, on all processes.
+#[track_caller]
+fn assert_one_trace(collector: &Collector) {
+    let of_trace = || {
+        let told = collector.told().into_iter();
+        told.filter(|span| span.trace() == TRACE)
+            .collect::<Vec<_>>()
+    };
+    let sent = |told: &[Told]| {
+        let batches = told.iter().filter(|span| span.name() == "batch");
+        let sent = batches.map(|it| it.attribute("twincast.outcome.enqueued"));
+        sent.map(|it| it.parse::<u64>().unwrap_or_default())
+            .sum::<u64>()
+    };
+    // The last spans come with the next request.
+    let told = within(Duration::from_secs(30), "all spans", || {
+        let told = of_trace();
+        let is_over = told.iter().any(|span| span.name() == "rollout");
+        (is_over && sent(&told) == 2 * DEVICES).then_some(told)
+    });
+    let one = |name: &str| {
+        let all: Vec<_> = told.iter().filter(|span| span.name() == name).collect();
+        assert_eq!(all.len(), 1, "{name}: {told:#?}");
+        all[0]
+    };
+    let (command, stage) = (one("command"), one("stage"));
+    assert_eq!(command.parent(), CALLER);
+    for name in ["plan", "stage", "rollout"] {
+        assert_eq!(one(name).parent(), command.id(), "{name}");
+        assert_eq!(one(name).service, "twincast-orchestrator");
+    }
+    let batches: Vec<_> = told.iter().filter(|span| span.name() == "batch").collect();
+    let workers: BTreeSet<_> = batches.iter().map(|batch| &batch.process).collect();
+    assert_eq!(workers.len(), 2, "{batches:#?}");
+    for batch in batches {
+        assert_eq!(
+            (batch.parent(), &*batch.service),
+            (stage.id(), "twincast-worker")
+        );
+    }
+    let ids: BTreeSet<_> = told.iter().map(Told::id).collect();
+    assert_eq!(ids.len(), told.len(), "each has an id of its own");
+    assert!(told.iter().all(Told::is_in_order), "{told:#?}");
 }
 
 #[track_caller]

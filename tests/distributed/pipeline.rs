@@ -9,7 +9,7 @@ use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
     QueueDeclareOptions,
 };
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use serde_json::{Value, json};
 
@@ -76,9 +76,15 @@ impl Pipeline {
 
     /// Publishes a command and lets the answer come by and by.
     pub(crate) fn send(&mut self, command: &Value) -> String {
+        self.send_with(command, FieldTable::default())
+    }
+
+    /// The same with headers.
+    fn send_with(&mut self, command: &Value, headers: FieldTable) -> String {
         self.asked += 1;
         let id = format!("question-{}", self.asked);
         let properties = BasicProperties::default()
+            .with_headers(headers)
             .with_content_type("application/json".into())
             .with_reply_to(self.replies.clone())
             .with_correlation_id(id.as_str().into());
@@ -110,6 +116,18 @@ impl Pipeline {
     pub(crate) fn order(&mut self, command: &Value) -> Value {
         let answer = self.ask(command);
         assert_eq!(answer["ok"], true, "{command}: {answer}");
+        answer
+    }
+
+    /// The same, of a command that is part of a span.
+    #[track_caller]
+    pub(crate) fn order_as(&mut self, command: &Value, traceparent: &str) -> Value {
+        let mut headers = FieldTable::default();
+        let value = AMQPValue::LongString(traceparent.into());
+        headers.insert("traceparent".into(), value);
+        let asked = self.send_with(command, headers);
+        let (id, answer) = self.answer();
+        assert_eq!((id, &answer["ok"]), (asked, &json!(true)), "{answer}");
         answer
     }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::ports::{Clock, QueueError, Roster as _, Store as _};
 use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause};
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::intake::{Intake, NotDone};
@@ -245,6 +246,7 @@ impl Engine {
             config: self.plan.orchestrator,
             id: build::holder(process.name()),
             status: Arc::new(OrchestratorStatus::default()),
+            tracer: Tracer::default(),
         };
         Arc::new(orchestrator).run(stop.clone()).await;
     }
@@ -296,6 +298,7 @@ impl Engine {
             roster: Some(store),
             hubs: hubs.collect(),
             measures: false,
+            tracer: Tracer::default(),
             clock: Arc::clone(&self.clock),
         };
         intake.handle(body.to_string().as_bytes(), None).await

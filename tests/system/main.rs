@@ -30,4 +30,5 @@ mod refused_settings;
 mod secrets;
 mod stages;
 mod state;
+mod traces;
 mod unreachable;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::batch::Lease;
 use twincast_core::ids::Attempt;
 use twincast_core::message::{Content, MessageId, Outbound};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::DeviceList;
 use twincast_core::ports::{BatchWork, NotSent, Report, SendResult, StoreError};
 use twincast_core::rollout::Wanted;
@@ -118,6 +118,8 @@ pub(crate) struct BatchRun<'a> {
     silent_since: Option<Instant>,
     /// Positions between their first step and their record.
     open: usize,
+    /// What was recorded in this run.
+    recorded: Counts,
     ending: Option<Ended>,
     /// When nothing more may be sent, by the rollout's schedule.
     closes_at: Option<Instant>,
@@ -195,6 +197,7 @@ impl<'a> BatchRun<'a> {
             saved_at: leased_at,
             wanted_at: leased_at,
             silent_since: None,
+            recorded: Counts::default(),
             ending: None,
             closes_at,
             drained_at: None,
@@ -203,6 +206,10 @@ impl<'a> BatchRun<'a> {
 
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease
+    }
+
+    pub(crate) fn recorded(&self) -> &Counts {
+        &self.recorded
     }
 
     /// Works until the batch is done or is to be put down, and everything in flight is recorded.
@@ -491,7 +498,10 @@ impl<'a> BatchRun<'a> {
                             self.retries.entry(report.index).or_default();
                             self.ready.push_back(report.index);
                         }
-                        _ => self.open -= 1,
+                        outcome => {
+                            self.open -= 1;
+                            self.recorded.count(outcome);
+                        }
                     }
                 }
                 if wanted == Wanted::Stop {

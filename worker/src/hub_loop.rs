@@ -7,14 +7,16 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use twincast_core::error::in_words;
-use twincast_core::ids::{Holder, RolloutName, StageIndex};
+use twincast_core::ids::{BatchId, Holder, RolloutName, StageIndex};
 use twincast_core::message::{Ack, Content};
 use twincast_core::plan::Group;
 use twincast_core::ports::{
     Clock, Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
 use twincast_core::spec::{Delivery as DeliveryMode, Opening, RolloutSpec};
+use twincast_core::trace::{TraceContext, Tracer};
 use twincast_retry::Policy;
 use uuid::Uuid;
 
@@ -23,6 +25,7 @@ use crate::feedback;
 use crate::metrics::OneMore;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
+use crate::told::Telling;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
 
 /// When there are more rollouts than this, those that are not worked on just now are forgotten,
@@ -40,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) hub: WorkerHub,
     clock: Arc<dyn Clock>,
     pub(crate) status: Arc<HubStatus>,
+    tracer: Tracer,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
     /// Told when a rollout is worked on that asks the hub for feedback.
     pub(crate) feedback_wanted: Notify,
@@ -52,6 +56,9 @@ pub(crate) struct Inner {
 pub(crate) struct Known {
     pub(crate) content: Arc<Content>,
     spec: RolloutSpec,
+    /// The span of the command that started it, if there is one, and how many batches it has.
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) batches: u32,
     /// By stage.
     pacers: Vec<Option<Arc<Pacer>>>,
     /// Unanswered sends are made again.
@@ -73,6 +80,7 @@ impl HubLoop {
         hub: WorkerHub,
         clock: Arc<dyn Clock>,
         status: Arc<HubStatus>,
+        tracer: Tracer,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -81,6 +89,7 @@ impl HubLoop {
                 hub,
                 clock,
                 status,
+                tracer,
                 known: Mutex::default(),
                 feedback_wanted: Notify::new(),
                 id: Uuid::new_v4(),
@@ -220,7 +229,7 @@ impl Inner {
     async fn work(
         &self,
         name: &RolloutName,
-        batch: twincast_core::ids::BatchId,
+        batch: BatchId,
         stop: &CancellationToken,
     ) -> Result<Ended, StoreError> {
         if self.status.shut_until().is_some() {
@@ -231,6 +240,23 @@ impl Inner {
         let Some(known) = self.patiently(stop, || self.known(name)).await? else {
             return Ok(Ended::Stopped);
         };
+        let trace_id = known
+            .trace
+            .map(|trace| tracing::field::display(trace.trace));
+        let log = tracing::error_span!("batch", trace_id);
+        self.work_on(name, batch, &known, stop)
+            .instrument(log)
+            .await
+    }
+
+    /// Works on a batch of a rollout that is known.
+    async fn work_on(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        known: &Known,
+        stop: &CancellationToken,
+    ) -> Result<Ended, StoreError> {
         let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
             .expect("hexadecimal digits");
         let request = LeaseRequest {
@@ -255,11 +281,15 @@ impl Inner {
         };
         tracing::debug!(rollout = %name, %batch, "batch taken up");
         let closes_at = self.closes_at(&known.spec, &work.header().group);
-        let mut run = BatchRun::new(self, lease, leased_at, work, &known, closes_at);
+        let telling = Telling::of(known, work.header(), &lease, self.clock.now());
+        let mut run = BatchRun::new(self, lease, leased_at, work, known, closes_at);
         let held = OneMore::of(&self.status.metrics().batches);
         let ended = run.until_ended(stop).await?;
         drop(held);
         self.status.metrics().ended(ended);
+        let end = self.clock.now();
+        self.tracer
+            .tell(telling.map(|it| it.ended(ended, run.recorded(), end)));
         if ended != Ended::Fenced
             && let Err(error) = self.store.release(run.lease()).await
         {
@@ -380,6 +410,8 @@ impl Inner {
             content: Arc::new(content),
             pacers,
             spec: rollout.spec,
+            trace: rollout.trace,
+            batches: rollout.plan.map_or(0, |plan| plan.batches),
             again,
         });
         if known.len() >= KNOWN {

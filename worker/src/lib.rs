@@ -24,6 +24,7 @@ mod hub_loop;
 mod metrics;
 mod pacer;
 mod status;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Clock, Hub, Queue, QueueError, Store, StoreError};
+use twincast_core::trace::Tracer;
 
 pub use metrics::HubMetrics;
 pub use status::{HubState, HubStatus, WorkerStatus};
@@ -129,6 +131,7 @@ pub struct Worker {
     hubs: Vec<WorkerHub>,
     clock: Arc<dyn Clock>,
     status: Arc<WorkerStatus>,
+    tracer: Tracer,
 }
 
 impl Worker {
@@ -149,7 +152,15 @@ impl Worker {
             hubs,
             clock,
             status,
+            tracer: Tracer::default(),
         }
+    }
+
+    /// The same, telling `tracer` of batches that were worked on.
+    #[must_use]
+    pub fn traced_by(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// What the worker is doing, live.
@@ -173,7 +184,8 @@ impl Worker {
         for hub in self.hubs {
             let status = self.status.hub(&hub.name);
             let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
-            let hub_loop = hub_loop::HubLoop::new(self.config, store, hub, clock, status);
+            let tracer = self.tracer.clone();
+            let hub_loop = hub_loop::HubLoop::new(self.config, store, hub, clock, status, tracer);
             loops.spawn(hub_loop.run(Arc::clone(&self.queue), stop.clone()));
         }
         let mut result = Ok(());

@@ -12,6 +12,7 @@
 //! * [`gate`]: the test between two stages;
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
+//! * [`trace`]: the spans that tell of a rollout, and how they belong together;
 //! * [`permits`]: the arithmetic of a hub's quota;
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
@@ -33,3 +34,4 @@ pub mod query;
 pub mod rollout;
 pub mod spec;
 pub mod time;
+pub mod trace;

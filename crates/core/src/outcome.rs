@@ -230,6 +230,11 @@ impl Counts {
         self.sum_of(Outcome::is_failure)
     }
 
+    /// Counts one more device.
+    pub fn count(&mut self, outcome: Outcome) {
+        self.0[outcome as usize] += 1;
+    }
+
     /// Counts one device that was `old` as `new`.
     ///
     /// # Panics

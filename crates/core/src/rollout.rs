@@ -36,6 +36,7 @@ use crate::plan::PlanSummary;
 use crate::ports::Tally;
 use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
+use crate::trace::TraceContext;
 
 pub use life::{Event, IllegalTransition, Owed, Phase, Wanted, transition};
 
@@ -75,6 +76,9 @@ pub struct Rollout {
     /// What is to be prepared before anything is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// The span of the command that started it. Older records have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceContext>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its phase last changed.
@@ -147,6 +151,7 @@ impl Rollout {
             behind: None,
             attempt: Attempt::FIRST,
             retry: None,
+            trace: None,
             created_at: now,
             changed_at: now,
             account: Account::opened(now),
@@ -171,6 +176,13 @@ impl Rollout {
         {
             *noted = word;
         }
+        self
+    }
+
+    /// The same, begun by the command of that span.
+    #[must_use]
+    pub fn traced_to(mut self, span: TraceContext) -> Self {
+        self.trace = Some(span);
         self
     }
 

@@ -90,7 +90,7 @@ pub use rest::{
 };
 pub use sas::{SAS_TOKEN_TYPE, SasToken, TokenProvider, sign};
 pub use secret::Secret;
-pub use tls::RootsError;
+pub use tls::{RootsError, client_config};
 
 /// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them
 /// whatever its user asks for.

@@ -35,8 +35,11 @@ pub enum RootsError {
     Config(#[source] rustls::Error),
 }
 
-/// Builds the client configuration.
-pub(crate) fn client_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, RootsError> {
+/// How the certificates of servers are checked: against these authorities.
+///
+/// # Errors
+/// [`RootsError`].
+pub fn client_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, RootsError> {
     let mut store = RootCertStore::empty();
     let (system, custom) = match roots {
         Roots::System => (true, None),

@@ -131,6 +131,9 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- end -}}
 {{- include "twincast.validateCa" (list (printf "hubs.%s.ca" $name) ($hub.ca | default dict)) -}}
 {{- end -}}
+{{- if hasKey (.Values.settings.otlp | default dict) "headers" -}}
+{{- fail "settings.otlp.headers would be readable by all in a config map; send to a collector in the cluster, and let that add them" -}}
+{{- end -}}
 {{- range $name, $hub := .Values.settings.hubs | default dict -}}
 {{- if hasKey $hub "connection_string" -}}
 {{- fail (printf "settings.hubs.%s.connection_string would be readable by all in a config map; give it as hubs.%s.connectionString" $name $name) -}}

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use twincast_core::error::in_words;
 use twincast_core::ids::{RolloutName, StageName};
 use twincast_core::outcome::Outcome;
+use twincast_core::trace::TRACEPARENT;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Right};
@@ -88,7 +89,7 @@ pub(crate) async fn start(
         spec: Some(json_of(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
-    done(&shared, &caller, command).await
+    done(&shared, &caller, &headers, command).await
 }
 
 macro_rules! operation {
@@ -117,7 +118,7 @@ macro_rules! operation {
             let $said: $body = said(&headers, body)?;
             let mut $command = Command::about(Kind::$kind, Some(rollout(&name)?));
             $($fill)*
-            done(&shared, &caller, $command).await
+            done(&shared, &caller, &headers, $command).await
         }
     };
 }
@@ -192,7 +193,7 @@ macro_rules! of_all {
             let said: Because = said(&headers, body)?;
             let mut command = Command::about(Kind::$kind, None);
             command.reason = said.reason;
-            done(&shared, &caller, command).await
+            done(&shared, &caller, &headers, command).await
         }
     };
 }
@@ -257,9 +258,13 @@ pub(crate) async fn plan(
 async fn done(
     shared: &super::Shared,
     caller: &Caller,
+    headers: &HeaderMap,
     mut command: Command,
 ) -> Result<Json<Answer>, Problem> {
     command.by = Some(caller.name().to_owned());
+    let request = headers.get(TRACEPARENT);
+    let request = request.and_then(|value| value.to_str().ok());
+    command.begun = Some(shared.api.intake.begin(request));
     let kind = command.name();
     let rollout = command.rollout.clone();
     let named = rollout.as_ref().map(RolloutName::as_str);

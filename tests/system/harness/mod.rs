@@ -3,6 +3,7 @@
 
 mod account;
 mod chance;
+mod collector;
 mod hub;
 mod process;
 mod refusal;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use account::{Account, Row, agree, assert_same_ids, repeats};
 pub(crate) use chance::Chance;
+pub(crate) use collector::{Collector, Told};
 pub(crate) use hub::{Fleet, Hub};
 pub(crate) use process::{Ended, Running, Signal};
 pub(crate) use refusal::{assert_refused, assert_tidy};

@@ -9,16 +9,17 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::BasicConsumeOptions;
-use lapin::types::ShortString;
+use lapin::types::{FieldTable, ShortString};
 use tracing::warn;
 use twincast_core::error::in_words;
+use twincast_core::trace::{TRACEPARENT, TraceContext};
 
 use crate::channel::OwnChannel;
 use crate::connection::{Amqp, too_late};
 use crate::dead_letter::Letter;
 use crate::error::AmqpError;
 use crate::intake::{Held, Intake, Source, Taken};
-use crate::message::{REPLY_TYPE, properties, text_of, to_queue};
+use crate::message::{REPLY_TYPE, header_text, properties, text_of, text_value, to_queue};
 use crate::publisher::{self, Message, Verdict};
 use crate::topology::short;
 
@@ -62,7 +63,7 @@ impl Amqp {
         self.wires.send(&queue, message).await
     }
 
-    /// Sends a command and waits for the answer, `within` in all.
+    /// Sends a command, as part of the span `of` if there is one, and waits for the answer, `within` in all.
     ///
     /// # Errors
     /// As [`send_command`](Self::send_command), and [`AmqpError::TimedOut`] when no answer came:
@@ -71,6 +72,7 @@ impl Amqp {
         &self,
         body: Vec<u8>,
         content_type: &str,
+        of: Option<TraceContext>,
         within: Duration,
     ) -> Result<Vec<u8>, AmqpError> {
         let queue = self.wires.names.commands_name();
@@ -81,7 +83,7 @@ impl Amqp {
             let reply = tokio::select! {
                 () = self.wires.closing.cancelled() => Err(AmqpError::Closed),
                 () = lost.cancelled() => Err(AmqpError::Lost),
-                reply = ask(&mut channel, &queue, body, content_type) => reply,
+                reply = ask(&mut channel, &queue, body, content_type, of) => reply,
             };
             channel.close().await;
             reply
@@ -96,6 +98,7 @@ async fn ask(
     queue: &str,
     body: Vec<u8>,
     content_type: &str,
+    of: Option<TraceContext>,
 ) -> Result<Vec<u8>, AmqpError> {
     // The pseudo-queue knows no acks.
     let options = BasicConsumeOptions {
@@ -105,9 +108,14 @@ async fn ask(
     channel.consume(DIRECT_REPLY.into(), options).await?;
     let properties = properties(content_type)?;
     let id = properties.message_id().clone().unwrap_or_default();
-    let properties = properties
+    let mut properties = properties
         .with_correlation_id(id.clone())
         .with_reply_to(DIRECT_REPLY.into());
+    if let Some(of) = of {
+        let mut headers = FieldTable::default();
+        headers.insert(TRACEPARENT.into(), text_value(&of.to_string()));
+        properties = properties.with_headers(headers);
+    }
     let message = to_queue(queue, properties, body)?;
     let queue = queue.to_owned();
     match publisher::publish_alone(channel, message).await? {
@@ -162,6 +170,8 @@ pub struct IncomingCommand {
     pub reply_to: Option<String>,
     /// What the reply is to be told apart by.
     pub correlation_id: Option<String>,
+    /// The span of whoever gave it, if a header says so; not checked.
+    pub traceparent: Option<String>,
     /// It was handed out before and came back.
     pub redelivered: bool,
     properties: BasicProperties,
@@ -198,12 +208,14 @@ impl CommandBody {
 impl IncomingCommand {
     fn new(amqp: Amqp, delivery: Delivery, held: Held) -> Self {
         let properties = delivery.properties;
+        let headers = properties.headers().as_ref();
         Self {
             body: CommandBody::of(delivery.data),
             content_type: text_of(properties.content_type()),
             message_id: text_of(properties.message_id()),
             reply_to: text_of(properties.reply_to()),
             correlation_id: text_of(properties.correlation_id()),
+            traceparent: headers.and_then(|headers| header_text(headers, TRACEPARENT)),
             redelivered: delivery.redelivered,
             properties,
             amqp,

@@ -20,7 +20,7 @@ async fn take(consumer: &mut CommandConsumer) -> IncomingCommand {
 async fn a_request_is_answered() {
     let (amqp, _) = amqp().await;
     let mut commands = amqp.commands(4).await.unwrap();
-    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, Duration::from_secs(30));
+    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, None, Duration::from_secs(30));
     let (reply, ()) = tokio::join!(asked, async {
         let command = take(&mut commands).await;
         assert_eq!(command.body, CommandBody::Whole(b"{}".to_vec()));
@@ -39,7 +39,12 @@ async fn a_request_is_answered() {
 #[tokio::test]
 async fn a_request_that_nobody_answers_ends() {
     let (amqp, _) = amqp().await;
-    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, Duration::from_millis(300));
+    let asked = amqp.request(
+        b"{}".to_vec(),
+        COMMAND_TYPE,
+        None,
+        Duration::from_millis(300),
+    );
     let error = in_time(asked).await.unwrap_err();
     assert!(matches!(error, AmqpError::TimedOut { .. }), "{error:?}");
     let mut commands = amqp.commands(4).await.unwrap();

@@ -1,0 +1,240 @@
+//! Takes spans to an OpenTelemetry collector: OTLP over HTTP, as protobuf.
+//!
+//! ```text
+//!  whoever has done something ──span──▶ queue (4,096) ──▶ task ──512 at a time, every second──▶ collector
+//! ```
+//!
+//! Nobody waits for a collector. A span for which there is no room is dropped, and counted; so is one that the
+//! collector does not take.
+//!
+//! What the standard's environment variables say of the service, and of headers, holds here too.
+
+mod convert;
+
+use std::time::{Duration, Instant};
+
+use opentelemetry::{Key, KeyValue};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use prometheus::{IntCounterVec, Opts, Registry};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use twincast_core::trace::Tracer;
+
+/// Spans that wait for the collector, at the most.
+const QUEUE: usize = 4_096;
+/// Spans in one request, at the most.
+const AT_ONCE: usize = 512;
+/// How often the collector is given what there is.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long one request may take, with what is tried again of it.
+const TIME: Duration = Duration::from_secs(10);
+/// How often the log says that the collector takes nothing.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Which collector, and what it is told.
+#[derive(Clone)]
+pub struct OtlpConfig {
+    /// Its address, up to and not including `/v1/traces`.
+    pub endpoint: String,
+    /// Headers of each request, by name.
+    pub headers: Vec<(String, String)>,
+    /// How its certificate is checked.
+    pub tls: rustls::ClientConfig,
+    /// The part of the traces that begin here which is kept, 0 to 1.
+    pub ratio: f64,
+    /// What this process is called, where the environment has no `OTEL_SERVICE_NAME`.
+    pub service: String,
+    /// What tells it apart from others of that name.
+    pub instance: String,
+}
+
+/// Why a collector cannot be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The client cannot be made.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// The address, or a variable of the standard, is not understood.
+    #[error("cannot set up OTLP")]
+    Otlp(#[source] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// What has become of spans: `exported`, `failed`, which the collector did not take, or `dropped`, for want of room.
+#[derive(Debug, Clone)]
+pub struct SpanCounters(IntCounterVec);
+
+impl Default for SpanCounters {
+    fn default() -> Self {
+        let help = "Spans of rollouts, by what has become of them";
+        let options = Opts::new("twincast_trace_spans_total", help);
+        let counters = IntCounterVec::new(options, &["result"]).expect("the name is right");
+        for result in ["exported", "failed", "dropped"] {
+            counters.with_label_values(&[result]);
+        }
+        Self(counters)
+    }
+}
+
+impl SpanCounters {
+    /// Exports them.
+    ///
+    /// # Errors
+    /// When the registry has metrics of these names.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.0.clone()))
+    }
+
+    fn add(&self, result: &str, spans: usize) {
+        let counter = self.0.with_label_values(&[result]);
+        counter.inc_by(spans as u64);
+    }
+}
+
+/// A task that takes spans to a collector.
+#[derive(Debug)]
+pub struct Otlp {
+    tracer: Tracer,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Otlp {
+    /// Starts the task, on the current runtime. Nothing is dialled before there is a span.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn start(config: OtlpConfig, counters: &SpanCounters) -> Result<Self, ConfigError> {
+        let OtlpConfig {
+            endpoint,
+            headers,
+            tls,
+            ratio,
+            service,
+            instance,
+        } = config;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")))
+            .timeout(TIME)
+            .build()
+            .map_err(ConfigError::Client)?;
+        let mut exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_headers(headers.into_iter().collect())
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .with_timeout(TIME)
+            .build()
+            .map_err(ConfigError::Otlp)?;
+        exporter.set_resource(&resource(service, instance));
+        let (sender, spans) = mpsc::channel(QUEUE);
+        let dropped = counters.clone();
+        let tracer = Tracer::new(ratio, move |span| {
+            if sender.try_send(convert::span(span)).is_err() {
+                dropped.add("dropped", 1);
+            }
+        });
+        let stop = CancellationToken::new();
+        let courier = Courier {
+            spans,
+            exporter,
+            counters: counters.clone(),
+            lost: 0,
+            told_at: None,
+        };
+        let task = tokio::spawn(courier.run(stop.clone()));
+        Ok(Self { tracer, stop, task })
+    }
+
+    /// Where spans are told.
+    #[must_use]
+    pub fn tracer(&self) -> Tracer {
+        self.tracer.clone()
+    }
+
+    /// Takes what waits to the collector, and ends; after `within` with what is then left.
+    pub async fn close(mut self, within: Duration) {
+        self.stop.cancel();
+        if tokio::time::timeout(within, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+/// What the process is, by the environment or else by us.
+fn resource(service: String, instance: String) -> Resource {
+    let known = Resource::builder().build();
+    let name = known.get(&Key::from("service.name"));
+    let is_named = name.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    let mut resource = Resource::builder().with_attributes([
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", instance),
+    ]);
+    if !is_named {
+        resource = resource.with_service_name(service);
+    }
+    resource.build()
+}
+
+struct Courier {
+    spans: mpsc::Receiver<SpanData>,
+    exporter: SpanExporter,
+    counters: SpanCounters,
+    /// Spans that the collector did not take, since it last took some.
+    lost: usize,
+    told_at: Option<Instant>,
+}
+
+impl Courier {
+    async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(EVERY) => {}
+            }
+            self.take_all().await;
+        }
+    }
+
+    async fn take_all(&mut self) {
+        loop {
+            let waiting = std::iter::from_fn(|| self.spans.try_recv().ok());
+            let batch: Vec<_> = waiting.take(AT_ONCE).collect();
+            if batch.is_empty() {
+                return;
+            }
+            let spans = batch.len();
+            match self.exporter.export(batch).await {
+                Ok(()) => {
+                    self.counters.add("exported", spans);
+                    if self.told_at.take().is_some() {
+                        tracing::info!(lost = self.lost, "the collector takes traces again");
+                    }
+                    self.lost = 0;
+                }
+                Err(error) => {
+                    self.counters.add("failed", spans);
+                    self.lost += spans;
+                    self.tell_of(&error.to_string());
+                }
+            }
+        }
+    }
+
+    fn tell_of(&mut self, error: &str) {
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            self.told_at = Some(Instant::now());
+            tracing::warn!(
+                error,
+                lost = self.lost,
+                "the collector takes no traces, they are lost"
+            );
+        }
+    }
+}

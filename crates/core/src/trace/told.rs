@@ -1,0 +1,306 @@
+//! What a change of a rollout's record says of it, in spans.
+
+use super::{Span, TraceContext};
+use crate::ids::{StageIndex, StageName};
+use crate::rollout::{Event, HistoryEntry, Phase, Rollout, StageProgress};
+use crate::time::Timestamp;
+
+/// The spans that are over when a rollout goes from one record to the next. Of a rollout without a trace, none.
+#[must_use]
+pub fn of_transition(before: &Rollout, after: &Rollout) -> Vec<Span> {
+    let (Some(root), Some(entry)) = (after.trace, after.history.last()) else {
+        return Vec::new();
+    };
+    let told = Told {
+        root,
+        before,
+        after,
+        entry,
+    };
+    let mut spans = Vec::new();
+    if before.phase == Phase::Planning && after.phase != Phase::Planning {
+        spans.push(told.plan());
+    }
+    spans.extend(told.gate());
+    spans.extend((0..).zip(&after.stages).filter_map(|it| told.stage(it)));
+    if after.phase.is_ended() && !before.phase.is_ended() {
+        spans.push(told.rollout());
+    } else if told.is_intervention() {
+        spans.push(told.change());
+    }
+    spans
+}
+
+/// A transition.
+struct Told<'a> {
+    root: TraceContext,
+    before: &'a Rollout,
+    after: &'a Rollout,
+    entry: &'a HistoryEntry,
+}
+
+impl Told<'_> {
+    fn plan(&self) -> Span {
+        let try_ = self.after.plan_id.0;
+        let context = self.root.derive(format_args!("plan {try_}"));
+        let span = self.span(context, self.root, "plan", self.before.changed_at);
+        let mut span = span.with("twincast.plan.try", u64::from(try_));
+        if let Some(plan) = &self.after.plan {
+            span = span
+                .with("twincast.devices", plan.devices)
+                .with("twincast.batches", u64::from(plan.batches));
+        }
+        span.trouble = self.after.phase.reason().map(str::to_owned);
+        span
+    }
+
+    /// What a gate came to. A stage may pass without having one.
+    fn gate(&self) -> Option<Span> {
+        let (stage, decision, reason) = match &self.entry.event {
+            Event::StagePassed { stage, reason } => (stage, "passed", reason),
+            Event::GateFailed { stage, reason, .. } => (stage, "failed", reason),
+            Event::GateUndecided { stage, reason } => (stage, "undecided", reason),
+            _ => return None,
+        };
+        let (index, progress) = self.progress(stage)?;
+        let stages = self.after.spec.all_stages();
+        stages.get(usize::from(index.0))?.gate.as_ref()?;
+        let start = progress.sent_at.or(progress.started_at)?;
+        let parent = self.root.of_stage(index);
+        let context = self.derived("gate");
+        let mut span = self
+            .span(context, parent, "gate", start)
+            .with("twincast.stage", stage)
+            .with("twincast.decision", decision)
+            .with("twincast.reason", reason);
+        span.trouble = (decision != "passed").then(|| reason.clone());
+        Some(span)
+    }
+
+    /// The stage as it was while it was asked: a gate that fails forgets since when.
+    fn progress(&self, name: &StageName) -> Option<(StageIndex, &StageProgress)> {
+        let mut stages = (0..).zip(&self.before.stages);
+        let (index, stage) = stages.find(|(_, stage)| stage.name == *name)?;
+        Some((StageIndex(index), stage))
+    }
+
+    /// A stage that is over just now, or with its rollout.
+    fn stage(&self, (index, stage): (u16, &StageProgress)) -> Option<Span> {
+        let before = self.before.stages.get(usize::from(index));
+        let was_over =
+            self.before.phase.is_ended() || before.is_some_and(|before| before.passed_at.is_some());
+        let is_over = self.after.phase.is_ended() || stage.passed_at.is_some();
+        if was_over || !is_over {
+            return None;
+        }
+        let context = self.root.of_stage(StageIndex(index));
+        let span = self.span(context, self.root, "stage", stage.started_at?);
+        let mut span = span.with("twincast.stage", &stage.name);
+        span.trouble = self.after.phase.reason().map(str::to_owned);
+        Some(span)
+    }
+
+    fn rollout(&self) -> Span {
+        let start = self.after.created_at;
+        let span = self.span(self.derived("rollout"), self.root, "rollout", start);
+        let mut span = span.with("twincast.phase", self.after.phase.as_str());
+        if let Event::AllSettled { counts } = &self.entry.event {
+            span = span.with_counts(counts);
+        }
+        span.trouble = match (&self.after.phase, self.after.phase.reason()) {
+            (_, Some(reason)) => Some(reason.to_owned()),
+            (Phase::Succeeded, None) => None,
+            (phase, None) => Some(phase.as_str().replace('_', " ")),
+        };
+        span
+    }
+
+    /// Somebody, or a rule, has stopped it or let it go on.
+    fn is_intervention(&self) -> bool {
+        matches!(
+            self.entry.event,
+            Event::PauseRequested { .. }
+                | Event::ResumeRequested { .. }
+                | Event::HaltRequested { .. }
+                | Event::HaltLifted { .. }
+                | Event::AbortRequested { .. }
+                | Event::RetryRequested { .. }
+        )
+    }
+
+    fn change(&self) -> Span {
+        let span = self.span(self.derived("change"), self.root, "change", self.entry.at);
+        let span = span.with("twincast.event", &self.entry.event.name());
+        match self.after.phase.reason() {
+            Some(reason) => span.with("twincast.reason", reason),
+            None => span,
+        }
+    }
+
+    /// Ids of what a transition says once.
+    fn derived(&self, what: &str) -> TraceContext {
+        let version = self.entry.version;
+        self.root.derive(format_args!("{what} {version}"))
+    }
+
+    fn span(
+        &self,
+        context: TraceContext,
+        parent: TraceContext,
+        name: &'static str,
+        start: Timestamp,
+    ) -> Span {
+        let span = Span::new(context, Some(parent.span), name, start..self.entry.at);
+        span.with("twincast.rollout", &self.after.spec.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Counts, Outcome};
+    use crate::plan::PlanSummary;
+    use crate::rollout::Word;
+    use crate::spec::{OnFailure, RolloutSpec};
+    use crate::trace::Value;
+
+    const ROOT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    /// Plays events, a second each, and gives all that is told of them.
+    fn told_of(events: impl IntoIterator<Item = Event>) -> Vec<Span> {
+        let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}, \
+                    stages: [{name: canary, percent: 10%, gate: {approval: {}}}]}";
+        let spec = RolloutSpec::read("test", spec).unwrap();
+        let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1_000));
+        let mut rollout = rollout.traced_to(ROOT.parse().unwrap());
+        let mut told = Vec::new();
+        for (at, event) in (2..).zip(events) {
+            let next = rollout
+                .after(event, Timestamp(at * 1_000))
+                .unwrap()
+                .unwrap();
+            told.extend(of_transition(&rollout, &next));
+            rollout = next;
+        }
+        told
+    }
+
+    fn planned() -> [Event; 2] {
+        let plan = PlanSummary {
+            devices: 10,
+            batches: 2,
+            digest: String::new(),
+            hubs: vec![],
+            stages: vec![],
+            excluded: vec![],
+            repeated: 0,
+        };
+        [Event::PlanningStarted, Event::PlanCompleted { plan }]
+    }
+
+    fn canary() -> StageName {
+        StageName::new("canary").unwrap()
+    }
+
+    fn brief(told: &[Span]) -> Vec<(&str, u64, u64)> {
+        told.iter()
+            .map(|span| (span.name, span.start.0 / 1_000, span.end.0 / 1_000))
+            .collect()
+    }
+
+    #[test]
+    fn a_rollout_is_told_from_its_plan_to_its_end() {
+        let mut counts = Counts::default();
+        counts.count(Outcome::Enqueued);
+        let stage = canary();
+        let after = [
+            Event::StageSent {
+                stage: stage.clone(),
+            },
+            Event::StagePassed {
+                stage,
+                reason: "approved by ann".into(),
+            },
+            Event::AllSettled { counts },
+        ];
+        let told = told_of(planned().into_iter().chain(after));
+        let expected = [
+            ("plan", 2, 3),
+            ("gate", 4, 5),
+            ("stage", 3, 5),
+            ("stage", 5, 6),
+            ("rollout", 1, 6),
+        ];
+        assert_eq!(brief(&told), expected);
+        let root: TraceContext = ROOT.parse().unwrap();
+        let [plan, gate, canary, rest, rollout] = &told[..] else {
+            unreachable!()
+        };
+        assert_eq!(canary.context, root.of_stage(StageIndex(0)));
+        assert_eq!(gate.parent, Some(canary.context.span));
+        for span in [plan, canary, rest, rollout] {
+            assert_eq!(span.parent, Some(root.span), "{}", span.name);
+        }
+        let enqueued = ("twincast.outcome.enqueued".into(), Value::Number(1));
+        assert!(rollout.attributes.contains(&enqueued), "{rollout:?}");
+        assert!(told.iter().all(|span| span.trouble.is_none()), "{told:?}");
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_where_it_does() {
+        let reason = || "too many failures".to_owned();
+        let failed = Event::GateFailed {
+            stage: canary(),
+            reason: reason(),
+            then: OnFailure::Pause,
+        };
+        let resumed = Event::ResumeRequested {
+            word: Word::default(),
+        };
+        let aborted = Event::AbortRequested {
+            reason: "enough".into(),
+        };
+        let mut counts = Counts::default();
+        counts.count(Outcome::Skipped);
+        let after = [failed, resumed, aborted, Event::AllSettled { counts }];
+        let told = told_of(planned().into_iter().chain(after));
+        let expected = [
+            ("plan", 2, 3),
+            ("gate", 3, 4),
+            ("change", 5, 5),
+            ("change", 6, 6),
+            ("stage", 3, 7),
+            ("rollout", 1, 7),
+        ];
+        assert_eq!(brief(&told), expected);
+        assert_eq!(told[1].trouble, Some(reason()));
+        for over in &told[4..] {
+            assert_eq!(over.trouble.as_deref(), Some("enough"), "{}", over.name);
+        }
+    }
+
+    #[test]
+    fn a_plan_that_is_made_anew_is_another_span() {
+        let [started, completed] = planned();
+        let told = told_of([started.clone(), started, completed]);
+        assert_eq!(brief(&told), [("plan", 3, 4)]);
+        let failed = Event::PlanningFailed {
+            reason: "no such hub".into(),
+        };
+        let told = told_of([Event::PlanningStarted, failed]);
+        assert_eq!(brief(&told), [("plan", 2, 3), ("rollout", 1, 3)]);
+        assert_eq!(told[0].trouble.as_deref(), Some("no such hub"));
+    }
+
+    #[test]
+    fn of_a_rollout_without_a_trace_nothing_is_told() {
+        let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}}";
+        let spec = RolloutSpec::read("test", spec).unwrap();
+        let before = Rollout::accepted(spec, Default::default(), Timestamp(1));
+        let after = before
+            .after(Event::PlanningStarted, Timestamp(2))
+            .unwrap()
+            .unwrap();
+        assert!(of_transition(&before, &after).is_empty());
+    }
+}

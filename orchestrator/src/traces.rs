@@ -1,0 +1,62 @@
+//! What commands tell of themselves, and what log lines of a rollout have in common: its trace.
+
+use std::ops::Range;
+
+use tracing::field::{Empty, display};
+use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
+use twincast_core::trace::{Begun, Span, TraceContext, Tracer};
+
+use crate::command::{Answer, Command, Kind};
+use crate::intake::NotDone;
+
+/// What the log says about one rollout is said in here. It is an error's, so that no filter takes it from those.
+#[must_use]
+pub fn log_span() -> tracing::Span {
+    tracing::error_span!("rollout", trace_id = Empty)
+}
+
+/// From here on, log lines carry the trace of this rollout.
+pub(crate) fn log_as(rollout: &Rollout) {
+    if let Some(trace) = rollout.trace {
+        tracing::Span::current().record("trace_id", display(trace.trace));
+    }
+}
+
+/// Begins a command's span: in the trace of `caller`, or in one of its own.
+#[must_use]
+pub fn begin(tracer: &Tracer, caller: Option<TraceContext>) -> Begun {
+    tracer.begin(caller, rand::random())
+}
+
+/// The span of a command. None while the store does not answer, for then the command comes again; nor of one that only
+/// looks.
+pub(crate) fn of_command(
+    command: &Command,
+    begun: Begun,
+    time: Range<Timestamp>,
+    done: Result<&Answer, &NotDone>,
+) -> Option<Span> {
+    if command.command == Kind::Status {
+        return None;
+    }
+    let trouble = match done {
+        Ok(_) => None,
+        Err(NotDone::Refused(refusal)) => Some(refusal.error.clone()),
+        Err(NotDone::Store(_)) => return None,
+    };
+    let mut span = Span::new(begun.context, begun.parent, "command", time)
+        .with("twincast.command", &command.name());
+    span.trouble = trouble;
+    if let Ok(answer) = done {
+        let changed = if answer.changed { "yes" } else { "no" };
+        span = span.with("twincast.changed", changed);
+        // One about all of them is linked to none.
+        if let [state] = &*answer.rollouts {
+            let started_by = state.trace.filter(|trace| trace.span != begun.context.span);
+            span = span.with("twincast.rollout", &state.name);
+            span.link = started_by;
+        }
+    }
+    Some(span)
+}

@@ -1,0 +1,121 @@
+//! An OpenTelemetry collector, which keeps what it is told.
+
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+use tokio::runtime::Runtime;
+use wiremock::matchers::{method, path};
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+/// A collector on a free port.
+pub(crate) struct Collector {
+    runtime: Runtime,
+    server: MockServer,
+}
+
+impl Collector {
+    /// One that takes everything at once.
+    pub(crate) fn start() -> Self {
+        Self::answering_after(Duration::ZERO)
+    }
+
+    /// One that lets everybody wait.
+    pub(crate) fn hanging() -> Self {
+        Self::answering_after(Duration::from_secs(3_600))
+    }
+
+    fn answering_after(delay: Duration) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let server = runtime.block_on(async {
+            let server = MockServer::start().await;
+            Mock::given(method("POST"))
+                .and(path("/v1/traces"))
+                .respond_with(ResponseTemplate::new(200).set_delay(delay))
+                .mount(&server)
+                .await;
+            server
+        });
+        Self { runtime, server }
+    }
+
+    /// Its address, as it is configured.
+    pub(crate) fn address(&self) -> String {
+        self.server.uri()
+    }
+
+    /// All that it was told so far.
+    pub(crate) fn told(&self) -> Vec<Told> {
+        let requests = self.runtime.block_on(self.server.received_requests());
+        let mut told = Vec::new();
+        for request in requests.expect("it keeps them") {
+            let request = ExportTraceServiceRequest::decode(&*request.body).expect("spans");
+            for of_process in request.resource_spans {
+                let resource = of_process.resource.unwrap_or_default();
+                let process = text(&resource.attributes, "service.instance.id");
+                let service = text(&resource.attributes, "service.name");
+                let scopes = of_process.scope_spans.into_iter();
+                told.extend(scopes.flat_map(|scope| scope.spans).map(|span| Told {
+                    service: service.clone(),
+                    process: process.clone(),
+                    span,
+                }));
+            }
+        }
+        told
+    }
+}
+
+/// A span, and whose it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) service: String,
+    pub(crate) process: String,
+    span: Span,
+}
+
+impl Told {
+    pub(crate) fn name(&self) -> &str {
+        &self.span.name
+    }
+
+    pub(crate) fn trace(&self) -> String {
+        hex(&self.span.trace_id)
+    }
+
+    pub(crate) fn id(&self) -> String {
+        hex(&self.span.span_id)
+    }
+
+    /// Empty without one.
+    pub(crate) fn parent(&self) -> String {
+        hex(&self.span.parent_span_id)
+    }
+
+    /// An attribute, as text; empty without it.
+    pub(crate) fn attribute(&self, name: &str) -> String {
+        text(&self.span.attributes, name)
+    }
+
+    /// Whether it ended no earlier than it began.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.span.start_time_unix_nano <= self.span.end_time_unix_nano
+    }
+}
+
+fn text(attributes: &[KeyValue], name: &str) -> String {
+    let found = attributes.iter().find(|attribute| attribute.key == name);
+    let value = found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref());
+    match value {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,55 @@
+//! What a collector is told of a rollout from one machine, and that nobody waits for it.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Collector, Fleet, Hub, Room, Told};
+
+const DEVICES: u64 = 400;
+
+#[test]
+fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
+    let caller = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let collector = Collector::start();
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let room = Room::with(&hub)
+        .set("TWINCAST__OTLP__ENDPOINT", &collector.address())
+        .set("TRACEPARENT", &format!("00-{caller}-00f067aa0ba902b7-01"));
+    let spec = room.rollout("traced", "");
+    let ended = room.run(&["--log", "debug", "run", &spec]).expect(0);
+    assert!(
+        ended.stderr.contains(&format!("trace_id={caller}")),
+        "{ended}"
+    );
+    let told = collector.told();
+    let process = &told.first().expect("spans").process;
+    assert!(told.iter().all(|span| span.process == *process));
+    assert!(told.iter().all(Told::is_in_order), "{told:#?}");
+    let one = |name: &str| {
+        let found = told.iter().find(|span| span.name() == name);
+        found.unwrap_or_else(|| panic!("no span {name}: {told:#?}"))
+    };
+    assert!(told.iter().all(|span| span.trace() == caller), "{told:#?}");
+    let command = one("command");
+    assert_eq!(command.service, "twincast-run");
+    assert_eq!(command.parent(), "00f067aa0ba902b7");
+    for name in ["plan", "stage", "rollout"] {
+        assert_eq!(one(name).parent(), command.id(), "{name}");
+    }
+    let batches = told.iter().filter(|span| span.name() == "batch");
+    let sent: u64 = batches
+        .inspect(|batch| assert_eq!(batch.parent(), one("stage").id()))
+        .map(|batch| batch.attribute("twincast.outcome.enqueued"))
+        .map(|sent| sent.parse::<u64>().expect("a number"))
+        .sum();
+    assert_eq!(sent, DEVICES);
+
+    let hanging = Collector::hanging();
+    let room = room.set("TWINCAST__OTLP__ENDPOINT", &hanging.address());
+    let spec = room.rollout("unheard", "");
+    let started = Instant::now();
+    room.run(&["run", &spec]).expect(0);
+    // 3 s are for the last spans.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    assert_eq!(hub.summary().accepted, 2 * DEVICES);
+}
