@@ -238,3 +238,59 @@ impl Courier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use twincast_core::time::Timestamp;
+    use twincast_core::trace::{Span, TraceContext};
+
+    use super::*;
+
+    fn span() -> Span {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let context: TraceContext = parent.parse().expect("a traceparent");
+        Span::new(context, None, "plan", Timestamp(1)..Timestamp(2))
+    }
+
+    fn to(endpoint: String) -> OtlpConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        OtlpConfig {
+            endpoint,
+            headers: Vec::new(),
+            tls,
+            ratio: 1.0,
+            service: "a-test".to_owned(),
+            instance: "1".to_owned(),
+        }
+    }
+
+    /// On one thread, where the task does not get its turn while spans are told.
+    #[tokio::test]
+    async fn what_does_not_fit_or_is_not_taken_is_counted_and_holds_nobody_up() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = port.local_addr().expect("an address");
+        drop(port);
+        let counters = SpanCounters::default();
+        let otlp = Otlp::start(to(format!("http://{address}/")), &counters).expect("a task");
+        let tracer = otlp.tracer();
+        tracer.tell((0..QUEUE + 10).map(|_| span()));
+        let count = |result| counters.0.with_label_values(&[result]).get();
+        assert_eq!(count("dropped"), 10);
+        otlp.close(Duration::from_millis(500)).await;
+        assert_eq!(count("exported"), 0);
+        tracer.tell([span()]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_none_is_refused() {
+        let refused = Otlp::start(to("http://a b".to_owned()), &SpanCounters::default());
+        assert!(matches!(refused, Err(ConfigError::Otlp(_))));
+    }
+}
