@@ -77,7 +77,7 @@ impl Driver {
         let mut all = true;
         for hub in hubs {
             // Others need not be asked when one is not.
-            all = all && self.store.factor(hub).await? < 1.0;
+            all = all && self.store.limiter(hub).await?.factor < 1.0;
         }
         (seen.is_throttled, seen.looked_at) = (all, Some(Instant::now()));
         Ok(all)

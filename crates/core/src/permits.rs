@@ -137,6 +137,39 @@ impl Limiter {
     }
 }
 
+/// What a hub's limiter does at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LimiterState {
+    /// What of the quota is used: 1 when all is well, less for a while after the hub has refused sends.
+    pub factor: f64,
+    /// How far ahead of the clock permits are reserved.
+    pub ahead: Duration,
+    /// The rollouts that want permits, by name.
+    pub asking: Vec<RolloutName>,
+}
+
+impl Default for LimiterState {
+    /// That of a hub that nobody has used.
+    fn default() -> Self {
+        Self {
+            factor: 1.0,
+            ahead: Duration::ZERO,
+            asking: Vec::new(),
+        }
+    }
+}
+
+impl LimiterState {
+    /// For how long nothing is sent because the hub has refused sends, at a pace of `per_minute`; `None` when permits
+    /// are given. Those alone reach no further ahead than to the horizon, and what was given last beyond it.
+    #[must_use]
+    pub fn shut_for(&self, per_minute: f64) -> Option<Duration> {
+        let interval = Duration::try_from_secs_f64(60.0 / (per_minute * self.factor));
+        let most = HORIZON.saturating_add(BLOCK.max(interval.unwrap_or_default()));
+        (self.ahead > most).then_some(self.ahead)
+    }
+}
+
 /// One hub's permits, for all rollouts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HubPermits {
@@ -236,10 +269,16 @@ impl HubPermits {
         grant
     }
 
-    /// What of the hub's quota is used at `now`, see [`Limiter::factor`].
+    /// What the limiter does at `now`.
     #[must_use]
-    pub fn factor(&self, now: Timestamp) -> f64 {
-        self.limiter.factor(now)
+    pub fn state(&self, now: Timestamp) -> LimiterState {
+        let asking = self.shares.iter();
+        let asking = asking.filter(|(_, share)| share.asking_until > now);
+        LimiterState {
+            factor: self.limiter.factor(now),
+            ahead: self.limiter.ahead(now),
+            asking: asking.map(|(name, _)| name.clone()).collect(),
+        }
     }
 
     /// The hub refused a send for its quota, see [`Limiter::throttled`].
@@ -379,6 +418,31 @@ mod tests {
             );
         }
         assert!(limiter.factor(now.plus(Duration::from_secs(60 + 3 * 99))) >= FLOOR);
+    }
+
+    /// A hub that gives permits one by one gives each a long time ahead; that is no throttle.
+    #[test]
+    fn a_limiter_is_shut_by_throttles_only() {
+        let now = Timestamp(1_000_000);
+        for per_minute in [1.0, 100.0, 6_000.0, f64::INFINITY] {
+            let mut permits = HubPermits::default();
+            let request = PermitRequest {
+                hub: HubName::new("h").unwrap(),
+                wanted: 1_000,
+                per_minute,
+                rollout: rollout("r"),
+                weight: 1,
+                limit: None,
+            };
+            if per_minute.is_finite() {
+                while permits.take(now, &request).permits > 0 {}
+            }
+            assert_eq!(permits.state(now).shut_for(per_minute), None);
+            let pause = Duration::from_secs(100);
+            permits.throttled(now, Some(pause));
+            let shut = permits.state(now).shut_for(per_minute);
+            assert_eq!(shut, Some(pause), "{per_minute}");
+        }
     }
 
     fn rollout(name: &str) -> RolloutName {

@@ -10,7 +10,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
-use twincast_core::permits::{Grant, PermitRequest};
+use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
@@ -205,8 +205,8 @@ impl Store for AwayStore {
         self.store().await?.throttled(hub, retry_after).await
     }
 
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
-        self.store().await?.factor(hub).await
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
+        self.store().await?.limiter(hub).await
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

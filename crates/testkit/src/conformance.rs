@@ -185,6 +185,7 @@ macro_rules! store_conformance {
             a_rollout_keeps_to_its_own_limit
             a_throttle_holds_everyone_back
             a_throttle_shows_until_it_is_made_up_for
+            a_limiter_tells_who_asks_and_how_far_it_is_given_away
             rollouts_share_by_weight
             links_have_a_budget
             agrees_with_the_arithmetic

@@ -12,7 +12,7 @@ use twincast_core::ids::{
     Attempt, BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
 };
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
+use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError,
@@ -504,13 +504,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let now = self.clock.now();
         let state = self.state();
-        Ok(state
-            .hubs
-            .get(hub)
-            .map_or(1.0, |limiter| limiter.factor(now)))
+        let permits = state.hubs.get(hub);
+        Ok(permits
+            .map(|permits| permits.state(now))
+            .unwrap_or_default())
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

@@ -39,7 +39,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
-use twincast_core::permits::{Grant, PermitRequest};
+use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
@@ -435,9 +435,9 @@ impl Store for EmbeddedStore {
         Ok(())
     }
 
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(permits.factor(self.clock.now(), hub))
+        Ok(permits.state(self.clock.now(), hub))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
@@ -10,8 +11,9 @@ use redis::{FromRedisValue, Value, from_redis_value};
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
-use twincast_core::ids::{Attempt, Epoch, Holder, HubName, StageIndex};
+use twincast_core::ids::{Attempt, Epoch, Holder, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
+use twincast_core::permits::LimiterState;
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, Report, Tally};
 use twincast_core::time::Timestamp;
@@ -116,6 +118,22 @@ impl Reply {
             (Err(_), Some(held)) => Ok(Reopened::Held(held)),
             _ => Err(Misfit(format!("a retry was answered by {devices}"))),
         }
+    }
+
+    /// What a limiter does.
+    pub(crate) fn limiter(mut self) -> Result<LimiterState, Misfit> {
+        let (factor, ahead) = (self.next()?, Duration::from_micros(self.next()?));
+        let names: Vec<String> = self.next()?;
+        let asking = names.into_iter().map(|name| {
+            RolloutName::new(&name).map_err(|error| Misfit(format!("{name:?}: {error}")))
+        });
+        let mut asking = asking.collect::<Result<Vec<_>, _>>()?;
+        asking.sort_unstable();
+        Ok(LimiterState {
+            factor,
+            ahead,
+            asking,
+        })
     }
 
     /// A page of batches.

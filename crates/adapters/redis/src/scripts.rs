@@ -48,7 +48,7 @@ pub(crate) struct Scripts {
     pub(crate) save_line: Script,
     pub(crate) take_permits: Script,
     pub(crate) throttled: Script,
-    pub(crate) factor: Script,
+    pub(crate) limiter: Script,
     pub(crate) open_link: Script,
 }
 
@@ -82,7 +82,7 @@ impl Scripts {
             save_line: Script::new(&common, include_str!("scripts/save_line.lua")),
             take_permits: Script::new(&hub, include_str!("scripts/take_permits.lua")),
             throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
-            factor: Script::new(&hub, include_str!("scripts/factor.lua")),
+            limiter: Script::new(&hub, include_str!("scripts/limiter.lua")),
             open_link: Script::new(&common, include_str!("scripts/open_link.lua")),
         }
     }

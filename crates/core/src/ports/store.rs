@@ -9,7 +9,7 @@ use crate::budget::{BudgetGroup, GroupProgress};
 use crate::group::Line;
 use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
-use crate::permits::{Grant, PermitRequest};
+use crate::permits::{Grant, LimiterState, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
 use crate::rollout::{PlanId, Rollout, Wanted};
 
@@ -285,9 +285,8 @@ pub trait Store: Send + Sync + 'static {
         retry_after: Option<Duration>,
     ) -> Result<(), StoreError>;
 
-    /// What of a hub's quota its limiter uses now: 1 when all is well, less for a while after the hub
-    /// has refused sends. Changes nothing.
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError>;
+    /// What a hub's limiter does now. Changes nothing.
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError>;
 
     /// Reserves the opening of one link to a hub, and says how long to wait before it: links have
     /// a small budget of their own, see [`Links`](crate::permits::Links).

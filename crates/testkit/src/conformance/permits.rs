@@ -5,7 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
-use twincast_core::permits::{CLIMB_PER_SECOND, CUT, Grant, HubPermits, Links, PermitRequest};
+use twincast_core::permits::{
+    BLOCK, CLIMB_PER_SECOND, CUT, Grant, HORIZON, HubPermits, KEEP, LimiterState, Links,
+    PermitRequest, THROTTLE_PAUSE,
+};
 use twincast_core::ports::Clock;
 
 use super::Subject;
@@ -101,23 +104,50 @@ pub async fn a_throttle_holds_everyone_back(subject: Subject) {
     assert!((4_200..5_990).contains(&slower), "{slower} of 6000");
 }
 
-/// The factor falls by the cut, and climbs back; that of another hub stays.
+/// The factor falls by the cut, and climbs back; nothing is given meanwhile. Another hub's limiter stays as it was.
 pub async fn a_throttle_shows_until_it_is_made_up_for(subject: Subject) {
     let store = &*subject.store;
-    let factor = async |on: &str| store.factor(&hub(on)).await.unwrap();
-    assert_eq!(factor("a").await, 1.0, "a hub that nobody has used");
+    let state = async |on: &str| store.limiter(&hub(on)).await.unwrap();
+    let unused = LimiterState::default();
+    assert_eq!(state("a").await, unused, "a hub that nobody has used");
     store.take_permits(&request("a", 9, 600.0)).await.unwrap();
-    assert_eq!(factor("a").await, 1.0);
+    let used = state("a").await;
+    assert_eq!((used.factor, used.shut_for(600.0)), (1.0, None));
     store.throttled(&hub("a"), None).await.unwrap();
     let close = |found: f64, expected: f64| (found - expected).abs() < 1e-9;
-    let cut = factor("a").await;
-    assert!(close(cut, CUT), "{cut}");
-    assert_eq!(factor("b").await, 1.0);
-    subject.clock.advance(Duration::from_secs(10));
-    let later = factor("a").await;
-    assert!(close(later, CUT + 10.0 * CLIMB_PER_SECOND), "{later}");
+    let cut = state("a").await;
+    assert!(close(cut.factor, CUT), "{cut:?}");
+    assert_eq!(cut.shut_for(600.0), Some(THROTTLE_PAUSE));
+    assert_eq!(state("b").await, unused);
+    subject.clock.advance(THROTTLE_PAUSE);
+    let later = state("a").await;
+    assert!(
+        close(later.factor, CUT + 10.0 * CLIMB_PER_SECOND),
+        "{later:?}"
+    );
+    assert_eq!(later.shut_for(600.0), None);
     subject.clock.advance(Duration::from_secs(60));
-    assert_eq!(factor("a").await, 1.0);
+    assert_eq!(state("a").await, unused);
+}
+
+/// Reservations show, and whose they are, for as long as they matter.
+pub async fn a_limiter_tells_who_asks_and_how_far_it_is_given_away(subject: Subject) {
+    let store = &*subject.store;
+    let full = HORIZON + BLOCK;
+    for rollout in ["b", "a"] {
+        let ask = PermitRequest {
+            rollout: name(rollout),
+            ..request("h", 1_000, 6_000.0)
+        };
+        while store.take_permits(&ask).await.unwrap().permits > 0 {}
+    }
+    let state = store.limiter(&hub("h")).await.unwrap();
+    assert_eq!(state.asking, [name("a"), name("b")]);
+    assert!(state.ahead > HORIZON && state.ahead <= full, "{state:?}");
+    assert_eq!(state.shut_for(6_000.0), None);
+    subject.clock.advance(full + KEEP + BLOCK);
+    let later = store.limiter(&hub("h")).await.unwrap();
+    assert_eq!(later, LimiterState::default());
 }
 
 /// Two that want all get what their weights say, and together the whole.

@@ -10,7 +10,7 @@ use twincast_core::ids::{
     Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
 };
 use twincast_core::outcome::Outcome;
-use twincast_core::permits::{Grant, PermitRequest};
+use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError, Tally,
@@ -389,13 +389,11 @@ impl Store for SimStore {
         .await
     }
 
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let on = hub.clone();
-        self.call(
-            "factor",
-            hub,
-            |truth, _| async move { truth.factor(&on).await },
-        )
+        self.call("limiter", hub, |truth, _| async move {
+            truth.limiter(&on).await
+        })
         .await
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use twincast_core::ids::HubName;
-use twincast_core::permits::{Grant, HubPermits, Links, PermitRequest};
+use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::time::Timestamp;
 
 /// What each hub has to give.
@@ -31,10 +31,10 @@ impl Permits {
         hub.throttled(now, retry_after);
     }
 
-    /// What of a hub's quota is used.
-    pub(super) fn factor(&self, now: Timestamp, hub: &HubName) -> f64 {
+    /// What a hub's limiter does.
+    pub(super) fn state(&self, now: Timestamp, hub: &HubName) -> LimiterState {
         let hub = self.hubs.get(hub);
-        hub.map_or(1.0, |permits| permits.factor(now))
+        hub.map(|permits| permits.state(now)).unwrap_or_default()
     }
 
     /// Reserves the opening of a link.

@@ -9,7 +9,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
-use twincast_core::permits::{Grant, PermitRequest, THROTTLE_PAUSE};
+use twincast_core::permits::{Grant, LimiterState, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
     BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
@@ -318,11 +318,11 @@ impl Store for RedisStore {
         Ok(())
     }
 
-    async fn factor(&self, hub: &HubName) -> Result<f64, StoreError> {
+    async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let (verb, subject) = ("read the pace of", Subject::Hub(hub));
-        let run = self.on_key(self.keys.permits(hub), &SCRIPTS.factor);
-        let factor = self.run(verb, subject, &run).await?.next();
-        factor.map_err(|misfit| subject.corrupt(verb, misfit))
+        let run = self.on_key(self.keys.permits(hub), &SCRIPTS.limiter);
+        let state = self.run(verb, subject, &run).await?.limiter();
+        state.map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
