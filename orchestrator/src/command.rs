@@ -142,6 +142,15 @@ impl State {
             trace: rollout.trace,
         }
     }
+
+    /// It is over.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(
+            &*self.phase,
+            "succeeded" | "finished_with_failures" | "failed" | "aborted"
+        )
+    }
 }
 
 /// Why a command was not done, for machines. Sending it again does not help.

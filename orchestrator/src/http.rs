@@ -54,6 +54,8 @@ const REQUESTS: usize = 64;
 const STREAMS: usize = 32;
 /// Plans that are tried at the same time, at the most.
 const PLANS: usize = 2;
+/// Requests that look through all batches of a rollout, at the same time, at the most.
+const SEARCHES: usize = 4;
 /// How long a request may take that is no stream and no plan.
 const TIME: Duration = Duration::from_secs(20);
 
@@ -86,6 +88,7 @@ struct Shared {
     requests: Semaphore,
     streams: Arc<Semaphore>,
     plans: Semaphore,
+    searches: Semaphore,
     /// Where the files of specs are not: over HTTP they are inlined.
     base: PathBuf,
 }
@@ -100,6 +103,7 @@ impl Api {
             requests: Semaphore::new(REQUESTS),
             streams: Arc::new(Semaphore::new(STREAMS)),
             plans: Semaphore::new(PLANS),
+            searches: Semaphore::new(SEARCHES),
             base: PathBuf::new(),
         });
         let (router, document) = documented().split_for_parts();
@@ -146,6 +150,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(document)
         .routes(routes!(rollouts::list, operations::start))
         .routes(routes!(rollouts::one))
+        .routes(routes!(rollouts::outcomes))
         .routes(routes!(operations::pause))
         .routes(routes!(operations::resume))
         .routes(routes!(operations::abort))
@@ -158,6 +163,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(rollouts::batches))
         .routes(routes!(devices::page))
         .routes(routes!(devices::export))
+        .routes(routes!(devices::explain))
         .routes(routes!(events::follow))
         .routes(routes!(engine::hubs))
         .routes(routes!(engine::dead_letters))

@@ -8,6 +8,7 @@
 //!   nothing. It keeps no state that it could not read again;
 //! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
 //!   world what happened, [`metrics`] tells Prometheus;
+//! * [`view`]: what there is to be seen of it all;
 //! * [`http`]: the same over HTTP, for people and programs.
 
 pub mod accept;
@@ -28,6 +29,7 @@ mod retry;
 pub mod service;
 pub mod standing;
 pub mod traces;
+pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -9,8 +9,9 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
-use twincast_core::hub::HubLimits;
+use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::outcome::Outcome;
+use twincast_core::permits::PermitRequest;
 use twincast_core::ports::{Clock, Roster, Store};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
@@ -51,12 +52,16 @@ impl Bench {
     }
 
     fn with(door: Door) -> Self {
+        Self::on(HubLimits::unlimited(), door)
+    }
+
+    fn on(limits: HubLimits, door: Door) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let store = MemoryStore::new(Arc::clone(&clock));
         let hub = build::hub("a");
         let handle = HubHandle {
             hub: Arc::new(ScriptedHub::of(30)),
-            limits: HubLimits::unlimited(),
+            limits,
         };
         let intake = Intake {
             store: Arc::new(store.clone()),
@@ -198,6 +203,7 @@ async fn every_role_on_every_route() {
         for method in operations.as_object().unwrap().keys() {
             let method: Method = method.to_uppercase().parse().unwrap();
             let concrete = path.replace("{name}", "there-is-none");
+            let concrete = concrete.replace("{device}", "nobody");
             let body = (method == Method::POST).then(|| body_of(path));
             let decides = ["approve", "reject", "promote"]
                 .iter()
@@ -238,7 +244,7 @@ async fn every_role_on_every_route() {
             seen += 1;
         }
     }
-    assert!(seen >= 17, "{seen}");
+    assert!(seen >= 22, "{seen}");
 }
 
 #[tokio::test]
@@ -322,7 +328,11 @@ async fn a_rollout_is_started_looked_at_and_changed() {
 async fn a_spec_is_planned_without_a_trace() {
     let bench = Bench::new();
     let (status, plan) = bench.post("/api/v1/plan", spec("r")).await;
-    assert_eq!((status, &plan["devices"]), (200, &json!(30)), "{plan}");
+    assert_eq!(
+        (status, &plan["plan"]["devices"]),
+        (200, &json!(30)),
+        "{plan}"
+    );
     assert_eq!(bench.get("/api/v1/rollouts").await["rollouts"], json!([]));
 }
 
@@ -381,8 +391,15 @@ async fn devices_come_in_pages_and_as_streams() {
     let (_, _, text) = bench.send(export("?format=csv&outcome=enqueued")).await;
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 121);
-    assert_eq!(lines[0], "device,hub,group,stage,batch,index,outcome,code");
-    assert!(lines[1].ends_with(",0,1,0,enqueued,"), "{}", lines[1]);
+    assert_eq!(
+        lines[0],
+        "device,hub,group,stage,batch,index,outcome,code,message_id"
+    );
+    assert!(
+        lines[1].ends_with(",0,1,0,enqueued,,r.1.0.1"),
+        "{}",
+        lines[1]
+    );
 
     let page = bench.get("/api/v1/rollouts/r/batches?limit=2").await;
     assert_eq!(
@@ -394,6 +411,97 @@ async fn devices_come_in_pages_and_as_streams() {
         json!({ "pending": 30, "enqueued": 120 })
     );
     assert!(page["batches"][1]["held_until"].is_string());
+}
+
+#[tokio::test]
+async fn outcomes_have_reasons_and_a_device_is_explained() {
+    let bench = Bench::new();
+    let rollout = build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
+    let lease = build::leased(&bench.store, &rollout.spec.name, 0, "w").await;
+    let reports = [
+        build::report(0, Outcome::Enqueued),
+        build::report(3, Outcome::NotFound),
+    ];
+    let recorded = bench.store.record(&lease, &reports, build::TTL).await;
+    recorded.unwrap();
+    let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
+    let counts = json!({ "pending": 3, "not_found": 1, "enqueued": 1 });
+    assert_eq!(
+        outcomes,
+        json!({
+            "groups": [{ "hub": "a", "group": "all", "counts": counts }],
+            "other_groups": 0,
+            "failures": [{
+                "outcome": "not_found", "reason": "the hub does not know the device, or has it disabled",
+                "devices": 1, "samples": ["device-0-000003"],
+            }],
+        })
+    );
+
+    let path = "/api/v1/rollouts/r/devices/device-0-000003";
+    let explained = bench.get(path).await;
+    let place = &explained["places"][0];
+    assert_eq!(
+        (&place["batch"], &place["position"], &place["outcome"]),
+        (&json!(0), &json!(3), &json!("not_found")),
+        "{explained}"
+    );
+    assert_eq!(place["stage"]["because"], "it takes all devices");
+    let message_id = place["attempts"][0]["message_id"].clone();
+    let devices = bench.get("/api/v1/rollouts/r/devices").await;
+    assert_eq!(devices["devices"][3]["message_id"], message_id);
+    let path = "/api/v1/rollouts/r/devices/device%2B0";
+    let (status, problem) = bench.ask(Method::GET, path, None).await;
+    assert_eq!(
+        (status, &problem["detail"]),
+        (
+            404,
+            &json!("device device+0 is not in the plan of rollout r; it may be that")
+        ),
+        "{problem}"
+    );
+    assert!(problem["details"].is_array() && problem["hint"].is_string());
+}
+
+#[tokio::test]
+async fn hubs_show_what_their_limiters_give() {
+    let limits = HubLimits::of(Tier::S3, 1, 1.0);
+    let bench = Bench::on(limits, Door::Open);
+    let hub = build::hub("a");
+    let quota = limits.sends_per_minute.unwrap();
+    let request = PermitRequest {
+        hub: hub.clone(),
+        wanted: 10,
+        per_minute: quota,
+        rollout: build::name("r"),
+        weight: 1,
+        limit: None,
+    };
+    bench.store.take_permits(&request).await.unwrap();
+    let look = async || {
+        let (_, _, text) = bench.send(request_of("/api/v1/hubs")).await;
+        let hubs: Value = serde_json::from_str(&text).unwrap();
+        hubs["hubs"][0].clone()
+    };
+    let given = look().await;
+    assert_eq!(given["permits"]["per_minute"], quota);
+    assert_eq!(given["permits"]["rollouts"], json!(["r"]));
+    assert_eq!(given["permits"].get("shut_until"), None);
+    bench.store.throttled(&hub, None).await.unwrap();
+    let shut = look().await;
+    assert!(shut["permits"]["shut_until"].is_string(), "{shut}");
+    assert!(
+        shut["permits"]["per_minute"].as_f64().unwrap() < quota,
+        "{shut}"
+    );
+}
+
+/// A request from this machine.
+fn request_of(path: &str) -> Request<Body> {
+    let mut request = request(Method::GET, path, None, None);
+    let host = "localhost".parse().unwrap();
+    request.headers_mut().insert(header::HOST, host);
+    request
 }
 
 #[tokio::test]

@@ -164,6 +164,10 @@ async function watch(engine, browser) {
   step('it has finished');
   await ann.look('finished');
 
+  await page.locator('.devices a', { hasText: 'fridge-' }).first().click();
+  await page.getByRole('rowheader', { name: 'Waits for' }).waitFor();
+  await ann.look('device');
+
   await page.getByRole('link', { name: 'Hubs' }).click();
   await page.getByRole('rowheader', { name: 'emulator' }).waitFor();
   await ann.look('hubs');

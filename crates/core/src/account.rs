@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::gate::{Next, WaitsFor};
 use crate::rollout::{Event, Phase, Rollout};
@@ -311,6 +311,15 @@ impl Serialize for TimeSpent {
             map.serialize_entry(activity.as_str(), &seconds)?;
         }
         map.end()
+    }
+}
+
+/// Back from the seconds; the total is their sum.
+impl<'de> Deserialize<'de> for TimeSpent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seconds = BTreeMap::<String, u64>::deserialize(deserializer)?;
+        let on = |activity: Activity| Some((activity, seconds.get(activity.as_str())? * 1_000));
+        Ok(Self(Activity::ALL.into_iter().filter_map(on).collect()))
     }
 }
 

@@ -122,7 +122,7 @@ impl GroupProgress {
 }
 
 /// A group that has no room for a batch of its.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullGroup {
     /// The tag and the value.
     pub group: String,

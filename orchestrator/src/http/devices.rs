@@ -1,47 +1,31 @@
-//! Devices and their outcomes: a page, or all of them as a stream.
+//! Devices and their outcomes: a page, all of them as a stream, or one with all that is known of it.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use futures::stream::{self, Stream, StreamExt as _};
+use futures::stream::StreamExt as _;
 use serde::{Deserialize, Serialize};
-use twincast_core::ids::{BatchId, RolloutName};
-use twincast_core::outcome::{Counts, Outcome, UnknownOutcome};
-use twincast_core::ports::{BatchWork, Store, StoreError};
+use twincast_core::error::in_words;
+use twincast_core::ids::{BatchId, DeviceId};
+use twincast_core::outcome::{Outcome, UnknownOutcome};
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
 use super::{Context, too_many_streams};
+use crate::view::devices::{DeviceRow, Format, has_any, rows, written};
+use crate::view::explain::{self, Explanation};
 
 /// Batches that are looked at for one page of devices, at the most.
 const LOOKED_THROUGH: usize = 2_000;
 /// Batches that are read at a time.
 const PAGE: usize = 64;
-
-/// What is known of one device.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub(crate) struct DeviceRow {
-    device: String,
-    hub: String,
-    /// The tags that its batch shares, in words.
-    group: String,
-    /// The stage, from 0.
-    stage: u16,
-    batch: u32,
-    /// Its position in the batch.
-    index: u32,
-    outcome: String,
-    /// The hub's code for `refused`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<u32>,
-}
 
 /// A page of devices.
 #[derive(Debug, Serialize, ToSchema)]
@@ -117,7 +101,7 @@ pub(crate) async fn page(
                 .map_or(0, |(_, next)| next);
             if has_any(&status.counts, &wanted) {
                 let work = store.load(&name, id).await?;
-                for row in rows(&work, &wanted).filter(|row| row.index >= from) {
+                for row in rows(&name, &work, &wanted).filter(|row| row.index >= from) {
                     if devices.len() == limit {
                         let next = Some(format!("{}.{}", id.0, row.index));
                         return Ok(Json(DevicePage { devices, next }));
@@ -161,9 +145,9 @@ pub(crate) async fn export(
     let Path(name) = name?;
     let Query(how) = how?;
     let wanted = outcomes(how.outcome.as_deref())?;
-    let format = match how.format.as_deref() {
-        None | Some("jsonl") => Format::JsonLines,
-        Some("csv") => Format::Csv,
+    let (format, content_type) = match how.format.as_deref() {
+        None | Some("jsonl") => (Format::JsonLines, "application/x-ndjson"),
+        Some("csv") => (Format::Csv, "text/csv; charset=utf-8"),
         Some(other) => {
             let detail = format!("format must be jsonl or csv, and is {other:?}");
             return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
@@ -174,131 +158,43 @@ pub(crate) async fn export(
         .map_err(|_| too_many_streams())?;
     let name = shared.rollout(&name).await?.spec.name;
     let store = Arc::clone(&shared.api.store);
-    let lines = lines(store, name, wanted, format).map(move |line| {
+    let lines = written(store, name, wanted, format).map(move |line| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;
         line
     });
     let mut response = Body::from_stream(lines).into_response();
-    let content_type = HeaderValue::from_static(format.content_type());
+    let content_type = HeaderValue::from_static(content_type);
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     Ok(response)
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Format {
-    JsonLines,
-    Csv,
-}
-
-impl Format {
-    fn content_type(self) -> &'static str {
-        match self {
-            Self::JsonLines => "application/x-ndjson",
-            Self::Csv => "text/csv; charset=utf-8",
-        }
-    }
-
-    fn head(self) -> &'static str {
-        match self {
-            Self::JsonLines => "",
-            Self::Csv => "device,hub,group,stage,batch,index,outcome,code\n",
-        }
-    }
-
-    fn write(self, rows: impl Iterator<Item = DeviceRow>) -> Bytes {
-        let mut text = Vec::new();
-        match self {
-            Self::JsonLines => {
-                for row in rows {
-                    serde_json::to_writer(&mut text, &row).expect("a row is plain data");
-                    text.push(b'\n');
-                }
-            }
-            Self::Csv => {
-                let mut writer = csv::WriterBuilder::new()
-                    .has_headers(false)
-                    .from_writer(&mut text);
-                for row in rows {
-                    writer
-                        .serialize((
-                            &row.device,
-                            &row.hub,
-                            &row.group,
-                            row.stage,
-                            row.batch,
-                            row.index,
-                            &row.outcome,
-                            row.code,
-                        ))
-                        .expect("memory takes everything");
-                }
-                drop(writer);
-            }
-        }
-        text.into()
-    }
-}
-
-/// A piece of text for each batch, in order.
-fn lines(
-    store: Arc<dyn Store>,
-    name: RolloutName,
-    wanted: Vec<Outcome>,
-    format: Format,
-) -> impl Stream<Item = Result<Bytes, StoreError>> {
-    let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
-    let from = Some((None, Vec::new().into_iter()));
-    let batches = stream::try_unfold(from, move |state| {
-        let (store, name, wanted) = (Arc::clone(&store), name.clone(), wanted.clone());
-        async move {
-            let Some((mut after, mut page)) = state else {
-                return Ok(None);
-            };
-            loop {
-                let Some(status) = page.next() else {
-                    let next = store.batches(&name, after, PAGE).await?;
-                    let Some(last) = next.last() else {
-                        return Ok(None);
-                    };
-                    after = Some(last.header.id);
-                    page = next.into_iter();
-                    continue;
-                };
-                if has_any(&status.counts, &wanted) {
-                    let work = store.load(&name, status.header.id).await?;
-                    let text = format.write(rows(&work, &wanted));
-                    return Ok(Some((text, Some((after, page)))));
-                }
-            }
-        }
-    });
-    head.chain(batches)
-}
-
-fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
-    wanted.iter().any(|outcome| counts.get(*outcome) > 0)
-}
-
-/// The devices of a batch that have one of these outcomes.
-fn rows<'a>(work: &'a BatchWork, wanted: &'a [Outcome]) -> impl Iterator<Item = DeviceRow> + 'a {
-    let header = work.header();
-    let group = header.group.to_string();
-    let chosen = work
-        .devices()
-        .filter(|device| wanted.contains(&device.outcome));
-    chosen.map(move |device| DeviceRow {
-        device: device.id.to_owned(),
-        hub: header.hub.to_string(),
-        group: group.clone(),
-        stage: header.stage.0,
-        batch: header.id.0,
-        index: device.index,
-        outcome: device.outcome.as_str().to_owned(),
-        code: device.code,
-    })
+/// Where a device is in a rollout, why, and what it waits for. It looks for it in all batches.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{name}/devices/{device}", tag = "devices", security(("token" = [])),
+    params(("name" = String, Path, description = "The rollout's name"), ("device" = String, Path, description = "The device's id")),
+    responses(
+        (status = 200, description = "That", body = Explanation),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such rollout, or its plan does not have the device"),
+        Looking,
+    )
+)]
+pub(crate) async fn explain(
+    State(shared): Context,
+    caller: Caller,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<Explanation>, Problem> {
+    caller.may(Right::Look)?;
+    let Path((name, device)) = path?;
+    let device = DeviceId::new(device)
+        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, in_words(&error)))?;
+    let rollout = shared.rollout(&name).await?;
+    let _place = shared.search()?;
+    let now = shared.api.intake.clock.now();
+    let explained = explain::read(&*shared.api.store, &rollout, &device, now).await;
+    Ok(Json(explained?))
 }
 
 fn outcomes(names: Option<&str>) -> Result<Vec<Outcome>, Problem> {

@@ -9,31 +9,12 @@ use utoipa::ToSchema;
 use super::Context;
 use super::auth::{Caller, Right};
 use super::problem::{Looking, Problem};
+use crate::view::hubs::{HubList, HubView};
 
 /// The most dead letters that are shown.
 const LETTERS: usize = 100;
 
-/// The configured hubs.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct HubList {
-    hubs: Vec<HubRow>,
-}
-
-/// A hub.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct HubRow {
-    name: String,
-    /// What may be sent through it in a minute; null for a hub without limits.
-    messages_per_minute: Option<f64>,
-    /// What may be sent through it in a day; null for a hub without limits.
-    messages_per_day: Option<u64>,
-    /// Batches on its dispatch queue that no worker has taken; null when the broker does not say.
-    dispatches_waiting: Option<u64>,
-    /// Workers that take its batches; null when the broker does not say.
-    workers: Option<u64>,
-}
-
-/// The hubs, with their quotas and queues.
+/// The hubs, with their quotas, what their limiters give now, and their queues.
 #[utoipa::path(
     get, path = "/api/v1/hubs", tag = "engine", security(("token" = [])),
     responses(
@@ -46,14 +27,9 @@ pub(crate) async fn hubs(State(shared): Context, caller: Caller) -> Result<Json<
     let mut hubs = Vec::new();
     for (name, handle) in &shared.api.hubs {
         let depth = shared.api.queue.depth(name).await.ok();
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        hubs.push(HubRow {
-            name: name.to_string(),
-            messages_per_minute: handle.limits.sends_per_minute,
-            messages_per_day: handle.limits.messages_per_day,
-            dispatches_waiting: depth.map(|depth| count(depth.waiting)),
-            workers: depth.map(|depth| count(depth.consumers)),
-        });
+        let limiter = shared.api.store.limiter(name).await?;
+        let now = shared.api.intake.clock.now();
+        hubs.push(HubView::of(name, handle.limits, depth, &limiter, now));
     }
     Ok(Json(HubList { hubs }))
 }

@@ -7,7 +7,6 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
 use twincast_core::error::in_words;
 use twincast_core::ids::{RolloutName, StageName};
 use twincast_core::outcome::Outcome;
@@ -19,6 +18,8 @@ use super::problem::{OfARollout, Operating, Problem};
 use super::{Context, audit};
 use crate::command::{Answer, Command, Kind};
 use crate::planner::{PlanProgress, Planner};
+use crate::view::overlaps;
+use crate::view::plan::{self, PlanView};
 
 /// Why.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -207,13 +208,14 @@ of_all!(
     resume_all, "/api/v1/resume-all", ResumeAll
 );
 
-/// What a spec would come to: devices by stage and hub, exclusions. Sends and stores nothing. Asks the hubs for
-/// all devices, out of their quota for queries, and may take as long.
+/// What a spec would come to: devices by stage, hub and tag group, what is left out and why, when it is over, and what
+/// else is under way. Sends and stores nothing. Asks the hubs for all devices, out of their quota for queries, and may
+/// take as long.
 #[utoipa::path(
     post, path = "/api/v1/plan", tag = "operations", security(("token" = [])),
     request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
     responses(
-        (status = 200, description = "The plan", body = Value),
+        (status = 200, description = "The plan", body = PlanView),
         Operating,
     )
 )]
@@ -222,7 +224,7 @@ pub(crate) async fn plan(
     caller: Caller,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<PlanView>, Problem> {
     caller.may(Right::Operate)?;
     let command = Command {
         spec: Some(json_of(&headers, body)?),
@@ -239,19 +241,15 @@ pub(crate) async fn plan(
         base: &shared.base,
         progress: &progress,
     };
-    let (sender, mut batches) = mpsc::channel(4);
-    let unused = async { while batches.recv().await.is_some() {} };
-    let (planned, ()) = tokio::join!(planner.plan(sender), unused);
-    match planned {
-        Ok(plan) => Ok(Json(
-            serde_json::to_value(plan).expect("a plan is plain data"),
-        )),
-        Err(error) if crate::driver::is_final(&error) => Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            in_words(&error),
-        )),
-        Err(error) => Err(Problem::busy(in_words(&error))),
-    }
+    let api = &shared.api;
+    let mut view = plan::read(&planner, &*api.intake.clock).await?;
+    let active = match &api.intake.roster {
+        Some(roster) => roster.active().await?,
+        None => api.store.rollouts().await?,
+    };
+    let configured: Vec<_> = api.hubs.keys().cloned().collect();
+    view.overlaps = overlaps::read(&*api.store, active, &spec, &view.hubs(), &configured).await?;
+    Ok(Json(view))
 }
 
 /// Does a command in the name of whoever asks.

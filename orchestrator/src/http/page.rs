@@ -22,7 +22,7 @@ struct File {
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const FILES: [File; 10] = [
+const FILES: [File; 11] = [
     File {
         path: "/",
         content_type: "text/html; charset=utf-8",
@@ -39,6 +39,7 @@ const FILES: [File; 10] = [
         text: include_str!("page/icon.svg"),
     },
     script("/app.js", include_str!("page/app.js")),
+    script("/device.js", include_str!("page/device.js")),
     script("/dom.js", include_str!("page/dom.js")),
     script("/lists.js", include_str!("page/lists.js")),
     script("/operations.js", include_str!("page/operations.js")),

@@ -9,7 +9,10 @@ use twincast_core::ports::StoreError;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::command::{Cause, Refusal};
+use crate::driver::is_final;
 use crate::intake::NotDone;
+use crate::view::explain::Unexplained;
+use crate::view::plan::Unplanned;
 
 /// How a request that only looks may fail, for the document.
 #[derive(IntoResponses)]
@@ -83,10 +86,13 @@ pub(crate) struct Problem {
     detail: String,
     /// Why an operation was refused, for machines.
     #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<String>,
-    /// Mistakes or differences one by one, where there may be several.
+    cause: Option<&'static str>,
+    /// Mistakes, differences or reasons one by one, where there may be several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     details: Vec<String>,
+    /// What can be done about it, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<Box<str>>,
 }
 
 impl Problem {
@@ -98,6 +104,7 @@ impl Problem {
             detail: detail.into(),
             cause: None,
             details: Vec::new(),
+            hint: None,
         }
     }
 
@@ -148,7 +155,7 @@ impl From<Refusal> for Problem {
             _ => StatusCode::CONFLICT,
         };
         Self {
-            cause: Some(refusal.cause.as_str().to_owned()),
+            cause: Some(refusal.cause.as_str()),
             details: refusal.details,
             ..Self::new(status, refusal.error)
         }
@@ -173,6 +180,32 @@ impl From<NotDone> for Problem {
         match error {
             NotDone::Refused(refusal) => refusal.into(),
             NotDone::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unexplained> for Problem {
+    fn from(error: Unexplained) -> Self {
+        match error {
+            Unexplained::Absent(absence) => Self {
+                details: absence.possible,
+                hint: absence.hint.map(Into::into),
+                ..Self::new(StatusCode::NOT_FOUND, absence.error)
+            },
+            Unexplained::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unplanned> for Problem {
+    fn from(error: Unplanned) -> Self {
+        let (detail, hint) = (in_words(&error), error.hint().map(Into::into));
+        match error {
+            Unplanned::Plan(error) if !is_final(&error) => Self::busy(detail),
+            _ => Self {
+                hint,
+                ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+            },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::HubPlan;
 use super::course::{Part, courses};
@@ -10,7 +10,7 @@ use crate::hub::HubLimits;
 use crate::spec::StagePace;
 
 /// What one hub's part will take.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HubEstimate {
     /// The hub and its devices.
     #[serde(flatten)]
@@ -18,7 +18,7 @@ pub struct HubEstimate {
     /// Sends a minute, `None` without a limit; with a ramp, those in the end; of several stages, those of the fastest.
     pub sends_per_minute: Option<f64>,
     /// Time to send them all, `None` without a limit.
-    #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "sending_seconds", with = "seconds")]
     pub sending: Option<Duration>,
     /// Messages that count against the daily quota.
     pub metered_messages: u64,
@@ -27,24 +27,39 @@ pub struct HubEstimate {
 }
 
 /// What a plan will take.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// By hub.
     pub hubs: Vec<HubEstimate>,
     /// Until the slowest hub is done; `None` when none has a limit.
-    #[serde(rename = "sending_seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "sending_seconds", with = "seconds")]
     pub sending: Option<Duration>,
 }
 
-#[expect(
-    clippy::ref_option,
-    reason = "serde hands out a reference to the field"
-)]
-fn as_seconds<S: serde::Serializer>(
-    time: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    time.map(|time| time.as_secs_f64()).serialize(serializer)
+/// A time as seconds, or null.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(
+        clippy::ref_option,
+        reason = "serde hands out a reference to the field"
+    )]
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(|time| time.as_secs_f64()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<f64>::deserialize(deserializer)?;
+        let time = seconds.map(Duration::try_from_secs_f64).transpose();
+        time.map_err(serde::de::Error::custom)
+    }
 }
 
 impl HubEstimate {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Estimate;
 use crate::gate;
@@ -43,7 +43,7 @@ pub struct StageShares {
 }
 
 /// When one stage is sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageForecast {
     /// The stage.
     #[serde(rename = "stage")]
@@ -59,7 +59,7 @@ pub struct StageForecast {
 }
 
 /// When a plan is sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
     /// Since when it is reckoned.
     pub from: Timestamp,

@@ -1,5 +1,6 @@
 // The page: who looks, which view, and asking again and again.
 
+import { deviceView } from './device.js';
 import { become, el } from './dom.js';
 import { hubsView, rolloutsView } from './lists.js';
 import { openDialog } from './operations.js';
@@ -70,7 +71,10 @@ async function ask(path, { body, signal = AbortSignal.timeout(PATIENCE) } = {}) 
 // --- which view
 
 function chosen() {
-  const [, name] = location.hash.match(/^#\/rollouts\/([\w.-]+)$/) ?? [];
+  const [, name, device] = location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
+  if (device) {
+    return deviceView(name, decodeURIComponent(device));
+  }
   if (name) {
     return rolloutView(name);
   }

@@ -160,21 +160,28 @@ function quota(value) {
   return value === null ? 'no limit' : number(Math.floor(value));
 }
 
+/** What its limiter gives in a minute now. */
+function given({ per_minute, shut_until }) {
+  return shut_until ? ['nothing until ', when(shut_until)] : quota(per_minute);
+}
+
 function showHubs({ hubs, letters, missing }) {
   const columns = [
     { head: 'Hub' }, { head: 'A minute', number: true }, { head: 'A day', number: true },
+    { head: 'Now', number: true }, { head: 'Wanted by' },
     { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
   ];
   const rows = hubs.map((hub) => ({
     key: hub.name,
     cells: [
       hub.name, quota(hub.messages_per_minute), quota(hub.messages_per_day),
+      given(hub.permits), hub.permits.rollouts.join(', '),
       count(hub.dispatches_waiting), count(hub.workers),
     ],
   }));
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
-    el('p', { class: 'calm' }, 'What may be sent through each, the batches that no worker has taken, and the workers that take them.'),
+    el('p', { class: 'calm' }, 'What may be sent through each, what is given now and which rollouts want it, the batches that no worker has taken, and the workers that take them.'),
     table('Hubs', columns, rows),
     el('section', { 'aria-labelledby': 'letters' },
       el('h2', { id: 'letters' }, 'Dead letters'),

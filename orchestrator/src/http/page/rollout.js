@@ -109,7 +109,7 @@ function show({ rollout, samples, rate, hubs }, who) {
     rollout.spec.stages?.length > 0 && rollout.stages.length > 0 && section('stages', 'Stages', showStages(rollout.stages)),
     el('div', { class: 'pair' },
       section('rate', 'Rate', showRate(rollout, rate, hubs)),
-      section('time', 'Time', showTime(rollout.time))),
+      section('time', 'Time', showTime(rollout.time_seconds))),
     section('failures', 'Failures', showFailures(rollout, samples)),
     section('history', 'History', showHistory(rollout.history)),
     section('spec', 'Spec', el('details', {},
@@ -250,7 +250,8 @@ function showFailures(rollout, samples) {
         outcomeName(failure),
         number(rollout.counts[failure]),
         why,
-        el('ul', { class: 'devices' }, devices.map(({ device }) => el('li', { 'data-key': device }, el('code', {}, device)))),
+        el('ul', { class: 'devices' }, devices.map(({ device }) => el('li', { 'data-key': device },
+          el('a', { href: `#/rollouts/${rollout.name}/devices/${encodeURIComponent(device)}` }, el('code', {}, device))))),
       ],
     };
   });

@@ -1,0 +1,184 @@
+//! What there is to be seen of rollouts: the same, in the same words, for the command line and the HTTP API.
+//!
+//! * [`RolloutRow`] and [`RolloutView`] are made of a rollout's record and its tallies alone, so they may be looked at
+//!   often; [`outcomes`] looks through its batches;
+//! * [`devices`] has every device, in a stream; [`explain`] one of them;
+//! * [`plan`] has what a spec would come to, and [`overlaps`] what else is under way;
+//! * [`hubs`] has what the hubs have to give.
+//!
+//! Everything can be read back: a client shows what a server has said as if it had looked itself.
+
+pub mod devices;
+pub mod explain;
+pub mod hubs;
+pub mod outcomes;
+pub mod overlaps;
+pub mod plan;
+mod ramp;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use twincast_core::account::TimeSpent;
+use twincast_core::gate;
+use twincast_core::ids::{RolloutName, StageIndex};
+use twincast_core::outcome::Counts;
+use twincast_core::ports::{Store, StoreError, Tally};
+use twincast_core::rollout::{Retry, Rollout, StageProgress};
+use twincast_core::spec::Rate;
+use twincast_core::time::Timestamp;
+use utoipa::ToSchema;
+
+use crate::command::State;
+use crate::standing;
+
+pub use ramp::{NextStep, RampView};
+
+/// A rollout in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutRow {
+    /// Where it is.
+    #[serde(flatten)]
+    pub state: State,
+    /// When it was accepted, RFC 3339.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// When its phase last changed.
+    #[schema(value_type = String)]
+    pub changed_at: Timestamp,
+    /// What it waits for, if that is not that devices be sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+}
+
+/// A rollout in full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutView {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: RolloutRow,
+    /// What was asked for.
+    pub spec: Value,
+    /// What the plan came to, once it is whole.
+    #[serde(default)]
+    pub plan: Option<Value>,
+    /// Devices by outcome.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub counts: Counts,
+    /// Devices by hub and outcome.
+    #[schema(value_type = BTreeMap<String, BTreeMap<String, u64>>)]
+    pub hubs: BTreeMap<String, Counts>,
+    /// Its own limit through each hub now, a minute, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_per_minute: Option<f64>,
+    /// Where the ramp of the current stage is, if it has one and the rollout runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<RampView>,
+    /// What is to be sent to again, and is not yet ready for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub retry: Option<Retry>,
+    /// Its stages in order, once the plan is whole.
+    pub stages: Vec<StageView>,
+    /// For how many seconds it did what, and in all.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub time_seconds: TimeSpent,
+    /// What happened to it, and who wanted it, oldest first; the newest 200.
+    pub history: Vec<Value>,
+}
+
+/// A stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StageView {
+    /// How far it is: `name`, `started_at`, `sent_at`, `ripe_at`, `approved`, `promoted`, `ignored`, `passed_at`, and
+    /// what is known of its gate's `metrics`.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub progress: StageProgress,
+    /// What its gate asks, in a few words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<String>,
+    /// Where it stands, in words: over, under way, to come, or what it waits for.
+    pub state: String,
+    /// It is the one whose devices are sent to.
+    pub current: bool,
+    /// Devices by outcome.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub counts: Counts,
+}
+
+impl RolloutRow {
+    /// A rollout as it is at `now`.
+    #[must_use]
+    pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
+        Self {
+            state: State::of(rollout, &Tally::sum(tallies)),
+            created_at: rollout.created_at,
+            changed_at: rollout.changed_at,
+            waits_for: standing::waits_for(rollout, tallies, now),
+        }
+    }
+}
+
+impl RolloutView {
+    /// A rollout as it is at `now`.
+    #[must_use]
+    pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
+        let mut hubs: BTreeMap<String, Counts> = BTreeMap::new();
+        for Tally { hub, counts, .. } in tallies {
+            hubs.entry(hub.to_string()).or_default().add(counts);
+        }
+        let stages = (0..).map(StageIndex).zip(&rollout.stages);
+        let stages = stages.map(|(index, progress)| {
+            let of_stage = tallies.iter().filter(|tally| tally.stage == index);
+            StageView {
+                progress: progress.clone(),
+                gate: rollout.spec.gate_of(index).map(gate::in_words),
+                state: standing::of_stage(rollout, index.0, progress, tallies, now),
+                current: rollout.stage() == index && !rollout.phase.is_ended(),
+                counts: Tally::sum(of_stage),
+            }
+        });
+        Self {
+            row: RolloutRow::of(rollout, tallies, now),
+            spec: plain(&rollout.spec),
+            plan: rollout.plan.as_ref().map(plain),
+            counts: Tally::sum(tallies),
+            hubs,
+            rate_per_minute: rollout.rate_now(tallies).map(Rate::as_per_minute),
+            ramp: RampView::of(rollout, tallies),
+            retry: rollout.retry.clone(),
+            stages: stages.collect(),
+            time_seconds: rollout.time_spent(now),
+            history: rollout.history.iter().map(plain).collect(),
+        }
+    }
+
+    /// The stage whose devices are sent to.
+    #[must_use]
+    pub fn current_stage(&self) -> Option<&StageView> {
+        self.stages.iter().find(|stage| stage.current)
+    }
+}
+
+/// What is said of a name that no rollout has: which there are, 20 at the most.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn no_such_rollout(store: &dyn Store, name: &RolloutName) -> Result<String, StoreError> {
+    let names = store.rollouts().await?;
+    let some: Vec<_> = names.iter().take(20).map(RolloutName::as_str).collect();
+    let there_are = match some.as_slice() {
+        [] => "there are none".to_owned(),
+        some if some.len() < names.len() => {
+            format!("there are {}, among them: {}", names.len(), some.join(", "))
+        }
+        some => format!("there are: {}", some.join(", ")),
+    };
+    Ok(format!("there is no rollout {name}; {there_are}"))
+}
+
+fn plain(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("records are plain data")
+}

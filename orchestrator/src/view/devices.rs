@@ -1,0 +1,186 @@
+//! All devices of a rollout with their outcomes, in a stream.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt as _};
+use serde::{Deserialize, Serialize};
+use twincast_core::ids::{Attempt, RolloutName};
+use twincast_core::message::MessageId;
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{BatchWork, Store, StoreError};
+use utoipa::ToSchema;
+
+/// Batches that are read at a time.
+const PAGE: usize = 64;
+
+/// What is known of one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceRow {
+    /// Its id.
+    pub device: String,
+    /// Its hub.
+    pub hub: String,
+    /// The tags that its batch shares, in words.
+    pub group: String,
+    /// The stage, from 0.
+    pub stage: u16,
+    /// The batch.
+    pub batch: u32,
+    /// Its position in the batch, from 0.
+    pub index: u32,
+    /// What became of it.
+    #[schema(value_type = String)]
+    pub outcome: Outcome,
+    /// The hub's code for `refused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u32>,
+    /// The id of its batch's newest message. Attempts are told apart by batch: a device that was not among those
+    /// retried was sent an earlier one.
+    pub message_id: String,
+}
+
+/// How devices are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    JsonLines,
+    /// Comma-separated values with a header.
+    Csv,
+}
+
+const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,code,message_id\n";
+
+impl Format {
+    /// As it is written in a URL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::JsonLines => "jsonl",
+            Self::Csv => "csv",
+        }
+    }
+
+    fn head(self) -> &'static str {
+        match self {
+            Self::JsonLines => "",
+            Self::Csv => COLUMNS,
+        }
+    }
+
+    fn write(self, rows: impl Iterator<Item = DeviceRow>) -> Bytes {
+        let mut text = Vec::new();
+        match self {
+            Self::JsonLines => {
+                for row in rows {
+                    serde_json::to_writer(&mut text, &row).expect("a row is plain data");
+                    text.push(b'\n');
+                }
+            }
+            Self::Csv => {
+                let mut writer = csv::WriterBuilder::new()
+                    .has_headers(false)
+                    .from_writer(&mut text);
+                for row in rows {
+                    writer
+                        .serialize((
+                            &row.device,
+                            &row.hub,
+                            &row.group,
+                            row.stage,
+                            row.batch,
+                            row.index,
+                            row.outcome,
+                            row.code,
+                            &row.message_id,
+                        ))
+                        .expect("memory takes everything");
+                }
+                drop(writer);
+            }
+        }
+        text.into()
+    }
+}
+
+/// The devices that have one of the outcomes `wanted`: a piece of text for each batch, in order. It ends with the first
+/// error.
+pub fn written(
+    store: Arc<dyn Store>,
+    name: RolloutName,
+    wanted: Vec<Outcome>,
+    format: Format,
+) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
+    let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
+    let from = Some((None, Vec::new().into_iter()));
+    let batches = stream::try_unfold(from, move |state| {
+        let (store, name, wanted) = (Arc::clone(&store), name.clone(), wanted.clone());
+        async move {
+            let Some((mut after, mut page)) = state else {
+                return Ok(None);
+            };
+            loop {
+                let Some(status) = page.next() else {
+                    let next = store.batches(&name, after, PAGE).await?;
+                    let Some(last) = next.last() else {
+                        return Ok(None);
+                    };
+                    after = Some(last.header.id);
+                    page = next.into_iter();
+                    continue;
+                };
+                if has_any(&status.counts, &wanted) {
+                    let work = store.load(&name, status.header.id).await?;
+                    let text = format.write(rows(&name, &work, &wanted));
+                    return Ok(Some((text, Some((after, page)))));
+                }
+            }
+        }
+    });
+    head.chain(batches)
+}
+
+/// Some of the devices have one of these outcomes.
+pub(crate) fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
+    wanted.iter().any(|outcome| counts.get(*outcome) > 0)
+}
+
+/// The devices of a batch that have one of these outcomes.
+pub(crate) fn rows<'a>(
+    name: &'a RolloutName,
+    work: &'a BatchWork,
+    wanted: &'a [Outcome],
+) -> impl Iterator<Item = DeviceRow> + 'a {
+    let header = work.header();
+    let group = header.group.to_string();
+    let chosen = work
+        .devices()
+        .filter(|device| wanted.contains(&device.outcome));
+    chosen.map(move |device| DeviceRow {
+        device: device.id.to_owned(),
+        hub: header.hub.to_string(),
+        group: group.clone(),
+        stage: header.stage.0,
+        batch: header.id.0,
+        index: device.index,
+        outcome: device.outcome,
+        code: device.code,
+        message_id: message_id(name, work, device.index, work.attempt),
+    })
+}
+
+/// The id of the message to the device at `index` of a batch.
+pub(super) fn message_id(
+    name: &RolloutName,
+    work: &BatchWork,
+    index: u32,
+    attempt: Attempt,
+) -> String {
+    let id = MessageId {
+        rollout: name.clone(),
+        batch: work.header().id,
+        index,
+        attempt,
+    };
+    id.to_string()
+}

@@ -1,0 +1,84 @@
+//! What the hubs have to give.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::HubName;
+use twincast_core::permits::LimiterState;
+use twincast_core::ports::Depth;
+use twincast_core::time::Timestamp;
+use utoipa::ToSchema;
+
+/// The configured hubs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HubList {
+    /// By name.
+    pub hubs: Vec<HubView>,
+}
+
+/// A hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HubView {
+    /// Its name.
+    pub name: String,
+    /// What may be sent through it in a minute; null for a hub without limits.
+    pub messages_per_minute: Option<f64>,
+    /// What may be sent through it in a day; null for a hub without limits.
+    pub messages_per_day: Option<u64>,
+    /// Batches on its dispatch queue that no worker has taken; null when the broker does not say.
+    pub dispatches_waiting: Option<u64>,
+    /// Workers that take its batches; null when the broker does not say.
+    pub workers: Option<u64>,
+    /// What its limiter does now.
+    pub permits: PermitsView,
+}
+
+/// What a hub's limiter does now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PermitsView {
+    /// What is given in a minute: the quota, or less for a while after the hub has refused sends. Null for a hub without
+    /// limits.
+    pub per_minute: Option<f64>,
+    /// How many milliseconds ahead of now sends are reserved; a second or more when all is given that can be.
+    pub reserved_ms: u64,
+    /// Until when nothing is given, because the hub has refused sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub shut_until: Option<Timestamp>,
+    /// The rollouts that want some now.
+    pub rollouts: Vec<String>,
+}
+
+impl HubView {
+    /// A hub as it is at `now`. `depth` is of its dispatch queue, if that is known.
+    #[must_use]
+    pub fn of(
+        name: &HubName,
+        limits: HubLimits,
+        depth: Option<Depth>,
+        limiter: &LimiterState,
+        now: Timestamp,
+    ) -> Self {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let quota = limits.sends_per_minute;
+        let shut_for = quota.and_then(|quota| limiter.shut_for(quota));
+        Self {
+            name: name.to_string(),
+            messages_per_minute: quota,
+            messages_per_day: limits.messages_per_day,
+            dispatches_waiting: depth.map(|depth| count(depth.waiting)),
+            workers: depth.map(|depth| count(depth.consumers)),
+            permits: PermitsView {
+                per_minute: quota.map(|quota| quota * limiter.factor),
+                reserved_ms: milliseconds(limiter.ahead),
+                shut_until: shut_for.map(|time| now.plus(time)),
+                rollouts: limiter.asking.iter().map(ToString::to_string).collect(),
+            },
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,213 @@
+//! What became of a rollout's devices: by tag group, and failures with their reasons.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use twincast_core::budget::{FullGroup, groups_of, sort_out};
+use twincast_core::ids::{BatchId, RolloutName};
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{Store, StoreError, Tally};
+use twincast_core::rollout::{Phase, Rollout};
+use utoipa::ToSchema;
+
+/// How many tag groups are listed; the rest is a number.
+const GROUPS: usize = 20;
+/// How many device ids a reason has for example.
+const SAMPLES: usize = 3;
+/// Open batches of a hub that are looked at for what budgets hold back.
+const LOOKED_AT: usize = 1_024;
+/// Full groups that are named; the rest is a number.
+const NAMED: usize = 5;
+
+/// What became of a rollout's devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Outcomes {
+    /// What budgets hold back, if the rollout has some and runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<BudgetView>,
+    /// Devices by hub and tag group, 20 at the most.
+    pub groups: Vec<GroupView>,
+    /// How many devices are in further groups.
+    pub other_groups: u64,
+    /// Why devices failed, the most frequent first.
+    pub failures: Vec<FailureView>,
+}
+
+/// The devices of a tag group on one hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    /// The hub.
+    pub hub: String,
+    /// The tags that they share, in words.
+    pub group: String,
+    /// Devices by outcome.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub counts: Counts,
+}
+
+/// A way in which devices failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FailureView {
+    /// Their outcome.
+    #[schema(value_type = String)]
+    pub outcome: Outcome,
+    /// The hub's code, if it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u32>,
+    /// What that means.
+    pub reason: String,
+    /// How many they are.
+    pub devices: u64,
+    /// Some of them.
+    pub samples: Vec<String>,
+}
+
+/// What holds batches back now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BudgetView {
+    /// Batches that wait for one to have room, among the first that are to be sent.
+    pub held_back: usize,
+    /// The first of the groups that are full.
+    #[schema(value_type = Vec<Object>)]
+    pub full: Vec<FullGroup>,
+    /// How many more are.
+    pub other_full: usize,
+}
+
+/// Looks through a rollout's batches: at the counts of all, and at the devices of those in which some failed.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, StoreError> {
+    let name = &rollout.spec.name;
+    let mut groups: BTreeMap<(String, String), Counts> = BTreeMap::new();
+    let mut other_groups = 0;
+    let mut failures = Failures::new();
+    let mut after = None;
+    loop {
+        let page = store.batches(name, after, 256).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.header.id);
+        for batch in page {
+            let key = (batch.header.hub.to_string(), batch.header.group.to_string());
+            if groups.len() < GROUPS || groups.contains_key(&key) {
+                groups.entry(key).or_default().add(&batch.counts);
+            } else {
+                other_groups += batch.counts.total();
+            }
+            if batch.counts.failed() > 0 {
+                collect_failures(store, name, batch.header.id, &mut failures).await?;
+            }
+        }
+    }
+    let groups = groups
+        .into_iter()
+        .map(|((hub, group), counts)| GroupView { hub, group, counts });
+    let failures = failures
+        .into_iter()
+        .map(|((outcome, code), (devices, samples))| FailureView {
+            outcome,
+            code: (code != 0).then_some(code),
+            reason: reason(outcome, code),
+            devices,
+            samples,
+        });
+    let mut failures: Vec<_> = failures.collect();
+    failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
+    Ok(Outcomes {
+        budgets: held_back(store, rollout).await?,
+        groups: groups.collect(),
+        other_groups,
+        failures,
+    })
+}
+
+/// By outcome and code: how many devices, and some of them.
+type Failures = BTreeMap<(Outcome, u32), (u64, Vec<String>)>;
+
+async fn collect_failures(
+    store: &dyn Store,
+    name: &RolloutName,
+    batch: BatchId,
+    failures: &mut Failures,
+) -> Result<(), StoreError> {
+    let work = store.load(name, batch).await?;
+    for device in work.devices() {
+        if device.outcome.is_failure() {
+            let of = (device.outcome, device.code.unwrap_or(0));
+            let (devices, samples) = failures.entry(of).or_default();
+            *devices += 1;
+            if samples.len() < SAMPLES {
+                samples.push(device.id.to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the budgets of a rollout that runs hold back; `None` if it has none.
+async fn held_back(store: &dyn Store, rollout: &Rollout) -> Result<Option<BudgetView>, StoreError> {
+    if rollout.spec.budgets.is_empty() || rollout.phase != Phase::Running {
+        return Ok(None);
+    }
+    let name = &rollout.spec.name;
+    let tallies = store.tallies(name).await?;
+    let hubs: BTreeSet<_> = tallies.iter().map(|Tally { hub, .. }| hub).collect();
+    let mut open = Vec::new();
+    for hub in hubs {
+        let stage = rollout.stage();
+        open.extend(store.open_batches(name, hub, stage, LOOKED_AT).await?);
+    }
+    let groups = groups_of(&open);
+    let progress = store.in_progress(name, &groups).await?;
+    let all = open.len();
+    let (free, mut full) = sort_out(open, &groups, &progress);
+    let other_full = full.len().saturating_sub(NAMED);
+    full.truncate(NAMED);
+    Ok(Some(BudgetView {
+        held_back: all - free.len(),
+        full,
+        other_full,
+    }))
+}
+
+/// An outcome in words that say what to do about it. `code` is the hub's, or 0.
+#[must_use]
+pub fn reason(outcome: Outcome, code: u32) -> String {
+    let text = match outcome {
+        Outcome::Unknown => "no answer from the hub: the device may have the message or not",
+        Outcome::NotFound => "the hub does not know the device, or has it disabled",
+        Outcome::QueueFull => {
+            "50 messages are waiting for the device already: it is away, or does not take them"
+        }
+        Outcome::Refused => match code {
+            403_012 => "the device is disabled",
+            413_001 => "the message is too large",
+            _ => "the hub refused the message",
+        },
+        Outcome::Expired => "the device was away until the message's time was over",
+        Outcome::Rejected => "the device rejected the message",
+        Outcome::Undeliverable => "the device was handed the message too often without taking it",
+        Outcome::Purged => "the device's queue was purged",
+        Outcome::Skipped => "the rollout was aborted first",
+        Outcome::Pending | Outcome::Attempting => "not sent yet",
+        Outcome::Enqueued => "the hub has the message for the device",
+        Outcome::Delivered => "the device took the message",
+        Outcome::Applied => "the device reports the change",
+    };
+    if code == 0 {
+        text.to_owned()
+    } else {
+        format!("{text} ({code})")
+    }
+}
+
+/// The same of a device of one rollout. Why it was skipped is why the rollout was aborted, say superseded: that is
+/// `why`, which is why the rollout is in its phase.
+#[must_use]
+pub fn reason_in(why: Option<&str>, outcome: Outcome, code: u32) -> String {
+    match why {
+        Some(why) if outcome == Outcome::Skipped => format!("the rollout was aborted: {why}"),
+        _ => reason(outcome, code),
+    }
+}

@@ -1,0 +1,275 @@
+//! What a spec would come to. Nothing is sent, and nothing stored.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use twincast_core::gate;
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::{HubName, StageIndex};
+use twincast_core::plan::{
+    BatchHeader, Estimate, Forecast, HubPlan, Impossible, PlanSummary, Share, StageForecast,
+    StagePlan, StageShares, estimate, forecast, warnings,
+};
+use twincast_core::ports::Clock;
+use twincast_core::spec::{Budget, NoContent, Ramp, RolloutSpec, Stage, StagePace, ZoneName};
+use utoipa::ToSchema;
+
+use super::overlaps::Overlapping;
+use crate::planner::{PlanError, Planner, dry_run};
+
+/// How many tag groups are listed; the rest is a number.
+const GROUPS: usize = 20;
+
+/// What a spec would come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanView {
+    /// The rollout's name.
+    pub rollout: String,
+    /// Devices by hub and stage, what is left out and why.
+    #[schema(value_type = Object)]
+    pub plan: PlanSummary,
+    /// The rollout's own ramp, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<String>,
+    /// In words. The times do not know of them: nobody knows how fast devices confirm.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
+    /// None if the spec has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StagePlanView>,
+    /// Devices by hub and tag group, 20 at the most.
+    pub groups: Vec<GroupPlan>,
+    /// How many devices are in further groups.
+    pub other_groups: u64,
+    /// How long sending takes on each hub, and what it costs of its daily quota.
+    #[schema(value_type = Object)]
+    pub estimate: Estimate,
+    /// When it is over, begun now.
+    #[schema(value_type = Object)]
+    pub forecast: Forecast,
+    /// Active rollouts that may send to the same devices.
+    pub overlaps: Vec<Overlapping>,
+    /// What may not be what was meant.
+    pub warnings: Vec<String>,
+}
+
+/// What a stage would come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StagePlanView {
+    /// `stage`, its name; `starts_at`, `sent_at`, `ends_at`, `ends_at_latest`: when it is sent, begun now.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub forecast: StageForecast,
+    /// Its devices.
+    pub devices: u64,
+    /// Its batches.
+    pub batches: u32,
+    /// To send to its devices; none without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sending_seconds: Option<f64>,
+    /// Its own ramp, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<String>,
+    /// What its gate asks, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<String>,
+}
+
+/// The devices of a tag group on one hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupPlan {
+    /// The hub.
+    pub hub: String,
+    /// The tags that they share, in words.
+    pub group: String,
+    /// How many they are.
+    pub devices: u64,
+    /// Their batches.
+    pub batches: u32,
+}
+
+/// Why a spec comes to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Unplanned {
+    /// Its devices cannot be found.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// It can never be carried out.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    /// Its message cannot be made.
+    #[error(transparent)]
+    Message(#[from] NoContent),
+    /// It has no devices.
+    #[error("the target matches no device")]
+    Empty,
+}
+
+impl Unplanned {
+    /// What can be done about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        matches!(self, Self::Empty).then_some(
+            "check the tags and the condition; a tag that was set just now can take minutes to be found",
+        )
+    }
+}
+
+/// Plans as if the rollout began when its devices are found, for which it asks the hubs. What overlaps is left to the
+/// caller.
+///
+/// # Errors
+/// [`Unplanned`].
+pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, Unplanned> {
+    let spec = planner.spec;
+    let content = spec.message.content()?;
+    let mut parts = Parts::new();
+    let mut groups: BTreeMap<(String, String), (u64, u32)> = BTreeMap::new();
+    let mut other_groups = 0u64;
+    let planned = dry_run(planner, |header| {
+        add(&mut parts, spec, header);
+        let key = (header.hub.to_string(), header.group.to_string());
+        if groups.len() < GROUPS || groups.contains_key(&key) {
+            let (devices, batches) = groups.entry(key).or_default();
+            *devices += u64::from(header.devices);
+            *batches += 1;
+        } else {
+            other_groups += u64::from(header.devices);
+        }
+    });
+    let plan = planned.await?;
+    if plan.devices == 0 {
+        return Err(Unplanned::Empty);
+    }
+    let limits = |hub: &_| {
+        let handle = planner.hubs.get(hub);
+        handle.map_or_else(HubLimits::unlimited, |handle| handle.limits)
+    };
+    let stages = estimates(spec, &plan, &parts, |hubs, pace, before| {
+        estimate(hubs, limits, pace, before, content.size())
+    });
+    let whole = stages.iter().map(|stage| stage.estimate.clone());
+    let whole = whole.reduce(Estimate::then);
+    let estimate = whole.expect("there is always a stage for the rest");
+    let forecast = forecast(spec, &stages, clock.now())?;
+    let groups = groups
+        .into_iter()
+        .map(|((hub, group), (devices, batches))| GroupPlan {
+            hub,
+            group,
+            devices,
+            batches,
+        });
+    Ok(PlanView {
+        rollout: spec.name.to_string(),
+        ramp: spec.ramp.as_ref().map(Ramp::to_string),
+        budgets: spec.budgets.iter().map(Budget::to_string).collect(),
+        stages: stage_results(spec, &plan, &stages, &forecast),
+        groups: groups.collect(),
+        other_groups,
+        overlaps: Vec::new(),
+        warnings: warnings(spec, &estimate, &forecast),
+        plan,
+        estimate,
+        forecast,
+    })
+}
+
+impl PlanView {
+    /// The hubs that have devices of it.
+    #[must_use]
+    pub fn hubs(&self) -> Vec<HubName> {
+        let hubs = self.plan.hubs.iter();
+        hubs.map(|part| part.hub.clone()).collect()
+    }
+}
+
+/// What each hub has of each stage.
+type Parts = BTreeMap<(StageIndex, HubName), Part>;
+
+struct Part {
+    plan: HubPlan,
+    /// Devices by their zone. As many as there are zones: what is none counts as none.
+    zones: BTreeMap<Option<String>, u64>,
+}
+
+fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
+    let key = (header.stage, header.hub.clone());
+    let part = parts.entry(key).or_insert_with(|| Part {
+        plan: nothing_of(&header.hub),
+        zones: BTreeMap::new(),
+    });
+    part.plan.devices += u64::from(header.devices);
+    part.plan.batches += 1;
+    let zone = spec.zone_in(&header.group).map(str::to_owned);
+    let zone = zone.filter(|zone| zone.parse::<ZoneName>().is_ok());
+    *part.zones.entry(zone).or_default() += u64::from(header.devices);
+}
+
+fn nothing_of(hub: &HubName) -> HubPlan {
+    HubPlan {
+        hub: hub.clone(),
+        devices: 0,
+        batches: 0,
+    }
+}
+
+/// What each stage takes, at its own pace.
+fn estimates(
+    spec: &RolloutSpec,
+    plan: &PlanSummary,
+    parts: &Parts,
+    estimate: impl Fn(&[HubPlan], &StagePace, u64) -> Estimate,
+) -> Vec<StageShares> {
+    let mut sent = 0;
+    let stages = (0..).map(StageIndex).zip(&plan.stages);
+    let stages = stages.map(|(stage, StagePlan { devices, .. })| {
+        let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
+        let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
+            let part = part(hub).map(|part| part.plan.clone());
+            part.unwrap_or_else(|| nothing_of(hub))
+        });
+        let shares = plan.hubs.iter().flat_map(|HubPlan { hub, .. }| {
+            let zones = part(hub).into_iter().flat_map(|part| &part.zones);
+            zones.map(|(zone, devices)| Share {
+                hub: hub.clone(),
+                zone: zone.clone(),
+                devices: *devices,
+            })
+        });
+        let pace = spec.pace_of(stage);
+        let before = if pace.is_of_stage() { 0 } else { sent };
+        sent += devices;
+        StageShares {
+            shares: shares.collect(),
+            estimate: estimate(&hubs.collect::<Vec<_>>(), &pace, before),
+        }
+    });
+    stages.collect()
+}
+
+fn stage_results(
+    spec: &RolloutSpec,
+    plan: &PlanSummary,
+    shares: &[StageShares],
+    forecast: &Forecast,
+) -> Vec<StagePlanView> {
+    if spec.stages.is_empty() {
+        return Vec::new();
+    }
+    let stages = spec.all_stages().into_iter().zip(&plan.stages);
+    let stages = stages.zip(shares).zip(&forecast.stages);
+    let stages = stages.map(|(((stage, plan), shares), forecast)| {
+        let Stage { gate, ramp, .. } = stage;
+        let sending = shares.estimate.sending;
+        StagePlanView {
+            devices: plan.devices,
+            batches: plan.batches,
+            sending_seconds: sending.map(|time| time.as_secs_f64()),
+            forecast: forecast.clone(),
+            ramp: ramp.as_ref().map(Ramp::to_string),
+            gate: gate.as_ref().map(gate::in_words),
+        }
+    });
+    stages.collect()
+}
