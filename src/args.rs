@@ -19,6 +19,10 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 
+    /// The server whose HTTP API is asked, with the token that TWINCAST_TOKEN has.
+    #[arg(long, global = true, value_name = "URL", env = "TWINCAST_SERVER")]
+    pub(crate) server: Option<String>,
+
     /// Results as one JSON object on standard output.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -47,6 +51,8 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Show where a device is in a rollout, why, and what it waits for.
     Explain(ExplainArgs),
+    /// Show the hubs: their quotas, what may be sent now, and what waits for it.
+    Hubs,
     /// Run an IoT Hub emulator that the official SDKs accept.
     Hub(HubArgs),
     /// See it all at work: an emulated fleet of refrigerators and a rollout to it.
@@ -98,6 +104,18 @@ pub(crate) enum Command {
     DeadLetters(DeadLettersArgs),
 }
 
+impl Command {
+    /// The name of a command that a server cannot be asked for: it does the work itself.
+    pub(crate) fn only_here(&self) -> Option<&'static str> {
+        match self {
+            Self::Run(_) => Some("run"),
+            Self::Orchestrator => Some("orchestrator"),
+            Self::Worker => Some("worker"),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SubmitArgs {
     /// The rollout's spec (YAML or JSON); - for standard input.
@@ -114,7 +132,7 @@ pub(crate) struct SubmitArgs {
 /// Who asks and why, for the record.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Who {
-    /// Who asks. Default: the user of this machine.
+    /// Who asks. Default: the user of this machine. A server takes the name of the token.
     #[arg(long, value_name = "NAME", env = "TWINCAST_BY")]
     pub(crate) by: Option<String>,
 

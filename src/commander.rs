@@ -1,43 +1,104 @@
-//! Sends commands and waits for an orchestrator's answer.
+//! Has commands done: by a server, by an orchestrator over the queue, or here on a state folder.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use twincast_amqp::{Amqp, AmqpError};
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
-use twincast_core::trace::TraceContext;
+use twincast_core::trace::{TraceContext, Tracer};
+use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Refusal, State};
+use twincast_orchestrator::intake::{Intake, NotDone};
 
 use crate::args::Who;
 use crate::config::Settings;
+use crate::engine;
 use crate::exit::{ExitCode, Failure};
+use crate::server::Server;
 use crate::services;
+use crate::stores;
 
 /// Someone who gives commands.
 pub(crate) struct Commander {
-    amqp: Amqp,
+    to: Doer,
     by: Option<String>,
     timeout: Duration,
 }
 
+/// Who does them.
+enum Doer {
+    Server(Server),
+    Broker(Amqp),
+    /// While nobody runs a rollout from it.
+    Folder {
+        store: Arc<EmbeddedStore>,
+        intake: Intake,
+    },
+}
+
 impl Commander {
-    pub(crate) async fn connect(settings: &Settings, who: &Who) -> Result<Self, Failure> {
+    /// Commands for the configured server, or for orchestrators over the queue.
+    pub(crate) async fn of_engine(settings: &Settings, who: &Who) -> Result<Self, Failure> {
         let timeout: Span = who
             .timeout
             .parse()
             .map_err(|error| Failure::message(ExitCode::Usage, format!("--timeout: {error}")))?;
+        let to = match Server::configured(settings)? {
+            Some(server) => Doer::Server(server.with_timeout(timeout.0)),
+            None => Doer::Broker(services::broker(settings, "cli").await?),
+        };
         Ok(Self {
-            amqp: services::broker(settings, "cli").await?,
+            to,
             by: name(who),
             timeout: timeout.0,
         })
     }
 
-    /// Sends a command; gives the answer when its effect is durable.
+    /// The same, or for the state folder when there are no services.
+    pub(crate) async fn connect(settings: &Settings, who: &Who) -> Result<Self, Failure> {
+        if settings.server.url.is_some() || settings.is_distributed() {
+            return Self::of_engine(settings, who).await;
+        }
+        let store = Arc::new(stores::folder(settings)?);
+        let intake = Intake {
+            store: Arc::clone(&store) as _,
+            roster: None,
+            hubs: settings.hubs.keys().cloned().collect(),
+            measures: settings.prometheus.url.is_some(),
+            clock: engine::clock(),
+            tracer: Tracer::default(),
+        };
+        Ok(Self {
+            to: Doer::Folder { store, intake },
+            by: name(who),
+            timeout: Duration::ZERO,
+        })
+    }
+
+    /// Nobody goes on with the rollout until somebody runs it.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.to, Doer::Folder { .. })
+    }
+
+    /// Has a command done; gives the answer when its effect is durable.
     pub(crate) async fn ask(&self, mut command: Command) -> Result<Answer, Failure> {
         command.by = command.by.or_else(|| self.by.clone());
-        let body = serde_json::to_vec(&command)
-            .map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
+        match &self.to {
+            Doer::Server(server) => server.command(&command).await,
+            Doer::Broker(amqp) => self.over(amqp, &command).await,
+            Doer::Folder { intake, .. } => {
+                let done = intake.handle(&body_of(&command)?, None).await;
+                done.map_err(|error| match error {
+                    NotDone::Refused(refusal) => refused(&refusal),
+                    NotDone::Store(error) => engine::store_failure(error),
+                })
+            }
+        }
+    }
+
+    async fn over(&self, amqp: &Amqp, command: &Command) -> Result<Answer, Failure> {
+        let body = body_of(command)?;
         let most = twincast_amqp::MAX_COMMAND_BYTES;
         if body.len() > most {
             let message = format!(
@@ -46,8 +107,7 @@ impl Commander {
             );
             return Err(Failure::message(ExitCode::Refused, message));
         }
-        let reply = self
-            .amqp
+        let reply = amqp
             .request(body, CONTENT_TYPE, caller(), self.timeout)
             .await;
         let reply = reply.map_err(|error| match error {
@@ -69,8 +129,13 @@ impl Commander {
         })
     }
 
+    /// Lets go of what it holds.
     pub(crate) async fn close(&self) {
-        self.amqp.close().await;
+        match &self.to {
+            Doer::Server(_) => {}
+            Doer::Broker(amqp) => amqp.close().await,
+            Doer::Folder { store, .. } => store.close().await,
+        }
     }
 }
 
@@ -79,8 +144,12 @@ pub(crate) fn caller() -> Option<TraceContext> {
     std::env::var("TRACEPARENT").ok()?.parse().ok()
 }
 
+fn body_of(command: &Command) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(command).map_err(|error| Failure::new(ExitCode::Unexpected, error))
+}
+
 /// Who gives commands, if it is known.
-pub(crate) fn name(who: &Who) -> Option<String> {
+fn name(who: &Who) -> Option<String> {
     let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
     who.by.clone().or_else(user)
 }

@@ -6,6 +6,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod hub;
+pub(crate) mod hubs;
 pub(crate) mod orchestrator;
 pub(crate) mod plan;
 pub(crate) mod report;

@@ -16,6 +16,7 @@ use twincast_core::spec::Span;
 use crate::exit::{ExitCode, Failure};
 use crate::otlp::{OtlpSettings, is_address};
 use crate::prometheus::PrometheusSettings;
+use crate::server::ServerSettings;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
     pub(crate) api: ApiSettings,
+    pub(crate) server: ServerSettings,
     pub(crate) prometheus: PrometheusSettings,
     pub(crate) otlp: OtlpSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
@@ -295,6 +297,9 @@ impl HubSettings {
 pub(crate) struct Overrides {
     pub(crate) state: Option<PathBuf>,
     pub(crate) log: Option<String>,
+    pub(crate) server: Option<String>,
+    /// What the environment has as `TWINCAST_TOKEN`: a secret is no argument.
+    pub(crate) token: Option<String>,
 }
 
 impl Settings {
@@ -344,6 +349,7 @@ impl Settings {
         let redis = sections.take("redis");
         let http = sections.take("http");
         let api = sections.take("api");
+        let server: Option<ServerSettings> = sections.take("server");
         let prometheus: Option<PrometheusSettings> = sections.take("prometheus");
         let otlp: Option<OtlpSettings> = sections.take("otlp");
         let hubs = sections.take_hubs();
@@ -388,21 +394,36 @@ impl Settings {
                 "must be an address such as http://collector:4318, with no user and password in it",
             );
         }
+        if let Some(server) = &server {
+            sections.check(
+                server.token.is_none() || server.token_file.is_none(),
+                "server",
+                "must have only one of token and token_file",
+            );
+        }
         let unknown: Vec<_> = sections.values.keys().cloned().collect();
         for key in unknown {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, prometheus, otlp and hubs",
+                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, server, prometheus, otlp and hubs",
             );
         }
-        let services = (amqp, redis, http, api, prometheus, otlp);
+        let services = (amqp, redis, http, api, server, prometheus, otlp);
         let (
             Some(state),
             Some(log),
             Some(worker),
             Some(run),
-            (Some(amqp), Some(redis), Some(http), Some(api), Some(prometheus), Some(otlp)),
+            (
+                Some(amqp),
+                Some(redis),
+                Some(http),
+                Some(api),
+                Some(server),
+                Some(prometheus),
+                Some(otlp),
+            ),
             [],
         ) = (
             state,
@@ -431,6 +452,7 @@ impl Settings {
             redis,
             http,
             api,
+            server,
             prometheus,
             otlp,
             hubs,
@@ -441,6 +463,12 @@ impl Settings {
         }
         if let Some(log) = overrides.log {
             settings.log.filter = Some(log);
+        }
+        if let Some(url) = overrides.server {
+            settings.server.url = Some(url);
+        }
+        if let Some(token) = overrides.token {
+            settings.server.token = Some(SecretText(token));
         }
         Ok(settings)
     }

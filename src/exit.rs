@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use twincast_core::ports::StoreError;
+
 /// The exit codes. They are documented in the README and in `--help`, and do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -12,8 +14,8 @@ pub(crate) enum ExitCode {
     Unexpected = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// The input is refused: spec, configuration, connection string, device list, or a rollout's
-    /// name that is taken; a target without devices.
+    /// The input is refused: spec, configuration, device list, connection string, token, role, or a
+    /// rollout's name that is taken; a target without devices.
     Refused = 3,
     /// The rollout is finished, but not every device was sent the message.
     FinishedWithFailures = 4,
@@ -25,7 +27,7 @@ pub(crate) enum ExitCode {
     State = 7,
     /// The rollout was aborted, or is paused or halted.
     NotRolledOut = 8,
-    /// RabbitMQ or Redis cannot be used, or no orchestrator answers.
+    /// RabbitMQ, Redis or the server cannot be used, or no orchestrator answers.
     Services = 9,
     /// Interrupted. The same command goes on where this one left off.
     Interrupted = 130,
@@ -49,13 +51,13 @@ Exit codes:
   0    done
   1    something unexpected
   2    wrong command line
-  3    refused input: spec, configuration, connection string, device list, name taken, empty target
+  3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
   4    finished, but some devices were not sent the message
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
   8    the rollout was aborted, is paused or halted
-  9    RabbitMQ or Redis cannot be used, or no orchestrator answers
+  9    RabbitMQ, Redis or the server cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there";
 }
 
@@ -83,6 +85,13 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Who waits may go on waiting: what does not answer now may do so later.
+    pub(crate) fn may_pass(&self) -> bool {
+        let store = self.error.downcast_ref::<StoreError>();
+        let is_away = matches!(store, Some(StoreError::Unavailable { .. }));
+        is_away || self.code == ExitCode::Services
     }
 
     /// The error and its causes, one a line. A cause that only repeats what was said is left out.

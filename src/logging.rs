@@ -16,10 +16,11 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
         .parse_lossy(wanted.unwrap_or_else(|| settings.filter_for(is_service).to_owned()));
     // Some libraries write what passes through them, tokens included. They stay silent whatever
     // is asked for.
-    // The broker's client complains of what it mends itself; what matters is said by ours.
+    // The broker's client complains of what it mends itself, and so does the verifier of
+    // certificates of what its caller is told; what matters is said by ours.
     let silent = twincast_iothub::LOG_TARGETS_WITH_SECRETS
         .iter()
-        .chain(&["lapin"]);
+        .chain(&["lapin", "rustls_platform_verifier"]);
     for target in silent {
         if let Ok(directive) = format!("{target}=off").parse() {
             filter = filter.add_directive(directive);

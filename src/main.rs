@@ -5,7 +5,6 @@
 
 mod api;
 mod args;
-mod budgets;
 mod commander;
 mod commands;
 mod config;
@@ -16,10 +15,11 @@ mod logging;
 mod otlp;
 mod output;
 mod overlaps;
+mod place;
 mod process;
 mod progress;
 mod prometheus;
-mod ramp;
+mod server;
 mod services;
 mod signal;
 mod specfile;
@@ -73,6 +73,10 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     let overrides = Overrides {
         state: args.state,
         log: args.log.clone(),
+        server: args.server.filter(|url| !url.is_empty()),
+        token: std::env::var("TWINCAST_TOKEN")
+            .ok()
+            .filter(|token| !token.is_empty()),
     };
     let settings = Settings::load(args.config.as_deref(), overrides)?;
     let is_service = matches!(args.command, Some(Command::Orchestrator | Command::Worker));
@@ -80,6 +84,13 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     if args.print_config {
         output.print_config(&settings);
         return Ok(ExitCode::Success);
+    }
+    if let Some(name) = args.command.as_ref().and_then(Command::only_here)
+        && settings.server.url.is_some()
+    {
+        let message = format!("{name} does not work over a server");
+        return Err(Failure::message(ExitCode::Refused, message)
+            .hint("give no --server, TWINCAST_SERVER or server.url; or use `twincast submit`"));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -97,6 +108,7 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             Some(Command::Explain(explain)) => {
                 commands::explain::explain(&explain, &settings, output).await
             }
+            Some(Command::Hubs) => commands::hubs::hubs(&settings, output).await,
             Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
             Some(Command::Orchestrator) => {
                 commands::orchestrator::orchestrator(&settings, output).await

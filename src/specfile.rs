@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
-use twincast_core::spec::{Body, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, Problems, RolloutSpec};
+use twincast_core::ids::DeviceId;
+use twincast_core::spec::{
+    Body, MAX_DEVICES_INLINE, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, Problems, RolloutSpec,
+};
 use twincast_orchestrator::lists;
 
 use crate::exit::{ExitCode, Failure};
+use crate::output::thousands;
 
 /// A spec with its files read.
 #[derive(Debug)]
@@ -21,6 +25,41 @@ pub(crate) struct SpecFile {
     pub(crate) files: BTreeMap<String, String>,
     /// The folder of the spec, which its paths are relative to.
     pub(crate) base: PathBuf,
+}
+
+impl SpecFile {
+    /// The spec with everything in it that it names: whoever gets it cannot read our files.
+    pub(crate) fn self_contained(&self) -> Result<serde_json::Value, Failure> {
+        let mut spec = self.spec.clone();
+        if let Some(path) = spec.target.devices_file.take() {
+            spec.target.devices = devices_of(&self.base.join(path))?;
+        }
+        for rule in &mut spec.target.exclude {
+            if let Some(path) = rule.devices_file.take() {
+                rule.devices = devices_of(&self.base.join(path))?;
+            }
+        }
+        serde_json::to_value(spec).map_err(|error| Failure::new(ExitCode::Unexpected, error))
+    }
+}
+
+fn devices_of(path: &Path) -> Result<Vec<DeviceId>, Failure> {
+    let mut devices = Vec::new();
+    let take = |device| {
+        devices.push(device);
+        devices.len() <= MAX_DEVICES_INLINE
+    };
+    lists::for_each_unique(path, take).map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    if devices.len() > MAX_DEVICES_INLINE {
+        let message = format!(
+            "{} lists more than {} devices, too many for one command",
+            path.display(),
+            thousands(MAX_DEVICES_INLINE as u64)
+        );
+        return Err(Failure::message(ExitCode::Refused, message)
+            .hint("choose the devices by their tags, or roll out from here with `twincast run`"));
+    }
+    Ok(devices)
 }
 
 /// Reads and checks a spec and all its files. `-` is standard input.

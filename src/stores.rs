@@ -3,9 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use twincast_core::ids::RolloutName;
 use twincast_core::ports::Store;
-use twincast_core::rollout::Rollout;
 use twincast_embedded::EmbeddedStore;
 use twincast_redis::RedisStore;
 
@@ -15,7 +13,7 @@ use crate::exit::{ExitCode, Failure};
 
 /// A store of either kind.
 pub(crate) enum AnyStore {
-    Folder(EmbeddedStore),
+    Folder(Arc<EmbeddedStore>),
     Redis(Arc<RedisStore>),
 }
 
@@ -23,13 +21,21 @@ impl Deref for AnyStore {
     type Target = dyn Store;
     fn deref(&self) -> &Self::Target {
         match self {
-            Self::Folder(store) => store,
+            Self::Folder(store) => &**store,
             Self::Redis(store) => &**store,
         }
     }
 }
 
 impl AnyStore {
+    /// The store, for a stream that lasts.
+    pub(crate) fn shared(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Folder(store) => Arc::clone(store) as _,
+            Self::Redis(store) => Arc::clone(store) as _,
+        }
+    }
+
     /// Lets go of it.
     pub(crate) async fn close(&self) {
         if let Self::Folder(store) = self {
@@ -43,7 +49,7 @@ pub(crate) async fn open(settings: &Settings) -> Result<AnyStore, Failure> {
     if settings.redis.is_configured() {
         return Ok(AnyStore::Redis(redis(settings).await?));
     }
-    Ok(AnyStore::Folder(folder(settings)?))
+    Ok(AnyStore::Folder(Arc::new(folder(settings)?)))
 }
 
 /// Opens the state folder, which must be there.
@@ -85,24 +91,4 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
         response_timeout: from.timeout.0,
         time: twincast_redis::TimeSource::Server,
     })
-}
-
-/// A rollout by the name that a user gave.
-pub(crate) async fn rollout(store: &AnyStore, name: &str) -> Result<Rollout, Failure> {
-    let name = RolloutName::new(name).map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    let found = store.rollout(&name).await.map_err(engine::store_failure)?;
-    if let Some(rollout) = found {
-        return Ok(rollout);
-    }
-    let names = store.rollouts().await.map_err(engine::store_failure)?;
-    let some: Vec<_> = names.iter().take(20).map(RolloutName::as_str).collect();
-    let there_are = match some.as_slice() {
-        [] => "there are none".to_owned(),
-        some if some.len() < names.len() => {
-            format!("there are {}, among them: {}", names.len(), some.join(", "))
-        }
-        some => format!("there are: {}", some.join(", ")),
-    };
-    let message = format!("there is no rollout {name}; {there_are}");
-    Err(Failure::message(ExitCode::Refused, message))
 }

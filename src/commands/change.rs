@@ -1,20 +1,14 @@
 //! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `retry`, `stop-all`, `resume-all`.
 
-use std::sync::Arc;
-
 use twincast_core::ids::{InvalidName, RolloutName, StageName};
-use twincast_core::trace::Tracer;
-use twincast_orchestrator::command::{Answer, Command, Kind};
-use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::command::{Command, Kind};
 
 use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, RetryArgs, Who};
 use crate::commander::{self, Commander};
 use crate::commands::report::outcomes;
 use crate::config::Settings;
-use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
-use crate::stores;
 
 /// Changes one rollout.
 pub(crate) async fn one(
@@ -92,14 +86,10 @@ async fn change(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let kind = command.command;
-    let answer = if settings.is_distributed() {
-        let commander = Commander::connect(settings, who).await?;
-        let answer = commander.ask(command).await?;
-        commander.close().await;
-        answer
-    } else {
-        in_folder(command, who, settings).await?
-    };
+    let commander = Commander::connect(settings, who).await?;
+    let answer = commander.ask(command).await;
+    commander.close().await;
+    let answer = answer?;
     let state = commander::one(&answer)?;
     let already = if answer.changed { "" } else { " already" };
     let stage = state
@@ -122,35 +112,10 @@ async fn change(
         _ => format!("{} is {phase}{already}", state.name),
     };
     output.result(&answer, &text);
-    if !settings.is_distributed() && ["running", "aborting"].contains(&&*state.phase) {
+    if commander.is_local() && ["running", "aborting"].contains(&&*state.phase) {
         output.note("`twincast run` goes on with it.");
     }
     Ok(ExitCode::Success)
-}
-
-/// Does a command on the state folder, while nobody runs the rollout from it.
-async fn in_folder(command: Command, who: &Who, settings: &Settings) -> Result<Answer, Failure> {
-    let command = Command {
-        by: commander::name(who),
-        ..command
-    };
-    let store = Arc::new(stores::folder(settings)?);
-    let intake = Intake {
-        store: Arc::clone(&store) as _,
-        roster: None,
-        hubs: settings.hubs.keys().cloned().collect(),
-        measures: settings.prometheus.url.is_some(),
-        clock: engine::clock(),
-        tracer: Tracer::default(),
-    };
-    let body = serde_json::to_vec(&command);
-    let body = body.map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
-    let done = intake.handle(&body, None).await;
-    store.close().await;
-    done.map_err(|error| match error {
-        NotDone::Refused(refusal) => commander::refused(&refusal),
-        NotDone::Store(error) => engine::store_failure(error),
-    })
 }
 
 /// Changes all rollouts.
@@ -160,7 +125,7 @@ pub(crate) async fn all(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let commander = Commander::connect(settings, &args.who).await?;
+    let commander = Commander::of_engine(settings, &args.who).await?;
     let answer = commander
         .ask(Command {
             reason: args.reason.clone(),

@@ -10,6 +10,7 @@ use crate::args::{DeadLettersAction, DeadLettersArgs};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table};
+use crate::server::Server;
 use crate::services::{self, broker_failure};
 
 /// Letters that are looked at.
@@ -22,6 +23,9 @@ pub(crate) async fn dead_letters(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
+    if let Some(server) = Server::configured(settings)? {
+        return over(&server, args.action.as_ref(), output).await;
+    }
     let amqp = services::broker(settings, "cli").await?;
     let done = act(&amqp, args.action.as_ref(), output).await;
     amqp.close().await;
@@ -40,16 +44,48 @@ impl DeadLetters for BrokerLetters {
     }
 }
 
+/// What a server's API has of it: looking.
+async fn over(
+    server: &Server,
+    action: Option<&DeadLettersAction>,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    let only_here = |what: &str| {
+        let message = format!("dead-letters {what} does not work over a server");
+        let failure = Failure::message(ExitCode::Refused, message);
+        Err(failure.hint("give the broker as amqp.url, and no --server"))
+    };
+    match action {
+        None | Some(DeadLettersAction::List) => list(&server.dead_letters().await?, output),
+        Some(DeadLettersAction::Show { id }) => {
+            let letters = server.dead_letters().await?;
+            let letter = letters.iter().find(|letter| letter["id"] == **id);
+            let letter = letter.ok_or_else(|| {
+                let message = format!("no dead letter {id} is among the oldest hundred");
+                Failure::message(ExitCode::Refused, message)
+            })?;
+            output.result(letter, &whole(letter));
+        }
+        Some(DeadLettersAction::Replay { .. }) => return only_here("replay"),
+        Some(DeadLettersAction::Discard { .. }) => return only_here("discard"),
+    }
+    Ok(ExitCode::Success)
+}
+
 async fn act(
     amqp: &Amqp,
     action: Option<&DeadLettersAction>,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     match action {
-        None | Some(DeadLettersAction::List) => list(amqp, output).await,
+        None | Some(DeadLettersAction::List) => {
+            let letters = amqp.dead_letters(LISTED).await.map_err(broker_failure)?;
+            list(&letters.iter().map(value).collect::<Vec<_>>(), output);
+            Ok(ExitCode::Success)
+        }
         Some(DeadLettersAction::Show { id }) => {
-            let letter = amqp.dead_letter(id).await.map_err(broker_failure)?;
-            output.result(&value(&letter), &whole(&letter));
+            let letter = value(&amqp.dead_letter(id).await.map_err(broker_failure)?);
+            output.result(&letter, &whole(&letter));
             Ok(ExitCode::Success)
         }
         Some(DeadLettersAction::Replay { id, .. }) => {
@@ -86,61 +122,49 @@ fn report(what: &str, letters: &[Value], output: &Output) -> Result<ExitCode, Fa
     Ok(ExitCode::Success)
 }
 
-async fn list(amqp: &Amqp, output: &Output) -> Result<ExitCode, Failure> {
-    let letters = amqp.dead_letters(LISTED).await.map_err(broker_failure)?;
+fn list(letters: &[Value], output: &Output) {
     let text = if letters.is_empty() {
         "No dead letters.".to_owned()
     } else {
         let rows: Vec<_> = letters.iter().map(row).collect();
         table(&["id", "when", "from", "cause", "detail"], &rows)
     };
-    let values: Vec<_> = letters.iter().map(value).collect();
-    output.result(&json!({ "dead_letters": values }), &text);
-    Ok(ExitCode::Success)
+    output.result(&json!({ "dead_letters": letters }), &text);
 }
 
-fn row(letter: &DeadLetter) -> Vec<String> {
-    let detail = letter.detail.as_deref().unwrap_or_default();
+fn row(letter: &Value) -> Vec<String> {
+    let text = |field: &str| letter[field].as_str().unwrap_or_default();
+    let detail = text("detail");
     let short: String = detail.chars().take(DETAIL).collect();
     let more = if short.len() < detail.len() {
         "..."
     } else {
         ""
     };
-    vec![
-        letter.id.clone(),
-        when(letter),
-        letter.queue.clone().unwrap_or_default(),
-        letter.cause.clone().unwrap_or_default(),
-        format!("{short}{more}").replace('\n', " "),
-    ]
+    let detail = format!("{short}{more}").replace('\n', " ");
+    let fields = ["id", "at", "queue", "cause"].map(|field| text(field).to_owned());
+    [&fields[..], &[detail]].concat()
 }
 
-fn when(letter: &DeadLetter) -> String {
-    let at = letter.at.map(|at| Timestamp(at).to_string());
-    at.unwrap_or_default()
-}
-
-fn whole(letter: &DeadLetter) -> String {
+fn whole(letter: &Value) -> String {
     let fields = [
-        ("id", Some(letter.id.clone())),
-        ("when", Some(when(letter))),
-        ("from", letter.queue.clone()),
-        ("cause", letter.cause.clone()),
-        ("detail", letter.detail.clone()),
-        ("message id", letter.message_id.clone()),
-        ("content type", letter.content_type.clone()),
-        (
-            "cut, of",
-            letter.truncated_from.map(|size| format!("{size} bytes")),
-        ),
+        ("id", "id"),
+        ("when", "at"),
+        ("from", "queue"),
+        ("cause", "cause"),
+        ("detail", "detail"),
+        ("message id", "message_id"),
+        ("content type", "content_type"),
     ];
-    let mut lines: Vec<_> = fields
-        .into_iter()
+    let fields = fields.map(|(name, field)| (name, letter[field].as_str().map(str::to_owned)));
+    let cut = letter["truncated_from"].as_u64();
+    let cut = ("cut, of", cut.map(|size| format!("{size} bytes")));
+    let lines = fields.into_iter().chain([cut]);
+    let mut lines: Vec<_> = lines
         .filter_map(|(name, value)| Some(format!("{name:>12}: {}", value?)))
         .collect();
     lines.push(String::new());
-    lines.push(String::from_utf8_lossy(&letter.body).into_owned());
+    lines.push(letter["body"].as_str().unwrap_or_default().to_owned());
     lines.join("\n")
 }
 

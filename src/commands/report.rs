@@ -2,31 +2,18 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-use twincast_core::ids::RolloutName;
-use twincast_core::message::MessageId;
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
 use twincast_core::outcome::{Outcome, UnknownOutcome};
-use twincast_core::ports::{Store, StoreError};
-use twincast_core::rollout::{Phase, Rollout};
+use twincast_orchestrator::view::devices::{DeviceRow, Format};
+use twincast_orchestrator::view::outcomes::reason_in;
 
 use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
-use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
-use crate::stores;
-use crate::summary;
-
-#[derive(Debug, Serialize)]
-struct Row<'a> {
-    device: &'a str,
-    hub: &'a str,
-    group: &'a str,
-    outcome: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<u32>,
-    message_id: String,
-}
+use crate::place::Place;
 
 pub(crate) async fn report(
     args: &ReportArgs,
@@ -34,55 +21,96 @@ pub(crate) async fn report(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let wanted = wanted(args)?;
-    let store = stores::open(settings).await?;
-    let rollout = stores::rollout(&store, &args.name).await?;
-    let name = rollout.spec.name.clone();
+    let place = Place::open(settings).await?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written = if output.is_json() {
-        write_object(&*store, &rollout, &wanted, &mut out).await
-    } else {
-        match args.format {
-            ReportFormat::Table => {
-                let mut table = Table::new(&mut out, &rollout.phase);
-                write_rows(&*store, &name, &wanted, &mut table).await
-            }
-            ReportFormat::Csv => write_rows(&*store, &name, &wanted, &mut Csv::new(&mut out)).await,
-            ReportFormat::Jsonl => {
-                write_rows(&*store, &name, &wanted, &mut JsonLines(&mut out)).await
-            }
-        }
-    };
-    let flushed = written.and_then(|()| out.flush().map_err(Into::into));
-    store.close().await;
+    let written = write(&place, args, &wanted, output, &mut out).await;
+    let flushed = written.and_then(|()| out.flush().map_err(ReportError::Write));
+    place.close().await;
     match flushed {
         Ok(()) => Ok(ExitCode::Success),
         // `report | head` is no failure.
         Err(ReportError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             Ok(ExitCode::Success)
         }
-        Err(ReportError::Write(error)) => Err(Failure::new(ExitCode::Unexpected, error)),
-        Err(ReportError::Store(error)) => Err(engine::store_failure(error)),
+        Err(ReportError::Write(error)) => {
+            let error = anyhow::Error::new(error).context("cannot write the report");
+            Err(Failure::new(ExitCode::Unexpected, error))
+        }
+        Err(ReportError::Read(failure)) => Err(failure),
+    }
+}
+
+async fn write(
+    place: &Place,
+    args: &ReportArgs,
+    wanted: &[Outcome],
+    output: &Output,
+    out: &mut impl Write,
+) -> Result<(), ReportError> {
+    let format = match args.format {
+        ReportFormat::Csv if !output.is_json() => Format::Csv,
+        _ => Format::JsonLines,
+    };
+    let devices = place.devices(&args.name, wanted, format).await?;
+    if output.is_json() {
+        return write_object(place, args, devices, out).await;
+    }
+    match args.format {
+        ReportFormat::Table => write_table(place, args, devices, out).await,
+        ReportFormat::Csv | ReportFormat::Jsonl => {
+            each(devices, |piece| out.write_all(&piece)).await
+        }
     }
 }
 
 /// One object, streamed: the summary with the list of devices at its end.
 async fn write_object(
-    store: &dyn Store,
-    rollout: &Rollout,
-    wanted: &[Outcome],
-    mut out: impl Write,
+    place: &Place,
+    args: &ReportArgs,
+    devices: Pieces,
+    out: &mut impl Write,
 ) -> Result<(), ReportError> {
-    let summary = summary::read(store, rollout).await?;
+    let summary = place.summary(&args.name).await?;
     let head = serde_json::to_string(&summary).map_err(io::Error::from)?;
     let head = head.strip_suffix('}').expect("a summary is an object");
     write!(out, "{head},\"devices_list\":[")?;
-    let mut rows = JsonArray {
-        out: &mut out,
-        first: true,
-    };
-    write_rows(store, &rollout.spec.name, wanted, &mut rows).await?;
+    let mut comma: &[u8] = b"";
+    each_line(devices, |line| {
+        out.write_all(comma)?;
+        comma = b",";
+        out.write_all(line)
+    })
+    .await?;
     writeln!(out, "]}}")?;
     Ok(())
+}
+
+async fn write_table(
+    place: &Place,
+    args: &ReportArgs,
+    devices: Pieces,
+    out: &mut impl Write,
+) -> Result<(), ReportError> {
+    let why = place.rollout(&args.name).await?.row.state.reason;
+    let mut is_headed = false;
+    each_line(devices, |line| {
+        let row: DeviceRow = serde_json::from_slice(line)?;
+        if !std::mem::replace(&mut is_headed, true) {
+            writeln!(
+                out,
+                "{:<32} {:<12} {:<14} {:<28} reason",
+                "device", "hub", "outcome", "group"
+            )?;
+        }
+        let reason = reason_in(why.as_deref(), row.outcome, row.code.unwrap_or(0));
+        let outcome = row.outcome.as_str();
+        writeln!(
+            out,
+            "{:<32} {:<12} {outcome:<14} {:<28} {reason}",
+            row.device, row.hub, row.group
+        )
+    })
+    .await
 }
 
 fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
@@ -105,168 +133,79 @@ pub(crate) fn outcomes(names: &[String]) -> Result<Vec<Outcome>, Failure> {
         .map_err(|error| Failure::new(ExitCode::Usage, error))
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 enum ReportError {
-    #[error("cannot read the rollout")]
-    Store(#[from] StoreError),
-    #[error("cannot write the report")]
-    Write(#[from] io::Error),
+    Read(Failure),
+    Write(io::Error),
 }
 
-async fn write_rows(
-    store: &dyn Store,
-    name: &RolloutName,
-    wanted: &[Outcome],
-    sink: &mut dyn Sink,
+impl From<Failure> for ReportError {
+    fn from(failure: Failure) -> Self {
+        Self::Read(failure)
+    }
+}
+
+impl From<io::Error> for ReportError {
+    fn from(error: io::Error) -> Self {
+        Self::Write(error)
+    }
+}
+
+/// Text in pieces, cut anywhere.
+type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
+
+async fn each(
+    mut pieces: Pieces,
+    mut write: impl FnMut(Bytes) -> io::Result<()>,
 ) -> Result<(), ReportError> {
-    sink.begin()?;
-    let mut after = None;
-    loop {
-        let page = store.batches(name, after, 64).await?;
-        let Some(last) = page.last() else {
-            return Ok(());
-        };
-        after = Some(last.header.id);
-        for status in &page {
-            if wanted
-                .iter()
-                .all(|outcome| status.counts.get(*outcome) == 0)
-            {
-                continue;
-            }
-            let work = store.load(name, status.header.id).await?;
-            let group = status.header.group.to_string();
-            for device in work.devices() {
-                if wanted.contains(&device.outcome) {
-                    let id = MessageId {
-                        rollout: name.clone(),
-                        batch: status.header.id,
-                        index: device.index,
-                        // Attempts are told apart by batch. A device that was not among those
-                        // retried was sent an earlier one.
-                        attempt: work.attempt,
-                    };
-                    let row = Row {
-                        device: device.id,
-                        hub: status.header.hub.as_str(),
-                        group: &group,
-                        outcome: device.outcome,
-                        code: device.code,
-                        message_id: id.to_string(),
-                    };
-                    sink.row(&row)?;
-                }
-            }
-        }
+    while let Some(piece) = pieces.try_next().await? {
+        write(piece)?;
     }
+    Ok(())
 }
 
-trait Sink {
-    /// What comes before the rows, be there any or not.
-    fn begin(&mut self) -> io::Result<()> {
+/// The lines of a text, without their ends. It holds a piece and a line at a time.
+async fn each_line(
+    pieces: Pieces,
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(), ReportError> {
+    let mut begun = Vec::new();
+    each(pieces, |piece| {
+        let mut rest = &piece[..];
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            begun.extend_from_slice(&rest[..end]);
+            write(&begun)?;
+            begun.clear();
+            rest = &rest[end + 1..];
+        }
+        begun.extend_from_slice(rest);
         Ok(())
-    }
-
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()>;
+    })
+    .await
 }
 
-struct Table<'a, W> {
-    out: W,
-    phase: &'a Phase,
-    headed: bool,
-}
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use futures::stream;
 
-impl<'a, W: Write> Table<'a, W> {
-    fn new(out: W, phase: &'a Phase) -> Self {
-        Self {
-            out,
-            phase,
-            headed: false,
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_whole_wherever_pieces_are_cut() {
+        let text = b"one\ntwo\n\nfour\n";
+        for size in 1..text.len() {
+            let pieces = text
+                .chunks(size)
+                .map(|piece| Ok(Bytes::copy_from_slice(piece)));
+            let pieces: Vec<_> = pieces.collect();
+            let mut lines = Vec::new();
+            let take = |line: &[u8]| {
+                lines.push(String::from_utf8_lossy(line).into_owned());
+                Ok(())
+            };
+            each_line(stream::iter(pieces).boxed(), take).await.unwrap();
+            assert_eq!(lines, ["one", "two", "", "four"], "{size}");
         }
-    }
-}
-
-impl<W: Write> Sink for Table<'_, W> {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        if !self.headed {
-            self.headed = true;
-            writeln!(
-                self.out,
-                "{:<32} {:<12} {:<14} {:<28} reason",
-                "device", "hub", "outcome", "group"
-            )?;
-        }
-        let reason = summary::reason_in(self.phase, row.outcome, row.code.unwrap_or(0));
-        writeln!(
-            self.out,
-            "{:<32} {:<12} {:<14} {:<28} {reason}",
-            row.device,
-            row.hub,
-            row.outcome.as_str(),
-            row.group
-        )
-    }
-}
-
-struct Csv<W: Write>(csv::Writer<W>);
-
-impl<W: Write> Csv<W> {
-    fn new(out: W) -> Self {
-        Self(
-            csv::WriterBuilder::new()
-                .has_headers(false)
-                .from_writer(out),
-        )
-    }
-
-    fn record(&mut self, fields: [&str; 6]) -> io::Result<()> {
-        self.0
-            .write_record(fields)
-            .map_err(|error| match error.into_kind() {
-                csv::ErrorKind::Io(error) => error,
-                other => io::Error::other(format!("{other:?}")),
-            })
-    }
-}
-
-impl<W: Write> Sink for Csv<W> {
-    fn begin(&mut self) -> io::Result<()> {
-        self.record(["device", "hub", "group", "outcome", "code", "message_id"])
-    }
-
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        let code = row.code.map(|code| code.to_string()).unwrap_or_default();
-        self.record([
-            row.device,
-            row.hub,
-            row.group,
-            row.outcome.as_str(),
-            &code,
-            &row.message_id,
-        ])
-    }
-}
-
-struct JsonLines<W>(W);
-
-impl<W: Write> Sink for JsonLines<W> {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        serde_json::to_writer(&mut self.0, row)?;
-        writeln!(self.0)
-    }
-}
-
-struct JsonArray<W> {
-    out: W,
-    first: bool,
-}
-
-impl<W: Write> Sink for JsonArray<W> {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        if !std::mem::take(&mut self.first) {
-            write!(self.out, ",")?;
-        }
-        serde_json::to_writer(&mut self.out, row)?;
-        Ok(())
     }
 }

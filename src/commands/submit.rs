@@ -1,13 +1,9 @@
 //! `twincast submit`: a plain publisher of the documented `start` message, which may wait.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::ids::DeviceId;
-use twincast_core::spec::MAX_DEVICES_INLINE;
 use twincast_orchestrator::command::{Answer, Command, Kind, State};
-use twincast_orchestrator::lists;
 
 use crate::args::SubmitArgs;
 use crate::commander::{self, Commander};
@@ -15,7 +11,7 @@ use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, thousands};
 use crate::signal::asked_to_stop;
-use crate::specfile::{self, SpecFile};
+use crate::specfile;
 
 /// How often a waiting submit asks.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -27,8 +23,8 @@ pub(crate) async fn submit(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let spec = self_contained(specfile::read(&args.spec)?)?;
-    let commander = Commander::connect(settings, &args.who).await?;
+    let spec = specfile::read(&args.spec)?.self_contained()?;
+    let commander = Commander::of_engine(settings, &args.who).await?;
     let command = Command {
         spec: Some(spec),
         ..Command::about(Kind::Start, None)
@@ -47,7 +43,7 @@ pub(crate) async fn submit(
         output.note(&format!("Follow it with `twincast watch {}`.", state.name));
         return Ok(ExitCode::Success);
     }
-    if !is_ended(&state.phase) {
+    if !state.is_ended() {
         output.note(&describe(&state));
     }
     let ended = tokio::select! {
@@ -70,39 +66,6 @@ pub(crate) async fn submit(
     Ok(code)
 }
 
-/// The spec with everything in it that it names: whoever gets it cannot read our files.
-fn self_contained(file: SpecFile) -> Result<serde_json::Value, Failure> {
-    let SpecFile { mut spec, base, .. } = file;
-    if let Some(path) = spec.target.devices_file.take() {
-        spec.target.devices = devices_of(&base.join(path))?;
-    }
-    for rule in &mut spec.target.exclude {
-        if let Some(path) = rule.devices_file.take() {
-            rule.devices = devices_of(&base.join(path))?;
-        }
-    }
-    serde_json::to_value(spec).map_err(|error| Failure::new(ExitCode::Unexpected, error))
-}
-
-fn devices_of(path: &Path) -> Result<Vec<DeviceId>, Failure> {
-    let mut devices = Vec::new();
-    let take = |device| {
-        devices.push(device);
-        devices.len() <= MAX_DEVICES_INLINE
-    };
-    lists::for_each_unique(path, take).map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    if devices.len() > MAX_DEVICES_INLINE {
-        let message = format!(
-            "{} lists more than {} devices, too many for a queue message",
-            path.display(),
-            thousands(MAX_DEVICES_INLINE as u64)
-        );
-        return Err(Failure::message(ExitCode::Refused, message)
-            .hint("choose the devices by their tags, or roll out from here with `twincast run`"));
-    }
-    Ok(devices)
-}
-
 async fn until_ended(
     commander: &Commander,
     mut state: State,
@@ -111,7 +74,7 @@ async fn until_ended(
     let question = Command::about(Kind::Status, Some(state.name.clone()));
     let mut shown = (state.phase.clone(), Instant::now());
     loop {
-        if is_ended(&state.phase) {
+        if state.is_ended() {
             return Ok(state);
         }
         if shown.0 != state.phase || shown.1.elapsed() >= SHOW_EVERY {
@@ -122,19 +85,12 @@ async fn until_ended(
         match commander.ask(question.clone()).await {
             Ok(answer) => state = commander::one(&answer)?,
             // Services come back; what was refused stays refused.
-            Err(failure) if failure.code == ExitCode::Services => {
+            Err(failure) if failure.may_pass() => {
                 output.note(&format!("waiting: {}", failure.lines().join(": ")));
             }
             Err(failure) => return Err(failure),
         }
     }
-}
-
-fn is_ended(phase: &str) -> bool {
-    matches!(
-        phase,
-        "succeeded" | "finished_with_failures" | "failed" | "aborted"
-    )
 }
 
 fn describe(state: &State) -> String {

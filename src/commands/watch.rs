@@ -1,113 +1,96 @@
 //! `twincast watch`: a rollout's progress until it ends.
 
-use std::time::Duration;
-
-use twincast_core::ids::RolloutName;
-use twincast_core::ports::{StoreError, Tally};
-use twincast_core::rollout::{Phase, Rollout};
-use twincast_core::spec::Rate;
+use twincast_orchestrator::view::RolloutView;
 
 use crate::args::WatchArgs;
 use crate::config::Settings;
-use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
+use crate::place::Place;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
-use crate::stages;
-use crate::stores::{self, AnyStore};
-use crate::summary;
-
-/// How often it looks.
-const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) async fn watch(
     args: &WatchArgs,
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let store = stores::open(settings).await?;
-    let rollout = stores::rollout(&store, &args.name).await?;
+    let place = Place::open(settings).await?;
+    let rollout = place.rollout(&args.name).await?;
     let mut progress = Progress::new(*output);
     let ended = tokio::select! {
-        ended = until_ended(&store, &rollout.spec.name, &mut progress) => Some(ended),
+        ended = until_ended(&place, rollout, &mut progress) => Some(ended),
         () = asked_to_stop() => None,
     };
     progress.finish();
-    let Some(rollout) = ended else {
+    let Some(ended) = ended else {
         output.note("Not watched any more. The rollout goes on.");
         return Ok(ExitCode::Interrupted);
     };
-    let rollout = rollout?;
-    let summary = summary::read(&*store, &rollout)
-        .await
-        .map_err(engine::store_failure)?;
-    store.close().await;
+    ended?;
+    let summary = place.summary(&args.name).await?;
+    place.close().await;
     let text = summary.text(output, None);
-    output.result(&summary.dated(&rollout), &text);
-    Ok(ExitCode::of(rollout.phase.as_str()))
+    output.result(&summary, &text);
+    Ok(ExitCode::of(&summary.rollout.row.state.phase))
 }
 
-/// Shows what happens until the rollout has ended. A store that does not answer is waited for.
+/// Shows what happens until the rollout has ended. A place that does not answer is waited for.
 async fn until_ended(
-    store: &AnyStore,
-    name: &RolloutName,
+    place: &Place,
+    mut rollout: RolloutView,
     progress: &mut Progress,
-) -> Result<Rollout, Failure> {
-    let mut phase = None;
+) -> Result<(), Failure> {
+    let mut phase = String::new();
     let mut is_away = false;
     loop {
-        match look(store, name).await {
-            Ok((rollout, tallies)) => {
-                is_away = false;
-                if rollout.phase.is_ended() {
-                    return Ok(rollout);
-                }
-                let pace = rollout.rate_now(&tallies).map(Rate::as_per_minute);
-                let trouble =
-                    standstill(&rollout.phase).or_else(|| stages::standstill(&rollout, &tallies));
-                if phase.as_ref() != Some(&rollout.phase) && trouble.is_none() {
-                    progress.print(&format!("{name} is {}", rollout.phase.as_str()));
-                }
-                let counts = Tally::sum(&tallies);
-                if rollout.plan.is_some() {
-                    progress.sending(&Snapshot {
-                        counts,
-                        pace,
-                        trouble,
-                    });
-                } else {
-                    progress.planning(counts.total());
-                }
-                phase = Some(rollout.phase);
-            }
-            Err(StoreError::Unavailable { .. }) => {
-                if !is_away {
-                    progress.print("waiting: the store does not answer");
-                }
-                is_away = true;
-            }
-            Err(error) => return Err(engine::store_failure(error)),
+        let state = &rollout.row.state;
+        if state.is_ended() {
+            return Ok(());
         }
-        tokio::time::sleep(LOOK).await;
+        let trouble = standstill(&rollout);
+        if phase != state.phase && trouble.is_none() {
+            progress.print(&format!("{} is {}", state.name, state.phase));
+        }
+        if rollout.plan.is_some() {
+            progress.sending(&Snapshot {
+                counts: rollout.counts,
+                pace: rollout.rate_per_minute,
+                trouble,
+            });
+        } else {
+            progress.planning(rollout.counts.total());
+        }
+        phase.clone_from(&state.phase);
+        let name = state.name.clone();
+        rollout = loop {
+            tokio::time::sleep(place.pace()).await;
+            match place.rollout(name.as_str()).await {
+                Ok(rollout) => break rollout,
+                Err(failure) if failure.may_pass() => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        progress.print(&format!("waiting: {}", failure.lines().join(": ")));
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        };
+        is_away = false;
     }
 }
 
-async fn look(store: &AnyStore, name: &RolloutName) -> Result<(Rollout, Vec<Tally>), StoreError> {
-    let rollout = store.rollout(name).await?;
-    let rollout = rollout.ok_or_else(|| StoreError::NotFound {
-        what: format!("rollout {name}"),
-    })?;
-    let tallies = store.tallies(name).await?;
-    Ok((rollout, tallies))
-}
-
 /// Why nothing is being sent, if that is so.
-fn standstill(phase: &Phase) -> Option<String> {
-    match phase {
-        Phase::Paused { reason } => Some(format!("paused: {reason}")),
-        Phase::Halted { reason } => Some(format!("all rollouts are stopped: {reason}")),
-        Phase::Aborting { reason } => Some(format!("being aborted: {reason}")),
-        _ => None,
+fn standstill(rollout: &RolloutView) -> Option<String> {
+    let state = &rollout.row.state;
+    let reason = state.reason.as_deref().unwrap_or_default();
+    match &*state.phase {
+        "paused" => Some(format!("paused: {reason}")),
+        "halted" => Some(format!("all rollouts are stopped: {reason}")),
+        "aborting" => Some(format!("being aborted: {reason}")),
+        _ => {
+            let waits = rollout.row.waits_for.as_ref()?;
+            let stage = &rollout.current_stage()?.progress.name;
+            Some(format!("stage {stage} waits for {waits}"))
+        }
     }
 }

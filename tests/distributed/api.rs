@@ -1,4 +1,5 @@
-//! The HTTP API of a real orchestrator, over TLS: a rollout is started, approved and exported with nothing else.
+//! The HTTP API of a real orchestrator, over TLS: a rollout is started, approved and exported with nothing else, and the
+//! command line over it does and says what it does with the services themselves.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use reqwest::{Certificate, Client, Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
-use crate::harness::{Fleet, Hub, eventually};
+use crate::harness::{Ended, Fleet, Hub, Room, eventually};
 use crate::services::{Access, wait};
 use crate::waiting::within;
 
@@ -132,6 +133,174 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         log.contains("by=\"admin\"") && log.contains("operation=\"approve\""),
         "no audit trail"
     );
+    let remote = Remote {
+        server: admin.base.trim_end_matches("/api/v1").to_owned(),
+        certificate,
+        admin: admin.token,
+        viewer: viewer.token,
+    };
+    remote.says_what_the_services_say(&engine);
+    remote.does_what_the_services_do(&engine);
+    remote.refuses_in_words_that_help();
+    let log = engine.orchestrators[0].log();
     assert!(!log.contains("twc_"), "a token in the log");
     engine.stop_all();
+}
+
+/// Users who have nothing but the server.
+struct Remote {
+    server: String,
+    certificate: String,
+    admin: String,
+    viewer: String,
+}
+
+impl Remote {
+    fn with(&self, token: &str) -> Room {
+        Room::bare()
+            .set("TWINCAST_SERVER", &self.server)
+            .set("TWINCAST__SERVER__CA_FILE", &self.certificate)
+            .set("TWINCAST_TOKEN", token)
+    }
+
+    /// Of a rollout that is over, the same bytes and the same exit code, by every command.
+    fn says_what_the_services_say(&self, engine: &Engine) {
+        let remote = self.with(&self.viewer);
+        let rows = engine.room.report("over-http");
+        let device = rows[0].device.clone();
+        let (name, device) = ("over-http", &*device);
+        let looks: &[&[&str]] = &[
+            &["status"],
+            &["--json", "status"],
+            &["status", name],
+            &["--json", "status", name],
+            &["watch", name],
+            &["report", name],
+            &["--json", "report", name],
+            &["report", name, "--format", "csv"],
+            &["report", name, "--format", "jsonl", "--outcome", "enqueued"],
+            &["report", name, "--failed"],
+            &["explain", name, device],
+            &["--json", "explain", name, device],
+            &["dead-letters"],
+            &["--json", "dead-letters"],
+            // What there is not.
+            &["status", "nobody"],
+            &["explain", name, "nobody"],
+            &["--json", "explain", name, "nobody"],
+        ];
+        for arguments in looks {
+            let here = said(&engine.room, arguments);
+            assert_eq!(said(&remote, arguments), here, "{arguments:?}");
+        }
+        let hubs = remote.run(&["--json", "hubs"]).expect(0).json();
+        assert_eq!(hubs["hubs"][0]["name"], "north");
+        assert_eq!(hubs["hubs"][0]["workers"], 1, "{hubs}");
+        let hubs = engine.room.run(&["--json", "hubs"]).expect(0).json();
+        assert_eq!(hubs["hubs"][0]["permits"]["rollouts"], json!([]), "{hubs}");
+    }
+
+    /// A rollout through all its changes, by commands over the server alone.
+    fn does_what_the_services_do(&self, engine: &Engine) {
+        let remote = self.with(&self.admin);
+        let name = "remote";
+        let gates = "stages: [{ name: canary, percent: 10%, gate: { approval: {} } }]";
+        let file = remote.rollout(name, gates);
+        let here = engine.room.rollout(name, gates);
+        let planned = remote.run(&["--json", "plan", &file]).expect(0).json();
+        let expected = engine.room.run(&["--json", "plan", &here]).expect(0).json();
+        for part in ["plan", "groups", "estimate", "overlaps", "warnings"] {
+            assert_eq!(planned[part], expected[part], "{part}");
+        }
+        assert_eq!(planned["plan"]["devices"], DEVICES);
+
+        let submitted = remote.run(&["submit", &file]).expect(0);
+        assert!(submitted.stdout.starts_with("remote: "), "{submitted}");
+        let again = remote.run(&["submit", &file]).expect(0);
+        again.says(&["remote is there already, as the same rollout"]);
+        within(SOON, "the gate to wait", || {
+            let status = remote.run(&["--json", "status", name]).expect(0).json();
+            (status["waits_for"] == "an approval").then_some(())
+        });
+        let done = |arguments: &[&str]| remote.run(arguments).expect(0).stdout;
+        assert_eq!(
+            done(&["pause", name, "--reason", "smoke"]),
+            "remote is paused\n"
+        );
+        assert_eq!(done(&["pause", name]), "remote is paused already\n");
+        assert_eq!(done(&["resume", name]), "remote is running\n");
+        let stopped = done(&["stop-all", "--reason", "fire"]);
+        assert!(stopped.contains("remote: halted"), "{stopped}");
+        assert!(done(&["resume-all"]).contains("remote: running"));
+        assert_eq!(
+            done(&["reject", name, "--reason", "too slow"]),
+            "remote is paused\n"
+        );
+        let other = ["approve", name, "--stage", "rest"];
+        assert_eq!(said(&remote, &other), said(&engine.room, &other));
+        let promoted = done(&["promote", name, "--stage", "canary", "--reason", "known"]);
+        assert!(promoted.starts_with("remote is promoted"), "{promoted}");
+        remote.run(&["watch", name]).expect(0);
+        let waited = remote.run(&["submit", &file, "--wait"]).expect(0);
+        assert!(waited.stdout.starts_with("remote: succeeded"), "{waited}");
+        assert!(done(&["retry", name]).starts_with("nothing to retry"));
+        let late = ["abort", name];
+        assert_eq!(said(&remote, &late), said(&engine.room, &late));
+        let by = &engine.status(name)["stages"][0]["promoted"]["by"];
+        assert_eq!(by, "admin", "the token's name");
+    }
+
+    fn refuses_in_words_that_help(&self) {
+        let none = Room::bare()
+            .set("TWINCAST_SERVER", &self.server)
+            .set("TWINCAST__SERVER__CA_FILE", &self.certificate);
+        let asked = none.run(&["status"]).expect(3);
+        asked.says(&["does not know who asks", "TWINCAST_TOKEN"]);
+        let viewer = self.with(&self.viewer);
+        let asked = viewer.run(&["pause", "over-http"]).expect(3);
+        asked.says(&["viewer has the role viewer; this needs operator or admin"]);
+        let asked = viewer.run(&["dead-letters", "replay", "--all"]).expect(3);
+        asked.says(&["dead-letters replay does not work over a server"]);
+        let asked = viewer.run(&["run", "spec.yaml"]).expect(3);
+        asked.says(&["run does not work over a server"]);
+        let away = self
+            .with(&self.viewer)
+            .set("TWINCAST_SERVER", "https://localhost:1")
+            .set("TWINCAST__SERVER__TIMEOUT", "1s");
+        let asked = away.run(&["status"]).expect(9);
+        asked.says(&[
+            "the server at https://localhost:1 cannot be asked",
+            "--server",
+        ]);
+        let stranger = Room::bare()
+            .set("TWINCAST_SERVER", &self.server)
+            .set("TWINCAST_TOKEN", &self.viewer);
+        let asked = stranger.run(&["status"]).expect(9);
+        asked.says(&["its certificate is not trusted", "server.ca_file"]);
+        let in_clear = self
+            .server
+            .replace("https://localhost", "http://example.org");
+        let asked = viewer.run(&["--server", &in_clear, "status"]).expect(3);
+        asked.says(&["plain http is for this machine only"]);
+        for arguments in [
+            ["--log", "trace", "status"],
+            ["--print-config", "--json", "status"],
+        ] {
+            let shown = viewer.run(&arguments).expect(0);
+            let (_, secret) = self.viewer.split_once('_').expect("a token's form");
+            let shown = shown.stdout + &shown.stderr;
+            assert!(!shown.contains(secret), "a token is shown");
+        }
+    }
+}
+
+/// What a command says, and how it ends. What it logs of its connections does not count.
+fn said(room: &Room, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Ended {
+        code,
+        stdout,
+        stderr,
+        ..
+    } = room.run(&[&["--log", "error"], arguments].concat());
+    (code, stdout, stderr)
 }

@@ -61,7 +61,7 @@ fn the_demo_succeeds_and_leaves_nothing_behind() {
     assert!(is_empty(room.temporary()), "temporary files");
 
     let ended = room.run(&["--json", "demo", "--devices", "300"]).expect(0);
-    assert_eq!(ended.json()["rollout"], "firmware-1.4.2");
+    assert_eq!(ended.json()["name"], "firmware-1.4.2");
     assert!(is_empty(room.path()) && is_empty(room.temporary()));
 }
 
@@ -82,7 +82,7 @@ fn a_plan_sends_nothing_keeps_nothing_and_is_what_run_does() {
     assert_eq!(again["plan"]["digest"], plan["plan"]["digest"]);
 
     let run = room.run(&["--json", "run", &spec]).expect(0).json();
-    assert_eq!(run["plan_digest"], plan["plan"]["digest"]);
+    assert_eq!(run["plan"]["digest"], plan["plan"]["digest"]);
     assert_eq!(run["devices"], plan["plan"]["devices"]);
 
     // Another target is another plan.

@@ -13,6 +13,7 @@ Commands:
   validate      Check a rollout's spec and its files
   report        Show what became of each device
   explain       Show where a device is in a rollout, why, and what it waits for
+  hubs          Show the hubs: their quotas, what may be sent now, and what waits for it
   hub           Run an IoT Hub emulator that the official SDKs accept
   demo          See it all at work: an emulated fleet of refrigerators and a rollout to it
   schema        Print the JSON Schema of a rollout's spec
@@ -39,6 +40,8 @@ Commands:
 Options:
       --config <FILE>  A configuration file (TOML or YAML) [env: TWINCAST_CONFIG=]
       --state <DIR>    The folder where rollouts are kept. Default: twincast-state
+      --server <URL>   The server whose HTTP API is asked, with the token that TWINCAST_TOKEN has
+                       [env: TWINCAST_SERVER=]
       --json           Results as one JSON object on standard output
       --log <FILTER>   What to log to standard error: warn, info, debug, or a filter like
                        twincast=debug
@@ -50,13 +53,13 @@ Exit codes:
   0    done
   1    something unexpected
   2    wrong command line
-  3    refused input: spec, configuration, connection string, device list, name taken, empty target
+  3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
   4    finished, but some devices were not sent the message
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
   8    the rollout was aborted, is paused or halted
-  9    RabbitMQ or Redis cannot be used, or no orchestrator answers
+  9    RabbitMQ, Redis or the server cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there
 ";
 

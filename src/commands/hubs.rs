@@ -1,0 +1,52 @@
+//! `twincast hubs`: the hubs, with their quotas and what their limiters give now.
+
+use twincast_orchestrator::view::hubs::HubView;
+
+use crate::config::Settings;
+use crate::exit::{ExitCode, Failure};
+use crate::output::{Output, table, thousands};
+use crate::place::Place;
+
+pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
+    let place = Place::open(settings).await?;
+    let found = place.hubs(settings).await;
+    place.close().await;
+    let list = found?;
+    let text = if list.hubs.is_empty() {
+        "No hub is configured.".to_owned()
+    } else {
+        let rows: Vec<_> = list.hubs.iter().map(row).collect();
+        let headings = [
+            "hub",
+            "a minute",
+            "a day",
+            "now",
+            "wanted by",
+            "waiting",
+            "workers",
+        ];
+        table(&headings, &rows)
+    };
+    output.result(&list, &text);
+    Ok(ExitCode::Success)
+}
+
+fn row(hub: &HubView) -> Vec<String> {
+    let permits = &hub.permits;
+    let count = |number: Option<u64>| number.map_or("-".to_owned(), thousands);
+    let rate = |rate: Option<f64>| rate.map_or("no limit".to_owned(), |it| thousands(it as u64));
+    let now = match permits.shut_until {
+        Some(until) => format!("nothing until {until}"),
+        None => rate(permits.per_minute),
+    };
+    vec![
+        hub.name.clone(),
+        rate(hub.messages_per_minute),
+        hub.messages_per_day
+            .map_or("no limit".to_owned(), thousands),
+        now,
+        permits.rollouts.join(", "),
+        count(hub.dispatches_waiting),
+        count(hub.workers),
+    ]
+}

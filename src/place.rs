@@ -1,0 +1,196 @@
+//! Where rollouts are to be seen: in a store, or through a server that has one. Commands look through it, and need not
+//! know which.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use twincast_core::ids::{DeviceId, RolloutName};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Clock as _, StoreError};
+use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
+use twincast_embedded::SystemClock;
+use twincast_orchestrator::view::devices::{Format, written};
+use twincast_orchestrator::view::explain::{self, Explanation, Unexplained};
+use twincast_orchestrator::view::hubs::{HubList, HubView};
+use twincast_orchestrator::view::{RolloutRow, RolloutView, no_such_rollout};
+
+use crate::config::Settings;
+use crate::engine;
+use crate::exit::{ExitCode, Failure};
+use crate::server::Server;
+use crate::stores::{self, AnyStore};
+use crate::summary::{self, Summary};
+
+/// Where rollouts are to be seen.
+pub(crate) enum Place {
+    Store(AnyStore),
+    Server(Server),
+}
+
+impl Place {
+    /// The configured server, else the configured store.
+    pub(crate) async fn open(settings: &Settings) -> Result<Self, Failure> {
+        match Server::configured(settings)? {
+            Some(server) => Ok(Self::Server(server)),
+            None => Ok(Self::Store(stores::open(settings).await?)),
+        }
+    }
+
+    /// Lets go of it.
+    pub(crate) async fn close(&self) {
+        if let Self::Store(store) = self {
+            store.close().await;
+        }
+    }
+
+    /// How often it may be asked for one thing.
+    pub(crate) fn pace(&self) -> Duration {
+        match self {
+            Self::Store(_) => Duration::from_millis(500),
+            Self::Server(_) => Duration::from_secs(1),
+        }
+    }
+
+    /// The newest rollouts, `most` at the most, and how many older ones there are.
+    pub(crate) async fn newest(&self, most: usize) -> Result<(Vec<RolloutRow>, usize), Failure> {
+        let mut rows = match self {
+            Self::Store(store) => {
+                return newest_of(store, most).await.map_err(engine::store_failure);
+            }
+            Self::Server(server) => server.rollouts().await?,
+        };
+        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
+        let older = rows.len().saturating_sub(most);
+        rows.truncate(most);
+        Ok((rows, older))
+    }
+
+    /// A rollout as it is now.
+    pub(crate) async fn rollout(&self, name: &str) -> Result<RolloutView, Failure> {
+        let name = rollout_name(name)?;
+        match self {
+            Self::Store(store) => {
+                let rollout = record(store, &name).await?;
+                let tallies = store.tallies(&name).await;
+                let tallies = tallies.map_err(engine::store_failure)?;
+                Ok(RolloutView::of(&rollout, &tallies, now()))
+            }
+            Self::Server(server) => server.rollout(&name).await,
+        }
+    }
+
+    /// A rollout, and what became of its devices.
+    pub(crate) async fn summary(&self, name: &str) -> Result<Summary, Failure> {
+        let name = rollout_name(name)?;
+        match self {
+            Self::Store(store) => {
+                let rollout = record(store, &name).await?;
+                let summary = summary::read(&**store, &rollout).await;
+                summary.map_err(engine::store_failure)
+            }
+            Self::Server(server) => Ok(Summary {
+                rollout: server.rollout(&name).await?,
+                outcomes: server.outcomes(&name).await?,
+            }),
+        }
+    }
+
+    /// Where a device is in a rollout, why, and what it waits for.
+    pub(crate) async fn explain(
+        &self,
+        name: &str,
+        device: &DeviceId,
+    ) -> Result<Explanation, Failure> {
+        let name = rollout_name(name)?;
+        match self {
+            Self::Store(store) => {
+                let rollout = record(store, &name).await?;
+                let explained = explain::read(&**store, &rollout, device, now()).await;
+                explained.map_err(unexplained)
+            }
+            Self::Server(server) => server.explain(&name, device).await,
+        }
+    }
+
+    /// The devices of a rollout that have one of some outcomes, as text in pieces.
+    pub(crate) async fn devices(
+        &self,
+        name: &str,
+        wanted: &[Outcome],
+        format: Format,
+    ) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
+        let name = rollout_name(name)?;
+        match self {
+            Self::Store(store) => {
+                record(store, &name).await?;
+                let pieces = written(store.shared(), name, wanted.to_vec(), format);
+                Ok(pieces
+                    .map(|piece| piece.map_err(engine::store_failure))
+                    .boxed())
+            }
+            Self::Server(server) => server.devices(&name, wanted, format).await,
+        }
+    }
+
+    /// The configured hubs, with what they have to give. Only a server knows of their queues.
+    pub(crate) async fn hubs(&self, settings: &Settings) -> Result<HubList, Failure> {
+        let store = match self {
+            Self::Store(store) => store,
+            Self::Server(server) => return server.hubs().await,
+        };
+        let mut hubs = Vec::new();
+        for (name, hub) in &settings.hubs {
+            let limiter = store.limiter(name).await.map_err(engine::store_failure)?;
+            hubs.push(HubView::of(name, hub.limits(), None, &limiter, now()));
+        }
+        Ok(HubList { hubs })
+    }
+}
+
+fn now() -> Timestamp {
+    SystemClock::start().now()
+}
+
+/// A rollout's name, as a user gave it.
+fn rollout_name(name: &str) -> Result<RolloutName, Failure> {
+    RolloutName::new(name).map_err(|error| Failure::new(ExitCode::Refused, error))
+}
+
+async fn record(store: &AnyStore, name: &RolloutName) -> Result<Rollout, Failure> {
+    let found = store.rollout(name).await.map_err(engine::store_failure)?;
+    if let Some(rollout) = found {
+        return Ok(rollout);
+    }
+    let message = no_such_rollout(&**store, name).await;
+    let message = message.map_err(engine::store_failure)?;
+    Err(Failure::message(ExitCode::Refused, message))
+}
+
+/// Only of the newest are the tallies read.
+async fn newest_of(store: &AnyStore, most: usize) -> Result<(Vec<RolloutRow>, usize), StoreError> {
+    let mut rollouts = Vec::new();
+    for name in store.rollouts().await? {
+        rollouts.extend(store.rollout(&name).await?);
+    }
+    rollouts.sort_by_key(|rollout| std::cmp::Reverse(rollout.created_at));
+    let older = rollouts.len().saturating_sub(most);
+    let mut rows = Vec::new();
+    for rollout in rollouts.iter().take(most) {
+        let tallies = store.tallies(&rollout.spec.name).await?;
+        rows.push(RolloutRow::of(rollout, &tallies, now()));
+    }
+    Ok((rows, older))
+}
+
+fn unexplained(error: Unexplained) -> Failure {
+    match error {
+        Unexplained::Absent(absence) => {
+            let message = [vec![absence.error], absence.possible].concat();
+            let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
+            engine::with_hint(failure, absence.hint.as_deref())
+        }
+        Unexplained::Store(error) => engine::store_failure(error),
+    }
+}

@@ -1,0 +1,462 @@
+//! The HTTP API of a server, asked in place of the services behind it.
+//!
+//! Every request may be made twice ("twice is once", docs/api.md), so what may pass is tried again.
+
+mod answer;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, Url};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+use twincast_core::ids::{DeviceId, RolloutName};
+use twincast_core::outcome::Outcome;
+use twincast_core::spec::Span;
+use twincast_core::trace::TRACEPARENT;
+use twincast_orchestrator::command::{Answer, Command, Kind};
+use twincast_orchestrator::view::devices::Format;
+use twincast_orchestrator::view::explain::Explanation;
+use twincast_orchestrator::view::hubs::HubList;
+use twincast_orchestrator::view::outcomes::Outcomes;
+use twincast_orchestrator::view::plan::PlanView;
+use twincast_orchestrator::view::{RolloutRow, RolloutView};
+use twincast_retry::Policy;
+
+use crate::commander;
+use crate::config::{SecretText, Settings};
+use crate::exit::{ExitCode, Failure};
+
+use answer::Trouble;
+
+/// How long it may take to be connected.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a server may be silent in the midst of a stream.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The most rollouts of a page.
+const PAGE: usize = 200;
+
+/// The server that is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServerSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) allow_http: bool,
+    pub(crate) timeout: Span,
+}
+
+/// A server whose API is asked.
+pub(crate) struct Server {
+    http: Client,
+    /// Up to and with `/api/v1`.
+    base: Url,
+    token: Option<HeaderValue>,
+    /// How long an answer is waited for.
+    timeout: Duration,
+    /// The server as it is shown.
+    shown: String,
+}
+
+/// A page of rollouts.
+#[derive(Deserialize)]
+struct Page {
+    rollouts: Vec<RolloutRow>,
+    next: Option<String>,
+}
+
+/// Messages that could not be used.
+#[derive(Deserialize)]
+struct Letters {
+    dead_letters: Vec<Value>,
+}
+
+impl Server {
+    /// The configured server; `None` when there is none. Nothing is dialled yet.
+    pub(crate) fn configured(settings: &Settings) -> Result<Option<Self>, Failure> {
+        let from = &settings.server;
+        let Some(url) = &from.url else {
+            return Ok(None);
+        };
+        let base = base(url, from.allow_http)?;
+        let mut http = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(SILENCE);
+        if base.scheme() == "http" {
+            // What goes to this machine in clear must not leave it by way of a proxy.
+            http = http.no_proxy();
+        }
+        if let Some(file) = &from.ca_file {
+            let path = settings.base.join(file);
+            let doing = || format!("cannot use server.ca_file {}", path.display());
+            let pem = std::fs::read(&path).with_context(doing);
+            let read = pem.and_then(|pem| Certificate::from_pem_bundle(&pem).with_context(doing));
+            http = http.tls_certs_merge(read.map_err(refused)?);
+        }
+        // The library asks for one that the whole process uses; there may be one already.
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let http = http.build().context("cannot set up TLS").map_err(refused)?;
+        let mut shown = base.clone();
+        shown.set_path("");
+        Ok(Some(Self {
+            http,
+            base,
+            token: token(settings)?,
+            timeout: from.timeout.0,
+            shown: format!("the server at {}", shown.as_str().trim_end_matches('/')),
+        }))
+    }
+
+    /// The same with another limit on how long an answer is waited for.
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Has a command done.
+    pub(crate) async fn command(&self, command: &Command) -> Result<Answer, Failure> {
+        let name = command.rollout.as_ref();
+        let kind = command.name();
+        let (path, body) = match (command.command, name) {
+            (Kind::Status, Some(name)) => {
+                let rollouts = vec![self.rollout(name).await?.row.state];
+                return Ok(Answer {
+                    ok: true,
+                    changed: false,
+                    rollouts,
+                    note: None,
+                });
+            }
+            (Kind::Start, _) => (vec!["rollouts"], command.spec.clone().unwrap_or_default()),
+            (_, Some(name)) => (vec!["rollouts", name.as_str(), &kind], said(command)),
+            (_, None) => (vec![&*kind], said(command)),
+        };
+        self.json(Method::POST, &path, &[], Some(&body)).await
+    }
+
+    /// A rollout as it is now.
+    pub(crate) async fn rollout(&self, name: &RolloutName) -> Result<RolloutView, Failure> {
+        self.get(&["rollouts", name.as_str()]).await
+    }
+
+    /// What became of a rollout's devices.
+    pub(crate) async fn outcomes(&self, name: &RolloutName) -> Result<Outcomes, Failure> {
+        self.get(&["rollouts", name.as_str(), "outcomes"]).await
+    }
+
+    /// Where a device is in a rollout.
+    pub(crate) async fn explain(
+        &self,
+        name: &RolloutName,
+        device: &DeviceId,
+    ) -> Result<Explanation, Failure> {
+        let path = ["rollouts", name.as_str(), "devices", device.as_str()];
+        self.get(&path).await
+    }
+
+    /// All rollouts, by name.
+    pub(crate) async fn rollouts(&self) -> Result<Vec<RolloutRow>, Failure> {
+        let limit = PAGE.to_string();
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let part = [("limit", &*limit), ("after", &after)];
+            let page: Page = self.json(Method::GET, &["rollouts"], &part, None).await?;
+            all.extend(page.rollouts);
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// What a spec would come to. It may take hours, and is asked for once: each time costs the hubs' quota for queries.
+    pub(crate) async fn plan(&self, spec: &Value) -> Result<PlanView, Failure> {
+        let url = self.url(&["plan"], &[]);
+        let response = answer::of(self.request(Method::POST, url, Some(spec))).await;
+        self.read(response.map_err(|trouble| trouble.failure(&self.shown))?)
+            .await
+    }
+
+    /// The hubs, with what they have to give.
+    pub(crate) async fn hubs(&self) -> Result<HubList, Failure> {
+        self.get(&["hubs"]).await
+    }
+
+    /// The oldest hundred of the messages that could not be used.
+    pub(crate) async fn dead_letters(&self) -> Result<Vec<Value>, Failure> {
+        let letters: Letters = self.get(&["dead-letters"]).await?;
+        Ok(letters.dead_letters)
+    }
+
+    /// The devices with one of some outcomes, written by the server. What has come in part is not asked for again.
+    pub(crate) async fn devices(
+        &self,
+        name: &RolloutName,
+        wanted: &[Outcome],
+        format: Format,
+    ) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
+        let wanted: Vec<_> = wanted.iter().map(|outcome| outcome.as_str()).collect();
+        let outcomes = wanted.join(",");
+        let how = [("outcome", &*outcomes), ("format", format.as_str())];
+        let path = ["rollouts", name.as_str(), "export"];
+        let response = self.ask(Method::GET, &path, &how, None).await?;
+        let shown = self.shown.clone();
+        let pieces = stream::try_unfold(response, move |mut response| {
+            let shown = shown.clone();
+            async move {
+                let piece = tokio::time::timeout(SILENCE, response.chunk()).await;
+                let trouble = match piece {
+                    Ok(Ok(piece)) => return Ok(piece.map(|piece| (piece, response))),
+                    Ok(Err(error)) => Trouble::transit(error),
+                    Err(_) => Trouble::Silent { after: SILENCE },
+                };
+                let error = anyhow::Error::new(trouble)
+                    .context(format!("{shown} broke off: the devices are not complete"));
+                Err(Failure::new(ExitCode::Services, error).hint("do it again"))
+            }
+        });
+        Ok(pieces.boxed())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
+        self.json(Method::GET, path, &[], None).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<T, Failure> {
+        let response = self.ask(method, path, query, body).await?;
+        self.read(response).await
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
+        let read = tokio::time::timeout(SILENCE, answer::body(response)).await;
+        let read = read.unwrap_or(Err(Trouble::Silent { after: SILENCE }));
+        let body = read.map_err(|trouble| trouble.failure(&self.shown))?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let doing = format!("the answer of {} is not understood", self.shown);
+            Failure::new(
+                ExitCode::Unexpected,
+                anyhow::Error::new(error).context(doing),
+            )
+            .hint("is it an older or newer twincast? Ask it with its own version")
+        })
+    }
+
+    /// Asks until it is answered, as long as what is in the way may pass and there is time.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Response, Failure> {
+        let url = self.url(path, query);
+        let until = Instant::now() + self.timeout;
+        let mut delays = Policy::http_transient().delays();
+        loop {
+            let request = self.request(method.clone(), url.clone(), body);
+            let silent = Trouble::Silent {
+                after: self.timeout,
+            };
+            let answered = tokio::time::timeout_at(until, answer::of(request)).await;
+            let trouble = match answered.unwrap_or(Err(silent)) {
+                Ok(response) => return Ok(response),
+                Err(trouble) => trouble,
+            };
+            let wait = trouble.may_pass().then(|| delays.next_delay()).flatten();
+            let wait = wait.map(|wait| wait.max(trouble.retry_after()));
+            match wait.filter(|wait| Instant::now() + *wait < until) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(trouble.failure(&self.shown)),
+            }
+        }
+    }
+
+    fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .expect("an address of a server has a path")
+            .extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    fn request(&self, method: Method, url: Url, body: Option<&Value>) -> RequestBuilder {
+        let mut request = self.http.request(method, url);
+        request = request.header(ACCEPT, "application/json, */*");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token.clone());
+        }
+        if let Some(caller) = commander::caller() {
+            request = request.header(TRACEPARENT, caller.to_string());
+        }
+        match body {
+            Some(body) => request.json(body),
+            None => request,
+        }
+    }
+}
+
+/// What an operation's body says of a command.
+fn said(command: &Command) -> Value {
+    let mut said = serde_json::to_value(command).expect("a command is plain data");
+    if let Some(fields) = said.as_object_mut() {
+        // The path says these, and the token whose name it is done under.
+        for elsewhere in ["command", "rollout", "by"] {
+            fields.remove(elsewhere);
+        }
+    }
+    said
+}
+
+fn refused(error: anyhow::Error) -> Failure {
+    Failure::new(ExitCode::Refused, error)
+}
+
+/// The address of a server's API.
+fn base(url: &str, allow_http: bool) -> Result<Url, Failure> {
+    let problem = |what: &str| Failure::message(ExitCode::Refused, format!("--server: {what}"));
+    let mut base = Url::parse(url.trim()).map_err(|_| {
+        let shown: String = url.chars().take(200).collect();
+        problem(&format!(
+            "{shown:?} is not the address of a server; write for example https://twincast.example"
+        ))
+    })?;
+    if !base.username().is_empty() || base.password().is_some() {
+        return Err(problem("the address must have no user and password in it")
+            .hint("give a token as TWINCAST_TOKEN"));
+    }
+    if base.query().is_some() || base.fragment().is_some() || !base.has_host() {
+        return Err(problem(
+            "the address must be that of a server, with a path below it at the most",
+        ));
+    }
+    match base.scheme() {
+        "https" => {}
+        "http" if allow_http || is_loopback(&base) => {}
+        "http" => {
+            return Err(problem(
+                "plain http is for this machine only: others can read the token on the way",
+            )
+            .hint("write https://, or allow it with server.allow_http"));
+        }
+        other => {
+            return Err(problem(&format!("{other:?} must be https")));
+        }
+    }
+    let path = base.path().trim_end_matches('/');
+    let path = path.strip_suffix("/api/v1").unwrap_or(path);
+    let path = format!("{path}/api/v1");
+    base.set_path(&path);
+    Ok(base)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let address = host.trim_start_matches('[').trim_end_matches(']');
+            let address = address.parse::<std::net::IpAddr>();
+            address.is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}
+
+fn token(settings: &Settings) -> Result<Option<HeaderValue>, Failure> {
+    let from = &settings.server;
+    let text = match (&from.token, &from.token_file) {
+        (Some(token), _) => token.expose().to_owned(),
+        (None, Some(file)) => {
+            let path = settings.base.join(file);
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read server.token_file {}", path.display()))
+                .map_err(refused)?
+        }
+        (None, None) => return Ok(None),
+    };
+    let value = HeaderValue::try_from(format!("Bearer {}", text.trim()));
+    // The library's error would show what was found.
+    let mut value = value.map_err(|_| {
+        let message =
+            "the token (TWINCAST_TOKEN, or server.token_file) has characters that none has";
+        Failure::message(ExitCode::Refused, message)
+    })?;
+    // Keeps it out of every Debug output of the HTTP libraries.
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use twincast_core::ids::StageName;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_servers() {
+        let table = [
+            ("https://a.example", "https://a.example/api/v1"),
+            ("https://a.example/", "https://a.example/api/v1"),
+            ("https://a.example/b/", "https://a.example/b/api/v1"),
+            ("https://a.example/api/v1", "https://a.example/api/v1"),
+            ("http://localhost:8081", "http://localhost:8081/api/v1"),
+            ("http://127.0.0.1:8081", "http://127.0.0.1:8081/api/v1"),
+            ("http://[::1]:8081", "http://[::1]:8081/api/v1"),
+        ];
+        for (given, expected) in table {
+            assert_eq!(base(given, false).unwrap().as_str(), expected);
+        }
+        let table = [
+            ("a.example", "is not the address"),
+            ("ftp://a.example", "must be https"),
+            ("https://ann:secret@a.example", "no user and password"),
+            ("https://a.example?x=1", "with a path below it"),
+            ("http://a.example", "plain http is for this machine only"),
+            ("http://localhost.a.example", "plain http"),
+            ("http://10.0.0.1", "plain http"),
+        ];
+        for (given, says) in table {
+            let said = base(given, false).unwrap_err().lines().join("\n");
+            assert!(said.contains(says), "{given}: {said}");
+            assert!(!said.contains("secret"), "{said}");
+        }
+        assert!(base("http://a.example", true).is_ok());
+    }
+
+    #[test]
+    fn an_operation_says_what_its_path_does_not() {
+        let name = RolloutName::new("r").unwrap();
+        let command = Command {
+            by: Some("ann".to_owned()),
+            reason: Some("why".to_owned()),
+            stage: Some(StageName::new("s").unwrap()),
+            ..Command::about(Kind::Approve, Some(name))
+        };
+        let expected = serde_json::json!({ "stage": "s", "reason": "why" });
+        assert_eq!(said(&command), expected);
+        let all = Command::about(Kind::StopAll, None);
+        assert_eq!(said(&all), serde_json::json!({}));
+    }
+}
