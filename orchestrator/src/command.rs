@@ -133,7 +133,7 @@ impl State {
                 .or_else(|| rollout.waits_in_line()),
             stage: rollout
                 .stage_progress()
-                .filter(|_| !rollout.spec.stages.is_empty())
+                .filter(|_| rollout.spec.is_staged())
                 .map(|stage| stage.name.clone()),
             version: rollout.version.0,
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),

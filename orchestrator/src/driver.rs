@@ -19,16 +19,17 @@ use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    Clock, Depth, Dispatch, HubTrouble, MetricSource, Queue, QueueError, Roster, Store, StoreError,
-    Tally,
+    Clock, Depth, Dispatch, HubTrouble, MetricSource, Queue, QueueError, Roster, Skip, Store,
+    StoreError, Tally,
 };
-use twincast_core::rollout::{Event, IllegalTransition, Owed, PlanId, Rollout};
+use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Rollout};
 use twincast_core::spec::{Opening, Rate};
 use twincast_core::trace::{self, Tracer};
 
 use crate::Hubs;
 use crate::accounting::WaySeen;
 use crate::groups::Floor;
+use crate::looks::Looking;
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
 use crate::metrics;
@@ -260,12 +261,14 @@ impl Driver {
             hubs: &self.hubs,
             base: &self.base,
             progress: &self.planning,
+            joiners: None,
         };
         let (sender, receiver) = mpsc::channel(4);
+        let by = Adding::Plan(rollout.plan_id);
         let planning = async {
             futures::join!(
                 planner.plan(sender),
-                self.store_batches(name, rollout.plan_id, receiver)
+                store_batches(&*self.store, name, by, receiver)
             )
         };
         // A half-made plan is discarded by the next try.
@@ -313,23 +316,6 @@ impl Driver {
             source,
         })?;
         Ok(version == Some(rollout.version))
-    }
-
-    /// Stores batches as they come, several at a time when they come fast.
-    async fn store_batches(
-        &self,
-        name: &RolloutName,
-        plan: PlanId,
-        mut batches: mpsc::Receiver<Batch>,
-    ) -> Result<(), StoreError> {
-        let mut group = Vec::new();
-        while batches.recv_many(&mut group, 4).await > 0 {
-            // On an error the receiver is dropped, which stops the planner.
-            self.store
-                .add_batches(name, plan, std::mem::take(&mut group))
-                .await?;
-        }
-        Ok(())
     }
 
     /// Keeps batches of the current stage on the hubs' queues until something happens to the
@@ -394,6 +380,14 @@ impl Driver {
                     self.apply(rollout, event).await?;
                     return Ok(Released::LookAgain);
                 }
+                event = rung.looking.happened(rollout, &*self.clock) => {
+                    let begins = event == Event::LookStarted;
+                    let rollout = self.apply(rollout, event).await?;
+                    if begins {
+                        rung.looking.begin(self, &rollout);
+                    }
+                    return Ok(Released::LookAgain);
+                }
                 () = tokio::time::sleep(pass) => {}
             }
             if !self.is_current(rollout).await? {
@@ -427,7 +421,7 @@ impl Driver {
             Next::Happened(event) => Ok(Pass::Happened(event)),
             Next::Measure => Ok(Pass::Measure),
             Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
-            Next::Wait(WaitsFor::Silent { .. }) => {
+            Next::Wait(WaitsFor::Silent { .. } | WaitsFor::Joiners { .. }) => {
                 self.wake_listeners(&rollout.spec.name, &tallies, rung)
                     .await?;
                 Ok(Pass::Waited)
@@ -635,7 +629,7 @@ impl Driver {
             let open = self.store.open_batches(name, hub, all, 256).await?;
             let mut held = 0;
             for batch in &open {
-                let skipped = self.store.skip_remaining(name, batch.header.id).await?;
+                let skipped = self.store.skip(name, batch.header.id, &Skip::Rest).await?;
                 held += usize::from(skipped.is_some());
             }
             if held == open.len() {
@@ -673,9 +667,30 @@ impl Driver {
     }
 }
 
+/// Stores batches as they come, several at a time when they come fast.
+pub(crate) async fn store_batches(
+    store: &dyn Store,
+    name: &RolloutName,
+    by: Adding,
+    mut batches: mpsc::Receiver<Batch>,
+) -> Result<(), StoreError> {
+    let mut group = Vec::new();
+    while batches.recv_many(&mut group, 4).await > 0 {
+        // On an error the receiver is dropped, which stops the planner.
+        store
+            .add_batches(name, by, std::mem::take(&mut group))
+            .await?;
+    }
+    Ok(())
+}
+
 /// Tells what has happened to a rollout.
 pub(crate) fn log(before: &Rollout, after: &Rollout) {
-    let event = after.history.last().map(|entry| entry.event.name());
+    let newest = after.history.last();
+    let Some(event) = newest.filter(|entry| entry.version == after.version) else {
+        return;
+    };
+    let event = event.event.name();
     let stage = after.stage_progress().map(|stage| stage.name.as_str());
     let (from, to) = (before.phase.as_str(), after.phase.as_str());
     tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout moved on");
@@ -691,6 +706,7 @@ struct Rung {
     /// What keeps its sends, as far as it was seen.
     way: WaySeen,
     asking: Asking,
+    looking: Looking,
     /// When a worker was last woken to listen to a hub.
     woken: HashMap<HubName, Instant>,
 }

@@ -25,6 +25,7 @@ use twincast_core::query::{self, TagPath};
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
 
 use crate::lists::{self, ListError};
+use crate::members::Members;
 use crate::{HubHandle, Hubs};
 
 /// How many devices exclusions may list, all rules together: they are held in memory.
@@ -107,6 +108,19 @@ pub struct Planner<'a> {
     pub base: &'a Path,
     /// How far it is.
     pub progress: &'a PlanProgress,
+    /// Only those that have joined the target since it was planned.
+    pub joiners: Option<Joiners<'a>>,
+}
+
+/// What is new of a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Joiners<'a> {
+    /// All that is not new.
+    pub members: &'a Members,
+    /// The stage of those that are.
+    pub stage: StageIndex,
+    /// The number of their first batch.
+    pub first: BatchId,
 }
 
 /// The hubs of a spec: those that it names, or all.
@@ -140,7 +154,7 @@ pub(crate) fn unknown_hub(hub: &HubName, hubs: &Hubs) -> PlanError {
 }
 
 impl Planner<'_> {
-    /// Makes the plan. Every batch goes to `batches` once, numbered from 0 without gaps.
+    /// Makes the plan. Every batch goes to `batches` once, numbered from 0, or the first number of joiners, without gaps.
     ///
     /// Cancel safety: may be dropped at any time; the batches sent so far are to be discarded.
     ///
@@ -150,13 +164,16 @@ impl Planner<'_> {
         let hubs = hubs_of(self.spec, self.hubs)?;
         let excluded = ExcludedIds::read(&self.spec.target.exclude, self.base)?;
         let stages = self.spec.all_stages();
-        let rules = StageRules::of(self.spec);
+        let (rules, first) = match &self.joiners {
+            Some(joiners) => (StageRules::only(joiners.stage), joiners.first),
+            None => (StageRules::of(self.spec), BatchId(0)),
+        };
         let shared = Shared {
             planner: self,
             alone: hubs.len() == 1,
             tags: tags_of(self.spec, &rules),
             excluded: &excluded,
-            next_id: AtomicU32::new(0),
+            next_id: AtomicU32::new(first.0),
             batches,
         };
         let parts = hubs.into_iter().enumerate().map(|(index, (name, handle))| {
@@ -171,7 +188,10 @@ impl Planner<'_> {
             all_planned.push(part.finish(rest).await?);
         }
         let summary = summarize(self.spec, &stages, &excluded, all_planned);
-        refuse_empty_stages(&stages, &summary)?;
+        if self.joiners.is_none() {
+            let planned = stages.len() - usize::from(self.spec.continuous.is_some());
+            refuse_empty_stages(&stages[..planned], &summary)?;
+        }
         Ok(summary)
     }
 }
@@ -322,7 +342,9 @@ impl<'a> HubPart<'a> {
         if spec.has_list() {
             self.find_listed(&mut stager).await?;
         } else {
-            self.count_exclusions("").await?;
+            if self.shared.planner.joiners.is_none() {
+                self.count_exclusions("").await?;
+            }
             self.take_rows(self.query(spec.condition()), &mut stager)
                 .await?;
         }
@@ -467,6 +489,11 @@ impl<'a> HubPart<'a> {
         let mut assigned = Vec::with_capacity(page.len());
         for row in page {
             if self.shared.excluded.excludes(&row.device) {
+                continue;
+            }
+            if let Some(joiners) = &planner.joiners
+                && !joiners.members.is_new(&self.planned.plan.hub, &row.device)
+            {
                 continue;
             }
             let value = |index: usize| row.tags.get(index)?.as_ref();

@@ -129,12 +129,14 @@ impl RolloutView {
         for Tally { hub, counts, .. } in tallies {
             hubs.entry(hub.to_string()).or_default().add(counts);
         }
+        let asked = rollout.spec.all_stages();
         let stages = (0..).map(StageIndex).zip(&rollout.stages);
         let stages = stages.map(|(index, progress)| {
+            let asked = asked.get(usize::from(index.0));
             let of_stage = tallies.iter().filter(|tally| tally.stage == index);
             StageView {
                 progress: progress.clone(),
-                gate: rollout.spec.gate_of(index).map(gate::in_words),
+                gate: asked.and_then(|it| it.gate.as_ref()).map(gate::in_words),
                 state: standing::of_stage(rollout, index.0, progress, tallies, now),
                 current: rollout.stage() == index && !rollout.phase.is_ended(),
                 counts: Tally::sum(of_stage),

@@ -7,11 +7,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{BatchId, DeviceId};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
-use twincast_core::rollout::{Event, Phase, PlanId, Rollout, Word};
+use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
@@ -75,7 +75,10 @@ fn handed_in(rollout: Rollout, at: u64) -> Rollout {
 
 impl Bench {
     async fn accepted(&self) -> Rollout {
-        let rollout = build::accepted("r");
+        self.accepts(build::accepted("r")).await
+    }
+
+    async fn accepts(&self, rollout: Rollout) -> Rollout {
         match accept(&*self.store, handed_in(rollout, 1)).await.unwrap() {
             Accepted::New(rollout) => *rollout,
             other => panic!("{other:?}"),
@@ -87,23 +90,16 @@ impl Bench {
         tokio::spawn(async move { driver.drive(&build::name("r"), &stop).await.unwrap() })
     }
 
-    /// Does a dispatch's work: every device of the batch becomes `outcome`.
+    /// Does a dispatch's work: every device that is left of the batch becomes `outcome`.
     async fn settle(&self, batch: BatchId, outcome: Outcome) {
         let name = build::name("r");
         let request = build::lease_request(&name, batch.0, "worker");
         let LeaseReply::Granted(lease) = self.store.lease(&request).await.unwrap() else {
             return;
         };
-        let devices = self
-            .store
-            .load(&name, batch)
-            .await
-            .unwrap()
-            .header()
-            .devices;
-        let reports: Vec<_> = (0..devices)
-            .map(|index| build::report(index, outcome))
-            .collect();
+        let work = self.store.load(&name, batch).await.unwrap();
+        let left = work.devices().filter(|it| !it.outcome.is_settled());
+        let reports: Vec<_> = left.map(|it| build::report(it.index, outcome)).collect();
         self.store
             .record(&lease, &reports, build::TTL)
             .await
@@ -211,7 +207,7 @@ async fn a_crashed_plan_is_made_again_without_a_trace() {
         .store
         .add_batches(
             &build::name("r"),
-            rollout.plan_id,
+            Adding::Plan(rollout.plan_id),
             vec![build::batch(0, 7), build::batch(9, 1)],
         )
         .await
@@ -354,4 +350,113 @@ async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
         .map(|b| b.header)
         .collect();
     assert_eq!(headers.len(), 1);
+}
+
+/// Devices `from` to `to` of the scripted hub.
+fn devices(from: u32, to: u32) -> impl Iterator<Item = DeviceId> {
+    (from..to).map(|n| build::device(&format!("device-{n:06}")))
+}
+
+impl Bench {
+    /// Answers every dispatch, for ever.
+    fn settles_all(self: &Arc<Self>) -> tokio::task::JoinHandle<()> {
+        let bench = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+            while let Ok(delivery) = deliveries.next().await {
+                let batch = delivery.dispatch.batch;
+                bench.settle(batch, Outcome::Enqueued).await;
+                delivery.ticket.ack().await.unwrap();
+            }
+        })
+    }
+
+    async fn rollout(&self) -> Rollout {
+        let rollout = self.store.rollout(&build::name("r")).await;
+        rollout.unwrap().unwrap()
+    }
+
+    async fn outcomes(&self) -> Vec<(u64, u64)> {
+        let tallies = self.store.tallies(&build::name("r")).await.unwrap();
+        let stages = tallies.iter().map(|tally| {
+            let counts = &tally.counts;
+            (counts.get(Outcome::Enqueued), counts.get(Outcome::Skipped))
+        });
+        stages.collect()
+    }
+}
+
+fn continuous(seconds: u64) -> Rollout {
+    let mut rollout = build::continuous("r");
+    if let Some(continuous) = &mut rollout.spec.continuous {
+        let end = RuntimeClock::start().plus(Duration::from_secs(seconds));
+        continuous.until = Some(end);
+    }
+    rollout
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_that_join_are_sent_to_until_the_end() {
+    let bench = Arc::new(bench(150, DriverConfig::default()));
+    let settling = bench.settles_all();
+    bench.accepts(continuous(3 * 3600)).await;
+    let driving = bench.drive();
+    let hours = |hours: u64| tokio::time::sleep(Duration::from_secs(3600 * hours));
+    let minute = Duration::from_secs(60);
+
+    // A look that finds nothing leaves no trace but its number.
+    hours(1).await;
+    tokio::time::sleep(minute).await;
+    let first = bench.rollout().await;
+    assert_eq!(first.looks.map(|looks| looks.newest.0), Some(1));
+    assert_eq!(first.account.doing(), Activity::Joiners);
+    assert_eq!(first.history.len(), 4);
+
+    bench.hub.set_devices(devices(0, 190));
+    hours(1).await;
+    let second = bench.rollout().await;
+    assert_eq!(second.plan.as_ref().map(|plan| plan.devices), Some(190));
+    assert_eq!(bench.outcomes().await, [(150, 0), (40, 0)]);
+
+    // One that cannot be gone through with is begun again, and sends go on.
+    bench.hub.set_down(true);
+    bench.hub.set_devices(devices(0, 191));
+    hours(1).await;
+    tokio::time::sleep(10 * minute).await;
+    let third = bench.rollout().await;
+    assert!(third.looks.unwrap().newest.0 > 3, "{:?}", third.looks);
+    assert_eq!(third.phase, Phase::Running);
+    assert!(!driving.is_finished());
+    bench.hub.set_down(false);
+    let rollout = driving.await.unwrap();
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    assert_eq!(bench.outcomes().await, [(150, 0), (41, 0)]);
+    let spent = rollout.time_spent(rollout.changed_at);
+    assert!(spent.on(Activity::Joiners) > 3 * 3600 * Duration::from_secs(1));
+    settling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_that_leave_before_their_turn_are_skipped_and_may_come_again() {
+    let bench = Arc::new(bench(150, DriverConfig::default()));
+    bench.accepts(continuous(2 * 3600)).await;
+    let driving = bench.drive();
+    // Nobody works, so nobody is sent to.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.hub.set_devices(devices(0, 90));
+    tokio::time::sleep(Duration::from_secs(3700)).await;
+    assert_eq!(bench.outcomes().await, [(0, 60)]);
+    let rollout = bench.rollout().await;
+    let newest = rollout.history.last().unwrap();
+    let Event::Looked { found } = &newest.event else {
+        panic!("{newest:?}");
+    };
+    assert_eq!((found.joined, found.left), (0, 60));
+
+    let settling = bench.settles_all();
+    bench.hub.set_devices(devices(0, 100));
+    let rollout = driving.await.unwrap();
+    assert_eq!(bench.outcomes().await, [(90, 60), (10, 0)]);
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    settling.abort();
 }

@@ -82,6 +82,7 @@ async fn plan(
         hubs,
         base,
         progress: &progress,
+        joiners: None,
     };
     let (sender, mut receiver) = mpsc::channel(2);
     let collect = async {
@@ -173,6 +174,7 @@ async fn the_same_fleet_gives_the_same_digest_whichever_hub_is_first() {
             hubs: &hubs,
             base: Path::new(""),
             progress: &progress,
+            joiners: None,
         };
         let mut seen = 0;
         let dry = dry_run(&planner, |header| seen += header.devices)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use twincast_core::plan::Forecast;
+use twincast_core::spec::Continuous;
 use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{PlanProgress, Planner};
 use twincast_orchestrator::view::plan::{self, PlanView, StagePlanView, Unplanned};
@@ -48,6 +49,7 @@ async fn here(file: &SpecFile, settings: &Settings, output: &Output) -> Result<P
         hubs: &hubs,
         base: &file.base,
         progress: &progress,
+        joiners: None,
     };
     let clock = engine::clock();
     let planned = plan::read(&planner, &*clock);
@@ -203,7 +205,22 @@ fn times(view: &PlanView) -> String {
         0 => "",
         _ => ", and later by what approvals take",
     };
-    format!("  {sending}Nothing was sent.\n  Begun now, it is over at {over}{latest}{approvals}.")
+    let looks = looks(view);
+    format!(
+        "  {sending}Nothing was sent.\n  Begun now, it is over at {over}{latest}{approvals}.{looks}"
+    )
+}
+
+/// How it goes on when all that is planned is over.
+fn looks(view: &PlanView) -> String {
+    let Some(Continuous { every, until }) = &view.continuous else {
+        return String::new();
+    };
+    let until = match until {
+        Some(until) => format!("until {until}"),
+        None => "until it is aborted".to_owned(),
+    };
+    format!("\n  Then it goes on with devices that join: looked for every {every}, {until}.")
 }
 
 /// A line for each ramp and budget, after an empty one.

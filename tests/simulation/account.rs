@@ -19,7 +19,7 @@ use twincast_core::rollout::{Event, Phase, Rollout, transition};
 use twincast_testkit::MemoryStore;
 use twincast_testkit::sim::{Process, Watch, Witnessed};
 
-use crate::gates::Gates;
+use crate::gates::{Gates, happened};
 use crate::world::Plan;
 
 /// What is to have taken hold takes hold within this time.
@@ -187,16 +187,16 @@ impl Account {
     }
 
     /// What may be checked at any time, against the store.
-    pub(crate) async fn look(&self, store: &MemoryStore) {
+    pub(crate) async fn look(&self, store: &MemoryStore, age: Duration) {
         for name in store.rollouts().await.expect("memory does not fail") {
             let rollout = store.rollout(&name).await.expect("memory does not fail");
             let rollout = rollout.expect("it was listed");
-            self.look_at(store, &rollout, false).await;
+            self.look_at(store, &rollout, age, false).await;
         }
     }
 
     /// What must hold at the end.
-    pub(crate) async fn close(&self, store: &MemoryStore) {
+    pub(crate) async fn close(&self, store: &MemoryStore, age: Duration) {
         let active = store.active().await.expect("memory does not fail");
         if !active.is_empty() {
             self.accuse(format!("{active:?} are still on the roster"));
@@ -204,14 +204,14 @@ impl Account {
         for of in &self.plan.rollouts {
             let rollout = store.rollout(&of.name).await.expect("memory does not fail");
             match rollout {
-                Some(rollout) => self.look_at(store, &rollout, true).await,
+                Some(rollout) => self.look_at(store, &rollout, age, true).await,
                 None => self.accuse(format!("{} was never created", of.name)),
             }
         }
         self.books().all_told();
     }
 
-    async fn look_at(&self, store: &MemoryStore, rollout: &Rollout, at_end: bool) {
+    async fn look_at(&self, store: &MemoryStore, rollout: &Rollout, age: Duration, at_end: bool) {
         let name = &rollout.spec.name;
         let batches = store.batches(name, None, usize::MAX).await;
         let batches = batches.expect("memory does not fail");
@@ -242,14 +242,18 @@ impl Account {
                 ));
             }
             counts.add(&recount);
+            let id = batch.header.id;
             self.books()
-                .agrees(&self.plan, rollout, batch.header.id, &devices, &outcomes);
+                .agrees(&self.plan, rollout, id, age, &devices, &outcomes);
             let set = planned.entry(batch.header.hub.clone()).or_default();
             for device in devices {
                 twice += usize::from(!set.insert(device));
             }
         }
-        let untouched = |tally: &Tally| tally.counts.get(Outcome::Pending) == tally.counts.total();
+        let untouched = |tally: &Tally| {
+            let unsent = [Outcome::Pending, Outcome::Skipped].map(|it| tally.counts.get(it));
+            unsent.iter().sum::<u64>() == tally.counts.total()
+        };
         let early = tallies
             .iter()
             .find(|tally| tally.stage > rollout.stage() && !untouched(tally));
@@ -268,24 +272,47 @@ impl Account {
             self.accuse(format!("the tallies of {name} have drifted"));
         }
         if rollout.plan.is_some() {
-            self.is_target(name, &planned, twice);
+            let is_whole = at_end && !matches!(rollout.phase, Phase::Aborted { .. });
+            self.is_target(name, &planned, twice, is_whole);
         }
         if at_end {
             self.has_ended(rollout, &counts);
         }
     }
 
-    /// A whole plan has the devices that the spec means, each once.
+    /// A whole plan has the devices that the spec means, each once. Of those that come and go it has no others, and in the end all
+    /// that came before the last look and stayed.
     fn is_target(
         &self,
         name: &RolloutName,
         planned: &BTreeMap<HubName, BTreeSet<DeviceId>>,
         twice: usize,
+        is_whole: bool,
     ) {
-        let of = self.plan.rollouts.iter().find(|of| of.name == *name);
-        let target = &of.expect("no others are started").target;
+        let of = self.plan.rollout(name).expect("no others are started");
+        let target = &of.target;
         let meant = target.iter().filter(|(_, devices)| !devices.is_empty());
-        if twice > 0 || !meant.eq(planned.iter()) {
+        let is_right = match of.until {
+            None => meant.eq(planned.iter()),
+            Some(until) => {
+                let is_in = |devices: &BTreeMap<HubName, BTreeSet<DeviceId>>, hub, device| {
+                    devices.get(hub).is_some_and(|on| on.contains(device))
+                };
+                let from = if is_whole { until } else { Duration::ZERO };
+                let others = planned.iter().any(|(hub, devices)| {
+                    let mut devices = devices.iter();
+                    devices.any(|device| !is_in(target, hub, device))
+                });
+                let missing = target.iter().any(|(hub, devices)| {
+                    let mut devices = devices.iter();
+                    devices.any(|device| {
+                        self.plan.stays(hub, device, from) && !is_in(planned, hub, device)
+                    })
+                });
+                !others && !missing
+            }
+        };
+        if twice > 0 || !is_right {
             self.accuse(format!(
                 "the plan of {name} has {planned:?}, {twice} of them twice, and means {target:?}"
             ));
@@ -294,7 +321,9 @@ impl Account {
 
     fn has_ended(&self, rollout: &Rollout, counts: &Counts) {
         let name = &rollout.spec.name;
-        let sent_or_skipped = counts.unsettled() == 0;
+        let untouched = counts.get(Outcome::Pending);
+        let has_failed = matches!(rollout.phase, Phase::Failed { .. });
+        let sent_or_skipped = counts.unsettled() == 0 || has_failed;
         // Devices may be heard of when all is over, and the phase stays.
         let mut events = rollout.history.iter().rev().map(|entry| &entry.event);
         let at_its_end = events.find_map(|event| match event {
@@ -303,10 +332,14 @@ impl Account {
         });
         let then = at_its_end.unwrap_or(*counts);
         let as_it_should = match &rollout.phase {
-            Phase::Succeeded => then.failed() == 0 && then.get(Outcome::Skipped) == 0,
+            Phase::Succeeded => {
+                let moves = rollout.spec.continuous.is_some();
+                then.failed() == 0 && (moves || then.get(Outcome::Skipped) == 0)
+            }
             Phase::FinishedWithFailures => then.failed() > 0,
             Phase::Aborted { .. } => true,
-            Phase::Failed { .. } => counts.total() == 0,
+            // A try at planning that was given up may be left.
+            Phase::Failed { .. } => untouched == counts.total(),
             _ => false,
         };
         if !sent_or_skipped || !as_it_should {
@@ -352,8 +385,8 @@ impl Watch for Account {
                     Err(wrong) => books.accuse(wrong),
                 }
             }
-            Witnessed::Skipped(name, batch) => {
-                let skipped = books.gates.skipped(&self.plan, name, *batch);
+            Witnessed::Skipped(name, batch, which) => {
+                let skipped = books.gates.skipped(&self.plan, name, *batch, which);
                 books.is_right(skipped);
             }
             Witnessed::Reported(_, records) => books.gates.reported(records),
@@ -402,7 +435,7 @@ impl Books {
     }
 
     fn counts_gates(&mut self, rollout: &Rollout) {
-        match rollout.history.last().map(|entry| &entry.event) {
+        match happened(rollout) {
             Some(Event::GateFailed { .. }) => self.tally.gates_failed += 1,
             Some(Event::StagePassed { .. }) => self.tally.gates_passed += 1,
             _ => {}
@@ -454,7 +487,6 @@ impl Books {
         if let Some(before) = before
             && !replaced
         {
-            let event = &rollout.history.last().expect("a transition").event;
             let is_resumed = matches!(before.latest.phase, Phase::Paused { .. })
                 && rollout.phase == Phase::Running;
             if is_resumed && self.halted_since.is_some_and(|since| by.started() > since) {
@@ -464,7 +496,11 @@ impl Books {
             if before.latest.spec != rollout.spec {
                 self.wrong.push(format!("the spec of {name} changed"));
             }
-            if transition(&before.latest.phase, event).as_ref() != Ok(&rollout.phase) {
+            let led_to = match happened(rollout) {
+                Some(event) => transition(&before.latest.phase, event),
+                None => Ok(before.latest.phase.clone()),
+            };
+            if led_to.as_ref() != Ok(&rollout.phase) {
                 let from = before.latest.phase.as_str();
                 self.wrong
                     .push(format!("{name} went from {from} to {phase}"));
@@ -477,7 +513,9 @@ impl Books {
                 .or_else(|| Some(Instant::now())),
         };
         let mut versions = before.map_or_else(BTreeSet::new, |before| before.versions.clone());
-        versions.insert(rollout.version.0);
+        if happened(rollout).is_some() {
+            versions.insert(rollout.version.0);
+        }
         let record = Record {
             latest: rollout.clone(),
             stopped_since,
@@ -760,6 +798,7 @@ impl Books {
         plan: &Plan,
         rollout: &Rollout,
         batch: BatchId,
+        age: Duration,
         devices: &[DeviceId],
         outcomes: &[Outcome],
     ) {
@@ -788,10 +827,12 @@ impl Books {
             let agrees = match outcome {
                 Outcome::Pending | Outcome::Attempting => sends.accepted == 0 || is_open,
                 Outcome::Skipped => {
-                    matches!(
+                    let is_aborted = matches!(
                         rollout.phase,
                         Phase::Aborting { .. } | Phase::Aborted { .. }
-                    ) && (sends.accepted == 0 || is_open)
+                    );
+                    let has_left = plan.hubs.iter().any(|of| !of.hub.has(device, age));
+                    (is_aborted || has_left) && (sends.accepted == 0 || is_open)
                 }
                 Outcome::Unknown => once || sends.failed >= tries,
                 Outcome::NotFound | Outcome::QueueFull => sends.refused == Some((*outcome, 0)),
@@ -810,6 +851,10 @@ impl Books {
 
     fn told(&mut self, by: &Process, topic: &str, event: &Value) {
         let id = event["id"].as_str().unwrap_or_default().to_owned();
+        // What a name was used for before is told in the trace of who uses it now.
+        let mut event = event.clone();
+        event.as_object_mut().map(|it| it.remove("traceparent"));
+        let event = &event;
         by.sim().note(format_args!("{by} tells {topic} {id}"));
         if self.told.get(&id).is_some_and(|before| before != event) {
             self.wrong.push(format!(

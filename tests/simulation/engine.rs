@@ -80,7 +80,7 @@ impl Engine {
             }
         }
         if self.account.wrong().is_empty() {
-            self.account.close(&self.truth).await;
+            self.account.close(&self.truth, self.sim.age()).await;
         }
     }
 
@@ -90,7 +90,7 @@ impl Engine {
         let limit = calm + self.plan.patience();
         loop {
             sleep(LOOK).await;
-            self.account.look(&self.truth).await;
+            self.account.look(&self.truth, self.sim.age()).await;
             if !self.account.wrong().is_empty() {
                 return;
             }

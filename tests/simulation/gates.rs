@@ -13,9 +13,10 @@ use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutName, StageName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
-use twincast_core::ports::{FeedbackRecord, Report};
+use twincast_core::ports::{FeedbackRecord, Report, Skip};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::spec::{OnFailure, Rung, Unconfirmed};
+use twincast_testkit::RuntimeClock;
 use twincast_testkit::sim::Process;
 
 use crate::world::{GatePlan, Plan, RolloutPlan};
@@ -155,7 +156,10 @@ impl Sides {
 
     fn too_many_failed(self, gate: &GatePlan) -> bool {
         let measured = self.succeeded + self.failed;
-        let enough = gate.min_sample.min(self.all());
+        let enough = match gate.is_open {
+            true => gate.min_sample,
+            false => gate.min_sample.min(self.all()),
+        };
         let above = |percent: u64| self.failed * 100 > percent * measured;
         measured >= enough && gate.failure_above.is_some_and(above)
     }
@@ -313,16 +317,18 @@ impl Gates {
         Ok(())
     }
 
-    pub(crate) fn skipped(&mut self, plan: &Plan, name: &RolloutName, batch: BatchId) -> Wrong {
+    pub(crate) fn skipped(
+        &mut self,
+        plan: &Plan,
+        name: &RolloutName,
+        batch: BatchId,
+        which: &Skip,
+    ) -> Wrong {
         let Some(work) = self.batch(name, batch) else {
             return Err(format!("{name}/{batch} was skipped and never planned"));
         };
-        for outcome in &mut work.outcomes {
-            match outcome {
-                Outcome::Pending => *outcome = Outcome::Skipped,
-                Outcome::Attempting => *outcome = Outcome::Unknown,
-                _ => {}
-            }
+        for (index, outcome) in (0u32..).zip(&mut work.outcomes) {
+            *outcome = which.end(index, *outcome).unwrap_or(*outcome);
         }
         self.look(plan, name);
         Ok(())
@@ -365,8 +371,13 @@ impl Gates {
         let name = &rollout.spec.name;
         let of = plan.rollout(name).ok_or("nobody started it")?;
         let course = self.rollouts.entry(name.clone()).or_default();
-        let event = &rollout.history.last().expect("a transition").event;
-        let result = course.takes(of, by, event);
+        let Some(event) = happened(rollout) else {
+            // A look began, or has found nothing.
+            return Ok(());
+        };
+        let result = course
+            .takes(of, by, event)
+            .and_then(|()| has_looked(of, rollout, event));
         course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
         course.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
         // What was seen before is of no interest any more, but for what is still so.
@@ -497,7 +508,8 @@ impl Course {
                 self.is_settled()?;
                 let last = of.stages.len() - 1;
                 let is_over = self.passed == of.stages.len()
-                    || self.current == last && of.stages[last].gate.is_none();
+                    || self.current == last
+                        && of.stages[last].gate.as_ref().is_none_or(|it| it.is_open);
                 if !is_over {
                     let stage = self.current;
                     return Err(format!("stage {stage} is not over"));
@@ -508,13 +520,18 @@ impl Course {
         Ok(())
     }
 
+    /// Where devices come and go, how many there are depends on when it was planned.
     fn is_cut_as_planned(&self, of: &RolloutPlan) -> Wrong {
         let mut found = vec![0; of.stages.len()];
         for work in self.batches.values() {
             found[work.stage] += work.devices.len() as u64;
         }
         let meant: Vec<_> = of.stages.iter().map(|stage| stage.devices).collect();
-        match found == meant {
+        let is_right = match of.until {
+            Some(_) => found.last() == Some(&0),
+            None => found == meant,
+        };
+        match is_right {
             true => Ok(()),
             false => Err(format!("its stages have {found:?} devices, not {meant:?}")),
         }
@@ -618,7 +635,28 @@ impl Course {
         let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
         let in_the_end = sides.in_the_end(gate.unconfirmed);
         let is_settled = self.settled_at.is_some();
-        asked.iter().any(has_failed) || is_settled && is_over && !in_the_end.holds(gate)
+        let has_end = is_settled && is_over && !gate.is_open;
+        asked.iter().any(has_failed) || has_end && !in_the_end.holds(gate)
+    }
+}
+
+/// What has led to this version of a record, if it is told.
+pub(crate) fn happened(rollout: &Rollout) -> Option<&Event> {
+    let newest = rollout.history.last();
+    let newest = newest.filter(|entry| entry.version == rollout.version)?;
+    Some(&newest.event)
+}
+
+/// A continuous rollout is not over before its last look.
+fn has_looked(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
+    let (Some(until), Event::AllSettled { .. }) = (of.until, event) else {
+        return Ok(());
+    };
+    let last = rollout.looks.map(|looks| looks.last);
+    let is_aborted = matches!(rollout.phase, Phase::Aborted { .. });
+    match is_aborted || last >= Some(RuntimeClock::start().plus(until)) {
+        true => Ok(()),
+        false => Err(format!("its last look was at {last:?}")),
     }
 }
 

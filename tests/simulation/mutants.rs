@@ -112,6 +112,12 @@ fn a_store_that_gives_out_stages_before_their_time() {
 }
 
 #[test]
+fn a_store_that_forgets_who_has_joined() {
+    let found = is_found(&has(Bug::ForgetsJoiners));
+    assert!(found.contains("and means"), "{found}");
+}
+
+#[test]
 fn a_driver_that_sees_no_gates() {
     let found = is_found(&has(Bug::NoGates));
     assert!(found.contains("stage_passed"), "{found}");

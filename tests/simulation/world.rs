@@ -10,8 +10,8 @@ use twincast_core::ids::{DeviceId, HubName, RolloutName};
 use twincast_core::outcome::Outcome;
 use twincast_orchestrator::driver::DriverConfig;
 use twincast_orchestrator::service::OrchestratorConfig;
-use twincast_testkit::build;
 use twincast_testkit::sim::{Chance, Dice, Faults, Post, SimHub, Sky, SkyWindow, Tags, Telling};
+use twincast_testkit::{RuntimeClock, build};
 use twincast_worker::WorkerConfig;
 
 mod stages;
@@ -59,6 +59,8 @@ pub(crate) struct RolloutPlan {
     pub(crate) stages: Vec<StagePlan>,
     /// The devices that fulfil the `applied_when` of all gates.
     pub(crate) applies: BTreeSet<DeviceId>,
+    /// Of a continuous one, the world's age when its last look begins.
+    pub(crate) until: Option<Duration>,
 }
 
 /// What is asked for, of a rollout by its position.
@@ -111,6 +113,13 @@ impl Plan {
         let rollouts: Vec<_> = (0..dice.among(1..=3))
             .map(|n| rollout(&mut chance.at(("rollout", n)).dice(), n, &hubs))
             .collect();
+        let (mut hubs, mut rollouts) = (hubs, rollouts);
+        move_on(
+            &mut chance.at("moves").dice(),
+            &mut hubs,
+            &mut rollouts,
+            chaos,
+        );
         let commands = commands(&mut chance.at("commands").dice(), rollouts.len(), chaos);
         let mut times = |probability: f64| {
             let many = if dice.happens(probability) {
@@ -146,6 +155,13 @@ impl Plan {
     /// A rollout by its name.
     pub(crate) fn rollout(&self, name: &RolloutName) -> Option<&RolloutPlan> {
         self.rollouts.iter().find(|of| of.name == *name)
+    }
+
+    /// Whether a device is in the target of rollouts that fit it from an age of the world on.
+    pub(crate) fn stays(&self, hub: &HubName, device: &DeviceId, from: Duration) -> bool {
+        let hub = self.hubs.iter().find(|of| of.hub.name == *hub);
+        let coming = hub.and_then(|of| of.hub.comings.get(device));
+        coming.is_none_or(|(came, goes)| *came <= from && *goes == Duration::MAX)
     }
 
     /// Some target is a list. Planning reads lists on a thread of its own, so what happens in the
@@ -243,6 +259,7 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
     let hub = SimHub {
         name,
         devices,
+        comings: BTreeMap::new(),
         refuses,
         reacts,
         telling,
@@ -354,6 +371,42 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
         target,
         stages,
         applies,
+        until: None,
+    }
+}
+
+/// In some worlds devices come and go, and all rollouts are continuous. Not if any has a list: what is listed does not move.
+fn move_on(dice: &mut Dice, hubs: &mut [HubPlan], rollouts: &mut [RolloutPlan], chaos: Duration) {
+    let lists = rollouts
+        .iter()
+        .any(|of| of.spec["target"].get("devices").is_some());
+    if lists || !dice.happens(0.4) {
+        return;
+    }
+    for of in hubs {
+        let hub = Arc::make_mut(&mut of.hub);
+        for device in hub.devices.keys() {
+            let from = match dice.happens(0.3) {
+                true => dice.time(Duration::ZERO..=chaos),
+                false => Duration::ZERO,
+            };
+            let to = match dice.happens(0.2) {
+                true => from + dice.time(Duration::ZERO..=chaos),
+                false => Duration::MAX,
+            };
+            if (from, to) != (Duration::ZERO, Duration::MAX) {
+                hub.comings.insert(device.clone(), (from, to));
+            }
+        }
+    }
+    for of in rollouts {
+        let until = dice.time(seconds(5)..=chaos + seconds(30));
+        of.until = Some(until);
+        of.stages.push(stages::late(&of.stages));
+        let at = RuntimeClock::start().plus(until).to_string();
+        for spec in [&mut of.spec, &mut of.conflicting] {
+            spec["continuous"] = json!({"every": "1m", "until": at});
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 mod harness;
 
 mod commands;
+mod continuous;
 mod crash;
 mod exactly_once;
 mod explain;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Store, Tally,
+    Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Skip, Store, Tally,
 };
 use twincast_core::rollout::{Event, Word};
 use twincast_core::spec::{Delivery, Rate, RolloutSpec};
@@ -553,7 +553,7 @@ async fn an_aborted_rollout_is_put_down() {
     assert_eq!(
         bench
             .store
-            .skip_remaining(&bench.rollout, BatchId(0))
+            .skip(&bench.rollout, BatchId(0), &Skip::Rest)
             .await
             .unwrap(),
         None,

@@ -46,6 +46,8 @@ pub enum Activity {
     Approval,
     /// Something is to be sent, and the schedule does not let it.
     OutsideWindow,
+    /// All was sent, and devices may join.
+    Joiners,
     /// It is paused.
     Paused,
     /// All rollouts are stopped.
@@ -58,7 +60,7 @@ pub enum Activity {
 
 impl Activity {
     /// All of them, in the order of a rollout's life.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Queued,
         Self::Planning,
         Self::Sending,
@@ -67,6 +69,7 @@ impl Activity {
         Self::Baking,
         Self::Approval,
         Self::OutsideWindow,
+        Self::Joiners,
         Self::Paused,
         Self::Halted,
         Self::Aborting,
@@ -85,6 +88,7 @@ impl Activity {
             Self::Baking => "baking",
             Self::Approval => "approval",
             Self::OutsideWindow => "outside_window",
+            Self::Joiners => "joiners",
             Self::Paused => "paused",
             Self::Halted => "halted",
             Self::Aborting => "aborting",
@@ -104,6 +108,7 @@ impl Activity {
             Self::Baking => "baking",
             Self::Approval => "waiting for an approval",
             Self::OutsideWindow => "outside its window",
+            Self::Joiners => "waiting for devices to join",
             Self::Paused => "paused",
             Self::Halted => "stopped with all rollouts",
             Self::Aborting => "aborting",
@@ -139,6 +144,7 @@ impl Activity {
                 Way::HeldBack => Self::Feedback,
             }),
             Next::Wait(WaitsFor::Retry) => Some(Self::Sending),
+            Next::Wait(WaitsFor::Joiners { .. }) => Some(Self::Joiners),
             Next::Measure | Next::Wait(WaitsFor::Silent { .. }) => Some(Self::Feedback),
             Next::Wait(WaitsFor::Bake { .. } | WaitsFor::Metric { .. }) => Some(Self::Baking),
             Next::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {
@@ -449,9 +455,9 @@ mod tests {
             parts.insert(activity, 999);
         }
         let spent = TimeSpent(parts);
-        assert_eq!(spent.total().as_secs(), 11);
+        assert_eq!(spent.total().as_secs(), 12);
         let seconds = spent.seconds();
-        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 11);
+        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 12);
         assert!(seconds.iter().all(|(_, seconds)| *seconds <= 1));
     }
 
@@ -472,6 +478,7 @@ mod tests {
             (Next::Measure, [A::Feedback; 4]),
             (waits(WaitsFor::Bake { until }), [A::Baking; 4]),
             (waits(WaitsFor::Approval { until: None }), [A::Approval; 4]),
+            (waits(WaitsFor::Joiners { look: None }), [A::Joiners; 4]),
         ];
         for (next, expected) in table {
             let ways = [

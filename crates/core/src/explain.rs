@@ -33,9 +33,18 @@ pub fn why_stage(spec: &RolloutSpec, stage: StageIndex, cohort: Cohort) -> Optio
     let own = from.first()?;
     let rules = rules(own, cohort);
     let because = match (rules.as_slice(), before) {
+        _ if spec.late_stage() == Some(stage) => {
+            "it takes devices that have joined the target since it was planned".to_owned()
+        }
         ([], []) => "it takes all devices".to_owned(),
         ([], _) => "it takes all that the stages before it have left".to_owned(),
         (rules, _) => format!("it takes {}", rules.join(", and of these ")),
+    };
+    // Whoever joins later is not asked which of the others it belongs to.
+    let before = if spec.late_stage() == Some(stage) {
+        &[]
+    } else {
+        before
     };
     let passed_over = before.iter().map(|stage| {
         let rules = self::rules(stage, cohort);
@@ -229,7 +238,11 @@ pub struct Absence {
 pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
     let target = &spec.target;
     let mut certain = None;
-    let mut possible = vec!["the hubs did not have it when the plan was made".to_owned()];
+    let last = match spec.continuous {
+        Some(_) => "it was looked for devices last",
+        None => "the plan was made",
+    };
+    let mut possible = vec![format!("the hubs did not have it when {last}")];
     if !target.devices.is_empty() && !target.devices.contains(device) {
         let listed = target.devices.len();
         certain = Some(format!(

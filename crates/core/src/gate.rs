@@ -89,6 +89,11 @@ pub enum WaitsFor {
     },
     /// Devices that are to be sent to again.
     Retry,
+    /// Devices that join the target.
+    Joiners {
+        /// When it is looked for them; `None` while it is.
+        look: Option<Timestamp>,
+    },
     /// The end of the bake.
     Bake {
         /// When that is.
@@ -118,6 +123,10 @@ impl fmt::Display for WaitsFor {
                 write!(f, "{devices} silent devices to be heard of, until {until}")
             }
             Self::Retry => f.write_str("its retry to be prepared"),
+            Self::Joiners { look: Some(at) } => {
+                write!(f, "devices to join: the next look is at {at}")
+            }
+            Self::Joiners { look: None } => f.write_str("devices to join: a look is under way"),
             Self::Bake { until } => write!(f, "the end of its bake at {until}"),
             Self::Metric { metric, left } => {
                 write!(f, "{left} more measurements of metric {metric} to succeed")
@@ -327,9 +336,19 @@ fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
 
 /// The failure rule: strictly more than so much of what is measured, once that is enough.
 fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
+    let enough = u64::from(gate.min_sample).min(sorted.all());
+    exceeds(gate, sorted, enough)
+}
+
+/// The failure rule of a stage to which more devices will come: a few of them are no sample, though they are all there are.
+fn has_failed_so_far(gate: &Gate, counts: &Counts) -> Option<String> {
+    let sorted = Sorted::of(gate.counts, counts, None);
+    exceeds(gate, sorted, u64::from(gate.min_sample))
+}
+
+fn exceeds(gate: &Gate, sorted: Sorted, enough: u64) -> Option<String> {
     let above = gate.failure_above?;
     let (failed, measured) = (sorted.failed, sorted.measured());
-    let enough = u64::from(gate.min_sample).min(sorted.all());
     (measured >= enough && above.is_exceeded_by(failed, measured)).then(|| {
         format!(
             "{failed} of {measured} measured devices failed ({}), more than {above}",

@@ -38,7 +38,7 @@ pub enum Outcome {
     Attempting = 1,
     /// Was in flight when its worker or connection was lost, and must not be repeated.
     Unknown = 2,
-    /// Will not be sent: the rollout was aborted first.
+    /// Will not be sent: the rollout was aborted first, or the device has left the target.
     Skipped = 3,
     /// The hub does not know the device.
     NotFound = 4,

@@ -16,4 +16,6 @@ pub use hub::{
 pub use metric_source::{MetricSource, MetricSourceError};
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 pub use roster::{Halt, Roster};
-pub use store::{BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally};
+pub use store::{
+    BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
+};

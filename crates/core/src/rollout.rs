@@ -22,6 +22,7 @@
 //! it is, nothing is sent and no gate is asked.
 
 mod life;
+mod looks;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use crate::time::Timestamp;
 use crate::trace::TraceContext;
 
 pub use life::{Event, IllegalTransition, Owed, Phase, Wanted, transition};
+pub use looks::{Adding, Found, LookId, Looks};
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
 #[derive(
@@ -79,6 +81,9 @@ pub struct Rollout {
     /// The span of the command that started it. Older records have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
+    /// Of a continuous rollout, once the plan is whole: its looks for devices that have joined or left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks: Option<Looks>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its phase last changed.
@@ -152,6 +157,7 @@ impl Rollout {
             attempt: Attempt::FIRST,
             retry: None,
             trace: None,
+            looks: None,
             created_at: now,
             changed_at: now,
             account: Account::opened(now),
@@ -268,12 +274,14 @@ impl Rollout {
         if next.phase != self.phase || event == Event::PlanningStarted {
             next.changed_at = now;
         }
-        next.history.push(HistoryEntry {
-            version: next.version,
-            at: now,
-            phase: next.phase.as_str().to_owned(),
-            event,
-        });
+        if event.is_told() {
+            next.history.push(HistoryEntry {
+                version: next.version,
+                at: now,
+                phase: next.phase.as_str().to_owned(),
+                event,
+            });
+        }
         let surplus = next.history.len().saturating_sub(Self::HISTORY);
         next.history.drain(..surplus);
         Ok(Some(next))
@@ -289,6 +297,11 @@ impl Rollout {
                 self.plan = Some(plan.clone());
                 let stages = self.spec.all_stages().into_iter();
                 self.stages = stages.map(|stage| StageProgress::new(stage.name)).collect();
+                // Who has joined while it was being planned is found by the first look.
+                self.looks = self.spec.continuous.as_ref().map(|_| Looks {
+                    last: self.changed_at,
+                    ..Looks::default()
+                });
                 self.start_stage(now);
             }
             Event::StageSent { stage } => {
@@ -336,6 +349,8 @@ impl Rollout {
                 outcomes, stage, ..
             } => self.request_retry(outcomes, stage.as_ref(), event)?,
             Event::RetryPrepared => self.retry = None,
+            Event::LookStarted => self.start_look(now),
+            Event::Looked { found } => self.end_look(found),
             Event::AllSettled { .. } if self.retry.is_some() => {
                 return Err(self.cannot("preparing a retry", event));
             }

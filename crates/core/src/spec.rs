@@ -4,6 +4,7 @@
 //! which nothing need be checked again, or every problem with its field and line.
 
 mod budget;
+mod continuous;
 mod document;
 mod metric;
 mod order;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use budget::{AtMost, Budget, InvalidAtMost};
+pub use continuous::{Continuous, LATE, MAX_LOOK_EVERY, MIN_LOOK_EVERY};
 pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
 pub use metric::{
     Comparison, Condition, InvalidCondition, MAX_MEASUREMENTS, MAX_METRICS, MAX_PROMQL_CHARS,
@@ -87,6 +89,15 @@ pub struct RolloutSpec {
     /// When messages are sent. Default: always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// Whether devices that join the target later get the message, too: `true`, or how often it is looked for them, and until when.
+    /// Default: `false`.
+    #[serde(
+        default,
+        deserialize_with = "continuous::given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "continuous::schema")]
+    pub continuous: Option<Continuous>,
     /// What the devices' cohorts are made from. Rollouts with the same salt begin with the same devices.
     /// Default: the rollout's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -307,7 +318,8 @@ impl RolloutSpec {
         ])
     }
 
-    /// The stages with the one for the rest: at least one, and the last takes all that comes to it.
+    /// The stages with the one for the rest, which takes all that comes to it: at least one; and after it the one for devices that
+    /// join later, if the rollout is continuous.
     #[must_use]
     pub fn all_stages(&self) -> Vec<Stage> {
         let mut stages = self.stages.clone();
@@ -316,6 +328,7 @@ impl RolloutSpec {
             Some(last) if last.takes_all() => {}
             Some(_) => stages.push(Stage::rest("rest")),
         }
+        stages.extend(self.late());
         stages
     }
 
@@ -377,6 +390,12 @@ impl RolloutSpec {
     pub fn has_zones(&self) -> bool {
         let schedule = self.schedule.as_ref();
         schedule.is_some_and(|schedule| schedule.zone_tag.is_some())
+    }
+
+    /// It has several stages, of its own or for devices that join later.
+    #[must_use]
+    pub fn is_staged(&self) -> bool {
+        !self.stages.is_empty() || self.continuous.is_some()
     }
 
     /// The devices are listed, not queried.

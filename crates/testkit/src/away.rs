@@ -13,9 +13,9 @@ use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
+    BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 
 /// How the way to a store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,10 +96,10 @@ impl Store for AwayStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        by: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
-        self.store().await?.add_batches(name, plan, batches).await
+        self.store().await?.add_batches(name, by, batches).await
     }
 
     async fn batches(
@@ -154,12 +154,13 @@ impl Store for AwayStore {
         self.store().await?.release(lease).await
     }
 
-    async fn skip_remaining(
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError> {
-        self.store().await?.skip_remaining(name, batch).await
+        self.store().await?.skip(name, batch, which).await
     }
 
     async fn reopen(

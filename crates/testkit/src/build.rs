@@ -7,8 +7,8 @@ use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageI
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
-use twincast_core::rollout::{Event, PlanId, Rollout, Word};
-use twincast_core::spec::RolloutSpec;
+use twincast_core::rollout::{Adding, Event, Found, PlanId, Rollout, Word};
+use twincast_core::spec::{Continuous, RolloutSpec};
 use twincast_core::time::Timestamp;
 
 /// The lease time of [`lease_request`].
@@ -190,7 +190,7 @@ async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollo
     let rollout = plan(store, rollout).await;
     let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
     store
-        .add_batches(&rollout.spec.name, PlanId(1), batches)
+        .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), batches)
         .await
         .expect("the plan is not whole");
     step(store, &rollout, plan_completed(devices)).await
@@ -205,6 +205,31 @@ pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollo
     let spec = RolloutSpec::read("test", &text).expect("the spec is right");
     let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));
     run(store, &rollout, batches).await
+}
+
+/// A rollout that goes on with devices that join later, accepted.
+#[must_use]
+pub fn continuous(name: &str) -> Rollout {
+    let mut rollout = accepted(name);
+    rollout.spec.continuous = Some(Continuous::default());
+    rollout
+}
+
+/// Creates a continuous rollout that runs, with these batches.
+pub async fn running_on(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
+    run(store, &continuous(name), batches).await
+}
+
+/// A look is over.
+#[must_use]
+pub fn looked(joined: u64, left: u64) -> Event {
+    Event::Looked {
+        found: Found {
+            joined,
+            left,
+            hubs: Vec::new(),
+        },
+    }
 }
 
 /// A stage is over.

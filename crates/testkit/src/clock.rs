@@ -22,6 +22,14 @@ impl Default for RuntimeClock {
     }
 }
 
+impl RuntimeClock {
+    /// What it shows when it starts.
+    #[must_use]
+    pub fn start() -> Timestamp {
+        START
+    }
+}
+
 impl Clock for RuntimeClock {
     fn now(&self) -> Timestamp {
         START.plus(self.0.elapsed())

@@ -11,6 +11,7 @@
 
 pub mod budgets;
 pub mod lines;
+pub mod looks;
 pub mod permits;
 pub mod plans;
 pub mod queue;
@@ -145,6 +146,13 @@ macro_rules! store_conformance {
             only_a_rollout_that_prepares_a_retry_is_lowered
             a_retry_waits_for_the_holder_and_fences_a_lapsed_one
             late_feedback_counts_for_its_attempt
+        }
+        $crate::cases! { $crate::conformance::looks, $make().await;
+            only_the_current_look_is_added_to
+            nothing_is_added_while_a_retry_is_prepared
+            late_batches_are_worked_on
+            devices_that_have_left_are_skipped
+            other_rollouts_do_not_look
         }
         $crate::cases! { $crate::conformance::work, $make().await;
             one_holder_at_a_time

@@ -149,6 +149,12 @@ impl ScriptedHub {
         self.state().delay = delay;
     }
 
+    /// Replaces its devices, by some without tags.
+    pub fn set_devices(&self, devices: impl IntoIterator<Item = DeviceId>) {
+        let devices = devices.into_iter().map(|device| (device, Tags::new()));
+        self.state().devices = devices.collect();
+    }
+
     /// Cuts the hub off, or brings it back. While it is down, queries fail and sends find the
     /// hub shut; they are not counted as sent.
     pub fn set_down(&self, down: bool) {

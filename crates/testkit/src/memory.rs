@@ -15,10 +15,10 @@ use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError,
-    Tally,
+    BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store,
+    StoreError, Tally,
 };
-use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
 /// A [`Store`] in memory. Everything that is a sum is summed up when it is asked for.
@@ -235,15 +235,13 @@ impl Store for MemoryStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        by: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
         let mut state = self.state();
         let entry = state.entry(name)?;
-        let rollout = &entry.rollout;
-        let is_planning = rollout.phase.owed() == Owed::Plan && rollout.plan.is_none();
-        if rollout.plan_id != plan || !is_planning {
-            return Err(superseded(format!("the plan of rollout {name}")));
+        if entry.rollout.adding() != Some(by) {
+            return Err(superseded(format!("{by} of rollout {name}")));
         }
         for batch in batches {
             let slot = entry.batches.entry(batch.header.id);
@@ -381,15 +379,16 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn skip_remaining(
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
         let entry = state.entry(name)?;
-        if !matches!(entry.rollout.phase, Phase::Aborting { .. }) {
+        if !which.is_allowed(&entry.rollout) {
             return Err(superseded(format!("rollout {name}")));
         }
         let slot = entry.slot(batch)?;
@@ -398,12 +397,11 @@ impl Store for MemoryStore {
             return Ok(held);
         }
         for index in 0..slot.outcomes.len() {
-            let end = match slot.outcomes.get(index) {
-                Outcome::Pending => Outcome::Skipped,
-                Outcome::Attempting => Outcome::Unknown,
-                other => other,
-            };
-            slot.outcomes.merge(index, end);
+            let known = slot.outcomes.get(index);
+            let place = u32::try_from(index).expect("batches are small");
+            if let Some(end) = which.end(place, known) {
+                slot.outcomes.merge(index, end);
+            }
         }
         slot.begun.settled(&slot.outcomes.counts());
         Ok(None)

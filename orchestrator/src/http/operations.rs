@@ -240,6 +240,7 @@ pub(crate) async fn plan(
         hubs: &shared.api.hubs,
         base: &shared.base,
         progress: &progress,
+        joiners: None,
     };
     let api = &shared.api;
     let mut view = plan::read(&planner, &*api.intake.clock).await?;

@@ -376,11 +376,15 @@ fn absent(rollout: &Rollout, device: &DeviceId) -> Absence {
     if let Some(certain) = absence.certain {
         return Absence::certain(format!("{head}: {certain}"));
     }
+    let change = match rollout.next_look() {
+        Some(at) => format!("the next look for devices that join is at {at}"),
+        None => "a plan does not change when devices do".to_owned(),
+    };
     Absence {
         error: format!("{head}; it may be that"),
         possible: absence.possible,
         hint: Some(format!(
-            "a plan does not change when devices do; whether the target has it now, this query tells on its hub: {}",
+            "{change}; whether the target has it now, this query tells on its hub: {}",
             absence.query
         )),
     }

@@ -11,7 +11,9 @@ use twincast_core::plan::{
     StagePlan, StageShares, estimate, forecast, warnings,
 };
 use twincast_core::ports::Clock;
-use twincast_core::spec::{Budget, NoContent, Ramp, RolloutSpec, Stage, StagePace, ZoneName};
+use twincast_core::spec::{
+    Budget, Continuous, NoContent, Ramp, RolloutSpec, Stage, StagePace, ZoneName,
+};
 use utoipa::ToSchema;
 
 use super::overlaps::Overlapping;
@@ -37,6 +39,10 @@ pub struct PlanView {
     /// None if the spec has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StagePlanView>,
+    /// How it goes on with devices that join later, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub continuous: Option<Continuous>,
     /// Devices by hub and tag group, 20 at the most.
     pub groups: Vec<GroupPlan>,
     /// How many devices are in further groups.
@@ -165,6 +171,7 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
         ramp: spec.ramp.as_ref().map(Ramp::to_string),
         budgets: spec.budgets.iter().map(Budget::to_string).collect(),
         stages: stage_results(spec, &plan, &stages, &forecast),
+        continuous: spec.continuous.clone(),
         groups: groups.collect(),
         other_groups,
         overlaps: Vec::new(),
@@ -254,7 +261,7 @@ fn stage_results(
     shares: &[StageShares],
     forecast: &Forecast,
 ) -> Vec<StagePlanView> {
-    if spec.stages.is_empty() {
+    if !spec.is_staged() {
         return Vec::new();
     }
     let stages = spec.all_stages().into_iter().zip(&plan.stages);

@@ -31,6 +31,8 @@ pub(crate) struct GatePlan {
     /// Whether somebody must approve, and within which time.
     pub(crate) approval: Option<Option<Duration>>,
     pub(crate) on_failure: OnFailure,
+    /// More devices will come: a few are no sample, though they are all there are.
+    pub(crate) is_open: bool,
 }
 
 /// Gives a spec stages, or not.
@@ -77,6 +79,23 @@ pub(super) fn of(dice: &mut Dice, spec: &mut Value, devices: u64) -> Vec<StagePl
     plans
 }
 
+/// The stage of devices that join later: of gates it has the last failure rule.
+pub(super) fn late(stages: &[StagePlan]) -> StagePlan {
+    let mut gates = stages.iter().rev().filter_map(|stage| stage.gate.as_ref());
+    let rule = gates.find(|gate| gate.failure_above.is_some());
+    StagePlan {
+        name: "late",
+        devices: 0,
+        gate: rule.map(|gate| GatePlan {
+            success_at_least: None,
+            bake: Duration::ZERO,
+            approval: None,
+            is_open: true,
+            ..gate.clone()
+        }),
+    }
+}
+
 fn gate(dice: &mut Dice) -> GatePlan {
     let rungs = [
         Rung::Enqueued,
@@ -108,6 +127,7 @@ fn gate(dice: &mut Dice) -> GatePlan {
         bake: seconds(if measures { bake } else { bake.max(2) }),
         approval: dice.pick(&approvals),
         on_failure: dice.pick(&[OnFailure::Pause, OnFailure::Continue, OnFailure::Abort]),
+        is_open: false,
     }
 }
 

@@ -11,7 +11,7 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::ports::{Dispatch, Queue, Store};
-use twincast_core::rollout::{Event, Rollout};
+use twincast_core::rollout::{Adding, Event, Rollout};
 use twincast_embedded::InProcessQueue;
 use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 use twincast_worker::{HubStatus, Worker, WorkerConfig, WorkerError, WorkerHub, WorkerStatus};
@@ -71,7 +71,7 @@ impl Bench {
             .map(|(id, devices)| build::batch(id, *devices))
             .collect();
         store
-            .add_batches(&name, rollout.plan_id, made)
+            .add_batches(&name, Adding::Plan(rollout.plan_id), made)
             .await
             .unwrap();
         let devices = batches.iter().map(|n| u64::from(*n)).sum();

@@ -12,7 +12,7 @@ use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageI
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
-use twincast_core::rollout::{Event, PlanId, Rollout};
+use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_embedded::{EmbeddedStore, SystemClock};
@@ -122,7 +122,7 @@ async fn plan(
             devices: list,
         };
         store
-            .add_batches(&rollout.spec.name, PlanId(1), vec![batch])
+            .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), vec![batch])
             .await?;
     }
     let plan = PlanSummary {

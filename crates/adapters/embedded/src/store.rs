@@ -42,9 +42,9 @@ use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
+    BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 
 use disk::Disk;
 use engine::{Call, Engine, Reading, Request, WAITING, Writing};
@@ -228,13 +228,13 @@ impl Store for EmbeddedStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        by: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
         let packed: Vec<_> = batches.into_iter().map(PackedBatch::new).collect();
         let (doing, name) = (format!("add batches to rollout {name}"), name.clone());
         self.write(doing, move |on| {
-            write_ops::add_batches(on.tables, &name, plan, &packed)
+            write_ops::add_batches(on.tables, &name, by, &packed)
         })
         .await
     }
@@ -353,15 +353,16 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn skip_remaining(
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError> {
-        let doing = format!("skip what is left of {}", batch_of(batch, name));
-        let name = name.clone();
+        let doing = format!("skip devices of {}", batch_of(batch, name));
+        let (name, which) = (name.clone(), which.clone());
         self.write(doing, move |on| {
-            write_ops::skip_remaining(on.tables, on.leases, &name, batch, on.now)
+            write_ops::skip(on.tables, on.leases, &name, (batch, &which), on.now)
         })
         .await
     }

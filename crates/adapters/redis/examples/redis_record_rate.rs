@@ -11,8 +11,8 @@ use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::Batch;
-use twincast_core::ports::Store;
-use twincast_core::rollout::PlanId;
+use twincast_core::ports::{Skip, Store};
+use twincast_core::rollout::{Adding, PlanId};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{
     TTL, aborted, batch, device, hub, leased, name, plan_completed, planning, report, step,
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Failure> {
     for id in 0..batches {
         let batch = random_batch(id, BATCH.min(devices - id * BATCH));
         store
-            .add_batches(&name("r"), PlanId(1), vec![batch])
+            .add_batches(&name("r"), Adding::Plan(PlanId(1)), vec![batch])
             .await?;
     }
     let rollout = step(&*store, &rollout, plan_completed(devices.into())).await;
@@ -122,7 +122,7 @@ async fn main() -> Result<(), Failure> {
     step(&*store, &rollout, aborted()).await;
     let begun = Instant::now();
     store
-        .skip_remaining(&name("r"), BatchId(batches - 1))
+        .skip(&name("r"), BatchId(batches - 1), &Skip::Rest)
         .await?;
     say(&format!(
         "skipped a batch of {BATCH}: {:.2?}",

@@ -78,8 +78,6 @@ impl Keys {
 /// What the scripts need to know of a rollout's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stance {
-    /// Its plan is not whole: batches may be added.
-    Planning,
     /// Batches may be worked on.
     Running,
     /// Devices may be made pending again.
@@ -93,7 +91,6 @@ pub(crate) enum Stance {
 impl Stance {
     pub(crate) fn of(rollout: &Rollout) -> Self {
         match &rollout.phase {
-            phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
             _ if rollout.owed() == Owed::PrepareRetry => Self::Preparing,
             _ if rollout.wanted() == Wanted::GoOn => Self::Running,
             Phase::Aborting { .. } => Self::Aborting,
@@ -103,7 +100,6 @@ impl Stance {
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::Planning => "planning",
             Self::Running => "running",
             Self::Preparing => "preparing",
             Self::Aborting => "aborting",

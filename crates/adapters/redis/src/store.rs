@@ -11,7 +11,7 @@ use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use twincast_core::batch::Lease;
 use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, Version};
 use twincast_core::ports::StoreError;
-use twincast_core::rollout::PlanId;
+use twincast_core::rollout::Adding;
 
 use crate::check::check;
 use crate::error::{ConnectError, Misfit, store_error};
@@ -42,7 +42,7 @@ impl fmt::Debug for RedisStore {
 enum Subject<'a> {
     Rollouts,
     Rollout(&'a RolloutName),
-    Plan(&'a RolloutName, PlanId),
+    Adding(&'a RolloutName, Adding),
     Batch(&'a RolloutName, BatchId),
     Lease(&'a Lease),
     Hub(&'a HubName),
@@ -194,7 +194,7 @@ impl Subject<'_> {
                 let batch = Self::Batch(&lease.rollout, lease.batch);
                 (rollout(&lease.rollout), batch.to_string())
             }
-            Self::Plan(name, _) => (rollout(name), self.to_string()),
+            Self::Adding(name, _) => (rollout(name), self.to_string()),
             Self::Rollouts | Self::Rollout(_) | Self::Hub(_) | Self::Line(_) => {
                 (self.to_string(), self.to_string())
             }
@@ -207,7 +207,7 @@ impl fmt::Display for Subject<'_> {
         match self {
             Self::Rollouts => f.write_str("the rollouts"),
             Self::Rollout(name) => write!(f, "rollout {name}"),
-            Self::Plan(name, plan) => write!(f, "try {} at planning rollout {name}", plan.0),
+            Self::Adding(name, by) => write!(f, "{by} of rollout {name}"),
             Self::Batch(name, batch) => write!(f, "batch {batch} of rollout {name}"),
             Self::Lease(lease) => {
                 write!(

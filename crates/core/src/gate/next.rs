@@ -1,6 +1,6 @@
 //! What a rollout that runs does next, by its current stage's gate.
 
-use super::{Measured, Verdict, View, WaitsFor, judge};
+use super::{Measured, Verdict, View, WaitsFor, has_failed_so_far, judge};
 use crate::outcome::Counts;
 use crate::rollout::{Event, Rollout};
 use crate::time::Timestamp;
@@ -33,6 +33,9 @@ pub fn next(
     if rollout.retry.is_some() {
         // The outcomes are about to change.
         return Next::Wait(WaitsFor::Retry);
+    }
+    if rollout.is_late() {
+        return next_of_late(rollout, counts, left);
     }
     let index = rollout.stage();
     let is_last = usize::from(index.0) + 1 == rollout.stages.len();
@@ -89,5 +92,28 @@ pub fn next(
         }
         Verdict::Waits(waits) => Next::Wait(waits),
         Verdict::Measure => Next::Measure,
+    }
+}
+
+/// The stage of devices that join later has no gate, for it has no end: only a failure rule, until the last look.
+fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
+    let armed = rollout.stage_progress();
+    let armed = armed.filter(|it| it.promoted.is_none() && it.ignored.is_none());
+    let gate = rollout.spec.late_gate();
+    if let Some((progress, gate)) = armed.zip(gate)
+        && let Some(reason) = has_failed_so_far(gate, counts)
+    {
+        return Next::Happened(Event::GateFailed {
+            stage: progress.name.clone(),
+            reason,
+            then: gate.on_failure,
+        });
+    }
+    let is_looking = rollout.looks.is_some_and(|looks| looks.under_way.is_some());
+    match rollout.next_look() {
+        _ if left => Next::Send,
+        _ if is_looking => Next::Wait(WaitsFor::Joiners { look: None }),
+        Some(look) => Next::Wait(WaitsFor::Joiners { look: Some(look) }),
+        None => Next::Over,
     }
 }

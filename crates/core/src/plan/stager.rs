@@ -57,6 +57,8 @@ pub struct StageRules {
     cuts: Vec<Percent>,
     salt: String,
     margin: Margin,
+    /// All devices belong to this stage.
+    only: Option<StageIndex>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,10 @@ struct Rule {
 
 /// A set of stages, one bit each.
 type StageSet = u64;
-const _: () = assert!(MAX_STAGES < StageSet::BITS as usize, "and one for the rest");
+const _: () = assert!(
+    MAX_STAGES + 1 < StageSet::BITS as usize,
+    "and one for the rest, and one for those that join later"
+);
 
 impl StageRules {
     /// What the stages of `spec` take.
@@ -85,6 +90,19 @@ impl StageRules {
             cuts,
             salt: spec.salt().to_owned(),
             margin: MARGIN,
+            only: None,
+        }
+    }
+
+    /// Every device belongs to `stage`.
+    #[must_use]
+    pub fn only(stage: StageIndex) -> Self {
+        Self {
+            rules: Vec::new(),
+            cuts: Vec::new(),
+            salt: String::new(),
+            margin: MARGIN,
+            only: Some(stage),
         }
     }
 
@@ -106,6 +124,9 @@ impl StageRules {
 
     /// The stages whose tags a device has.
     fn fitting<'t>(&self, tag: impl Fn(&TagPath) -> Option<&'t Value>) -> StageSet {
+        if let Some(stage) = self.only {
+            return 1 << stage.0;
+        }
         let fits = |rule: &Rule| StageSet::from(query::matches(&rule.tags, &tag));
         let rules = self.rules.iter().enumerate();
         rules.fold(0, |set, (index, rule)| set | fits(rule) << index)

@@ -11,7 +11,7 @@ use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, Stag
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, LimiterState, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
-use crate::rollout::{PlanId, Rollout, Wanted};
+use crate::rollout::{Adding, LookId, Phase, Rollout, Wanted};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +95,45 @@ pub enum LeaseReply {
     Quarantined,
 }
 
+/// Which devices of a batch will not be sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Skip {
+    /// All that are left, for the rollout is being aborted: `pending` becomes `skipped`, `attempting` becomes `unknown`.
+    Rest,
+    /// Those that have left the target, as far as they are `pending`, which becomes `skipped`.
+    Left {
+        /// The look that has found it.
+        look: LookId,
+        /// Their positions in the manifest, ascending.
+        devices: Vec<u32>,
+    },
+}
+
+impl Skip {
+    /// What is to be recorded of the device at `index` whose outcome is `known`.
+    #[must_use]
+    pub fn end(&self, index: u32, known: Outcome) -> Option<Outcome> {
+        match (self, known) {
+            (Self::Rest, Outcome::Pending) => Some(Outcome::Skipped),
+            (Self::Rest, Outcome::Attempting) => Some(Outcome::Unknown),
+            (Self::Left { devices, .. }, Outcome::Pending) => {
+                let has_left = devices.binary_search(&index).is_ok();
+                has_left.then_some(Outcome::Skipped)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether that may happen to a rollout as it is.
+    #[must_use]
+    pub fn is_allowed(&self, rollout: &Rollout) -> bool {
+        match self {
+            Self::Rest => matches!(rollout.phase, Phase::Aborting { .. }),
+            Self::Left { look, .. } => rollout.adding() == Some(Adding::Look(*look)),
+        }
+    }
+}
+
 /// A batch with all that is known of its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchWork {
@@ -170,13 +209,13 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Superseded`] when the stored version is another.
     async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError>;
 
-    /// Adds batches to the plan `plan`, all devices pending. Repeating a batch changes nothing.
-    /// [`StoreError::Superseded`] when the rollout is no longer at this try of planning, or its
-    /// plan is already whole.
+    /// Adds batches, all devices pending. Repeating a batch changes nothing.
+    /// [`StoreError::Superseded`] when that is not what the rollout's batches are
+    /// [added by](Rollout::adding) now.
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        by: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError>;
 
@@ -232,14 +271,14 @@ pub trait Store: Send + Sync + 'static {
     /// Lets go of a batch. Does nothing if the lease no longer holds.
     async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
 
-    /// Settles what is left of a batch of a rollout that is being aborted: `pending` becomes
-    /// `skipped`, `attempting` becomes `unknown`. Gives the holder if somebody still works on
-    /// the batch; then nothing was changed, and it can be asked again later.
-    /// [`StoreError::Superseded`] when the rollout is not being aborted.
-    async fn skip_remaining(
+    /// Settles devices of a batch that will not be sent to: see [`Skip`]. Gives the holder if somebody works on the
+    /// batch; then nothing was changed, and it can be asked again later.
+    /// [`StoreError::Superseded`] when the rollout is not being aborted, or no longer at that look.
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError>;
 
     /// Makes the devices of a batch pending again that have one of `outcomes` (of those that

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Word;
+use super::{Found, Word};
 use crate::gate::metric::MetricResult;
 use crate::ids::{MetricName, RolloutName, StageName};
 use crate::outcome::{Counts, Outcome};
@@ -39,7 +39,7 @@ pub enum Phase {
         /// Why, for people.
         reason: String,
     },
-    /// Every device was sent the message.
+    /// Every device was sent the message, but those that had left the target.
     Succeeded,
     /// Nothing more to do, but not every device was sent the message.
     FinishedWithFailures,
@@ -274,6 +274,14 @@ pub enum Event {
     },
     /// All of these devices are pending again.
     RetryPrepared,
+    /// A look for devices that have joined or left begins, or begins anew.
+    LookStarted,
+    /// It was gone through with.
+    Looked {
+        /// What it has found.
+        #[serde(flatten)]
+        found: Found,
+    },
     /// Every device of the plan is settled.
     AllSettled {
         /// The outcomes.
@@ -290,6 +298,16 @@ pub struct IllegalTransition {
 }
 
 impl Event {
+    /// It is told to the world and kept in the history. Looks that find nothing are not: they would be all that is left there.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        match self {
+            Self::LookStarted => false,
+            Self::Looked { found } => !found.is_nothing(),
+            _ => true,
+        }
+    }
+
     /// The event's name as it is written.
     #[must_use]
     pub fn name(&self) -> String {
@@ -360,7 +378,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Running, E::GateUndecided { stage, reason }) => P::Paused {
             reason: format!("the gate of stage {stage} cannot be judged: {reason}"),
         },
-        (P::Running, E::MetricMeasured { .. }) => P::Running,
+        (P::Running, E::MetricMeasured { .. } | E::LookStarted | E::Looked { .. }) => P::Running,
         (P::Running, E::StageSent { .. } | E::ApprovalAwaited { .. } | E::StagePassed { .. }) => {
             P::Running
         }
@@ -384,7 +402,8 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Aborting { .. } | P::Aborted { .. }, E::AbortRequested { .. }) => phase.clone(),
 
         (P::Running | P::Paused { .. } | P::Halted { .. }, E::AllSettled { counts }) => {
-            if counts.failed() == 0 && counts.get(Outcome::Skipped) == 0 {
+            // Those that were skipped had left the target.
+            if counts.failed() == 0 {
                 P::Succeeded
             } else {
                 P::FinishedWithFailures
@@ -442,7 +461,9 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | E::GateUndecided { .. }
             | E::GateFailed { .. }
             | E::RetryRequested { .. }
-            | E::RetryPrepared,
+            | E::RetryPrepared
+            | E::LookStarted
+            | E::Looked { .. },
         ) => return Err(illegal()),
     };
     Ok(next)

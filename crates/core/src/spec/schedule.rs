@@ -36,7 +36,7 @@ pub const MAX_FREEZES: usize = 200;
 pub const HORIZON: Duration = Duration::from_secs(400 * 24 * 3600);
 
 /// The years in which a start is taken for meant: from 2020, before 2100.
-const STARTS: std::ops::Range<Timestamp> =
+pub(super) const STARTS: std::ops::Range<Timestamp> =
     Timestamp(1_577_836_800_000)..Timestamp(4_102_444_800_000);
 
 /// When messages are sent. What is not said does not limit: the empty schedule is always open.

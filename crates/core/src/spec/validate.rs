@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::document::Problem;
 use super::{
-    AtMost, Exclusion, Gate, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target,
+    AtMost, Exclusion, Gate, LATE, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target,
 };
 use crate::group::Conflict;
 use crate::message::Ack;
@@ -68,6 +68,7 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         problems.push(Problem::new("conflict", "has a meaning with `group` only"));
     }
     stages(spec, &mut problems);
+    continuous(spec, &mut problems);
     if let Some(schedule) = &spec.schedule {
         let within = schedule.problems().into_iter();
         problems.extend(within.map(|(path, what)| Problem::new(format!("schedule.{path}"), what)));
@@ -206,6 +207,12 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
                 "\"rest\" is the stage of those that no stage takes; give this one another name",
             ));
         }
+        if spec.continuous.is_some() && stage.name.as_str() == LATE {
+            problems.push(Problem::new(
+                format!("{field}.name"),
+                "\"late\" is the stage of those that join later; give this one another name",
+            ));
+        }
         if let Some(percent) = stage.percent {
             if percent == super::Percent::NONE {
                 problems.push(Problem::new(
@@ -249,6 +256,18 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         if let Some(given) = &stage.gate {
             gate(spec, stage, given, &format!("{field}.gate"), problems);
         }
+    }
+}
+
+fn continuous(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
+    let Some(continuous) = &spec.continuous else {
+        return;
+    };
+    let own = continuous.problems().into_iter();
+    problems.extend(own.map(|(part, what)| Problem::new(format!("continuous.{part}"), what)));
+    if spec.has_list() {
+        let what = "needs a target by tags, where or all: no device joins a list";
+        problems.push(Problem::new("continuous", what));
     }
 }
 

@@ -7,7 +7,7 @@ use twincast_core::ids::{Attempt, BatchId, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{LeaseReply, Store};
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::rollout::{Adding, Event, PlanId};
 
 use super::Subject;
 use crate::assert_refused;
@@ -195,17 +195,23 @@ pub async fn a_new_try_has_empty_groups(subject: Subject) {
     let first = planning(store, "r").await;
     let old = vec![threes(0, 2, &["site=1"]), threes(1, 1, &["site=1"])];
     store
-        .add_batches(&name("r"), PlanId(1), old.clone())
+        .add_batches(&name("r"), Adding::Plan(PlanId(1)), old.clone())
         .await
         .unwrap();
     // Made again, it counts once.
-    store.add_batches(&name("r"), PlanId(1), old).await.unwrap();
+    store
+        .add_batches(&name("r"), Adding::Plan(PlanId(1)), old)
+        .await
+        .unwrap();
     let site = [group("site=1", Limit::Devices(3))];
     assert_eq!(in_progress(store, &site).await, [(3, 0)]);
     let second = step(store, &first, Event::PlanningStarted).await;
     assert_eq!(in_progress(store, &site).await, [(0, 0)]);
     let new = vec![threes(0, 1, &["site=1"])];
-    store.add_batches(&name("r"), PlanId(2), new).await.unwrap();
+    store
+        .add_batches(&name("r"), Adding::Plan(PlanId(2)), new)
+        .await
+        .unwrap();
     step(store, &second, plan_completed(1)).await;
     assert_eq!(in_progress(store, &site).await, [(1, 0)]);
     assert!(is_given(store, 0).await);

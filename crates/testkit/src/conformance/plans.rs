@@ -4,8 +4,8 @@ use twincast_core::account::Activity;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, Group, Place};
-use twincast_core::ports::{Clock as _, Created, Store};
-use twincast_core::rollout::{Event, PlanId, Wanted, Word};
+use twincast_core::ports::{Clock as _, Created, Skip, Store};
+use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -55,7 +55,9 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     assert!(store.rollouts().await.unwrap().is_empty());
     assert_refused!(store.save(&accepted("nobody"), Version(1)).await, NotFound);
     assert_refused!(
-        store.add_batches(&nobody, PlanId(0), vec![]).await,
+        store
+            .add_batches(&nobody, Adding::Plan(PlanId(0)), vec![])
+            .await,
         NotFound
     );
     assert_refused!(store.batches(&nobody, None, 10).await, NotFound);
@@ -69,7 +71,7 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     assert_eq!(store.version(&nobody).await.unwrap(), None);
     assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
     assert_refused!(store.tallies(&nobody).await, NotFound);
-    assert_refused!(store.skip_remaining(&nobody, BatchId(0)).await, NotFound);
+    assert_refused!(store.skip(&nobody, BatchId(0), &Skip::Rest).await, NotFound);
 
     running(store, "r", vec![batch(0, 1)]).await;
     let there = name("r");
@@ -147,7 +149,10 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
     let store = &*subject.store;
     let first = planning(store, "r").await;
     let old = (0..5).map(|id| batch_on(id, "old", 1, 700)).collect();
-    store.add_batches(&name("r"), PlanId(1), old).await.unwrap();
+    store
+        .add_batches(&name("r"), Adding::Plan(PlanId(1)), old)
+        .await
+        .unwrap();
     assert_eq!(ids(store, None, 10).await.len(), 5);
 
     let second = step(store, &first, Event::PlanningStarted).await;
@@ -158,7 +163,7 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
 
     let new = batch(0, 2);
     let added = store
-        .add_batches(&name("r"), PlanId(2), vec![new.clone()])
+        .add_batches(&name("r"), Adding::Plan(PlanId(2)), vec![new.clone()])
         .await;
     added.unwrap();
     step(store, &second, plan_completed(2)).await;
@@ -176,26 +181,26 @@ pub async fn only_the_current_try_is_added_to(subject: Subject) {
     let rollout = step(store, &rollout, Event::PlanningStarted).await;
     for wrong in [PlanId(1), PlanId(3)] {
         let added = store
-            .add_batches(&name("r"), wrong, vec![batch(0, 1)])
+            .add_batches(&name("r"), Adding::Plan(wrong), vec![batch(0, 1)])
             .await;
         assert_refused!(added, Superseded);
     }
     assert!(ids(store, None, 10).await.is_empty());
     let right = PlanId(2);
     let added = store
-        .add_batches(&name("r"), right, vec![batch(0, 1)])
+        .add_batches(&name("r"), Adding::Plan(right), vec![batch(0, 1)])
         .await;
     added.unwrap();
     step(store, &rollout, plan_completed(1)).await;
     let added = store
-        .add_batches(&name("r"), right, vec![batch(1, 1)])
+        .add_batches(&name("r"), Adding::Plan(right), vec![batch(1, 1)])
         .await;
     assert_refused!(added, Superseded);
 
     let other = planning(store, "aborted").await;
     step(store, &other, aborted()).await;
     let added = store
-        .add_batches(&name("aborted"), PlanId(1), vec![batch(0, 1)])
+        .add_batches(&name("aborted"), Adding::Plan(PlanId(1)), vec![batch(0, 1)])
         .await;
     assert_refused!(added, Superseded);
 }
@@ -209,7 +214,9 @@ pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
         vec![batch(0, 2), batch(1, 3)],
         vec![batch(1, 3), batch(1, 3)],
     ] {
-        let added = store.add_batches(&name("r"), PlanId(1), batches).await;
+        let added = store
+            .add_batches(&name("r"), Adding::Plan(PlanId(1)), batches)
+            .await;
         added.unwrap();
     }
     assert_eq!(ids(store, None, 10).await, [0, 1]);

@@ -8,13 +8,14 @@ use proptest::test_runner::{Config, TestRunner};
 use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
-use twincast_core::rollout::{Event, PlanId, Word};
+use twincast_core::ports::{LeaseReply, Report, Skip, Store, StoreError};
+use twincast_core::rollout::{Adding, Event, LookId, PlanId, Word};
 
 use super::Subject;
 use crate::MemoryStore;
 use crate::build::{
-    TTL, aborted, accepted, batch_on, hub, lease_request, name, paused, plan_completed, retry_of,
+    TTL, aborted, batch_on, continuous, hub, lease_request, looked, name, paused, plan_completed,
+    retry_of,
 };
 
 const BATCHES: u32 = 4;
@@ -25,7 +26,7 @@ enum Call {
     Create,
     Change(Change),
     Add {
-        plan: u32,
+        by: Adding,
         batches: Vec<u32>,
     },
     Lease {
@@ -51,6 +52,7 @@ enum Call {
     },
     Skip {
         batch: u32,
+        which: Skip,
     },
     Wait {
         seconds: u64,
@@ -79,6 +81,20 @@ fn call() -> impl Strategy<Value = Call> {
         3 => outcomes.clone().prop_map(|outcomes| retry_of(&outcomes)),
         3 => Just(Event::RetryPrepared),
         1 => Just(Event::AllSettled { counts: Counts::default() }),
+        2 => Just(Event::LookStarted),
+        1 => Just(looked(0, 0)),
+    ];
+    let by = prop_oneof![
+        3 => (1..4u32).prop_map(|plan| Adding::Plan(PlanId(plan))),
+        1 => (1..4u32).prop_map(|look| Adding::Look(LookId(look))),
+    ];
+    let left = prop::sample::subsequence((0..12u32).collect::<Vec<_>>(), 0..=12);
+    let skip = prop_oneof![
+        Just(Skip::Rest),
+        (1..4u32, left).prop_map(|(look, devices)| Skip::Left {
+            look: LookId(look),
+            devices
+        }),
     ];
     let change =
         (event, prop::bool::weighted(0.1)).prop_map(|(event, stale)| Change { event, stale });
@@ -95,8 +111,8 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         1 => Just(Call::Create),
         8 => change.prop_map(Call::Change),
-        6 => (1..4u32, prop::collection::vec(0..BATCHES, 0..4))
-            .prop_map(|(plan, batches)| Call::Add { plan, batches }),
+        6 => (by, prop::collection::vec(0..BATCHES, 0..4))
+            .prop_map(|(by, batches)| Call::Add { by, batches }),
         6 => (0..BATCHES, 0..3u8).prop_map(|(batch, by)| Call::Lease { batch, by }),
         9 => (0..6usize, prop::collection::vec(report.clone(), 0..8))
             .prop_map(|(lease, reports)| Call::Record { lease, reports }),
@@ -105,7 +121,7 @@ fn call() -> impl Strategy<Value = Call> {
         6 => (0..BATCHES, 2..4u16, outcomes)
             .prop_map(|(batch, attempt, outcomes)| Call::Reopen { batch, attempt, outcomes }),
         2 => (0..6usize).prop_map(|lease| Call::Release { lease }),
-        2 => (0..BATCHES).prop_map(|batch| Call::Skip { batch }),
+        3 => (0..BATCHES, skip).prop_map(|(batch, which)| Call::Skip { batch, which }),
         1 => (1..40u64).prop_map(|seconds| Call::Wait { seconds }),
     ]
 }
@@ -121,11 +137,11 @@ impl Side {
     async fn make(&mut self, call: &Call) -> String {
         let store = &*self.store;
         match call {
-            Call::Create => answer(store.create(&accepted("r")).await),
+            Call::Create => answer(store.create(&continuous("r")).await),
             Call::Change(change) => self.change(change).await,
-            Call::Add { plan, batches } => {
+            Call::Add { by, batches } => {
                 let batches = batches.iter().map(|id| batch(*id)).collect();
-                answer(store.add_batches(&name("r"), PlanId(*plan), batches).await)
+                answer(store.add_batches(&name("r"), *by, batches).await)
             }
             Call::Lease { batch, by } => {
                 let request = lease_request(&name("r"), *batch, &format!("w{by}"));
@@ -158,7 +174,9 @@ impl Side {
                 Some(lease) => answer(store.release(lease).await),
                 None => String::new(),
             },
-            Call::Skip { batch } => answer(store.skip_remaining(&name("r"), BatchId(*batch)).await),
+            Call::Skip { batch, which } => {
+                answer(store.skip(&name("r"), BatchId(*batch), which).await)
+            }
             Call::Reopen {
                 batch,
                 attempt,
@@ -292,7 +310,7 @@ async fn differ(subject: Subject, runs: bool, calls: &[Call]) -> Option<String> 
     let mut begin = vec![Call::Create, change(Event::PlanningStarted)];
     if runs {
         begin.push(Call::Add {
-            plan: 1,
+            by: Adding::Plan(PlanId(1)),
             batches: (0..BATCHES).collect(),
         });
         begin.push(change(plan_completed(9)));

@@ -5,8 +5,8 @@ use std::time::Duration;
 use twincast_core::batch::MAX_STRIKES;
 use twincast_core::ids::{Attempt, BatchId, HubName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Clock, LeaseReply, Report, Store};
-use twincast_core::rollout::{Event, PlanId, Wanted, Word};
+use twincast_core::ports::{Clock, LeaseReply, Report, Skip, Store};
+use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -155,7 +155,7 @@ pub async fn a_lease_is_asked_for_by_the_right_phase(subject: Subject) {
     let store = &*subject.store;
     let rollout = planning(store, "r").await;
     let added = store
-        .add_batches(&name("r"), PlanId(1), vec![batch(0, 1)])
+        .add_batches(&name("r"), Adding::Plan(PlanId(1)), vec![batch(0, 1)])
         .await;
     added.unwrap();
     let ask = async || store.lease(&lease_request(&name("r"), 0, "a")).await;
@@ -307,7 +307,7 @@ pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
     assert_refused!(store.record(&old, &reports, TTL).await, Superseded);
 
     let added = store
-        .add_batches(&name("r"), PlanId(2), vec![batch(0, 2)])
+        .add_batches(&name("r"), Adding::Plan(PlanId(2)), vec![batch(0, 2)])
         .await;
     added.unwrap();
     step(store, &anew, plan_completed(2)).await;
@@ -427,7 +427,7 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
     ];
     store.record(&lease, &reports, TTL).await.unwrap();
     step(store, &rollout, aborted()).await;
-    let skip = async || store.skip_remaining(&name("r"), BatchId(0)).await;
+    let skip = async || store.skip(&name("r"), BatchId(0), &Skip::Rest).await;
     let held = skip().await.unwrap().expect("somebody works on it");
     assert_eq!(held.by, lease.holder);
     assert_eq!(outcomes(store, 0).await[0], Outcome::Pending);
@@ -465,7 +465,7 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
 pub async fn only_an_abort_skips(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 1)]).await;
-    let skip = async |id| store.skip_remaining(&name("r"), BatchId(id)).await;
+    let skip = async |id| store.skip(&name("r"), BatchId(id), &Skip::Rest).await;
     assert_refused!(skip(0).await, Superseded);
     let rollout = step(store, &rollout, paused()).await;
     assert_refused!(skip(0).await, Superseded);

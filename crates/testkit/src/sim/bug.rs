@@ -24,6 +24,8 @@ pub enum Bug {
     ForgetsMessages,
     /// The store gives out batches of stages whose time has not come.
     NoStages,
+    /// The store says that devices which have joined are added, and forgets them.
+    ForgetsJoiners,
     /// The store takes what the hub has told, and forgets some.
     ForgetsFeedback,
     /// The store counts devices as delivered that nobody has heard of.

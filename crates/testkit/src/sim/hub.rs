@@ -82,6 +82,8 @@ pub struct SimHub {
     pub name: HubName,
     /// Its devices.
     pub devices: BTreeMap<DeviceId, Tags>,
+    /// Those that are not in any target from the beginning to the end: from which age of the world on they are, and until which.
+    pub comings: BTreeMap<DeviceId, (Duration, Duration)>,
     /// Those that it refuses for good, with the outcome and the code.
     pub refuses: BTreeMap<DeviceId, (Outcome, u32)>,
     /// What those of its devices make of a message that do not complete it; `None` for nothing, ever.
@@ -113,6 +115,21 @@ impl SimHub {
             .iter()
             .find(|window| (window.from..window.to).contains(&age))?;
         Some(&window.sky)
+    }
+
+    /// Whether a device is in targets that fit it, at an age of the world.
+    #[must_use]
+    pub fn has(&self, device: &DeviceId, age: Duration) -> bool {
+        let coming = self.comings.get(device);
+        coming.is_none_or(|(from, to)| (*from..*to).contains(&age))
+    }
+
+    /// A page of devices, after a device.
+    fn page(&self, query: &DeviceQuery, after: Option<&DeviceId>, age: Duration) -> Vec<DeviceRow> {
+        let mut rows = self.rows(query);
+        rows.retain(|row| after < Some(&row.device) && self.has(&row.device, age));
+        rows.truncate(PAGE);
+        rows
     }
 
     fn rows(&self, query: &DeviceQuery) -> Vec<DeviceRow> {
@@ -224,7 +241,11 @@ impl Connection {
     }
 
     /// Asks the registry.
-    async fn ask(&self, op: &'static str, query: DeviceQuery) -> Result<Vec<DeviceRow>, HubError> {
+    async fn ask<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        answer: impl FnOnce(&SimHub) -> T + Send + 'static,
+    ) -> Result<T, HubError> {
         let about = self.hub.name.to_string();
         let error = |trouble| HubError {
             doing: format!("ask hub {} for its devices", self.hub.name),
@@ -237,8 +258,8 @@ impl Connection {
             _ => {}
         }
         let hub = Arc::clone(&self.hub);
-        let rows = async move { hub.rows(&query) };
-        let asked = self.process.call(Odds::default(), op, about, rows).await;
+        let answer = async move { answer(&hub) };
+        let asked = self.process.call(Odds::default(), op, about, answer).await;
         asked.map_err(|_| error(HubTrouble::Other))
     }
 }
@@ -250,22 +271,25 @@ impl Hub for Connection {
             condition: condition.to_owned(),
             tags: Vec::new(),
         };
-        Ok(self.ask("count", query).await?.len() as u64)
+        self.ask("count", move |hub| hub.rows(&query).len() as u64)
+            .await
     }
 
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>> {
         // A page at a time, so that a process can crash between two of them.
-        let pages = stream::unfold(Some(0), move |from| {
+        let pages = stream::unfold(Some(None), move |after: Option<Option<DeviceId>>| {
             let query = query.clone();
             async move {
-                let from = from?;
-                let rows = match self.ask("devices", query).await {
+                let after = after?;
+                let sim = self.process.sim().clone();
+                let page = move |hub: &SimHub| hub.page(&query, after.as_ref(), sim.age());
+                let rows = match self.ask("devices", page).await {
                     Ok(rows) => rows,
                     Err(error) => return Some((Err(error), None)),
                 };
-                let to = rows.len().min(from + PAGE);
-                let next = (to < rows.len()).then_some(to);
-                Some((Ok(rows[from..to].to_vec()), next))
+                let last = rows.last().map(|row| row.device.clone());
+                let next = last.filter(|_| rows.len() == PAGE);
+                Some((Ok(rows), next.map(Some)))
             }
         });
         pages.boxed()

@@ -13,7 +13,7 @@ use twincast_core::ids::{Attempt, BatchId, HubName, RolloutName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
-use twincast_core::ports::{FeedbackRecord, LeaseRequest, Report, SendResult};
+use twincast_core::ports::{FeedbackRecord, LeaseRequest, Report, SendResult, Skip};
 use twincast_core::rollout::Rollout;
 
 use super::{Bug, Chance, Trace};
@@ -102,7 +102,7 @@ pub enum Witnessed<'a> {
         &'a Reopened,
     ),
     /// What was left of a batch was skipped.
-    Skipped(&'a RolloutName, BatchId),
+    Skipped(&'a RolloutName, BatchId, &'a Skip),
     /// All rollouts are to halt, or may go on.
     Halted(bool),
     /// A lease was given back.

@@ -13,9 +13,10 @@ use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Store, StoreError, Tally,
+    BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store, StoreError,
+    Tally,
 };
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
 use super::process::Odds;
@@ -148,12 +149,16 @@ impl Store for SimStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        adding: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
         let of = name.clone();
         self.call("add_batches", name, |truth, by| async move {
-            truth.add_batches(&of, plan, batches.clone()).await?;
+            let is_late = matches!(adding, Adding::Look(_));
+            if is_late && by.sim().has(Bug::ForgetsJoiners) {
+                return Ok(());
+            }
+            truth.add_batches(&of, adding, batches.clone()).await?;
             by.witness(&Witnessed::Planned(&of, &batches));
             Ok(())
         })
@@ -273,27 +278,24 @@ impl Store for SimStore {
         .await
     }
 
-    async fn skip_remaining(
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError> {
-        let of = name.clone();
-        self.call(
-            "skip_remaining",
-            of_batch(name, batch),
-            |truth, by| async move {
-                if by.sim().has(Bug::NeverSkips) {
-                    let (by, until) = (Holder::new("nobody").expect("a name"), Timestamp(0));
-                    return Ok(Some(Held { by, until }));
-                }
-                let held = truth.skip_remaining(&of, batch).await?;
-                if held.is_none() {
-                    by.witness(&Witnessed::Skipped(&of, batch));
-                }
-                Ok(held)
-            },
-        )
+        let (of, which) = (name.clone(), which.clone());
+        self.call("skip", of_batch(name, batch), |truth, by| async move {
+            if by.sim().has(Bug::NeverSkips) {
+                let (by, until) = (Holder::new("nobody").expect("a name"), Timestamp(0));
+                return Ok(Some(Held { by, until }));
+            }
+            let held = truth.skip(&of, batch, &which).await?;
+            if held.is_none() {
+                by.witness(&Witnessed::Skipped(&of, batch, &which));
+            }
+            Ok(held)
+        })
         .await
     }
 

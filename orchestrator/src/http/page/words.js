@@ -37,6 +37,7 @@ const ACTIVITIES = {
   baking: 'baking',
   approval: 'waiting for an approval',
   outside_window: 'outside its window',
+  joiners: 'waiting for devices to join',
   paused: 'paused',
   halted: 'stopped with all rollouts',
   aborting: 'aborting',

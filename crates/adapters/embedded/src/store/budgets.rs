@@ -46,7 +46,7 @@ pub(super) fn wanted(
     if unsettled(&batch_counts(counts, key)?) == 0 {
         return Ok(Err(LeaseReply::Done));
     }
-    if head.wanted() == Wanted::Stop || header.stage > head.stage {
+    if head.wanted == Wanted::Stop || header.stage > head.stage {
         return Ok(Err(LeaseReply::NotWanted));
     }
     Ok(Ok((head, header)))

@@ -183,7 +183,7 @@ pub(super) fn heartbeat(
     ttl: std::time::Duration,
 ) -> Result<Wanted, Fault> {
     match head(&tables.heads, &lease.rollout)? {
-        Some(head) if leases.renew(head.series, lease, false, now, ttl) => Ok(head.wanted()),
+        Some(head) if leases.renew(head.series, lease, false, now, ttl) => Ok(head.wanted),
         _ => Err(Fault::superseded(lease_on(lease))),
     }
 }

@@ -7,9 +7,8 @@ use twincast_core::time::Timestamp;
 
 use super::error::Fault;
 use super::leases::Leases;
-use super::read_ops;
-use super::tables::{Stance, WriteTables, attempts_of, batch_of, header, key, known_head};
-use super::write_ops::{Change, apply};
+use super::tables::{WriteTables, attempts_of, batch_of, header, key, known_head};
+use super::write_ops::{Change, apply, known_record};
 
 /// What is to be reopened.
 #[derive(Debug, Clone, Copy)]
@@ -31,15 +30,9 @@ pub(super) fn reopen(
         attempt,
         outcomes,
     } = wanted;
-    let superseded = || Fault::superseded(format!("rollout {name}"));
     let head = known_head(&tables.heads, name)?;
-    if head.stance != Stance::Preparing {
-        return Err(superseded());
-    }
-    // Which attempt it prepares is in the record alone: retries are rare.
-    let record = read_ops::record_of(&tables.rollouts, name)?.ok_or_else(superseded)?;
-    if !record.prepares(attempt) {
-        return Err(superseded());
+    if !known_record(tables, name)?.prepares(attempt) {
+        return Err(Fault::superseded(format!("rollout {name}")));
     }
     let key = key(head.series, batch);
     let header =

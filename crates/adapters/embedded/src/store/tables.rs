@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `meta` | what | a number: `format`, `openings`, `series`, `groups` |
 //! | `rollouts` | name | the record, JSON |
-//! | `heads` | name | what the other operations need of the record: series, version, try, stance, stage |
+//! | `heads` | name | what the other operations need of the record: series, version, try, whether workers go on, stage |
 //! | `batches` | series, batch | the header, JSON |
 //! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
 //! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
@@ -32,7 +32,7 @@ use twincast_core::batch::{Attempts, Lease};
 use twincast_core::ids::{Attempt, BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::BatchHeader;
-use twincast_core::rollout::{Owed, Phase, PlanId, Rollout, Wanted};
+use twincast_core::rollout::{PlanId, Rollout, Wanted};
 
 use super::error::Fault;
 
@@ -49,7 +49,7 @@ pub(super) type Series = u32;
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
-/// A place in `heads`: series, version, try, stance, stage.
+/// A place in `heads`: series, version, try, 1 if workers go on, stage.
 pub(super) type StoredHead = (u32, u64, u32, u8, u16);
 
 /// The keys of `meta`.
@@ -130,36 +130,10 @@ pub(super) struct Head {
     pub(super) series: Series,
     pub(super) version: Version,
     pub(super) plan: PlanId,
-    pub(super) stance: Stance,
+    /// What a worker is to do.
+    pub(super) wanted: Wanted,
     /// The stage up to which batches may be worked on.
     pub(super) stage: StageIndex,
-}
-
-/// What a rollout lets happen to its batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stance {
-    /// Its plan is not whole: batches may be added.
-    Planning,
-    /// Batches may be worked on.
-    Running,
-    /// Devices may be made pending again.
-    Preparing,
-    /// What is left may be skipped.
-    Aborting,
-    /// None of these.
-    Still,
-}
-
-impl Stance {
-    fn of(rollout: &Rollout) -> Self {
-        match &rollout.phase {
-            phase if phase.owed() == Owed::Plan && rollout.plan.is_none() => Self::Planning,
-            _ if rollout.owed() == Owed::PrepareRetry => Self::Preparing,
-            _ if rollout.wanted() == Wanted::GoOn => Self::Running,
-            Phase::Aborting { .. } => Self::Aborting,
-            _ => Self::Still,
-        }
-    }
 }
 
 impl Head {
@@ -168,34 +142,19 @@ impl Head {
             series,
             version: rollout.version,
             plan: rollout.plan_id,
-            stance: Stance::of(rollout),
+            wanted: rollout.wanted(),
             stage: rollout.stage(),
         }
     }
 
     pub(super) fn stored(self) -> StoredHead {
-        let stance = match self.stance {
-            Stance::Planning => 0,
-            Stance::Running => 1,
-            Stance::Aborting => 2,
-            Stance::Still => 3,
-            Stance::Preparing => 4,
-        };
         (
             self.series,
             self.version.0,
             self.plan.0,
-            stance,
+            u8::from(self.wanted == Wanted::GoOn),
             self.stage.0,
         )
-    }
-
-    /// What a worker is to do.
-    pub(super) fn wanted(self) -> Wanted {
-        match self.stance {
-            Stance::Running => Wanted::GoOn,
-            Stance::Planning | Stance::Preparing | Stance::Aborting | Stance::Still => Wanted::Stop,
-        }
     }
 }
 
@@ -207,22 +166,16 @@ pub(super) fn head(
     let Some(stored) = heads.get(name.as_str())? else {
         return Ok(None);
     };
-    let (series, version, plan, stance, stage) = stored.value();
-    let stance = match stance {
-        0 => Stance::Planning,
-        1 => Stance::Running,
-        2 => Stance::Aborting,
-        3 => Stance::Still,
-        4 => Stance::Preparing,
-        other => {
-            return Err(Fault::damaged(format!("{other} is no stance of a rollout")));
-        }
+    let (series, version, plan, goes_on, stage) = stored.value();
+    let wanted = match goes_on {
+        1 => Wanted::GoOn,
+        _ => Wanted::Stop,
     };
     Ok(Some(Head {
         series,
         version: Version(version),
         plan: PlanId(plan),
-        stance,
+        wanted,
         stage: StageIndex(stage),
     }))
 }

@@ -9,8 +9,8 @@ use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, RolloutName, Version};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader};
-use twincast_core::ports::{Created, Report};
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::ports::{Created, Report, Skip};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
@@ -18,9 +18,8 @@ use super::error::Fault;
 use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
-    BatchKey, Head, Numbers, PIECE, Series, Stance, WriteTables, attempts_of, batch_counts,
-    batch_of, head, header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key,
-    unsettled,
+    BatchKey, Head, Numbers, PIECE, Series, WriteTables, attempts_of, batch_counts, batch_of, head,
+    header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key, unsettled,
 };
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
@@ -117,15 +116,12 @@ fn put_rollout(
 pub(super) fn add_batches(
     tables: &mut WriteTables<'_>,
     name: &RolloutName,
-    plan: PlanId,
+    by: Adding,
     batches: &[PackedBatch],
 ) -> Result<(), Fault> {
     let head = known_head(&tables.heads, name)?;
-    if head.plan != plan || head.stance != Stance::Planning {
-        return Err(Fault::superseded(format!(
-            "try {} at planning rollout {name}",
-            plan.0
-        )));
+    if known_record(tables, name)?.adding() != Some(by) {
+        return Err(Fault::superseded(format!("{by} of rollout {name}")));
     }
     for batch in batches {
         let key = key(head.series, batch.header.id);
@@ -185,7 +181,7 @@ pub(super) fn record(
         budgets::recorded(tables, key, now)?;
     }
     leases.renew(head.series, lease, !reports.is_empty(), now, ttl);
-    Ok(head.wanted())
+    Ok(head.wanted)
 }
 
 pub(super) fn merge(
@@ -240,15 +236,15 @@ fn merge_into(
     Ok(())
 }
 
-pub(super) fn skip_remaining(
+pub(super) fn skip(
     tables: &mut WriteTables<'_>,
     leases: &Leases,
     name: &RolloutName,
-    batch: BatchId,
+    (batch, which): (BatchId, &Skip),
     now: Timestamp,
 ) -> Result<Option<Held>, Fault> {
     let head = known_head(&tables.heads, name)?;
-    if head.stance != Stance::Aborting {
+    if !which.is_allowed(&known_record(tables, name)?) {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     let key = key(head.series, batch);
@@ -258,15 +254,20 @@ pub(super) fn skip_remaining(
         return Ok(Some(held));
     }
     let mut change = Change::of(tables, key, &header)?;
-    for index in 0..change.list.len() {
-        match change.list.get(index) {
-            Outcome::Pending => _ = change.merge(index, Outcome::Skipped),
-            Outcome::Attempting => _ = change.merge(index, Outcome::Unknown),
-            _ => {}
+    for index in 0..header.devices {
+        let known = change.list.get(index as usize);
+        if let Some(end) = which.end(index, known) {
+            change.merge(index as usize, end);
         }
     }
     apply(tables, key, &header, &change)?;
     Ok(None)
+}
+
+/// A rollout's record, for what is too rare to be in its head.
+pub(super) fn known_record(tables: &WriteTables<'_>, name: &RolloutName) -> Result<Rollout, Fault> {
+    let record = read_ops::record_of(&tables.rollouts, name)?;
+    record.ok_or_else(|| Fault::not_found(format!("rollout {name}")))
 }
 
 impl Change {

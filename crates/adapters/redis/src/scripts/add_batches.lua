@@ -1,10 +1,10 @@
--- Adds batches to a plan that is being made. Those that are there stay as they are.
--- ARGV: time, plan, and for each batch: number, header, devices, stage, hub, place, manifest,
+-- Adds batches. Those that are there stay as they are.
+-- ARGV: time, by what they are added, and for each batch: number, header, devices, stage, hub, place, manifest,
 -- and how many groups it is in, with their names.
 
-local plan, stance = unpack(redis.call('HMGET', HEAD, 'plan', 'stance'))
-if not plan then return { 'NO_ROLLOUT' } end
-if plan ~= ARGV[2] or stance ~= PLANNING then return { 'SUPERSEDED' } end
+local version, adding = unpack(redis.call('HMGET', HEAD, 'version', 'adding'))
+if not version then return { 'NO_ROLLOUT' } end
+if adding ~= ARGV[2] then return { 'SUPERSEDED' } end
 
 local size = redis.call('STRLEN', OUTCOMES)
 local before = size

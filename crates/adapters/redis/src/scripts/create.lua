@@ -1,9 +1,9 @@
 -- Stores a rollout's record unless there is one.
--- ARGV: time, record, version, plan, stance, stage, attempt. Gives the record that was there.
+-- ARGV: time, record, version, plan, stance, stage, attempt, by what batches are added. Gives the record that was there.
 
 local record = redis.call('HGET', HEAD, 'record')
 if record then return { 'OK', record } end
 redis.call('HSET', HEAD,
   'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5], 'stage', ARGV[6],
-  'attempt', ARGV[7], 'epoch', 0)
+  'attempt', ARGV[7], 'adding', ARGV[8], 'epoch', 0)
 return { 'OK' }

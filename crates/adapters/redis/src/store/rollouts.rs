@@ -12,9 +12,9 @@ use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    BatchWork, Created, LeaseReply, LeaseRequest, Report, Store, StoreError, Tally,
+    BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout, Wanted};
 
 use super::{RedisStore, Subject};
 use crate::keys::Stance;
@@ -76,10 +76,10 @@ impl Store for RedisStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
-        plan: PlanId,
+        by: Adding,
         batches: Vec<Batch>,
     ) -> Result<(), StoreError> {
-        let mut run = self.on(name, &SCRIPTS.add_batches).arg(plan.0);
+        let mut run = self.on(name, &SCRIPTS.add_batches).arg(by.to_string());
         for Batch { header, devices } in &batches {
             let described = serde_json::to_vec(header).expect("a batch's header is plain data");
             run = run
@@ -95,7 +95,7 @@ impl Store for RedisStore {
                 run = run.arg(&group.group);
             }
         }
-        self.run("add batches to", Subject::Plan(name, plan), &run)
+        self.run("add batches to", Subject::Adding(name, by), &run)
             .await?;
         Ok(())
     }
@@ -204,13 +204,22 @@ impl Store for RedisStore {
         Ok(())
     }
 
-    async fn skip_remaining(
+    async fn skip(
         &self,
         name: &RolloutName,
         batch: BatchId,
+        which: &Skip,
     ) -> Result<Option<Held>, StoreError> {
-        let (verb, subject) = ("skip what is left of", Subject::Batch(name, batch));
-        let run = self.on(name, &SCRIPTS.skip_remaining).arg(batch.0);
+        let (verb, subject) = ("skip devices of", Subject::Batch(name, batch));
+        let run = self.on(name, &SCRIPTS.skip).arg(batch.0);
+        let run = match which {
+            Skip::Rest => run,
+            Skip::Left { look, devices } => {
+                let positions = devices.iter().flat_map(|index| index.to_le_bytes());
+                run.arg(Adding::Look(*look).to_string())
+                    .arg(positions.collect::<Vec<_>>())
+            }
+        };
         let reply = self.run(verb, subject, &run).await?;
         reply.held().map_err(|misfit| subject.corrupt(verb, misfit))
     }
@@ -377,6 +386,12 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
         .arg(Stance::of(rollout).as_str())
         .arg(rollout.stage().0)
         .arg(rollout.attempt.0)
+        .arg(
+            rollout
+                .adding()
+                .map(|by| by.to_string())
+                .unwrap_or_default(),
+        )
 }
 
 /// A limit that Redis can count to, which takes a negative one for none.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Roster, Store, StoreError};
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{
     TTL, accepted, batch, holder, leased, name, planning, report, running, step,
@@ -122,7 +122,7 @@ async fn a_full_server_changes_nothing() {
         store.create(&accepted("t")).await.map(drop),
         store.save(&next, other.version).await,
         store
-            .add_batches(&name("s"), PlanId(1), batches.clone())
+            .add_batches(&name("s"), Adding::Plan(PlanId(1)), batches.clone())
             .await,
         store.record(&lease, &reports, TTL).await.map(drop),
         store
@@ -149,7 +149,7 @@ async fn a_full_server_changes_nothing() {
     assert_eq!(redis.ask("CONFIG SET maxmemory 0").await, "+OK\r\n");
     store.record(&lease, &reports, TTL).await.unwrap();
     store
-        .add_batches(&name("s"), PlanId(1), batches)
+        .add_batches(&name("s"), Adding::Plan(PlanId(1)), batches)
         .await
         .unwrap();
     verify(&store, &name("r")).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use twincast_core::ids::{BatchId, Version};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Roster, Store, StoreError};
-use twincast_core::rollout::{Event, PlanId, Word};
+use twincast_core::rollout::{Adding, Event, PlanId, Word};
 use twincast_testkit::build::{
     TTL, accepted, batch, leased, name, paused, planning, report, running, step,
 };
@@ -32,7 +32,7 @@ async fn a_new_try_takes_all_keys_of_the_old_with_it() {
     let before = keys(redis, &settings.prefix).await;
     let batches = (0..300).map(|id| batch(id, 3)).collect();
     store
-        .add_batches(&name("r"), PlanId(1), batches)
+        .add_batches(&name("r"), Adding::Plan(PlanId(1)), batches)
         .await
         .unwrap();
     assert!(keys(redis, &settings.prefix).await > before);

@@ -7,7 +7,7 @@ use twincast_core::batch::Lease;
 use twincast_core::ids::{BatchId, Version};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Report, Store};
-use twincast_core::rollout::{Event, PlanId, Rollout};
+use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, accepted, after, batch, hub, leased, name, plan_completed};
 use twincast_testkit::conformance::run;
@@ -52,7 +52,7 @@ impl Known {
             .await?;
         let given_up = vec![batch(0, 900), batch(7, 30)];
         store
-            .add_batches(&name("r"), PlanId(1), given_up)
+            .add_batches(&name("r"), Adding::Plan(PlanId(1)), given_up)
             .await
             .ok()?;
         let second = self
@@ -60,7 +60,10 @@ impl Known {
             .await?;
         for id in 0..BATCHES {
             let added = vec![batch(id, DEVICES)];
-            store.add_batches(&name("r"), PlanId(2), added).await.ok()?;
+            store
+                .add_batches(&name("r"), Adding::Plan(PlanId(2)), added)
+                .await
+                .ok()?;
             self.added += 1;
             let pending = OutcomeList::pending(DEVICES as usize);
             self.outcomes.push((pending.clone(), pending));
@@ -141,7 +144,9 @@ async fn finish(store: &EmbeddedStore) {
         store.save(&rollout, version).await.unwrap();
         for id in 0..BATCHES {
             let added = vec![batch(id, DEVICES)];
-            let added = store.add_batches(&r, rollout.plan_id, added).await;
+            let added = store
+                .add_batches(&r, Adding::Plan(rollout.plan_id), added)
+                .await;
             added.unwrap();
         }
         let planned = after(&rollout, plan_completed(900));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Store, StoreError};
-use twincast_core::rollout::{PlanId, Wanted};
+use twincast_core::rollout::{Adding, PlanId, Wanted};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, batch, leased, name, plan_completed, planning, report, step};
 use twincast_testkit::conformance::run;
@@ -33,7 +33,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
         let rollout = planning(&store, "r").await;
         let add = async |id| {
             store
-                .add_batches(&r, PlanId(1), vec![batch(id, 5_000)])
+                .add_batches(&r, Adding::Plan(PlanId(1)), vec![batch(id, 5_000)])
                 .await
         };
         add(0).await.unwrap();

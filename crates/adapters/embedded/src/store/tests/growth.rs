@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::Store;
-use twincast_core::rollout::{Event, PlanId};
+use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, batch, leased, name, planning, report, running, step};
 use twincast_testkit::conformance::run;
@@ -40,7 +40,9 @@ fn plans_that_were_given_up_are_removed() {
         for round in 1..=40 {
             for id in 0..5 {
                 let batches = vec![batch(id, 2_000)];
-                let added = store.add_batches(&name("r"), PlanId(round), batches).await;
+                let added = store
+                    .add_batches(&name("r"), Adding::Plan(PlanId(round)), batches)
+                    .await;
                 added.unwrap();
             }
             rollout = step(&store, &rollout, Event::PlanningStarted).await;

@@ -1,0 +1,247 @@
+//! Looks through the target of a continuous rollout, beside all else that a driver does.
+//!
+//! A look reads which devices the rollout has, asks the hubs for all of the target, adds those that are new, and skips those that are
+//! gone and were not sent to. It adds and skips under its number ([`LookId`]), so nothing of it is lost or done twice, wherever
+//! it is given up: the next look finds what it has added.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, pending};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use twincast_core::error::in_words;
+use twincast_core::ids::{BatchId, HubName, StageIndex};
+use twincast_core::outcome::Outcome;
+use twincast_core::plan::{BatchHeader, HubPlan};
+use twincast_core::ports::{Clock, Skip, Store, StoreError};
+use twincast_core::rollout::{Adding, Event, Found, LookId, Rollout};
+use twincast_core::spec::RolloutSpec;
+
+use crate::Hubs;
+use crate::driver::{Driver, store_batches};
+use crate::members::{Gathering, Members, Part};
+use crate::planner::{Joiners, PlanError, PlanProgress, Planner};
+
+/// How long after a look that failed another one begins.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Batches that are read at once.
+const PAGE: usize = 256;
+
+/// Why a look was given up.
+#[derive(Debug, thiserror::Error)]
+enum GivenUp {
+    #[error("cannot read or add devices")]
+    Store(#[from] StoreError),
+    #[error("cannot ask the hubs for the target")]
+    Hubs(#[source] PlanError),
+}
+
+/// What a driver remembers of its look. Losing it costs a look that begins anew.
+#[derive(Default)]
+pub(crate) struct Looking {
+    under_way: Option<(LookId, BoxFuture<'static, Result<Found, GivenUp>>)>,
+    failed_at: Option<Instant>,
+}
+
+impl std::fmt::Debug for Looking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let look = self.under_way.as_ref().map(|(look, _)| look);
+        f.debug_tuple("Looking").field(&look).finish()
+    }
+}
+
+impl Looking {
+    /// Waits until a look is to begin, or the one that was begun is over.
+    ///
+    /// Cancel safety: a look that is under way is gone on with by the next call.
+    pub(crate) async fn happened(&mut self, rollout: &Rollout, clock: &dyn Clock) -> Event {
+        let Some(looks) = rollout.looks else {
+            return pending().await;
+        };
+        let ours = self.under_way.as_mut();
+        if let Some((_, look)) = ours.filter(|(id, _)| {
+            let is_newest = *id == looks.newest;
+            is_newest && looks.under_way.is_some()
+        }) {
+            let ended = look.await;
+            self.under_way = None;
+            match ended {
+                Ok(found) => return Event::Looked { found },
+                Err(error) => {
+                    let (name, error) = (&rollout.spec.name, in_words(&error));
+                    tracing::warn!(rollout = %name, error, "a look for devices that have joined was given up");
+                    self.failed_at = Some(Instant::now());
+                }
+            }
+        }
+        let rests = self.failed_at.is_some_and(|at| at.elapsed() < AGAIN);
+        let is_due = rollout.next_look().is_some_and(|at| clock.now() >= at);
+        // One that is under way and not ours was given up by whoever began it.
+        if !rests && (is_due || looks.under_way.is_some()) {
+            return Event::LookStarted;
+        }
+        pending().await
+    }
+
+    /// Begins the look that was just noted in `rollout`'s record, by us.
+    pub(crate) fn begin(&mut self, driver: &Driver, rollout: &Rollout) {
+        let Some((looks, stage)) = rollout.looks.zip(rollout.spec.late_stage()) else {
+            return;
+        };
+        let look = Look {
+            id: looks.newest,
+            stage,
+            spec: rollout.spec.clone(),
+            devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
+            store: driver.store.clone(),
+            hubs: driver.hubs.clone(),
+            base: driver.base.clone(),
+        };
+        self.failed_at = None;
+        self.under_way = Some((look.id, async move { look.through().await }.boxed()));
+    }
+}
+
+/// One look.
+struct Look {
+    id: LookId,
+    /// Where those belong that have joined.
+    stage: StageIndex,
+    spec: RolloutSpec,
+    /// As many as the rollout has, or some more.
+    devices: u64,
+    store: Arc<dyn Store>,
+    hubs: Hubs,
+    base: PathBuf,
+}
+
+/// What the rollout has.
+#[derive(Default)]
+struct Stock {
+    hubs: BTreeMap<HubName, HubPlan>,
+    /// The number after its last batch.
+    next: BatchId,
+}
+
+impl Stock {
+    fn add(&mut self, hub: &HubName, devices: u64, batches: u32) {
+        let part = self.hubs.entry(hub.clone()).or_insert_with(|| HubPlan {
+            hub: hub.clone(),
+            devices: 0,
+            batches: 0,
+        });
+        part.devices += devices;
+        part.batches += batches;
+    }
+
+    fn add_batch(&mut self, header: &BatchHeader) {
+        self.add(&header.hub, header.devices.into(), 1);
+        // A look that was given up may have left gaps.
+        self.next = BatchId(header.id.0 + 1);
+    }
+}
+
+impl Look {
+    async fn through(self) -> Result<Found, GivenUp> {
+        let mut found = Found::default();
+        let mut stock = Stock::default();
+        for part in Part::all(self.devices) {
+            // The last part's reading is the whole stock, with what was added for those before it.
+            stock = Stock::default();
+            let members = self.members(part, &mut stock).await?;
+            found.joined += self.add_joiners(&members, &mut stock).await?;
+            found.left += self.skip_left(&members).await?;
+        }
+        found.hubs = stock.hubs.into_values().collect();
+        Ok(found)
+    }
+
+    /// The known devices of a part. One that has left is unknown: should it come again, it has joined.
+    async fn members(&self, part: Part, stock: &mut Stock) -> Result<Members, StoreError> {
+        let name = &self.spec.name;
+        let mut members = Gathering::new(self.id, part);
+        let mut after = None;
+        loop {
+            let page = self.store.batches(name, after, PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(members.done());
+            };
+            after = Some(last.header.id);
+            for batch in &page {
+                stock.add_batch(&batch.header);
+                let work = self.store.load(name, batch.header.id).await?;
+                for device in work.devices().filter(|it| it.outcome != Outcome::Skipped) {
+                    members.add(&batch.header.hub, device.id);
+                }
+            }
+        }
+    }
+
+    /// Asks the hubs for the target and adds what is new; gives how many devices that were.
+    async fn add_joiners(&self, members: &Members, stock: &mut Stock) -> Result<u64, GivenUp> {
+        let planner = Planner {
+            spec: &self.spec,
+            hubs: &self.hubs,
+            base: &self.base,
+            progress: &PlanProgress::default(),
+            joiners: Some(Joiners {
+                members,
+                stage: self.stage,
+                first: stock.next,
+            }),
+        };
+        let (sender, receiver) = mpsc::channel(4);
+        let adding = store_batches(
+            &*self.store,
+            &self.spec.name,
+            Adding::Look(self.id),
+            receiver,
+        );
+        let (planned, stored) = futures::join!(planner.plan(sender), adding);
+        stored?;
+        let planned = planned.map_err(GivenUp::Hubs)?;
+        for hub in &planned.hubs {
+            stock.add(&hub.hub, hub.devices, hub.batches);
+        }
+        Ok(planned.devices)
+    }
+
+    /// Skips known devices that were not seen in the target, as far as nothing was sent to them. A batch that somebody works on is
+    /// passed over: it is as good as sent.
+    async fn skip_left(&self, members: &Members) -> Result<u64, StoreError> {
+        let name = &self.spec.name;
+        let mut left = 0;
+        let mut after = None;
+        loop {
+            let page = self.store.batches(name, after, PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(left);
+            };
+            after = Some(last.header.id);
+            let waiting = page
+                .iter()
+                .filter(|batch| batch.held.is_none() && batch.counts.get(Outcome::Pending) > 0);
+            for batch in waiting {
+                let header = &batch.header;
+                let work = self.store.load(name, header.id).await?;
+                let devices = work.devices().filter(|device| {
+                    device.outcome == Outcome::Pending && members.has_left(&header.hub, device.id)
+                });
+                let devices: Vec<u32> = devices.map(|device| device.index).collect();
+                if devices.is_empty() {
+                    continue;
+                }
+                let many = devices.len() as u64;
+                let look = self.id;
+                let left_out = Skip::Left { look, devices };
+                if self.store.skip(name, header.id, &left_out).await?.is_none() {
+                    left += many;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Continuous rollouts: devices that join the target while it runs, and devices that leave it.
+//!
+//! What moves them is another rollout: a device that was sent the update reports its new firmware.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use twincast_core::time::Timestamp;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+
+use crate::harness::{Room, eventually};
+
+const OLD: usize = 40;
+const NEW: usize = 10;
+/// When rollouts look for the last time. By then the update must have reached all devices.
+const LAST_LOOK: Duration = Duration::from_secs(20);
+
+fn hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
+    let fleet = format!(
+        "{{seed: 3, groups: [\
+         {{count: {OLD}, id: \"old-{{index:02}}\", reported: {{firmware: \"1\"}}, reported_after_delivery: {{firmware: \"2\"}}}}, \
+         {{count: {NEW}, id: \"new-{{index:02}}\", reported: {{firmware: \"2\"}}}}]}}"
+    );
+    let config = HubConfig {
+        unlimited: true,
+        feedback_interval: Duration::from_millis(100),
+        ..HubConfig::with_fleet(Fleet::from_yaml(&fleet).expect("a fleet"))
+    };
+    let started = runtime.block_on(twincast_emulator::start(config));
+    started.expect("a hub on free ports")
+}
+
+/// Writes a continuous rollout to devices of a firmware.
+fn write(room: &Room, firmware: u32, more: &str) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.expect("it is after 1970");
+    let until = Timestamp(u64::try_from((now + LAST_LOOK).as_millis()).expect("not for long"));
+    let text = format!(
+        "name: moving\ntarget: {{ where: \"properties.reported.firmware = '{firmware}'\" }}\n\
+         message: {{ body: {{ text: hello }} }}\ncontinuous: {{ every: 1m, until: {until} }}\n{more}\n"
+    );
+    room.write("moving.yaml", &text);
+}
+
+/// Sends the update to every device of the old firmware, from elsewhere.
+fn update(hub: &RunningHub) {
+    let elsewhere = Room::of(hub);
+    elsewhere.write(
+        "update.yaml",
+        "name: update\ntarget: { where: \"properties.reported.firmware = '1'\" }\n\
+         message: { body: { text: fetch 2 }, ack: full }\nstages: [{ name: all, gate: { counts: delivered, success_at_least: 100% } }]\n",
+    );
+    elsewhere.run(&["run", "update.yaml"]).expect(0);
+}
+
+fn messages(hub: &RunningHub, device: &str) -> usize {
+    hub.hub().messages(device).map_or(0, |all| all.len())
+}
+
+/// How many devices of a stage have which outcome.
+fn counts(status: &Value, stage: &str) -> BTreeMap<String, u64> {
+    let stages = status["stages"].as_array().expect("stages");
+    let found = stages.iter().find(|it| it["name"] == stage);
+    let counts = found.expect("a stage of that name")["counts"].clone();
+    let counts: BTreeMap<String, u64> = serde_json::from_value(counts).expect("counts");
+    counts.into_iter().filter(|(_, many)| *many > 0).collect()
+}
+
+#[test]
+fn devices_that_join_are_sent_the_message() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub(&runtime);
+    let room = Room::of(&hub);
+    write(&room, 2, "");
+    let plan = room.run(&["plan", "moving.yaml"]).expect(0).stdout;
+    assert!(plan.contains("late"), "{plan}");
+    let running = room.start(&["run", "moving.yaml"]);
+    let first = |n: usize| messages(&hub, &format!("new-{n:02}")) == 1;
+    eventually("the first are sent to", || {
+        (0..NEW).all(first).then_some(())
+    });
+    update(&hub);
+    let ended = running.wait().expect(0);
+    assert!(ended.stdout.contains("50"), "{}", ended.stdout);
+    for n in 0..OLD {
+        assert_eq!(messages(&hub, &format!("old-{n:02}")), 2, "device {n}");
+    }
+    assert!((0..NEW).all(first), "nobody is sent to twice");
+    let status = room.run(&["--json", "status", "moving"]).expect(0).json();
+    let enqueued = |many| BTreeMap::from([("enqueued".to_owned(), many)]);
+    assert_eq!(counts(&status, "all"), enqueued(NEW as u64));
+    assert_eq!(counts(&status, "late"), enqueued(OLD as u64));
+    let why = room.run(&["explain", "moving", "old-07"]).expect(0).stdout;
+    assert!(why.contains("have joined the target"), "{why}");
+    assert_eq!(room.report("moving").len(), OLD + NEW);
+}
+
+#[test]
+fn devices_that_leave_before_their_turn_are_not_sent_it() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub(&runtime);
+    let room = Room::of(&hub);
+    // All but the first wait for the bake, which is over after the last look.
+    let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 25s } }]";
+    write(&room, 1, stages);
+    let running = room.start(&["run", "moving.yaml"]);
+    let sent = || (0..OLD).filter(|n| messages(&hub, &format!("old-{n:02}")) > 0);
+    eventually("the first are sent to", || {
+        (sent().count() == 5).then_some(())
+    });
+    let first: Vec<_> = sent().collect();
+    update(&hub);
+    running.wait().expect(0);
+    for n in 0..OLD {
+        let expected = 1 + usize::from(first.contains(&n));
+        assert_eq!(
+            messages(&hub, &format!("old-{n:02}")),
+            expected,
+            "device {n}"
+        );
+    }
+    let status = room.run(&["--json", "status", "moving"]).expect(0).json();
+    let skipped = BTreeMap::from([("skipped".to_owned(), OLD as u64 - 5)]);
+    assert_eq!(counts(&status, "rest"), skipped);
+    assert_eq!(status["phase"], "succeeded", "{status}");
+}
