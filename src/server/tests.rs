@@ -1,0 +1,141 @@
+use serde_json::json;
+use twincast_core::ids::StageName;
+use twincast_orchestrator::command::{Cause, Refusal};
+use wiremock::matchers::{header, method, path};
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+use super::*;
+use crate::config::Overrides;
+
+#[test]
+fn addresses_are_those_of_servers() {
+    let table = [
+        ("https://a.example", "https://a.example/api/v1"),
+        ("https://a.example/", "https://a.example/api/v1"),
+        ("https://a.example/b/", "https://a.example/b/api/v1"),
+        ("https://a.example/api/v1", "https://a.example/api/v1"),
+        ("http://localhost:8081", "http://localhost:8081/api/v1"),
+        ("http://127.0.0.1:8081", "http://127.0.0.1:8081/api/v1"),
+        ("http://[::1]:8081", "http://[::1]:8081/api/v1"),
+    ];
+    for (given, expected) in table {
+        assert_eq!(base(given, false).unwrap().as_str(), expected);
+    }
+    let table = [
+        ("a.example", "is not the address"),
+        ("ftp://a.example", "must be https"),
+        ("https://ann:secret@a.example", "no user and password"),
+        ("https://a.example?x=1", "with a path below it"),
+        ("http://a.example", "plain http is for this machine only"),
+        ("http://localhost.a.example", "plain http"),
+        ("http://10.0.0.1", "plain http"),
+    ];
+    for (given, says) in table {
+        let said = base(given, false).unwrap_err().lines().join("\n");
+        assert!(said.contains(says), "{given}: {said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+    assert!(base("http://a.example", true).is_ok());
+}
+
+#[test]
+fn an_operation_says_what_its_path_does_not() {
+    let name = RolloutName::new("r").unwrap();
+    let command = Command {
+        by: Some("ann".to_owned()),
+        reason: Some("why".to_owned()),
+        stage: Some(StageName::new("s").unwrap()),
+        ..Command::about(Kind::Approve, Some(name))
+    };
+    let expected = json!({ "stage": "s", "reason": "why" });
+    assert_eq!(said(&command), expected);
+    let all = Command::about(Kind::StopAll, None);
+    assert_eq!(said(&all), json!({}));
+}
+
+fn client(of: &MockServer) -> Server {
+    let overrides = Overrides {
+        server: Some(of.uri()),
+        token: Some("twc_secret".to_owned()),
+        ..Overrides::default()
+    };
+    let settings = Settings::load(None, overrides).unwrap();
+    Server::configured(&settings).unwrap().expect("it is given")
+}
+
+fn answer(status: u16, body: &Value) -> ResponseTemplate {
+    ResponseTemplate::new(status).set_body_json(body)
+}
+
+#[tokio::test]
+async fn what_may_pass_is_asked_again_and_with_the_token() {
+    let server = MockServer::start().await;
+    let of_hubs = || {
+        Mock::given(method("GET"))
+            .and(path("/api/v1/hubs"))
+            .and(header("authorization", "Bearer twc_secret"))
+    };
+    let busy = answer(503, &json!({ "detail": "busy" })).insert_header("retry-after", "1");
+    let first = of_hubs().respond_with(busy).up_to_n_times(1).expect(1);
+    first.mount(&server).await;
+    let gone = of_hubs().respond_with(ResponseTemplate::new(502));
+    gone.up_to_n_times(1).expect(1).mount(&server).await;
+    let good = of_hubs().respond_with(answer(200, &json!({ "hubs": [] })));
+    good.expect(1).mount(&server).await;
+    let began = Instant::now();
+    assert_eq!(client(&server).hubs().await.unwrap().hubs, []);
+    assert!(
+        began.elapsed() >= Duration::from_secs(1),
+        "as it was asked to"
+    );
+}
+
+#[tokio::test]
+async fn refusals_end_with_what_to_do() {
+    let conflict = json!({ "detail": "taken", "cause": "conflict", "details": ["ttl: 1h, 2h"] });
+    let table = [
+        (
+            401,
+            json!({ "detail": "the token is not known" }),
+            ExitCode::Refused,
+            "TWINCAST_TOKEN",
+        ),
+        (
+            403,
+            json!({ "detail": "this needs admin" }),
+            ExitCode::Refused,
+            "role that may",
+        ),
+        (
+            404,
+            json!({ "detail": "nobody", "hint": "look" }),
+            ExitCode::Refused,
+            "look",
+        ),
+        (404, json!("a page"), ExitCode::Refused, "check the address"),
+        (409, conflict, ExitCode::Refused, "another name"),
+        (
+            500,
+            json!({ "detail": "damaged" }),
+            ExitCode::Unexpected,
+            "its log",
+        ),
+    ];
+    for (status, body, code, hint) in table {
+        let server = MockServer::start().await;
+        let asked = Mock::given(method("GET")).respond_with(answer(status, &body));
+        asked.expect(1).mount(&server).await;
+        let failure = client(&server).hubs().await.unwrap_err();
+        let said = failure.lines().join("; ") + failure.hint.as_deref().unwrap_or_default();
+        assert_eq!(failure.code, code, "{status}: {said}");
+        assert!(said.contains(hint), "{status}: {said}");
+        assert!(!said.contains("twc_secret"), "{said}");
+        if status == 409 {
+            let refusal = Refusal {
+                details: vec!["ttl: 1h, 2h".to_owned()],
+                ..Refusal::new(Cause::Conflict, "taken")
+            };
+            assert_eq!(failure.lines(), commander::refused(&refusal).lines());
+        }
+    }
+}
