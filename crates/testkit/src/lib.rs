@@ -5,6 +5,7 @@
 //! * [`AwayStore`]: the way to another store, which can be broken or silent;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
+//! * [`TokenSigner`]: keys of an issuer of tokens, and tokens by them, good and bad;
 //! * [`build`]: rollouts and batches in a line;
 //! * [`sim`]: doubles with seeded faults, for simulations of the whole engine;
 //! * [`services`]: real RabbitMQ and Redis, and a proxy that cuts connections to them.
@@ -22,6 +23,7 @@ mod memory;
 mod metrics;
 pub mod services;
 pub mod sim;
+mod tokens;
 
 pub use away::{AwayStore, Way};
 pub use clock::{ManualClock, RuntimeClock};
@@ -29,3 +31,4 @@ pub use feedback::{FeedbackAnswer, FeedbackAnswered};
 pub use hub::{ScriptedHub, Sent};
 pub use memory::MemoryStore;
 pub use metrics::{MetricAnswer, ScriptedMetrics};
+pub use tokens::TokenSigner;

@@ -1,0 +1,185 @@
+//! What a token says, and whether it says it to us and now.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use twincast_core::time::Timestamp;
+
+use crate::rejection::Rejection;
+
+/// How far the issuer's clock and ours may differ.
+const LEEWAY: Duration = Duration::from_secs(60);
+
+/// What a good token says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claims(Map<String, Value>);
+
+impl Claims {
+    pub(crate) fn read(text: &[u8]) -> Result<Self, Rejection> {
+        let claims = serde_json::from_slice(text);
+        claims
+            .map(Self)
+            .map_err(|_| Rejection::Unreadable("its claims are not a JSON object"))
+    }
+
+    /// It is by this issuer, for this audience, and valid at this time.
+    pub(crate) fn check(
+        &self,
+        issuer: &str,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<(), Rejection> {
+        if self.text("iss") != Some(issuer) {
+            let found = self.text("iss").map(str::to_owned);
+            return Err(Rejection::Issuer { found });
+        }
+        let audiences = self.texts("aud");
+        if !audiences.contains(&audience) {
+            let found = audiences.into_iter().map(str::to_owned).collect();
+            return Err(Rejection::Audience { found });
+        }
+        let expires = self.time("exp")?;
+        let expires = expires.ok_or(Rejection::Time { claim: "exp" })?;
+        if now >= expires.plus(LEEWAY) {
+            return Err(Rejection::Expired);
+        }
+        for claim in ["nbf", "iat"] {
+            if self
+                .time(claim)?
+                .is_some_and(|from| from > now.plus(LEEWAY))
+            {
+                return Err(Rejection::NotYet);
+            }
+        }
+        Ok(())
+    }
+
+    /// A claim that is a text.
+    #[must_use]
+    pub fn text(&self, claim: &str) -> Option<&str> {
+        self.find(claim)?.as_str()
+    }
+
+    /// The texts of a claim that is a list of some, or one.
+    #[must_use]
+    pub fn texts(&self, claim: &str) -> Vec<&str> {
+        match self.find(claim) {
+            Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+            Some(Value::String(text)) => vec![text],
+            _ => Vec::new(),
+        }
+    }
+
+    /// By its name, which may have dots in it; else by a path to it, with dots between the steps.
+    fn find(&self, claim: &str) -> Option<&Value> {
+        if let Some(value) = self.0.get(claim) {
+            return Some(value);
+        }
+        let mut steps = claim.split('.');
+        let mut value = self.0.get(steps.next()?)?;
+        for step in steps {
+            value = value.get(step)?;
+        }
+        Some(value)
+    }
+
+    /// Seconds, of which there may be a part.
+    fn time(&self, claim: &'static str) -> Result<Option<Timestamp>, Rejection> {
+        let Some(value) = self.0.get(claim) else {
+            return Ok(None);
+        };
+        let seconds = value.as_f64().filter(|seconds| *seconds >= 0.0);
+        let seconds = seconds.ok_or(Rejection::Time { claim })?;
+        // What is too large for a time is the last one.
+        Ok(Some(
+            Timestamp((seconds * 1000.0) as u64).min(Timestamp::MAX),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn claims(change: &Value) -> Claims {
+        let mut claims = json!({ "iss": "https://i", "aud": ["other", "us"], "exp": NOW + 300 });
+        let claims = claims.as_object_mut().unwrap();
+        for (claim, value) in change.as_object().unwrap() {
+            claims.insert(claim.clone(), value.clone());
+        }
+        Claims::read(json!(claims).to_string().as_bytes()).unwrap()
+    }
+
+    fn check(change: &Value) -> Result<(), Rejection> {
+        claims(change).check("https://i", "us", Timestamp(NOW * 1000))
+    }
+
+    #[test]
+    fn a_token_is_good_for_us_and_for_a_time() {
+        let good = [
+            json!({}),
+            json!({ "aud": "us" }),
+            json!({ "nbf": NOW, "iat": NOW - 5 }),
+            json!({ "exp": NOW - 59, "nbf": NOW + 60, "iat": NOW + 60 }),
+            json!({ "exp": NOW as f64 + 0.5 }),
+            json!({ "exp": 1e300 }),
+        ];
+        for change in good {
+            assert_eq!(check(&change), Ok(()), "{change}");
+        }
+        let times = [
+            (json!({ "exp": NOW - 60 }), Rejection::Expired),
+            (json!({ "exp": 0 }), Rejection::Expired),
+            (json!({ "exp": null }), Rejection::Time { claim: "exp" }),
+            (json!({ "exp": "soon" }), Rejection::Time { claim: "exp" }),
+            (json!({ "exp": -1 }), Rejection::Time { claim: "exp" }),
+            (json!({ "nbf": [] }), Rejection::Time { claim: "nbf" }),
+            (json!({ "nbf": NOW + 61 }), Rejection::NotYet),
+            (json!({ "iat": NOW + 61 }), Rejection::NotYet),
+        ];
+        for (change, rejection) in times {
+            assert_eq!(check(&change), Err(rejection), "{change}");
+        }
+        for iss in [json!("https://i/"), json!(["https://i"]), json!(null)] {
+            let rejected = check(&json!({ "iss": iss }));
+            assert!(matches!(rejected, Err(Rejection::Issuer { .. })), "{iss}");
+        }
+        for aud in [json!("US"), json!([]), json!({ "us": 1 }), json!([["us"]])] {
+            let rejected = check(&json!({ "aud": aud }));
+            assert!(matches!(rejected, Err(Rejection::Audience { .. })), "{aud}");
+        }
+        let without = Claims::read(br#"{"iss":"https://i","aud":"us"}"#).unwrap();
+        assert_eq!(
+            without.check("https://i", "us", Timestamp(NOW * 1000)),
+            Err(Rejection::Time { claim: "exp" })
+        );
+    }
+
+    #[test]
+    fn claims_are_found_by_name_and_by_path() {
+        let claims = claims(&json!({
+            "roles": ["a", 7, "b"], "group": "c", "realm_access": { "roles": ["d"] }, "https://x.y/roles": ["e"],
+            "deep.name": "f", "deep": { "name": "g" },
+        }));
+        let table: [(&str, &[&str]); 9] = [
+            ("roles", &["a", "b"]),
+            ("group", &["c"]),
+            ("realm_access.roles", &["d"]),
+            ("https://x.y/roles", &["e"]),
+            ("deep.name", &["f"]),
+            ("exp", &[]),
+            ("realm_access", &[]),
+            ("realm_access.roles.d", &[]),
+            ("", &[]),
+        ];
+        for (claim, texts) in table {
+            assert_eq!(claims.texts(claim), texts, "{claim}");
+        }
+        assert_eq!(claims.text("group"), Some("c"));
+        assert_eq!(claims.text("roles"), None);
+    }
+}

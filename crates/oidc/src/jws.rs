@@ -1,0 +1,135 @@
+//! A signed token: its form (RFC 7515, compact), and the algorithms that are let in (RFC 7518, 8037).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::signature::{self, RsaParameters, VerificationAlgorithm};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::rejection::Rejection;
+
+/// The longest token that is looked at. Those of issuers in use have a few KiB; headers of requests end soon after.
+const LONGEST: usize = 16 * 1024;
+/// The longest id of a key. It may come to stand in the log.
+const LONGEST_KID: usize = 256;
+
+/// What tokens may be signed with: by public keys only, so whoever can check one cannot make one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    Rs256,
+    Rs384,
+    Rs512,
+    Ps256,
+    Ps384,
+    Ps512,
+    Es256,
+    Es384,
+    EdDsa,
+}
+
+impl Algorithm {
+    /// By the name in a token's header or at a key. `none`, and those with a shared secret, have none here.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "RS256" => Self::Rs256,
+            "RS384" => Self::Rs384,
+            "RS512" => Self::Rs512,
+            "PS256" => Self::Ps256,
+            "PS384" => Self::Ps384,
+            "PS512" => Self::Ps512,
+            "ES256" => Self::Es256,
+            "ES384" => Self::Es384,
+            "EdDSA" | "Ed25519" => Self::EdDsa,
+            _ => return None,
+        })
+    }
+
+    /// How RSA keys are used for it.
+    pub(crate) fn of_rsa(self) -> Option<&'static RsaParameters> {
+        Some(match self {
+            Self::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+            Self::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+            Self::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+            Self::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
+            Self::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
+            Self::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
+            Self::Es256 | Self::Es384 | Self::EdDsa => return None,
+        })
+    }
+
+    /// How keys on its curve are used.
+    pub(crate) fn of_curve(self) -> Option<&'static dyn VerificationAlgorithm> {
+        Some(match self {
+            Self::Es256 => &signature::ECDSA_P256_SHA256_FIXED,
+            Self::Es384 => &signature::ECDSA_P384_SHA384_FIXED,
+            Self::EdDsa => &signature::ED25519,
+            Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512 => {
+                return None;
+            }
+        })
+    }
+}
+
+/// A token in its parts. Nothing in it is to be believed before its signature was checked.
+pub(crate) struct Parts<'a> {
+    pub(crate) algorithm: Algorithm,
+    /// Which key it is signed with.
+    pub(crate) kid: Option<String>,
+    /// What is signed.
+    pub(crate) signed: &'a [u8],
+    pub(crate) signature: Vec<u8>,
+    pub(crate) claims: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+    crit: Option<IgnoredAny>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes a token apart.
+    pub(crate) fn of(token: &'a str) -> Result<Self, Rejection> {
+        if token.len() > LONGEST {
+            return Err(Rejection::Unreadable("it is longer than 16 KiB"));
+        }
+        let unreadable = || Rejection::Unreadable("it is not three parts in base64url");
+        let (signed, signature) = token.rsplit_once('.').ok_or_else(unreadable)?;
+        let (header, claims) = signed.split_once('.').ok_or_else(unreadable)?;
+        let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| unreadable());
+        let header: Header = serde_json::from_slice(&decode(header)?)
+            .map_err(|_| Rejection::Unreadable("its header is not as it should be"))?;
+        let algorithm = Algorithm::named(&header.alg).ok_or_else(|| Rejection::Algorithm {
+            found: header.alg.chars().take(20).collect(),
+        })?;
+        if header
+            .kid
+            .as_ref()
+            .is_some_and(|kid| kid.len() > LONGEST_KID)
+        {
+            return Err(Rejection::Unreadable("its kid is longer than 256 bytes"));
+        }
+        if header.crit.is_some() {
+            return Err(Rejection::Unreadable("its header has a crit extension"));
+        }
+        if !header.typ.as_deref().is_none_or(is_for_access) {
+            return Err(Rejection::Unreadable("its typ is neither JWT nor at+jwt"));
+        }
+        Ok(Self {
+            algorithm,
+            kid: header.kid,
+            signed: signed.as_bytes(),
+            signature: decode(signature)?,
+            claims: decode(claims)?,
+        })
+    }
+}
+
+/// Other types are made for other ends, such as signing somebody out.
+fn is_for_access(typ: &str) -> bool {
+    ["JWT", "at+jwt", "application/at+jwt"]
+        .iter()
+        .any(|known| typ.eq_ignore_ascii_case(known))
+}

@@ -1,0 +1,288 @@
+//! The keys of an issuer (RFC 7517), each tied to the algorithms that it is made for.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::signature::{RsaPublicKeyComponents, UnparsedPublicKey};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::jws::{Algorithm, Parts};
+use crate::rejection::Rejection;
+
+/// Issuers have two or three; one with this many is none.
+const MOST: usize = 100;
+/// RSA keys below 2048 bits are not let in.
+const SHORTEST_MODULUS: usize = 2048 / 8;
+
+/// Why a set of keys cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadKeys {
+    /// It is no set of keys.
+    #[error("it is not a JSON object with an array of keys")]
+    Form,
+    /// It has too many.
+    #[error("it has {found} keys, more than 100")]
+    TooMany {
+        /// How many.
+        found: usize,
+    },
+    /// None of them can be used.
+    #[error(
+        "none of its {found} keys can be used: RSA of 2048 bits or more, EC on P-256 or P-384, or Ed25519, for signatures"
+    )]
+    NoneOfUse {
+        /// How many it has.
+        found: usize,
+    },
+}
+
+#[derive(Debug)]
+struct Key {
+    kid: Option<String>,
+    /// The only algorithm that it is for, if it says so.
+    algorithm: Option<Algorithm>,
+    public: Public,
+}
+
+#[derive(Debug)]
+enum Public {
+    Rsa(RsaPublicKeyComponents<Vec<u8>>),
+    /// Of the one algorithm that its curve is for.
+    Curve(Algorithm, Vec<u8>),
+}
+
+/// The keys that can be used.
+#[derive(Debug)]
+pub(crate) struct KeySet(Vec<Key>);
+
+#[derive(Deserialize)]
+struct Set {
+    keys: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Jwk {
+    kty: String,
+    kid: Option<String>,
+    r#use: Option<String>,
+    alg: Option<String>,
+    crv: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+}
+
+impl KeySet {
+    /// Reads a set. Keys that cannot be used are passed over: issuers have some for other ends.
+    pub(crate) fn read(document: &[u8]) -> Result<Self, BadKeys> {
+        let set: Set = serde_json::from_slice(document).map_err(|_| BadKeys::Form)?;
+        let found = set.keys.len();
+        if found > MOST {
+            return Err(BadKeys::TooMany { found });
+        }
+        let keys = set.keys.into_iter().map(serde_json::from_value);
+        let keys: Vec<_> = keys.flatten().filter_map(Key::of).collect();
+        if keys.is_empty() {
+            return Err(BadKeys::NoneOfUse { found });
+        }
+        Ok(Self(keys))
+    }
+
+    /// Checks a token's signature. Only one key may come into question.
+    pub(crate) fn check(&self, token: &Parts<'_>) -> Result<(), Rejection> {
+        let mut fitting = self.0.iter().filter(|key| {
+            let is_named = token.kid.is_none() || token.kid == key.kid;
+            is_named && key.is_for(token.algorithm)
+        });
+        let (Some(key), None) = (fitting.next(), fitting.next()) else {
+            let kid = token.kid.clone();
+            return Err(Rejection::Key { kid });
+        };
+        key.public.check(token)
+    }
+}
+
+impl Key {
+    fn of(jwk: Jwk) -> Option<Self> {
+        if jwk.r#use.is_some_and(|for_what| for_what != "sig") {
+            return None;
+        }
+        let algorithm = match &jwk.alg {
+            Some(name) => Some(Algorithm::named(name)?),
+            None => None,
+        };
+        let bytes = |field: &Option<String>| {
+            let text = field.as_ref()?;
+            URL_SAFE_NO_PAD.decode(text).ok()
+        };
+        let public = match (&*jwk.kty, jwk.crv.as_deref()) {
+            ("RSA", _) => {
+                let (n, e) = (number(&bytes(&jwk.n)?), number(&bytes(&jwk.e)?));
+                if n.len() < SHORTEST_MODULUS {
+                    return None;
+                }
+                Public::Rsa(RsaPublicKeyComponents { n, e })
+            }
+            ("EC", Some(curve)) => {
+                let (algorithm, width) = match curve {
+                    "P-256" => (Algorithm::Es256, 32),
+                    "P-384" => (Algorithm::Es384, 48),
+                    _ => return None,
+                };
+                let (x, y) = (bytes(&jwk.x)?, bytes(&jwk.y)?);
+                if x.len() != width || y.len() != width {
+                    return None;
+                }
+                // As SEC 1 writes a point that is not compressed.
+                Public::Curve(algorithm, [&[4], &*x, &*y].concat())
+            }
+            ("OKP", Some("Ed25519")) => {
+                let x = bytes(&jwk.x).filter(|x| x.len() == 32)?;
+                Public::Curve(Algorithm::EdDsa, x)
+            }
+            _ => return None,
+        };
+        let key = Self {
+            kid: jwk.kid,
+            algorithm,
+            public,
+        };
+        // One that says that it is for what it cannot be used for is for nothing.
+        algorithm.is_none_or(|it| key.is_for(it)).then_some(key)
+    }
+
+    fn is_for(&self, algorithm: Algorithm) -> bool {
+        let can = match &self.public {
+            Public::Rsa(_) => algorithm.of_rsa().is_some(),
+            Public::Curve(only, _) => *only == algorithm,
+        };
+        can && self.algorithm.is_none_or(|only| only == algorithm)
+    }
+}
+
+impl Public {
+    fn check(&self, token: &Parts<'_>) -> Result<(), Rejection> {
+        let (signed, signature) = (token.signed, &token.signature);
+        let checked = match self {
+            Self::Rsa(key) => {
+                let how = token.algorithm.of_rsa();
+                how.map(|how| key.verify(how, signed, signature))
+            }
+            Self::Curve(_, point) => {
+                let how = token.algorithm.of_curve();
+                how.map(|how| UnparsedPublicKey::new(how, point).verify(signed, signature))
+            }
+        };
+        match checked {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(Rejection::Signature),
+        }
+    }
+}
+
+/// Without zeros before it, of which some issuers write one.
+fn number(bytes: &[u8]) -> Vec<u8> {
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    bytes[zeros..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Keys and a token for each algorithm, made by another implementation (Node's OpenSSL).
+    fn vectors() -> Value {
+        serde_json::from_str(include_str!("vectors.json")).unwrap()
+    }
+
+    fn read(set: &Value) -> Result<KeySet, BadKeys> {
+        KeySet::read(set.to_string().as_bytes())
+    }
+
+    #[test]
+    fn tokens_of_another_implementation_are_good_with_their_key_only() {
+        let vectors = vectors();
+        let keys = read(&vectors).unwrap();
+        let tokens = vectors["tokens"].as_object().unwrap();
+        assert_eq!(tokens.len(), 9);
+        for (algorithm, token) in tokens {
+            let token = token.as_str().unwrap();
+            let parts = Parts::of(token).unwrap();
+            assert_eq!(keys.check(&parts), Ok(()), "{algorithm}");
+            let mut wrong = Parts::of(token).unwrap();
+            wrong.signature[7] ^= 1;
+            assert_eq!(keys.check(&wrong), Err(Rejection::Signature), "{algorithm}");
+            let without_kid = Parts {
+                kid: None,
+                ..Parts::of(token).unwrap()
+            };
+            assert_eq!(keys.check(&without_kid), Ok(()), "{algorithm}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_for_the_algorithms_of_its_kind_and_word() {
+        let mut vectors = vectors();
+        for key in vectors["keys"].as_array_mut().unwrap() {
+            key["kid"] = json!("same");
+            if key["kty"] == "RSA" {
+                key["alg"] = json!("RS256");
+            }
+        }
+        let keys = read(&vectors).unwrap();
+        let found = |algorithm| {
+            let parts = Parts {
+                algorithm,
+                kid: Some("same".to_owned()),
+                signed: b"",
+                signature: vec![0; 64],
+                claims: Vec::new(),
+            };
+            keys.check(&parts) == Err(Rejection::Signature)
+        };
+        for algorithm in [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa] {
+            assert!(found(algorithm), "{algorithm:?}");
+        }
+        for algorithm in [Algorithm::Rs384, Algorithm::Ps256] {
+            assert!(!found(algorithm), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn keys_for_other_ends_are_passed_over() {
+        let good = vectors()["keys"][1].clone();
+        let with = |field: &str, value: Value| {
+            let mut key = good.clone();
+            key[field] = value;
+            key
+        };
+        let short = json!({ "kty": "RSA", "n": "AQAB", "e": "AQAB" });
+        let bad = [
+            with("use", json!("enc")),
+            with("alg", json!("RS256")),
+            with("alg", json!("HS256")),
+            with("crv", json!("P-521")),
+            with("x", json!("AQAB")),
+            with("x", json!("!")),
+            json!({ "kty": "oct", "k": "c2VjcmV0" }),
+            json!({ "kty": "OKP", "crv": "Ed25519", "x": "AQAB" }),
+            short,
+            json!(7),
+        ];
+        let found = bad.len();
+        assert_eq!(
+            read(&json!({ "keys": bad })).unwrap_err(),
+            BadKeys::NoneOfUse { found }
+        );
+        let all = [&bad[..], std::slice::from_ref(&good)].concat();
+        assert_eq!(read(&json!({ "keys": all })).unwrap().0.len(), 1);
+        let many = json!({ "keys": vec![good; 101] });
+        assert_eq!(read(&many).unwrap_err(), BadKeys::TooMany { found: 101 });
+        for strange in [json!([]), json!({}), json!({ "keys": {} })] {
+            assert_eq!(read(&strange).unwrap_err(), BadKeys::Form);
+        }
+    }
+}
