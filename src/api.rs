@@ -1,7 +1,8 @@
 //! Where the HTTP API listens, and who may ask.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,10 +10,12 @@ use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use tokio_util::sync::CancellationToken;
-use twincast_orchestrator::http::auth::{Door, Tokens};
+use twincast_orchestrator::http::auth::tokens::TokensFile;
+use twincast_orchestrator::http::auth::{Bearers, Door};
 
 use crate::config::{ApiSettings, Settings};
 use crate::exit::{ExitCode, Failure};
+use crate::oidc;
 use crate::output::Output;
 
 /// How long requests under way may take when the process is to stop.
@@ -23,16 +26,17 @@ pub(crate) struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<RustlsConfig>,
+    door: Arc<Door>,
     handle: Handle<SocketAddr>,
 }
 
 impl Listener {
-    /// Listens, if that is configured, and says who may ask. Nothing is answered yet.
-    pub(crate) async fn bind(settings: &Settings) -> Result<Option<(Self, Door)>, Failure> {
+    /// Listens, if that is configured. Nothing is answered yet.
+    pub(crate) async fn bind(settings: &Settings) -> Result<Option<Self>, Failure> {
         let Some(wanted) = settings.api.listen else {
             return Ok(None);
         };
-        let door = door(&settings.api, wanted, &settings.base)?;
+        let door = door(&settings.api, wanted, &settings.base).await?;
         let tls = tls(&settings.api, &settings.base).await?;
         if tls.is_none() && !wanted.ip().is_loopback() {
             tracing::warn!(
@@ -47,13 +51,18 @@ impl Listener {
             .with_context(|| format!("cannot listen on {wanted} (api.listen)"))
             .map_err(|error| Failure::new(ExitCode::Refused, error))?;
         let address = listener.local_addr()?;
-        let listener = Self {
+        Ok(Some(Self {
             listener,
             address,
             tls,
+            door: Arc::new(door),
             handle: Handle::new(),
-        };
-        Ok(Some((listener, door)))
+        }))
+    }
+
+    /// Who may ask.
+    pub(crate) fn door(&self) -> Arc<Door> {
+        Arc::clone(&self.door)
     }
 
     /// Says where it is.
@@ -74,6 +83,10 @@ impl Listener {
             handle.graceful_shutdown(Some(LAST_REQUESTS));
             std::future::pending::<()>().await;
         };
+        let following = async {
+            self.door.follow().await;
+            std::future::pending::<()>().await;
+        };
         let service = router.into_make_service();
         let serving = async {
             match self.tls {
@@ -90,6 +103,7 @@ impl Listener {
         tokio::select! {
             served = serving => served,
             () = stopping => unreachable!("it waits for ever"),
+            () = following => unreachable!("it waits for ever"),
         }
     }
 }
@@ -98,30 +112,39 @@ fn refused(message: impl Into<String>) -> Failure {
     Failure::message(ExitCode::Refused, message.into())
 }
 
-fn door(settings: &ApiSettings, wanted: SocketAddr, base: &Path) -> Result<Door, Failure> {
-    let Some(file) = &settings.tokens_file else {
+async fn door(settings: &ApiSettings, wanted: SocketAddr, base: &Path) -> Result<Door, Failure> {
+    if settings.tokens_file.is_none() && settings.oidc.is_none() {
         if wanted.ip().is_loopback() {
             return Ok(Door::Open);
         }
         let message = format!(
-            "api.listen is {wanted}, which others can reach, and api.tokens_file is not set: without tokens the API listens on 127.0.0.1 only"
+            "api.listen is {wanted}, which others can reach, and neither api.tokens_file nor api.oidc is set: without tokens the API listens on 127.0.0.1 only"
         );
         return Err(
             refused(message).hint("`twincast token NAME` makes a token and its line in the file")
         );
-    };
-    let path = base.join(file);
-    let doing = || format!("cannot use api.tokens_file {}", path.display());
-    let text = std::fs::read_to_string(&path)
-        .with_context(doing)
-        .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    let tokens = Tokens::read(&text)
-        .with_context(doing)
-        .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    if tokens.is_empty() {
-        return Err(refused(format!("{}: it has no token", doing())));
     }
-    Ok(Door::Tokens(tokens))
+    let oidc = match &settings.oidc {
+        Some(configured) => Some(oidc::issuer(configured, base).await?),
+        None => None,
+    };
+    let tokens = match &settings.tokens_file {
+        Some(file) => Some(tokens(base.join(file), oidc.is_some()).await?),
+        None => None,
+    };
+    Ok(Door::Bearers(Bearers { tokens, oidc }))
+}
+
+async fn tokens(path: PathBuf, may_be_empty: bool) -> Result<TokensFile, Failure> {
+    let doing = format!("cannot use api.tokens_file {}", path.display());
+    let tokens = TokensFile::open(path)
+        .await
+        .with_context(|| doing.clone())
+        .map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    if tokens.is_empty() && !may_be_empty {
+        return Err(refused(format!("{doing}: it has no token")));
+    }
+    Ok(tokens)
 }
 
 async fn tls(settings: &ApiSettings, base: &Path) -> Result<Option<RustlsConfig>, Failure> {

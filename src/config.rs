@@ -14,6 +14,7 @@ use twincast_core::ids::HubName;
 use twincast_core::spec::Span;
 
 use crate::exit::{ExitCode, Failure};
+use crate::oidc::OidcSettings;
 use crate::otlp::{OtlpSettings, is_address};
 use crate::prometheus::PrometheusSettings;
 use crate::server::ServerSettings;
@@ -172,6 +173,8 @@ pub(crate) struct ApiSettings {
     pub(crate) listen: Option<std::net::SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tokens_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) oidc: Option<OidcSettings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_cert_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -348,7 +351,7 @@ impl Settings {
         let amqp = sections.take("amqp");
         let redis = sections.take("redis");
         let http = sections.take("http");
-        let api = sections.take("api");
+        let api: Option<ApiSettings> = sections.take("api");
         let server: Option<ServerSettings> = sections.take("server");
         let prometheus: Option<PrometheusSettings> = sections.take("prometheus");
         let otlp: Option<OtlpSettings> = sections.take("otlp");
@@ -400,6 +403,10 @@ impl Settings {
                 "server",
                 "must have only one of token and token_file",
             );
+        }
+        let oidc = api.as_ref().and_then(|api| api.oidc.as_ref());
+        for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::mistakes) {
+            sections.check(false, at, otherwise);
         }
         let unknown: Vec<_> = sections.values.keys().cloned().collect();
         for key in unknown {
@@ -605,9 +612,27 @@ mod tests {
     }
 
     #[test]
+    fn values_of_roles_may_have_any_characters() {
+        let toml = "[api.oidc]\nissuer = 'https://i'\naudience = 'a'\n[api.oidc.roles]\noperator = ['Fleet.Ops', '/a b/C']\n";
+        let environment = [
+            ("TWINCAST__API__OIDC__AUDIENCE", "api://B"),
+            ("TWINCAST__API__OIDC__ROLES__ADMIN", "Root"),
+        ];
+        let settings = load(toml, &environment).unwrap();
+        let oidc = serde_json::to_value(settings.api.oidc).unwrap();
+        assert_eq!(
+            oidc,
+            serde_json::json!({
+                "issuer": "https://i", "audience": "api://B", "roles_claim": "roles", "name_claim": "preferred_username",
+                "roles": { "viewer": [], "operator": ["Fleet.Ops", "/a b/C"], "approver": [], "admin": ["Root"] },
+            })
+        );
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nendpoint = 'collector:4318'\nsampled = '0%'\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nendpoint = 'collector:4318'\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
             &[],
         )
         .unwrap_err();
@@ -623,6 +648,10 @@ mod tests {
             "prometheus.url: must have no user",
             "prometheus.timeout: must be 100ms to 1m",
             "otlp.sampled: \"0%\" is not a share",
+            "api.oidc.issuer: must not be empty",
+            "api.oidc: must have no user and password",
+            "api.oidc: must have only one of keys_file and keys_url",
+            "api.oidc.roles: must have values for a role",
         ] {
             assert!(error.contains(part), "{part:?} is not in {error}");
         }

@@ -12,6 +12,7 @@ mod engine;
 mod exit;
 mod health;
 mod logging;
+mod oidc;
 mod otlp;
 mod output;
 mod overlaps;

@@ -79,7 +79,7 @@ pub struct Api {
     /// Messages that could not be used.
     pub letters: Arc<dyn DeadLetters>,
     /// Who may ask.
-    pub door: Door,
+    pub door: Arc<Door>,
 }
 
 /// What handlers share.
@@ -143,7 +143,9 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("A token of the tokens file"))
+        .description(Some(
+            "A token of the tokens file, or one of the configured issuer (a JWT)",
+        ))
         .build();
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("token", SecurityScheme::Http(bearer));

@@ -15,11 +15,14 @@ use twincast_core::permits::PermitRequest;
 use twincast_core::ports::{Clock, Roster, Store};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
-use twincast_orchestrator::http::auth::{Door, Role, Tokens, new_token};
+use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
+use twincast_orchestrator::http::auth::oidc::Oidc;
+use twincast_orchestrator::http::auth::tokens::{TokensFile, new_token};
+use twincast_orchestrator::http::auth::{Bearers, Door, Role};
 use twincast_orchestrator::http::{Api, DeadLetters, openapi};
 use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, TokenSigner, build};
 
 struct NoLetters;
 
@@ -39,16 +42,57 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    async fn new() -> Self {
         let (tokens, lines): (Vec<_>, Vec<_>) = Role::ALL
             .into_iter()
             .map(|role| new_token(&format!("{}-ann", role.as_str()), role))
             .unzip();
-        let door = Door::Tokens(Tokens::read(&lines.join("\n")).unwrap());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        let ours = TokensFile::open(file.path().to_owned()).await.unwrap();
+        let door = Door::Bearers(Bearers {
+            tokens: Some(ours),
+            oidc: None,
+        });
         Self {
             tokens,
             ..Self::with(door)
         }
+    }
+
+    /// One that takes the tokens of an issuer, too.
+    async fn of_issuer() -> (Self, TokenSigner) {
+        let signer = TokenSigner::new("k");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), TokenSigner::key_set(&[&signer]).to_string()).unwrap();
+        let issuer = Issuer::new(IssuerConfig {
+            issuer: "https://login.example.com".to_owned(),
+            audience: "twincast".to_owned(),
+            keys: KeysAt::File(file.path().to_owned()),
+            ca_file: None,
+        })
+        .unwrap();
+        issuer.load().await.unwrap();
+        let value = |role: Role| (format!("fleet-{}", role.as_str()), role);
+        let oidc = Oidc {
+            issuer,
+            name_claim: "preferred_username".to_owned(),
+            roles_claim: "realm_access.roles".to_owned(),
+            roles: Role::ALL.into_iter().map(value).collect(),
+        };
+        let door = Door::Bearers(Bearers {
+            tokens: None,
+            oidc: Some(oidc),
+        });
+        let token = |role: Role| {
+            let value = format!("fleet-{}", role.as_str());
+            signer.sign(&claims(&["offline_access", &value]))
+        };
+        let bench = Self {
+            tokens: Role::ALL.into_iter().map(token).collect(),
+            ..Self::with(door)
+        };
+        (bench, signer)
     }
 
     fn with(door: Door) -> Self {
@@ -77,7 +121,7 @@ impl Bench {
             hubs: Hubs::from([(hub, handle)]),
             intake: Arc::new(intake),
             letters: Arc::new(NoLetters),
-            door,
+            door: Arc::new(door),
         };
         Self {
             store,
@@ -133,7 +177,7 @@ impl Bench {
 #[tokio::test]
 async fn every_response_names_its_trace_and_a_rollout_goes_on_with_that_of_its_request() {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let id = async |request: Request<Body>| {
         let response = bench.router.clone().oneshot(request).await.unwrap();
         response.headers()["x-request-id"]
@@ -165,6 +209,14 @@ async fn every_response_names_its_trace_and_a_rollout_goes_on_with_that_of_its_r
         root.sampled && !root.to_string().contains("00f067aa0ba902b7"),
         "{root}"
     );
+}
+
+/// What a good token of the issuer says.
+fn claims(roles: &[&str]) -> Value {
+    json!({
+        "iss": "https://login.example.com", "aud": ["account", "twincast"], "exp": 4_000_000_000_u64,
+        "sub": "7f3a", "preferred_username": "ann@example.com", "realm_access": { "roles": roles },
+    })
 }
 
 fn request(method: Method, path: &str, token: Option<&str>, body: Option<Value>) -> Request<Body> {
@@ -208,38 +260,27 @@ async fn every_role_on_every_route() {
             let decides = ["approve", "reject", "promote"]
                 .iter()
                 .any(|it| path.ends_with(it));
-            let mut statuses = Vec::new();
-            let bench = Bench::new();
-            for role in Role::ALL {
-                let request = request(
-                    method.clone(),
-                    &concrete,
-                    Some(bench.token(role)),
-                    body.clone(),
-                );
-                let (status, _, text) = bench.send(request).await;
-                assert!(!status.is_server_error(), "{method} {path}: {text}");
-                assert_ne!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
-                statuses.push(status != StatusCode::FORBIDDEN);
-            }
-            let [viewer, operator, approver, admin] = statuses[..] else {
-                unreachable!()
-            };
             let expected = match (method == Method::GET, decides) {
                 (true, _) => [true; 4],
                 (false, true) => [false, false, true, true],
                 (false, false) => [false, true, false, true],
             };
-            assert_eq!(
-                [viewer, operator, approver, admin],
-                expected,
-                "{method} {path}"
-            );
-            for token in [None, Some("twc_wrong"), Some("")] {
-                let request = request(method.clone(), &concrete, token, body.clone());
-                let (status, content_type, text) = bench.send(request).await;
-                assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
-                assert_eq!(content_type, "application/problem+json");
+            for bench in [Bench::new().await, Bench::of_issuer().await.0] {
+                for (role, may) in Role::ALL.into_iter().zip(expected) {
+                    let token = Some(bench.token(role));
+                    let request = request(method.clone(), &concrete, token, body.clone());
+                    let (status, _, text) = bench.send(request).await;
+                    assert!(!status.is_server_error(), "{method} {path}: {text}");
+                    assert_ne!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
+                    let let_in = status != StatusCode::FORBIDDEN;
+                    assert_eq!(let_in, may, "{role:?}: {method} {path}: {text}");
+                }
+                for token in [None, Some("twc_wrong"), Some("")] {
+                    let request = request(method.clone(), &concrete, token, body.clone());
+                    let (status, content_type, text) = bench.send(request).await;
+                    assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path}: {text}");
+                    assert_eq!(content_type, "application/problem+json");
+                }
             }
             seen += 1;
         }
@@ -248,8 +289,96 @@ async fn every_role_on_every_route() {
 }
 
 #[tokio::test]
+async fn the_claims_of_a_token_say_who_asks_and_what_they_may() {
+    let (bench, signer) = Bench::of_issuer().await;
+    let ask = async |token: &str| {
+        let request = request(Method::GET, "/api/v1/whoami", Some(token), None);
+        let response = bench.router.clone().oneshot(request).await.unwrap();
+        let challenge = response.headers().get(header::WWW_AUTHENTICATE);
+        let challenge = challenge.map(|value| value.to_str().unwrap().to_owned());
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), 10_000).await.unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        (status, challenge, answer)
+    };
+    let roles: [(&[&str], _); 4] = [
+        (&["fleet-viewer", "fleet-operator"], "operator"),
+        (&["fleet-approver", "fleet-operator"], "admin"),
+        (&["fleet-approver", "fleet-approver", "x"], "approver"),
+        (&["fleet-admin", "fleet-viewer"], "admin"),
+    ];
+    for (roles, role) in roles {
+        let (status, _, who) = ask(&signer.sign(&claims(roles))).await;
+        let expected = json!({ "name": "ann@example.com", "role": role });
+        assert_eq!((status, who), (200, expected));
+    }
+    let with = |claim: &str, value: Value| {
+        let mut claims = claims(&["fleet-viewer"]);
+        claims[claim] = value;
+        signer.sign(&claims)
+    };
+    let (_, _, who) = ask(&with("preferred_username", Value::Null)).await;
+    assert_eq!(who["name"], "7f3a", "the subject");
+
+    for roles in [
+        json!([]),
+        json!(["operator"]),
+        json!(null),
+        json!({ "fleet-admin": 1 }),
+    ] {
+        let token = with("realm_access", json!({ "roles": roles }));
+        let (status, challenge, problem) = ask(&token).await;
+        assert_eq!((status, challenge), (403, None), "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            detail.starts_with("ann@example.com has no role"),
+            "{detail}"
+        );
+    }
+    let unknown = "the token is not known";
+    let bad = [
+        ("a.b.c".to_owned(), unknown),
+        (
+            TokenSigner::new("k").sign(&claims(&["fleet-admin"])),
+            unknown,
+        ),
+        (with("exp", json!(1_700_000_000)), "the token has expired"),
+        (
+            with("nbf", json!(3_999_999_999_u64)),
+            "the token is not valid yet",
+        ),
+        (
+            with("iss", json!("https://other")),
+            "the token is of another issuer",
+        ),
+        (
+            with("aud", json!("account")),
+            "the token is for another audience",
+        ),
+        (
+            with("preferred_username", json!("")),
+            "the token does not say whose it is",
+        ),
+        (
+            with("preferred_username", json!("a\nb")),
+            "the token does not say whose it is",
+        ),
+        (
+            with("preferred_username", json!("x".repeat(129))),
+            "the token does not say whose it is",
+        ),
+    ];
+    for (token, says) in bad {
+        let (status, challenge, problem) = ask(&token).await;
+        let invalid = Some("Bearer error=\"invalid_token\"".to_owned());
+        assert_eq!((status, challenge), (401, invalid), "{problem}");
+        assert_eq!(problem["detail"], says, "{problem}");
+    }
+}
+
+#[tokio::test]
 async fn a_rollout_is_started_looked_at_and_changed() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let (status, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
     assert_eq!(
         (status, &answer["changed"]),
@@ -326,7 +455,7 @@ async fn a_rollout_is_started_looked_at_and_changed() {
 
 #[tokio::test]
 async fn a_spec_is_planned_without_a_trace() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let (status, plan) = bench.post("/api/v1/plan", spec("r")).await;
     assert_eq!(
         (status, &plan["plan"]["devices"]),
@@ -338,7 +467,7 @@ async fn a_spec_is_planned_without_a_trace() {
 
 #[tokio::test]
 async fn devices_come_in_pages_and_as_streams() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let batches = vec![build::batch(0, 5), build::batch(1, 150), build::batch(2, 5)];
     let rollout = build::running(&bench.store, "r", batches).await;
     let name = rollout.spec.name;
@@ -415,7 +544,7 @@ async fn devices_come_in_pages_and_as_streams() {
 
 #[tokio::test]
 async fn outcomes_have_reasons_and_a_device_is_explained() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let rollout = build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let lease = build::leased(&bench.store, &rollout.spec.name, 0, "w").await;
     let reports = [
@@ -506,7 +635,7 @@ fn request_of(path: &str) -> Request<Body> {
 
 #[tokio::test]
 async fn events_are_told_from_where_one_left_off() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let token = bench.token(Role::Viewer);
     let mut asked = request(Method::GET, "/api/v1/rollouts/r/events", Some(token), None);
@@ -531,7 +660,7 @@ async fn events_are_told_from_where_one_left_off() {
 
 #[tokio::test]
 async fn mistakes_are_told_as_problems() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let token = Some(bench.token(Role::Admin));
     let raw = |path: &str, content_type: &str, body: &str| {
         let mut request = request(Method::POST, path, token, Some(json!({})));
@@ -662,7 +791,7 @@ async fn without_tokens_only_this_machine_is_answered() {
 /// from anywhere else.
 #[tokio::test]
 async fn the_page_is_for_everybody_and_needs_nothing_else() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let mut seen = BTreeMap::new();
     let mut wanted = vec!["/".to_owned()];
     while let Some(path) = wanted.pop() {

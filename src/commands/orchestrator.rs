@@ -57,7 +57,7 @@ pub(crate) async fn orchestrator(
         clock: Arc::clone(&clock),
         tracer: traces.tracer(),
     });
-    let api = listener.map(|(listener, door)| {
+    let api = listener.map(|listener| {
         listener.announce(output);
         let api = Api {
             store: services.store() as Arc<dyn Store>,
@@ -65,7 +65,7 @@ pub(crate) async fn orchestrator(
             hubs: hubs.clone(),
             intake: Arc::clone(&intake),
             letters: Arc::new(BrokerLetters(services.amqp.clone())),
-            door,
+            door: listener.door(),
         };
         (listener, api.router())
     });

@@ -1,7 +1,8 @@
 //! `twincast token`: a token for the HTTP API.
 
 use serde_json::json;
-use twincast_orchestrator::http::auth::{Role, new_token};
+use twincast_orchestrator::http::auth::Role;
+use twincast_orchestrator::http::auth::tokens::new_token;
 
 use crate::args::{TokenArgs, TokenRole};
 use crate::exit::{ExitCode, Failure};

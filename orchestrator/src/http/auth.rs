@@ -1,7 +1,9 @@
 //! Who asks, and what they may do.
 //!
-//! A token is 32 random bytes, so its plain SHA-256 tells nothing of it; only that is kept. A role says what
-//! its bearer may do:
+//! * [`tokens`]: tokens of our own, in a file;
+//! * [`oidc`]: tokens of an OpenID Connect issuer.
+//!
+//! Either gives its bearer a role, which says what they may do:
 //!
 //! | role | looks | starts, pauses, resumes, aborts | approves, rejects, promotes |
 //! |---|---|---|---|
@@ -10,13 +12,17 @@
 //! | approver | yes | | yes |
 //! | admin | yes | yes | yes |
 
-use std::collections::HashMap;
+pub mod oidc;
+pub mod tokens;
+
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use sha2::{Digest as _, Sha256};
+
+use oidc::Oidc;
+use tokens::TokensFile;
 
 use super::Shared;
 use super::problem::Problem;
@@ -59,6 +65,17 @@ impl Role {
 
     fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// What both come to together.
+    fn and(self, other: Self) -> Self {
+        let either = |right| self.has(right) || other.has(right);
+        match (either(Right::Operate), either(Right::Decide)) {
+            (true, true) => Self::Admin,
+            (true, false) => Self::Operator,
+            (false, true) => Self::Approver,
+            (false, false) => Self::Viewer,
+        }
     }
 
     fn has(self, right: Right) -> bool {
@@ -109,88 +126,50 @@ impl Caller {
 /// Who may ask.
 #[derive(Debug)]
 pub enum Door {
-    /// Whoever bears one of these tokens.
-    Tokens(Tokens),
+    /// Whoever bears a token that is known.
+    Bearers(Bearers),
     /// Everybody, as an admin: for a listener on this machine only.
     Open,
 }
 
-/// Tokens, known by their hashes.
-#[derive(Debug, Default)]
-pub struct Tokens(HashMap<[u8; 32], Caller>);
-
-/// A line of a tokens file that cannot be used.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {problem}")]
-pub struct BadTokens {
-    line: usize,
-    problem: String,
+/// Whose tokens are known.
+#[derive(Debug)]
+pub struct Bearers {
+    /// Ours.
+    pub tokens: Option<TokensFile>,
+    /// An issuer's.
+    pub oidc: Option<Oidc>,
 }
 
-impl Tokens {
-    /// Reads a tokens file: a token a line, as `NAME ROLE SHA256`. Empty lines and those that begin with `#`
-    /// are passed over.
-    ///
-    /// # Errors
-    /// The first line that is not of that form, or repeats a name or a token.
-    pub fn read(text: &str) -> Result<Self, BadTokens> {
-        let mut tokens = HashMap::new();
-        let mut names = std::collections::HashSet::new();
-        for (line, row) in (1..).zip(text.lines()) {
-            let row = row.trim();
-            if row.is_empty() || row.starts_with('#') {
-                continue;
+impl Door {
+    /// Keeps what it knows up to date, until dropped; ends if that never changes.
+    pub async fn follow(&self) {
+        let Self::Bearers(bearers) = self else { return };
+        let tokens = async {
+            if let Some(tokens) = &bearers.tokens {
+                tokens.follow().await;
             }
-            let bad = |problem: String| BadTokens { line, problem };
-            let words: Vec<_> = row.split_whitespace().collect();
-            let [name, role, hash] = words[..] else {
-                return Err(bad("must be NAME ROLE SHA256".to_owned()));
-            };
-            let role = Role::named(role).ok_or_else(|| {
-                bad(format!(
-                    "{role:?} is no role; the roles are viewer, operator, approver, admin"
-                ))
-            })?;
-            let mut known = [0; 32];
-            hex::decode_to_slice(hash, &mut known)
-                .map_err(|_| bad("the hash must be 64 hexadecimal digits".to_owned()))?;
-            if !names.insert(name) {
-                return Err(bad(format!("{name} has a token already")));
+        };
+        let keys = async {
+            if let Some(oidc) = &bearers.oidc {
+                oidc.issuer.follow().await;
             }
-            let caller = Caller {
-                name: name.to_owned(),
-                role,
-            };
-            if tokens.insert(known, caller).is_some() {
-                return Err(bad("this token stands there already".to_owned()));
-            }
+        };
+        tokio::join!(tokens, keys);
+    }
+}
+
+impl Bearers {
+    async fn caller(&self, token: &str) -> Result<Caller, Problem> {
+        let ours = self.tokens.as_ref();
+        if let Some(caller) = ours.and_then(|tokens| tokens.bearer(token)) {
+            return Ok(caller);
         }
-        Ok(Self(tokens))
+        match &self.oidc {
+            Some(oidc) => oidc.caller(token).await,
+            None => Err(Problem::bad_token("the token is not known")),
+        }
     }
-
-    /// There is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whose token it is. What is compared are hashes, so the time that it takes tells nothing.
-    fn bearer(&self, token: &str) -> Option<&Caller> {
-        self.0.get(&hash(token))
-    }
-}
-
-/// A new token, and its line in a tokens file.
-#[must_use]
-pub fn new_token(name: &str, role: Role) -> (String, String) {
-    let random: [u8; 32] = rand::random();
-    let token = format!("twc_{}", hex::encode(random));
-    let line = format!("{name} {} {}", role.as_str(), hex::encode(hash(&token)));
-    (token, line)
-}
-
-fn hash(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
 }
 
 impl FromRequestParts<Arc<Shared>> for Caller {
@@ -198,19 +177,16 @@ impl FromRequestParts<Arc<Shared>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
         let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, detail);
-        match &shared.api.door {
-            Door::Tokens(tokens) => {
+        match &*shared.api.door {
+            Door::Bearers(bearers) => {
                 let header = parts.headers.get(header::AUTHORIZATION);
                 let header = header.and_then(|value| value.to_str().ok());
-                let (scheme, token) = header
+                let token = header
                     .and_then(|value| value.split_once(' '))
+                    .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+                    .map(|(_, token)| token.trim())
                     .ok_or_else(|| unauthorized("a bearer token is needed"))?;
-                let caller = tokens
-                    .bearer(token.trim())
-                    .filter(|_| scheme.eq_ignore_ascii_case("bearer"));
-                caller
-                    .cloned()
-                    .ok_or_else(|| unauthorized("the token is not known"))
+                bearers.caller(token).await
             }
             Door::Open => {
                 // A page of somewhere else, opened in a browser here, may ask by a name that leads here.
@@ -243,38 +219,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_token_opens_the_door_that_its_line_stands_at() {
-        let (token, line) = new_token("ann", Role::Approver);
-        let tokens = Tokens::read(&format!("# people\n\n{line}\n")).unwrap();
-        let caller = tokens.bearer(&token).unwrap();
-        assert_eq!((caller.name(), caller.role()), ("ann", Role::Approver));
-        assert_eq!(tokens.bearer("twc_other"), None);
-        assert!(!line.contains(&token));
-        assert_ne!(new_token("ann", Role::Approver).0, token);
-    }
-
-    #[test]
-    fn mistakes_are_named_with_their_line() {
-        let hash = "0".repeat(64);
+    fn roles_come_to_what_they_allow() {
+        use Role::{Admin, Approver, Operator, Viewer};
         let table = [
-            ("ann viewer".to_owned(), "line 1: must be NAME ROLE SHA256"),
-            (
-                format!("\nann chief {hash}"),
-                "line 2: \"chief\" is no role",
-            ),
-            ("ann viewer xyz".to_owned(), "64 hexadecimal digits"),
-            (
-                format!("ann viewer {hash}\nann admin {}", "1".repeat(64)),
-                "line 2: ann has a token",
-            ),
-            (
-                format!("ann viewer {hash}\nbob admin {hash}"),
-                "line 2: this token stands",
-            ),
+            (Viewer, Viewer, Viewer),
+            (Viewer, Operator, Operator),
+            (Viewer, Approver, Approver),
+            (Operator, Operator, Operator),
+            (Operator, Approver, Admin),
+            (Viewer, Admin, Admin),
         ];
-        for (text, says) in table {
-            let error = Tokens::read(&text).unwrap_err().to_string();
-            assert!(error.contains(says), "{text}: {error}");
+        for (one, other, both) in table {
+            assert_eq!((one.and(other), other.and(one)), (both, both));
         }
     }
 

@@ -21,6 +21,9 @@ pub(crate) enum Looking {
     /// No token, or one that is not known
     #[response(status = 401, content_type = "application/problem+json")]
     Unknown(Problem),
+    /// The token gives no role
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(Problem),
     /// Busy, or what it needs does not answer
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(Problem),
@@ -56,7 +59,7 @@ pub(crate) enum Operating {
     /// No token, or one that is not known
     #[response(status = 401, content_type = "application/problem+json")]
     Unknown(Problem),
-    /// The role does not allow it
+    /// The role does not allow it, or the token gives none
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
     /// Too large
@@ -93,6 +96,9 @@ pub(crate) struct Problem {
     /// What can be done about it, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<Box<str>>,
+    /// There was a token, and it is no good.
+    #[serde(skip)]
+    is_about_the_token: bool,
 }
 
 impl Problem {
@@ -105,6 +111,15 @@ impl Problem {
             cause: None,
             details: Vec::new(),
             hint: None,
+            is_about_the_token: false,
+        }
+    }
+
+    /// There is a token, and it is no good.
+    pub(crate) fn bad_token(detail: impl Into<String>) -> Self {
+        Self {
+            is_about_the_token: true,
+            ..Self::new(StatusCode::UNAUTHORIZED, detail)
         }
     }
 
@@ -133,7 +148,15 @@ impl IntoResponse for Problem {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                let challenge = if self.is_about_the_token {
+                    "Bearer error=\"invalid_token\""
+                } else {
+                    "Bearer"
+                };
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static(challenge),
+                );
             }
             _ => {}
         }

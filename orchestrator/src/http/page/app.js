@@ -49,7 +49,8 @@ async function ask(path, { body, signal = AbortSignal.timeout(PATIENCE) } = {}) 
   if (token) {
     headers.Authorization = `Bearer ${token}`;
   }
-  const request = { headers, signal, credentials: 'omit' };
+  // What stands before the orchestrator may know people by a cookie, and bring their token.
+  const request = { headers, signal, credentials: 'same-origin' };
   if (body) {
     headers['Content-Type'] = 'application/json';
     Object.assign(request, { method: 'POST', body: JSON.stringify(body) });
@@ -142,7 +143,7 @@ function refresh() {
 
 function failed(error) {
   if (error.status === 401) {
-    signOut('The token is not known, or not any more.');
+    signOut(sentence(error.message));
     return;
   }
   if (error.status === 404) {
@@ -183,6 +184,8 @@ function tell(text) {
 
 // --- who looks
 
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+
 function signInForm(mistake) {
   const input = el('input', {
     id: 'token', type: 'password', autocomplete: 'off', spellcheck: 'false', required: true,
@@ -192,7 +195,7 @@ function signInForm(mistake) {
     el('h1', { tabindex: '-1' }, 'Sign in'),
     el('label', { for: 'token' }, 'Token'),
     input,
-    el('p', { id: 'token-says', class: 'calm' }, 'It is kept until this tab is closed. ', el('code', {}, 'twincast token NAME'), ' makes one.'),
+    el('p', { id: 'token-says', class: 'calm' }, 'It is kept until this tab is closed. ', el('code', {}, 'twincast token NAME'), ' makes one; a JWT of the configured issuer is one, too.'),
     el('p', { id: 'token-mistake', class: 'mistake', role: 'alert' }, mistake),
     el('button', { type: 'submit', class: 'main' }, 'Sign in'));
   form.addEventListener('submit', (submitted) => {
@@ -210,8 +213,8 @@ async function signIn() {
   try {
     who = await ask('/whoami');
   } catch (error) {
-    if (error.status === 401) {
-      signOut(had ? 'The token is not known.' : '');
+    if (error.status === 401 || error.status === 403) {
+      signOut(had || error.status === 403 ? sentence(error.message) : '');
     } else {
       failed(error);
       timer = setTimeout(signIn, ASK_EVERY);

@@ -1,0 +1,78 @@
+//! Tokens of an OpenID Connect issuer: who their bearers are here.
+
+use std::time::SystemTime;
+
+use axum::http::StatusCode;
+use twincast_core::time::Timestamp;
+use twincast_oidc::{Claims, Issuer, Rejection};
+
+use super::{Caller, Role};
+use crate::http::problem::Problem;
+
+/// Longer names are none.
+const LONGEST_NAME: usize = 128;
+
+/// An issuer, and what its tokens' claims mean here.
+#[derive(Debug)]
+pub struct Oidc {
+    /// Whose tokens are good.
+    pub issuer: Issuer,
+    /// The claim that names a token's bearer; `sub` does where it is missing.
+    pub name_claim: String,
+    /// The claim with the roles, as the issuer calls them: a name, or a path with dots.
+    pub roles_claim: String,
+    /// What these are here. Several come to what they allow together.
+    pub roles: Vec<(String, Role)>,
+}
+
+impl Oidc {
+    /// Who bears this token.
+    pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
+        match self.issuer.verify(token, wall_clock()).await {
+            Ok(claims) => self.caller_of(&claims),
+            Err(rejection) => {
+                tracing::info!(reason = %rejection, "a token was rejected");
+                Err(match rejection {
+                    Rejection::NoKeys => Problem::busy(rejection.shown()),
+                    _ => Problem::bad_token(rejection.shown()),
+                })
+            }
+        }
+    }
+
+    fn caller_of(&self, claims: &Claims) -> Result<Caller, Problem> {
+        let named = [&*self.name_claim, "sub"]
+            .into_iter()
+            .find_map(|claim| claims.text(claim));
+        let name = named.filter(|name| is_name(name)).ok_or_else(|| {
+            tracing::info!(
+                claim = self.name_claim,
+                "a good token does not name its bearer"
+            );
+            Problem::bad_token("the token does not say whose it is")
+        })?;
+        let said = claims.texts(&self.roles_claim);
+        let roles = self.roles.iter();
+        let roles = roles.filter(|(value, _)| said.contains(&&**value));
+        let Some(role) = roles.map(|(_, role)| *role).reduce(Role::and) else {
+            tracing::info!(name, claim = self.roles_claim, found = ?said, "the bearer of a good token has no role");
+            let detail = format!(
+                "{name} has no role: the token's {} has none of the values that are configured for one",
+                self.roles_claim
+            );
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        };
+        let name = name.to_owned();
+        Ok(Caller { name, role })
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// Not the clock of leases, which goes on as it began: tokens are dated by the clock on the wall.
+fn wall_clock() -> Timestamp {
+    let since_epoch = SystemTime::UNIX_EPOCH.elapsed();
+    Timestamp::default().plus(since_epoch.unwrap_or_default())
+}
