@@ -298,6 +298,15 @@ class Particulars(unittest.TestCase):
             "api": {
                 "listen": "0.0.0.0:9443",
                 "tokens_file": f"{secrets}/api/tokens",
+                "oidc": {
+                    "issuer": "https://login.example.com/realms/fleet",
+                    "audience": "twincast",
+                    "keys_url": "https://login.example.com/keys",
+                    "ca_file": f"{secrets}/ca/oidc.pem",
+                    "roles_claim": "realm_access.roles",
+                    "name_claim": "email",
+                    "roles": {"viewer": ["employees"], "operator": ["fleet-operators", "on-call"], "approver": [], "admin": ["fleet-admins"]},
+                },
                 "tls_cert_file": f"{secrets}/api/tls.crt",
                 "tls_key_file": f"{secrets}/api/tls.key",
             },
@@ -461,6 +470,7 @@ class Values(unittest.TestCase):
             ("redis", "existingSecret", "name"): values("secrets"),
             ("redis", "existingSecret", "key"): values("secrets"),
             ("redis", "ca", "configMap"): hpa,
+            ("api", "oidc", "ca", "secret"): overlay(full, {"api": {"oidc": {"ca": {"configMap": ""}}}}),
         }
         entry = SCHEMA["properties"]["hubs"]["additionalProperties"]
         of_hubs = [(("hubs", "eu", *path), schema) for path, schema in properties(entry)]
@@ -492,7 +502,11 @@ class Values(unittest.TestCase):
             ({"image": {"tag": "a b"}}, "at '/image/tag': 'a b' does not match pattern"),
             ({"image": {"digest": "sha256:12"}}, "at '/image/digest': 'sha256:12' does not match pattern"),
             ({"http": {"port": 80}}, "at '/http/port': minimum: got 80, want 1,024"),
-            ({"api": {"enabled": True}}, "api.tokens.secret: name the secret with the tokens"),
+            ({"api": {"enabled": True}}, "api.tokens.secret: name the secret with the tokens, or an issuer"),
+            ({"api": {"enabled": True, "oidc": {"issuer": "https://i"}}}, "api.oidc.audience: say whom"),
+            ({"api": {"enabled": True, "oidc": {"issuer": "https://i", "audience": "a"}}}, "api.oidc.roles: give values for a role"),
+            ({"api": {"oidc": {"keysUrl": "http://i"}}}, "at '/api/oidc/keysUrl': 'http://i' does not match pattern"),
+            ({"api": {"oidc": {"ca": {"secret": "a", "configMap": "b"}}}}, "api.oidc.ca: give only one of secret and configMap"),
             ({"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}}, "api.port and http.port are both 8080"),
             ({"networkPolicy": {"redis": {"ports": []}}}, "at '/networkPolicy/redis/ports': minItems: got 0, want 1"),
             ({"settings": {"hubz": {}}}, "value must be one of 'state', 'log', 'worker'"),

@@ -31,7 +31,22 @@ The configuration file of all processes. Secrets are named by their files only.
   "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.http.port)))
   "amqp" $amqp "redis" $redis "hubs" $hubs -}}
 {{- if .Values.api.enabled -}}
-{{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.api.port)) "tokens_file" (printf "%s/api/tokens" $secrets) -}}
+{{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.api.port)) -}}
+{{- if .Values.api.tokens.secret -}}
+{{- $_ := set $api "tokens_file" (printf "%s/api/tokens" $secrets) -}}
+{{- end -}}
+{{- with .Values.api.oidc -}}
+{{- if .issuer -}}
+{{- $oidc := dict "issuer" .issuer "audience" .audience "roles_claim" .rolesClaim "name_claim" .nameClaim "roles" .roles -}}
+{{- if .keysUrl -}}
+{{- $_ := set $oidc "keys_url" .keysUrl -}}
+{{- end -}}
+{{- if or .ca.secret .ca.configMap -}}
+{{- $_ := set $oidc "ca_file" (printf "%s/ca/oidc.pem" $secrets) -}}
+{{- end -}}
+{{- $_ := set $api "oidc" $oidc -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.api.tls.secret -}}
 {{- $_ := set $api "tls_cert_file" (printf "%s/api/tls.crt" $secrets) -}}
 {{- $_ := set $api "tls_key_file" (printf "%s/api/tls.key" $secrets) -}}
@@ -67,9 +82,14 @@ The secrets and certificates that the configuration names, as sources of one pro
 {{- end }}
 {{- with .Values.api }}
 {{- if .enabled }}
+{{- if .tokens.secret }}
 - secret:
     name: {{ .tokens.secret }}
     items: [{ key: {{ .tokens.key | quote }}, path: api/tokens }]
+{{- end }}
+{{- if .oidc.issuer }}
+{{- include "twincast.caSource" (list .oidc.ca "oidc") }}
+{{- end }}
 {{- with .tls.secret }}
 - secret:
     name: {{ . }}
@@ -139,9 +159,17 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- fail (printf "settings.hubs.%s.connection_string would be readable by all in a config map; give it as hubs.%s.connectionString" $name $name) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.api.enabled (not .Values.api.tokens.secret) -}}
-{{- fail "api.tokens.secret: name the secret with the tokens; without them the API does not listen where others reach it" -}}
+{{- $oidc := .Values.api.oidc -}}
+{{- if and .Values.api.enabled (not (or .Values.api.tokens.secret $oidc.issuer)) -}}
+{{- fail "api.tokens.secret: name the secret with the tokens, or an issuer as api.oidc.issuer; without them the API does not listen where others reach it" -}}
 {{- end -}}
+{{- if and $oidc.issuer (not $oidc.audience) -}}
+{{- fail "api.oidc.audience: say whom the issuer's tokens must be for; others' are not to be taken" -}}
+{{- end -}}
+{{- if and $oidc.issuer (not (concat $oidc.roles.viewer $oidc.roles.operator $oidc.roles.approver $oidc.roles.admin)) -}}
+{{- fail "api.oidc.roles: give values for a role; without one, no token gives any" -}}
+{{- end -}}
+{{- include "twincast.validateCa" (list "api.oidc.ca" $oidc.ca) -}}
 {{- if and .Values.api.enabled (eq (int .Values.api.port) (int .Values.http.port)) -}}
 {{- fail (printf "api.port and http.port are both %d" (int .Values.http.port)) -}}
 {{- end -}}
