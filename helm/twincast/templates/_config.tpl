@@ -25,6 +25,16 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- end -}}
 {{- $_ := set $hubs $name $entry -}}
 {{- end -}}
+{{- $prometheus := dict -}}
+{{- if .Values.prometheus.url -}}
+{{- $prometheus = dict "url" .Values.prometheus.url "timeout" .Values.prometheus.timeout -}}
+{{- if .Values.prometheus.token.secret -}}
+{{- $_ := set $prometheus "token_file" (printf "%s/prometheus-token" $secrets) -}}
+{{- end -}}
+{{- if or .Values.prometheus.ca.secret .Values.prometheus.ca.configMap -}}
+{{- $_ := set $prometheus "ca_file" (printf "%s/ca/prometheus.pem" $secrets) -}}
+{{- end -}}
+{{- end -}}
 {{- $config := dict
   "log" (dict "filter" .Values.log.filter "format" .Values.log.format)
   "worker" (dict "slots" .Values.worker.slots "window" .Values.worker.window)
@@ -53,13 +63,19 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- end -}}
 {{- $_ := set $config "api" $api -}}
 {{- end -}}
+{{- with $prometheus -}}
+{{- $_ := set $config "prometheus" . -}}
+{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.settings) | toYaml -}}
 {{- end }}
 
 {{/*
-The secrets and certificates that the configuration names, as sources of one projected volume.
+The secrets and certificates that the configuration names, as sources of one projected volume. What only
+orchestrators read is theirs alone. Takes (list root component).
 */}}
 {{- define "twincast.secretSources" -}}
+{{- $component := index . 1 -}}
+{{- with index . 0 -}}
 {{- $own := include "twincast.fullname" . -}}
 {{- $amqp := .Values.amqp.existingSecret -}}
 {{- $redis := .Values.redis.existingSecret -}}
@@ -80,6 +96,7 @@ The secrets and certificates that the configuration names, as sources of one pro
     items: [{ key: {{ printf "hub-%s" $name | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
 {{- end }}
 {{- end }}
+{{- if eq $component "orchestrator" }}
 {{- with .Values.api }}
 {{- if .enabled }}
 {{- if .tokens.secret }}
@@ -97,10 +114,22 @@ The secrets and certificates that the configuration names, as sources of one pro
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with .Values.prometheus }}
+{{- if and .url .token.secret }}
+- secret:
+    name: {{ .token.secret }}
+    items: [{ key: {{ .token.key | quote }}, path: prometheus-token }]
+{{- end }}
+{{- if .url }}
+{{- include "twincast.caSource" (list .ca "prometheus") }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- include "twincast.caSource" (list .Values.amqp.ca "amqp") }}
 {{- include "twincast.caSource" (list .Values.redis.ca "redis") }}
 {{- range $name, $hub := .Values.hubs }}
 {{- include "twincast.caSource" (list ($hub.ca | default dict) (printf "hub-%s" $name)) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -158,6 +187,18 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- if hasKey $hub "connection_string" -}}
 {{- fail (printf "settings.hubs.%s.connection_string would be readable by all in a config map; give it as hubs.%s.connectionString" $name $name) -}}
 {{- end -}}
+{{- end -}}
+{{- with .Values.prometheus -}}
+{{- if and (not .url) (or .token.secret .ca.secret .ca.configMap) -}}
+{{- fail "prometheus.url: say where it is, or leave prometheus.token and prometheus.ca empty" -}}
+{{- /* Not in the schema: its messages show what was found, and this may have a password. */ -}}
+{{- else if and .url (not (regexMatch "^https?://[^[:space:]@]+$" .url)) -}}
+{{- fail "prometheus.url: must begin with http:// or https:// and have no spaces and no password; give a token as prometheus.token.secret" -}}
+{{- end -}}
+{{- include "twincast.validateCa" (list "prometheus.ca" .ca) -}}
+{{- end -}}
+{{- if hasKey (.Values.settings.prometheus | default dict) "token" -}}
+{{- fail "settings.prometheus.token would be readable by all in a config map; give it in prometheus.token.secret" -}}
 {{- end -}}
 {{- $oidc := .Values.api.oidc -}}
 {{- if and .Values.api.enabled (not (or .Values.api.tokens.secret $oidc.issuer)) -}}

@@ -1,7 +1,10 @@
 {{/*
-What all pods have in common. None may write anywhere, gain rights, or speak to Kubernetes.
+What all pods have in common. None may write anywhere, gain rights, or speak to Kubernetes. Takes
+(list root component).
 */}}
 {{- define "twincast.podSecurity" -}}
+{{- $component := index . 1 -}}
+{{- with index . 0 -}}
 serviceAccountName: {{ include "twincast.serviceAccount" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -32,7 +35,8 @@ volumes:
     projected:
       defaultMode: 0440
       sources:
-        {{- include "twincast.secretSources" . | nindent 8 }}
+        {{- include "twincast.secretSources" (list . $component) | nindent 8 }}
+{{- end }}
 {{- end }}
 
 {{- define "twincast.container" -}}
@@ -95,7 +99,7 @@ template:
       {{- toYaml . | nindent 6 }}
       {{- end }}
   spec:
-    {{- include "twincast.podSecurity" $root | nindent 4 }}
+    {{- include "twincast.podSecurity" (list $root $component) | nindent 4 }}
     # Longer than a worker's wait for the hub's answers (15 s).
     terminationGracePeriodSeconds: {{ int $of.terminationGracePeriodSeconds }}
     {{- with $of.priorityClassName }}
