@@ -16,24 +16,15 @@
 
 mod common;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use common::{Hub, LONGEST, Machine, Process};
-
-const TWINCAST: &str = env!("CARGO_BIN_EXE_twincast");
-const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-const LOOK: Duration = Duration::from_millis(100);
+use common::engine::{EVERYBODY, Engine, Services};
+use common::{Hub, Machine};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -127,8 +118,8 @@ fn measure(devices: usize, workers: usize) -> Result<Figures> {
     let empty = redis.memory()?;
     let commands = redis.commands()?;
     let begun = Instant::now();
-    engine.submit()?;
-    engine.until(|phase| phase != "accepted" && phase != "planning")?;
+    engine.submit("bench", EVERYBODY, "")?;
+    engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
     let planning = begun.elapsed();
     let planned = redis.memory()?;
     let mut figures = Figures {
@@ -142,7 +133,7 @@ fn measure(devices: usize, workers: usize) -> Result<Figures> {
         let workers: Vec<_> = (0..workers)
             .map(|n| engine.start("worker", n))
             .collect::<Result<_>>()?;
-        let phase = engine.until(|phase| phase != "running")?;
+        let phase = engine.until("bench", |phase| phase != "running")?;
         let took = begun.elapsed();
         ensure!(phase == "succeeded", "the rollout is {phase}");
         let counts = hub.counter()?.read()?;
@@ -162,165 +153,4 @@ fn measure(devices: usize, workers: usize) -> Result<Figures> {
     let peak = common::peak_kib_of(orchestrator.id()).context("the orchestrator's memory")?;
     figures.orchestrator_mib = peak as f64 / 1024.0;
     Ok(figures)
-}
-
-/// Private RabbitMQ and Redis; stopped with this handle.
-struct Services {
-    rabbitmq: PathBuf,
-    redis: PathBuf,
-    amqp_port: String,
-    redis_port: String,
-}
-
-impl Services {
-    fn start(folder: &Path) -> Result<Self> {
-        script(&["install".as_ref()])?;
-        let (rabbitmq, redis) = (folder.join("rabbitmq"), folder.join("redis"));
-        let port = |verb: &str, dir: &Path| {
-            let mut said = script(&[verb.as_ref(), dir.as_os_str()])?;
-            said.remove("port")
-                .with_context(|| format!("{verb} told no port"))
-        };
-        Ok(Self {
-            redis_port: port("redis-start", &redis)?,
-            amqp_port: port("rabbitmq-start", &rabbitmq)?,
-            rabbitmq,
-            redis,
-        })
-    }
-
-    fn redis(&self) -> Result<Redis> {
-        let stream = TcpStream::connect(format!("127.0.0.1:{}", self.redis_port))?;
-        Ok(Redis(BufReader::new(stream)))
-    }
-}
-
-impl Drop for Services {
-    fn drop(&mut self) {
-        for dir in [&self.rabbitmq, &self.redis] {
-            // There is nobody to tell.
-            _ = script(&["stop".as_ref(), dir.as_os_str()]);
-        }
-    }
-}
-
-/// Runs `scripts/services`; gives the `key=value` lines that it says.
-fn script(arguments: &[&std::ffi::OsStr]) -> Result<HashMap<String, String>> {
-    let output = Command::new(SERVICES)
-        .args(arguments)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run scripts/services")?;
-    ensure!(
-        output.status.success(),
-        "scripts/services ended with {}",
-        output.status
-    );
-    let text = String::from_utf8(output.stdout)?;
-    let pairs = text.lines().filter_map(|line| line.split_once('='));
-    Ok(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
-}
-
-/// A connection to Redis, for its account of itself.
-struct Redis(BufReader<TcpStream>);
-
-impl Redis {
-    fn info(&mut self, section: &str) -> Result<HashMap<String, String>> {
-        write!(self.0.get_mut(), "INFO {section}\r\n")?;
-        let mut head = String::new();
-        self.0.read_line(&mut head)?;
-        let length: usize = head.trim().strip_prefix('$').context("INFO")?.parse()?;
-        let mut body = vec![0; length + 2];
-        self.0.read_exact(&mut body)?;
-        let text = String::from_utf8(body)?;
-        let pairs = text.lines().filter_map(|line| line.split_once(':'));
-        Ok(pairs
-            .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
-            .collect())
-    }
-
-    /// Bytes that its data take.
-    fn memory(&mut self) -> Result<i64> {
-        Ok(self.info("memory")?["used_memory_dataset"].parse()?)
-    }
-
-    /// Commands that it has run, also those in scripts.
-    fn commands(&mut self) -> Result<u64> {
-        let calls = |line: &String| {
-            let calls = line.split(',').find_map(|part| part.strip_prefix("calls="));
-            calls.and_then(|calls| calls.parse::<u64>().ok())
-        };
-        Ok(self.info("commandstats")?.values().filter_map(calls).sum())
-    }
-}
-
-/// The processes of the engine.
-struct Engine<'a> {
-    hub: &'a Hub,
-    services: &'a Services,
-    folder: &'a Path,
-}
-
-impl Engine<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(TWINCAST);
-        let Services {
-            amqp_port,
-            redis_port,
-            ..
-        } = self.services;
-        command
-            .arg("--config")
-            .arg(self.hub.folder.join("twincast.toml"))
-            .args(arguments)
-            .env(
-                "TWINCAST__AMQP__URL",
-                format!("amqp://127.0.0.1:{amqp_port}"),
-            )
-            .env(
-                "TWINCAST__REDIS__URL",
-                format!("redis://127.0.0.1:{redis_port}"),
-            );
-        command
-    }
-
-    fn start(&self, role: &str, number: usize) -> Result<Process> {
-        let log = File::create(self.folder.join(format!("{role}-{number}.log")))?;
-        let mut command = self.command(&[role]);
-        command.stdout(Stdio::null()).stderr(log);
-        Process::start(role, &mut command)
-    }
-
-    fn submit(&self) -> Result<()> {
-        let spec = self.folder.join("rollout.yaml");
-        let body = common::body();
-        let text = format!(
-            "name: bench\ntarget: {{ tags: {{ type: fridge }} }}\nbatch_by: [region]\nmessage: {{ body: {{ json: {body} }} }}\n"
-        );
-        std::fs::write(&spec, text)?;
-        let spec = spec.to_str().context("a path that is text")?;
-        let output = self.command(&["submit", spec]).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "submit: {said}");
-        Ok(())
-    }
-
-    /// Waits until the rollout's phase is as wanted.
-    fn until(&self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let begun = Instant::now();
-        while begun.elapsed() < LONGEST {
-            let output = self.command(&["--json", "status"]).output()?;
-            let status: Value = serde_json::from_slice(&output.stdout)?;
-            let phase = status["rollouts"][0]["phase"].as_str().unwrap_or_default();
-            if wanted(phase) {
-                return Ok(phase.to_owned());
-            }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the beat of a measurement, not a wait for luck"
-            )]
-            std::thread::sleep(LOOK);
-        }
-        bail!("not done after {LONGEST:?}")
-    }
 }

@@ -1,0 +1,254 @@
+//! Whether the HTTP API slows sending: a large rollout is sent while the API is asked much and not at all, by turns.
+//!
+//! ```text
+//! cargo bench --bench api -- [--devices 1000000] [--rate 50000/min] [--pairs 10] [--turn-s 10] [--workers 2] [--json]
+//! ```
+//!
+//! Without `--rate` as fast as the machine can, and then everybody wants its cores. Asked are, all at once and over and
+//! over: a list of rollouts (a hundred small ones beside the large one), the large one in full, and all its devices as CSV.
+//! Turns with and without are taken in pairs, and the other way round in every second one. A ratio of 1 means that
+//! nothing is lost.
+
+#![expect(clippy::print_stdout, reason = "printing is what it is for")]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use serde::Serialize;
+use serde_json::json;
+
+use common::engine::{EVERYBODY, Engine, Services};
+use common::{Counter, Hub, Machine, Rounds};
+
+/// How often a page that is open asks; so many are open.
+const PAGE_ASKS_EVERY: Duration = Duration::from_secs(1);
+const PAGES: usize = 5;
+/// Ended rollouts in the list.
+const OTHERS: usize = 100;
+
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(long, default_value_t = 1_000_000)]
+    devices: usize,
+    /// The rollout's rate.
+    #[arg(long)]
+    rate: Option<String>,
+    #[arg(long, default_value_t = 10)]
+    pairs: usize,
+    /// Seconds of each turn.
+    #[arg(long, default_value_t = 10)]
+    turn_s: u64,
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[arg(long, hide = true)]
+    test: bool,
+}
+
+/// What was asked, as often as it was answered.
+#[derive(Debug, Default)]
+struct Asked {
+    pages: AtomicU64,
+    exported: AtomicU64,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    /// Sends a second, alone and asked.
+    alone: Rounds,
+    asked: Rounds,
+    /// Of each pair, asked by alone.
+    ratios: Vec<f64>,
+    ratio: Rounds,
+    mean_ratio: f64,
+    /// A second, while it was asked.
+    pages: f64,
+    exported_devices: f64,
+}
+
+fn main() -> Result<()> {
+    let mut args = Args::parse();
+    if common::is_smoke_test() {
+        args.devices = 20_000;
+        (args.pairs, args.turn_s) = (1, 1);
+        args.rate = Some("100000/min".to_owned());
+    }
+    let machine = Machine::look(common::folder()?.path())?;
+    let figures = measure(&args)?;
+    if args.json {
+        println!("{}", json!({ "machine": machine, "figures": figures }));
+        return Ok(());
+    }
+    let rate = args.rate.as_deref().unwrap_or("no limit");
+    println!(
+        "{} cores ({}), {} workers, {} devices, {rate}, {} pairs of {} s\n",
+        machine.cores, machine.cpu, args.workers, args.devices, args.pairs, args.turn_s
+    );
+    let line = |name: &str, of: Rounds, digits: usize| {
+        println!(
+            "{name:<28} {:>10.digits$}  ({:.digits$} to {:.digits$})",
+            of.median, of.least, of.most
+        );
+    };
+    line("sends a second, alone", figures.alone, 0);
+    line("sends a second, asked", figures.asked, 0);
+    line("ratio (goal 0.98)", figures.ratio, 4);
+    println!("{:<28} {:>10.4}", "mean ratio", figures.mean_ratio);
+    println!("{:<28} {:>10.1}", "pages a second", figures.pages);
+    println!(
+        "{:<28} {:>10.0}",
+        "devices exported a second", figures.exported_devices
+    );
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<Figures> {
+    let folder = common::folder()?;
+    let services = Services::start(folder.path())?;
+    let hub = Hub::start(folder.path(), args.devices)?;
+    let engine = Engine {
+        hub: &hub,
+        services: &services,
+        folder: folder.path(),
+    };
+    let (_orchestrator, api) = engine.start_with_api()?;
+    let _workers: Vec<_> = (0..args.workers)
+        .map(|n| engine.start("worker", n))
+        .collect::<Result<_>>()?;
+    for n in 0..OTHERS {
+        let name = format!("other-{n}");
+        let device = format!("devices: [{}]", common::device_id(n));
+        engine.submit(&name, &device, "")?;
+        engine.until(&name, |phase| phase == "succeeded")?;
+    }
+    let rate = args.rate.as_ref();
+    let rate = rate.map_or_else(String::new, |rate| format!("rate: {rate}"));
+    engine.submit("bench", EVERYBODY, &rate)?;
+    engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
+
+    let mut counter = hub.counter()?;
+    let asking = AtomicBool::new(false);
+    let over = AtomicBool::new(false);
+    let asked = Asked::default();
+    let turn = Duration::from_secs(args.turn_s);
+    std::thread::scope(|scope| {
+        let visitors: Vec<_> = (0..=PAGES)
+            .map(|n| {
+                let (api, asking, over, asked) = (&api, &asking, &over, &asked);
+                scope.spawn(move || visit(n == PAGES, api, asking, over, asked))
+            })
+            .collect();
+        let measured = take_turns(args.pairs, turn, &mut counter, &asking);
+        over.store(true, Ordering::Relaxed);
+        for visitor in visitors {
+            visitor.join().expect("a visitor")?;
+        }
+        let (alone, with): (Vec<_>, Vec<_>) = measured?.into_iter().unzip();
+        let ratios: Vec<_> = alone.iter().zip(&with).map(|(a, w)| w / a).collect();
+        let seconds = turn.as_secs_f64() * args.pairs as f64;
+        let per_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
+        Ok(Figures {
+            alone: Rounds::of(alone),
+            asked: Rounds::of(with),
+            mean_ratio: ratios.iter().sum::<f64>() / ratios.len() as f64,
+            ratio: Rounds::of(ratios.clone()),
+            ratios,
+            pages: per_second(&asked.pages),
+            exported_devices: per_second(&asked.exported),
+        })
+    })
+}
+
+/// Sends a second of each pair of turns: alone, and asked.
+fn take_turns(
+    pairs: usize,
+    turn: Duration,
+    counter: &mut Counter,
+    asking: &AtomicBool,
+) -> Result<Vec<(f64, f64)>> {
+    let mut one = |is_asked: bool| {
+        asking.store(is_asked, Ordering::Relaxed);
+        // What the other turn has begun comes to its end.
+        pause(Duration::from_secs(1));
+        let (from, begun) = (counter.read()?.accepted, Instant::now());
+        pause(turn);
+        let sent = counter.read()?.accepted - from;
+        ensure!(sent > 0, "the rollout is over: give it more devices");
+        Ok(sent as f64 / begun.elapsed().as_secs_f64())
+    };
+    pause(Duration::from_secs(3));
+    (0..pairs)
+        .map(|pair| {
+            if pair % 2 == 0 {
+                let alone = one(false)?;
+                Ok((alone, one(true)?))
+            } else {
+                let asked = one(true)?;
+                Ok((one(false)?, asked))
+            }
+        })
+        .collect()
+}
+
+/// Asks while it is to, over and over; an export at once when the one before is over, what a page shows once a second.
+fn visit(
+    exports: bool,
+    api: &str,
+    asking: &AtomicBool,
+    over: &AtomicBool,
+    asked: &Asked,
+) -> Result<()> {
+    while !over.load(Ordering::Relaxed) {
+        if !asking.load(Ordering::Relaxed) {
+            pause(Duration::from_millis(10));
+        } else if exports {
+            let goes_on = || asking.load(Ordering::Relaxed);
+            let lines = get(api, "/api/v1/rollouts/bench/export?format=csv", goes_on)?;
+            asked.exported.fetch_add(lines, Ordering::Relaxed);
+        } else {
+            get(api, "/api/v1/rollouts?limit=100", || true)?;
+            get(api, "/api/v1/rollouts/bench", || true)?;
+            asked.pages.fetch_add(1, Ordering::Relaxed);
+            pause(PAGE_ASKS_EVERY);
+        }
+    }
+    Ok(())
+}
+
+/// Reads an answer while it is wanted; gives how many lines it has.
+fn get(api: &str, path: &str, goes_on: impl Fn() -> bool) -> Result<u64> {
+    let mut stream = TcpStream::connect(api)?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = BufReader::with_capacity(1 << 16, stream);
+    let mut first = String::new();
+    answer.read_line(&mut first)?;
+    ensure!(first.contains(" 200 "), "{path}: {first}");
+    let mut lines = 0;
+    let mut piece = vec![0; 1 << 16];
+    while goes_on() {
+        let read = answer.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        lines += piece[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    Ok(lines)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the beat of a measurement, not a wait for luck"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
