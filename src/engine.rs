@@ -356,6 +356,7 @@ fn store_hint(error: &StoreError) -> Option<&'static str> {
         StoreError::NotWritable { .. } => Some(
             "make room on the disk of the state folder (or in Redis's memory), or make it writable; then run the same command again, it goes on where it left off",
         ),
+        StoreError::Newer { .. } => Some("use a twincast of that release, or a newer one"),
         StoreError::Corrupt { .. } => Some(
             "the state was changed by something else or the disk is failing; restore it from a backup",
         ),

@@ -53,8 +53,8 @@ impl Place {
         }
     }
 
-    /// The newest rollouts, `most` at the most, and how many older ones there are.
-    pub(crate) async fn newest(&self, most: usize) -> Result<(Vec<RolloutRow>, usize), Failure> {
+    /// The newest rollouts, `most` at the most, how many older ones there are, and the names of those that a newer release has written.
+    pub(crate) async fn newest(&self, most: usize) -> Result<Listing, Failure> {
         let mut rows = match self {
             Self::Store(store) => {
                 return newest_of(store, most).await.map_err(engine::store_failure);
@@ -64,7 +64,7 @@ impl Place {
         rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
         let older = rows.len().saturating_sub(most);
         rows.truncate(most);
-        Ok((rows, older))
+        Ok((rows, older, Vec::new()))
     }
 
     /// A rollout as it is now.
@@ -168,11 +168,18 @@ async fn record(store: &AnyStore, name: &RolloutName) -> Result<Rollout, Failure
     Err(Failure::message(ExitCode::Refused, message))
 }
 
+/// Rollouts, how many are older, and which are of a newer release.
+type Listing = (Vec<RolloutRow>, usize, Vec<RolloutName>);
+
 /// Only of the newest are the tallies read.
-async fn newest_of(store: &AnyStore, most: usize) -> Result<(Vec<RolloutRow>, usize), StoreError> {
-    let mut rollouts = Vec::new();
+async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError> {
+    let (mut rollouts, mut newer) = (Vec::new(), Vec::new());
     for name in store.rollouts().await? {
-        rollouts.extend(store.rollout(&name).await?);
+        match store.rollout(&name).await {
+            Ok(rollout) => rollouts.extend(rollout),
+            Err(StoreError::Newer { .. }) => newer.push(name),
+            Err(error) => return Err(error),
+        }
     }
     rollouts.sort_by_key(|rollout| std::cmp::Reverse(rollout.created_at));
     let older = rollouts.len().saturating_sub(most);
@@ -181,7 +188,7 @@ async fn newest_of(store: &AnyStore, most: usize) -> Result<(Vec<RolloutRow>, us
         let tallies = store.tallies(&rollout.spec.name).await?;
         rows.push(RolloutRow::of(rollout, &tallies, now()));
     }
-    Ok((rows, older))
+    Ok((rows, older, newer))
 }
 
 fn unexplained(error: Unexplained) -> Failure {

@@ -175,6 +175,8 @@ pub enum Cause {
     UnknownRollout,
     /// The rollout is not in a state in which that can be done.
     NotPossible,
+    /// A newer release has written the rollout; an orchestrator of that release can do the command.
+    NewerRelease,
     /// What is stored of the rollout cannot be read.
     Damaged,
 }
@@ -193,6 +195,7 @@ impl Cause {
             Self::Conflict => "conflict",
             Self::UnknownRollout => "unknown_rollout",
             Self::NotPossible => "not_possible",
+            Self::NewerRelease => "newer_release",
             Self::Damaged => "damaged",
         }
     }
@@ -202,7 +205,7 @@ impl Cause {
     pub fn is_about_the_rollout(self) -> bool {
         matches!(
             self,
-            Self::Conflict | Self::UnknownRollout | Self::NotPossible
+            Self::Conflict | Self::UnknownRollout | Self::NotPossible | Self::NewerRelease
         )
     }
 }

@@ -319,8 +319,8 @@ impl Intake {
                     changed |= moved;
                     rollouts.push(rollout);
                 }
-                // It went in the meantime.
-                Err(NotDone::Refused(_)) => {}
+                // It went in the meantime; or its driver is of a newer release, and sees the switch.
+                Err(NotDone::Refused(_) | NotDone::Store(StoreError::Newer { .. })) => {}
                 // One that cannot be changed must not keep the others from it.
                 Err(NotDone::Store(error)) => trouble = Some(error),
             }

@@ -19,6 +19,8 @@ use crate::command::{Answer, Refusal};
 pub struct Metrics {
     /// Rollouts that this orchestrator drives.
     pub driven: IntGauge,
+    /// Active rollouts of a newer release, which this orchestrator leaves alone.
+    pub newer: IntGauge,
     pub(crate) repairs: IntCounter,
     /// Messages on the queue of dead letters.
     pub dead_letters: IntGauge,
@@ -39,6 +41,10 @@ impl Default for Metrics {
             driven: made(IntGauge::new(
                 "twincast_rollouts_driven",
                 "Rollouts that this orchestrator drives.",
+            )),
+            newer: made(IntGauge::new(
+                "twincast_rollouts_newer",
+                "Active rollouts of a newer release, which this orchestrator leaves to newer ones.",
             )),
             repairs: repairs(),
             dead_letters: made(IntGauge::new(
@@ -97,8 +103,9 @@ impl Metrics {
     /// # Errors
     /// When it exports metrics of these names already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(self.driven.clone()),
+            Box::new(self.newer.clone()),
             Box::new(self.repairs.clone()),
             Box::new(self.dead_letters.clone()),
             Box::new(self.commands.clone()),

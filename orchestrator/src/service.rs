@@ -4,7 +4,7 @@
 //! not renewed, so another one takes over from one that died. Two that drive the same rollout for
 //! a moment do no harm: every change of a record is a comparison with its version.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,6 +98,15 @@ impl OrchestratorStatus {
 /// How often what Prometheus is told is read.
 const MEASURED_EVERY: Duration = Duration::from_secs(2);
 
+/// Why a rollout is driven here no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Ended,
+    Stopped,
+    /// It is of a newer release. That never changes, so it is not looked at again.
+    ToNewer,
+}
+
 /// One rollout that is driven here.
 struct Driving {
     stop: CancellationToken,
@@ -116,11 +125,12 @@ impl Orchestrator {
 
     async fn drive_all(self: Arc<Self>, stop: CancellationToken) {
         let mut driving: BTreeMap<RolloutName, Driving> = BTreeMap::new();
-        let mut tasks: JoinSet<RolloutName> = JoinSet::new();
+        let mut tasks: JoinSet<(RolloutName, Left)> = JoinSet::new();
+        let mut newer: BTreeSet<RolloutName> = BTreeSet::new();
         let mut renewed_at = Instant::now();
         while !stop.is_cancelled() {
             if let Err(error) = self
-                .look(&stop, &mut driving, &mut tasks, &mut renewed_at)
+                .look(&stop, &mut driving, &mut newer, &mut tasks, &mut renewed_at)
                 .await
             {
                 let was = self.status.store.send_replace(Some(error.to_string()));
@@ -135,13 +145,15 @@ impl Orchestrator {
             }
             let driven = i64::try_from(driving.len()).unwrap_or(i64::MAX);
             self.status.metrics.driven.set(driven);
+            let left_alone = i64::try_from(newer.len()).unwrap_or(i64::MAX);
+            self.status.metrics.newer.set(left_alone);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(self.config.look) => {}
             }
             while let Some(ended) = tasks.try_join_next_with_id() {
-                forget(&mut driving, ended);
+                newer.extend(forget(&mut driving, ended));
             }
         }
         while let Some(ended) = tasks.join_next_with_id().await {
@@ -154,7 +166,8 @@ impl Orchestrator {
         self: &Arc<Self>,
         stop: &CancellationToken,
         driving: &mut BTreeMap<RolloutName, Driving>,
-        tasks: &mut JoinSet<RolloutName>,
+        newer: &mut BTreeSet<RolloutName>,
+        tasks: &mut JoinSet<(RolloutName, Left)>,
         renewed_at: &mut Instant,
     ) -> Result<(), StoreError> {
         if renewed_at.elapsed() >= self.config.claim / 4 {
@@ -174,9 +187,11 @@ impl Orchestrator {
             *renewed_at = Instant::now();
         }
         let active = self.roster.active().await?;
+        newer.retain(|name| active.contains(name));
         let mut claimed = 0;
         for name in active {
-            if driving.contains_key(&name) || claimed == self.config.claims_a_look {
+            let is_known = driving.contains_key(&name) || newer.contains(&name);
+            if is_known || claimed == self.config.claims_a_look {
                 continue;
             }
             let held = self
@@ -191,8 +206,8 @@ impl Orchestrator {
             let stop = stop.child_token();
             let (this, of, token) = (Arc::clone(self), name.clone(), stop.clone());
             let work = async move {
-                this.drive(&of, &token).await;
-                of
+                let left = this.drive(&of, &token).await;
+                (of, left)
             };
             let task = tasks.spawn(work.instrument(traces::log_span()));
             let task = task.id();
@@ -201,14 +216,19 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Drives one rollout until it has ended and all is told of it, or `stop`.
-    async fn drive(&self, name: &RolloutName, stop: &CancellationToken) {
+    /// Drives one rollout until it has ended and all is told of it, or `stop`; or not at all, if it is of a newer
+    /// release.
+    async fn drive(&self, name: &RolloutName, stop: &CancellationToken) -> Left {
         let mut delays = Policy::reconnect().delays();
-        tokio::select! {
+        let left = tokio::select! {
             biased;
-            () = self.drive_to_the_end(name, stop, &mut delays) => {}
-            () = self.keep_telling(name) => {}
-            () = self.keep_measuring(name) => {}
+            left = self.drive_to_the_end(name, stop, &mut delays) => left,
+            () = self.keep_telling(name) => unreachable!("it tells for ever"),
+            () = self.keep_measuring(name) => unreachable!("it measures for ever"),
+        };
+        if left == Left::ToNewer {
+            self.give_back(name, self.roster.disclaim(name, &self.id).await);
+            return left;
         }
         // What was just stored is told by whoever stored it. Until that is done the rollout is ours:
         // given back, it would be claimed again at once, before those that wait to be driven.
@@ -223,7 +243,12 @@ impl Orchestrator {
                 () = tokio::time::sleep(next_delay(&mut delays)) => {}
             }
         };
-        if let Err(error) = self.let_go(name, told).await {
+        self.give_back(name, self.let_go(name, told).await);
+        left
+    }
+
+    fn give_back(&self, name: &RolloutName, given: Result<(), StoreError>) {
+        if let Err(error) = given {
             tracing::debug!(rollout = %name, error = in_words(&error), "claim not given back, it lapses");
         }
     }
@@ -233,7 +258,7 @@ impl Orchestrator {
         name: &RolloutName,
         stop: &CancellationToken,
         delays: &mut Delays,
-    ) {
+    ) -> Left {
         let driver = Driver {
             store: Arc::clone(&self.store),
             queue: Arc::clone(&self.queue),
@@ -249,11 +274,18 @@ impl Orchestrator {
         };
         while !stop.is_cancelled() {
             let wait = match driver.drive(name, stop).await {
-                Ok(rollout) if rollout.phase.is_ended() => return,
+                Ok(rollout) if rollout.phase.is_ended() => return Left::Ended,
                 Ok(rollout) => {
                     delays.reset();
                     self.until_changed(&driver, &rollout, stop).await;
                     continue;
+                }
+                Err(DriveError::Store {
+                    source: error @ StoreError::Newer { .. },
+                    ..
+                }) => {
+                    tracing::warn!(rollout = %name, error = in_words(&error), "left to newer orchestrators");
+                    return Left::ToNewer;
                 }
                 // A name without a record: it was being stored, or never will be.
                 Err(DriveError::Unknown(_)) => self.config.claim,
@@ -269,6 +301,7 @@ impl Orchestrator {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+        Left::Stopped
     }
 
     /// Waits until somebody has changed a rollout that owes nothing, or `stop`. A halted one goes
@@ -367,17 +400,18 @@ fn next_delay(delays: &mut Delays) -> Duration {
 }
 
 /// Forgets a rollout whose task has ended; a panic of it is a defect, and another look drives it
-/// again.
+/// again. Gives one that is left to newer orchestrators.
 fn forget(
     driving: &mut BTreeMap<RolloutName, Driving>,
-    ended: Result<(Id, RolloutName), tokio::task::JoinError>,
-) {
-    let id = match ended {
-        Ok((id, _)) => id,
+    ended: Result<(Id, (RolloutName, Left)), tokio::task::JoinError>,
+) -> Option<RolloutName> {
+    let (id, newer) = match ended {
+        Ok((id, (name, left))) => (id, (left == Left::ToNewer).then_some(name)),
         Err(error) => {
             tracing::error!(?error, "the driver of a rollout ended unexpectedly");
-            error.id()
+            (error.id(), None)
         }
     };
     driving.retain(|_, rollout| rollout.task != id);
+    newer
 }

@@ -237,6 +237,9 @@ async fn handle(
         match intake.execute(&command).await {
             Ok(answer) => return Ok(answer),
             Err(NotDone::Refused(refusal)) => return Err(refusal),
+            Err(NotDone::Store(error @ StoreError::Newer { .. })) => {
+                return Err(Refusal::new(Cause::NewerRelease, in_words(&error)));
+            }
             Err(NotDone::Store(error @ StoreError::Corrupt { .. })) => {
                 return Err(Refusal::new(Cause::Damaged, in_words(&error)));
             }

@@ -40,7 +40,7 @@ async fn one(place: &Place, name: &str, output: &Output) -> Result<ExitCode, Fai
 }
 
 async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
-    let (rows, older) = place.newest(LISTED).await?;
+    let (rows, older, newer) = place.newest(LISTED).await?;
     let mut text = if rows.is_empty() {
         "No rollouts.".to_owned()
     } else {
@@ -49,7 +49,14 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
     if older > 0 {
         text.push_str(&format!("\n  and {} older ones", thousands(older as u64)));
     }
-    output.result(&serde_json::json!({ "rollouts": rows }), &text);
+    for name in &newer {
+        text.push_str(&format!("\n  {name} is of a newer release"));
+    }
+    let mut shown = serde_json::json!({ "rollouts": rows });
+    if !newer.is_empty() {
+        shown["newer"] = serde_json::json!(newer);
+    }
+    output.result(&shown, &text);
     Ok(ExitCode::Success)
 }
 

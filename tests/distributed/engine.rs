@@ -294,11 +294,27 @@ impl Member {
         self.running.kill()
     }
 
+    /// Asks it to stop.
+    pub(crate) fn ask_to_stop(&self) {
+        self.running.signal(Signal::Terminate);
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.running.is_over()
+    }
+
+    /// Waits until it has stopped, in good order.
+    #[track_caller]
+    pub(crate) fn stopped(self) -> Ended {
+        self.running.wait().expect(0)
+    }
+
     /// Asks it to stop, and waits until it has; in good order.
     #[track_caller]
     pub(crate) fn stop(self) -> Ended {
-        self.running.signal(Signal::Terminate);
-        self.running.wait().expect(0)
+        self.ask_to_stop();
+        self.stopped()
     }
 }
 

@@ -35,3 +35,5 @@ mod metrics;
 mod outages;
 mod quota;
 mod refusals;
+mod upgrade;
+mod versions;

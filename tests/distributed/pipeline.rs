@@ -52,7 +52,12 @@ impl Pipeline {
 
     /// Puts a message on the queue of commands; it is there when this returns.
     pub(crate) fn publish(&self, body: &[u8], properties: BasicProperties) {
-        let queue = format!("{}.commands", self.prefix);
+        self.publish_to("commands", body, properties);
+    }
+
+    /// Puts a message on another queue of the engine's; it is there when this returns.
+    pub(crate) fn publish_to(&self, queue: &str, body: &[u8], properties: BasicProperties) {
+        let queue = format!("{}.{queue}", self.prefix);
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()

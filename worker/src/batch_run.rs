@@ -47,15 +47,18 @@ pub(crate) enum Ended {
     HubShut,
     /// Somebody else took the batch over.
     Fenced,
+    /// Its rollout is of a newer release.
+    Newer,
 }
 
 impl Ended {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Done,
         Self::Unwanted,
         Self::Stopped,
         Self::HubShut,
         Self::Fenced,
+        Self::Newer,
     ];
 
     /// Its name as it is written in labels.
@@ -66,6 +69,7 @@ impl Ended {
             Self::Stopped => "stopped",
             Self::HubShut => "hub_shut",
             Self::Fenced => "fenced",
+            Self::Newer => "newer",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One hub's loop: slots, dispatches, leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, Semaphore};
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) status: Arc<HubStatus>,
     tracer: Tracer,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
+    /// Rollouts of newer releases that were told of.
+    newer: Mutex<BTreeSet<RolloutName>>,
     /// Told when a rollout is worked on that asks the hub for feedback.
     pub(crate) feedback_wanted: Notify,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
@@ -91,6 +93,7 @@ impl HubLoop {
                 status,
                 tracer,
                 known: Mutex::default(),
+                newer: Mutex::default(),
                 feedback_wanted: Notify::new(),
                 id: Uuid::new_v4(),
             }),
@@ -204,6 +207,11 @@ impl Inner {
                 tracing::warn!(what, batch = %dispatch.batch, rollout = %dispatch.rollout, "dispatch of something that does not exist");
                 Ended::Done
             }
+            // It is rung for again, until a newer worker hears it.
+            Err(error @ StoreError::Newer { .. }) => {
+                self.tell_of_newer(&dispatch.rollout, &error).await;
+                Ended::Newer
+            }
             // One batch that cannot be read must not stop the others; its lease lapses, and counts
             // against it.
             Err(error @ StoreError::Corrupt { .. }) if self.config.give_up.is_none() => {
@@ -216,7 +224,9 @@ impl Inner {
         let answered = match ended {
             // A batch of a shut hub is rung for again; a dispatch that went back and forth would
             // be taken for a poisonous one.
-            Ended::Done | Ended::Unwanted | Ended::Fenced | Ended::HubShut => ticket.ack().await,
+            Ended::Done | Ended::Unwanted | Ended::Fenced | Ended::HubShut | Ended::Newer => {
+                ticket.ack().await
+            }
             Ended::Stopped => ticket.requeue().await,
         };
         // An unanswered dispatch comes back by itself; that costs time only.
@@ -297,6 +307,18 @@ impl Inner {
             tracing::warn!(rollout = %name, %batch, ?error, "batch not released");
         }
         Ok(ended)
+    }
+
+    /// Says once of each rollout of a newer release that it is left to newer workers.
+    async fn tell_of_newer(&self, name: &RolloutName, error: &StoreError) {
+        self.status.metrics().ended(Ended::Newer);
+        let mut told = self.newer.lock().await;
+        if told.len() >= KNOWN {
+            told.clear();
+        }
+        if told.insert(name.clone()) {
+            tracing::warn!(rollout = %name, error = in_words(error), "left to newer workers");
+        }
     }
 
     /// When nothing more may be sent to a tag group, by its rollout's schedule: at once, if it is closed.

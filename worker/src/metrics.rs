@@ -91,7 +91,7 @@ impl Families {
             ),
             batches_ended: counters(
                 "twincast_batches_ended_total",
-                "Batches that were put down, by why: done, unwanted, stopped, hub_shut, fenced.",
+                "Batches that were put down, by why: done, unwanted, stopped, hub_shut, fenced, newer (left to workers of a newer release).",
                 &["hub", "end"],
             ),
             outcomes: counters(

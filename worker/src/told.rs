@@ -40,7 +40,7 @@ impl Telling {
         let span = Span { end, ..self.0 };
         let mut span = span.with("twincast.ended", how.as_str());
         span.trouble = match how {
-            Ended::Done | Ended::Unwanted | Ended::Stopped => None,
+            Ended::Done | Ended::Unwanted | Ended::Stopped | Ended::Newer => None,
             Ended::HubShut | Ended::Fenced => Some(how.as_str().replace('_', " ")),
         };
         span.with_counts(recorded)

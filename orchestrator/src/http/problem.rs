@@ -190,7 +190,9 @@ impl From<StoreError> for Problem {
         let status = match error {
             StoreError::NotFound { .. } => StatusCode::NOT_FOUND,
             StoreError::Corrupt { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            StoreError::Superseded { .. }
+            // Another orchestrator may be newer.
+            StoreError::Newer { .. }
+            | StoreError::Superseded { .. }
             | StoreError::NotWritable { .. }
             | StoreError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::SemaphorePermit;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::Counts;
+use twincast_core::ports::StoreError;
 use twincast_core::rollout::Rollout;
 use utoipa::{IntoParams, ToSchema};
 
@@ -28,6 +29,9 @@ pub(crate) struct RolloutPage {
     /// Ask for what comes `after` this, if there is more.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
+    /// Names of this part of the list whose rollouts are of a newer release: ask an orchestrator of that release.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    newer: Vec<String>,
 }
 
 /// Which part of a list.
@@ -66,6 +70,7 @@ pub(crate) async fn list(
     let names = names.by_ref().filter(|name| name.as_str() > after.as_str());
     let now = shared.api.intake.clock.now();
     let mut rollouts = Vec::new();
+    let mut newer = Vec::new();
     let mut next = None;
     for name in names {
         if rollouts.len() == limit {
@@ -74,8 +79,14 @@ pub(crate) async fn list(
                 .map(|row: &RolloutRow| row.state.name.to_string());
             break;
         }
-        let Some(rollout) = store.rollout(&name).await? else {
-            continue;
+        let rollout = match store.rollout(&name).await {
+            Ok(Some(rollout)) => rollout,
+            Ok(None) => continue,
+            Err(StoreError::Newer { .. }) => {
+                newer.push(name.to_string());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         };
         let wanted = part.phase.as_deref();
         if wanted.is_none_or(|phase| phase == rollout.phase.as_str()) {
@@ -83,7 +94,11 @@ pub(crate) async fn list(
             rollouts.push(RolloutRow::of(&rollout, &tallies, now));
         }
     }
-    Ok(Json(RolloutPage { rollouts, next }))
+    Ok(Json(RolloutPage {
+        rollouts,
+        next,
+        newer,
+    }))
 }
 
 /// One rollout: its spec, plan, stages, outcomes, what it waits for, and its history.

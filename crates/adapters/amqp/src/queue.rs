@@ -1,7 +1,8 @@
 //! The queue port: dispatches.
 //!
-//! A dispatch is a small JSON document of a known version. One that cannot be read goes to the
-//! dead letters with the reason; it neither stops the consumer nor comes again.
+//! A dispatch is a small JSON document of a known version. One of a newer version is let go: it is a doorbell, which is
+//! rung again until a newer worker hears it. One that cannot be read goes to the dead letters with the reason; it neither
+//! stops the consumer nor comes again.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use lapin::BasicProperties;
 use lapin::message::Delivery as Raw;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use tracing::warn;
+use tracing::{debug, warn};
 use twincast_core::error::in_words;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
@@ -70,6 +71,7 @@ impl Queue for AmqpQueue {
         Ok(Box::new(Consumer {
             queue: name,
             intake,
+            told_of_newer: false,
         }))
     }
 
@@ -110,6 +112,7 @@ pub(crate) async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError
 struct Consumer {
     queue: String,
     intake: Intake,
+    told_of_newer: bool,
 }
 
 #[async_trait]
@@ -129,6 +132,7 @@ impl Deliveries for Consumer {
                         ticket: Box::new(Answer { held }),
                     });
                 }
+                Err(Unreadable::Newer(version)) => self.let_go(held, version).await,
                 Err(unreadable) => self.put_aside(*raw, held, &unreadable),
             }
         }
@@ -136,6 +140,19 @@ impl Deliveries for Consumer {
 }
 
 impl Consumer {
+    /// Answers for a dispatch that only newer workers understand. If that fails, it comes again.
+    async fn let_go(&mut self, held: Held, version: u32) {
+        if !std::mem::replace(&mut self.told_of_newer, true) {
+            warn!(
+                queue = self.queue,
+                version, "dispatches of a newer release are left to newer workers"
+            );
+        }
+        if let Err(error) = held.ack().await {
+            debug!(why = in_words(&error), "a dispatch was not answered for");
+        }
+    }
+
     /// Makes a dead letter of a message, in a task of its own, so that the next one need not wait.
     /// There are at most as many as the consumer may hold: each is owed an answer until then.
     fn put_aside(&self, raw: Raw, held: Held, unreadable: &Unreadable) {
@@ -164,6 +181,8 @@ impl Consumer {
 /// Why a message is not a dispatch.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
+    #[error("it is a dispatch of version {0}, and this release knows 1")]
+    Newer(u32),
     #[error("content type is {0:?}, not {DISPATCH_TYPE:?}")]
     Version(String),
     #[error("it is not a dispatch: {0}")]
@@ -173,7 +192,7 @@ enum Unreadable {
 impl Unreadable {
     fn cause(&self) -> &'static str {
         match self {
-            Self::Version(_) => "unsupported_version",
+            Self::Newer(_) | Self::Version(_) => "unsupported_version",
             Self::Body(_) => "unreadable",
         }
     }
@@ -182,10 +201,20 @@ impl Unreadable {
 fn read(properties: &BasicProperties, body: &[u8]) -> Result<Dispatch, Unreadable> {
     let content_type = properties.content_type().as_ref();
     let content_type = content_type.map_or("", |text| text.as_str());
+    if let Some(version) = newer(content_type) {
+        return Err(Unreadable::Newer(version));
+    }
     if content_type != DISPATCH_TYPE {
         return Err(Unreadable::Version(content_type.to_owned()));
     }
     serde_json::from_slice(body).map_err(Unreadable::Body)
+}
+
+/// The version of a dispatch that is newer than ours.
+fn newer(content_type: &str) -> Option<u32> {
+    let (before, after) = DISPATCH_TYPE.split_once('1')?;
+    let version = content_type.strip_prefix(before)?.strip_suffix(after)?;
+    version.parse().ok().filter(|version| *version > 1)
 }
 
 struct Answer {
@@ -235,8 +264,11 @@ mod tests {
     fn what_is_no_dispatch_is_named() {
         let newer = of_type("application/vnd.twincast.dispatch.v2+json");
         let error = read(&newer, b"{}").unwrap_err();
+        assert!(matches!(error, Unreadable::Newer(2)), "{error}");
+        let other = of_type("application/vnd.twincast.dispatch.vv+json");
+        let error = read(&other, b"{}").unwrap_err();
         assert!(matches!(error, Unreadable::Version(_)));
-        assert!(error.to_string().contains("dispatch.v2+json"), "{error}");
+        assert!(error.to_string().contains("dispatch.vv+json"), "{error}");
         let error = read(&BasicProperties::default(), b"{}").unwrap_err();
         assert!(matches!(error, Unreadable::Version(_)));
         let error = read(&of_type(DISPATCH_TYPE), br#"{"rollout":"a b"}"#).unwrap_err();

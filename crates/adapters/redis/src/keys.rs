@@ -3,6 +3,12 @@
 use twincast_core::ids::{GroupName, HubName, RolloutName};
 use twincast_core::rollout::{Owed, Phase, Rollout, Wanted};
 
+/// The format of a rollout's keys, of the record and headers in them, and of what scripts make of them: the newest that this
+/// release knows, and the one that it writes. To be raised by a change after which an older release would misread a rollout or
+/// undo what it does not know of. A release that knows a newer one still writes an older one where that says all: so
+/// releases work side by side on the rollouts that both can read.
+pub(crate) const FORMAT: u32 = 1;
+
 /// Names keys. See the crate's documentation for what is in them.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {

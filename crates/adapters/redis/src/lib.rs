@@ -11,7 +11,7 @@
 //!
 //! | key | type | what |
 //! |---|---|---|
-//! | `{<rollout>}` | hash | `record` (JSON), `version`, `plan`, `stance`, the current `stage`, the newest `attempt`, by what batches may be `adding`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `version`, `plan`, `stance`, the current `stage`, the newest `attempt`, by what batches may be `adding`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
 //! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
 //! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |

@@ -27,6 +27,7 @@ pub(crate) enum Refusal {
     NoBatch,
     NoDevice(u64),
     Superseded,
+    Newer(u32),
     Damaged(String),
 }
 
@@ -43,6 +44,7 @@ pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
         "NO_BATCH" => Refusal::NoBatch,
         "NO_DEVICE" => Refusal::NoDevice(reply.next()?),
         "SUPERSEDED" => Refusal::Superseded,
+        "NEWER" => Refusal::Newer(reply.next()?),
         "DAMAGED" => Refusal::Damaged(reply.next()?),
         other => return Err(Misfit(format!("a script answered {other:?}"))),
     };

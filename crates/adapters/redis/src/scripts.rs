@@ -15,7 +15,7 @@ use twincast_core::outcome::{OUTCOMES, Outcome};
 use twincast_core::permits;
 use twincast_core::time::Timestamp;
 
-use crate::keys::Stance;
+use crate::keys::{FORMAT, Stance};
 
 /// One script.
 #[derive(Debug)]
@@ -156,6 +156,7 @@ fn constants() -> String {
         .collect();
     let quoted = |stance: Stance| format!("'{}'", stance.as_str());
     let constants = [
+        ("FORMAT", FORMAT.to_string()),
         ("LATEST", Timestamp::MAX.0.to_string()),
         ("OUTCOME_COUNT", OUTCOMES.to_string()),
         ("PENDING", code(Outcome::Pending)),

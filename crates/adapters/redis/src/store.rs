@@ -15,7 +15,7 @@ use twincast_core::rollout::Adding;
 
 use crate::check::check;
 use crate::error::{ConnectError, Misfit, store_error};
-use crate::keys::Keys;
+use crate::keys::{FORMAT, Keys};
 use crate::link::Link;
 use crate::reply::{self, Refusal, Reply};
 use crate::scripts::{Run, Script};
@@ -153,6 +153,14 @@ impl RedisStore {
     }
 }
 
+fn newer(what: String, found: u32) -> StoreError {
+    StoreError::Newer {
+        what,
+        found,
+        known: FORMAT,
+    }
+}
+
 impl Subject<'_> {
     fn failed(self, verb: &str, error: RedisError) -> StoreError {
         store_error(format!("{verb} {self}"), error)
@@ -180,6 +188,7 @@ impl Subject<'_> {
                 };
                 return StoreError::Superseded { what };
             }
+            Refusal::Newer(found) => return newer(rollout, found),
             Refusal::Damaged(what) => return self.corrupt(verb, Misfit(what)),
         };
         StoreError::NotFound { what }

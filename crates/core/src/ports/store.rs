@@ -46,6 +46,17 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A newer release has written it, in a format that this one does not know. Nothing was changed; it is to be left to those
+    /// that know it.
+    #[error("{what} is of a newer release: format {found}, and this release knows up to {known}")]
+    Newer {
+        /// What.
+        what: String,
+        /// Its format.
+        found: u32,
+        /// The newest that is known.
+        known: u32,
+    },
     /// What is stored cannot be what was written.
     #[error("cannot {doing}: the stored data are damaged")]
     Corrupt {

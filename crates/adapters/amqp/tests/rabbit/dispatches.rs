@@ -35,10 +35,10 @@ async fn what_cannot_be_read_is_put_aside() {
     let mut consumer = queue.consume(&hub(), 2).await.unwrap();
     let other = Other::at(&RabbitMq::shared().await.url()).await;
     let name = format!("{prefix}.dispatch.eu");
-    let newer = "application/vnd.twincast.dispatch.v2+json";
-    let newer = BasicProperties::default().with_content_type(newer.into());
+    let other_type = "application/vnd.twincast.letter.v1+json";
+    let other_type = BasicProperties::default().with_content_type(other_type.into());
     let ours = BasicProperties::default().with_content_type(DISPATCH_TYPE.into());
-    other.publish(&name, newer, b"{\"new\":1}").await;
+    other.publish(&name, other_type, b"{\"new\":1}").await;
     other.publish(&name, ours.clone(), b"{").await;
     other
         .publish(
@@ -67,6 +67,28 @@ async fn what_cannot_be_read_is_put_aside() {
     );
     let detail = letters[2].detail.as_deref().unwrap();
     assert!(detail.contains("rollout name"), "{detail}");
+}
+
+/// It is a doorbell, which newer workers hear when it is rung again: no dead letter is made of it.
+#[tokio::test]
+async fn a_dispatch_of_a_newer_version_is_let_go() {
+    let (amqp, prefix) = amqp().await;
+    let queue = amqp.queue();
+    let mut consumer = queue.consume(&hub(), 1).await.unwrap();
+    let other = Other::at(&RabbitMq::shared().await.url()).await;
+    let name = format!("{prefix}.dispatch.eu");
+    let newer = "application/vnd.twincast.dispatch.v2+json";
+    let newer = BasicProperties::default().with_content_type(newer.into());
+    for _ in 0..3 {
+        other.publish(&name, newer.clone(), b"something new").await;
+    }
+    queue.publish(&dispatch(5)).await.unwrap();
+    // One is handed out at a time, so the others have been answered for.
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.dispatch, dispatch(5));
+    assert!(!delivery.redelivered);
+    delivery.ticket.ack().await.unwrap();
+    assert_eq!(amqp.dead_letters_waiting().await.unwrap(), 0);
 }
 
 /// Then there is room again.

@@ -3,7 +3,7 @@
 
 local record = redis.call('HGET', HEAD, 'record')
 if record then return { 'OK', record } end
-redis.call('HSET', HEAD,
+redis.call('HSET', HEAD, 'format', FORMAT,
   'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5], 'stage', ARGV[6],
   'attempt', ARGV[7], 'adding', ARGV[8], 'epoch', 0)
 return { 'OK' }

@@ -7,6 +7,10 @@ local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES, GROUPS,
 -- Called for each device.
 local floor, min, max = math.floor, math.min, math.max
 
+-- What a newer release has written is left alone, by every script.
+local format = tonumber(redis.call('HGET', HEAD, 'format') or FORMAT)
+if format > FORMAT then return { 'NEWER', format } end
+
 -- The holder of a batch that nobody holds; no holder has such a name.
 local NOBODY = '-'
 

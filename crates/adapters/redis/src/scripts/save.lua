@@ -7,7 +7,7 @@ local version, plan, epoch = unpack(redis.call('HMGET', HEAD, 'version', 'plan',
 if not version then return { 'NO_ROLLOUT' } end
 if version ~= ARGV[9] then return { 'SUPERSEDED' } end
 if plan ~= ARGV[4] then redis.call('UNLINK', unpack(KEYS)) end
-redis.call('HSET', HEAD,
+redis.call('HSET', HEAD, 'format', FORMAT,
   'record', ARGV[2], 'version', ARGV[3], 'plan', ARGV[4], 'stance', ARGV[5], 'stage', ARGV[6],
   'attempt', ARGV[7], 'adding', ARGV[8], 'epoch', epoch)
 return { 'OK' }

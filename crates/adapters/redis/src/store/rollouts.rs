@@ -16,8 +16,8 @@ use twincast_core::ports::{
 };
 use twincast_core::rollout::{Adding, Rollout, Wanted};
 
-use super::{RedisStore, Subject};
-use crate::keys::Stance;
+use super::{RedisStore, Subject, newer};
+use crate::keys::{FORMAT, Stance};
 use crate::reply::{encode, json, pack};
 use crate::scripts::{Run, SCRIPTS};
 
@@ -44,11 +44,15 @@ impl Store for RedisStore {
 
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
         let subject = Subject::Rollout(name);
-        let get = cmd("HGET")
+        let get = cmd("HMGET")
             .arg(self.keys.head(name))
-            .arg("record")
+            .arg(&["format", "record"])
             .to_owned();
-        let record: Option<Vec<u8>> = self.ask("read", subject, &get).await?;
+        let (format, record): (Option<u32>, Option<Vec<u8>>) =
+            self.ask("read", subject, &get).await?;
+        if let Some(found) = format.filter(|format| *format > FORMAT) {
+            return Err(newer(subject.to_string(), found));
+        }
         let rollout = record.map(|record| json(&record, "the record")).transpose();
         rollout.map_err(|misfit| subject.corrupt("read", misfit))
     }

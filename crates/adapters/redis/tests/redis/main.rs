@@ -5,5 +5,6 @@ mod conformance;
 mod connecting;
 mod costs;
 mod faults;
+mod formats;
 mod plans;
 mod work;

@@ -1,0 +1,158 @@
+//! A release takes the place of another, process by process, as Kubernetes does it: nothing is lost, nothing doubled, and it
+//! goes on all the while.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::engine::{Engine, Member, get, scattered};
+use crate::harness::{Hub, assert_same_ids};
+use crate::pipeline::{about, start_with};
+use crate::services::Access;
+use crate::waiting::{long_or, within};
+
+const ROLLOUT: &str = "upgraded";
+const WORKERS: usize = 3;
+const ORCHESTRATORS: usize = 2;
+/// Sends a minute, by the rollout's own rate.
+const RATE: u64 = 3_000;
+/// For how long nothing may be sent while processes come and go.
+const SILENCE: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
+    let devices = long_or(30_000, 3_300);
+    let hub = Hub::start(&scattered(devices), &["--tier", "S3"]);
+    // Whoever is asked to stop has something to wait for.
+    hub.faults(r#"{"disposition_delay_ms": 1000}"#);
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(ORCHESTRATORS, WORKERS);
+    let mut pipeline = engine.pipeline();
+    let stages = json!([
+        { "name": "canary", "percent": "2%", "gate": { "success_at_least": "100%", "approval": {} } },
+        { "name": "tenth", "percent": "10%", "gate": { "success_at_least": "90%" } },
+        { "name": "half", "percent": "50%", "gate": { "failure_above": "5%" } },
+        { "name": "most", "percent": "90%" },
+    ]);
+    let spec = json!({
+        "batch_by": ["region", "site"],
+        "stages": stages,
+        "rate": format!("{RATE}/min"),
+        "message": { "body": { "text": "hello" }, "ttl": "24h", "ack": "full" },
+    });
+    pipeline.order(&start_with(ROLLOUT, spec));
+    within(SOON, "the gate to wait", || {
+        let status = engine.status(ROLLOUT);
+        let state = status["stages"][0]["state"].as_str()?;
+        (state == "waits for an approval").then_some(())
+    });
+
+    // One of each kind while a gate waits, the others while all send.
+    replace_oldest(&mut engine, Kind::Orchestrator, &mut Watch::default());
+    replace_oldest(&mut engine, Kind::Worker, &mut Watch::default());
+    assert_eq!(
+        engine.status(ROLLOUT)["stages"][0]["state"],
+        "waits for an approval"
+    );
+    pipeline.order(&about("approve", ROLLOUT));
+    engine.until_accepted(devices / 10, SOON);
+    let mut watch = Watch::default();
+    for round in 1..WORKERS {
+        replace_oldest(&mut engine, Kind::Worker, &mut watch);
+        if round < ORCHESTRATORS {
+            replace_oldest(&mut engine, Kind::Orchestrator, &mut watch);
+        }
+    }
+    let limit = Duration::from_secs(long_or(900, 180));
+    within(limit, "the last message", || {
+        watch.look(&engine);
+        (engine.accepted() >= devices).then_some(())
+    });
+    println!("nothing was sent for {:?} at the longest", watch.longest);
+    assert!(watch.longest < SILENCE, "{:?}", watch.longest);
+
+    let ended = engine.until_phase(ROLLOUT, "succeeded", SOON);
+    assert_eq!(ended["devices"], devices);
+    let counts = ended["counts"].as_object().expect("counts");
+    let sent = ["enqueued", "delivered"].map(|outcome| counts.get(outcome)?.as_u64());
+    assert_eq!(
+        sent.into_iter().flatten().sum::<u64>(),
+        devices,
+        "{counts:?}"
+    );
+    let hub = &engine.hubs[0].1;
+    assert_same_ids(&hub.account());
+    let seen = hub.summary();
+    assert_eq!(
+        (seen.accepted, seen.transfers, seen.repeats_by_device),
+        (devices, devices, 0),
+        "nothing is sent twice"
+    );
+    assert!(seen.uptime_ms > 60_000, "too short to tell of a rate");
+    assert!(seen.accepted_in_any_minute_max <= RATE, "{seen:?}");
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Worker,
+    Orchestrator,
+}
+
+/// How a deployment rolls: a newcomer is ready before the oldest is asked to stop. That one is not ready from then on, so
+/// that nobody counts on it, and ends when it has done what it had begun.
+fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
+    let mut newcomer = match kind {
+        Kind::Worker => engine.member("worker"),
+        Kind::Orchestrator => engine.member("orchestrator"),
+    };
+    within(SOON, "the newcomer to be ready", || {
+        watch.look(engine);
+        (newcomer.readiness().0 == 200).then_some(())
+    });
+    let members = match kind {
+        Kind::Worker => &mut engine.workers,
+        Kind::Orchestrator => &mut engine.orchestrators,
+    };
+    members.push(newcomer);
+    let mut oldest: Member = members.remove(0);
+    let probes = oldest.probes();
+    let has_work = kind == Kind::Worker && watch.is_sending(engine);
+    oldest.ask_to_stop();
+    let mut was_unready = false;
+    within(SOON, "the oldest to end", || {
+        watch.look(engine);
+        let ready = get(probes, "/readyz").map(|(code, _)| code);
+        was_unready |= ready.is_ok_and(|code| code == 503);
+        oldest.is_over().then_some(())
+    });
+    oldest.stopped();
+    assert!(was_unready || !has_work, "it was ready until it ended");
+}
+
+/// Looks at the hub while something else goes on.
+#[derive(Debug, Default)]
+struct Watch {
+    seen: Option<(u64, Instant)>,
+    /// For how long no message came, at the longest.
+    longest: Duration,
+}
+
+impl Watch {
+    fn look(&mut self, engine: &Engine) {
+        let accepted = engine.accepted();
+        match self.seen {
+            Some((before, since)) if before == accepted => {
+                self.longest = self.longest.max(since.elapsed());
+            }
+            _ => self.seen = Some((accepted, Instant::now())),
+        }
+    }
+
+    /// Whether messages came lately.
+    fn is_sending(&self, engine: &Engine) -> bool {
+        let accepted = engine.accepted();
+        self.seen
+            .is_some_and(|(before, since)| before != accepted || since.elapsed() < SILENCE / 10)
+    }
+}

@@ -1,0 +1,171 @@
+//! Releases beside each other: what an older one has written is read, what a newer one has written is left alone.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use twincast_testkit::services::Redis;
+
+use crate::engine::{Engine, get};
+use crate::harness::{Fleet, Hub, assert_same_ids};
+use crate::pipeline::{about, about_all, start, start_with};
+use crate::services::{Access, wait};
+use crate::waiting::within;
+
+const DEVICES: u64 = 1_000;
+const SOON: Duration = Duration::from_secs(60);
+const DISPATCH_V1: &str = "application/vnd.twincast.dispatch.v1+json";
+const DISPATCH_V2: &str = "application/vnd.twincast.dispatch.v2+json";
+
+/// Neither lost nor taken for damaged, and nothing else is held up.
+#[test]
+fn what_a_newer_release_has_written_is_left_to_it() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let access = Access::shared();
+    let mut engine = Engine::new(&access, vec![("north", hub)]);
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    let stages = json!([{ "name": "canary", "percent": "10%", "gate": { "approval": {} } }]);
+    pipeline.order(&start_with("newer", json!({ "stages": stages })));
+    until_an_approval_is_awaited(&engine, "newer");
+
+    // A newer release drives it from here on: that is what its format says.
+    engine.stop_all();
+    let set_format = |format: u32| {
+        let head = format!("{}:{{newer}}", access.prefix);
+        wait(async {
+            let redis = Redis::shared().await;
+            redis.ask(&format!("HSET {head} format {format}")).await
+        });
+    };
+    set_format(2);
+    engine.grow(1, 1);
+    for content_type in [DISPATCH_V1, DISPATCH_V2] {
+        let body = br#"{"rollout":"newer","batch":1,"hub":"north"}"#;
+        let properties = BasicProperties::default().with_content_type(content_type.into());
+        pipeline.publish_to("dispatch.north", body, properties);
+    }
+    pipeline.order(&start("known"));
+    engine.until_phase("known", "succeeded", SOON);
+    pipeline.order(&about_all("stop-all"));
+    pipeline.order(&about_all("resume-all"));
+    let refused = pipeline.ask(&about("approve", "newer"));
+    assert_eq!(refused["cause"], "newer_release", "{refused}");
+    assert_eq!(engine.accepted(), DEVICES + DEVICES / 10);
+
+    let of_worker = "twincast_batches_ended_total{end=\"newer\",hub=\"north\"} 1";
+    for (role, sample, told) in [
+        ("orchestrator", "twincast_rollouts_newer 1", 1),
+        // Of the rollout, and of dispatches.
+        ("worker", of_worker, 2),
+    ] {
+        let members = engine.members();
+        let mut of_role = members.filter(|member| member.role() == role);
+        let member = of_role.next().expect("there is one");
+        let probes = member.probes();
+        within(SOON, sample, || {
+            let metrics = get(probes, "/metrics").expect("metrics").1;
+            metrics.contains(sample).then_some(())
+        });
+        let log = member.log();
+        let lines = log.matches(&format!("left to newer {role}s")).count();
+        assert_eq!(lines, told, "{log}");
+    }
+    let all = engine.room.run(&["--json", "status"]).expect(0).json();
+    assert_eq!(all["newer"], json!(["newer"]));
+    assert_eq!(all["rollouts"].as_array().map(Vec::len), Some(1));
+    let asked = engine.room.run(&["status", "newer"]).expect(7);
+    asked.says(&["rollout newer is of a newer release: format 2, and this release knows up to 1"]);
+    let letters = engine
+        .room
+        .run(&["--json", "dead-letters", "list"])
+        .expect(0);
+    assert_eq!(
+        letters.json()["dead_letters"],
+        json!([]),
+        "{}",
+        letters.stdout
+    );
+
+    // It is as it was: whoever knows it goes on.
+    engine.stop_all();
+    set_format(1);
+    engine.grow(1, 1);
+    pipeline.order(&about("approve", "newer"));
+    engine.until_phase("newer", "succeeded", SOON);
+    assert_eq!(engine.accepted(), 2 * DEVICES);
+    engine.assert_accounts_agree("newer");
+    engine.assert_accounts_agree("known");
+}
+
+#[test]
+fn a_rollout_that_the_first_release_began_is_finished() {
+    let fleet = std::fs::read_to_string(fixture("fleet.yaml")).expect("a fleet");
+    let hub = Hub::unlimited(&Fleet::written(&fleet));
+    let access = Access {
+        prefix: "recorded".to_owned(),
+        ..Access::shared()
+    };
+    restore(&fixture("v0.1/redis.txt"));
+    let mut engine = Engine::new(&access, vec![("north", hub)]);
+    let recorded = engine.status("recorded");
+    let canaries = recorded["counts"]["delivered"].as_u64().expect("a number");
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    let dispatch = std::fs::read(fixture("v0.1/dispatch.json")).expect("a dispatch");
+    let properties = BasicProperties::default().with_content_type(DISPATCH_V1.into());
+    pipeline.publish_to("dispatch.north", &dispatch, properties);
+    until_an_approval_is_awaited(&engine, "recorded");
+    assert_eq!(engine.accepted(), 0, "it is sent before somebody said yes");
+    let approve = std::fs::read_to_string(fixture("v0.1/approve.json")).expect("a command");
+    pipeline.order(&serde_json::from_str(&approve).expect("JSON"));
+
+    let ended = engine.until_phase("recorded", "succeeded", SOON);
+    let devices = ended["devices"].as_u64().expect("a number");
+    assert_eq!(engine.accepted(), devices - canaries);
+    assert_eq!(engine.repeats(), 0);
+    assert_same_ids(&engine.hubs[0].1.account());
+    let start = std::fs::read_to_string(fixture("v0.1/start.json")).expect("a command");
+    let again = pipeline.order(&serde_json::from_str(&start).expect("JSON"));
+    assert_eq!(again["changed"], false, "it is the same rollout: {again}");
+    let letters = engine
+        .room
+        .run(&["--json", "dead-letters", "list"])
+        .expect(0);
+    assert_eq!(
+        letters.json()["dead_letters"],
+        json!([]),
+        "{}",
+        letters.stdout
+    );
+}
+
+#[track_caller]
+fn until_an_approval_is_awaited(engine: &Engine, rollout: &str) {
+    within(SOON, "the gate to wait", || {
+        let status: Value = engine.status(rollout);
+        let state = status["stages"][0]["state"].as_str()?;
+        (state == "waits for an approval").then_some(())
+    });
+}
+
+fn fixture(path: &str) -> PathBuf {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/distributed/fixtures");
+    Path::new(folder).join(path)
+}
+
+/// Gives the shared Redis what a file of commands says.
+fn restore(commands: &Path) {
+    let address = wait(async { Redis::shared().await.address() });
+    let restored = Command::new("redis-cli")
+        .args(["-p", &address.port().to_string()])
+        .stdin(std::fs::File::open(commands).expect("the file"))
+        .stdout(Stdio::piped())
+        .output()
+        .expect("redis-cli");
+    let said = String::from_utf8_lossy(&restored.stdout);
+    assert!(restored.status.success(), "{said}");
+    assert!(!said.contains("ERR"), "{said}");
+}
