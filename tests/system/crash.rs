@@ -30,16 +30,14 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
         killed_when(run(), || hub.summary().query_pages >= until);
         assert_eq!(hub.summary().accepted, 0, "sent before the plan was whole");
     }
-    let mut worst = 0;
-    for _ in 0..WHILE_SENDING {
-        let before = hub.summary();
-        let until = before.accepted + chance.within(1..2_000);
+    for crashes in 0..WHILE_SENDING {
+        let until = hub.summary().accepted + chance.within(1..2_000);
         killed_when(run(), || hub.summary().accepted >= until);
-        let repeated = hub.summary().repeats_by_device - before.repeats_by_device;
-        worst = worst.max(repeated);
+        // A run that is killed early leaves what it was to repeat to the next one.
+        let repeated = hub.summary().repeats_by_device;
         assert!(
-            repeated <= REPEATS_A_CRASH,
-            "one crash repeated {repeated} sends"
+            repeated <= crashes * REPEATS_A_CRASH,
+            "{crashes} crashes repeated {repeated} sends"
         );
     }
     let left = DEVICES - hub.summary().distinct_devices;
@@ -48,9 +46,7 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
 
     let account = hub.account();
     let repeated = repeats(&account);
-    println!(
-        "{left} devices were left to the last run; {repeated} repeats, at most {worst} a crash"
-    );
+    println!("{left} devices were left to the last run; {repeated} repeats");
     assert!(left > 0, "the last run had nothing to do");
     assert_eq!(account.len() as u64, DEVICES, "devices were missed");
     assert_same_ids(&account);
