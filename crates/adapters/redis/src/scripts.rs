@@ -58,7 +58,9 @@ pub(crate) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(Scripts::new);
 impl Scripts {
     fn new() -> Self {
         let common = constants() + include_str!("scripts/common.lua");
-        let rollout = common.clone() + include_str!("scripts/rollout.lua");
+        let shared = common.clone() + include_str!("scripts/rollout.lua");
+        let rollout = shared.clone() + include_str!("scripts/of_rollout.lua");
+        let batch = shared + include_str!("scripts/of_batch.lua");
         let hub = common.clone() + include_str!("scripts/hub.lua");
         Self {
             create: Script::new(&rollout, include_str!("scripts/create.lua")),
@@ -66,13 +68,13 @@ impl Scripts {
             add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),
             batches: Script::new(&rollout, include_str!("scripts/batches.lua")),
             open_batches: Script::new(&rollout, include_str!("scripts/open_batches.lua")),
-            lease: Script::new(&rollout, include_str!("scripts/lease.lua")),
-            load: Script::new(&rollout, include_str!("scripts/load.lua")),
-            record: Script::new(&rollout, include_str!("scripts/record.lua")),
-            merge: Script::new(&rollout, include_str!("scripts/merge.lua")),
-            release: Script::new(&rollout, include_str!("scripts/release.lua")),
-            skip: Script::new(&rollout, include_str!("scripts/skip.lua")),
-            reopen: Script::new(&rollout, include_str!("scripts/reopen.lua")),
+            lease: Script::new(&batch, include_str!("scripts/lease.lua")),
+            load: Script::new(&batch, include_str!("scripts/load.lua")),
+            record: Script::new(&batch, include_str!("scripts/record.lua")),
+            merge: Script::new(&batch, include_str!("scripts/merge.lua")),
+            release: Script::new(&batch, include_str!("scripts/release.lua")),
+            skip: Script::new(&batch, include_str!("scripts/skip.lua")),
+            reopen: Script::new(&batch, include_str!("scripts/reopen.lua")),
             tallies: Script::new(&rollout, include_str!("scripts/tallies.lua")),
             in_progress: Script::new(&rollout, include_str!("scripts/in_progress.lua")),
             claim: Script::new(&common, include_str!("scripts/claim.lua")),

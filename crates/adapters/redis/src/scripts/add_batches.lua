@@ -2,7 +2,6 @@
 -- ARGV: time, by what they are added, and for each batch: number, header, devices, stage, hub, place, manifest,
 -- and how many groups it is in, with their names.
 
-local version, adding = unpack(redis.call('HMGET', HEAD, 'version', 'adding'))
 if not version then return { 'NO_ROLLOUT' } end
 if adding ~= ARGV[2] then return { 'SUPERSEDED' } end
 

@@ -1,6 +1,5 @@
 -- A page of a plan's batches in the order of their numbers.
 -- ARGV: time, lowest number, limit.
 
-local version = redis.call('HGET', HEAD, 'version')
 if not version then return { 'NO_ROLLOUT' } end
 return page(version, redis.call('ZRANGEBYSCORE', NUMBERS, ARGV[2], '+inf', 'LIMIT', 0, ARGV[3]))

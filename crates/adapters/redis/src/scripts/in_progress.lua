@@ -1,7 +1,7 @@
 -- How many devices groups have, and how many of them are in progress.
 -- ARGV: time, and for each group: name, milliseconds of silence. Gives devices and in progress, for each.
 
-if redis.call('EXISTS', HEAD) == 0 then return { 'NO_ROLLOUT' } end
+if not version then return { 'NO_ROLLOUT' } end
 local now = clock()
 local answer = { 'OK' }
 for at = 2, #ARGV, 2 do

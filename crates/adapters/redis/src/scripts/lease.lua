@@ -1,7 +1,6 @@
 -- Gives a lease, or says why not: `Tenancy::lease`, and `budget` for what its groups have room for.
 -- ARGV: time, batch, holder, milliseconds.
 
-local stance, row, version = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 if unsettled(row) == 0 then return { 'OK', 'done' } end

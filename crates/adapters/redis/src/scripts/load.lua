@@ -2,7 +2,6 @@
 -- ARGV: time, batch. Gives header, manifest, outcomes, index, code, index, … of refusals, and the newest
 -- attempt.
 
-local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 local bytes = ''

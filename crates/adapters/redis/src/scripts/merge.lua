@@ -1,7 +1,6 @@
 -- Merges reports from others than the batch's holder.
 -- ARGV: time, batch, attempt that they are about, reports.
 
-local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 local change, refusal = merged(row, tonumber(ARGV[3]), decode(ARGV[4]))

@@ -1,7 +1,6 @@
 -- The first of a hub's batches, of stages below one, on which something is left to do.
 -- ARGV: time, hub, stage, limit.
 
-local version = redis.call('HGET', HEAD, 'version')
 if not version then return { 'NO_ROLLOUT' } end
 local from = '[' .. ARGV[2] .. ':'
 local to = '(' .. ARGV[2] .. string.format(':%05.0f', tonumber(ARGV[3]))

@@ -2,7 +2,6 @@
 -- taken by nobody still holds.
 -- ARGV: time, batch, holder, epoch, milliseconds, reports. Gives the rollout's stance.
 
-local stance, row = read_row(ARGV[2])
 if not row or not is_held_by(row, ARGV[3], ARGV[4]) then return { 'SUPERSEDED' } end
 
 local reports = decode(ARGV[6])

@@ -2,7 +2,6 @@
 -- the last holder acquits a batch that was taken from it because of its strikes, too.
 -- ARGV: time, batch, holder, epoch.
 
-local _, row = read_row(ARGV[2])
 if row and (is_held_by(row, ARGV[3], ARGV[4]) or is_held_by(row, NOBODY, ARGV[4])) then
   row.holder, row.ends, row.strikes = NOBODY, 0, 0
   write_row(row)

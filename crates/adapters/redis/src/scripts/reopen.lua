@@ -3,7 +3,6 @@
 -- ARGV: time, batch, attempt, and the outcomes that are chosen. Gives how many devices it was, or -1 with
 -- the holder and the lease's end.
 
-local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 if stance ~= PREPARING or redis.call('HGET', HEAD, 'attempt') ~= ARGV[3] then
   return { 'SUPERSEDED' }

@@ -7,10 +7,6 @@ local HEAD, NUMBERS, HEADERS, MANIFESTS, OUTCOMES, CODES, OPEN, TALLIES, GROUPS,
 -- Called for each device.
 local floor, min, max = math.floor, math.min, math.max
 
--- What a newer release has written is left alone, by every script.
-local format = tonumber(redis.call('HGET', HEAD, 'format') or FORMAT)
-if format > FORMAT then return { 'NEWER', format } end
-
 -- The holder of a batch that nobody holds; no holder has such a name.
 local NOBODY = '-'
 
@@ -19,11 +15,7 @@ local NOBODY = '-'
 -- lease's end, holder, how many devices have each outcome, after a dot its place, and its part in budgets: whether it is
 -- begun ('-' if it has no budgets), and when something of it was last recorded as sent;
 -- and, of a batch that was retried, its newest attempt and the newest at silent devices.
--- Gives the rollout's stance and version with it: they are read at once. Without a stance there
--- is no such rollout, without a row no such batch.
-local function read_row(batch)
-  local stance, version, text = unpack(redis.call('HMGET', HEAD, 'stance', 'version', batch))
-  if not text then return stance, nil, version end
+local function row_of(batch, text)
   local word = string.gmatch(text, '%S+')
   local row = {
     batch = batch,
@@ -34,7 +26,7 @@ local function read_row(batch)
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
   row.place, row.begun, row.sent_at = word() or '.', word() or '-', tonumber(word() or 0)
   row.newest, row.silent = tonumber(word() or 1), tonumber(word() or 1)
-  return stance, row, version
+  return row
 end
 
 local function write_row(row)
@@ -218,7 +210,8 @@ local function group_in_progress(group, silent_ms, now)
   local names = redis.call('ZRANGEBYLEX', BEGUN, '[' .. group .. '\0', '(' .. group .. '\1')
   local sum, over = 0, {}
   for _, name in ipairs(names) do
-    local _, row = read_row(whole(tonumber(string.sub(name, -10))))
+    local batch = whole(tonumber(string.sub(name, -10)))
+    local row = row_of(batch, redis.call('HGET', HEAD, batch))
     local devices = in_progress(row, silent_ms, now)
     sum = sum + devices
     if devices == 0 then over[#over + 1] = name end
@@ -229,4 +222,9 @@ end
 -- The headers and rows of batches, for those who want to see them.
 local function page(version, numbers)
   return { 'OK', version, clock(), fields(HEADERS, numbers), fields(HEAD, numbers) }
+end
+
+-- What a newer release has written is left alone, by every script.
+local function is_newer(format)
+  return tonumber(format or FORMAT) > FORMAT
 end

@@ -3,7 +3,6 @@
 -- that no plan's lease is ever mistaken for another plan's.
 -- ARGV: time, record, version, plan, stance, stage, attempt, by what batches are added, version that it was made from.
 
-local version, plan, epoch = unpack(redis.call('HMGET', HEAD, 'version', 'plan', 'epoch'))
 if not version then return { 'NO_ROLLOUT' } end
 if version ~= ARGV[9] then return { 'SUPERSEDED' } end
 if plan ~= ARGV[4] then redis.call('UNLINK', unpack(KEYS)) end

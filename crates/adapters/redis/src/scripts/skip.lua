@@ -2,7 +2,6 @@
 -- ARGV: time, batch; and, for those that have left, by what batches are added, and the devices' positions, 4 bytes each.
 -- Gives the holder and the lease's end, if somebody has it.
 
-local stance, row = read_row(ARGV[2])
 if not stance then return { 'NO_ROLLOUT' } end
 local look = ARGV[3]
 if look and redis.call('HGET', HEAD, 'adding') ~= look then return { 'SUPERSEDED' } end

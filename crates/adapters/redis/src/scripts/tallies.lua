@@ -1,4 +1,4 @@
 -- A rollout's tallies, as they are stored.
 
-if redis.call('EXISTS', HEAD) == 0 then return { 'NO_ROLLOUT' } end
+if not version then return { 'NO_ROLLOUT' } end
 return { 'OK', redis.call('HGETALL', TALLIES) }
