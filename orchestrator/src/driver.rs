@@ -24,7 +24,7 @@ use twincast_core::ports::{
 };
 use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Rollout};
 use twincast_core::spec::{Opening, Rate};
-use twincast_core::trace::{self, Tracer};
+use twincast_core::trace::Tracer;
 
 use crate::Hubs;
 use crate::accounting::WaySeen;
@@ -248,8 +248,7 @@ impl Driver {
                 rollout: name.clone(),
                 source,
             })?;
-        log(rollout, &next);
-        self.tracer.tell(trace::of_transition(rollout, &next));
+        traces::moved_on(&self.tracer, rollout, &next);
         Ok(next)
     }
 
@@ -682,18 +681,6 @@ pub(crate) async fn store_batches(
             .await?;
     }
     Ok(())
-}
-
-/// Tells what has happened to a rollout.
-pub(crate) fn log(before: &Rollout, after: &Rollout) {
-    let newest = after.history.last();
-    let Some(event) = newest.filter(|entry| entry.version == after.version) else {
-        return;
-    };
-    let event = event.event.name();
-    let stage = after.stage_progress().map(|stage| stage.name.as_str());
-    let (from, to) = (before.phase.as_str(), after.phase.as_str());
-    tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout moved on");
 }
 
 /// What a driver remembers between its passes. Only a memory aid: losing it costs a few extra

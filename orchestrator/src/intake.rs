@@ -8,7 +8,7 @@ use twincast_core::ids::{HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
-use twincast_core::trace::{self, Begun, TraceContext, Tracer};
+use twincast_core::trace::{Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
@@ -262,8 +262,7 @@ impl Intake {
             };
             match self.store.save(&next, rollout.version).await {
                 Ok(()) => {
-                    crate::driver::log(&rollout, &next);
-                    self.tracer.tell(trace::of_transition(&rollout, &next));
+                    traces::moved_on(&self.tracer, &rollout, &next);
                     return Ok((true, next));
                 }
                 Err(StoreError::Superseded { .. }) => {}

@@ -13,10 +13,11 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, pending};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, StageIndex};
 use twincast_core::outcome::Outcome;
-use twincast_core::plan::{BatchHeader, HubPlan};
+use twincast_core::plan::HubPlan;
 use twincast_core::ports::{Clock, Skip, Store, StoreError};
 use twincast_core::rollout::{Adding, Event, Found, LookId, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -125,23 +126,26 @@ struct Stock {
     hubs: BTreeMap<HubName, HubPlan>,
     /// The number after its last batch.
     next: BatchId,
+    /// The batches with devices that are still to be sent to.
+    waiting: Vec<BatchId>,
 }
 
 impl Stock {
     fn add(&mut self, hub: &HubName, devices: u64, batches: u32) {
-        let part = self.hubs.entry(hub.clone()).or_insert_with(|| HubPlan {
-            hub: hub.clone(),
-            devices: 0,
-            batches: 0,
-        });
+        let part = self.hubs.entry(hub.clone());
+        let part = part.or_insert_with(|| HubPlan::none(hub));
         part.devices += devices;
         part.batches += batches;
     }
 
-    fn add_batch(&mut self, header: &BatchHeader) {
+    fn add_batch(&mut self, batch: &BatchStatus) {
+        let header = &batch.header;
         self.add(&header.hub, header.devices.into(), 1);
         // A look that was given up may have left gaps.
         self.next = BatchId(header.id.0 + 1);
+        if batch.counts.get(Outcome::Pending) > 0 {
+            self.waiting.push(header.id);
+        }
     }
 }
 
@@ -154,7 +158,7 @@ impl Look {
             stock = Stock::default();
             let members = self.members(part, &mut stock).await?;
             found.joined += self.add_joiners(&members, &mut stock).await?;
-            found.left += self.skip_left(&members).await?;
+            found.left += self.skip_left(&members, &stock.waiting).await?;
         }
         found.hubs = stock.hubs.into_values().collect();
         Ok(found)
@@ -172,7 +176,7 @@ impl Look {
             };
             after = Some(last.header.id);
             for batch in &page {
-                stock.add_batch(&batch.header);
+                stock.add_batch(batch);
                 let work = self.store.load(name, batch.header.id).await?;
                 for device in work.devices().filter(|it| it.outcome != Outcome::Skipped) {
                     members.add(&batch.header.hub, device.id);
@@ -212,36 +216,25 @@ impl Look {
 
     /// Skips known devices that were not seen in the target, as far as nothing was sent to them. A batch that somebody works on is
     /// passed over: it is as good as sent.
-    async fn skip_left(&self, members: &Members) -> Result<u64, StoreError> {
+    async fn skip_left(&self, members: &Members, among: &[BatchId]) -> Result<u64, StoreError> {
         let name = &self.spec.name;
         let mut left = 0;
-        let mut after = None;
-        loop {
-            let page = self.store.batches(name, after, PAGE).await?;
-            let Some(last) = page.last() else {
-                return Ok(left);
-            };
-            after = Some(last.header.id);
-            let waiting = page
-                .iter()
-                .filter(|batch| batch.held.is_none() && batch.counts.get(Outcome::Pending) > 0);
-            for batch in waiting {
-                let header = &batch.header;
-                let work = self.store.load(name, header.id).await?;
-                let devices = work.devices().filter(|device| {
-                    device.outcome == Outcome::Pending && members.has_left(&header.hub, device.id)
-                });
-                let devices: Vec<u32> = devices.map(|device| device.index).collect();
-                if devices.is_empty() {
-                    continue;
-                }
-                let many = devices.len() as u64;
-                let look = self.id;
-                let left_out = Skip::Left { look, devices };
-                if self.store.skip(name, header.id, &left_out).await?.is_none() {
-                    left += many;
-                }
+        for batch in among {
+            let work = self.store.load(name, *batch).await?;
+            let hub = &work.header().hub;
+            let devices = work.devices().filter(|device| {
+                device.outcome == Outcome::Pending && members.has_left(hub, device.id)
+            });
+            let devices: Vec<u32> = devices.map(|device| device.index).collect();
+            let many = devices.len() as u64;
+            if many == 0 {
+                continue;
             }
+            let look = self.id;
+            let left_out = Skip::Left { look, devices };
+            let held = self.store.skip(name, *batch, &left_out).await?;
+            left += if held.is_none() { many } else { 0 };
         }
+        Ok(left)
     }
 }

@@ -317,11 +317,7 @@ impl<'a> HubPart<'a> {
             handle,
             batcher: Batcher::new(BatchLimits::for_rate(pace)),
             planned: Planned {
-                plan: HubPlan {
-                    hub: hub.clone(),
-                    devices: 0,
-                    batches: 0,
-                },
+                plan: HubPlan::none(hub),
                 stages: vec![(0, 0); stages],
                 digest: HubDigest::default(),
                 sizes: BatchSizes::default(),

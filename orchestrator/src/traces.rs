@@ -1,11 +1,11 @@
-//! What commands tell of themselves, and what log lines of a rollout have in common: its trace.
+//! What commands and rollouts tell of themselves, and what log lines of a rollout have in common: its trace.
 
 use std::ops::Range;
 
 use tracing::field::{Empty, display};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
-use twincast_core::trace::{Begun, Span, TraceContext, Tracer};
+use twincast_core::trace::{self, Begun, Span, TraceContext, Tracer};
 
 use crate::command::{Answer, Command, Kind};
 use crate::intake::NotDone;
@@ -27,6 +27,17 @@ pub(crate) fn log_as(rollout: &Rollout) {
 #[must_use]
 pub fn begin(tracer: &Tracer, caller: Option<TraceContext>) -> Begun {
     tracer.begin(caller, rand::random())
+}
+
+/// Tells what has happened to a rollout: the log, and whoever keeps spans.
+pub(crate) fn moved_on(tracer: &Tracer, before: &Rollout, after: &Rollout) {
+    if let Some(happened) = after.happened() {
+        let event = happened.event.name();
+        let stage = after.stage_progress().map(|stage| stage.name.as_str());
+        let (from, to) = (before.phase.as_str(), after.phase.as_str());
+        tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout moved on");
+    }
+    tracer.tell(trace::of_transition(before, after));
 }
 
 /// The span of a command. None while the store does not answer, for then the command comes again; nor of one that only

@@ -19,7 +19,7 @@ use twincast_core::rollout::{Event, Phase, Rollout, transition};
 use twincast_testkit::MemoryStore;
 use twincast_testkit::sim::{Process, Watch, Witnessed};
 
-use crate::gates::{Gates, happened};
+use crate::gates::Gates;
 use crate::world::Plan;
 
 /// What is to have taken hold takes hold within this time.
@@ -435,7 +435,7 @@ impl Books {
     }
 
     fn counts_gates(&mut self, rollout: &Rollout) {
-        match happened(rollout) {
+        match rollout.happened().map(|entry| &entry.event) {
             Some(Event::GateFailed { .. }) => self.tally.gates_failed += 1,
             Some(Event::StagePassed { .. }) => self.tally.gates_passed += 1,
             _ => {}
@@ -496,8 +496,8 @@ impl Books {
             if before.latest.spec != rollout.spec {
                 self.wrong.push(format!("the spec of {name} changed"));
             }
-            let led_to = match happened(rollout) {
-                Some(event) => transition(&before.latest.phase, event),
+            let led_to = match rollout.happened() {
+                Some(entry) => transition(&before.latest.phase, &entry.event),
                 None => Ok(before.latest.phase.clone()),
             };
             if led_to.as_ref() != Ok(&rollout.phase) {
@@ -513,7 +513,7 @@ impl Books {
                 .or_else(|| Some(Instant::now())),
         };
         let mut versions = before.map_or_else(BTreeSet::new, |before| before.versions.clone());
-        if happened(rollout).is_some() {
+        if rollout.happened().is_some() {
             versions.insert(rollout.version.0);
         }
         let record = Record {

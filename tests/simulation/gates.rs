@@ -371,7 +371,7 @@ impl Gates {
         let name = &rollout.spec.name;
         let of = plan.rollout(name).ok_or("nobody started it")?;
         let course = self.rollouts.entry(name.clone()).or_default();
-        let Some(event) = happened(rollout) else {
+        let Some(event) = rollout.happened().map(|entry| &entry.event) else {
             // A look began, or has found nothing.
             return Ok(());
         };
@@ -638,13 +638,6 @@ impl Course {
         let has_end = is_settled && is_over && !gate.is_open;
         asked.iter().any(has_failed) || has_end && !in_the_end.holds(gate)
     }
-}
-
-/// What has led to this version of a record, if it is told.
-pub(crate) fn happened(rollout: &Rollout) -> Option<&Event> {
-    let newest = rollout.history.last();
-    let newest = newest.filter(|entry| entry.version == rollout.version)?;
-    Some(&newest.event)
 }
 
 /// A continuous rollout is not over before its last look.

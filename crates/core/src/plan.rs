@@ -63,6 +63,18 @@ pub struct HubPlan {
     pub batches: u32,
 }
 
+impl HubPlan {
+    /// That of a hub without devices.
+    #[must_use]
+    pub fn none(hub: &HubName) -> Self {
+        Self {
+            hub: hub.clone(),
+            devices: 0,
+            batches: 0,
+        }
+    }
+}
+
 /// One stage's part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StagePlan {

@@ -192,6 +192,13 @@ impl Rollout {
         self
     }
 
+    /// What has led to this version of the record; `None` when that is not [told](Event::is_told).
+    #[must_use]
+    pub fn happened(&self) -> Option<&HistoryEntry> {
+        let newest = self.history.last();
+        newest.filter(|entry| entry.version == self.version)
+    }
+
     /// What it owes the world.
     #[must_use]
     pub fn owed(&self) -> Owed {

@@ -203,7 +203,7 @@ struct Part {
 fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     let key = (header.stage, header.hub.clone());
     let part = parts.entry(key).or_insert_with(|| Part {
-        plan: nothing_of(&header.hub),
+        plan: HubPlan::none(&header.hub),
         zones: BTreeMap::new(),
     });
     part.plan.devices += u64::from(header.devices);
@@ -211,14 +211,6 @@ fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     let zone = spec.zone_in(&header.group).map(str::to_owned);
     let zone = zone.filter(|zone| zone.parse::<ZoneName>().is_ok());
     *part.zones.entry(zone).or_default() += u64::from(header.devices);
-}
-
-fn nothing_of(hub: &HubName) -> HubPlan {
-    HubPlan {
-        hub: hub.clone(),
-        devices: 0,
-        batches: 0,
-    }
 }
 
 /// What each stage takes, at its own pace.
@@ -234,7 +226,7 @@ fn estimates(
         let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
         let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
             let part = part(hub).map(|part| part.plan.clone());
-            part.unwrap_or_else(|| nothing_of(hub))
+            part.unwrap_or_else(|| HubPlan::none(hub))
         });
         let shares = plan.hubs.iter().flat_map(|HubPlan { hub, .. }| {
             let zones = part(hub).into_iter().flat_map(|part| &part.zones);

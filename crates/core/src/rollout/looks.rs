@@ -91,7 +91,7 @@ impl Rollout {
     /// Where the devices are that have joined later, once it is their turn.
     #[must_use]
     pub fn is_late(&self) -> bool {
-        self.spec.late_stage() == Some(self.stage())
+        self.spec.continuous.is_some() && usize::from(self.stage().0) + 1 == self.stages.len()
     }
 
     pub(super) fn start_look(&mut self, now: Timestamp) {

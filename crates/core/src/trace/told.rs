@@ -8,7 +8,7 @@ use crate::time::Timestamp;
 /// The spans that are over when a rollout goes from one record to the next. Of a rollout without a trace, none.
 #[must_use]
 pub fn of_transition(before: &Rollout, after: &Rollout) -> Vec<Span> {
-    let (Some(root), Some(entry)) = (after.trace, after.history.last()) else {
+    let (Some(root), Some(entry)) = (after.trace, after.happened()) else {
         return Vec::new();
     };
     let told = Told {
@@ -168,9 +168,16 @@ mod tests {
 
     /// Plays events, a second each, and gives all that is told of them.
     fn told_of(events: impl IntoIterator<Item = Event>) -> Vec<Span> {
-        let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}, \
-                    stages: [{name: canary, percent: 10%, gate: {approval: {}}}]}";
-        let spec = RolloutSpec::read("test", spec).unwrap();
+        told_of_spec(
+            "stages: [{name: canary, percent: 10%, gate: {approval: {}}}]",
+            events,
+        )
+    }
+
+    fn told_of_spec(more: &str, events: impl IntoIterator<Item = Event>) -> Vec<Span> {
+        let spec =
+            format!("{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}}}, {more}}}");
+        let spec = RolloutSpec::read("test", &spec).unwrap();
         let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1_000));
         let mut rollout = rollout.traced_to(ROOT.parse().unwrap());
         let mut told = Vec::new();
@@ -290,6 +297,21 @@ mod tests {
         let told = told_of([Event::PlanningStarted, failed]);
         assert_eq!(brief(&told), [("plan", 2, 3), ("rollout", 1, 3)]);
         assert_eq!(told[0].trouble.as_deref(), Some("no such hub"));
+    }
+
+    /// A look is a version of the record, too.
+    #[test]
+    fn what_was_told_before_is_not_told_by_a_look() {
+        let resumed = Event::ResumeRequested {
+            word: Word::default(),
+        };
+        let paused = Event::PauseRequested {
+            reason: "wait".into(),
+        };
+        let after = [paused, resumed, Event::LookStarted];
+        let told = told_of_spec("continuous: true", planned().into_iter().chain(after));
+        let expected = [("plan", 2, 3), ("change", 4, 4), ("change", 5, 5)];
+        assert_eq!(brief(&told), expected);
     }
 
     #[test]

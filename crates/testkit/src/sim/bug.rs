@@ -67,7 +67,7 @@ impl Bug {
 
     /// Whether a store with this defect forgets the newest change of a rollout.
     pub(super) fn forgets(self, rollout: &Rollout) -> bool {
-        let newest = rollout.history.last().map(|entry| &entry.event);
+        let newest = rollout.happened().map(|entry| &entry.event);
         let is_word = matches!(
             newest,
             Some(Event::Approved { .. } | Event::Promoted { .. })
