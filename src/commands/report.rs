@@ -91,7 +91,10 @@ async fn write_table(
     devices: Pieces,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
-    let why = place.rollout(&args.name).await?.row.state.reason;
+    let state = place.rollout(&args.name).await?.row.state;
+    let aborted = state
+        .reason
+        .filter(|_| matches!(&*state.phase, "aborting" | "aborted"));
     let mut is_headed = false;
     each_line(devices, |line| {
         let row: DeviceRow = serde_json::from_slice(line)?;
@@ -102,7 +105,7 @@ async fn write_table(
                 "device", "hub", "outcome", "group"
             )?;
         }
-        let reason = reason_in(why.as_deref(), row.outcome, row.code.unwrap_or(0));
+        let reason = reason_in(aborted.as_deref(), row.outcome, row.code.unwrap_or(0));
         let outcome = row.outcome.as_str();
         writeln!(
             out,

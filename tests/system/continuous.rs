@@ -124,4 +124,6 @@ fn devices_that_leave_before_their_turn_are_not_sent_it() {
     let skipped = BTreeMap::from([("skipped".to_owned(), OLD as u64 - 5)]);
     assert_eq!(counts(&status, "rest"), skipped);
     assert_eq!(status["phase"], "succeeded", "{status}");
+    let report = room.run(&["report", "moving"]).expect(0).stdout;
+    assert!(report.contains("has left the target"), "{report}");
 }

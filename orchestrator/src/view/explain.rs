@@ -277,7 +277,11 @@ impl Found {
             batch_devices: header.devices,
             outcome: self.outcome,
             code: self.code,
-            reason: reason_in(rollout.phase.reason(), self.outcome, self.code.unwrap_or(0)),
+            reason: reason_in(
+                rollout.phase.aborted(),
+                self.outcome,
+                self.code.unwrap_or(0),
+            ),
             attempts: self.attempts(rollout),
             waits_for: explain::waits_for(seat, standstill.as_deref(), now),
             times: self.times(rollout),

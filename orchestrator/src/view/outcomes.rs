@@ -189,7 +189,9 @@ pub fn reason(outcome: Outcome, code: u32) -> String {
         Outcome::Rejected => "the device rejected the message",
         Outcome::Undeliverable => "the device was handed the message too often without taking it",
         Outcome::Purged => "the device's queue was purged",
-        Outcome::Skipped => "the rollout was aborted first",
+        Outcome::Skipped => {
+            "not to be sent to: the rollout was aborted, or the device has left its target"
+        }
         Outcome::Pending | Outcome::Attempting => "not sent yet",
         Outcome::Enqueued => "the hub has the message for the device",
         Outcome::Delivered => "the device took the message",
@@ -202,12 +204,13 @@ pub fn reason(outcome: Outcome, code: u32) -> String {
     }
 }
 
-/// The same of a device of one rollout. Why it was skipped is why the rollout was aborted, say superseded: that is
-/// `why`, which is why the rollout is in its phase.
+/// The same of a device of one rollout. Why it was skipped is `aborted`, which is why the rollout was aborted, say superseded;
+/// if it was not, the device has left its target.
 #[must_use]
-pub fn reason_in(why: Option<&str>, outcome: Outcome, code: u32) -> String {
-    match why {
+pub fn reason_in(aborted: Option<&str>, outcome: Outcome, code: u32) -> String {
+    match aborted {
         Some(why) if outcome == Outcome::Skipped => format!("the rollout was aborted: {why}"),
+        None if outcome == Outcome::Skipped => "the device has left the target first".to_owned(),
         _ => reason(outcome, code),
     }
 }

@@ -120,6 +120,15 @@ impl Phase {
         }
     }
 
+    /// Why it is aborted, if it is.
+    #[must_use]
+    pub fn aborted(&self) -> Option<&str> {
+        match self {
+            Self::Aborting { reason } | Self::Aborted { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
     /// The phase's name as it is written in files and labels.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

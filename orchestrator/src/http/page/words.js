@@ -5,7 +5,7 @@ const OUTCOMES = {
   pending: 'not sent yet',
   attempting: 'not sent yet',
   unknown: 'no answer from the hub: the device may have the message or not',
-  skipped: 'the rollout was aborted first',
+  skipped: 'not to be sent to: the rollout was aborted, or the device has left its target',
   not_found: 'the hub does not know the device, or has it disabled',
   queue_full: '50 messages are waiting for the device already: it is away, or does not take them',
   refused: 'the hub refused the message',
