@@ -29,6 +29,15 @@ pub(crate) enum Place {
     Server(Server),
 }
 
+/// The newest rollouts.
+pub(crate) struct Listing {
+    pub(crate) rows: Vec<RolloutRow>,
+    /// How many others there are.
+    pub(crate) older: usize,
+    /// Those that a newer release has written.
+    pub(crate) newer: Vec<RolloutName>,
+}
+
 impl Place {
     /// The configured server, else the configured store.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, Failure> {
@@ -53,9 +62,9 @@ impl Place {
         }
     }
 
-    /// The newest rollouts, `most` at the most, how many older ones there are, and the names of those that a newer release has written.
+    /// The newest rollouts, `most` at the most.
     pub(crate) async fn newest(&self, most: usize) -> Result<Listing, Failure> {
-        let mut rows = match self {
+        let (mut rows, newer) = match self {
             Self::Store(store) => {
                 return newest_of(store, most).await.map_err(engine::store_failure);
             }
@@ -64,7 +73,7 @@ impl Place {
         rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
         let older = rows.len().saturating_sub(most);
         rows.truncate(most);
-        Ok((rows, older, Vec::new()))
+        Ok(Listing { rows, older, newer })
     }
 
     /// A rollout as it is now.
@@ -168,9 +177,6 @@ async fn record(store: &AnyStore, name: &RolloutName) -> Result<Rollout, Failure
     Err(Failure::message(ExitCode::Refused, message))
 }
 
-/// Rollouts, how many are older, and which are of a newer release.
-type Listing = (Vec<RolloutRow>, usize, Vec<RolloutName>);
-
 /// Only of the newest are the tallies read.
 async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError> {
     let (mut rollouts, mut newer) = (Vec::new(), Vec::new());
@@ -188,7 +194,7 @@ async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError>
         let tallies = store.tallies(&rollout.spec.name).await?;
         rows.push(RolloutRow::of(rollout, &tallies, now()));
     }
-    Ok((rows, older, newer))
+    Ok(Listing { rows, older, newer })
 }
 
 fn unexplained(error: Unexplained) -> Failure {

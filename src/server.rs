@@ -75,6 +75,8 @@ pub(crate) struct Server {
 struct Page {
     rollouts: Vec<RolloutRow>,
     next: Option<String>,
+    #[serde(default)]
+    newer: Vec<RolloutName>,
 }
 
 /// Messages that could not be used.
@@ -167,18 +169,19 @@ impl Server {
         self.get(&path).await
     }
 
-    /// All rollouts, by name.
-    pub(crate) async fn rollouts(&self) -> Result<Vec<RolloutRow>, Failure> {
+    /// All rollouts, by name; and which there are that a newer release has written.
+    pub(crate) async fn rollouts(&self) -> Result<(Vec<RolloutRow>, Vec<RolloutName>), Failure> {
         let limit = PAGE.to_string();
-        let mut all = Vec::new();
+        let (mut all, mut newer) = (Vec::new(), Vec::new());
         let mut after = String::new();
         loop {
             let part = [("limit", &*limit), ("after", &after)];
             let page: Page = self.json(Method::GET, &["rollouts"], &part, None).await?;
             all.extend(page.rollouts);
+            newer.extend(page.newer);
             match page.next {
                 Some(next) => after = next,
-                None => return Ok(all),
+                None => return Ok((all, newer)),
             }
         }
     }

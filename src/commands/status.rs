@@ -6,7 +6,7 @@ use crate::args::StatusArgs;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
-use crate::place::Place;
+use crate::place::{Listing, Place};
 
 /// The newest rollouts that a list shows.
 const LISTED: usize = 200;
@@ -40,7 +40,7 @@ async fn one(place: &Place, name: &str, output: &Output) -> Result<ExitCode, Fai
 }
 
 async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
-    let (rows, older, newer) = place.newest(LISTED).await?;
+    let Listing { rows, older, newer } = place.newest(LISTED).await?;
     let mut text = if rows.is_empty() {
         "No rollouts.".to_owned()
     } else {
