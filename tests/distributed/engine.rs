@@ -173,6 +173,14 @@ impl Engine {
         })
     }
 
+    /// The messages that could not be used.
+    #[track_caller]
+    pub(crate) fn dead_letters(&self) -> Vec<Value> {
+        let ended = self.room.run(&["--json", "dead-letters", "list"]).expect(0);
+        let letters = ended.json()["dead_letters"].take();
+        serde_json::from_value(letters).expect("a list")
+    }
+
     /// The report of a rollout must say what the hubs say; gives it.
     #[track_caller]
     pub(crate) fn assert_accounts_agree(&self, rollout: &str) -> Vec<Row> {

@@ -54,7 +54,7 @@ fn a_start_that_comes_a_hundred_times_is_one_rollout() {
     assert_eq!((engine.accepted(), engine.repeats()), (DEVICES, 0));
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     assert_eq!(all["rollouts"].as_array().expect("a list").len(), 1);
-    assert_eq!(dead_letters(&engine), Vec::<Value>::new());
+    assert_eq!(engine.dead_letters(), Vec::<Value>::new());
 }
 
 /// Ten kinds of messages that cannot be done, with the cause that each is put aside for.
@@ -100,7 +100,7 @@ fn fifty_malformed_messages_are_dead_letters_and_hold_nothing_up() {
     assert_eq!((engine.accepted(), engine.repeats()), (DEVICES, 0));
 
     let letters = within(SOON, "50 dead letters", || {
-        Some(dead_letters(&engine)).filter(|letters| letters.len() >= 50)
+        Some(engine.dead_letters()).filter(|letters| letters.len() >= 50)
     });
     let found: BTreeMap<String, String> = letters
         .iter()
@@ -139,7 +139,7 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
     let queue = text(unknown_hub, "queue");
     room.run(&["dead-letters", "replay", &id]).expect(0);
     let again = within(SOON, "the replayed message to be put aside", || {
-        let letters = dead_letters(engine);
+        let letters = engine.dead_letters();
         let again = letters.iter().find(|letter| {
             letter["message_id"] == unknown_hub["message_id"] && letter["id"] != id.as_str()
         });
@@ -150,7 +150,7 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
 
     let id = text(&again, "id");
     room.run(&["dead-letters", "discard", &id]).expect(0);
-    assert_eq!(dead_letters(engine).len(), 49);
+    assert_eq!(engine.dead_letters().len(), 49);
     room.run(&["dead-letters", "show", &id])
         .expect(3)
         .says(&[&id]);
@@ -164,7 +164,7 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
             .len(),
         49
     );
-    assert_eq!(dead_letters(engine), Vec::<Value>::new());
+    assert_eq!(engine.dead_letters(), Vec::<Value>::new());
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn whoever_asks_is_told_what_is_wrong() {
         BasicProperties::default(),
     );
     let letters = within(SOON, "three dead letters", || {
-        Some(dead_letters(&engine)).filter(|letters| letters.len() >= 3)
+        Some(engine.dead_letters()).filter(|letters| letters.len() >= 3)
     });
     let causes: Vec<_> = letters.iter().map(|letter| text(letter, "cause")).collect();
     assert_eq!(causes, ["invalid_spec", "unknown_hub", "conflict"]);
@@ -233,7 +233,7 @@ fn a_message_of_ten_megabytes_is_put_aside_in_part() {
     engine.until_phase("small", "succeeded", SOON);
 
     let letters = within(SOON, "a dead letter", || {
-        Some(dead_letters(&engine)).filter(|letters| !letters.is_empty())
+        Some(engine.dead_letters()).filter(|letters| !letters.is_empty())
     });
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0]["truncated_from"], size);
@@ -250,15 +250,6 @@ fn refused(pipeline: &mut Pipeline, command: &Value, cause: &str) -> Value {
     assert_eq!(answer["ok"], false, "{answer}");
     assert_eq!(answer["cause"], cause, "{answer}");
     answer
-}
-
-fn dead_letters(engine: &Engine) -> Vec<Value> {
-    let ended = engine
-        .room
-        .run(&["--json", "dead-letters", "list"])
-        .expect(0);
-    let letters = ended.json()["dead_letters"].take();
-    serde_json::from_value(letters).expect("a list")
 }
 
 #[track_caller]
