@@ -134,6 +134,8 @@ fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
 #[derive(Debug, Default)]
 struct Watch {
     seen: Option<(u64, Instant)>,
+    /// When more messages were seen than before.
+    came_at: Option<Instant>,
     /// For how long no message came, at the longest.
     longest: Duration,
 }
@@ -145,14 +147,18 @@ impl Watch {
             Some((before, since)) if before == accepted => {
                 self.longest = self.longest.max(since.elapsed());
             }
-            _ => self.seen = Some((accepted, Instant::now())),
+            before => {
+                let now = Instant::now();
+                // What was there at the first look may have come long ago.
+                self.came_at = before.map(|_| now).or(self.came_at);
+                self.seen = Some((accepted, now));
+            }
         }
     }
 
     /// Whether messages came lately.
-    fn is_sending(&self, engine: &Engine) -> bool {
-        let accepted = engine.accepted();
-        self.seen
-            .is_some_and(|(before, since)| before != accepted || since.elapsed() < SILENCE / 10)
+    fn is_sending(&mut self, engine: &Engine) -> bool {
+        self.look(engine);
+        self.came_at.is_some_and(|at| at.elapsed() < SILENCE / 10)
     }
 }
