@@ -3,38 +3,33 @@
 //! Each turn reads the rollout, does what its phase owes, and reads again. Nothing is kept that
 //! could not be read or done again, so a driver may die at any point and another one go on.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::gate::{self, Measured, Next, WaitsFor};
-use twincast_core::ids::{BatchId, HubName, RolloutName, StageIndex};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ids::{HubName, RolloutName, StageIndex};
+use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{
-    Clock, Depth, Dispatch, HubTrouble, MetricSource, Queue, QueueError, Roster, Skip, Store,
-    StoreError, Tally,
+    Clock, HubTrouble, MetricSource, Queue, Roster, Skip, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Rollout};
-use twincast_core::spec::{Opening, Rate};
 use twincast_core::trace::Tracer;
 
 use crate::Hubs;
-use crate::accounting::WaySeen;
 use crate::groups::Floor;
 use crate::looks::Looking;
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
 use crate::metrics;
 use crate::planner::{PlanError, PlanProgress, Planner};
-use crate::release::{Releasable, keep_budgets, keep_order};
+use crate::ringing::Rung;
 use crate::traces;
 
 /// How a driver works.
@@ -165,7 +160,7 @@ impl Driver {
         name: &RolloutName,
         stop: &CancellationToken,
     ) -> Result<Rollout, DriveError> {
-        let mut rung = Rung::default();
+        let mut memory = Memory::default();
         loop {
             let rollout = self.read(name).await?;
             traces::log_as(&rollout);
@@ -173,7 +168,7 @@ impl Driver {
                 return Ok(rollout);
             }
             let result = match self.floor(&rollout, stop).await {
-                Ok(Floor::Ours) => self.do_owed(&rollout, &mut rung, stop).await,
+                Ok(Floor::Ours) => self.do_owed(&rollout, &mut memory, stop).await,
                 Ok(Floor::LookAgain) => Ok(Released::LookAgain),
                 Ok(Floor::LeftAlone) => Ok(Released::LeftAlone),
                 Err(error) => Err(error),
@@ -195,17 +190,17 @@ impl Driver {
     async fn do_owed(
         &self,
         rollout: &Rollout,
-        rung: &mut Rung,
+        memory: &mut Memory,
         stop: &CancellationToken,
     ) -> Result<Released, DriveError> {
         match rollout.owed() {
             Owed::Plan => self.plan(rollout, stop).await?,
             Owed::PrepareRetry => {
                 // Batches that were rung for and done are to be rung for again.
-                *rung = Rung::default();
+                *memory = Memory::default();
                 self.prepare_retry(rollout, stop).await?;
             }
-            Owed::ReleaseBatches => return self.release(rollout, rung, stop).await,
+            Owed::ReleaseBatches => return self.release(rollout, memory, stop).await,
             Owed::SkipRemaining => self.skip_remaining(rollout, stop).await?,
             Owed::Nothing => {}
         }
@@ -322,7 +317,7 @@ impl Driver {
     async fn release(
         &self,
         rollout: &Rollout,
-        rung: &mut Rung,
+        memory: &mut Memory,
         stop: &CancellationToken,
     ) -> Result<Released, DriveError> {
         let name = &rollout.spec.name;
@@ -344,7 +339,7 @@ impl Driver {
             }
             let looked = tokio::select! {
                 biased;
-                looked = self.release_pass(rollout, measured, rung) => looked,
+                looked = self.release_pass(rollout, measured, &mut memory.rung) => looked,
                 // What was published meanwhile and is not remembered is rung for once more.
                 () = stop.cancelled() => return Ok(Released::LookAgain),
             };
@@ -375,15 +370,15 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Released::LookAgain),
-                event = rung.asking.measured(rollout, self.metric_source.as_ref(), &*self.clock) => {
+                event = memory.asking.measured(rollout, self.metric_source.as_ref(), &*self.clock) => {
                     self.apply(rollout, event).await?;
                     return Ok(Released::LookAgain);
                 }
-                event = rung.looking.happened(rollout, &*self.clock) => {
+                event = memory.looking.happened(rollout, &*self.clock) => {
                     let begins = event == Event::LookStarted;
                     let rollout = self.apply(rollout, event).await?;
                     if begins {
-                        rung.looking.begin(self, &rollout);
+                        memory.looking.begin(self, &rollout);
                     }
                     return Ok(Released::LookAgain);
                 }
@@ -429,159 +424,6 @@ impl Driver {
             Next::Over => {
                 let counts = Tally::sum(&tallies);
                 Ok(Pass::Happened(Event::AllSettled { counts }))
-            }
-        }
-    }
-
-    /// Devices are waited for, of which workers must hear. One listens once it knows of the rollout, and one that was
-    /// started since all was sent does not: it is rung for a batch that is done, now and then.
-    async fn wake_listeners(
-        &self,
-        name: &RolloutName,
-        tallies: &[Tally],
-        rung: &mut Rung,
-    ) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let silent = tallies
-            .iter()
-            .filter(|tally| tally.counts.get(Outcome::Enqueued) > 0);
-        let hubs: BTreeSet<&HubName> = silent.map(|tally| &tally.hub).collect();
-        let mut due: BTreeSet<_> = hubs
-            .into_iter()
-            .filter(|hub| rung.wakes(hub, now, self.config.ring_again))
-            .collect();
-        let mut after = None;
-        while !due.is_empty() {
-            let page = self.store.batches(name, after, 64).await?;
-            let Some(last) = page.last() else {
-                return Ok(());
-            };
-            after = Some(last.header.id);
-            for batch in &page {
-                if due.remove(&batch.header.hub) && self.ring(name, batch).await == Rang::Away {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Rings for those of the open batches that should be moving and are not.
-    async fn ring_for(
-        &self,
-        rollout: &Rollout,
-        hubs: BTreeSet<&HubName>,
-        rate: Option<Rate>,
-        rung: &mut Rung,
-    ) -> Result<Pass, StoreError> {
-        let name = &rollout.spec.name;
-        let now = Instant::now();
-        let mut pass = Pass::Waited;
-        let mut seen = HashMap::new();
-        let (mut any_open, mut any_held_back) = (false, false);
-        for hub in hubs {
-            let depth = rung.depth_of(hub, &*self.queue, now).await;
-            let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            let Releasable { batches, held_back } =
-                self.open_batches(rollout, hub, rate, released).await?;
-            any_open |= !batches.is_empty();
-            any_held_back |= held_back.is_some();
-            // Its groups have room again when devices are heard of, and somebody must listen: a worker does so once it
-            // knows of the rollout.
-            if let Some(batch) = held_back.filter(|_| rung.wakes(hub, now, self.config.ring_again))
-                && self.ring(name, &batch).await == Rang::Away
-            {
-                return Ok(pass);
-            }
-            for batch in batches {
-                let id = batch.header.id;
-                if batch.quarantined {
-                    let reason = format!(
-                        "batch {id} has brought down {} workers in a row; see their logs, then resume",
-                        twincast_core::batch::MAX_STRIKES
-                    );
-                    return Ok(Pass::Happened(Event::PauseRequested { reason }));
-                }
-                let before = rung.seen.get(&id).copied();
-                let seen_now = match action(&self.config, before, &batch, depth, now) {
-                    Action::Leave(seen) => seen,
-                    Action::Ring(seen) => {
-                        match self.ring(name, &batch).await {
-                            Rang::Yes => {}
-                            Rang::Full => continue,
-                            // Each further one would wait as long.
-                            Rang::Away => return Ok(pass),
-                        }
-                        pass = Pass::Rang;
-                        if before.is_some() {
-                            self.repairs.0.inc();
-                            tracing::info!(rollout = %name, batch = %id, %hub, "nobody works on a batch, it is released again");
-                        }
-                        seen
-                    }
-                };
-                seen.insert(id, seen_now);
-            }
-        }
-        // What was not seen is done.
-        rung.seen = seen;
-        rung.way.any_open = any_open || any_held_back;
-        rung.way.held_back = any_held_back && !any_open;
-        Ok(pass)
-    }
-
-    /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule, budgets and order.
-    async fn open_batches(
-        &self,
-        rollout: &Rollout,
-        hub: &HubName,
-        rate: Option<Rate>,
-        limit: usize,
-    ) -> Result<Releasable, StoreError> {
-        /// Batches of zones that are closed, and of groups whose budget is full, may come before others.
-        const LOOKED_THROUGH: usize = 4_096;
-        /// Budgets make small batches, of which so many more are released.
-        const SMALL: usize = 4;
-        let by_budget = !rollout.spec.budgets.is_empty();
-        let asked = if rollout.spec.has_zones() || by_budget {
-            LOOKED_THROUGH.max(limit)
-        } else {
-            limit
-        };
-        let name = &rollout.spec.name;
-        let mut open = self
-            .store
-            .open_batches(name, hub, rollout.stage(), asked)
-            .await?;
-        let now = self.clock.now();
-        open.retain(|batch| {
-            let opening = rollout.spec.opening(&batch.header.group, now);
-            matches!(opening, Opening::Open { .. })
-        });
-        let mut open = keep_budgets(&*self.store, name, open).await?;
-        let limit = if by_budget { limit * SMALL } else { limit };
-        open.batches.truncate(limit);
-        let pace = self.hubs.get(hub).and_then(|hub| hub.limits.pace(rate));
-        keep_order(
-            &mut open.batches,
-            rollout.spec.order_of(rollout.stage()),
-            pace,
-        );
-        Ok(open)
-    }
-
-    async fn ring(&self, name: &RolloutName, batch: &BatchStatus) -> Rang {
-        let dispatch = Dispatch {
-            rollout: name.clone(),
-            batch: batch.header.id,
-            hub: batch.header.hub.clone(),
-        };
-        match self.queue.publish(&dispatch).await {
-            Ok(()) => Rang::Yes,
-            Err(QueueError::Full { .. }) => Rang::Full,
-            Err(error) => {
-                tracing::warn!(rollout = %name, error = in_words(&error), "dispatches wait for the broker");
-                Rang::Away
             }
         }
     }
@@ -683,107 +525,12 @@ pub(crate) async fn store_batches(
     Ok(())
 }
 
-/// What a driver remembers between its passes. Only a memory aid: losing it costs a few extra
-/// rings.
+/// What a driver remembers between its turns. Nothing of it need be known to go on.
 #[derive(Debug, Default)]
-struct Rung {
-    /// The released batches.
-    seen: HashMap<BatchId, Seen>,
-    depths: HashMap<HubName, (Instant, Depth)>,
-    /// What keeps its sends, as far as it was seen.
-    way: WaySeen,
+struct Memory {
+    rung: Rung,
     asking: Asking,
     looking: Looking,
-    /// When a worker was last woken to listen to a hub.
-    woken: HashMap<HubName, Instant>,
-}
-
-/// When a batch was last rung for or seen to be worked on, and how often it was rung for since.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
-    at: Instant,
-    rings: u32,
-}
-
-impl Rung {
-    /// Whether a worker is to be woken now to listen to a hub: at once, and again every so often.
-    fn wakes(&mut self, hub: &HubName, now: Instant, again: Duration) -> bool {
-        let is_due = self.woken.get(hub).is_none_or(|at| now >= *at + again);
-        if is_due {
-            self.woken.insert(hub.clone(), now);
-        }
-        is_due
-    }
-
-    /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
-    /// busy.
-    async fn depth_of(&mut self, hub: &HubName, queue: &dyn Queue, now: Instant) -> Depth {
-        if let Some((at, depth)) = self.depths.get(hub)
-            && now < *at + Duration::from_secs(1)
-        {
-            return *depth;
-        }
-        let depth = queue.depth(hub).await.unwrap_or_else(|error| {
-            tracing::warn!(%hub, error = in_words(&error), "the dispatch queue does not answer");
-            let known = self.depths.get(hub).map(|(_, depth)| *depth);
-            Depth {
-                waiting: usize::MAX,
-                ..known.unwrap_or_default()
-            }
-        });
-        self.depths.insert(hub.clone(), (now, depth));
-        depth
-    }
-}
-
-/// What is to be done about a released batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Action {
-    /// Nothing; remember this.
-    Leave(Seen),
-    /// Ring for it, and remember this.
-    Ring(Seen),
-}
-
-/// Decides on a batch, by what is remembered of it.
-///
-/// One whose lease has lapsed is not rung for at first sight: after an outage of the store its
-/// worker is about to go on, and nobody else is to take it before.
-fn action(
-    config: &DriverConfig,
-    before: Option<Seen>,
-    batch: &BatchStatus,
-    depth: Depth,
-    now: Instant,
-) -> Action {
-    if batch.held.is_some() {
-        return Action::Leave(Seen { at: now, rings: 0 });
-    }
-    match before {
-        None if batch.lapsed => Action::Leave(Seen { at: now, rings: 0 }),
-        None => Action::Ring(Seen { at: now, rings: 0 }),
-        Some(before) => {
-            // Longer each time: a queue may be empty because workers hold what they cannot work on.
-            let patience = config.lost_after * 2u32.saturating_pow(before.rings.min(10));
-            let missed = depth.waiting == 0 && now >= before.at + patience;
-            if missed || now >= before.at + config.ring_again {
-                Action::Ring(Seen {
-                    at: now,
-                    rings: before.rings + 1,
-                })
-            } else {
-                Action::Leave(before)
-            }
-        }
-    }
-}
-
-/// What became of a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rang {
-    Yes,
-    Full,
-    Away,
 }
 
 /// How releasing ended.
@@ -797,7 +544,7 @@ enum Released {
 
 /// What a pass came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Pass {
+pub(crate) enum Pass {
     /// This has happened to the rollout.
     Happened(Event),
     /// How many devices have applied the change is to be found out.

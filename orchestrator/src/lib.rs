@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod planner;
 mod release;
 mod retry;
+mod ringing;
 pub mod service;
 pub mod standing;
 pub mod traces;
