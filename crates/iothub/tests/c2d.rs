@@ -132,6 +132,36 @@ async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
     assert!(tally.accepted > 0);
 }
 
+/// Waits that double over a dozen losses would be longer than anybody's patience.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
+    let losses = 12;
+    let hub = hub(100, Faults::default()).await;
+    let mut options = options(&hub);
+    let (first, longest) = (Duration::from_millis(100), Duration::from_secs(3600));
+    options.reconnect = twincast_retry::Policy::new(first, longest).unwrap();
+    let sender = C2dSender::connect(&client_with(&hub, options))
+        .await
+        .unwrap();
+    let template = template();
+    let again_and_again = async {
+        for loss in 0..losses {
+            let accepted = sender.send(message(&template, 1, loss)).await.is_accepted();
+            assert!(accepted, "{loss}");
+            // It is used for longer than the longest of the first waits.
+            tokio::time::sleep(first).await;
+            hub.hub().cut_connections(Cut::Drop);
+            let mut state = sender.state();
+            let lost = state.wait_for(|state| matches!(state, LinkState::Reconnecting { .. }));
+            let _ = lost.await.unwrap();
+        }
+    };
+    timeout(PATIENCE, again_and_again)
+        .await
+        .expect("longer waits");
+    assert_eq!(hub.hub().summary().link_opens, losses);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_hub_gives_back_or_refuses_for_the_moment_is_not_success() {
     let share = || Chance::share(0.25);

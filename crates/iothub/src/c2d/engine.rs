@@ -69,8 +69,12 @@ pub(crate) struct Engine {
     prepared: Prepared,
     /// The hub has refused our token since the last message that it accepted.
     token_refused: bool,
-    /// Waits between attempts; they go on growing over connections that do not last.
+    /// Waits between attempts; they go on growing over connections that [were not worth](Self::was_worth) them.
     delays: Delays,
+    /// The waits that led to this connection.
+    waited: Duration,
+    /// The hub has answered a send on this connection.
+    answered: bool,
 }
 
 /// Why a connection was left.
@@ -132,6 +136,8 @@ impl Engine {
             closing: false,
             prepared: Prepared::default(),
             token_refused: false,
+            waited: Duration::ZERO,
+            answered: false,
         }
     }
 
@@ -150,6 +156,7 @@ impl Engine {
             let Some(connected) = connected else { break };
             self.state.send_replace(LinkState::Connected);
             let connected_at = Instant::now();
+            self.answered = false;
             match self.drive(connected).await {
                 End::Closed => break,
                 End::Lost(failure) => {
@@ -157,8 +164,7 @@ impl Engine {
                     if !failure.is_transient() && !self.forgives(&failure) {
                         return self.fail(&failure);
                     }
-                    // A hub that takes connections and drops them at once must not be hammered with link opens.
-                    if connected_at.elapsed() >= self.client.options.reconnect.max() {
+                    if self.was_worth(connected_at.elapsed()) {
                         self.delays.reset();
                     }
                     since = SystemTime::now();
@@ -185,6 +191,7 @@ impl Engine {
             .and_then(|_| self.delays.next_delay())
             .unwrap_or_default();
         let mut attempts = 0;
+        self.waited = Duration::ZERO;
         loop {
             let shown = last_error.clone();
             self.state.send_replace(LinkState::Reconnecting {
@@ -196,6 +203,7 @@ impl Engine {
             if !self.wait_while(sleep_until(resume_at), &last_error).await.1 {
                 return Ok(None);
             }
+            self.waited += wait;
             let client = Arc::clone(&self.client);
             let opening = async move { Link::open(&client).await };
             let (opened, alive) = self.wait_while(opening, &last_error).await;
@@ -219,6 +227,16 @@ impl Engine {
                 .next_delay()
                 .unwrap_or_else(|| self.client.options.reconnect.max());
         }
+    }
+
+    /// Whether a connection that lasted so long makes up for the losses before it, so that waits begin anew.
+    ///
+    /// A hub that takes connections and drops them at once must not be hammered with link opens. But one that answers
+    /// sends and closes connections every few seconds is not to be left alone for longer than it is used: the waits
+    /// would grow until a rollout stands still.
+    fn was_worth(&self, lasted: Duration) -> bool {
+        let longest = self.client.options.reconnect.max();
+        lasted >= if self.answered { self.waited } else { longest }
     }
 
     /// Whether a link that worked and then was refused may be tried once more, with a new token: the old one may have
@@ -487,6 +505,7 @@ impl Engine {
         let now = Instant::now();
         if answered {
             drive.progress = now;
+            self.answered = true;
         }
         let Some(waiter) = waiter else {
             drive.forgotten -= 1;
