@@ -28,6 +28,7 @@ mod waiting;
 
 mod api;
 mod chaos;
+mod continuous;
 mod control;
 mod groups;
 mod happy_path;

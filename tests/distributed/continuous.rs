@@ -1,0 +1,85 @@
+//! A continuous rollout on the distributed engine: it finds who has joined its target, whichever orchestrator is left to look.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use twincast_core::time::Timestamp;
+
+use crate::engine::Engine;
+use crate::harness::{Fleet, Hub, repeats};
+use crate::pipeline::start_with;
+use crate::services::Access;
+use crate::waiting::within;
+
+const OLD: u64 = 300;
+const NEW: u64 = 100;
+/// When the rollout looks for the last time. By then the update must have reached all devices.
+const LAST_LOOK: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(90);
+
+fn fleet() -> Fleet {
+    Fleet::written(&format!(
+        "{{seed: 3, groups: [\
+         {{count: {OLD}, id: \"old-{{index:03}}\", tags: {{type: fridge}}, reported: {{firmware: \"1\"}}, reported_after_delivery: {{firmware: \"2\"}}}}, \
+         {{count: {NEW}, id: \"new-{{index:03}}\", tags: {{type: fridge}}, reported: {{firmware: \"2\"}}}}]}}"
+    ))
+}
+
+/// How many devices the hubs say have a firmware.
+fn having(engine: &Engine, firmware: u32) -> Option<u64> {
+    let target = format!("\"properties.reported.firmware = '{firmware}'\"");
+    let text = format!(
+        "name: counted\ntarget: {{ where: {target} }}\nmessage: {{ body: {{ text: hello }} }}\n"
+    );
+    engine.room.write("counted.yaml", &text);
+    let plan = engine.room.run(&["--json", "plan", "counted.yaml"]);
+    let plan: Value = serde_json::from_str(&plan.stdout).ok()?;
+    plan["plan"]["devices"].as_u64()
+}
+
+#[test]
+fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
+    let hub = Hub::unlimited(&fleet());
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(2, 2);
+    let mut pipeline = engine.pipeline();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let until = now.expect("it is after 1970") + LAST_LOOK;
+    let until = Timestamp(u64::try_from(until.as_millis()).expect("not for long"));
+    let spec = json!({
+        "target": { "where": "properties.reported.firmware = '2'" },
+        "continuous": { "every": "1m", "until": until.to_string() },
+    });
+    pipeline.order(&start_with("moving", spec));
+    engine.until_accepted(NEW, SOON);
+
+    // Another rollout brings the others into its target.
+    let spec = json!({ "target": { "where": "properties.reported.firmware = '1'" } });
+    pipeline.order(&start_with("update", spec));
+    engine.until_phase("update", "succeeded", SOON);
+    within(SOON, "the devices to report", || {
+        (having(&engine, 2)? == OLD + NEW).then_some(())
+    });
+    assert_eq!(engine.status("moving")["phase"], "running", "all in time");
+    for orchestrator in engine.orchestrators.drain(..) {
+        orchestrator.kill();
+    }
+    engine.grow(1, 0);
+
+    let ended = engine.until_phase("moving", "succeeded", SOON);
+    let stages = ended["stages"].as_array().expect("stages");
+    let of = |name: &str| {
+        let found = stages.iter().find(|stage| stage["name"] == name);
+        found.map(|stage| stage["counts"]["enqueued"].clone())
+    };
+    assert_eq!(of("all"), Some(json!(NEW)), "{ended}");
+    assert_eq!(of("late"), Some(json!(OLD)), "{ended}");
+    let rows = engine.assert_accounts_agree("moving");
+    assert_eq!(rows.len() as u64, OLD + NEW);
+    let (_, hub) = &engine.hubs[0];
+    assert_eq!(
+        repeats(&crate::engine::of_rollout(hub, "moving")),
+        0,
+        "nobody is sent to twice"
+    );
+}
