@@ -4,7 +4,7 @@
 //! cargo bench --bench api -- [--devices 1000000] [--rate 50000/min] [--pairs 10] [--turn-s 10] [--workers 2] [--json]
 //! ```
 //!
-//! Without `--rate` as fast as the machine can, and then everybody wants its cores. Asked are, all at once and over and
+//! Without `--rate` as fast as the machine can (so give it devices for all turns), and then everybody wants its cores. Asked are, all at once and over and
 //! over: a list of rollouts (a hundred small ones beside the large one), the large one in full, and all its devices as CSV.
 //! Turns with and without are taken in pairs, and the other way round in every second one. A ratio of 1 means that
 //! nothing is lost.
@@ -29,6 +29,8 @@ use common::{Counter, Hub, Machine, Rounds};
 /// How often a page that is open asks; so many are open.
 const PAGE_ASKS_EVERY: Duration = Duration::from_secs(1);
 const PAGES: usize = 5;
+/// How long the first send of the planned rollout may take.
+const SENDS_WITHIN: Duration = Duration::from_secs(60);
 /// Ended rollouts in the list.
 const OTHERS: usize = 100;
 
@@ -176,6 +178,12 @@ fn take_turns(
     counter: &mut Counter,
     asking: &AtomicBool,
 ) -> Result<Vec<(f64, f64)>> {
+    let (before, begun) = (counter.read()?.accepted, Instant::now());
+    while counter.read()?.accepted == before {
+        ensure!(begun.elapsed() < SENDS_WITHIN, "nothing is sent");
+        pause(Duration::from_millis(10));
+    }
+    pause(Duration::from_secs(3));
     let mut one = |is_asked: bool| {
         asking.store(is_asked, Ordering::Relaxed);
         // What the other turn has begun comes to its end.
@@ -186,7 +194,6 @@ fn take_turns(
         ensure!(sent > 0, "the rollout is over: give it more devices");
         Ok(sent as f64 / begun.elapsed().as_secs_f64())
     };
-    pause(Duration::from_secs(3));
     (0..pairs)
         .map(|pair| {
             if pair % 2 == 0 {
