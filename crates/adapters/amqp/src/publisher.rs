@@ -72,6 +72,8 @@ pub(crate) async fn run(wires: Arc<Wires>, mut requests: mpsc::Receiver<Request>
     while let Ok(link) = wires.link().await {
         match open(&wires).await {
             Ok(channel) => serve(&wires, &channel, &mut requests).await,
+            // Whoever closed it before the channel was open knows.
+            Err(_) if wires.closing.is_cancelled() => return,
             Err(error) => {
                 let why = twincast_core::error::in_words(&error);
                 warn!(why, "cannot open the channel for publishing");
