@@ -1,6 +1,6 @@
 //! The HTTP API of a server, asked in place of the services behind it.
 //!
-//! Every request may be made twice ("twice is once", docs/api.md), so what may pass is tried again.
+//! Every request may be made twice ("twice is once", docs/api.md): operations by their keys. So what may pass is tried again.
 
 mod answer;
 
@@ -11,16 +11,16 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
-use reqwest::{Certificate, Client, Method, RequestBuilder, Response, Url};
+use reqwest::{Certificate, Client, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
-use twincast_core::ids::{DeviceId, RolloutName};
+use twincast_core::ids::{CommandKey, DeviceId, RolloutName};
 use twincast_core::outcome::Outcome;
 use twincast_core::spec::Span;
 use twincast_core::trace::TRACEPARENT;
-use twincast_orchestrator::command::{Answer, Command, Kind};
+use twincast_orchestrator::command::{Answer, Command, KEY_HEADER, Kind};
 use twincast_orchestrator::view::devices::Format;
 use twincast_orchestrator::view::explain::Explanation;
 use twincast_orchestrator::view::hubs::HubList;
@@ -146,7 +146,9 @@ impl Server {
             (_, Some(name)) => (vec!["rollouts", name.as_str(), &kind], said(command)),
             (_, None) => (vec![&*kind], said(command)),
         };
-        self.json(Method::POST, &path, &[], Some(&body)).await
+        let key = command.key.as_ref();
+        let asked = Asked::Post { body: &body, key };
+        self.json(asked, &path, &[]).await
     }
 
     /// A rollout as it is now.
@@ -176,7 +178,7 @@ impl Server {
         let mut after = String::new();
         loop {
             let part = [("limit", &*limit), ("after", &after)];
-            let page: Page = self.json(Method::GET, &["rollouts"], &part, None).await?;
+            let page: Page = self.json(Asked::Get, &["rollouts"], &part).await?;
             all.extend(page.rollouts);
             newer.extend(page.newer);
             match page.next {
@@ -189,7 +191,11 @@ impl Server {
     /// What a spec would come to. It may take hours, and is asked for once: each time costs the hubs' quota for queries.
     pub(crate) async fn plan(&self, spec: &Value) -> Result<PlanView, Failure> {
         let url = self.url(&["plan"], &[]);
-        let response = answer::of(self.request(Method::POST, url, Some(spec))).await;
+        let asked = Asked::Post {
+            body: spec,
+            key: None,
+        };
+        let response = answer::of(self.request(asked, url)).await;
         self.read(response.map_err(|trouble| trouble.failure(&self.shown))?)
             .await
     }
@@ -216,7 +222,7 @@ impl Server {
         let outcomes = wanted.join(",");
         let how = [("outcome", &*outcomes), ("format", format.as_str())];
         let path = ["rollouts", name.as_str(), "export"];
-        let response = self.ask(Method::GET, &path, &how, None).await?;
+        let response = self.ask(Asked::Get, &path, &how).await?;
         let shown = self.shown.clone();
         let pieces = stream::try_unfold(response, move |mut response| {
             let shown = shown.clone();
@@ -236,17 +242,16 @@ impl Server {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
-        self.json(Method::GET, path, &[], None).await
+        self.json(Asked::Get, path, &[]).await
     }
 
     async fn json<T: DeserializeOwned>(
         &self,
-        method: Method,
+        asked: Asked<'_>,
         path: &[&str],
         query: &[(&str, &str)],
-        body: Option<&Value>,
     ) -> Result<T, Failure> {
-        let response = self.ask(method, path, query, body).await?;
+        let response = self.ask(asked, path, query).await?;
         self.read(response).await
     }
 
@@ -267,16 +272,15 @@ impl Server {
     /// Asks until it is answered, as long as what is in the way may pass and there is time.
     async fn ask(
         &self,
-        method: Method,
+        asked: Asked<'_>,
         path: &[&str],
         query: &[(&str, &str)],
-        body: Option<&Value>,
     ) -> Result<Response, Failure> {
         let url = self.url(path, query);
         let until = Instant::now() + self.timeout;
         let mut delays = Policy::http_transient().delays();
         loop {
-            let request = self.request(method.clone(), url.clone(), body);
+            let request = self.request(asked, url.clone());
             let silent = Trouble::Silent {
                 after: self.timeout,
             };
@@ -305,8 +309,11 @@ impl Server {
         url
     }
 
-    fn request(&self, method: Method, url: Url, body: Option<&Value>) -> RequestBuilder {
-        let mut request = self.http.request(method, url);
+    fn request(&self, asked: Asked<'_>, url: Url) -> RequestBuilder {
+        let mut request = match asked {
+            Asked::Get => self.http.get(url),
+            Asked::Post { body, .. } => self.http.post(url).json(body),
+        };
         request = request.header(ACCEPT, "application/json, */*");
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
@@ -314,19 +321,29 @@ impl Server {
         if let Some(caller) = commander::caller() {
             request = request.header(TRACEPARENT, caller.to_string());
         }
-        match body {
-            Some(body) => request.json(body),
-            None => request,
+        match asked {
+            Asked::Post { key: Some(key), .. } => request.header(KEY_HEADER, key.as_str()),
+            _ => request,
         }
     }
+}
+
+/// What a request asks for. One that changes something has a key, by which it is known when it is made again.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Get,
+    Post {
+        body: &'a Value,
+        key: Option<&'a CommandKey>,
+    },
 }
 
 /// What an operation's body says of a command.
 fn said(command: &Command) -> Value {
     let mut said = serde_json::to_value(command).expect("a command is plain data");
     if let Some(fields) = said.as_object_mut() {
-        // The path says these, and the token whose name it is done under.
-        for elsewhere in ["command", "rollout", "by"] {
+        // The path says these, a header, and the token whose name it is done under.
+        for elsewhere in ["command", "rollout", "key", "by"] {
             fields.remove(elsewhere);
         }
     }

@@ -10,15 +10,18 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use twincast_core::ids::{RolloutName, StageName};
+use twincast_core::ids::{CommandKey, RolloutName, StageName};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::rollout::{Rollout, Word};
+use twincast_core::rollout::{Keyed, Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
 use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
 pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";
+
+/// The header of a request over HTTP that has its [key](Command::key).
+pub const KEY_HEADER: &str = "idempotency-key";
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +75,10 @@ pub struct Command {
     /// Who asks, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// What it is known by when it comes again; for all that change one rollout. A `start` is known by the rollout's name
+    /// as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<CommandKey>,
     /// Its span, if that has begun; not in the message, but in a header of it.
     #[serde(skip)]
     pub begun: Option<Begun>,
@@ -254,6 +261,7 @@ impl Command {
             spec: None,
             reason: None,
             by: None,
+            key: None,
             begun: None,
         }
     }
@@ -290,7 +298,7 @@ impl Command {
     }
 
     /// Whether everything is there that the command needs, and nothing else.
-    fn check(&self) -> Result<(), Refusal> {
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
         use Needs::{May, Must, No};
         let (rollout, stage, spec) = match self.command {
             Kind::Start => (No, No, Must),
@@ -303,7 +311,13 @@ impl Command {
             Kind::Retry => May,
             _ => No,
         };
+        let key = match self.command {
+            // Nothing of one rollout would know them again.
+            Kind::StopAll | Kind::ResumeAll => No,
+            _ => May,
+        };
         let fields = [
+            ("key", key, self.key.is_some()),
             ("rollout", rollout, self.rollout.is_some()),
             ("stage", stage, self.stage.is_some()),
             ("outcomes", outcomes, !self.outcomes.is_empty()),
@@ -359,6 +373,18 @@ impl Command {
             by: self.by.clone(),
             reason: self.reason.clone(),
         }
+    }
+
+    /// The command by its key, if it has one.
+    pub(crate) fn keyed(&self) -> Option<Keyed> {
+        let asks = Self {
+            stage: self.stage.clone(),
+            outcomes: self.outcomes.clone(),
+            ..Self::about(self.command, None)
+        };
+        let asks = serde_json::to_string(&asks).unwrap_or_default();
+        let key = self.key.clone()?;
+        Some(Keyed { key, asks })
     }
 
     /// What is to be done, as it is written.
@@ -481,6 +507,18 @@ mod tests {
                 None,
                 Cause::InvalidCommand,
                 "rollout has no meaning",
+            ),
+            (
+                r#"{"command":"stop-all","key":"k"}"#,
+                None,
+                Cause::InvalidCommand,
+                "key has no meaning",
+            ),
+            (
+                r#"{"command":"pause","rollout":"r","key":"a b"}"#,
+                None,
+                Cause::InvalidCommand,
+                "key: command key \"a b\" is not valid",
             ),
             (
                 r#"{"command":"pause","rollout":"a b"}"#,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Rollout, Word};
+use twincast_core::rollout::{Event, Keyed, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 use twincast_core::trace::{Begun, TraceContext, Tracer};
 
@@ -89,27 +89,52 @@ impl Intake {
     }
 
     async fn carry_out(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
-        let reason = command.because();
         match (command.command, command.rollout.as_ref()) {
             (Kind::Start, _) => self.start(command, span).await,
-            (Kind::Pause, Some(name)) => self.change(name, Event::PauseRequested { reason }).await,
-            (Kind::Resume, Some(name)) => {
-                let word = command.word();
-                self.go_on(name, &|_| Ok(Event::ResumeRequested { word: word.clone() }))
-                    .await
-            }
-            (Kind::Abort, Some(name)) => self.change(name, Event::AbortRequested { reason }).await,
-            (Kind::Approve, Some(name)) => self.change_by(name, &|it| approved(it, command)).await,
-            (Kind::Reject, Some(name)) => self.change_by(name, &|it| rejected(it, command)).await,
-            (Kind::Promote, Some(name)) => self.go_on(name, &|it| promoted(it, command)).await,
-            (Kind::Retry, Some(name)) => self.retry(name, command).await,
-            (Kind::StopAll, _) => self.stop_all(reason).await,
+            (Kind::StopAll, _) => self.stop_all(command.because()).await,
             (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
             (Kind::Status, Some(name)) => {
                 let rollout = self.rollout(name).await?;
                 Ok(self.answer(false, &[rollout]).await?)
             }
+            (_, Some(name)) => self.carry_out_once(name, command).await,
             (_, None) => unreachable!("a command that was read names its rollout"),
+        }
+    }
+
+    /// A command about one rollout. One whose key has changed it is answered again, and no more: what it would find now is
+    /// not what it was meant for.
+    async fn carry_out_once(
+        &self,
+        name: &RolloutName,
+        command: &Command,
+    ) -> Result<Answer, NotDone> {
+        let once = command.keyed();
+        if let Some(once) = &once {
+            let rollout = self.rollout(name).await?;
+            if is_done(&rollout, once)? {
+                return Ok(self.answer(true, &[rollout]).await?);
+            }
+        }
+        let about = &About { name, once };
+        let reason = command.because();
+        match command.command {
+            Kind::Pause => self.change(about, Event::PauseRequested { reason }).await,
+            Kind::Abort => self.change(about, Event::AbortRequested { reason }).await,
+            Kind::Resume => {
+                let word = command.word();
+                self.go_on(about, &|_| {
+                    Ok(Event::ResumeRequested { word: word.clone() })
+                })
+                .await
+            }
+            Kind::Approve => self.change_by(about, &|it| approved(it, command)).await,
+            Kind::Reject => self.change_by(about, &|it| rejected(it, command)).await,
+            Kind::Promote => self.go_on(about, &|it| promoted(it, command)).await,
+            Kind::Retry => self.retry(about, command).await,
+            Kind::Start | Kind::Status | Kind::StopAll | Kind::ResumeAll => {
+                unreachable!("it is not about changing one rollout")
+            }
         }
     }
 
@@ -169,7 +194,7 @@ impl Intake {
 
     /// While all is stopped, nothing is resumed. A stop-all that comes at the same time finds the
     /// rollout paused and leaves it alone, so the switch is looked at once more.
-    async fn go_on(&self, name: &RolloutName, event: EventFor<'_>) -> Result<Answer, NotDone> {
+    async fn go_on(&self, about: &About<'_>, event: EventFor<'_>) -> Result<Answer, NotDone> {
         if let Some(halt) = self.halted().await? {
             let error = format!(
                 "all rollouts are stopped ({}); let them go on first, by resume-all",
@@ -177,16 +202,20 @@ impl Intake {
             );
             return Err(Refusal::new(Cause::NotPossible, error).into());
         }
-        let answer = self.change_by(name, event).await?;
+        let answer = self.change_by(about, event).await?;
         match self.halted().await? {
             None => Ok(answer),
-            Some(Halt { reason, .. }) => self.change(name, Event::HaltRequested { reason }).await,
+            Some(Halt { reason, .. }) => {
+                let about = &About::just(about.name);
+                self.change(about, Event::HaltRequested { reason }).await
+            }
         }
     }
 
     /// A rollout that had ended runs again, which it may not while all is stopped, or another one of its group
     /// is active. One that would not be changed is not: nothing is prepared, and no gate asked anew, for no device.
-    async fn retry(&self, name: &RolloutName, command: &Command) -> Result<Answer, NotDone> {
+    async fn retry(&self, about: &About<'_>, command: &Command) -> Result<Answer, NotDone> {
+        let name = about.name;
         let rollout = self.rollout(name).await?;
         let event = retry::requested(&rollout, command)?;
         let next = rollout
@@ -209,20 +238,20 @@ impl Intake {
                     .await?
                     .map_err(|refused| Refusal::new(Cause::Conflict, refused.to_string()))?;
             }
-            self.go_on(name, event).await
+            self.go_on(about, event).await
         } else {
-            self.change_by(name, event).await
+            self.change_by(about, event).await
         }
     }
 
     /// Applies an event to one rollout.
-    async fn change(&self, name: &RolloutName, event: Event) -> Result<Answer, NotDone> {
-        self.change_by(name, &|_| Ok(event.clone())).await
+    async fn change(&self, about: &About<'_>, event: Event) -> Result<Answer, NotDone> {
+        self.change_by(about, &|_| Ok(event.clone())).await
     }
 
     /// Applies an event that depends on where the rollout is.
-    async fn change_by(&self, name: &RolloutName, event: EventFor<'_>) -> Result<Answer, NotDone> {
-        let (changed, rollout) = self.apply(name, event).await?;
+    async fn change_by(&self, about: &About<'_>, event: EventFor<'_>) -> Result<Answer, NotDone> {
+        let (changed, rollout) = self.apply(about, event).await?;
         Ok(self.answer(changed, &[rollout]).await?)
     }
 
@@ -249,17 +278,27 @@ impl Intake {
 
     async fn apply(
         &self,
-        name: &RolloutName,
+        about: &About<'_>,
         event: EventFor<'_>,
     ) -> Result<(bool, Rollout), NotDone> {
+        let About { name, once } = about;
         for _ in 0..TRIES {
             let rollout = self.rollout(name).await?;
+            // The same command may be done by another orchestrator just now.
+            if let Some(once) = once
+                && is_done(&rollout, once)?
+            {
+                return Ok((true, rollout));
+            }
             let next = rollout
                 .after(event(&rollout)?, self.clock.now())
                 .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
-            let Some(next) = next else {
+            let Some(mut next) = next else {
                 return Ok((false, rollout));
             };
+            if let Some(once) = once {
+                next = next.done_by(once.clone());
+            }
             match self.store.save(&next, rollout.version).await {
                 Ok(()) => {
                     traces::moved_on(&self.tracer, &rollout, &next);
@@ -313,7 +352,10 @@ impl Intake {
         let mut rollouts = Vec::new();
         let mut trouble = None;
         for name in self.roster()?.active().await? {
-            match self.apply(&name, &|_| Ok(event.clone())).await {
+            match self
+                .apply(&About::just(&name), &|_| Ok(event.clone()))
+                .await
+            {
                 Ok((moved, rollout)) => {
                     changed |= moved;
                     rollouts.push(rollout);
@@ -333,6 +375,33 @@ impl Intake {
             None => {}
         }
         Ok(self.answer(changed, &rollouts).await?)
+    }
+}
+
+/// The rollout that is to be changed, and the command by its key, if it has one.
+struct About<'a> {
+    name: &'a RolloutName,
+    once: Option<Keyed>,
+}
+
+impl<'a> About<'a> {
+    fn just(name: &'a RolloutName) -> Self {
+        Self { name, once: None }
+    }
+}
+
+/// Whether a command has changed a rollout before.
+fn is_done(rollout: &Rollout, command: &Keyed) -> Result<bool, Refusal> {
+    match rollout.done(&command.key) {
+        None => Ok(false),
+        Some(done) if done.asks == command.asks => Ok(true),
+        Some(done) => {
+            let error = format!(
+                "the key {} was given to another command: {}, and now {}",
+                command.key, done.asks, command.asks
+            );
+            Err(Refusal::new(Cause::InvalidCommand, error))
+        }
     }
 }
 

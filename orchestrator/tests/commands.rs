@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use twincast_core::ids::CommandKey;
 use twincast_core::ports::{Clock, Roster, Store};
-use twincast_core::rollout::{Event, Phase};
+use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
@@ -113,6 +114,72 @@ async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
     assert_eq!(late.cause, Cause::NotPossible);
     let unknown = refused(&intake, json!({"command": "resume", "rollout": "s"})).await;
     assert_eq!(unknown.cause, Cause::UnknownRollout);
+}
+
+#[tokio::test]
+async fn a_command_with_a_key_changes_a_rollout_once() {
+    let (intake, store) = intake();
+    run(&intake, &store, "r").await;
+    let command = |command: &str, key: &str| json!({"command": command, "rollout": "r", "key": key, "reason": "smoke"});
+    let version = async || {
+        store
+            .rollout(&build::name("r"))
+            .await
+            .unwrap()
+            .unwrap()
+            .version
+    };
+    let before = version().await;
+    let pause = command("pause", "k-1");
+    let all = futures::future::join_all((0..20).map(|_| done(&intake, pause.clone()))).await;
+    assert!(
+        all.iter().all(|answer| answer.changed),
+        "all are answered like the first"
+    );
+    assert_eq!(version().await.0, before.0 + 1);
+
+    // What comes late must not undo what somebody has done since.
+    assert!(done(&intake, command("resume", "k-2")).await.changed);
+    let late = done(&intake, pause).await;
+    assert_eq!((late.changed, &*late.rollouts[0].phase), (true, "running"));
+    let another = done(&intake, command("pause", "k-3")).await;
+    assert_eq!(another.rollouts[0].phase, "paused");
+
+    // It is not looked at what could be done now.
+    done(&intake, json!({"command": "stop-all"})).await;
+    assert!(done(&intake, command("resume", "k-2")).await.changed);
+    assert_eq!(
+        refused(&intake, command("resume", "k-4")).await.cause,
+        Cause::NotPossible
+    );
+
+    let mixed_up = refused(&intake, command("abort", "k-1")).await;
+    assert_eq!(mixed_up.cause, Cause::InvalidCommand);
+    assert_eq!(
+        mixed_up.error,
+        r#"the key k-1 was given to another command: {"command":"pause"}, and now {"command":"abort"}"#
+    );
+    assert_eq!(phase(&store, "r").await.as_str(), "paused");
+}
+
+#[tokio::test]
+async fn so_many_keys_are_known_and_no_more() {
+    let (intake, store) = intake();
+    run(&intake, &store, "r").await;
+    let command = |n: usize| {
+        let command = ["pause", "resume"][n % 2];
+        json!({"command": command, "rollout": "r", "key": format!("k-{n}")})
+    };
+    for n in 0..=Rollout::KEYS {
+        assert!(done(&intake, command(n)).await.changed, "{n}");
+    }
+    let rollout = store.rollout(&build::name("r")).await.unwrap().unwrap();
+    assert_eq!(rollout.keyed.len(), Rollout::KEYS);
+    let known = |n: usize| {
+        let key = CommandKey::new(format!("k-{n}")).unwrap();
+        rollout.done(&key).is_some()
+    };
+    assert!(!known(0) && known(1) && known(Rollout::KEYS));
 }
 
 #[tokio::test]

@@ -454,6 +454,59 @@ async fn a_rollout_is_started_looked_at_and_changed() {
 }
 
 #[tokio::test]
+async fn a_request_with_a_key_is_done_once() {
+    let bench = Bench::new().await;
+    bench.post("/api/v1/rollouts", spec("r")).await;
+    let post = async |path: &str, key: &str| {
+        let mut request = request(
+            Method::POST,
+            path,
+            Some(bench.token(Role::Admin)),
+            Some(json!({ "reason": "smoke" })),
+        );
+        let headers = request.headers_mut();
+        headers.insert("idempotency-key", key.parse().unwrap());
+        let (status, _, text) = bench.send(request).await;
+        (
+            status.as_u16(),
+            serde_json::from_str::<Value>(&text).unwrap(),
+        )
+    };
+    // As its draft has it, and as most clients do.
+    for key in ["k-1", "\"k-1\""] {
+        let (status, answer) = post("/api/v1/rollouts/r/abort", key).await;
+        assert_eq!(
+            (status, &answer["changed"]),
+            (200, &json!(true)),
+            "{answer}"
+        );
+    }
+    let (_, plain) = bench.post("/api/v1/rollouts/r/abort", json!({})).await;
+    assert_eq!(plain["changed"], false);
+    for (path, key, says) in [
+        (
+            "/api/v1/rollouts/r/resume",
+            "k-1",
+            "was given to another command",
+        ),
+        (
+            "/api/v1/rollouts/r/abort",
+            "a b",
+            "the header idempotency-key: command key",
+        ),
+        ("/api/v1/rollouts/r/abort", "\"a", "1 to 128 letters"),
+        ("/api/v1/stop-all", "k-2", "key has no meaning"),
+    ] {
+        let (status, problem) = post(path, key).await;
+        assert_eq!(status, 422, "{path}: {problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{path}: {detail}");
+    }
+    let stopped = bench.store.halted().await.unwrap();
+    assert!(stopped.is_none(), "{stopped:?}");
+}
+
+#[tokio::test]
 async fn a_spec_is_planned_without_a_trace() {
     let bench = Bench::new().await;
     let (status, plan) = bench.post("/api/v1/plan", spec("r")).await;

@@ -265,6 +265,25 @@ async fn only_the_chosen_outcomes_are_sent_to_again() {
     assert_eq!(bench.rollout().await, before);
 }
 
+/// Its devices have failed again by the time it comes for the second time.
+#[tokio::test(start_paused = true)]
+async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
+    let bench = Bench::with_failures().await;
+    let mut command = retry(&["rejected"]);
+    command["key"] = json!("k");
+    bench.done(command.clone()).await;
+    let ended = |it: &Rollout| it.attempt == Attempt(2) && it.phase == Phase::FinishedWithFailures;
+    bench.until(ended).await;
+    let before = bench.rollout().await;
+    assert!(
+        bench.done(command.clone()).await.changed,
+        "as it was told at first"
+    );
+    assert_eq!(bench.rollout().await, before);
+    command["outcomes"] = json!(["not_found"]);
+    assert_eq!(bench.refused(command).await.cause, Cause::InvalidCommand);
+}
+
 /// As a driver leaves it that dies after the first of three batches.
 #[tokio::test(start_paused = true)]
 async fn a_driver_that_died_while_preparing_is_gone_on_from() {

@@ -1,6 +1,6 @@
 //! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `retry`, `stop-all`, `resume-all`.
 
-use twincast_core::ids::{InvalidName, RolloutName, StageName};
+use twincast_core::ids::{CommandKey, InvalidName, RolloutName, StageName};
 use twincast_orchestrator::command::{Command, Kind};
 
 use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, RetryArgs, Who};
@@ -72,7 +72,12 @@ pub(crate) async fn retry(
 
 fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
     let name = RolloutName::new(name).map_err(refused)?;
-    Ok(Command::about(kind, Some(name)))
+    // It may be made again when its answer is lost, and come again from the broker.
+    let key = CommandKey::new(uuid::Uuid::new_v4().to_string()).expect("digits and hyphens");
+    Ok(Command {
+        key: Some(key),
+        ..Command::about(kind, Some(name))
+    })
 }
 
 fn refused(error: InvalidName) -> Failure {

@@ -1,5 +1,5 @@
 use serde_json::json;
-use twincast_core::ids::StageName;
+use twincast_core::ids::{CommandKey, StageName};
 use twincast_orchestrator::command::{Cause, Refusal};
 use wiremock::matchers::{header, method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -88,6 +88,29 @@ async fn what_may_pass_is_asked_again_and_with_the_token() {
         began.elapsed() >= Duration::from_secs(1),
         "as it was asked to"
     );
+}
+
+/// The first answer may be lost on its way.
+#[tokio::test]
+async fn an_operation_that_is_asked_for_again_has_the_same_key() {
+    let server = MockServer::start().await;
+    let retries = || {
+        Mock::given(method("POST"))
+            .and(path("/api/v1/rollouts/r/retry"))
+            .and(header("idempotency-key", "k-1"))
+    };
+    let gone = retries().respond_with(ResponseTemplate::new(502));
+    gone.up_to_n_times(1).expect(1).mount(&server).await;
+    let done = json!({ "ok": true, "changed": true, "rollouts": [] });
+    let good = retries().respond_with(answer(200, &done));
+    good.expect(1).mount(&server).await;
+    let command = Command {
+        key: Some(CommandKey::new("k-1").unwrap()),
+        ..Command::about(Kind::Retry, Some(RolloutName::new("r").unwrap()))
+    };
+    assert!(client(&server).command(&command).await.unwrap().changed);
+    let asked = server.received_requests().await.unwrap();
+    assert_eq!(asked.last().unwrap().body, b"{}");
 }
 
 #[tokio::test]

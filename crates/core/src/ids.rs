@@ -135,6 +135,13 @@ name!(
 );
 
 name!(
+    /// What a command is known by when it comes again: chosen by whoever asks, never for another command.
+    CommandKey, "command key", "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    |text| is_label(text, 128)
+);
+
+name!(
     /// A device's id in its hub's registry. Case-sensitive.
     ///
     /// The allowed characters are those of the identity registry's documentation

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
 use crate::gate::metric::{self, MetricTally, Weighed};
-use crate::ids::{Attempt, RolloutName, StageIndex, StageName, Version};
+use crate::ids::{Attempt, CommandKey, RolloutName, StageIndex, StageName, Version};
 use crate::outcome::Outcome;
 use crate::plan::PlanSummary;
 use crate::ports::Tally;
@@ -93,6 +93,18 @@ pub struct Rollout {
     pub account: Account,
     /// What happened to it, oldest first; the newest [`Rollout::HISTORY`].
     pub history: Vec<HistoryEntry>,
+    /// Commands with a key that have changed it, oldest first; the newest [`Rollout::KEYS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keyed: Vec<Keyed>,
+}
+
+/// A command that is done once, however often it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keyed {
+    /// What it is known by.
+    pub key: CommandKey,
+    /// What it asks for, to be told from another one that was given the same key.
+    pub asks: String,
 }
 
 /// A new attempt that is to be made at some devices.
@@ -138,6 +150,9 @@ impl Rollout {
     /// How many history entries are kept.
     pub const HISTORY: usize = 200;
 
+    /// How many commands are known by their keys.
+    pub const KEYS: usize = 64;
+
     /// A rollout that was just accepted.
     #[must_use]
     pub fn accepted(
@@ -169,6 +184,7 @@ impl Rollout {
                     word: Word::default(),
                 },
             }],
+            keyed: Vec::new(),
         }
     }
 
@@ -189,6 +205,21 @@ impl Rollout {
     #[must_use]
     pub fn traced_to(mut self, span: TraceContext) -> Self {
         self.trace = Some(span);
+        self
+    }
+
+    /// The command of that key, if it has changed the rollout.
+    #[must_use]
+    pub fn done(&self, key: &CommandKey) -> Option<&Keyed> {
+        self.keyed.iter().find(|keyed| keyed.key == *key)
+    }
+
+    /// The same, changed by that command.
+    #[must_use]
+    pub fn done_by(mut self, command: Keyed) -> Self {
+        self.keyed.push(command);
+        let surplus = self.keyed.len().saturating_sub(Self::KEYS);
+        self.keyed.drain(..surplus);
         self
     }
 

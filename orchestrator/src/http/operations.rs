@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use twincast_core::error::in_words;
-use twincast_core::ids::{RolloutName, StageName};
+use twincast_core::ids::{CommandKey, RolloutName, StageName};
 use twincast_core::outcome::Outcome;
 use twincast_core::trace::TRACEPARENT;
 use utoipa::ToSchema;
@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::auth::{Caller, Right};
 use super::problem::{OfARollout, Operating, Problem};
 use super::{Context, audit};
-use crate::command::{Answer, Command, Kind};
+use crate::command::{Answer, Command, KEY_HEADER, Kind};
 use crate::planner::{PlanProgress, Planner};
 use crate::view::overlaps;
 use crate::view::plan::{self, PlanView};
@@ -98,7 +98,10 @@ macro_rules! operation {
         $(#[$doc])*
         #[utoipa::path(
             post, path = $path, tag = "operations", security(("token" = [])),
-            params(("name" = String, Path, description = "The rollout's name")),
+            params(
+                ("name" = String, Path, description = "The rollout's name"),
+                ("Idempotency-Key" = Option<String>, Header, description = "What the request is known by when it is made again: it changes the rollout once. 1 to 128 letters, digits, '.', '_' or '-', not for another request", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+            ),
             request_body(content = $body, content_type = "application/json"),
             responses(
                 (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
@@ -261,6 +264,8 @@ async fn done(
     mut command: Command,
 ) -> Result<Json<Answer>, Problem> {
     command.by = Some(caller.name().to_owned());
+    command.key = key(headers)?;
+    command.check()?;
     let request = headers.get(TRACEPARENT);
     let request = request.and_then(|value| value.to_str().ok());
     command.begun = Some(shared.api.intake.begin(request));
@@ -279,6 +284,24 @@ async fn done(
             Err(problem)
         }
     }
+}
+
+/// What the request is known by when it is made again.
+///
+/// The header's draft has it in quotes (`draft-ietf-httpapi-idempotency-key-header`); most clients leave them out.
+fn key(headers: &HeaderMap) -> Result<Option<CommandKey>, Problem> {
+    let Some(given) = headers.get(KEY_HEADER) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(given.as_bytes());
+    let bare = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let key = CommandKey::new(bare.unwrap_or(&text)).map_err(|error| {
+        let detail = format!("the header {KEY_HEADER}: {}", in_words(&error));
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })?;
+    Ok(Some(key))
 }
 
 /// A JSON body. Its content type must say so: a page of somewhere else cannot send that without being asked.
