@@ -4,9 +4,9 @@ mod common;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{client, config, message};
+use common::{client, client_with, config, message, options};
 use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults, HubConfig};
 use twincast_iothub::{Ack, C2dSender, C2dTemplate, FeedbackReceiver, FeedbackStatus, LinkState};
@@ -68,6 +68,36 @@ async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection
     assert_eq!(seen.len(), 100);
     assert!(!matches!(*state.borrow_and_update(), LinkState::Failed(_)));
     feedback.close();
+}
+
+/// Waits that double over so many losses would be far longer than anybody's patience.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
+    let hub = twincast_emulator::start(quick()).await.unwrap();
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    let mut options = options(&hub);
+    let (first, longest) = (Duration::from_millis(100), Duration::from_secs(3600));
+    options.reconnect = twincast_retry::Policy::new(first, longest).unwrap();
+    let mut feedback = FeedbackReceiver::new(&client_with(&hub, options));
+    let template = acked();
+    let again_and_again = async {
+        let mut id = 0;
+        for _ in 0..16 {
+            let mut began = None;
+            // It is used for longer than the longest of the first waits.
+            while began.is_none_or(|began: Instant| began.elapsed() < first) {
+                id += 1;
+                // What is lost with the connection is not reported.
+                while !sender.send(message(&template, 1, id)).await.is_accepted() {}
+                feedback.next().await.unwrap().complete().await.unwrap();
+                began.get_or_insert_with(Instant::now);
+            }
+            hub.hub().cut_connections(Cut::Drop);
+        }
+    };
+    timeout(PATIENCE, again_and_again)
+        .await
+        .expect("longer waits");
 }
 
 #[tokio::test(flavor = "multi_thread")]

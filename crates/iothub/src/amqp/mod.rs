@@ -3,5 +3,6 @@
 
 mod cbs;
 pub(crate) mod connection;
+pub(crate) mod reconnects;
 mod repair;
 mod stream;

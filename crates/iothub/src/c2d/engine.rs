@@ -30,8 +30,8 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
-use twincast_retry::Delays;
 
+use crate::amqp::reconnects::Reconnects;
 use crate::client::ClientInner;
 
 use super::link::{Delivery, Link, Prepared, detach_failure, read_answer, read_refused_handover};
@@ -69,12 +69,7 @@ pub(crate) struct Engine {
     prepared: Prepared,
     /// The hub has refused our token since the last message that it accepted.
     token_refused: bool,
-    /// Waits between attempts; they go on growing over connections that [were not worth](Self::was_worth) them.
-    delays: Delays,
-    /// The waits that led to this connection.
-    waited: Duration,
-    /// The hub has answered a send on this connection.
-    answered: bool,
+    reconnects: Reconnects,
 }
 
 /// Why a connection was left.
@@ -128,7 +123,7 @@ impl Engine {
         state: watch::Sender<LinkState>,
     ) -> Self {
         Self {
-            delays: client.options.reconnect.delays(),
+            reconnects: Reconnects::new(&client.options.reconnect),
             client,
             commands,
             state,
@@ -136,8 +131,6 @@ impl Engine {
             closing: false,
             prepared: Prepared::default(),
             token_refused: false,
-            waited: Duration::ZERO,
-            answered: false,
         }
     }
 
@@ -156,7 +149,6 @@ impl Engine {
             let Some(connected) = connected else { break };
             self.state.send_replace(LinkState::Connected);
             let connected_at = Instant::now();
-            self.answered = false;
             match self.drive(connected).await {
                 End::Closed => break,
                 End::Lost(failure) => {
@@ -164,9 +156,7 @@ impl Engine {
                     if !failure.is_transient() && !self.forgives(&failure) {
                         return self.fail(&failure);
                     }
-                    if self.was_worth(connected_at.elapsed()) {
-                        self.delays.reset();
-                    }
+                    self.reconnects.lost(connected_at.elapsed());
                     since = SystemTime::now();
                     last_error = Some(failure);
                 }
@@ -188,10 +178,9 @@ impl Engine {
         // was thrown out together does not return together.
         let mut wait = last_error
             .as_ref()
-            .and_then(|_| self.delays.next_delay())
+            .map(|_| self.reconnects.next_wait())
             .unwrap_or_default();
         let mut attempts = 0;
-        self.waited = Duration::ZERO;
         loop {
             let shown = last_error.clone();
             self.state.send_replace(LinkState::Reconnecting {
@@ -203,7 +192,6 @@ impl Engine {
             if !self.wait_while(sleep_until(resume_at), &last_error).await.1 {
                 return Ok(None);
             }
-            self.waited += wait;
             let client = Arc::clone(&self.client);
             let opening = async move { Link::open(&client).await };
             let (opened, alive) = self.wait_while(opening, &last_error).await;
@@ -221,22 +209,8 @@ impl Engine {
                     last_error = Some(Arc::new(failure));
                 }
             }
-            // A policy that ends means the longest wait from then on: giving up is the caller's decision.
-            wait = self
-                .delays
-                .next_delay()
-                .unwrap_or_else(|| self.client.options.reconnect.max());
+            wait = self.reconnects.next_wait();
         }
-    }
-
-    /// Whether a connection that lasted so long makes up for the losses before it, so that waits begin anew.
-    ///
-    /// A hub that takes connections and drops them at once must not be hammered with link opens. But one that answers
-    /// sends and closes connections every few seconds is not to be left alone for longer than it is used: the waits
-    /// would grow until a rollout stands still.
-    fn was_worth(&self, lasted: Duration) -> bool {
-        let longest = self.client.options.reconnect.max();
-        lasted >= if self.answered { self.waited } else { longest }
     }
 
     /// Whether a link that worked and then was refused may be tried once more, with a new token: the old one may have
@@ -505,7 +479,7 @@ impl Engine {
         let now = Instant::now();
         if answered {
             drive.progress = now;
-            self.answered = true;
+            self.reconnects.served();
         }
         let Some(waiter) = waiter else {
             drive.forgotten -= 1;

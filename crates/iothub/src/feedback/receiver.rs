@@ -17,9 +17,9 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
-use twincast_retry::Delays;
 
 use crate::amqp::connection::{HubConnection, broken, ended, receiver_attach_failure};
+use crate::amqp::reconnects::Reconnects;
 use crate::c2d::{ConnectionFailure, LinkState};
 use crate::client::{Client, ClientInner};
 use crate::hub_message::cut;
@@ -41,7 +41,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct FeedbackReceiver {
     client: Arc<ClientInner>,
     link: Option<FeedbackLink>,
-    delays: Delays,
+    reconnects: Reconnects,
     attempts: u32,
     lost: Option<(SystemTime, Arc<ConnectionFailure>)>,
     wait: Duration,
@@ -131,7 +131,7 @@ impl FeedbackReceiver {
         Self {
             client: Arc::clone(&client.inner),
             link: None,
-            delays: client.options().reconnect.delays(),
+            reconnects: Reconnects::new(&client.options().reconnect),
             attempts: 0,
             lost: None,
             wait: Duration::ZERO,
@@ -164,13 +164,13 @@ impl FeedbackReceiver {
                     Err(failure) => failure,
                 },
                 Some(link) => match link.receive().await {
-                    Ok((settle, message)) => return read(settle, &message),
+                    Ok((settle, message)) => {
+                        self.reconnects.served();
+                        return read(settle, &message);
+                    }
                     Err(failure) => {
                         warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
-                        // A hub that takes links and drops them at once must not be hammered with link opens.
-                        if link.opened_at.elapsed() >= self.client.options.reconnect.max() {
-                            self.delays.reset();
-                        }
+                        self.reconnects.lost(link.opened_at.elapsed());
                         self.link = None;
                         self.attempts = 0;
                         self.lost = None;
@@ -197,10 +197,7 @@ impl FeedbackReceiver {
                 attempts,
                 last_error,
             });
-            self.wait = self
-                .delays
-                .next_delay()
-                .unwrap_or_else(|| self.client.options.reconnect.max());
+            self.wait = self.reconnects.next_wait();
         }
     }
 
