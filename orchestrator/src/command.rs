@@ -375,15 +375,16 @@ impl Command {
         }
     }
 
-    /// The command by its key, if it has one.
+    /// The command by its key, if it has one and may change something.
     pub(crate) fn keyed(&self) -> Option<Keyed> {
+        let key = self.key.clone();
+        let key = key.filter(|_| self.command != Kind::Status)?;
         let asks = Self {
             stage: self.stage.clone(),
             outcomes: self.outcomes.clone(),
             ..Self::about(self.command, None)
         };
         let asks = serde_json::to_string(&asks).unwrap_or_default();
-        let key = self.key.clone()?;
         Some(Keyed { key, asks })
     }
 

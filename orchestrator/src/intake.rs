@@ -89,53 +89,58 @@ impl Intake {
     }
 
     async fn carry_out(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
-        match (command.command, command.rollout.as_ref()) {
-            (Kind::Start, _) => self.start(command, span).await,
-            (Kind::StopAll, _) => self.stop_all(command.because()).await,
-            (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
-            (Kind::Status, Some(name)) => {
-                let rollout = self.rollout(name).await?;
-                Ok(self.answer(false, &[rollout]).await?)
-            }
-            (_, Some(name)) => self.carry_out_once(name, command).await,
-            (_, None) => unreachable!("a command that was read names its rollout"),
-        }
-    }
-
-    /// A command about one rollout. One whose key has changed it is answered again, and no more: what it would find now is
-    /// not what it was meant for.
-    async fn carry_out_once(
-        &self,
-        name: &RolloutName,
-        command: &Command,
-    ) -> Result<Answer, NotDone> {
-        let once = command.keyed();
-        if let Some(once) = &once {
-            let rollout = self.rollout(name).await?;
-            if is_done(&rollout, once)? {
-                return Ok(self.answer(true, &[rollout]).await?);
-            }
-        }
-        let about = &About { name, once };
         let reason = command.because();
-        match command.command {
-            Kind::Pause => self.change(about, Event::PauseRequested { reason }).await,
-            Kind::Abort => self.change(about, Event::AbortRequested { reason }).await,
-            Kind::Resume => {
+        let about = command.rollout.as_ref().map(|name| About {
+            name,
+            once: command.keyed(),
+        });
+        if let Some(about) = &about
+            && let Some(answer) = self.answered_before(about).await?
+        {
+            return Ok(answer);
+        }
+        match (command.command, &about) {
+            (Kind::Start, _) => self.start(command, span).await,
+            (Kind::Pause, Some(about)) => {
+                self.change(about, Event::PauseRequested { reason }).await
+            }
+            (Kind::Resume, Some(about)) => {
                 let word = command.word();
                 self.go_on(about, &|_| {
                     Ok(Event::ResumeRequested { word: word.clone() })
                 })
                 .await
             }
-            Kind::Approve => self.change_by(about, &|it| approved(it, command)).await,
-            Kind::Reject => self.change_by(about, &|it| rejected(it, command)).await,
-            Kind::Promote => self.go_on(about, &|it| promoted(it, command)).await,
-            Kind::Retry => self.retry(about, command).await,
-            Kind::Start | Kind::Status | Kind::StopAll | Kind::ResumeAll => {
-                unreachable!("it is not about changing one rollout")
+            (Kind::Abort, Some(about)) => {
+                self.change(about, Event::AbortRequested { reason }).await
             }
+            (Kind::Approve, Some(about)) => {
+                self.change_by(about, &|it| approved(it, command)).await
+            }
+            (Kind::Reject, Some(about)) => self.change_by(about, &|it| rejected(it, command)).await,
+            (Kind::Promote, Some(about)) => self.go_on(about, &|it| promoted(it, command)).await,
+            (Kind::Retry, Some(about)) => self.retry(about, command).await,
+            (Kind::StopAll, _) => self.stop_all(reason).await,
+            (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
+            (Kind::Status, Some(about)) => {
+                let rollout = self.rollout(about.name).await?;
+                Ok(self.answer(false, &[rollout]).await?)
+            }
+            (_, None) => unreachable!("a command that was read names its rollout"),
         }
+    }
+
+    /// The answer to a command whose key has changed its rollout. It is not looked into again: what it would find now is
+    /// not what it was meant for.
+    async fn answered_before(&self, about: &About<'_>) -> Result<Option<Answer>, NotDone> {
+        let Some(once) = &about.once else {
+            return Ok(None);
+        };
+        let rollout = self.rollout(about.name).await?;
+        if !is_done(&rollout, once)? {
+            return Ok(None);
+        }
+        Ok(Some(self.answer(true, &[rollout]).await?))
     }
 
     async fn start(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
