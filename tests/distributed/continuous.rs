@@ -1,12 +1,11 @@
 //! A continuous rollout on the distributed engine: it finds who has joined its target, whichever orchestrator is left to look.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use twincast_core::time::Timestamp;
 
-use crate::engine::Engine;
-use crate::harness::{Fleet, Hub, repeats};
+use crate::engine::{Engine, of_rollout};
+use crate::harness::{Fleet, Hub, from_now, repeats};
 use crate::pipeline::start_with;
 use crate::services::Access;
 use crate::waiting::within;
@@ -25,13 +24,10 @@ fn fleet() -> Fleet {
     ))
 }
 
-/// How many devices the hubs say have a firmware.
-fn having(engine: &Engine, firmware: u32) -> Option<u64> {
-    let target = format!("\"properties.reported.firmware = '{firmware}'\"");
-    let text = format!(
-        "name: counted\ntarget: {{ where: {target} }}\nmessage: {{ body: {{ text: hello }} }}\n"
-    );
-    engine.room.write("counted.yaml", &text);
+/// How many devices have the new firmware, as the hubs say.
+fn updated(engine: &Engine) -> Option<u64> {
+    let text = "name: counted\ntarget: { where: \"properties.reported.firmware = '2'\" }\nmessage: { body: { text: hello } }\n";
+    engine.room.write("counted.yaml", text);
     let plan = engine.room.run(&["--json", "plan", "counted.yaml"]);
     let plan: Value = serde_json::from_str(&plan.stdout).ok()?;
     plan["plan"]["devices"].as_u64()
@@ -43,9 +39,7 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(2, 2);
     let mut pipeline = engine.pipeline();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let until = now.expect("it is after 1970") + LAST_LOOK;
-    let until = Timestamp(u64::try_from(until.as_millis()).expect("not for long"));
+    let until = from_now(LAST_LOOK);
     let spec = json!({
         "target": { "where": "properties.reported.firmware = '2'" },
         "continuous": { "every": "1m", "until": until.to_string() },
@@ -58,7 +52,7 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     pipeline.order(&start_with("update", spec));
     engine.until_phase("update", "succeeded", SOON);
     within(SOON, "the devices to report", || {
-        (having(&engine, 2)? == OLD + NEW).then_some(())
+        (updated(&engine)? == OLD + NEW).then_some(())
     });
     assert_eq!(engine.status("moving")["phase"], "running", "all in time");
     for orchestrator in engine.orchestrators.drain(..) {
@@ -77,9 +71,6 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     let rows = engine.assert_accounts_agree("moving");
     assert_eq!(rows.len() as u64, OLD + NEW);
     let (_, hub) = &engine.hubs[0];
-    assert_eq!(
-        repeats(&crate::engine::of_rollout(hub, "moving")),
-        0,
-        "nobody is sent to twice"
-    );
+    let repeated = repeats(&of_rollout(hub, "moving"));
+    assert_eq!(repeated, 0, "nobody is sent to twice");
 }

@@ -3,13 +3,12 @@
 //! What moves them is another rollout: a device that was sent the update reports its new firmware.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::Value;
-use twincast_core::time::Timestamp;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 
-use crate::harness::{Room, eventually};
+use crate::harness::{Room, eventually, from_now};
 
 const OLD: usize = 40;
 const NEW: usize = 10;
@@ -33,9 +32,7 @@ fn hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
 
 /// Writes a continuous rollout to devices of a firmware.
 fn write(room: &Room, firmware: u32, more: &str) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now = now.expect("it is after 1970");
-    let until = Timestamp(u64::try_from((now + LAST_LOOK).as_millis()).expect("not for long"));
+    let until = from_now(LAST_LOOK);
     let text = format!(
         "name: moving\ntarget: {{ where: \"properties.reported.firmware = '{firmware}'\" }}\n\
          message: {{ body: {{ text: hello }} }}\ncontinuous: {{ every: 1m, until: {until} }}\n{more}\n"

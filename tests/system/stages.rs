@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 
-use crate::harness::{Room, Signal, eventually};
+use crate::harness::{Room, Signal, eventually, from_now};
 
 const CANARIES: usize = 50;
 const OTHERS: usize = 250;
@@ -349,11 +349,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     run.wait().expect(130);
     assert_eq!(sent_to(&hub).len(), 0);
 
-    let soon = std::time::SystemTime::now() + Duration::from_secs(4);
-    let soon = soon
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("after 1970");
-    let soon = twincast_core::time::Timestamp(soon.as_millis() as u64);
+    let soon = from_now(Duration::from_secs(4));
     spec("later", &format!("start_at: {soon}"));
     let started = std::time::Instant::now();
     let mut run = room.start(&["run", "later.yaml"]);

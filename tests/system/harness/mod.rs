@@ -11,6 +11,10 @@ mod room;
 
 use std::time::{Duration, Instant};
 
+use twincast_core::ports::Clock as _;
+use twincast_core::time::Timestamp;
+use twincast_embedded::SystemClock;
+
 pub(crate) use account::{Account, Row, agree, assert_same_ids, repeats};
 pub(crate) use chance::Chance;
 pub(crate) use collector::{Collector, Told};
@@ -25,6 +29,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// A time so far from now, for specs.
+pub(crate) fn from_now(wait: Duration) -> Timestamp {
+    SystemClock::start().now().plus(wait)
+}
 
 /// Looks again and again until `look` gives something.
 ///
