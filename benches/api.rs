@@ -4,10 +4,10 @@
 //! cargo bench --bench api -- [--devices 1000000] [--rate 50000/min] [--pairs 10] [--turn-s 10] [--workers 2] [--json]
 //! ```
 //!
-//! Without `--rate` as fast as the machine can (so give it devices for all turns), and then everybody wants its cores. Asked are, all at once and over and
-//! over: a list of rollouts (a hundred small ones beside the large one), the large one in full, and all its devices as CSV.
-//! Turns with and without are taken in pairs, and the other way round in every second one. A ratio of 1 means that
-//! nothing is lost.
+//! Without `--rate` as fast as the machine can (so give it devices for all turns), and then everybody wants its cores.
+//! Asked are, all at once and over and over: a list of rollouts (a hundred small ones beside the large one), the large one
+//! in full, and all its devices as CSV. Turns with and without are taken in pairs, and the other way round in every second
+//! one. A ratio of 1 means that nothing is lost.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
