@@ -9,7 +9,7 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use twincast_core::hub::{HubLimits, Tier};
+use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
 use twincast_core::ids::HubName;
 use twincast_core::spec::Span;
 
@@ -22,6 +22,9 @@ use crate::server::ServerSettings;
 const DEFAULTS: &str = include_str!("default.toml");
 
 /// Below a second, a hub that only slows us down would be taken for one that does not answer;
+/// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
+const FEEDBACK_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(300);
 /// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60 * 60);
@@ -236,6 +239,12 @@ pub(crate) struct HubSettings {
     pub(crate) address: Option<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) send_timeout: Option<Span>,
+    #[serde(default)]
+    pub(crate) feedback: FeedbackQueue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feedback_lock: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feedback_batching: Option<Span>,
 }
 
 /// A part of a hub's quota, written like `90%`.
@@ -286,12 +295,21 @@ impl HubSettings {
 
     /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
     pub(crate) fn limits(&self) -> HubLimits {
-        match (self.unlimited, self.tier, self.units) {
+        let limits = match (self.unlimited, self.tier, self.units) {
             (true, ..) => HubLimits::unlimited(),
             (false, tier, units) => {
                 HubLimits::of(tier.unwrap_or(Tier::S1), units.unwrap_or(1), self.share.0)
             }
-        }
+        };
+        let defaults = FeedbackRules::default();
+        let feedback = FeedbackRules {
+            queue: self.feedback,
+            lock: self.feedback_lock.map_or(defaults.lock, |span| span.0),
+            batching: self
+                .feedback_batching
+                .map_or(defaults.batching, |span| span.0),
+        };
+        HubLimits { feedback, ..limits }
     }
 }
 
@@ -548,6 +566,17 @@ impl Sections {
                     SEND_TIMEOUTS.contains(&timeout.0),
                     &format!("{at}.send_timeout"),
                     "must be 1s to 1h",
+                );
+            }
+            let feedback = [
+                ("lock", hub.feedback_lock),
+                ("batching", hub.feedback_batching),
+            ];
+            for (part, span) in feedback {
+                self.check(
+                    span.is_none_or(|span| FEEDBACK_TIMES.contains(&span.0)),
+                    &format!("{at}.feedback_{part}"),
+                    "must be 1s to 5m",
                 );
             }
             match HubName::new(&name) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, Way};
+use twincast_core::account::{Activity, NOTED_EVERY, Way};
 use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
 use twincast_core::plan::Group;
@@ -27,6 +27,8 @@ pub(crate) struct WaySeen {
     pub(crate) held_back: bool,
     is_throttled: bool,
     looked_at: Option<Instant>,
+    /// When the rollout's clock was stored last.
+    clock_saved_at: Option<Instant>,
 }
 
 impl Default for WaySeen {
@@ -36,6 +38,7 @@ impl Default for WaySeen {
             held_back: false,
             is_throttled: false,
             looked_at: None,
+            clock_saved_at: None,
         }
     }
 }
@@ -58,9 +61,15 @@ impl Driver {
             _ => Way::Clear,
         };
         let doing = Activity::of_next(next, way);
-        if let Some(noted) = doing.and_then(|doing| rollout.noting(doing, now)) {
+        let noted = doing.and_then(|doing| rollout.noting(doing, now));
+        // Of its clock, at most so much is lost when its driver dies.
+        let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
+        let is_due = matches!(next, Next::Wait(_)) && clock_at.elapsed() >= NOTED_EVERY;
+        let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
+        if let Some(noted) = noted {
             self.store.save(&noted, noted.version).await?;
             *rollout = noted;
+            seen.clock_saved_at = Some(Instant::now());
         }
         Ok(())
     }

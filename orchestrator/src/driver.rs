@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
-use twincast_core::gate::{self, Measured, Next, WaitsFor};
+use twincast_core::evidence::Evidence;
+use twincast_core::gate::{self, Measured, Next, Seen, WaitsFor};
 use twincast_core::ids::{HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
@@ -24,6 +26,7 @@ use twincast_core::trace::Tracer;
 
 use crate::Hubs;
 use crate::groups::Floor;
+use crate::hearing;
 use crate::looks::Looking;
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
@@ -328,7 +331,6 @@ impl Driver {
         // What it is doing is noted in the record meanwhile.
         let rollout = &mut rollout.clone();
         let mut pass = self.config.pass;
-        let mut measured = None;
         loop {
             if let Some(roster) = &self.roster
                 && let Some(halt) = roster.halted().await.map_err(store_error)?
@@ -339,7 +341,7 @@ impl Driver {
             }
             let looked = tokio::select! {
                 biased;
-                looked = self.release_pass(rollout, measured, &mut memory.rung) => looked,
+                looked = self.release_pass(rollout, memory) => looked,
                 // What was published meanwhile and is not remembered is rung for once more.
                 () = stop.cancelled() => return Ok(Released::LookAgain),
             };
@@ -352,15 +354,16 @@ impl Driver {
                     return Ok(Released::LeftAlone);
                 }
                 Pass::Measure => {
-                    measured = tokio::select! {
+                    let measured = tokio::select! {
                         biased;
-                        found = self.measure(rollout) => found?,
+                        measured = self.measure(rollout, memory) => measured?,
                         () = stop.cancelled() => return Ok(Released::LookAgain),
                     };
-                    if measured.is_none() {
-                        return Ok(Released::LookAgain);
+                    match measured {
+                        Measuring::Measured => continue,
+                        Measuring::Paused => return Ok(Released::LookAgain),
+                        Measuring::Failed => pass = self.config.longest_pass,
                     }
-                    continue;
                 }
                 Pass::Rang => pass = self.config.pass,
                 Pass::Waited | Pass::AwaitsApproval => {
@@ -394,28 +397,59 @@ impl Driver {
     async fn release_pass(
         &self,
         rollout: &mut Rollout,
-        measured: Option<Measured>,
-        rung: &mut Rung,
+        memory: &mut Memory,
     ) -> Result<Pass, StoreError> {
         let stage = rollout.stage();
+        // Read before the outcomes: what was heard by then is among these.
         let tallies = self.store.tallies(&rollout.spec.name).await?;
+        let evidence = hearing::evidence(&*self.store, rollout, &tallies, self.clock.now()).await?;
+        let tallies = match evidence == Evidence::complete() {
+            true => tallies,
+            false => self.store.tallies(&rollout.spec.name).await?,
+        };
         let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
         let unsettled = tallies
             .iter()
             .filter(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
         let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
         let now = self.clock.now();
-        let next = gate::next(rollout, &counts, !hubs.is_empty(), measured, now);
-        self.note(rollout, &next, &hubs, &mut rung.way).await?;
+        let seen = Seen {
+            stage: &counts,
+            all: &Tally::sum(&tallies),
+            left: !hubs.is_empty(),
+            measured: memory
+                .measured
+                .filter(|(of, _)| *of == stage)
+                .map(|(_, it)| it),
+            evidence: &evidence,
+        };
+        rollout.advance_clock(&evidence, now);
+        let next = gate::next(rollout, seen, now);
+        self.note(rollout, &next, &hubs, &mut memory.rung.way)
+            .await?;
+        let rung = &mut memory.rung;
         match next {
             Next::Send => {
                 let rate = rollout.rate_now(&tallies);
                 self.ring_for(rollout, hubs, rate, rung).await
             }
             Next::Happened(event) => Ok(Pass::Happened(event)),
+            Next::Measure
+                if memory
+                    .asked_in_vain
+                    .is_some_and(|at| at.elapsed() < ASK_AGAIN) =>
+            {
+                Ok(Pass::Waited)
+            }
             Next::Measure => Ok(Pass::Measure),
             Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
-            Next::Wait(WaitsFor::Silent { .. } | WaitsFor::Joiners { .. }) => {
+            Next::Wait(
+                WaitsFor::Silent { .. }
+                | WaitsFor::Joiners { .. }
+                | WaitsFor::Evidence { .. }
+                | WaitsFor::Answers { .. }
+                | WaitsFor::Bake { .. },
+            ) => {
                 self.wake_listeners(&rollout.spec.name, &tallies, rung)
                     .await?;
                 Ok(Pass::Waited)
@@ -480,22 +514,39 @@ impl Driver {
     }
 
     /// Asks the hubs how many devices of the current stage fulfil its gate's `applied_when`. When a hub does not
-    /// understand the condition, nothing is measured and the rollout is paused: that is no failure of the devices.
-    async fn measure(&self, rollout: &Rollout) -> Result<Option<Measured>, DriveError> {
+    /// understand the condition, nothing can be measured and the rollout is paused: that is no failure of the devices. A hub
+    /// that cannot be asked now is asked again.
+    async fn measure(
+        &self,
+        rollout: &mut Rollout,
+        memory: &mut Memory,
+    ) -> Result<Measuring, DriveError> {
         let at = self.clock.now();
         let name = &rollout.spec.name;
         match measure::applied(rollout, &*self.store, &self.hubs).await {
-            Ok(applied) => Ok(Some(Measured { applied, at })),
-            Err(NotMeasured::Hub(error)) if is_final(&error) => {
-                let reason = format!("applied_when cannot be asked: {}", in_words(&error));
-                self.apply(rollout, Event::PauseRequested { reason })
-                    .await?;
-                Ok(None)
+            Ok(applied) => {
+                memory.measured = Some((rollout.stage(), Measured { applied, at }));
+                memory.asked_in_vain = None;
+                rollout.clock.asked(None);
+                Ok(Measuring::Measured)
             }
-            Err(NotMeasured::Hub(source)) => Err(DriveError::Plan {
-                rollout: name.clone(),
-                source,
-            }),
+            Err(NotMeasured::Hub(error)) if is_final(&error) => {
+                let stage = rollout.stage_progress().map(|stage| stage.name.clone());
+                let reason = format!("applied_when cannot be asked: {}", in_words(&error));
+                let event = match stage {
+                    Some(stage) => Event::GateUndecided { stage, reason },
+                    None => Event::NotHeard { reason },
+                };
+                self.apply(rollout, event).await?;
+                Ok(Measuring::Paused)
+            }
+            Err(NotMeasured::Hub(error)) => {
+                let why = in_words(&error);
+                tracing::warn!(rollout = %name, error = why, "applied_when cannot be asked now");
+                memory.asked_in_vain = Some(Instant::now());
+                rollout.clock.asked(Some(&why));
+                Ok(Measuring::Failed)
+            }
             Err(NotMeasured::Store(source)) => Err(DriveError::Store {
                 rollout: name.clone(),
                 source,
@@ -529,8 +580,26 @@ pub(crate) async fn store_batches(
 #[derive(Debug, Default)]
 struct Memory {
     rung: Rung,
+    /// What the hubs said last of a stage's twins.
+    measured: Option<(StageIndex, Measured)>,
+    /// When they could not be asked the last time.
+    asked_in_vain: Option<Instant>,
     asking: Asking,
     looking: Looking,
+}
+
+/// When hubs are asked again that could not be.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What became of asking the hubs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measuring {
+    /// They have answered.
+    Measured,
+    /// They cannot be asked now.
+    Failed,
+    /// They can never be asked, and the rollout is paused.
+    Paused,
 }
 
 /// How releasing ended.

@@ -17,6 +17,7 @@ pub mod command;
 pub mod driver;
 pub mod events;
 pub mod groups;
+pub mod hearing;
 pub mod http;
 pub mod intake;
 pub mod lists;

@@ -1,6 +1,6 @@
 //! Where a rollout stands, in words.
 
-use twincast_core::gate::{self, Next, metric};
+use twincast_core::gate::{self, Next, Seen, metric};
 use twincast_core::plan::Group;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
@@ -20,7 +20,7 @@ pub fn of_stage(
         let how = match (&progress.promoted, &progress.ignored, &progress.approved) {
             (Some(word), _, _) => format!(", promoted by {word}"),
             (_, Some(_), _) => ", its gate failed".to_owned(),
-            (_, _, Some(word)) => format!(", approved by {word}"),
+            (_, _, Some(approval)) => format!(", approved by {}", approval.word),
             _ => String::new(),
         };
         return format!("passed at {at}{how}");
@@ -57,9 +57,23 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
     let left = tallies
         .iter()
         .any(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
-    match gate::next(rollout, &Tally::sum(here), left, None, now) {
+    // How far the hubs were heard is what the driver has noted.
+    let mut rollout = rollout.clone();
+    let evidence = rollout.clock.evidence().clone();
+    rollout.advance_clock(&evidence, now);
+    let seen = Seen {
+        stage: &Tally::sum(here),
+        all: &Tally::sum(tallies),
+        left,
+        measured: None,
+        evidence: &evidence,
+    };
+    match gate::next(&rollout, seen, now) {
         Next::Wait(waits) => Some(waits.to_string()),
-        Next::Measure => Some("the hub's word on how many devices have applied it".to_owned()),
+        Next::Measure => Some(match rollout.clock.not_asked() {
+            Some(why) => format!("the hub's word on how many devices have applied it: {why}"),
+            None => "the hub's word on how many devices have applied it".to_owned(),
+        }),
         Next::Send => match rollout.spec.opening(&Group::default(), now) {
             Opening::Closed {
                 until: Some(until),

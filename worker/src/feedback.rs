@@ -1,53 +1,70 @@
 //! What the hub says became of messages: taken from its feedback queue, merged into outcomes.
 //!
 //! ```text
-//!  hub ──message──▶ records of ours? ──yes──▶ merge ──▶ complete ──▶ the next one at once
-//!                         └──────────no──▶ release ──▶ pause ───▶ the next one
+//!  hub ──message──▶ records of ours? ──yes──▶ merge ──▶ complete ──▶ the next one
+//!                         └──────────no──▶ hold ──▶ the next one ... the queue is empty ──▶ release all, pause
 //! ```
 //!
 //! A message is completed when its records are durable. Records come late, twice, before the send
 //! that caused them is recorded, or never: outcomes are a join, so none of that does harm.
 //!
+//! # How far the hub was heard
+//!
+//! The listener reports to the store about once a second until when it has heard ([`twincast_core::evidence`]): the
+//! last moment at which the queue was empty, or its newest message was put there, with everything merged that the
+//! listener had been handed. When it loses messages (its link breaks, the store does not take them), the hub hides them for
+//! the length of its lock. The listener then ends with a last report that says so, and begins again under another id.
+//!
 //! # Other applications of the hub
 //!
 //! A hub has *one* feedback queue. Whoever listens is handed any message, and a message holds the
 //! records of all applications as they came (up to 64, or what came within 15 s). There is no
-//! asking for one's own. What is not ours can be treated in three ways, and none is free:
+//! asking for one's own. The hub's configuration says whose the queue is.
 //!
-//! * *completed*: the other application never sees it;
-//! * *kept* until the hub's lock on it is over (60 s by default): the other one gets it late;
-//! * *released*: it is there again at once, but the hub counts, and throws away what was handed
-//!   out too often (10 times by default).
+//! *Exclusive*: what is not ours is completed, so that nothing of ours stands behind it.
 //!
-//! So a message without any record of ours is released, and then nothing is taken for a while:
-//! the client asks for one message at a time, so nothing else is locked for us either. If the
-//! other application listens, it is handed the message in that time, and the count stays far from
-//! ten, with many workers too: each of them pauses. The pause grows from 1 s to 30 s while only
-//! such messages come, so an application that is being restarted finds its messages still there:
-//! to be handed a message ten times takes one worker two and a half minutes, and five once the
-//! pauses have grown. Any record of ours ends them.
+//! *Shared*: a message without any record of ours is held, unanswered, to see what stands behind it. When the queue is empty,
+//! or the first lock is about to end, all that is held is released, and nothing is taken for a while: another
+//! application that listens is handed the messages in that time. The hub counts how often it hands a message out, and throws
+//! it away after the tenth time by default. The pause grows from 1 s to 30 s while only such messages come, so an
+//! application that is being restarted finds its messages still there. Any record of ours ends the pauses.
 //!
 //! A message with records of both is completed. The other application loses its part of it, as
 //! it would to any second listener, and as we do to it.
-//!
-//! When nobody reads the other application's feedback, what we wait for stands behind it, until
-//! the hub throws that away: after ten times, or an hour. It comes late then, and is not lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
-use twincast_core::ids::{Attempt, BatchId, RolloutName};
+use twincast_core::evidence::{ListenerReport, ListenerState, MARGIN};
+use twincast_core::hub::{FeedbackQueue, FeedbackRules};
+use twincast_core::ids::{Attempt, BatchId, Holder, RolloutName};
 use twincast_core::message::MessageId;
-use twincast_core::ports::{Feedback, FeedbackBatch, FeedbackRecord, Report, StoreError};
+use twincast_core::ports::{
+    Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, Report, StoreError,
+};
+use twincast_core::time::Timestamp;
+use uuid::Uuid;
 
 use crate::WorkerError;
 use crate::hub_loop::Inner;
 
-/// The first pause after a message that is not for us.
+/// The queue is empty when it has given nothing for so long. Much longer than a message takes from the hub.
+const QUIET: Duration = Duration::from_secs(1);
+/// A hub that has not answered for so long cannot be reached.
+const AWAY: Duration = Duration::from_secs(3);
+/// How often the listener reports.
+const REPORT: Duration = Duration::from_secs(1);
+/// How long a report may take.
+const REPORT_WITHIN: Duration = Duration::from_secs(5);
+/// How far the hub's clock may be ahead of ours.
+const SKEW: Duration = Duration::from_secs(5);
+/// Messages of others that are held at once. Each takes some 300 bytes.
+const HELD: usize = 32_768;
+/// The first pause after messages that are not for us.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -55,13 +72,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
 /// What a message was to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
-    /// Records of ours, which are durable now.
+    /// Records of ours, which are durable now. The message is answered.
     Ours,
     /// Nothing.
-    Foreign,
-    /// Records of ours, which the store did not take.
+    Foreign(Box<dyn FeedbackTicket>),
+    /// Records of ours, which the store did not take. The hub hands the message out again when its lock is over.
     Unstored,
 }
 
@@ -77,70 +93,280 @@ pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result
         () = stop.cancelled() => return Ok(()),
         () = inner.feedback_wanted.notified() => {}
     }
-    let Some(feedback) = inner.hub.hub.feedback() else {
+    let Some(mut feedback) = inner.hub.hub.feedback() else {
         tracing::warn!(hub = %inner.hub.name, "feedback is asked for, and the hub gives none");
         return Ok(());
     };
-    let mut listener = Listener {
-        inner,
-        stop,
-        feedback,
-        pause: Duration::ZERO,
-    };
-    listener.run().await;
+    let mut listener = Listener::new(inner, stop);
+    while let Some(heard) = listener.next(&mut *feedback).await {
+        let goes_on = match heard {
+            Heard::Message(batch) => listener.take(batch).await,
+            Heard::Nothing { since } => {
+                listener.heard = listener.heard.max(Some(since));
+                listener.give_back(&mut *feedback).await
+            }
+            Heard::Refused(error) => {
+                tracing::error!(hub = %listener.inner.hub.name, error = in_words(&error), "no feedback, the hub refuses");
+                listener.lose(&in_words(&error)).await;
+                let goes_on = listener.wait(REFUSED_PAUSE).await;
+                match listener.inner.hub.hub.feedback() {
+                    Some(new) => feedback = new,
+                    None => break,
+                }
+                goes_on
+            }
+        };
+        if !goes_on {
+            break;
+        }
+        listener.look_again(&mut *feedback).await;
+    }
+    listener.end().await;
     Ok(())
+}
+
+/// What came of waiting for the hub.
+enum Heard {
+    /// A message.
+    Message(FeedbackBatch),
+    /// The queue was empty from then on, for as long as was waited.
+    Nothing { since: Timestamp },
+    /// The hub refuses us.
+    Refused(HubError),
 }
 
 struct Listener {
     inner: Arc<Inner>,
     stop: CancellationToken,
-    feedback: Box<dyn Feedback>,
+    rules: FeedbackRules,
+    id: Holder,
+    /// Since when it has this id.
+    began_at: Instant,
+    /// Until when it has heard, since it has this id.
+    heard: Option<Timestamp>,
+    /// Why the hub cannot be reached, while that is so.
+    trouble: Option<String>,
+    /// The connection that the hub hands messages over.
+    connection: Option<u64>,
+    /// Messages of others that are not answered, and since when the first of them is held.
+    held: Vec<Box<dyn FeedbackTicket>>,
+    held_since: Option<Instant>,
+    /// Messages of others that stood in front the last time.
+    foreign: u64,
     pause: Duration,
+    reported_at: Option<Instant>,
 }
 
 impl Listener {
-    async fn run(&mut self) {
-        while let Some(batch) = self.next().await {
-            let found = tokio::select! {
-                found = self.inner.take_in(batch) => found,
-                // What is unanswered is handed out again.
-                () = drained(&self.stop, self.inner.config.drain) => return,
-            };
-            self.pause = next_pause(self.pause, found);
-            if !slept(self.pause, &self.stop).await {
-                return;
+    fn new(inner: Arc<Inner>, stop: CancellationToken) -> Self {
+        Self {
+            rules: inner.hub.limits.feedback,
+            inner,
+            stop,
+            id: new_id(),
+            began_at: Instant::now(),
+            heard: None,
+            trouble: None,
+            connection: None,
+            held: Vec::new(),
+            held_since: None,
+            foreign: 0,
+            pause: Duration::ZERO,
+            reported_at: None,
+        }
+    }
+
+    /// Waits for a message, or for the queue to be empty; `None` when told to stop. Reports when the hub is away.
+    async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Heard> {
+        let since = self.inner.clock().now();
+        let stop = self.stop.clone();
+        let mut next = feedback.next(QUIET);
+        let heard = loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                next = &mut next => break match next {
+                    Ok(Some(batch)) => Heard::Message(batch),
+                    Ok(None) => Heard::Nothing { since },
+                    Err(error) => Heard::Refused(error),
+                },
+                () = sleep(AWAY) => {
+                    let hindrance = self.inner.hub.hub.hindrance();
+                    let why = hindrance.map_or_else(|| "no connection".to_owned(), |it| it.reason);
+                    self.lose(&why).await;
+                }
+            }
+        };
+        drop(next);
+        let connection = Some(feedback.connection());
+        if self.connection != connection || self.trouble.is_some() {
+            if self.connection.is_some() && self.trouble.is_none() {
+                self.lose("the connection was lost").await;
+            }
+            self.begin_anew();
+        }
+        self.connection = connection;
+        Some(heard)
+    }
+
+    /// Merges what is ours, and holds or completes what is not. False when told to stop.
+    async fn take(&mut self, batch: FeedbackBatch) -> bool {
+        let enqueued_at = batch.enqueued_at;
+        let found = tokio::select! {
+            found = self.inner.take_in(batch) => found,
+            // What is unanswered is handed out again.
+            () = drained(&self.stop, self.inner.config.drain) => return false,
+        };
+        match found {
+            Found::Ours => self.pause = Duration::ZERO,
+            Found::Foreign(ticket) => match self.rules.queue {
+                FeedbackQueue::Shared => {
+                    self.held.push(ticket);
+                    self.held_since.get_or_insert_with(Instant::now);
+                    self.foreign = self.foreign.max(self.held.len() as u64);
+                }
+                FeedbackQueue::Exclusive => self.inner.answered(ticket.complete().await),
+            },
+            Found::Unstored => {
+                self.lose("the store does not take what was heard").await;
+                self.begin_anew();
+                self.pause = next_pause(self.pause);
+                return self.wait(self.pause).await;
+            }
+        }
+        // Messages are handed out in the order in which they came: all before this one were taken.
+        if let Some(at) = enqueued_at {
+            let at = at.min(self.inner.clock().now()).minus(SKEW);
+            self.heard = self.heard.max(Some(at));
+        }
+        true
+    }
+
+    /// Gives back what is held for too long, or more of it than can be held.
+    async fn look_again(&mut self, feedback: &mut dyn Feedback) -> bool {
+        let limit = self.rules.lock / 4 * 3;
+        let is_late = self
+            .held_since
+            .is_some_and(|since| since.elapsed() >= limit);
+        if is_late || self.held.len() >= HELD {
+            self.give_back(feedback).await
+        } else {
+            self.report_when_due().await;
+            true
+        }
+    }
+
+    /// Releases what is held, and takes nothing for a while. False when told to stop.
+    async fn give_back(&mut self, feedback: &mut dyn Feedback) -> bool {
+        self.foreign = self.held.len() as u64;
+        if self.held.is_empty() {
+            self.report_when_due().await;
+            return true;
+        }
+        feedback.rest().await;
+        self.release_held().await;
+        self.pause = next_pause(self.pause);
+        self.wait(self.pause).await
+    }
+
+    async fn release_held(&mut self) {
+        self.held_since = None;
+        for ticket in std::mem::take(&mut self.held) {
+            self.inner.answered(ticket.release().await);
+        }
+    }
+
+    /// The hub cannot be reached, or messages are lost: others are handed what this listener had when its lock is over.
+    async fn lose(&mut self, why: &str) {
+        if self.trouble.is_none() {
+            self.held.clear();
+            self.held_since = None;
+        }
+        self.trouble = Some(why.to_owned());
+        self.report().await;
+    }
+
+    /// Begins to listen as another one, which was handed nothing yet.
+    fn begin_anew(&mut self) {
+        (self.id, self.began_at) = (new_id(), Instant::now());
+        (self.heard, self.trouble) = (None, None);
+    }
+
+    /// Nothing more is taken. What the hub has sent, and was not taken, it hands out again when its lock is over.
+    async fn end(&mut self) {
+        self.release_held().await;
+        self.lose("the worker has ended").await;
+    }
+
+    /// Waits, reporting meanwhile; false when told to stop.
+    async fn wait(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            self.report_when_due().await;
+            let now = Instant::now();
+            if now >= until {
+                return true;
+            }
+            if !slept(REPORT.min(until - now), &self.stop).await {
+                return false;
             }
         }
     }
 
-    /// The next message; `None` when told to stop.
-    async fn next(&mut self) -> Option<FeedbackBatch> {
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                next = self.feedback.next() => next,
-            };
-            match next {
-                Ok(batch) => return Some(batch),
-                Err(error) => {
-                    tracing::error!(hub = %self.inner.hub.name, error = in_words(&error), "no feedback, the hub refuses");
-                    if !slept(REFUSED_PAUSE, &self.stop).await {
-                        return None;
-                    }
-                    self.feedback = self.inner.hub.hub.feedback()?;
-                }
-            }
+    async fn report_when_due(&mut self) {
+        if self.reported_at.is_none_or(|at| at.elapsed() >= REPORT) {
+            self.report().await;
+        }
+    }
+
+    async fn report(&mut self) {
+        self.reported_at = Some(Instant::now());
+        let heard_ago = self.heard.map(|at| self.inner.clock().now().since(at));
+        let hidden = match self.connection {
+            Some(_) => self.rules.lock + MARGIN,
+            None => Duration::ZERO,
+        };
+        let state = ListenerState {
+            listening: self.trouble.is_none(),
+            hidden_ms: ms(hidden),
+            foreign: self.foreign,
+            batching_ms: ms(self.rules.batching),
+            trouble: None,
+        };
+        let report = ListenerReport {
+            listener: self.id.clone(),
+            heard_ago,
+            state: match &self.trouble {
+                Some(why) => state.troubled_by(why),
+                None => state,
+            },
+        };
+        let unheard = heard_ago.unwrap_or_else(|| self.began_at.elapsed());
+        self.inner.status.metrics().heard(unheard, self.foreign);
+        let hub = &self.inner.hub.name;
+        let reported = self.inner.store.report_listener(hub, &report);
+        if !matches!(timeout(REPORT_WITHIN, reported).await, Ok(Ok(()))) {
+            tracing::debug!(%hub, "the store does not take how far the hub was heard");
         }
     }
 }
 
+fn new_id() -> Holder {
+    Holder::new(Uuid::new_v4().simple().to_string()).expect("hexadecimal digits")
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Inner {
-    /// Merges what is ours and answers for the message. Waits for a store that is away.
+    /// Merges what is ours, and completes a message that has some of it. Waits for a store that is away.
     ///
     /// Cancel safety: if dropped, the message is not answered, and some of it may be merged.
     async fn take_in(&self, batch: FeedbackBatch) -> Found {
-        let FeedbackBatch { records, ticket } = batch;
+        let FeedbackBatch {
+            records, ticket, ..
+        } = batch;
         let all = records.len();
         let ours = match self.merge(records).await {
             Ok(ours) => ours,
@@ -152,15 +378,17 @@ impl Inner {
         };
         let foreign = (all - ours) as u64;
         self.status.metrics().feedback_foreign.inc_by(foreign);
-        let (found, answered) = if ours > 0 {
-            (Found::Ours, ticket.complete().await)
-        } else {
-            (Found::Foreign, ticket.release().await)
-        };
+        if ours == 0 {
+            return Found::Foreign(ticket);
+        }
+        self.answered(ticket.complete().await);
+        Found::Ours
+    }
+
+    fn answered(&self, answered: Result<(), HubError>) {
         if let Err(error) = answered {
             tracing::debug!(hub = %self.hub.name, ?error, "feedback message not answered, it comes again");
         }
-        found
     }
 
     /// Merges the records of rollouts that the store knows, and says how many records that were.
@@ -233,12 +461,9 @@ fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<RolloutName, ByBatch> {
     rollouts
 }
 
-/// How long nothing is taken after a message, when the pause before it was `last`.
-fn next_pause(last: Duration, found: Found) -> Duration {
-    match found {
-        Found::Ours => Duration::ZERO,
-        Found::Foreign | Found::Unstored => (last * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE),
-    }
+/// How long nothing is taken after messages of others, when the pause before it was `last`.
+fn next_pause(last: Duration) -> Duration {
+    (last * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -288,11 +513,10 @@ mod tests {
         let mut pause = Duration::ZERO;
         let pauses: Vec<_> = (0..7)
             .map(|_| {
-                pause = next_pause(pause, Found::Foreign);
+                pause = next_pause(pause);
                 pause.as_secs()
             })
             .collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(next_pause(pause, Found::Ours), Duration::ZERO);
     }
 }

@@ -162,6 +162,10 @@ impl HubLoop {
 }
 
 impl Inner {
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
     /// Begins to take dispatches, trying for as long as it takes: a broker may be away, or be
     /// making the queue for another worker just now. `None` when told to stop.
     async fn subscribe(

@@ -1,6 +1,8 @@
 //! What a worker counts, for Prometheus. Labels come from closed sets: the configured hubs, outcomes,
 //! ends of batches. Everything is counted from the start of the process.
 
+use std::time::Duration;
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -36,6 +38,8 @@ pub(crate) struct Families {
     outcomes: IntCounterVec,
     record_seconds: HistogramVec,
     feedback: IntCounterVec,
+    unheard: IntGaugeVec,
+    foreign_in_front: IntGaugeVec,
 }
 
 impl Families {
@@ -109,12 +113,23 @@ impl Families {
                 "Feedback records that came, as often as they came: ours, or those of others that use the hub.",
                 &["hub", "whose"],
             ),
+            unheard: gauges(
+                "twincast_feedback_unheard_seconds",
+                "How long ago the moment is until which this worker has heard all of the hub's feedback; of one \
+                 that has heard nothing, how long it has tried.",
+                &["hub"],
+            ),
+            foreign_in_front: gauges(
+                "twincast_feedback_foreign_messages",
+                "Feedback messages of other applications that this worker found in front of ours the last time.",
+                &["hub"],
+            ),
         }
     }
 
     /// What is exported.
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(self.accepted.clone()),
             Box::new(self.throttled.clone()),
             Box::new(self.unanswered.clone()),
@@ -128,6 +143,8 @@ impl Families {
             Box::new(self.outcomes.clone()),
             Box::new(self.record_seconds.clone()),
             Box::new(self.feedback.clone()),
+            Box::new(self.unheard.clone()),
+            Box::new(self.foreign_in_front.clone()),
         ];
         all.into_iter()
             .try_for_each(|family| registry.register(family))
@@ -152,6 +169,8 @@ impl Families {
             record_seconds: self.record_seconds.with_label_values(&hub),
             feedback_merged: self.feedback.with_label_values(&of("ours")),
             feedback_foreign: self.feedback.with_label_values(&of("others")),
+            unheard: self.unheard.with_label_values(&hub),
+            foreign_in_front: self.foreign_in_front.with_label_values(&hub),
         }
     }
 
@@ -179,6 +198,8 @@ pub struct HubMetrics {
     pub feedback_merged: IntCounter,
     /// Feedback records of other applications, as often as they came.
     pub feedback_foreign: IntCounter,
+    unheard: IntGauge,
+    foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,
     pub(crate) shut: IntGauge,
     pub(crate) batches: IntGauge,
@@ -191,6 +212,12 @@ impl HubMetrics {
     /// A batch was put down.
     pub(crate) fn ended(&self, end: Ended) {
         self.ended[end as usize].inc();
+    }
+
+    /// How long ago the moment is until which all feedback was heard, and how many messages of others were in front.
+    pub(crate) fn heard(&self, ago: Duration, foreign: u64) {
+        self.unheard.set(ago.as_secs().cast_signed());
+        self.foreign_in_front.set(foreign.cast_signed());
     }
 
     /// An outcome was recorded.

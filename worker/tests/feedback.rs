@@ -8,13 +8,18 @@ use std::time::Duration;
 
 use bench::{Bench, Working, map};
 use tokio::time::{Instant, sleep};
+use twincast_core::evidence::{Obstacle, Watermark};
+use twincast_core::hub::FeedbackQueue;
 use twincast_core::ids::BatchId;
 use twincast_core::message::Ack;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{FeedbackRecord, Hub, Store};
+use twincast_core::time::Timestamp;
 use twincast_testkit::FeedbackAnswer::{Completed, Released};
-use twincast_testkit::{FeedbackAnswer, Way};
+use twincast_testkit::{FeedbackAnswer, Way, build};
 
+/// A queue that gives nothing for so long is empty.
+const QUIET: Duration = Duration::from_secs(1);
 /// Timers are exact to a millisecond.
 const LATE: Duration = Duration::from_millis(10);
 
@@ -145,8 +150,17 @@ async fn repeated_and_contradicting_records_change_nothing() {
     );
 }
 
+/// Completes the next messages, as another application does.
+async fn take_as_another(bench: &Bench, messages: usize) {
+    let mut other = bench.hub.feedback().unwrap();
+    for _ in 0..messages {
+        let batch = other.next(Duration::from_secs(3_600)).await.unwrap();
+        batch.expect("a message").ticket.complete().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_message_of_others_is_given_back_at_once_and_left_to_them() {
+async fn a_message_of_others_is_given_back_once_nothing_is_behind_it() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -155,26 +169,82 @@ async fn a_message_of_others_is_given_back_at_once_and_left_to_them() {
     bench.hub.until_feedback_answered(1).await;
     let first = bench.hub.feedback_answered()[0];
     assert_eq!((first.message, first.answer), (0, Released));
-    assert!(first.at - pushed < LATE, "nobody else waits for it");
+    assert!(first.at - pushed < QUIET + LATE, "nobody else waits for it");
 
     // Somebody who listens gets it, and all that come meanwhile.
-    let mut other = bench.hub.feedback().unwrap();
     bench.hub.push_feedback([foreign()]);
-    for _ in 0..2 {
-        let batch = other.next().await.unwrap();
-        batch.ticket.complete().await.unwrap();
-    }
-    assert!(pushed.elapsed() < LATE);
-    drop(other);
+    let released = Instant::now();
+    take_as_another(&bench, 2).await;
+    assert!(released.elapsed() < LATE);
 
     // What is ours then waits for no more than the pause.
     bench
         .hub
         .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(4).await;
-    let pause = pushed.elapsed();
+    let pause = released.elapsed();
     assert!(pause < Duration::from_secs(1) + LATE, "{pause:?}");
     assert_eq!(counted(&worker), (1, 1));
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_ours_is_found_behind_messages_of_others() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    for _ in 0..1_000 {
+        bench.hub.push_feedback([foreign()]);
+    }
+    let pushed = Instant::now();
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(1).await;
+    assert!(pushed.elapsed() < LATE, "{:?}", pushed.elapsed());
+    assert_eq!(answers(&bench), [(1_000, Completed)]);
+    // The others get theirs, all of them.
+    bench.hub.until_feedback_answered(1_001).await;
+    assert!(answers(&bench)[1..].iter().all(|(_, it)| *it == Released));
+    take_as_another(&bench, 1_000).await;
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_others_are_not_held_until_their_locks_are_over() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    // The queue is never empty for as long as a second.
+    let pushed = Instant::now();
+    for _ in 0..90 {
+        bench.hub.push_feedback([foreign()]);
+        sleep(Duration::from_millis(500)).await;
+    }
+    bench.hub.until_feedback_answered(1).await;
+    let first = bench.hub.feedback_answered()[0].at - pushed;
+    let expected = Duration::from_secs(45);
+    assert!(first >= expected && first < expected + QUIET, "{first:?}");
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_else_listens_what_is_not_ours_is_removed() {
+    let mut bench = asking(&[1]).await;
+    bench.limits.feedback.queue = FeedbackQueue::Exclusive;
+    let worker = bench.start();
+    bench.until_settled().await;
+    for _ in 0..100 {
+        bench.hub.push_feedback([foreign()]);
+    }
+    let pushed = Instant::now();
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    bench.hub.until_feedback_answered(101).await;
+    assert!(pushed.elapsed() < LATE);
+    assert!(answers(&bench).iter().all(|(_, it)| *it == Completed));
+    assert_eq!(counted(&worker), (1, 100));
     worker.stopped().await;
 }
 
@@ -196,18 +266,74 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
         assert!(answered.iter().all(|a| a.answer == Released));
         let pauses: Vec<_> = answered
             .windows(2)
-            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64().round())
+            .map(|pair| (pair[1].at - pair[0].at - QUIET).as_secs_f64().round())
             .collect();
         assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
         // The hub throws it away in the end; and what is ours ends the pauses.
-        let mut other = bench.hub.feedback().unwrap();
-        let batch = other.next().await.unwrap();
-        batch.ticket.complete().await.unwrap();
+        take_as_another(&bench, 1).await;
         bench
             .hub
             .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
         bench.hub.until_feedback_answered(before + 10).await;
     }
+    worker.stopped().await;
+}
+
+/// How far the hub was heard: for how long not, and what is in the way.
+async fn heard(bench: &Bench) -> (Option<Duration>, Option<Obstacle>) {
+    let listeners = bench.store.listeners(&build::hub("a")).await.unwrap();
+    let now = Timestamp::MAX;
+    let watermark = Watermark::of(&listeners, now);
+    let ago = watermark.heard_until.map(|until| now.since(until));
+    (ago, watermark.obstacle)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_queue_was_heard_until_just_now() {
+    let bench = asking(&[2]).await;
+    assert_eq!(heard(&bench).await, (None, Some(Obstacle::NoListener)));
+    let worker = bench.start();
+    bench.until_settled().await;
+    for _ in 0..20 {
+        sleep(Duration::from_millis(1_300)).await;
+        let (ago, obstacle) = heard(&bench).await;
+        assert!(ago.unwrap() <= 3 * QUIET, "{ago:?}");
+        assert_eq!(obstacle, None);
+    }
+    // What is in hand is not heard yet.
+    bench.way.set(Way::Broken);
+    bench
+        .hub
+        .push_feedback([record("r.0.0.1", Outcome::Delivered)]);
+    sleep(Duration::from_secs(8)).await;
+    let (ago, _) = heard(&bench).await;
+    assert!(ago.unwrap() >= Duration::from_secs(8), "{ago:?}");
+    bench.way.set(Way::Open);
+    bench.hub.until_feedback_answered(1).await;
+    sleep(3 * QUIET).await;
+    assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
+    // A worker that ends may have been on the way to be handed something.
+    worker.stopped().await;
+    let why = "the worker has ended".to_owned();
+    assert_eq!(heard(&bench).await, (None, Some(Obstacle::Away { why })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_others_in_front_are_counted_and_said() {
+    let bench = asking(&[1]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    for _ in 0..37 {
+        bench.hub.push_feedback([foreign()]);
+    }
+    bench.hub.until_feedback_answered(37).await;
+    sleep(Duration::from_millis(1)).await;
+    let (ago, obstacle) = heard(&bench).await;
+    assert_eq!(obstacle, Some(Obstacle::Foreign { messages: 37 }));
+    assert!(
+        ago.unwrap() <= 2 * QUIET,
+        "nothing stood behind them: {ago:?}"
+    );
     worker.stopped().await;
 }
 

@@ -38,8 +38,10 @@ pub enum Activity {
     /// Something is to be sent, and every hub that it is to be sent through has refused sends for its quota
     /// of late: its limiter has not climbed back to the quota yet.
     Throttled,
-    /// All of a stage was sent, and its gate waits for what the devices say; or its budgets do.
+    /// All of a stage was sent, and its gate waits for what the devices say, as its budgets and its end may do.
     Feedback,
+    /// Nothing can be said before the hub is heard, and it is not.
+    Evidence,
     /// All of a stage was sent, and its gate waits for the end of the bake, or for its metrics.
     Baking,
     /// An approval is all that a stage's gate waits for.
@@ -60,12 +62,13 @@ pub enum Activity {
 
 impl Activity {
     /// All of them, in the order of a rollout's life.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Queued,
         Self::Planning,
         Self::Sending,
         Self::Throttled,
         Self::Feedback,
+        Self::Evidence,
         Self::Baking,
         Self::Approval,
         Self::OutsideWindow,
@@ -85,6 +88,7 @@ impl Activity {
             Self::Sending => "sending",
             Self::Throttled => "throttled",
             Self::Feedback => "feedback",
+            Self::Evidence => "evidence",
             Self::Baking => "baking",
             Self::Approval => "approval",
             Self::OutsideWindow => "outside_window",
@@ -105,6 +109,7 @@ impl Activity {
             Self::Sending => "sending",
             Self::Throttled => "throttled by the hub",
             Self::Feedback => "waiting for feedback",
+            Self::Evidence => "waiting to hear the hub",
             Self::Baking => "baking",
             Self::Approval => "waiting for an approval",
             Self::OutsideWindow => "outside its window",
@@ -145,7 +150,10 @@ impl Activity {
             }),
             Next::Wait(WaitsFor::Retry) => Some(Self::Sending),
             Next::Wait(WaitsFor::Joiners { .. }) => Some(Self::Joiners),
-            Next::Measure | Next::Wait(WaitsFor::Silent { .. }) => Some(Self::Feedback),
+            Next::Measure | Next::Wait(WaitsFor::Silent { .. } | WaitsFor::Answers { .. }) => {
+                Some(Self::Feedback)
+            }
+            Next::Wait(WaitsFor::Evidence { .. }) => Some(Self::Evidence),
             Next::Wait(WaitsFor::Bake { .. } | WaitsFor::Metric { .. }) => Some(Self::Baking),
             Next::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {
                 Some(Self::Approval)
@@ -455,9 +463,9 @@ mod tests {
             parts.insert(activity, 999);
         }
         let spent = TimeSpent(parts);
-        assert_eq!(spent.total().as_secs(), 12);
+        assert_eq!(spent.total().as_secs(), 13);
         let seconds = spent.seconds();
-        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 12);
+        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 13);
         assert!(seconds.iter().all(|(_, seconds)| *seconds <= 1));
     }
 
@@ -474,6 +482,13 @@ mod tests {
             (
                 waits(WaitsFor::Silent { devices: 1, until }),
                 [A::Feedback; 4],
+            ),
+            (
+                waits(WaitsFor::Evidence {
+                    devices: 1,
+                    in_the_way: String::new(),
+                }),
+                [A::Evidence; 4],
             ),
             (Next::Measure, [A::Feedback; 4]),
             (waits(WaitsFor::Bake { until }), [A::Baking; 4]),

@@ -1,8 +1,9 @@
 //! The test at the end of a stage.
 //!
 //! [`judge`] looks at a stage as it is now and says whether its gate has passed, has failed, or what it
-//! waits for. Failure is looked at before success, and from the first device on. A gate never passes
-//! because nothing was measured, and never waits without saying for what.
+//! waits for. Failure is looked at before success, and from the first device on. Silence counts only when it is known
+//! that an answer would have been heard ([`crate::evidence`]). A gate never passes because little was measured, and never
+//! waits without saying for what.
 
 pub mod metric;
 mod next;
@@ -12,17 +13,33 @@ mod tests;
 use std::fmt;
 use std::time::Duration;
 
+use crate::evidence::{Evidence, EvidenceClock, MARGIN};
 use crate::ids::MetricName;
 use crate::outcome::{Counts, Outcome};
 use crate::rollout::StageProgress;
-use crate::spec::{Gate, Percent, Rung, Unconfirmed};
-use crate::time::Timestamp;
+use crate::spec::{Gate, Percent, Rung, TooLittle, Unconfirmed};
+use crate::time::{Timestamp, friendly};
 
-pub use next::{Next, next};
+#[cfg(test)]
+pub(crate) use next::next_when_heard;
+pub use next::{Next, Seen, next};
 
-/// How long silent devices are waited for when neither the gate nor the message says: the hub's
-/// own default time to live (`iot-hub-devguide-messages-c2d`).
-pub const DEADLINE: Duration = Duration::from_secs(3600);
+/// How long messages live that do not say so: the hub's own default (`iot-hub-devguide-messages-c2d`).
+pub const TTL: Duration = Duration::from_secs(3600);
+
+/// How long it takes after a send until nothing more is to be heard of it: the message's life, and the time in which the
+/// hub tells that it has ended.
+#[must_use]
+pub fn answered_within(ttl: Option<Duration>, batching: Duration) -> Duration {
+    ttl.unwrap_or(TTL) + batching + MARGIN
+}
+
+/// How long a gate waits for silent devices once all were sent to.
+#[must_use]
+pub fn deadline(gate: &Gate, ttl: Option<Duration>, batching: Duration) -> Duration {
+    let own = gate.deadline.map(|span| span.0);
+    own.unwrap_or_else(|| answered_within(ttl, batching))
+}
 
 /// How many devices have applied the change, as the hub has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +63,44 @@ pub struct View<'a> {
     pub measured: Option<Measured>,
     /// The message's time to live.
     pub ttl: Option<Duration>,
+    /// How far the hubs of its silent devices were heard.
+    pub evidence: &'a Evidence,
+    /// What it has baked, and for how long nothing more was learned.
+    pub clock: &'a EvidenceClock,
+}
+
+impl View<'_> {
+    /// What is left of the bake.
+    fn to_bake(&self) -> Duration {
+        let bake = self.gate.bake.map_or(Duration::ZERO, |bake| bake.0);
+        bake.saturating_sub(self.clock.baked())
+    }
+
+    /// Nothing can be said before more is heard: it is waited for that, up to a bound.
+    fn not_measured(&self, devices: u64) -> Verdict {
+        let in_the_way = match self.clock.not_asked() {
+            Some(why) => why.to_owned(),
+            None => self.evidence.in_the_way().to_owned(),
+        };
+        if self.clock.unheard() < self.gate.evidence_within() {
+            return Verdict::Waits(WaitsFor::Evidence {
+                devices,
+                in_the_way,
+            });
+        }
+        let within = friendly(self.gate.evidence_within());
+        Verdict::Undecided {
+            because: not_measured(devices, within, &in_the_way),
+        }
+    }
+}
+
+/// Why nothing can be said, for people.
+fn not_measured(devices: u64, within: String, in_the_way: &str) -> String {
+    let colon = if in_the_way.is_empty() { "" } else { ": " };
+    format!(
+        "not measured: nothing was heard for {within} of {devices} silent devices{colon}{in_the_way}"
+    )
 }
 
 /// What a gate says.
@@ -87,6 +142,20 @@ pub enum WaitsFor {
         /// Until when they are waited for.
         until: Timestamp,
     },
+    /// The hub's word, without which silence means nothing.
+    Evidence {
+        /// How many devices are silent.
+        devices: u64,
+        /// What is in the way, for people; empty when nothing is known to be.
+        in_the_way: String,
+    },
+    /// Devices to answer, when all is sent and all gates have passed.
+    Answers {
+        /// How many have not.
+        devices: u64,
+        /// When the last of their messages is over.
+        until: Timestamp,
+    },
     /// Devices that are to be sent to again.
     Retry,
     /// Devices that join the target.
@@ -121,6 +190,16 @@ impl fmt::Display for WaitsFor {
             Self::Sends { left } => write!(f, "{left} devices to be sent to"),
             Self::Silent { devices, until } => {
                 write!(f, "{devices} silent devices to be heard of, until {until}")
+            }
+            Self::Evidence {
+                devices,
+                in_the_way,
+            } => {
+                let colon = if in_the_way.is_empty() { "" } else { ": " };
+                write!(f, "evidence of {devices} silent devices{colon}{in_the_way}")
+            }
+            Self::Answers { devices, until } => {
+                write!(f, "the answers of {devices} devices, until {until}")
             }
             Self::Retry => f.write_str("its retry to be prepared"),
             Self::Joiners { look: Some(at) } => {
@@ -213,24 +292,18 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
             left: sorted.unsent,
         });
     }
-    // All were sent to, and this is about to be noted.
-    let sent_at = view.progress.sent_at.unwrap_or(now);
-    let baked_at = sent_at.plus(gate.bake.map_or(Duration::ZERO, |bake| bake.0));
-    let deadline = sent_at.plus(
-        gate.deadline
-            .map(|span| span.0)
-            .or(view.ttl)
-            .unwrap_or(DEADLINE),
-    );
-    if gate.counts == Rung::Applied && now < baked_at {
-        return Verdict::Waits(WaitsFor::Bake { until: baked_at });
+    // Twins are asked for when the change had its time.
+    if gate.counts == Rung::Applied
+        && let Some(verdict) = bake(view, sorted, now)
+    {
+        return verdict;
     }
-    let measured = match measure(view, sorted, baked_at.max(deadline), now) {
+    let measured = match measure(view, sorted, now) {
         Ok(because) => because,
         Err(verdict) => return verdict,
     };
-    if now < baked_at {
-        return Verdict::Waits(WaitsFor::Bake { until: baked_at });
+    if let Some(verdict) = bake(view, sorted, now) {
+        return verdict;
     }
     if let metric::Sum::Waits { metric, left } = metrics {
         return Verdict::Waits(WaitsFor::Metric { metric, left });
@@ -238,61 +311,105 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     approval(view, measured.as_deref(), now)
 }
 
+/// What the bake waits for; `None` when it is over.
+fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
+    let left = view.to_bake();
+    if left.is_zero() {
+        return None;
+    }
+    Some(if view.evidence.is_current(now) {
+        Verdict::Waits(WaitsFor::Bake {
+            until: now.plus(left),
+        })
+    } else {
+        view.not_measured(sorted.silent)
+    })
+}
+
 /// What the devices say: why the shares hold, or what stands against it.
-fn measure(
-    view: View<'_>,
-    sorted: Sorted,
-    last: Timestamp,
-    now: Timestamp,
-) -> Result<Option<String>, Verdict> {
+fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<String>, Verdict> {
     let gate = view.gate;
-    if gate.success_at_least.is_none() && gate.failure_above.is_none() {
+    if !gate.measures() {
         return Ok(None);
     }
-    if gate.counts == Rung::Applied {
-        // Once a minute, and once more when nobody is waited for any longer.
-        let is_fresh = |measured: Measured| {
-            if now < last {
-                now.since(measured.at) < MEASURED_EVERY
-            } else {
-                measured.at >= last
-            }
-        };
-        if !view.measured.is_some_and(is_fresh) {
-            return Err(Verdict::Measure);
+    // All were sent to, and this is about to be noted.
+    let sent_at = view.progress.sent_at.unwrap_or(now);
+    let deadline = sent_at.plus(deadline(gate, view.ttl, view.evidence.batching()));
+    if gate.counts == Rung::Applied && !is_fresh(view.measured, deadline, now) {
+        let is_given_up =
+            view.clock.not_asked().is_some() && view.clock.unheard() >= gate.evidence_within();
+        return Err(if is_given_up {
+            view.not_measured(sorted.all())
+        } else {
+            Verdict::Measure
+        });
+    }
+    // Silent devices that can change nothing are not waited for.
+    let at_worst = sorted.resolved(Unconfirmed::AsFailed);
+    let is_settled = sorted.measured() > 0 && fails_in_the_end(gate, at_worst).is_none();
+    if sorted.silent > 0 && !is_settled {
+        if now < deadline {
+            return Err(Verdict::Waits(WaitsFor::Silent {
+                devices: sorted.silent,
+                until: deadline.max(now.plus(view.to_bake())),
+            }));
+        }
+        if !view.evidence.covers(deadline) {
+            return Err(view.not_measured(sorted.silent));
+        }
+        if let Some(verdict) = bake(view, sorted, now) {
+            return Err(verdict);
         }
     }
-    // As soon as the silent devices can change nothing, they are not waited for.
-    let at_worst = sorted.resolved(Unconfirmed::AsFailed);
-    let is_settled = sorted.measured() > 0
-        && has_failed(gate, at_worst).is_none()
-        && cannot_succeed(gate, at_worst).is_none();
-    if sorted.silent > 0 && now < last && !is_settled {
-        return Err(Verdict::Waits(WaitsFor::Silent {
-            devices: sorted.silent,
-            until: last,
-        }));
+    if !is_settled {
+        in_the_end(gate, sorted)?;
     }
-    let silent = sorted.silent;
-    let resolved = sorted.resolved(gate.unconfirmed);
-    if resolved.measured() == 0 {
-        let because = match silent {
-            0 => "no device was left to measure".to_owned(),
-            silent => format!("nothing was measured: all {silent} devices are silent"),
-        };
-        return Err(Verdict::Failed { because });
-    }
-    let failed = has_failed(gate, resolved).or_else(|| has_not_succeeded(gate, resolved));
-    if let Some(because) = failed.filter(|_| !is_settled) {
-        return Err(Verdict::Failed { because });
-    }
-    let word = word(gate.counts);
+    let Sorted {
+        succeeded,
+        failed,
+        silent,
+        ..
+    } = sorted;
+    let (word, all) = (word(gate.counts), sorted.all());
     Ok(Some(format!(
-        "{} of {} devices {word}, {} failed, {silent} silent",
-        sorted.succeeded,
-        sorted.all(),
-        sorted.failed
+        "{succeeded} of {all} devices {word}, {failed} failed, {silent} silent"
     )))
+}
+
+/// The last verdict on the shares: everything that was measured counts, and it must be enough.
+fn in_the_end(gate: &Gate, sorted: Sorted) -> Result<(), Verdict> {
+    let resolved = sorted.resolved(gate.unconfirmed);
+    let (measured, all) = (resolved.measured(), sorted.all());
+    if let Some(because) = exceeds(gate, resolved) {
+        return Err(Verdict::Failed { because });
+    }
+    let enough = u64::from(gate.min_sample).min(all);
+    if gate.too_little == TooLittle::Pause && (measured < enough || all == 0) {
+        let because = if all == 0 {
+            "too little measured: no device was left to measure".to_owned()
+        } else {
+            format!(
+                "too little measured: {measured} of {all} devices, {} silent; {enough} are needed",
+                sorted.silent
+            )
+        };
+        return Err(Verdict::Undecided { because });
+    }
+    match has_not_succeeded(gate, resolved) {
+        Some(because) => Err(Verdict::Failed { because }),
+        None => Ok(()),
+    }
+}
+
+/// What was measured of twins is new enough: a minute, and from the deadline on for the last time.
+fn is_fresh(measured: Option<Measured>, deadline: Timestamp, now: Timestamp) -> bool {
+    measured.is_some_and(|measured| {
+        if now < deadline {
+            now.since(measured.at) < MEASURED_EVERY
+        } else {
+            measured.at >= deadline
+        }
+    })
 }
 
 /// How often the hub is asked how many devices have applied the change.
@@ -317,15 +434,18 @@ fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
             because: because(None),
         };
     };
-    if let Some(word) = &view.progress.approved {
+    let until = rule.within.zip(view.progress.ripe_at);
+    let until = until.map(|(within, since)| since.plus(within.0));
+    if let Some(approval) = &view.progress.approved
+        && until.is_none_or(|until| approval.at < until)
+    {
         return Verdict::Passed {
-            because: because(Some(format!("approved by {word}"))),
+            because: because(Some(format!("approved by {}", approval.word))),
         };
     }
-    let Some(since) = view.progress.ripe_at else {
+    if view.progress.ripe_at.is_none() {
         return Verdict::Waits(WaitsFor::ApprovalToBeNoted);
-    };
-    let until = rule.within.map(|within| since.plus(within.0));
+    }
     match until {
         Some(until) if now >= until => Verdict::Failed {
             because: format!("nobody approved until {until}"),
@@ -334,27 +454,43 @@ fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
     }
 }
 
-/// The failure rule: strictly more than so much of what is measured, once that is enough.
+/// The failure rule while devices are to be heard: on a large enough sample, or when the others cannot undo it.
 fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
-    let enough = u64::from(gate.min_sample).min(sorted.all());
-    exceeds(gate, sorted, enough)
+    let above = gate.failure_above?;
+    let (failed, all) = (sorted.failed, sorted.all());
+    if sorted.measured() >= u64::from(gate.min_sample).min(all) {
+        return exceeds(gate, sorted);
+    }
+    above.is_exceeded_by(failed, all).then(|| {
+        format!(
+            "{failed} of {all} devices failed ({}), more than {above}, whatever the others do",
+            share(failed, all)
+        )
+    })
 }
 
 /// The failure rule of a stage to which more devices will come: a few of them are no sample, though they are all there are.
 fn has_failed_so_far(gate: &Gate, counts: &Counts) -> Option<String> {
     let sorted = Sorted::of(gate.counts, counts, None);
-    exceeds(gate, sorted, u64::from(gate.min_sample))
+    let is_sample = sorted.measured() >= u64::from(gate.min_sample);
+    exceeds(gate, sorted).filter(|_| is_sample)
 }
 
-fn exceeds(gate: &Gate, sorted: Sorted, enough: u64) -> Option<String> {
+/// The failure rule on what is measured: strictly more.
+fn exceeds(gate: &Gate, sorted: Sorted) -> Option<String> {
     let above = gate.failure_above?;
     let (failed, measured) = (sorted.failed, sorted.measured());
-    (measured >= enough && above.is_exceeded_by(failed, measured)).then(|| {
+    above.is_exceeded_by(failed, measured).then(|| {
         format!(
             "{failed} of {measured} measured devices failed ({}), more than {above}",
             share(failed, measured)
         )
     })
+}
+
+/// Whichever rule does not hold when nobody is waited for any more.
+fn fails_in_the_end(gate: &Gate, sorted: Sorted) -> Option<String> {
+    exceeds(gate, sorted).or_else(|| has_not_succeeded(gate, sorted))
 }
 
 /// So many have failed that the success rule cannot hold any more, whatever the others do.

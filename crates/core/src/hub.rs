@@ -4,9 +4,12 @@
 //! every one of them can be set in the configuration.
 
 use std::fmt;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::evidence::{BATCHING, LOCK};
 
 /// A hub's tier. The basic tiers cannot send to devices, so they are not here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -92,6 +95,40 @@ pub struct HubLimits {
     pub messages_per_day: Option<u64>,
     /// Bytes that count as one message against the daily quota.
     pub meter_bytes: u64,
+    /// How its feedback is handled.
+    pub feedback: FeedbackRules,
+}
+
+/// How a hub's feedback is handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeedbackRules {
+    /// Whose the hub's feedback queue is.
+    pub queue: FeedbackQueue,
+    /// How long the hub hides a message that it has handed out.
+    pub lock: Duration,
+    /// How long the hub collects records before it tells.
+    pub batching: Duration,
+}
+
+impl Default for FeedbackRules {
+    fn default() -> Self {
+        Self {
+            queue: FeedbackQueue::Shared,
+            lock: LOCK,
+            batching: BATCHING,
+        }
+    }
+}
+
+/// Whose a hub's one feedback queue is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeedbackQueue {
+    /// Other applications take from it, too: what is not ours is left to them.
+    #[default]
+    Shared,
+    /// Nobody else takes from it: what is not ours is removed, so that nothing stands behind it.
+    Exclusive,
 }
 
 /// Of the quota, what we plan to use. The rest is for the jitter of the way to the hub: messages
@@ -111,6 +148,7 @@ impl HubLimits {
             queries_per_minute: Some(tier.queries_per_minute() * units * share),
             messages_per_day: Some((tier.messages_per_day() as f64 * units * share) as u64),
             meter_bytes: tier.meter_bytes(),
+            feedback: FeedbackRules::default(),
         }
     }
 
@@ -122,6 +160,7 @@ impl HubLimits {
             queries_per_minute: None,
             messages_per_day: None,
             meter_bytes: 4096,
+            feedback: FeedbackRules::default(),
         }
     }
 

@@ -9,7 +9,7 @@
 //! * [`spec`]: what a user writes, how it is read, and what is wrong with it;
 //! * [`plan`]: from a stream of devices to batches, cohorts, estimates and a digest;
 //! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
-//! * [`gate`]: the test between two stages;
+//! * [`gate`]: the test between two stages; [`evidence`]: whether those were heard that it judges;
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
 //! * [`trace`]: the spans that tell of a rollout, and how they belong together;
@@ -20,6 +20,7 @@ pub mod account;
 pub mod batch;
 pub mod budget;
 pub mod error;
+pub mod evidence;
 pub mod explain;
 pub mod gate;
 pub mod group;

@@ -263,6 +263,158 @@ impl Counts {
     }
 }
 
+/// What became of devices: each is in one class, so the classes add up to the devices.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// A send is still owed.
+    Pending,
+    /// The hub has the message, and no answer was asked for.
+    Sent,
+    /// The hub has the message, an answer was asked for, and none has come.
+    Silent,
+    /// The device took the message.
+    Taken,
+    /// The hub had the message, and the device did not take it.
+    NotTaken,
+    /// The hub does not have the message, or it is not known that it does.
+    NotSent,
+    /// No send is owed any more: the rollout was aborted first, or the device has left the target.
+    Skipped,
+}
+
+impl Class {
+    /// All classes.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Sent,
+        Self::Silent,
+        Self::Taken,
+        Self::NotTaken,
+        Self::NotSent,
+        Self::Skipped,
+    ];
+
+    /// The class of a device with this outcome. `answers`: the hub was asked to tell what becomes of the message.
+    #[must_use]
+    pub fn of(outcome: Outcome, answers: bool) -> Self {
+        match outcome {
+            Outcome::Pending | Outcome::Attempting => Self::Pending,
+            Outcome::Unknown | Outcome::NotFound | Outcome::QueueFull | Outcome::Refused => {
+                Self::NotSent
+            }
+            Outcome::Skipped => Self::Skipped,
+            Outcome::Enqueued if answers => Self::Silent,
+            Outcome::Enqueued => Self::Sent,
+            Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
+                Self::NotTaken
+            }
+            Outcome::Delivered | Outcome::Applied => Self::Taken,
+        }
+    }
+
+    /// Its name as it is written in files and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Sent => "sent",
+            Self::Silent => "silent",
+            Self::Taken => "taken",
+            Self::NotTaken => "not_taken",
+            Self::NotSent => "not_sent",
+            Self::Skipped => "skipped",
+        }
+    }
+
+    /// The same for people.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::NotTaken => "not taken",
+            Self::NotSent => "not sent",
+            class => class.as_str(),
+        }
+    }
+}
+
+/// How many devices are in each [`Class`]. All are written, in this order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ends {
+    /// See [`Class::Pending`].
+    pub pending: u64,
+    /// See [`Class::Sent`].
+    pub sent: u64,
+    /// See [`Class::Silent`].
+    pub silent: u64,
+    /// See [`Class::Taken`].
+    pub taken: u64,
+    /// See [`Class::NotTaken`].
+    pub not_taken: u64,
+    /// See [`Class::NotSent`].
+    pub not_sent: u64,
+    /// See [`Class::Skipped`].
+    pub skipped: u64,
+}
+
+impl Ends {
+    /// Sorts devices. `answers`: the hub was asked to tell what becomes of messages.
+    #[must_use]
+    pub fn of(counts: &Counts, answers: bool) -> Self {
+        let of = |class| counts.sum_of(|outcome| Class::of(outcome, answers) == class);
+        Self {
+            pending: of(Class::Pending),
+            sent: of(Class::Sent),
+            silent: of(Class::Silent),
+            taken: of(Class::Taken),
+            not_taken: of(Class::NotTaken),
+            not_sent: of(Class::NotSent),
+            skipped: of(Class::Skipped),
+        }
+    }
+
+    /// How many devices are in a class.
+    #[must_use]
+    pub fn get(&self, class: Class) -> u64 {
+        match class {
+            Class::Pending => self.pending,
+            Class::Sent => self.sent,
+            Class::Silent => self.silent,
+            Class::Taken => self.taken,
+            Class::NotTaken => self.not_taken,
+            Class::NotSent => self.not_sent,
+            Class::Skipped => self.skipped,
+        }
+    }
+
+    /// All devices.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        Class::ALL.into_iter().map(|class| self.get(class)).sum()
+    }
+
+    /// Devices that were not sent the message, or did not take it.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.not_sent + self.not_taken
+    }
+}
+
+impl fmt::Display for Ends {
+    /// The classes that have devices: `40 taken, 2 not sent`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = Class::ALL.into_iter().filter(|class| self.get(*class) > 0);
+        let parts = parts.map(|class| format!("{} {}", self.get(class), class.in_words()));
+        let parts: Vec<_> = parts.collect();
+        match parts.as_slice() {
+            [] => f.write_str("no devices"),
+            parts => f.write_str(&parts.join(", ")),
+        }
+    }
+}
+
 impl Serialize for Counts {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
@@ -479,6 +631,58 @@ mod tests {
             prop_assert_eq!(&list, &apply(&shuffled));
             prop_assert_eq!(&OutcomeList::from_bytes(list.as_bytes(), len).unwrap(), &list);
         }
+    }
+
+    #[test]
+    fn every_outcome_is_in_one_class() {
+        let table: Vec<_> = Outcome::ALL
+            .into_iter()
+            .map(|it| [false, true].map(|answers| Class::of(it, answers).as_str()))
+            .collect();
+        assert_eq!(
+            table,
+            [
+                ["pending", "pending"],
+                ["pending", "pending"],
+                ["not_sent", "not_sent"],
+                ["skipped", "skipped"],
+                ["not_sent", "not_sent"],
+                ["not_sent", "not_sent"],
+                ["not_sent", "not_sent"],
+                ["sent", "silent"],
+                ["not_taken", "not_taken"],
+                ["not_taken", "not_taken"],
+                ["not_taken", "not_taken"],
+                ["not_taken", "not_taken"],
+                ["taken", "taken"],
+                ["taken", "taken"],
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn classes_add_up(numbers in prop::collection::vec(0u64..1_000, OUTCOMES), answers: bool) {
+            let mut counts = Counts::default();
+            for (outcome, n) in Outcome::ALL.into_iter().zip(numbers) {
+                counts.0[outcome as usize] = n;
+            }
+            let ends = Ends::of(&counts, answers);
+            prop_assert_eq!(ends.total(), counts.total());
+            prop_assert_eq!(ends.failed(), counts.failed());
+            prop_assert_eq!(ends.pending, counts.unsettled());
+        }
+    }
+
+    #[test]
+    fn ends_are_told_in_words() {
+        let mut counts = Counts::pending(0);
+        assert_eq!(Ends::of(&counts, true).to_string(), "no devices");
+        for outcome in [Outcome::Enqueued, Outcome::Enqueued, Outcome::Rejected] {
+            counts.count(outcome);
+        }
+        let words = Ends::of(&counts, true).to_string();
+        assert_eq!(words, "2 silent, 1 not taken");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
+use crate::evidence::{Evidence, EvidenceClock};
 use crate::gate::metric::{self, MetricTally, Weighed};
 use crate::ids::{Attempt, CommandKey, RolloutName, StageIndex, StageName, Version};
 use crate::outcome::Outcome;
@@ -78,6 +79,12 @@ pub struct Rollout {
     /// What is to be prepared before anything is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Time that counts only while it is driven and heard: bakes, and waits for evidence.
+    #[serde(default)]
+    pub clock: EvidenceClock,
+    /// When it was noted that every device was sent the message and that answers are all that is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<Timestamp>,
     /// The span of the command that started it. Older records have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
@@ -171,6 +178,8 @@ impl Rollout {
             behind: None,
             attempt: Attempt::FIRST,
             retry: None,
+            clock: EvidenceClock::default(),
+            sent_at: None,
             trace: None,
             looks: None,
             created_at: now,
@@ -320,6 +329,9 @@ impl Rollout {
                 event,
             });
         }
+        if next.phase == Phase::Running && self.phase != Phase::Running {
+            next.clock.go_on(now);
+        }
         let surplus = next.history.len().saturating_sub(Self::HISTORY);
         next.history.drain(..surplus);
         Ok(Some(next))
@@ -343,14 +355,28 @@ impl Rollout {
                 self.start_stage(now);
             }
             Event::StageSent { stage } => {
-                self.current(stage, event)?.sent_at.get_or_insert(now);
+                let stage = self.current(stage, event)?;
+                if stage.sent_at.is_none() {
+                    stage.sent_at = Some(now);
+                    self.clock.start_bake(now);
+                }
+            }
+            Event::AllSent => {
+                self.sent_at.get_or_insert(now);
             }
             Event::ApprovalAwaited { stage } => {
                 self.current(stage, event)?.ripe_at.get_or_insert(now);
             }
             Event::Approved { stage, word } if !self.has_passed(stage) => {
+                let within = self.approved_until();
                 let stage = self.current(stage, event)?;
-                stage.approved.get_or_insert_with(|| word.clone());
+                if let Some(until) = within.filter(|until| now >= *until) {
+                    return Err(
+                        self.cannot(&format!("past the time for an approval, {until}"), event)
+                    );
+                }
+                let word = word.clone();
+                stage.approved.get_or_insert(Approval { word, at: now });
             }
             Event::Promoted { stage, word } if !self.has_passed(stage) => {
                 let stage = self.current(stage, event)?;
@@ -429,6 +455,7 @@ impl Rollout {
             return Err(self.cannot("at its last attempt", event));
         };
         self.attempt = Attempt(number);
+        self.sent_at = None;
         self.retry = Some(Retry {
             attempt: self.attempt,
             outcomes: outcomes.to_vec(),
@@ -450,6 +477,21 @@ impl Rollout {
             phase: as_it_is.to_owned(),
             event: event.name(),
         }
+    }
+
+    /// Until when the current stage may be approved, if that is limited.
+    fn approved_until(&self) -> Option<Timestamp> {
+        let rule = self.spec.gate_of(self.stage())?.approval.as_ref()?;
+        let ripe_at = self.stage_progress()?.ripe_at?;
+        Some(ripe_at.plus(rule.within?.0))
+    }
+
+    /// Counts the time up to `now` of what is waited for, while it runs: how far its hubs were heard is `evidence`.
+    pub fn advance_clock(&mut self, evidence: &Evidence, now: Timestamp) {
+        let bakes = self
+            .stage_progress()
+            .is_some_and(|stage| stage.sent_at.is_some() && stage.passed_at.is_none());
+        self.clock.advance(bakes, evidence, now);
     }
 
     fn start_stage(&mut self, now: Timestamp) {
@@ -505,6 +547,16 @@ impl std::fmt::Display for Word {
     }
 }
 
+/// Somebody's yes to a stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Who, and why.
+    #[serde(flatten)]
+    pub word: Word,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// How far a stage is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageProgress {
@@ -519,9 +571,9 @@ pub struct StageProgress {
     /// Since when an approval is all that is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ripe_at: Option<Timestamp>,
-    /// Who approved.
+    /// Who approved, and when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approved: Option<Word>,
+    pub approved: Option<Approval>,
     /// Who wants its gate to count as passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Word>,

@@ -36,7 +36,9 @@ pub use schedule::{
     MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, Window,
     ZoneName,
 };
-pub use stage::{ApprovalRule, Gate, OnFailure, Rung, Stage, Unconfirmed};
+pub use stage::{
+    ApprovalRule, EVIDENCE_WITHIN, Gate, OnFailure, Rung, Stage, TooLittle, Unconfirmed,
+};
 pub use validate::{
     MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TTL, MAX_WEIGHT, MIN_TTL,
 };

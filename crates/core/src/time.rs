@@ -14,6 +14,13 @@ impl Timestamp {
     /// The latest time that text can express; used for "for ever".
     pub const MAX: Self = Self(253_402_207_200_000);
 
+    /// This time less `duration`, or the first one.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(ms))
+    }
+
     /// This time plus `duration`, or [`Timestamp::MAX`].
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

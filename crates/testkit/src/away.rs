@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -208,6 +209,18 @@ impl Store for AwayStore {
 
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         self.store().await?.limiter(hub).await
+    }
+
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError> {
+        self.store().await?.report_listener(hub, report).await
+    }
+
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
+        self.store().await?.listeners(hub).await
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

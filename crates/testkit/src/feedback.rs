@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -119,7 +120,7 @@ struct Listener(FeedbackQueue);
 
 #[async_trait]
 impl Feedback for Listener {
-    async fn next(&mut self) -> Result<FeedbackBatch, HubError> {
+    async fn next(&mut self, quiet: Duration) -> Result<Option<FeedbackBatch>, HubError> {
         let next = |state: &mut State| {
             if state.refusals > 0 {
                 state.refusals -= 1;
@@ -127,15 +128,25 @@ impl Feedback for Listener {
             }
             state.waiting.pop_front().map(Ok)
         };
-        let message: Message = self.0.until(next).await?;
-        Ok(FeedbackBatch {
+        let Ok(message) = tokio::time::timeout(quiet, self.0.until(next)).await else {
+            return Ok(None);
+        };
+        let message: Message = message?;
+        Ok(Some(FeedbackBatch {
             records: message.records.clone(),
+            enqueued_at: None,
             ticket: Box::new(Ticket {
                 queue: self.0.clone(),
                 message: Some(message),
             }),
-        })
+        }))
     }
+
+    fn connection(&self) -> u64 {
+        0
+    }
+
+    async fn rest(&mut self) {}
 }
 
 fn refused() -> HubError {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use twincast_core::batch::{Attempts, BatchStatus, Held, Lease, LeaseRefused, Reopened, Tenancy};
 use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
+use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
@@ -33,6 +34,7 @@ struct State {
     rollouts: BTreeMap<RolloutName, Entry>,
     hubs: BTreeMap<HubName, HubPermits>,
     links: BTreeMap<HubName, Links>,
+    listeners: Listeners,
     lines: BTreeMap<GroupName, Line>,
     last_epoch: u64,
     roster: Roll,
@@ -509,6 +511,21 @@ impl Store for MemoryStore {
         Ok(permits
             .map(|permits| permits.state(now))
             .unwrap_or_default())
+    }
+
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        self.state().listeners.report(hub, report, now);
+        Ok(())
+    }
+
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
+        let now = self.clock.now();
+        Ok(self.state().listeners.of(hub, now))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

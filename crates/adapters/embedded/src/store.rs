@@ -28,7 +28,7 @@ mod write_ops;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -52,7 +53,7 @@ pub use error::OpenError;
 use error::{Closed, Fault, Misfit};
 use permits::Permits;
 use read_ops::Asked;
-use tables::{batch_of, head};
+use tables::{LastListener, batch_of, head};
 use write_ops::PackedBatch;
 
 /// A [`Store`] in one folder, or in memory.
@@ -61,6 +62,7 @@ use write_ops::PackedBatch;
 pub struct EmbeddedStore {
     clock: Arc<dyn Clock>,
     permits: Mutex<Permits>,
+    listeners: Mutex<Listeners>,
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,7 +99,8 @@ impl EmbeddedStore {
 
     fn start(disk: Disk, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let dir = disk.dir().to_owned();
-        let engine = Engine::open(disk, Arc::clone(&clock))?;
+        let mut engine = Engine::open(disk, Arc::clone(&clock))?;
+        let listeners = Mutex::new(engine.lost_listeners(clock.now()));
         let (requests, inbox) = mpsc::channel(WAITING);
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -109,6 +112,7 @@ impl EmbeddedStore {
         Ok(Self {
             clock,
             permits: Mutex::default(),
+            listeners,
             requests: Some(requests),
             thread: Some(thread),
         })
@@ -133,6 +137,12 @@ impl EmbeddedStore {
             read_ops::verify(on.tables, &wanted)
         })
         .await
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write<T: Send + 'static>(
@@ -439,6 +449,30 @@ impl Store for EmbeddedStore {
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(permits.state(self.clock.now(), hub))
+    }
+
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let is_new = self.listeners().report(hub, report, now);
+        // What counts after a crash is that there was one, and after an end when that was.
+        let ended = (!report.state.listening).then_some(now);
+        if !is_new && ended.is_none() {
+            return Ok(());
+        }
+        let doing = format!("note a listener to hub {hub}");
+        let (hub, state) = (hub.clone(), report.state.clone());
+        self.write(doing, move |on| {
+            write_ops::note_listener(on.tables, &hub, &LastListener { state, ended })
+        })
+        .await
+    }
+
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
+        Ok(self.listeners().of(hub, self.clock.now()))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

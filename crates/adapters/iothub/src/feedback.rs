@@ -1,6 +1,6 @@
 //! Feedback: the client's words to ours.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use twincast_core::outcome::Outcome;
@@ -42,6 +42,7 @@ impl HubFeedback {
             .collect();
         FeedbackBatch {
             records,
+            enqueued_at: batch.enqueued_time.map(timestamp),
             ticket: self.ticket(Message::Batch(batch)),
         }
     }
@@ -81,19 +82,30 @@ impl HubFeedback {
 
 #[async_trait]
 impl Feedback for HubFeedback {
-    async fn next(&mut self) -> Result<FeedbackBatch, HubError> {
+    async fn next(&mut self, quiet: Duration) -> Result<Option<FeedbackBatch>, HubError> {
         let receiver = self.receiver.as_mut().expect("it is taken by drop only");
-        match receiver.next().await {
-            Ok(batch) => Ok(self.batch(batch)),
+        match receiver.next_within(quiet).await {
+            Ok(batch) => Ok(batch.map(|batch| self.batch(batch))),
             Err(FeedbackError::Unparsable(unparsable)) => {
                 tracing::debug!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "not a feedback message");
-                Ok(FeedbackBatch {
+                Ok(Some(FeedbackBatch {
                     records: Vec::new(),
+                    enqueued_at: None,
                     ticket: self.ticket(Message::Unparsable(unparsable)),
-                })
+                }))
             }
             Err(error) => Err(self.refused(error)),
         }
+    }
+
+    fn connection(&self) -> u64 {
+        let receiver = self.receiver.as_ref().expect("it is taken by drop only");
+        receiver.connections()
+    }
+
+    async fn rest(&mut self) {
+        let receiver = self.receiver.as_mut().expect("it is taken by drop only");
+        receiver.rest().await;
     }
 }
 
@@ -176,8 +188,6 @@ fn trouble(failure: &ConnectionFailure) -> HubTrouble {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -58,7 +58,8 @@ async fn until(running: &RunningHub, wanted: impl Fn(&Summary) -> bool) {
 }
 
 async fn next(feedback: &mut dyn Feedback) -> FeedbackBatch {
-    timeout(PATIENCE, feedback.next()).await.unwrap().unwrap()
+    let next = feedback.next(PATIENCE).await.unwrap();
+    next.expect("a message")
 }
 
 fn ids(batch: &FeedbackBatch) -> Vec<&str> {

@@ -75,6 +75,11 @@ impl Keys {
         format!("{}{{hub:{hub}}}:permits", self.prefix)
     }
 
+    /// The listeners to a hub's feedback.
+    pub(crate) fn listeners(&self, hub: &HubName) -> String {
+        format!("{}{{hub:{hub}}}:listeners", self.prefix)
+    }
+
     /// A hub's budget for links.
     pub(crate) fn links(&self, hub: &HubName) -> String {
         format!("{}{{hub:{hub}}}:links", self.prefix)

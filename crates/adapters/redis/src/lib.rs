@@ -24,6 +24,7 @@
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
+//! | `{hub:<hub>}:listeners` | hash | by listener to the hub's feedback: when it reported, until when it has heard, and its state (JSON) |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
 //! | `rollouts` | sorted set | the names of all rollouts |
 //! | `active` | sorted set | the names of the active ones, each with the version last stored |

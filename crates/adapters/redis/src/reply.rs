@@ -11,6 +11,7 @@ use redis::{FromRedisValue, Value, from_redis_value};
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
+use twincast_core::evidence::ListenerStatus;
 use twincast_core::ids::{Attempt, Epoch, Holder, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::permits::LimiterState;
@@ -136,6 +137,35 @@ impl Reply {
             ahead,
             asking,
         })
+    }
+
+    /// The listeners to a hub's feedback.
+    pub(crate) fn listeners(mut self) -> Result<Vec<ListenerStatus>, Misfit> {
+        let now = Timestamp(self.next()?);
+        let mut reports = self.next_list()?;
+        let mut listeners = Vec::new();
+        while let Some(name) = reports.next_if_any::<String>() {
+            let (name, report) = (name?, reports.next::<String>()?);
+            let misfit = || Misfit(format!("a listener's report is {report:?}"));
+            let mut parts = report.splitn(3, ' ');
+            let mut part = || parts.next().ok_or_else(misfit);
+            let ago = |at: &str| {
+                let at = at.parse().map_err(|_| misfit())?;
+                Ok::<_, Misfit>(now.since(Timestamp(at)))
+            };
+            let reported_ago = ago(part()?)?;
+            let heard_ago = match part()? {
+                "-" => None,
+                at => Some(ago(at)?),
+            };
+            listeners.push(ListenerStatus {
+                listener: holder(&name)?,
+                heard_ago,
+                reported_ago,
+                state: serde_json::from_str(part()?).map_err(|_| misfit())?,
+            });
+        }
+        Ok(listeners)
     }
 
     /// A page of batches.

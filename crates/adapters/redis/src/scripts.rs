@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, Script as Digested, ToRedisArgs};
 use twincast_core::batch::MAX_STRIKES;
+use twincast_core::evidence;
 use twincast_core::outcome::{OUTCOMES, Outcome};
 use twincast_core::permits;
 use twincast_core::time::Timestamp;
@@ -50,6 +51,8 @@ pub(crate) struct Scripts {
     pub(crate) throttled: Script,
     pub(crate) limiter: Script,
     pub(crate) open_link: Script,
+    pub(crate) report_listener: Script,
+    pub(crate) listeners: Script,
 }
 
 /// All scripts, put together when the first is run.
@@ -86,6 +89,8 @@ impl Scripts {
             throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
             limiter: Script::new(&hub, include_str!("scripts/limiter.lua")),
             open_link: Script::new(&common, include_str!("scripts/open_link.lua")),
+            report_listener: Script::new(&common, include_str!("scripts/report_listener.lua")),
+            listeners: Script::new(&common, include_str!("scripts/listeners.lua")),
         }
     }
 }
@@ -173,6 +178,7 @@ fn constants() -> String {
         ("PREPARING", quoted(Stance::Preparing)),
         ("ABORTING", quoted(Stance::Aborting)),
         ("MAX_STRIKES", MAX_STRIKES.to_string()),
+        ("FORGOTTEN_MS", evidence::FORGOTTEN.as_millis().to_string()),
         ("HORIZON_US", us(permits::HORIZON)),
         ("BLOCK_US", us(permits::BLOCK)),
         ("DRY_US", us(permits::DRY)),

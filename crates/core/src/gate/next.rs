@@ -1,9 +1,16 @@
 //! What a rollout that runs does next, by its current stage's gate.
 
-use super::{Measured, Verdict, View, WaitsFor, has_failed_so_far, judge};
+use std::time::Duration;
+
+use super::{
+    Measured, Verdict, View, WaitsFor, answered_within, has_failed_so_far, judge, not_measured,
+};
+use crate::evidence::{Evidence, unanswered};
+use crate::message::Ack;
 use crate::outcome::Counts;
 use crate::rollout::{Event, Rollout};
-use crate::time::Timestamp;
+use crate::spec::EVIDENCE_WITHIN;
+use crate::time::{Timestamp, friendly};
 
 /// What a rollout that runs does next about its current stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,16 +27,67 @@ pub enum Next {
     Over,
 }
 
-/// Decides what a rollout that runs does next. `counts` are the outcomes of its current stage; `left` says
-/// that something is to be sent in this stage or one before it.
+/// What is seen of a rollout that runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The outcomes of its current stage.
+    pub stage: &'a Counts,
+    /// The outcomes of all its devices.
+    pub all: &'a Counts,
+    /// Something is to be sent in the current stage or one before it.
+    pub left: bool,
+    /// What was measured last, with `counts: applied`.
+    pub measured: Option<Measured>,
+    /// How far the hubs were heard that are [to be heard](Rollout::hubs_to_hear).
+    pub evidence: &'a Evidence,
+}
+
+/// Decides what a rollout that runs does next.
 #[must_use]
-pub fn next(
-    rollout: &Rollout,
-    counts: &Counts,
-    left: bool,
-    measured: Option<Measured>,
-    now: Timestamp,
-) -> Next {
+pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
+    match next_of_stage(rollout, seen, now) {
+        Next::Over => end(rollout, seen, now),
+        next => next,
+    }
+}
+
+/// All is sent, and all gates have passed: devices that are to answer are waited for, until their messages are over.
+fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
+    let devices = unanswered(seen.all);
+    if rollout.spec.message.ack == Ack::None || devices == 0 {
+        return Next::Over;
+    }
+    let Some(sent_at) = rollout.sent_at else {
+        return Next::Happened(Event::AllSent);
+    };
+    let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
+    let life = answered_within(ttl, Duration::ZERO);
+    let until = sent_at.plus(life);
+    if now < until {
+        return Next::Wait(WaitsFor::Answers { devices, until });
+    }
+    if seen.evidence.covers(until) {
+        return Next::Over;
+    }
+    let in_the_way = seen.evidence.in_the_way().to_owned();
+    if rollout.clock.unheard() < EVIDENCE_WITHIN {
+        return Next::Wait(WaitsFor::Evidence {
+            devices,
+            in_the_way,
+        });
+    }
+    Next::Happened(Event::NotHeard {
+        reason: not_measured(devices, friendly(EVIDENCE_WITHIN), &in_the_way),
+    })
+}
+
+fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
+    let Seen {
+        stage: counts,
+        left,
+        measured,
+        ..
+    } = seen;
     if rollout.retry.is_some() {
         // The outcomes are about to change.
         return Next::Wait(WaitsFor::Retry);
@@ -73,6 +131,8 @@ pub fn next(
         progress,
         measured,
         ttl,
+        evidence: seen.evidence,
+        clock: &rollout.clock,
     };
     match judge(view, now) {
         Verdict::Failed { because } => Next::Happened(Event::GateFailed {
@@ -116,4 +176,22 @@ fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
         Some(look) => Next::Wait(WaitsFor::Joiners { look: Some(look) }),
         None => Next::Over,
     }
+}
+
+/// What is next when all that there is to be heard was heard.
+#[cfg(test)]
+pub(crate) fn next_when_heard(
+    rollout: &Rollout,
+    counts: &Counts,
+    left: bool,
+    now: Timestamp,
+) -> Next {
+    let seen = Seen {
+        stage: counts,
+        all: counts,
+        left,
+        measured: None,
+        evidence: &Evidence::complete(),
+    };
+    next(rollout, seen, now)
 }

@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::evidence::{ListenerState, ListenerStatus, Watermark};
 use crate::ids::StageName;
-use crate::rollout::{Event, Rollout, Word};
+use crate::ids::{Holder, HubName};
+use crate::rollout::{Approval, Event, Rollout, Word};
 use crate::spec::{OnFailure, RolloutSpec};
 
 const START: Timestamp = Timestamp(1_000_000);
@@ -58,14 +60,40 @@ fn says_of(gate: &Gate, counts: &Counts, measured: Option<Measured>, after: u64)
     } else {
         sent(START)
     };
+    let heard = &Evidence::complete();
+    in_words(gate, counts, &progress, measured, heard, minutes(after))
+}
+
+/// A clock that has counted all the time since the stage was sent.
+fn baked_until(at: Timestamp) -> EvidenceClock {
+    let mut clock = EvidenceClock::default();
+    clock.start_bake(START);
+    let mut now = START;
+    while now < at {
+        now = now.plus(Duration::from_secs(10)).min(at);
+        clock.advance(true, &Evidence::complete(), now);
+    }
+    clock
+}
+
+fn in_words(
+    gate: &Gate,
+    counts: &Counts,
+    progress: &StageProgress,
+    measured: Option<Measured>,
+    evidence: &Evidence,
+    at: Timestamp,
+) -> String {
     let view = View {
         gate,
         counts,
-        progress: &progress,
+        progress,
         measured,
         ttl: None,
+        evidence,
+        clock: &baked_until(at),
     };
-    match judge(view, minutes(after)) {
+    match judge(view, at) {
         Verdict::Passed { because } => format!("passed: {because}"),
         Verdict::Failed { because } => format!("failed: {because}"),
         Verdict::Undecided { because } => format!("undecided: {because}"),
@@ -194,7 +222,7 @@ fn rules_and_their_edges() {
             "counts: delivered, failure_above: 5%",
             "10 delivered, 2 rejected, 88 enqueued",
             0,
-            "waits for 88 silent devices to be heard of, until 1970-01-01T01:16:40Z",
+            "waits for 88 silent devices to be heard of, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, failure_above: 5%",
@@ -207,7 +235,7 @@ fn rules_and_their_edges() {
             "counts: delivered, success_at_least: 90%",
             "89 delivered, 11 enqueued",
             59,
-            "waits for 11 silent devices to be heard of, until 1970-01-01T01:16:40Z",
+            "waits for 11 silent devices to be heard of, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, success_at_least: 90%",
@@ -218,37 +246,37 @@ fn rules_and_their_edges() {
         (
             "counts: delivered, success_at_least: 90%",
             "89 delivered, 11 enqueued",
-            60,
+            61,
             "failed: 89 of 100 devices delivered (89.0%), less than 90%",
         ),
         (
             "counts: delivered, success_at_least: 90%, unconfirmed: left_out",
             "89 delivered, 11 enqueued",
-            60,
+            61,
             "passed: 89 of 100 devices delivered, 0 failed, 11 silent",
         ),
         (
             "counts: delivered, success_at_least: 90%, unconfirmed: left_out",
             "80 delivered, 9 rejected, 11 enqueued",
-            60,
+            61,
             "failed: 80 of 89 devices delivered (89.9%), less than 90%",
         ),
         (
             "counts: delivered, success_at_least: 90%, unconfirmed: as_failed",
             "89 delivered, 11 enqueued",
-            60,
+            61,
             "failed: 89 of 100 devices delivered (89.0%), less than 90%",
         ),
         (
             "counts: delivered, success_at_least: 90%, unconfirmed: as_succeeded",
             "1 delivered, 99 enqueued",
-            60,
+            61,
             "passed: 1 of 100 devices delivered, 0 failed, 99 silent",
         ),
         (
             "counts: delivered, failure_above: 10%, unconfirmed: as_failed",
             "89 delivered, 11 enqueued",
-            60,
+            61,
             "failed: 11 of 100 measured devices failed (11.0%), more than 10%",
         ),
         (
@@ -262,19 +290,19 @@ fn rules_and_their_edges() {
             "counts: delivered, success_at_least: 0%",
             "100 enqueued",
             0,
-            "waits for 100 silent devices to be heard of, until 1970-01-01T01:16:40Z",
+            "waits for 100 silent devices to be heard of, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, failure_above: 5%",
             "100 enqueued",
-            60,
-            "failed: nothing was measured: all 100 devices are silent",
+            61,
+            "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed",
         ),
         (
             "failure_above: 5%",
             "100 skipped",
             0,
-            "failed: no device was left to measure",
+            "undecided: too little measured: no device was left to measure",
         ),
         // Skipped devices do not count.
         (
@@ -352,6 +380,237 @@ fn rules_and_their_edges() {
 }
 
 #[test]
+fn too_little_measured_is_never_a_pass() {
+    let reject = "counts: delivered, failure_above: 5%, deadline: 20s";
+    let table = [
+        // Nine of ten reject, one is away: nobody can make that good.
+        (
+            reject,
+            10,
+            "9 rejected, 1 enqueued",
+            0,
+            "failed: 9 of 10 devices failed (90.0%), more than 5%, whatever the others do",
+        ),
+        (
+            reject,
+            49,
+            "19 rejected, 30 enqueued",
+            0,
+            "failed: 19 of 49 devices failed (38.8%), more than 5%, whatever the others do",
+        ),
+        // A few that failed are no sample while more can be measured; at the end they count.
+        (
+            reject,
+            100,
+            "5 rejected, 95 enqueued",
+            0,
+            "waits for 95 silent devices to be heard of, until 1970-01-01T00:17:00Z",
+        ),
+        (
+            reject,
+            100,
+            "5 rejected, 95 enqueued",
+            1,
+            "failed: 5 of 5 measured devices failed (100.0%), more than 5%",
+        ),
+        (
+            reject,
+            100,
+            "19 delivered, 81 enqueued",
+            1,
+            "undecided: too little measured: 19 of 100 devices, 81 silent; 20 are needed",
+        ),
+        (
+            reject,
+            100,
+            "20 delivered, 80 enqueued",
+            1,
+            "passed: 20 of 100 devices delivered, 0 failed, 80 silent",
+        ),
+        // A stage below the sample: all of it.
+        (
+            reject,
+            10,
+            "9 delivered, 1 enqueued",
+            1,
+            "undecided: too little measured: 9 of 10 devices, 1 silent; 10 are needed",
+        ),
+        (
+            "counts: delivered, failure_above: 5%, deadline: 20s, too_little: pass",
+            10,
+            "9 delivered, 1 enqueued",
+            1,
+            "passed: 9 of 10 devices delivered, 0 failed, 1 silent",
+        ),
+        // Silent devices that can change nothing are not needed.
+        (
+            "counts: delivered, failure_above: 50%, success_at_least: 80%",
+            10,
+            "9 delivered, 1 enqueued",
+            0,
+            "passed: 9 of 10 devices delivered, 0 failed, 1 silent",
+        ),
+        // The success rule is about all devices, and needs enough of them to be measured, too.
+        (
+            "counts: delivered, success_at_least: 90%, deadline: 20s",
+            100,
+            "19 delivered, 81 enqueued",
+            1,
+            "undecided: too little measured: 19 of 100 devices, 81 silent; 20 are needed",
+        ),
+        (
+            "counts: delivered, success_at_least: 90%, deadline: 20s",
+            100,
+            "20 delivered, 80 enqueued",
+            1,
+            "failed: 20 of 100 devices delivered (20.0%), less than 90%",
+        ),
+        // Devices that count as something by decree are measured.
+        (
+            "counts: delivered, failure_above: 5%, deadline: 20s, unconfirmed: as_failed",
+            100,
+            "100 enqueued",
+            1,
+            "failed: 100 of 100 measured devices failed (100.0%), more than 5%",
+        ),
+    ];
+    for (text, all, outcomes, after, expected) in table {
+        let says = says_of(&gate(text), &counts(all, outcomes), None, after);
+        assert_eq!(says, expected, "{text} with {outcomes} after {after}m");
+    }
+}
+
+/// Evidence of one hub that was heard until then, or never.
+fn heard_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
+    let state = ListenerState {
+        listening: true,
+        hidden_ms: 0,
+        foreign: 37,
+        batching_ms: 15_000,
+        ..ListenerState::default()
+    };
+    let listener = ListenerStatus {
+        listener: Holder::new("w").unwrap(),
+        heard_ago: until.map(|until| now.since(until)),
+        reported_ago: Duration::ZERO,
+        state,
+    };
+    let hub = HubName::new("main").unwrap();
+    Evidence::of([(hub, Watermark::of(&[listener], now))])
+}
+
+#[test]
+fn silence_counts_when_an_answer_would_have_been_heard() {
+    let gate = gate("counts: delivered, failure_above: 5%, deadline: 10m, on_failure: abort");
+    let all = counts(100, "100 enqueued");
+    let says = |until: Option<u64>, at: u64| {
+        let at = START.plus(Duration::from_secs(at));
+        let until = until.map(|until| START.plus(Duration::from_secs(until)));
+        let evidence = heard_until(until, at);
+        in_words(&gate, &all, &sent(START), None, &evidence, at)
+    };
+    let foreign = "waits for evidence of 100 silent devices: \
+                   hub main: 37 feedback messages of other applications are in front";
+    assert!(says(Some(598), 599).starts_with("waits for 100 silent devices"));
+    assert_eq!(says(Some(599), 600), foreign, "the deadline is over");
+    // What a device did at the deadline is told 15 s later.
+    assert_eq!(says(Some(614), 616), foreign);
+    let verdict = "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed";
+    assert_eq!(says(Some(615), 616), verdict);
+    assert_eq!(says(None, 7_200), foreign, "hours later");
+}
+
+#[test]
+fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
+    let gate = gate(
+        "counts: delivered, failure_above: 5%, deadline: 10s, bake: 10m, evidence_within: 5m, \
+         on_failure: abort",
+    );
+    let all = counts(10, "10 enqueued");
+    let mut clock = EvidenceClock::default();
+    clock.start_bake(START);
+    let mut said = Vec::new();
+    for seconds in (0..=420).step_by(10) {
+        let now = START.plus(Duration::from_secs(seconds));
+        // Heard for a minute and a half, and then no more.
+        let until = now.min(START.plus(Duration::from_secs(90)));
+        let evidence = heard_until(Some(until), now);
+        clock.advance(true, &evidence, now);
+        let progress = sent(START);
+        let view = View {
+            gate: &gate,
+            counts: &all,
+            progress: &progress,
+            measured: None,
+            ttl: None,
+            evidence: &evidence,
+            clock: &clock,
+        };
+        let word = match judge(view, now) {
+            Verdict::Waits(WaitsFor::Silent { .. }) => "silent".to_owned(),
+            Verdict::Waits(WaitsFor::Bake { .. }) => "bake".to_owned(),
+            Verdict::Waits(WaitsFor::Evidence { .. }) => "evidence".to_owned(),
+            Verdict::Undecided { because } => because,
+            other => format!("{other:?}"),
+        };
+        if said.last().is_none_or(|(_, last)| *last != word) {
+            said.push((seconds, word));
+        }
+    }
+    let not_measured = "not measured: nothing was heard for 5m 00s of 10 silent devices: \
+                        hub main: 37 feedback messages of other applications are in front";
+    // A minute without a word is no outage yet.
+    assert_eq!(
+        said.iter()
+            .map(|(at, word)| (*at, &**word))
+            .collect::<Vec<_>>(),
+        [
+            (0, "silent"),
+            (10, "evidence"),
+            (30, "bake"),
+            (160, "evidence"),
+            (390, not_measured)
+        ]
+    );
+}
+
+#[test]
+fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
+    let mut rollout = staged("failure_above: 5%");
+    let all = counts(10, "10 delivered");
+    rollout = happened(&rollout, &all, minutes(1));
+    rollout = happened(&rollout, &all, minutes(1));
+    let rest = counts(90, "80 delivered, 10 enqueued");
+    rollout = happened(&rollout, &rest, minutes(2));
+    assert_eq!(rollout.sent_at, Some(minutes(2)));
+    let next = |until: u64, at: u64| {
+        let seen = Seen {
+            stage: &rest,
+            all: &rest,
+            left: false,
+            measured: None,
+            evidence: &heard_until(Some(minutes(until)), minutes(at)),
+        };
+        next(&rollout, seen, minutes(at))
+    };
+    // An hour and 15 s after the last send, and as long as the hub collects.
+    let until = minutes(62).plus(Duration::from_secs(15));
+    let waits = Next::Wait(WaitsFor::Answers { devices: 10, until });
+    assert_eq!(next(3, 3), waits);
+    assert_eq!(next(62, 62), waits);
+    assert!(matches!(
+        next(62, 63),
+        Next::Wait(WaitsFor::Evidence { devices: 10, .. })
+    ));
+    assert_eq!(next(63, 63), Next::Over);
+    let heard = counts(90, "80 delivered, 10 rejected");
+    assert_eq!(
+        next_when_heard(&rollout, &heard, false, minutes(3)),
+        Next::Over
+    );
+}
+
+#[test]
 fn a_stage_without_devices_does_not_pass_by_measuring_nothing() {
     for text in [
         "failure_above: 5%",
@@ -359,7 +618,8 @@ fn a_stage_without_devices_does_not_pass_by_measuring_nothing() {
         "counts: delivered, success_at_least: 95%",
     ] {
         let says = says_of(&gate(text), &Counts::default(), None, 0);
-        assert_eq!(says, "failed: no device was left to measure", "{text}");
+        let expected = "undecided: too little measured: no device was left to measure";
+        assert_eq!(says, expected, "{text}");
     }
 }
 
@@ -390,7 +650,7 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     );
     assert_eq!(
         says(0, 10, 10),
-        "failed: nothing was measured: all 100 devices are silent"
+        "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed"
     );
 }
 
@@ -406,6 +666,8 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
             progress,
             measured: None,
             ttl: None,
+            evidence: &Evidence::complete(),
+            clock: &EvidenceClock::default(),
         };
         judge(view, minutes(after))
     };
@@ -423,10 +685,18 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     assert!(
         matches!(says(&progress, 65), Verdict::Failed { because } if because.starts_with("nobody approved until"))
     );
-    progress.approved = Some(Word {
-        by: Some("ann".into()),
-        reason: Some("looks well".into()),
-    });
+    let approved_at = |minute| {
+        let word = Word {
+            by: Some("ann".into()),
+            reason: Some("looks well".into()),
+        };
+        let at = minutes(minute);
+        Some(Approval { word, at })
+    };
+    // Nobody drove when the time was over: what counts is when the word was given.
+    progress.approved = approved_at(65);
+    assert!(matches!(says(&progress, 99), Verdict::Failed { .. }));
+    progress.approved = approved_at(64);
     assert_eq!(
         says(&progress, 99),
         Verdict::Passed {
@@ -458,7 +728,7 @@ fn staged(gate: &str) -> Rollout {
 }
 
 fn happened(rollout: &Rollout, counts: &Counts, at: Timestamp) -> Rollout {
-    match next(rollout, counts, counts.unsettled() > 0, None, at) {
+    match next_when_heard(rollout, counts, counts.unsettled() > 0, at) {
         Next::Happened(event) => rollout.after(event, at).unwrap().unwrap(),
         other => panic!("nothing happened: {other:?}"),
     }
@@ -469,14 +739,14 @@ fn a_stage_goes_through_its_gate_to_the_next() {
     let rollout = staged("failure_above: 5%, approval: {}");
     let all = counts(10, "10 enqueued");
     assert_eq!(
-        next(&rollout, &counts(10, ""), true, None, START),
+        next_when_heard(&rollout, &counts(10, ""), true, START),
         Next::Send
     );
     let rollout = happened(&rollout, &all, minutes(1));
     assert_eq!(rollout.stages[0].sent_at, Some(minutes(1)));
     let rollout = happened(&rollout, &all, minutes(2));
     assert_eq!(rollout.stages[0].ripe_at, Some(minutes(2)));
-    let waits = next(&rollout, &all, false, None, minutes(3));
+    let waits = next_when_heard(&rollout, &all, false, minutes(3));
     assert_eq!(waits, Next::Wait(WaitsFor::Approval { until: None }));
     let word = Word {
         by: Some("ann".into()),
@@ -509,17 +779,11 @@ fn a_stage_goes_through_its_gate_to_the_next() {
     );
     // The last stage has no gate.
     assert_eq!(
-        next(&rollout, &counts(90, ""), true, None, minutes(6)),
+        next_when_heard(&rollout, &counts(90, ""), true, minutes(6)),
         Next::Send
     );
     assert_eq!(
-        next(
-            &rollout,
-            &counts(90, "90 enqueued"),
-            false,
-            None,
-            minutes(6)
-        ),
+        next_when_heard(&rollout, &counts(90, "90 delivered"), false, minutes(6)),
         Next::Over
     );
     let other = Event::Approved {
@@ -588,7 +852,7 @@ fn a_gate_may_abort_or_be_only_a_warning() {
         }
     ));
     assert_eq!(
-        next(&rollout, &some, true, None, minutes(2)),
+        next_when_heard(&rollout, &some, true, minutes(2)),
         Next::Send,
         "told once"
     );
@@ -612,7 +876,8 @@ proptest! {
         let text: Vec<_> = names.iter().zip(&numbers).map(|(name, n)| format!("{n} {name}")).collect();
         let counts = counts(numbers.iter().sum(), &text.join(", "));
         let progress = sent(START);
-        let view = View { gate: &gate, counts: &counts, progress: &progress, measured: None, ttl: None };
+        let view = View { gate: &gate, counts: &counts, progress: &progress, measured: None, ttl: None,
+            evidence: &Evidence::complete(), clock: &baked_until(minutes(after)) };
         let failed = numbers[1] + if delivered { numbers[3] } else { 0 };
         let succeeded = numbers[4] + if delivered { 0 } else { numbers[2] + numbers[3] };
         match judge(view, minutes(after)) {
@@ -627,6 +892,7 @@ proptest! {
             }
             Verdict::Waits(WaitsFor::Bake { .. }) => prop_assert!(after < 30),
             Verdict::Failed { .. } => {}
+            Verdict::Undecided { .. } => prop_assert!(failed + succeeded == 0),
             other => prop_assert!(false, "{:?}", other),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Estimate;
+use crate::evidence::BATCHING;
 use crate::gate;
 use crate::ids::{HubName, StageIndex, StageName};
 use crate::spec::{Closed, Gate, Opening, RolloutSpec, Rung};
@@ -164,13 +165,12 @@ fn longest_wait(spec: &RolloutSpec, gate: &Gate) -> Duration {
     if gate.counts == Rung::Enqueued {
         return shortest_wait(gate);
     }
-    shortest_wait(gate).max(deadline(spec, gate))
+    shortest_wait(gate).max(deadline(spec, gate) + BATCHING)
 }
 
 fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
     let ttl = spec.message.ttl.map(|ttl| ttl.0);
-    let own = gate.deadline.map(|deadline| deadline.0);
-    own.or(ttl).unwrap_or(gate::DEADLINE)
+    gate::deadline(gate, ttl, BATCHING)
 }
 
 /// A rollout that is gone through: where it is, and what was used of the hubs' quotas of the day.

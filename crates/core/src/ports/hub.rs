@@ -159,20 +159,31 @@ pub trait Hub: Send + Sync + 'static {
 /// feedback is an addition to what is known from sends, and never the only way to learn it.
 #[async_trait]
 pub trait Feedback: Send + 'static {
-    /// The next message of the feedback queue. Waits for one, reconnecting for as long as it
-    /// takes. Takes none from the queue while it is not being called.
+    /// The next message of the feedback queue; `None` when the queue was reached for all of `quiet`, and gave none.
+    /// Reconnects for as long as it takes. A few
+    /// messages may be on their way when it returns, and come with the next call; see [`rest`](Self::rest).
     ///
     /// An error is for good: the hub refuses us. A new receiver may fare better later.
     ///
     /// Cancel safety: if dropped, nothing is lost. A message that was just arriving comes with
     /// the next call, or is handed out again.
-    async fn next(&mut self) -> Result<FeedbackBatch, HubError>;
+    async fn next(&mut self, quiet: Duration) -> Result<Option<FeedbackBatch>, HubError>;
+
+    /// The number of the connection that messages come over. With another number, messages that were on their way over the
+    /// one before are lost, and the hub hands them out again when its locks on them are over.
+    fn connection(&self) -> u64;
+
+    /// Asks for no message until the next call of [`next`](Self::next).
+    async fn rest(&mut self);
 }
 
 /// A message of the feedback queue: what became of up to 64 messages, of any application.
 pub struct FeedbackBatch {
     /// Its records, except those that cannot be understood. May be empty.
     pub records: Vec<FeedbackRecord>,
+    /// When the hub has put the message into the queue, by the hub's clock, if it says so. Messages are handed out in the
+    /// order in which they were put there, but for those that come again.
+    pub enqueued_at: Option<Timestamp>,
     /// To answer for it.
     pub ticket: Box<dyn FeedbackTicket>,
 }

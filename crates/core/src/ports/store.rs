@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::batch::{BatchStatus, Held, Lease, Reopened};
 use crate::budget::{BudgetGroup, GroupProgress};
+use crate::evidence::{ListenerReport, ListenerStatus};
 use crate::group::Line;
 use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
 use crate::outcome::{Counts, Outcome, OutcomeList};
@@ -334,6 +335,21 @@ pub trait Store: Send + Sync + 'static {
         hub: &HubName,
         retry_after: Option<Duration>,
     ) -> Result<(), StoreError>;
+
+    /// Keeps what a listener to a hub's feedback says of itself, in place of what it said before. A report that is older
+    /// than [`FORGOTTEN`](crate::evidence::FORGOTTEN) may be forgotten.
+    ///
+    /// An implementation that is a part of the process knows after a crash that there was a listener: it reports none that
+    /// is listening, with the state of the last one, as of the moment at which it was opened.
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError>;
+
+    /// The listeners to a hub's feedback, with their newest reports, in no order. Those that were lost are among them,
+    /// until they are forgotten.
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError>;
 
     /// What a hub's limiter does now. Changes nothing.
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError>;

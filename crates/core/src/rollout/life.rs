@@ -291,7 +291,14 @@ pub enum Event {
         #[serde(flatten)]
         found: Found,
     },
-    /// Every device of the plan is settled.
+    /// Every device was sent the message and every gate has passed; devices that are to answer are waited for.
+    AllSent,
+    /// Devices that were to answer could not be heard: people must look.
+    NotHeard {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Nothing is left to do: every device is settled, and those that were to answer have been waited for.
     AllSettled {
         /// The outcomes.
         counts: Counts,
@@ -387,6 +394,10 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Running, E::GateUndecided { stage, reason }) => P::Paused {
             reason: format!("the gate of stage {stage} cannot be judged: {reason}"),
         },
+        (P::Running, E::NotHeard { reason }) => P::Paused {
+            reason: reason.clone(),
+        },
+        (P::Running, E::AllSent) => P::Running,
         (P::Running, E::MetricMeasured { .. } | E::LookStarted | E::Looked { .. }) => P::Running,
         (P::Running, E::StageSent { .. } | E::ApprovalAwaited { .. } | E::StagePassed { .. }) => {
             P::Running
@@ -469,6 +480,8 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | E::MetricMeasured { .. }
             | E::GateUndecided { .. }
             | E::GateFailed { .. }
+            | E::AllSent
+            | E::NotHeard { .. }
             | E::RetryRequested { .. }
             | E::RetryPrepared
             | E::LookStarted

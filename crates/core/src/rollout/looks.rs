@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::gate::{Next, WaitsFor, next};
+    use crate::gate::{Next, WaitsFor, next_when_heard};
     use crate::ids::HubName;
     use crate::outcome::{Counts, Outcome};
     use crate::plan::{PlanSummary, StagePlan};
@@ -245,7 +245,7 @@ mod tests {
         let rollout = passed(&rollout, at(2));
         let none = Counts::default();
         let waits = |look| Next::Wait(WaitsFor::Joiners { look });
-        let judge = |rollout: &Rollout, left| next(rollout, &none, left, None, at(9));
+        let judge = |rollout: &Rollout, left| next_when_heard(rollout, &none, left, at(9));
         assert_eq!(judge(&rollout, false), waits(Some(at(2))));
         assert_eq!(judge(&rollout, true), Next::Send);
         let look = |rollout: &Rollout, began| {
@@ -274,7 +274,7 @@ mod tests {
         assert!(rollout.is_late());
         let judge = |rollout: &Rollout, sent, failed| {
             let counts = counts(&[(Outcome::Enqueued, sent), (Outcome::NotFound, failed)]);
-            next(rollout, &counts, false, None, at(1))
+            next_when_heard(rollout, &counts, false, at(1))
         };
         let fails = |next| matches!(next, Next::Happened(Event::GateFailed { .. }));
         // Three that failed are no sample yet, though there are no others.

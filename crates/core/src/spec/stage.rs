@@ -1,6 +1,7 @@
 //! Stages, and the gates between them, as a user writes them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -87,15 +88,21 @@ pub struct Gate {
     /// first device on, and until the gate has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_above: Option<Percent>,
-    /// The failure rule looks only at so many measured devices or more; all of them, if the stage has fewer.
-    /// Default: 20. 1 to 1,000,000,000.
+    /// The failure rule waits for so many measured devices while more can still be measured, and the gate does not pass
+    /// with fewer: all devices, if the stage has fewer. Default: 20. 1 to 1,000,000,000.
     #[serde(default = "twenty")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub min_sample: u32,
-    /// How long silent devices are waited for once all were sent to. Default: the message's `ttl`, or 1h. With
-    /// `counts: enqueued` there are none.
+    /// What happens when fewer devices than `min_sample` are measured in the end.
+    #[serde(default)]
+    pub too_little: TooLittle,
+    /// How long silent devices are waited for once all were sent to. Default: the message's `ttl` (or 1h), and half a
+    /// minute, in which the hub tells that messages have expired. With `counts: enqueued` there are no silent devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Span>,
+    /// How long the hub's word is waited for when it cannot be heard; the rollout is paused then. Default: 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence_within: Option<Span>,
     /// How devices count that are still silent at the deadline.
     #[serde(default)]
     pub unconfirmed: Unconfirmed,
@@ -117,6 +124,23 @@ pub struct Gate {
     #[serde(default)]
     pub on_failure: OnFailure,
 }
+
+impl Gate {
+    /// It has a rule about shares of devices.
+    #[must_use]
+    pub fn measures(&self) -> bool {
+        self.success_at_least.is_some() || self.failure_above.is_some()
+    }
+
+    /// How long the hub's word is waited for.
+    #[must_use]
+    pub fn evidence_within(&self) -> Duration {
+        self.evidence_within.map_or(EVIDENCE_WITHIN, |span| span.0)
+    }
+}
+
+/// How long the hub's word is waited for when nothing else is said.
+pub const EVIDENCE_WITHIN: Duration = Duration::from_secs(3600);
 
 fn twenty() -> u32 {
     20
@@ -151,6 +175,17 @@ pub enum Unconfirmed {
     AsFailed,
     /// As succeeded.
     AsSucceeded,
+}
+
+/// What happens when too few devices are measured for a verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLittle {
+    /// The rollout is paused, whatever `on_failure` says.
+    #[default]
+    Pause,
+    /// The gate judges the few that there are.
+    Pass,
 }
 
 /// Who must approve, and for how long they are waited for.

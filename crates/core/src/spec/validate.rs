@@ -346,8 +346,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             ),
         );
     }
-    let measures = gate.success_at_least.is_some() || gate.failure_above.is_some();
-    if gate.counts != Rung::Enqueued && !measures {
+    if gate.counts != Rung::Enqueued && !gate.measures() {
         wrong(
             "counts",
             "needs success_at_least or failure_above to count for".into(),
@@ -394,6 +393,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
     }
     let waits = [
         ("deadline", gate.deadline),
+        ("evidence_within", gate.evidence_within),
         ("bake", gate.bake),
         (
             "approval.within",

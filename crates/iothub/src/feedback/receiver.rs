@@ -29,10 +29,9 @@ use super::record::{FeedbackRecord, UnreadableRecord, read_records};
 /// The hub's address for feedback.
 const SOURCE: &str = "/messages/serviceBound/feedback";
 
-/// Messages that are asked for at a time. The queue is shared, and the hub locks a message for the one it was handed
-/// to: what we do not get round to, others wait for. Each holds up to 64 records, so even over a link of 50 ms one at a
-/// time is more than a thousand records a second.
-const CREDIT: u32 = 1;
+/// Messages that are asked for at a time, each of up to 64 records. The queue is shared, and the hub locks a message for
+/// the one it was handed to, so few are on their way that are not taken; over a link of 50 ms this is some 300 a second.
+const CREDIT: u32 = 16;
 
 /// How long the hub may take to answer a good-bye.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -43,6 +42,7 @@ pub struct FeedbackReceiver {
     link: Option<FeedbackLink>,
     reconnects: Reconnects,
     attempts: u32,
+    connections: u64,
     lost: Option<(SystemTime, Arc<ConnectionFailure>)>,
     wait: Duration,
     state: watch::Sender<LinkState>,
@@ -115,6 +115,7 @@ impl FeedbackReceiver {
     pub async fn connect(client: &Client) -> Result<Self, ConnectionFailure> {
         let mut receiver = Self::new(client);
         receiver.link = Some(FeedbackLink::open(&receiver.client).await?);
+        receiver.connections = 1;
         receiver.state.send_replace(LinkState::Connected);
         Ok(receiver)
     }
@@ -133,6 +134,7 @@ impl FeedbackReceiver {
             link: None,
             reconnects: Reconnects::new(&client.options().reconnect),
             attempts: 0,
+            connections: 0,
             lost: None,
             wait: Duration::ZERO,
             state: watch::channel(first).0,
@@ -145,8 +147,8 @@ impl FeedbackReceiver {
         self.state.subscribe()
     }
 
-    /// The next batch. Waits for as long as none comes, reconnecting in between. Takes nothing from the hub's queue while
-    /// it is not being called, but for one message after a call that was dropped.
+    /// The next batch. Waits for as long as none comes, reconnecting in between. A few messages
+    /// may be on their way when it returns, see [`rest`](Self::rest).
     ///
     /// # Errors
     ///
@@ -158,17 +160,40 @@ impl FeedbackReceiver {
     /// lock is over, and a connection that was being made is made again.
     pub async fn next(&mut self) -> Result<FeedbackBatch, FeedbackError> {
         loop {
+            // Far longer than any connection lives.
+            if let Some(batch) = self.next_within(Duration::from_secs(3600)).await? {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// Like [`next`](Self::next), but `None` when the link was attached for all of `quiet` and the hub gave nothing: the
+    /// queue was empty when this was called, as far as a message takes less than `quiet` to come from the hub.
+    ///
+    /// # Errors
+    ///
+    /// As [`next`](Self::next).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`next`](Self::next).
+    pub async fn next_within(
+        &mut self,
+        quiet: Duration,
+    ) -> Result<Option<FeedbackBatch>, FeedbackError> {
+        loop {
             let failure = match &mut self.link {
                 None => match self.open().await {
                     Ok(()) => continue,
                     Err(failure) => failure,
                 },
-                Some(link) => match link.receive().await {
-                    Ok((settle, message)) => {
+                Some(link) => match tokio::time::timeout(quiet, link.receive()).await {
+                    Err(_) => return Ok(None),
+                    Ok(Ok((settle, message))) => {
                         self.reconnects.served();
-                        return read(settle, &message);
+                        return read(settle, &message).map(Some);
                     }
-                    Err(failure) => {
+                    Ok(Err(failure)) => {
                         warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
                         self.reconnects.lost(link.opened_at.elapsed());
                         self.link = None;
@@ -201,6 +226,21 @@ impl FeedbackReceiver {
         }
     }
 
+    /// How many connections it has had. With each new one, messages that were on their way over the one before are lost,
+    /// and the hub hands them out again when its locks on them are over.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// Asks for no more messages until the next call of [`next`](Self::next). Those on their way come with that call.
+    pub async fn rest(&mut self) {
+        if let Some(link) = &mut self.link {
+            // A link that is gone asks for nothing, which the next call finds out.
+            _ = link.receiver.set_credit(0).await;
+        }
+    }
+
     /// Says good-bye, in the background. Batches that were settled stay settled; the others are sent again by the hub.
     ///
     /// Call it on the runtime; elsewhere the connection is cut.
@@ -218,6 +258,7 @@ impl FeedbackReceiver {
             Ok(link) => {
                 info!(hub = %self.client.host_name, attempts = self.attempts, "feedback link attached");
                 self.link = Some(link);
+                self.connections += 1;
                 self.lost = None;
                 self.attempts = 0;
                 self.wait = Duration::ZERO;

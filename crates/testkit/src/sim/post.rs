@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use twincast_core::ids::HubName;
 use twincast_core::message::{Ack, Outbound};
 use twincast_core::outcome::Outcome;
@@ -174,14 +174,20 @@ impl Receiver {
 
 #[async_trait]
 impl Feedback for Receiver {
-    async fn next(&mut self) -> Result<FeedbackBatch, HubError> {
+    async fn next(&mut self, quiet: Duration) -> Result<Option<FeedbackBatch>, HubError> {
         loop {
-            self.until_there_is_some().await;
             if matches!(self.0.sky(), Some(Sky::Unreachable | Sky::Shut { .. })) {
                 sleep(Duration::from_secs(1)).await;
                 continue;
             }
+            let there_is_some = timeout(quiet, self.until_there_is_some()).await;
             self.0.process.until_awake().await;
+            if matches!(self.0.sky(), Some(Sky::Unreachable | Sky::Shut { .. })) {
+                continue;
+            }
+            if there_is_some.is_err() {
+                return Ok(None);
+            }
             let (held, records): (Vec<_>, Vec<_>) = self.post().hand_out().into_iter().unzip();
             if held.is_empty() {
                 continue;
@@ -194,12 +200,19 @@ impl Feedback for Receiver {
                 hub: self.0.hub.name.clone(),
                 held,
             };
-            return Ok(FeedbackBatch {
+            return Ok(Some(FeedbackBatch {
                 records,
+                enqueued_at: None,
                 ticket: Box::new(ticket),
-            });
+            }));
         }
     }
+
+    fn connection(&self) -> u64 {
+        0
+    }
+
+    async fn rest(&mut self) {}
 }
 
 struct Ticket {

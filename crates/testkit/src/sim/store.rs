@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
@@ -395,6 +396,26 @@ impl Store for SimStore {
         let on = hub.clone();
         self.call("limiter", hub, |truth, _| async move {
             truth.limiter(&on).await
+        })
+        .await
+    }
+
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError> {
+        let (of, report) = (hub.clone(), report.clone());
+        self.call("report_listener", hub, |truth, _| async move {
+            truth.report_listener(&of, &report).await
+        })
+        .await
+    }
+
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
+        let of = hub.clone();
+        self.call("listeners", hub, |truth, _| async move {
+            truth.listeners(&of).await
         })
         .await
     }

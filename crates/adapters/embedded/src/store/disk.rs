@@ -38,6 +38,8 @@ pub(super) struct Opened {
     pub(super) groups: u64,
     /// A plan that was given up waits to be removed.
     pub(super) garbage: bool,
+    /// The hubs that somebody listened to who did not say that it ended, with the listener's state.
+    pub(super) listened_to: Vec<(String, Vec<u8>)>,
 }
 
 impl fmt::Debug for Disk {
@@ -208,12 +210,18 @@ fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
     let number = |key| tables.meta.get(key).map(|n| n.map_or(0, |n| n.value()));
     let (openings, groups) = (number(meta::OPENINGS)?, number(meta::GROUPS)?);
     let garbage = !tables.garbage.is_empty()?;
+    let listened_to = tables
+        .listeners
+        .iter()?
+        .map(|row| row.map(|(hub, state)| (hub.value().to_owned(), state.value().to_owned())))
+        .collect::<Result<_, _>>()?;
     drop((tables, transaction));
     Ok(Opened {
         database,
         openings,
         groups,
         garbage,
+        listened_to,
     })
 }
 

@@ -14,13 +14,15 @@ use std::sync::Arc;
 use redb::{Database, ReadableDatabase};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
+use twincast_core::evidence::{LOCK, ListenerReport, ListenerState, Listeners};
+use twincast_core::ids::{Holder, HubName};
 use twincast_core::ports::{Clock, StoreError};
 use twincast_core::time::Timestamp;
 
 use super::disk::Disk;
 use super::error::{Cause, Fault, Misfit, OpenError};
 use super::leases::Leases;
-use super::tables::{ReadTables, WriteTables, meta};
+use super::tables::{LastListener, ReadTables, WriteTables, meta};
 use super::write_ops::{self, Swept};
 
 /// Requests that may wait. They hold what they want to write, at most a few hundred KiB each,
@@ -187,6 +189,7 @@ pub(super) struct Engine {
     database: Option<Database>,
     groups: u64,
     garbage: bool,
+    listened_to: Vec<(String, Vec<u8>)>,
     leases: Leases,
     clock: Arc<dyn Clock>,
 }
@@ -199,9 +202,37 @@ impl Engine {
             database: Some(opened.database),
             groups: opened.groups,
             garbage: opened.garbage,
+            listened_to: opened.listened_to,
             leases: Leases::new(opened.openings),
             clock,
         })
+    }
+
+    /// Listeners of an earlier process: one that did not say that it ended may have had messages in hand up to now.
+    pub(super) fn lost_listeners(&mut self, now: Timestamp) -> Listeners {
+        let mut listeners = Listeners::default();
+        for (hub, last) in std::mem::take(&mut self.listened_to) {
+            let Ok(hub) = HubName::new(&hub) else {
+                continue;
+            };
+            let last = serde_json::from_slice(&last).unwrap_or(LastListener {
+                state: ListenerState {
+                    hidden_ms: LOCK.as_millis() as u64,
+                    ..ListenerState::default()
+                },
+                ended: None,
+            });
+            let report = ListenerReport {
+                listener: Holder::new("before").expect("a name of ours"),
+                heard_ago: None,
+                state: ListenerState {
+                    listening: false,
+                    ..last.state
+                },
+            };
+            listeners.report(&hub, &report, last.ended.unwrap_or(now).min(now));
+        }
+        listeners
     }
 
     /// Works until it is told to close, or nobody can ask any more.

@@ -14,6 +14,7 @@
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
+//! | `listeners` | hub | the last listener to the hub's feedback, JSON |
 //! | `begun` | series, batch | of a batch with budgets that was given to a worker: whether something is still to be sent, and when something was last recorded as sent |
 //! | `members` | series, group, batch | nothing; is there while the group's budget counts the batch |
 //! | `groups` | series, group | how many devices a group has that a budget is for |
@@ -26,13 +27,15 @@ use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError,
     WriteTransaction,
 };
-use serde::Deserialize;
 use serde::de::value::{Error as ValueError, MapDeserializer};
+use serde::{Deserialize, Serialize};
 use twincast_core::batch::{Attempts, Lease};
+use twincast_core::evidence::ListenerState;
 use twincast_core::ids::{Attempt, BatchId, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::time::Timestamp;
 
 use super::error::Fault;
 
@@ -115,10 +118,20 @@ tables! {
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
     lines: LINES &'static str => &'static [u8];
+    listeners: LISTENERS &'static str => &'static [u8];
     begun: BEGUN BatchKey => (bool, u64);
     members: MEMBERS (u32, &'static str, u32) => ();
     groups: GROUPS (u32, &'static str) => u64;
     garbage: GARBAGE u32 => ();
+}
+
+/// The last listener to a hub's feedback.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LastListener {
+    /// How it was doing.
+    pub(super) state: ListenerState,
+    /// When it ended; `None` when it did not say so.
+    pub(super) ended: Option<Timestamp>,
 }
 
 /// Counts as plain numbers, by outcome: what is stored and added up.

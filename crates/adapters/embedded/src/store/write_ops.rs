@@ -6,7 +6,7 @@ use std::time::Duration;
 use redb::ReadableTable;
 use twincast_core::batch::{Attempts, Held, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, RolloutName, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, Version};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader};
 use twincast_core::ports::{Created, Report, Skip};
@@ -18,8 +18,9 @@ use super::error::Fault;
 use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
-    BatchKey, Head, Numbers, PIECE, Series, WriteTables, attempts_of, batch_counts, batch_of, head,
-    header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key, unsettled,
+    BatchKey, Head, LastListener, Numbers, PIECE, Series, WriteTables, attempts_of, batch_counts,
+    batch_of, head, header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key,
+    unsettled,
 };
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
@@ -86,6 +87,18 @@ pub(super) fn save_line(
     }
     let line = serde_json::to_vec(line).expect("a line is plain data");
     tables.lines.insert(group.as_str(), line.as_slice())?;
+    tables.wrote = true;
+    Ok(())
+}
+
+/// Notes the last listener to a hub's feedback.
+pub(super) fn note_listener(
+    tables: &mut WriteTables<'_>,
+    hub: &HubName,
+    last: &LastListener,
+) -> Result<(), Fault> {
+    let last = serde_json::to_vec(last).expect("a listener is plain data");
+    tables.listeners.insert(hub.as_str(), last.as_slice())?;
     tables.wrote = true;
     Ok(())
 }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
 use twincast_core::outcome::Outcome;
@@ -336,6 +337,34 @@ impl Store for RedisStore {
         let run = self.on_key(self.keys.permits(hub), &SCRIPTS.limiter);
         let state = self.run(verb, subject, &run).await?.limiter();
         state.map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
+    async fn report_listener(
+        &self,
+        hub: &HubName,
+        report: &ListenerReport,
+    ) -> Result<(), StoreError> {
+        let state = serde_json::to_string(&report.state).expect("a state is plain data");
+        let run = self
+            .on_key(self.keys.listeners(hub), &SCRIPTS.report_listener)
+            .arg(report.listener.as_str())
+            .arg(
+                report
+                    .heard_ago
+                    .map(|ago| ms(ago).to_string())
+                    .unwrap_or_default(),
+            )
+            .arg(state);
+        self.run("report a listener to", Subject::Hub(hub), &run)
+            .await?;
+        Ok(())
+    }
+
+    async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
+        let (verb, subject) = ("read the listeners to", Subject::Hub(hub));
+        let run = self.on_key(self.keys.listeners(hub), &SCRIPTS.listeners);
+        let listeners = self.run(verb, subject, &run).await?.listeners();
+        listeners.map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

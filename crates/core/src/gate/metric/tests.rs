@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::gate::{Next, next};
+use crate::gate::{Next, next_when_heard};
 use crate::ids::{StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
@@ -120,7 +120,7 @@ fn course(gate: &str, measurements: &str) -> Vec<String> {
                 for _ in 0..10 {
                     counts.shift(Outcome::Pending, Outcome::Enqueued);
                 }
-                let Next::Happened(event) = next(&rollout, &counts, false, None, now) else {
+                let Next::Happened(event) = next_when_heard(&rollout, &counts, false, now) else {
                     panic!("it is noted that all was sent");
                 };
                 rollout = rollout.after(event, now).unwrap().unwrap();
@@ -141,7 +141,7 @@ fn course(gate: &str, measurements: &str) -> Vec<String> {
             rollout = rollout.after(event, now).unwrap().unwrap();
         }
         let left = counts.unsettled() > 0;
-        said.push(match next(&rollout, &counts, left, None, now) {
+        said.push(match next_when_heard(&rollout, &counts, left, now) {
             Next::Send => "sends".to_owned(),
             Next::Wait(waits) => format!("waits for {waits}"),
             Next::Happened(Event::StagePassed { reason, .. }) => format!("passed: {reason}"),
@@ -318,7 +318,7 @@ fn a_gate_that_was_undecided_pauses_and_begins_anew() {
     let rollout = rollout.after(measured, at(1)).unwrap().unwrap();
     let text = serde_json::to_string(&rollout).unwrap();
     assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
-    let Next::Happened(event) = next(&rollout, &Counts::pending(10), true, None, at(2)) else {
+    let Next::Happened(event) = next_when_heard(&rollout, &Counts::pending(10), true, at(2)) else {
         panic!("it is undecided");
     };
     let rollout = rollout.after(event, at(2)).unwrap().unwrap();
@@ -341,7 +341,7 @@ fn a_gate_that_was_undecided_pauses_and_begins_anew() {
         .unwrap()
         .unwrap();
     assert_eq!(
-        next(&resumed, &Counts::pending(10), true, None, at(4)),
+        next_when_heard(&resumed, &Counts::pending(10), true, at(4)),
         Next::Send
     );
 }

@@ -167,8 +167,8 @@ fn stages_follow_each_other_with_their_waits() {
         rows,
         [
             "canary 05T12:00 05T13:00 05T15:00 05T15:00",
-            "tenth 05T15:00 05T16:00 05T17:00 05T22:00",
-            "rest 05T17:00 05T19:00 05T19:00 06T00:00",
+            "tenth 05T15:00 05T16:00 05T17:00 05T22:00:15Z",
+            "rest 05T17:00 05T19:00 05T19:00 06T00:00:15Z",
         ]
     );
     assert_eq!(forecast.approvals, 1);

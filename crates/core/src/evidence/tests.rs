@@ -1,0 +1,161 @@
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_000_000_000);
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A listener that has heard and reported so many seconds ago, and hides messages for a minute.
+fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
+    ListenerStatus {
+        listener: Holder::new("l").unwrap(),
+        heard_ago: heard.map(secs),
+        reported_ago: secs(reported),
+        state: ListenerState {
+            listening: true,
+            hidden_ms: 60_000,
+            batching_ms: 15_000,
+            ..ListenerState::default()
+        },
+    }
+}
+
+/// How many seconds ago the watermark is, and the obstacle in words.
+fn watermark(listeners: &[ListenerStatus]) -> (Option<u64>, String) {
+    let watermark = Watermark::of(listeners, NOW);
+    let ago = watermark.heard_until.map(|at| NOW.since(at).as_secs());
+    let obstacle = watermark.obstacle.map(|it| it.to_string());
+    (ago, obstacle.unwrap_or_default())
+}
+
+#[test]
+fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
+    let nobody = "no worker listens to its feedback";
+    assert_eq!(watermark(&[]), (None, nobody.into()));
+    assert_eq!(watermark(&[listener(Some(1), 0)]), (Some(1), "".into()));
+    let two = [listener(Some(1), 0), listener(Some(7), 1)];
+    assert_eq!(watermark(&two), (Some(7), "".into()));
+    let behind = "its feedback is being received";
+    let new = [listener(Some(1), 0), listener(None, 0)];
+    assert_eq!(watermark(&new), (None, behind.into()));
+    let long = [listener(Some(61), 0)];
+    assert_eq!(watermark(&long), (Some(61), behind.into()));
+}
+
+#[test]
+fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
+    // Lost 11 s ago, with messages that the hub hides for 49 s more.
+    let lost = listener(Some(12), 11);
+    let hidden = "a worker was lost, and the hub hands its feedback out again within 49 s";
+    let others = [lost.clone(), listener(Some(1), 0)];
+    assert_eq!(watermark(&others), (Some(12), hidden.into()));
+    let never = [listener(None, 11), listener(Some(1), 0)];
+    assert_eq!(watermark(&never), (None, hidden.into()));
+    // Others have heard for long enough since: beyond the moment at which they were handed it, at the latest.
+    let late = [listener(Some(80), 70), listener(Some(10), 0)];
+    assert_eq!(watermark(&late), (Some(10), "".into()));
+    let (ago, obstacle) = watermark(&[listener(Some(80), 70), listener(Some(11), 0)]);
+    assert_eq!(ago, Some(80), "they heard last while it was hidden");
+    assert!(obstacle.contains("a worker was lost"), "{obstacle}");
+    // One alone that was lost is nobody.
+    assert_eq!(watermark(&[lost]).0, None);
+    // One that never had a message hides none.
+    let mut idle = listener(None, 11);
+    idle.state.hidden_ms = 0;
+    assert_eq!(watermark(&[idle, listener(Some(1), 0)]).0, Some(1));
+}
+
+#[test]
+fn what_is_in_the_way_is_said() {
+    let mut foreign = listener(Some(20), 0);
+    foreign.state.foreign = 37;
+    let words = "37 feedback messages of other applications are in front";
+    assert_eq!(watermark(&[foreign]), (Some(20), words.into()));
+    let mut away = listener(Some(20), 0);
+    away.state.listening = false;
+    away.state = away.state.troubled_by("no route to host");
+    let words = "its feedback cannot be received: no route to host";
+    assert_eq!(watermark(&[away]), (None, words.into()));
+    let hub = |n: usize| HubName::new(format!("hub-{n}")).unwrap();
+    let hubs = (0..5).map(|n| (hub(n), Watermark::of(&[], NOW)));
+    assert_eq!(
+        Evidence::of(hubs).in_the_way(),
+        "hub hub-0: no worker listens to its feedback; hub hub-1: no worker listens to its feedback; \
+         hub hub-2: no worker listens to its feedback; and 2 more hubs"
+    );
+}
+
+#[test]
+fn evidence_covers_what_the_hub_has_told_within_its_batching() {
+    let hub = HubName::new("main").unwrap();
+    let evidence = Evidence::of([(hub, Watermark::of(&[listener(Some(5), 0)], NOW))]);
+    assert!(evidence.covers(NOW.minus(secs(20))));
+    assert!(!evidence.covers(NOW.minus(secs(19))));
+    assert!(evidence.is_current(NOW));
+    assert!(!evidence.is_current(NOW.plus(secs(56))));
+    assert!(Evidence::complete().covers(NOW) && Evidence::complete().is_current(NOW));
+}
+
+#[test]
+fn a_clock_counts_what_is_driven_and_heard() {
+    let hub = HubName::new("main").unwrap();
+    let heard = |at: u64, until: u64| {
+        let now = NOW.plus(secs(at));
+        let listeners = [listener(Some(at - until), 0)];
+        Evidence::of([(hub.clone(), Watermark::of(&listeners, now))])
+    };
+    let mut clock = EvidenceClock::default();
+    clock.start_bake(NOW);
+    let at = |clock: &mut EvidenceClock, at, until| {
+        clock.advance(true, &heard(at, until), NOW.plus(secs(at)));
+        (clock.baked().as_secs(), clock.unheard().as_secs())
+    };
+    assert_eq!(at(&mut clock, 5, 4), (5, 0));
+    assert_eq!(at(&mut clock, 10, 9), (10, 0));
+    // Nobody drove for half a minute.
+    assert_eq!(at(&mut clock, 40, 39), (10, 0));
+    assert_eq!(at(&mut clock, 45, 44), (15, 0));
+    // The watermark stands still: first that is no outage yet, then it is.
+    for step in 1..=6 {
+        at(&mut clock, 45 + 10 * step, 44);
+    }
+    assert_eq!(
+        (clock.baked().as_secs(), clock.unheard().as_secs()),
+        (65, 60)
+    );
+    assert_eq!(at(&mut clock, 115, 44), (65, 70));
+    assert_eq!(at(&mut clock, 120, 119), (70, 0), "heard again");
+    // A stop does not count.
+    clock.go_on(NOW.plus(secs(500)));
+    assert_eq!(at(&mut clock, 503, 502), (73, 0));
+    // Twins that cannot be asked are no evidence either.
+    clock.asked(Some("503"));
+    assert_eq!(at(&mut clock, 506, 505), (76, 3));
+    clock.asked(None);
+    assert_eq!(at(&mut clock, 508, 507), (78, 0));
+}
+
+#[test]
+fn a_store_of_one_process_keeps_reports_for_as_long_as_they_say_something() {
+    let hub = HubName::new("main").unwrap();
+    let report = |name: &str| ListenerReport {
+        listener: Holder::new(name).unwrap(),
+        heard_ago: Some(secs(2)),
+        state: ListenerState::default(),
+    };
+    let mut listeners = Listeners::default();
+    assert!(listeners.report(&hub, &report("a"), NOW));
+    assert!(!listeners.report(&hub, &report("a"), NOW));
+    let later = NOW.plus(secs(599));
+    assert!(listeners.report(&hub, &report("b"), later));
+    let ages = |listeners: &Listeners, now| {
+        let all = listeners.of(&hub, now);
+        all.iter()
+            .map(|it| (it.heard_ago.unwrap().as_secs(), it.reported_ago.as_secs()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ages(&listeners, later), [(601, 599), (2, 0)]);
+    assert!(!listeners.report(&hub, &report("b"), NOW.plus(FORGOTTEN)));
+    assert_eq!(ages(&listeners, NOW.plus(FORGOTTEN)), [(2, 0)]);
+}
