@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName, Version};
-use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
+use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, Keyed, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 use twincast_core::trace::{Begun, TraceContext, Tracer};
@@ -343,7 +343,7 @@ impl Intake {
         let mut rollouts = Vec::new();
         for rollout in of {
             let tallies = self.store.tallies(&rollout.spec.name).await?;
-            rollouts.push(State::of(rollout, &Tally::sum(&tallies)));
+            rollouts.push(State::of(rollout, &tallies));
         }
         Ok(Answer {
             ok: true,

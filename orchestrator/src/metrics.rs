@@ -13,6 +13,7 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
 use crate::command::{Answer, Refusal};
+use crate::view::counted;
 
 /// The families.
 #[derive(Debug)]
@@ -162,6 +163,7 @@ pub(crate) struct RolloutMetrics<'a> {
 
 impl RolloutMetrics<'_> {
     pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally], now: Timestamp) {
+        let tallies = counted(rollout, tallies);
         let name = self.name.as_str();
         let phase = rollout.phase.as_str();
         if let Some(before) = self.phase.replace(phase).filter(|before| *before != phase) {
@@ -262,6 +264,7 @@ mod tests {
         let registry = Registry::new();
         metrics.register(&registry).unwrap();
         let rollout = build::accepted("r");
+        let rollout = build::after(&rollout, Event::PlanningStarted);
         let mut counts = Counts::pending(2);
         let tally = |counts| Tally {
             stage: StageIndex(0),
@@ -269,16 +272,20 @@ mod tests {
             counts,
         };
         let mut of = metrics.rollout(&rollout.spec.name);
-        of.set(&rollout, &[tally(counts)], Timestamp(2));
+        let devices = |sample: &String| sample.starts_with("twincast_rollout_devices");
+        of.set(&rollout, &[tally(counts)], Timestamp(4_002));
+        let told = samples(&registry);
+        assert!(!told.iter().any(devices), "of half a plan: {told:?}");
+        let rollout = build::after(&rollout, build::plan_completed(2));
+        of.set(&rollout, &[tally(counts)], Timestamp(4_002));
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         counts.shift(Outcome::Pending, Outcome::Refused);
-        let rollout = build::after(&rollout, Event::PlanningStarted);
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));
         let (spent, told): (Vec<_>, Vec<_>) = samples(&registry)
             .into_iter()
             .partition(|sample| sample.contains("time_spent"));
-        let planning = r#"twincast_rollout_time_spent_seconds{activity="planning",rollout="r"} 4"#;
-        assert!(spent.iter().any(|sample| sample == planning), "{spent:?}");
+        let sending = r#"twincast_rollout_time_spent_seconds{activity="sending",rollout="r"} 4"#;
+        assert!(spent.iter().any(|sample| sample == sending), "{spent:?}");
         assert_eq!(
             told,
             [
@@ -286,7 +293,7 @@ mod tests {
                 r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="0"} 1"#,
                 r#"twincast_rollout_devices{outcome="pending",rollout="r",stage="0"} 0"#,
                 r#"twincast_rollout_devices{outcome="refused",rollout="r",stage="0"} 1"#,
-                r#"twincast_rollout_phase{phase="planning",rollout="r"} 1"#,
+                r#"twincast_rollout_phase{phase="running",rollout="r"} 1"#,
                 r#"twincast_rollout_stage{rollout="r"} 0"#,
             ]
         );

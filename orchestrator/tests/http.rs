@@ -12,7 +12,8 @@ use tower::ServiceExt as _;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
-use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::ports::{Clock, Roster, Store, Tally};
+use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
@@ -643,6 +644,47 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
         "{problem}"
     );
     assert!(problem["details"].is_array() && problem["hint"].is_string());
+}
+
+#[tokio::test]
+async fn half_a_plan_counts_for_nothing() {
+    let bench = Bench::new().await;
+    let planning = build::planning(&bench.store, "r").await;
+    let batches = vec![build::batch(0, 8)];
+    let by = Adding::Plan(planning.plan_id);
+    let added = bench.store.add_batches(&planning.spec.name, by, batches);
+    added.await.unwrap();
+    let shows_nothing = async || {
+        let rollout = bench.get("/api/v1/rollouts/r").await;
+        let none = json!({});
+        let counts = (&rollout["counts"], &rollout["hubs"], &rollout["stages"]);
+        assert_eq!(counts, (&none, &none, &json!([])), "{rollout}");
+        let list = bench.get("/api/v1/rollouts").await;
+        let (_, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
+        for state in [&rollout, &list["rollouts"][0], &answer["rollouts"][0]] {
+            let counts = ["devices", "sent", "failed"].map(|field| state[field].as_u64());
+            assert_eq!(counts, [Some(0); 3], "{state}");
+        }
+        let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
+        assert_eq!(outcomes["groups"], json!([]));
+        for part in ["devices", "batches"] {
+            let page = bench.get(&format!("/api/v1/rollouts/r/{part}")).await;
+            assert_eq!(page[part], json!([]));
+        }
+        let viewer = Some(bench.token(Role::Viewer));
+        let export = request(Method::GET, "/api/v1/rollouts/r/export", viewer, None);
+        assert_eq!(bench.send(export).await.2, "");
+    };
+    shows_nothing().await;
+    let reason = "the hub does not understand it".to_owned();
+    let failed = build::step(&bench.store, &planning, Event::PlanningFailed { reason }).await;
+    let kept = bench.store.tallies(&failed.spec.name).await.unwrap();
+    assert_eq!(Tally::sum(&kept).total(), 8, "the store has them still");
+    let shown = bench.get("/api/v1/rollouts/r").await;
+    assert_eq!(
+        (&shown["phase"], &shown["counts"]),
+        (&json!("failed"), &json!({}))
+    );
 }
 
 #[tokio::test]

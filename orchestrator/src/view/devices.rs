@@ -9,6 +9,7 @@ use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{BatchWork, Store, StoreError};
+use twincast_core::rollout::Rollout;
 use utoipa::ToSchema;
 
 /// Batches that are read at a time.
@@ -107,21 +108,22 @@ impl Format {
 /// error.
 pub fn written(
     store: Arc<dyn Store>,
-    name: RolloutName,
+    rollout: Rollout,
     wanted: Vec<Outcome>,
     format: Format,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
     let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
     let from = Some((None, Vec::new().into_iter()));
+    let rollout = Arc::new(rollout);
     let batches = stream::try_unfold(from, move |state| {
-        let (store, name, wanted) = (Arc::clone(&store), name.clone(), wanted.clone());
+        let (store, rollout, wanted) = (Arc::clone(&store), Arc::clone(&rollout), wanted.clone());
         async move {
             let Some((mut after, mut page)) = state else {
                 return Ok(None);
             };
             loop {
                 let Some(status) = page.next() else {
-                    let next = store.batches(&name, after, PAGE).await?;
+                    let next = super::batches(&*store, &rollout, after, PAGE).await?;
                     let Some(last) = next.last() else {
                         return Ok(None);
                     };
@@ -130,8 +132,8 @@ pub fn written(
                     continue;
                 };
                 if has_any(&status.counts, &wanted) {
-                    let work = store.load(&name, status.header.id).await?;
-                    let text = format.write(rows(&name, &work, &wanted));
+                    let work = store.load(&rollout.spec.name, status.header.id).await?;
+                    let text = format.write(rows(&rollout.spec.name, &work, &wanted));
                     return Ok(Some((text, Some((after, page)))));
                 }
             }
