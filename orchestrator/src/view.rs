@@ -130,6 +130,12 @@ pub(crate) async fn batches(
     }
 }
 
+/// The name of a stage of a rollout with a whole plan.
+pub(crate) fn stage_name(rollout: &Rollout, stage: StageIndex) -> String {
+    let progress = rollout.stages.get(usize::from(stage.0));
+    progress.map_or_else(String::new, |stage| stage.name.to_string())
+}
+
 impl RolloutRow {
     /// A rollout as it is at `now`.
     #[must_use]

@@ -579,7 +579,7 @@ async fn devices_come_in_pages_and_as_streams() {
         "device,hub,group,stage,batch,index,outcome,code,message_id"
     );
     assert!(
-        lines[1].ends_with(",0,1,0,enqueued,,r.1.0.1"),
+        lines[1].ends_with(",all,1,0,enqueued,,r.1.0.1"),
         "{}",
         lines[1]
     );
@@ -594,6 +594,7 @@ async fn devices_come_in_pages_and_as_streams() {
         json!({ "pending": 30, "enqueued": 120 })
     );
     assert!(page["batches"][1]["held_until"].is_string());
+    assert_eq!(page["batches"][1]["stage"], all[0]["stage"]);
 }
 
 #[tokio::test]

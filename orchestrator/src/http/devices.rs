@@ -103,7 +103,7 @@ pub(crate) async fn page(
                 .map_or(0, |(_, next)| next);
             if has_any(&status.counts, &wanted) {
                 let work = store.load(name, id).await?;
-                for row in rows(name, &work, &wanted).filter(|row| row.index >= from) {
+                for row in rows(&rollout, &work, &wanted).filter(|row| row.index >= from) {
                     if devices.len() == limit {
                         let next = Some(format!("{}.{}", id.0, row.index));
                         return Ok(Json(DevicePage { devices, next }));

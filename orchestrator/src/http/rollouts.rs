@@ -189,8 +189,8 @@ pub(crate) struct BatchPage {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct BatchRow {
     batch: u32,
-    /// From 0.
-    stage: u16,
+    /// Its stage's name.
+    stage: String,
     hub: String,
     /// The tags that all its devices share, in words.
     group: String,
@@ -232,7 +232,7 @@ pub(crate) async fn batches(
     let next = next.map(|batch| batch.header.id.0.to_string());
     let batches = page.into_iter().map(|batch| BatchRow {
         batch: batch.header.id.0,
-        stage: batch.header.stage.0,
+        stage: view::stage_name(&rollout, batch.header.stage),
         hub: batch.header.hub.to_string(),
         group: batch.header.group.to_string(),
         counts: batch.counts,

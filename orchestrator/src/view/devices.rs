@@ -24,8 +24,8 @@ pub struct DeviceRow {
     pub hub: String,
     /// The tags that its batch shares, in words.
     pub group: String,
-    /// The stage, from 0.
-    pub stage: u16,
+    /// Its stage's name.
+    pub stage: String,
     /// The batch.
     pub batch: u32,
     /// Its position in the batch, from 0.
@@ -88,7 +88,7 @@ impl Format {
                             &row.device,
                             &row.hub,
                             &row.group,
-                            row.stage,
+                            &row.stage,
                             row.batch,
                             row.index,
                             row.outcome,
@@ -133,7 +133,7 @@ pub fn written(
                 };
                 if has_any(&status.counts, &wanted) {
                     let work = store.load(&rollout.spec.name, status.header.id).await?;
-                    let text = format.write(rows(&rollout.spec.name, &work, &wanted));
+                    let text = format.write(rows(&rollout, &work, &wanted));
                     return Ok(Some((text, Some((after, page)))));
                 }
             }
@@ -149,12 +149,13 @@ pub(crate) fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
 
 /// The devices of a batch that have one of these outcomes.
 pub(crate) fn rows<'a>(
-    name: &'a RolloutName,
+    rollout: &'a Rollout,
     work: &'a BatchWork,
     wanted: &'a [Outcome],
 ) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
     let group = header.group.to_string();
+    let stage = super::stage_name(rollout, header.stage);
     let chosen = work
         .devices()
         .filter(|device| wanted.contains(&device.outcome));
@@ -162,12 +163,12 @@ pub(crate) fn rows<'a>(
         device: device.id.to_owned(),
         hub: header.hub.to_string(),
         group: group.clone(),
-        stage: header.stage.0,
+        stage: stage.clone(),
         batch: header.id.0,
         index: device.index,
         outcome: device.outcome,
         code: device.code,
-        message_id: message_id(name, work, device.index, work.attempt),
+        message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
     })
 }
 
