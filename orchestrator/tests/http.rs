@@ -10,9 +10,11 @@ use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use twincast_core::hub::{HubLimits, Tier};
+use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
-use twincast_core::ports::{Clock, Roster, Store, Tally};
+use twincast_core::plan::{Batch, DeviceList};
+use twincast_core::ports::{Clock, Roster, Skip, Store, Tally};
 use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
@@ -645,6 +647,54 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
         "{problem}"
     );
     assert!(problem["details"].is_array() && problem["hint"].is_string());
+}
+
+/// A batch of one device.
+fn batch_of(device: &str, id: u32, hub: &str, stage: u16) -> Batch {
+    let mut devices = DeviceList::default();
+    devices.push(&build::device(device));
+    Batch {
+        devices,
+        ..build::batch_on(id, hub, stage, 1)
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_left_and_joined_again_is_explained_twice() {
+    let bench = Bench::new().await;
+    let planned = [("a", 0), ("b", 1), ("c", 2)];
+    let batches = planned.map(|(hub, id)| batch_of("d", id, hub, 0));
+    let rollout = build::running_on(&bench.store, "r", batches.to_vec()).await;
+    let name = &rollout.spec.name;
+    let looking = build::step(&bench.store, &rollout, Event::LookStarted).await;
+    let look = looking.looks.unwrap().newest;
+    for (hub, left, joins) in [("a", 0, 3), ("b", 1, 4)] {
+        let devices = vec![0];
+        let skip = Skip::Left { look, devices };
+        let skipped = bench.store.skip(name, BatchId(left), &skip).await.unwrap();
+        assert_eq!(skipped, None);
+        let joined = vec![batch_of("d", joins, hub, 1)];
+        let added = bench.store.add_batches(name, Adding::Look(look), joined);
+        added.await.unwrap();
+    }
+    let explained = bench.get("/api/v1/rollouts/r/devices/d").await;
+    let places = explained["places"].as_array().unwrap().iter();
+    let places = places.map(|place| {
+        let of = [&place["entry"], &place["entries"]].map(|n| n.as_u64().unwrap());
+        let [hub, stage, outcome] = [&place["hub"], &place["stage"]["name"], &place["outcome"]]
+            .map(|text| text.as_str().unwrap());
+        (hub, of, stage, outcome)
+    });
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        [
+            ("a", [1, 2], "all", "skipped"),
+            ("a", [2, 2], "late", "pending"),
+            ("b", [1, 2], "all", "skipped"),
+            ("b", [2, 2], "late", "pending"),
+            ("c", [1, 1], "all", "pending"),
+        ]
+    );
 }
 
 #[tokio::test]
