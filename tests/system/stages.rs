@@ -120,7 +120,10 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
 
     let wrong = ["promote", "staged", "--stage", "nope", "--reason", "x"];
     let wrong = room.run(&wrong).expect(3).stderr;
-    assert!(wrong.contains("it has canary, fifth, rest"), "{wrong}");
+    assert!(
+        wrong.contains("its stages are: canary, fifth, rest"),
+        "{wrong}"
+    );
     let word = [
         "promote", "staged", "--stage", "canary", "--reason", "known", "--by", "ann",
     ];
