@@ -81,6 +81,8 @@ impl Summary {
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
             lines.push(stages::as_table(stages));
+        } else if let Some(waits) = &self.rollout.row.waits_for {
+            lines.push(format!("  Waits for {waits}"));
         }
         if !self.outcomes.groups.is_empty() {
             lines.push(String::new());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, Way};
+use twincast_core::account::{Activity, Hold, Way};
 use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
 use twincast_core::plan::Group;
@@ -25,6 +25,8 @@ pub(crate) struct WaySeen {
     pub(crate) any_open: bool,
     /// There were some, and budgets held back all of them.
     pub(crate) held_back: bool,
+    /// The reason why none could be sent to, if there is one.
+    pub(crate) hold: Option<Hold>,
     is_throttled: bool,
     looked_at: Option<Instant>,
 }
@@ -34,6 +36,7 @@ impl Default for WaySeen {
         Self {
             any_open: true,
             held_back: false,
+            hold: None,
             is_throttled: false,
             looked_at: None,
         }
@@ -57,8 +60,12 @@ impl Driver {
             Next::Send if self.are_throttled(hubs, seen).await? => Way::Throttled,
             _ => Way::Clear,
         };
+        let hold = match way {
+            Way::OutsideWindow | Way::HeldBack => seen.hold.clone(),
+            Way::Throttled | Way::Clear => None,
+        };
         let doing = Activity::of_next(next, way);
-        if let Some(noted) = doing.and_then(|doing| rollout.noting(doing, now)) {
+        if let Some(noted) = doing.and_then(|doing| rollout.noting(doing, hold, now)) {
             self.store.save(&noted, noted.version).await?;
             *rollout = noted;
         }
