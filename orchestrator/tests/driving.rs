@@ -19,7 +19,7 @@ use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::PlanProgress;
-use twincast_orchestrator::view::RolloutRow;
+use twincast_orchestrator::view::{RolloutRow, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
@@ -513,5 +513,45 @@ async fn while_all_zones_are_closed_it_waits_for_the_first_that_opens() {
     let rollout = driving.await.unwrap();
     assert_eq!(rollout.phase, Phase::Succeeded);
     assert_eq!(bench.waits_for().await, None);
+    settling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
+    let hub = two_of_each("site", &["oslo", "rome"]);
+    let bench = Arc::new(bench_on(hub, DriverConfig::default()));
+    let settling = bench.settles_all();
+    let budget = "budgets: [{tag: site, at_most: 1, deadline: 1h}]";
+    bench
+        .accepts(with(&format!("batch_by: [site], {budget}")))
+        .await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(bench.outcomes().await, [(2, 0)]);
+    let full = |site: &str| format!("site={site} (1 of 1 devices in progress)");
+    let both = format!("room in {}, {}", full("oslo"), full("rome"));
+    assert_eq!(bench.waits_for().await, Some(both));
+
+    let rollout = bench.rollout().await;
+    let mut waits = Vec::new();
+    for n in [1, 2] {
+        let device = build::device(&format!("rome-{n}"));
+        let now = bench.driver.clock.now();
+        let explained = explain::read(&*bench.store, &rollout, &device, now).await;
+        let place = explained.unwrap().places.swap_remove(0);
+        waits.push((place.outcome, place.waits_for.unwrap()));
+    }
+    waits.sort();
+    assert_eq!(
+        waits,
+        [
+            (Outcome::Pending, format!("room in {}", full("rome"))),
+            (
+                Outcome::Enqueued,
+                "the device to take the message, and the hub to tell of it".to_owned()
+            ),
+        ]
+    );
+    assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
     settling.abort();
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use twincast_core::batch::BatchStatus;
+use twincast_core::budget::FullGroup;
 use twincast_core::explain::{self, Seat};
 use twincast_core::ids::{DeviceId, HubName, StageName};
 use twincast_core::outcome::Outcome;
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::devices::message_id;
 use super::outcomes::reason_in;
+use crate::release::keep_budgets;
 use crate::standing;
 
 /// What is known of a device in a rollout.
@@ -187,7 +189,11 @@ pub async fn read(
     }
     let tallies = store.tallies(&rollout.spec.name).await?;
     let hubs = tallies.iter().map(|tally| tally.hub.clone()).collect();
-    let found = find(store, rollout, device, hubs).await?;
+    let mut found = find(store, rollout, device, hubs).await?;
+    for place in &mut found {
+        let batch = vec![place.batch.clone()];
+        place.full = keep_budgets(store, &rollout.spec.name, batch).await?.full;
+    }
     if found.is_empty() {
         return Err(Unexplained::Absent(absent(rollout, device)));
     }
@@ -218,6 +224,8 @@ struct Found {
     index: u32,
     outcome: Outcome,
     code: Option<u32>,
+    /// Groups of its batch that have no room for it.
+    full: Vec<FullGroup>,
 }
 
 /// Looks through the batches of the plan, one after the other, until the device is found on each of `hubs`, or all were seen:
@@ -259,6 +267,7 @@ async fn find(
                 index,
                 outcome,
                 code,
+                full: Vec::new(),
             });
         }
     }
@@ -281,6 +290,7 @@ impl Found {
             rollout,
             batch: &self.batch,
             outcome: self.outcome,
+            full: &self.full,
         };
         let standstill = standing::waits_for(rollout, tallies, now);
         DevicePlace {
