@@ -164,7 +164,6 @@ pub(crate) fn refused(refusal: &Refusal) -> Failure {
     let message = [vec![refusal.error.clone()], refusal.details.clone()].concat();
     let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
     match refusal.cause {
-        Cause::NotPossible => failure.hint("see where it is with `twincast status`"),
         Cause::Conflict => failure.hint(
             "a rollout never changes once it is started: give this one another name, or undo the change",
         ),

@@ -133,8 +133,8 @@ impl Place {
         let name = rollout_name(name)?;
         match self {
             Self::Store(store) => {
-                record(store, &name).await?;
-                let pieces = written(store.shared(), name, wanted.to_vec(), format);
+                let rollout = record(store, &name).await?;
+                let pieces = written(store.shared(), rollout, wanted.to_vec(), format);
                 Ok(pieces
                     .map(|piece| piece.map_err(engine::store_failure))
                     .boxed())

@@ -54,9 +54,12 @@ impl Progress {
         }
     }
 
-    /// Devices are being found.
+    /// Devices are being found: so many by now, if that is known.
     pub(crate) fn planning(&mut self, devices: u64) {
-        let text = format!("finding devices: {}", thousands(devices));
+        let text = match devices {
+            0 => "finding devices".to_owned(),
+            found => format!("finding devices: {}", thousands(found)),
+        };
         match &self.bar {
             Some(bar) => {
                 bar.set_message(text);

@@ -54,14 +54,16 @@ impl Summary {
         let took = took
             .map(|took| format!(" in {}", friendly(took)))
             .unwrap_or_default();
-        let counts = &self.rollout.counts;
-        lines.push(format!(
-            "{} {}: {} of {} devices sent{took}",
-            state.name,
-            output.paint(style, &word),
-            thousands(counts.sum_of(Outcome::was_enqueued)),
-            thousands(counts.total())
-        ));
+        let mut head = format!("{} {}", state.name, output.paint(style, &word));
+        if self.rollout.plan.is_some() {
+            let counts = &self.rollout.counts;
+            head.push_str(&format!(
+                ": {} of {} devices sent{took}",
+                thousands(counts.sum_of(Outcome::was_enqueued)),
+                thousands(counts.total())
+            ));
+        }
+        lines.push(head);
         if let Some(ramp) = &self.rollout.ramp {
             lines.push(format!("  {}", ramp_in_words(ramp)));
         }
@@ -79,6 +81,8 @@ impl Summary {
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
             lines.push(stages::as_table(stages));
+        } else if let Some(waits) = &self.rollout.row.waits_for {
+            lines.push(format!("  Waits for {waits}"));
         }
         if !self.outcomes.groups.is_empty() {
             lines.push(String::new());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, NOTED_EVERY, Way};
+use twincast_core::account::{Activity, Hold, NOTED_EVERY, Way};
 use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
 use twincast_core::plan::Group;
@@ -25,6 +25,8 @@ pub(crate) struct WaySeen {
     pub(crate) any_open: bool,
     /// There were some, and budgets held back all of them.
     pub(crate) held_back: bool,
+    /// The reason why none could be sent to, if there is one.
+    pub(crate) hold: Option<Hold>,
     is_throttled: bool,
     looked_at: Option<Instant>,
     /// When the rollout's clock was stored last.
@@ -36,6 +38,7 @@ impl Default for WaySeen {
         Self {
             any_open: true,
             held_back: false,
+            hold: None,
             is_throttled: false,
             looked_at: None,
             clock_saved_at: None,
@@ -60,8 +63,12 @@ impl Driver {
             Next::Send if self.are_throttled(hubs, seen).await? => Way::Throttled,
             _ => Way::Clear,
         };
+        let hold = match way {
+            Way::OutsideWindow | Way::HeldBack => seen.hold.clone(),
+            Way::Throttled | Way::Clear => None,
+        };
         let doing = Activity::of_next(next, way);
-        let noted = doing.and_then(|doing| rollout.noting(doing, now));
+        let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
         // Of its clock, at most so much is lost when its driver dies.
         let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
         let is_due = matches!(next, Next::Wait(_)) && clock_at.elapsed() >= NOTED_EVERY;

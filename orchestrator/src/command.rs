@@ -11,11 +11,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::Tally;
 use twincast_core::rollout::{Keyed, Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
 use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
+
+use crate::view::counted;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
 pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";
@@ -117,9 +120,9 @@ pub struct State {
     pub version: u64,
     /// How many devices it has; 0 until it is planned.
     pub devices: u64,
-    /// How many were sent the message.
+    /// How many were sent the message; 0 until it is planned.
     pub sent: u64,
-    /// How many were not, for good.
+    /// How many were not, for good; 0 until it is planned.
     pub failed: u64,
     /// The span of the command that started it.
     #[serde(skip)]
@@ -129,7 +132,8 @@ pub struct State {
 impl State {
     /// Where a rollout is, with its devices' outcomes.
     #[must_use]
-    pub fn of(rollout: &Rollout, counts: &Counts) -> Self {
+    pub fn of(rollout: &Rollout, tallies: &[Tally]) -> Self {
+        let counts = Tally::sum(counted(rollout, tallies));
         Self {
             name: rollout.spec.name.clone(),
             phase: rollout.phase.as_str().to_owned(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName, Version};
-use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Keyed, Rollout, Word};
+use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
+use twincast_core::rollout::{Event, IllegalTransition, Keyed, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 use twincast_core::trace::{Begun, TraceContext, Tracer};
 
@@ -201,11 +201,12 @@ impl Intake {
     /// rollout paused and leaves it alone, so the switch is looked at once more.
     async fn go_on(&self, about: &About<'_>, event: EventFor<'_>) -> Result<Answer, NotDone> {
         if let Some(halt) = self.halted().await? {
-            let error = format!(
+            let rollout = self.rollout(about.name).await?;
+            let found = format!(
                 "all rollouts are stopped ({}); let them go on first, by resume-all",
                 halt.reason
             );
-            return Err(Refusal::new(Cause::NotPossible, error).into());
+            return Err(cannot(&rollout, &event(&rollout)?, found).into());
         }
         let answer = self.change_by(about, event).await?;
         match self.halted().await? {
@@ -225,7 +226,7 @@ impl Intake {
         let event = retry::requested(&rollout, command)?;
         let next = rollout
             .after(event.clone(), self.clock.now())
-            .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
+            .map_err(|error| not_possible(&error))?;
         if next.is_some() {
             let tallies = self.store.tallies(name).await?;
             if let Some(note) = retry::pointless(&event, &rollout, &tallies) {
@@ -297,7 +298,7 @@ impl Intake {
             }
             let next = rollout
                 .after(event(&rollout)?, self.clock.now())
-                .map_err(|error| Refusal::new(Cause::NotPossible, in_words(&error)))?;
+                .map_err(|error| not_possible(&error))?;
             let Some(mut next) = next else {
                 return Ok((false, rollout));
             };
@@ -343,7 +344,7 @@ impl Intake {
         let mut rollouts = Vec::new();
         for rollout in of {
             let tallies = self.store.tallies(&rollout.spec.name).await?;
-            rollouts.push(State::of(rollout, &Tally::sum(&tallies)));
+            rollouts.push(State::of(rollout, &tallies));
         }
         Ok(Answer {
             ok: true,
@@ -414,70 +415,105 @@ fn is_done(rollout: &Rollout, command: &Keyed) -> Result<bool, Refusal> {
 type EventFor<'a> = &'a (dyn Fn(&Rollout) -> Result<Event, Refusal> + Sync);
 
 fn approved(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let (stage, gate) = gate_of(rollout, command)?;
-    if gate.approval.is_none() {
-        let error = format!("stage {stage} needs no approval");
-        return Err(Refusal::new(Cause::NotPossible, error));
+    let (stage, word) = (stage_of(rollout, command), command.word());
+    let event = Event::Approved {
+        stage: stage.clone(),
+        word,
+    };
+    if gate_of(rollout, &stage, &event)?.approval.is_none() {
+        let found = "its gate asks for no approval; to take it for passed, promote it";
+        return Err(cannot(rollout, &event, found));
     }
-    let word = command.word();
-    Ok(Event::Approved { stage, word })
+    Ok(event)
 }
 
 /// A rejected gate has failed. It stops the rollout also where a gate that fails by itself would not.
 fn rejected(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let (stage, gate) = gate_of(rollout, command)?;
-    let then = match gate.on_failure {
+    let stage = stage_of(rollout, command);
+    let failed = |then| Event::GateFailed {
+        stage: stage.clone(),
+        reason: format!("rejected by {}", command.word()),
+        then,
+    };
+    let gate = gate_of(rollout, &stage, &failed(OnFailure::Pause))?;
+    Ok(failed(match gate.on_failure {
         OnFailure::Abort => OnFailure::Abort,
         OnFailure::Pause | OnFailure::Continue => OnFailure::Pause,
-    };
-    let reason = format!("rejected by {}", command.word());
-    Ok(Event::GateFailed {
-        stage,
-        reason,
-        then,
-    })
+    }))
 }
 
 fn promoted(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let (stage, _) = gate_of(rollout, command)?;
-    let word = command.word();
-    if word.reason.is_none() {
-        let error = "a gate is overridden for a reason: give one";
-        return Err(Refusal::new(Cause::InvalidCommand, error));
+    let (stage, word) = (stage_of(rollout, command), command.word());
+    let event = Event::Promoted {
+        stage: stage.clone(),
+        word,
+    };
+    gate_of(rollout, &stage, &event)?;
+    if command.reason.is_none() {
+        let refusal = cannot(
+            rollout,
+            &event,
+            "a gate is overridden for a reason; give one",
+        );
+        return Err(Refusal {
+            cause: Cause::InvalidCommand,
+            ..refusal
+        });
     }
-    Ok(Event::Promoted { stage, word })
+    Ok(event)
 }
 
-/// The stage that a command is about, with its gate: the one that it names, or the current one.
-fn gate_of(rollout: &Rollout, command: &Command) -> Result<(StageName, Gate), Refusal> {
-    let name = &rollout.spec.name;
-    let refusal = |error: String| Refusal::new(Cause::NotPossible, error);
+/// The stage that a command is about: the one that it names, else the current one, or the first before there is a plan.
+fn stage_of(rollout: &Rollout, command: &Command) -> StageName {
+    let current = rollout.stage_progress().map(|stage| stage.name.clone());
+    let named = command.stage.clone().or(current);
+    named.unwrap_or_else(|| rollout.spec.all_stages().swap_remove(0).name)
+}
+
+/// The gate that `event` is about. The phase is looked at first: once a rollout has ended, gates do not matter.
+fn gate_of(rollout: &Rollout, stage: &StageName, event: &Event) -> Result<Gate, Refusal> {
+    rollout
+        .phase_after(event)
+        .map_err(|error| not_possible(&error))?;
+    must_have(rollout, stage, event)?;
     let stages = rollout.spec.all_stages();
-    let stage = match (&command.stage, rollout.stage_progress()) {
-        (Some(stage), _) => stage.clone(),
-        (None, Some(current)) => current.name.clone(),
-        (None, None) => return Err(refusal(format!("rollout {name} is not planned yet"))),
+    let has_gate = |known: &&Stage| known.gate.is_some();
+    let gated = stages.iter().filter(has_gate);
+    let gated: Vec<_> = gated.map(|known| known.name.as_str()).collect();
+    let found = match gated.as_slice() {
+        [] => format!("stage {stage} has no gate, and no other stage has one"),
+        gated => format!(
+            "stage {stage} has no gate; gates have: {}",
+            gated.join(", ")
+        ),
     };
-    must_have(rollout, &stage)?;
-    match stages.iter().find(|known| known.name == stage) {
-        Some(Stage {
-            gate: Some(gate), ..
-        }) => Ok((stage, gate.clone())),
-        _ => Err(refusal(format!("stage {stage} has no gate"))),
-    }
+    let known = stages.into_iter().find(|known| known.name == *stage);
+    let gate = known.and_then(|known| known.gate);
+    gate.ok_or_else(|| cannot(rollout, event, found))
 }
 
 /// Refuses a stage that the rollout does not have.
-pub(crate) fn must_have(rollout: &Rollout, stage: &StageName) -> Result<(), Refusal> {
+pub(crate) fn must_have(
+    rollout: &Rollout,
+    stage: &StageName,
+    event: &Event,
+) -> Result<(), Refusal> {
     let stages = rollout.spec.all_stages();
     if stages.iter().any(|known| known.name == *stage) {
         return Ok(());
     }
-    let name = &rollout.spec.name;
     let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
-    let known = known.join(", ");
-    let error = format!("rollout {name} has no stage {stage}; it has {known}");
-    Err(Refusal::new(Cause::NotPossible, error))
+    let found = format!("it has no such stage; its stages are: {}", known.join(", "));
+    Err(cannot(rollout, event, found))
+}
+
+/// A refusal of `event`: `found` is the reason, with what can be done.
+pub(crate) fn cannot(rollout: &Rollout, event: &Event, found: impl Into<String>) -> Refusal {
+    not_possible(&rollout.cannot(event, found))
+}
+
+fn not_possible(error: &IllegalTransition) -> Refusal {
+    Refusal::new(Cause::NotPossible, in_words(error))
 }
 
 /// Others kept changing the record: not the command's fault.

@@ -13,6 +13,7 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
 use crate::command::{Answer, Refusal};
+use crate::view::{counted, stage_name};
 
 /// The families.
 #[derive(Debug)]
@@ -75,7 +76,7 @@ impl Default for Metrics {
             ),
             stage: gauges(
                 "twincast_rollout_stage",
-                "The stage that a rollout is at, from 0.",
+                "The number of the stage that a rollout is at, from 1; 0 before its plan is whole.",
                 &rollout,
             ),
             awaits_approval: gauges(
@@ -85,7 +86,7 @@ impl Default for Metrics {
             ),
             devices: gauges(
                 "twincast_rollout_devices",
-                "A rollout's devices, by stage (from 0) and outcome.",
+                "A rollout's devices, by stage and outcome, once its plan is whole.",
                 &["rollout", "stage", "outcome"],
             ),
             spent: gauges(
@@ -157,11 +158,12 @@ pub(crate) struct RolloutMetrics<'a> {
     name: RolloutName,
     phase: Option<&'static str>,
     /// Stages and outcomes of which there is a sample.
-    told: BTreeSet<(u16, Outcome)>,
+    told: BTreeSet<(String, Outcome)>,
 }
 
 impl RolloutMetrics<'_> {
     pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally], now: Timestamp) {
+        let tallies = counted(rollout, tallies);
         let name = self.name.as_str();
         let phase = rollout.phase.as_str();
         if let Some(before) = self.phase.replace(phase).filter(|before| *before != phase) {
@@ -169,7 +171,8 @@ impl RolloutMetrics<'_> {
         }
         self.of.phase.with_label_values(&[name, phase]).set(1);
         let stage = self.of.stage.with_label_values(&[name]);
-        stage.set(i64::from(rollout.stage().0));
+        let number = rollout.plan.as_ref().map_or(0, |_| rollout.stage().0 + 1);
+        stage.set(i64::from(number));
         let awaits = rollout.stage_progress().is_some_and(|stage| {
             stage.ripe_at.is_some() && stage.approved.is_none() && stage.passed_at.is_none()
         });
@@ -179,19 +182,22 @@ impl RolloutMetrics<'_> {
             let spent = self.of.spent.with_label_values(&[name, activity.as_str()]);
             spent.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
-        let stages: BTreeSet<u16> = tallies.iter().map(|tally| tally.stage.0).collect();
+        let stages: BTreeSet<_> = tallies.iter().map(|tally| tally.stage).collect();
         for stage in stages {
-            let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage.0 == stage));
-            self.set_devices(stage, &counts);
+            let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
+            self.set_devices(&stage_name(rollout, stage), &counts);
         }
     }
 
     /// A sample for each outcome that there is or was: a series that ends would keep its last value.
-    fn set_devices(&mut self, stage: u16, counts: &Counts) {
-        self.told
-            .extend(counts.iter().map(|(outcome, _)| (stage, outcome)));
-        for (_, outcome) in self.told.iter().filter(|(of, _)| *of == stage) {
-            let labels = [self.name.as_str(), &stage.to_string(), outcome.as_str()];
+    fn set_devices(&mut self, stage: &str, counts: &Counts) {
+        self.told.extend(
+            counts
+                .iter()
+                .map(|(outcome, _)| (stage.to_owned(), outcome)),
+        );
+        for (_, outcome) in self.told.iter().filter(|(of, _)| of == stage) {
+            let labels = [self.name.as_str(), stage, outcome.as_str()];
             let devices = i64::try_from(counts.get(*outcome)).unwrap_or(i64::MAX);
             self.of.devices.with_label_values(&labels).set(devices);
         }
@@ -214,7 +220,7 @@ impl Drop for RolloutMetrics<'_> {
                 .remove_label_values(&[name, activity.as_str()]);
         }
         for (stage, outcome) in &self.told {
-            let labels = [name, &stage.to_string(), outcome.as_str()];
+            let labels = [name, stage, outcome.as_str()];
             _ = self.of.devices.remove_label_values(&labels);
         }
     }
@@ -262,6 +268,7 @@ mod tests {
         let registry = Registry::new();
         metrics.register(&registry).unwrap();
         let rollout = build::accepted("r");
+        let rollout = build::after(&rollout, Event::PlanningStarted);
         let mut counts = Counts::pending(2);
         let tally = |counts| Tally {
             stage: StageIndex(0),
@@ -269,25 +276,29 @@ mod tests {
             counts,
         };
         let mut of = metrics.rollout(&rollout.spec.name);
-        of.set(&rollout, &[tally(counts)], Timestamp(2));
+        let devices = |sample: &String| sample.starts_with("twincast_rollout_devices");
+        of.set(&rollout, &[tally(counts)], Timestamp(4_002));
+        let told = samples(&registry);
+        assert!(!told.iter().any(devices), "of half a plan: {told:?}");
+        let rollout = build::after(&rollout, build::plan_completed(2));
+        of.set(&rollout, &[tally(counts)], Timestamp(4_002));
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         counts.shift(Outcome::Pending, Outcome::Refused);
-        let rollout = build::after(&rollout, Event::PlanningStarted);
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));
         let (spent, told): (Vec<_>, Vec<_>) = samples(&registry)
             .into_iter()
             .partition(|sample| sample.contains("time_spent"));
-        let planning = r#"twincast_rollout_time_spent_seconds{activity="planning",rollout="r"} 4"#;
-        assert!(spent.iter().any(|sample| sample == planning), "{spent:?}");
+        let sending = r#"twincast_rollout_time_spent_seconds{activity="sending",rollout="r"} 4"#;
+        assert!(spent.iter().any(|sample| sample == sending), "{spent:?}");
         assert_eq!(
             told,
             [
                 r#"twincast_rollout_awaits_approval{rollout="r"} 0"#,
-                r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="0"} 1"#,
-                r#"twincast_rollout_devices{outcome="pending",rollout="r",stage="0"} 0"#,
-                r#"twincast_rollout_devices{outcome="refused",rollout="r",stage="0"} 1"#,
-                r#"twincast_rollout_phase{phase="planning",rollout="r"} 1"#,
-                r#"twincast_rollout_stage{rollout="r"} 0"#,
+                r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="all"} 1"#,
+                r#"twincast_rollout_devices{outcome="pending",rollout="r",stage="all"} 0"#,
+                r#"twincast_rollout_devices{outcome="refused",rollout="r",stage="all"} 1"#,
+                r#"twincast_rollout_phase{phase="running",rollout="r"} 1"#,
+                r#"twincast_rollout_stage{rollout="r"} 1"#,
             ]
         );
         drop(of);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
-use twincast_core::budget::{groups_of, sort_out};
+use twincast_core::budget::{FullGroup, groups_of, sort_out};
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::Order;
@@ -18,6 +19,10 @@ pub(crate) struct Releasable {
     pub(crate) batches: Vec<BatchStatus>,
     /// When there are none, the first of those that budgets hold back.
     pub(crate) held_back: Option<BatchStatus>,
+    /// The groups that hold some back.
+    pub(crate) full: Vec<FullGroup>,
+    /// The closed schedule that opens first, if a schedule holds some back.
+    pub(crate) closed: Option<Hold>,
 }
 
 /// Holds back batches that their budgets have no room for. The store would not give them; so that others of the hub
@@ -31,15 +36,17 @@ pub(crate) async fn keep_budgets(
     if groups.is_empty() {
         return Ok(Releasable {
             batches: open,
-            held_back: None,
+            ..Releasable::default()
         });
     }
     let progress = store.in_progress(name, &groups).await?;
     let first = open.first().cloned();
-    let (batches, _) = sort_out(open, &groups, &progress);
+    let (batches, full) = sort_out(open, &groups, &progress);
     Ok(Releasable {
         held_back: first.filter(|_| batches.is_empty()),
         batches,
+        full,
+        closed: None,
     })
 }
 

@@ -11,8 +11,9 @@ use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{StoreError, Tally};
 use twincast_core::rollout::{Event, Retry, Rollout};
 
-use crate::command::{Cause, Command, Refusal};
+use crate::command::{Command, Refusal};
 use crate::driver::{DriveError, Driver};
+use crate::intake::{cannot, must_have};
 
 /// Batches that are looked at at once.
 const PAGE: usize = 256;
@@ -115,9 +116,13 @@ struct Page {
 /// [`Refusal`] when it names a stage that the rollout does not have, or an outcome at which there is no
 /// new attempt.
 pub(crate) fn requested(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let refusal = |error: String| Refusal::new(Cause::NotPossible, error);
+    let event = |outcomes| Event::RetryRequested {
+        outcomes,
+        stage: command.stage.clone(),
+        word: command.word(),
+    };
     if let Some(stage) = &command.stage {
-        crate::intake::must_have(rollout, stage)?;
+        must_have(rollout, stage, &event(Vec::new()))?;
     }
     let can: Vec<_> = Outcome::ALL
         .into_iter()
@@ -125,9 +130,10 @@ pub(crate) fn requested(rollout: &Rollout, command: &Command) -> Result<Event, R
         .collect();
     if let Some(outcome) = command.outcomes.iter().find(|it| !it.can_be_retried()) {
         let can = in_a_row(&can);
-        return Err(refusal(format!(
+        let found = format!(
             "devices that are {outcome} are not sent to again; those may be that are {can}"
-        )));
+        );
+        return Err(cannot(rollout, &event(Vec::new()), found));
     }
     let mut outcomes: Vec<_> = if command.outcomes.is_empty() {
         can.into_iter().filter(|it| it.is_failure()).collect()
@@ -136,11 +142,7 @@ pub(crate) fn requested(rollout: &Rollout, command: &Command) -> Result<Event, R
     };
     outcomes.sort_unstable();
     outcomes.dedup();
-    Ok(Event::RetryRequested {
-        outcomes,
-        stage: command.stage.clone(),
-        word: command.word(),
-    })
+    Ok(event(outcomes))
 }
 
 /// Why a retry that may be made would change nothing, if it would not.

@@ -7,13 +7,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
+use twincast_core::budget::FullGroup;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Depth, Dispatch, Queue, QueueError, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
-use twincast_core::spec::{Opening, Rate};
+use twincast_core::spec::Rate;
 
 use crate::accounting::WaySeen;
 use crate::driver::{Driver, DriverConfig, Pass};
@@ -66,11 +68,18 @@ impl Driver {
         let mut pass = Pass::Waited;
         let mut seen = HashMap::new();
         let (mut any_open, mut any_held_back) = (false, false);
+        let (mut full_groups, mut holds) = (Vec::new(), Vec::new());
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            let Releasable { batches, held_back } =
-                self.open_batches(rollout, hub, rate, released).await?;
+            let Releasable {
+                batches,
+                held_back,
+                full,
+                closed,
+            } = self.open_batches(rollout, hub, rate, released).await?;
+            full_groups.extend(full);
+            holds.extend(closed);
             any_open |= !batches.is_empty();
             any_held_back |= held_back.is_some();
             // Its groups have room again when devices are heard of, and somebody must listen: a worker does so once it
@@ -114,6 +123,10 @@ impl Driver {
         rung.seen = seen;
         rung.way.any_open = any_open || any_held_back;
         rung.way.held_back = any_held_back && !any_open;
+        full_groups.sort_by(|one: &FullGroup, other| one.group.cmp(&other.group));
+        full_groups.dedup_by(|one, other| one.group == other.group);
+        let hold = Hold::of_budgets(&full_groups).or(holds.into_iter().reduce(Hold::sooner));
+        rung.way.hold = hold.filter(|_| !any_open);
         Ok(pass)
     }
 
@@ -141,11 +154,15 @@ impl Driver {
             .open_batches(name, hub, rollout.stage(), asked)
             .await?;
         let now = self.clock.now();
+        let mut closed = Vec::new();
         open.retain(|batch| {
-            let opening = rollout.spec.opening(&batch.header.group, now);
-            matches!(opening, Opening::Open { .. })
+            let hold = Hold::of_schedule(&rollout.spec.opening(&batch.header.group, now));
+            let is_open = hold.is_none();
+            closed.extend(hold);
+            is_open
         });
         let mut open = keep_budgets(&*self.store, name, open).await?;
+        open.closed = closed.into_iter().reduce(Hold::sooner);
         let limit = if by_budget { limit * SMALL } else { limit };
         open.batches.truncate(limit);
         let pace = self.hubs.get(hub).and_then(|hub| hub.limits.pace(rate));

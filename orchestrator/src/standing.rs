@@ -4,7 +4,6 @@ use twincast_core::gate::{self, Next, Seen, metric};
 use twincast_core::plan::Group;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
-use twincast_core::spec::Opening;
 use twincast_core::time::Timestamp;
 
 /// Where a stage stands: over, under way, to come, or what it waits for.
@@ -46,7 +45,7 @@ pub fn of_stage(
     }
 }
 
-/// What a rollout that runs waits for: its schedule, or its current stage's gate when all of it is sent.
+/// What a rollout that runs waits for: its schedule, room in its budgets, or its current stage's gate when all of it is sent.
 #[must_use]
 pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<String> {
     if rollout.phase != Phase::Running {
@@ -74,16 +73,12 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
             Some(why) => format!("the hub's word on how many devices have applied it: {why}"),
             None => "the hub's word on how many devices have applied it".to_owned(),
         }),
-        Next::Send => match rollout.spec.opening(&Group::default(), now) {
-            Opening::Closed {
-                until: Some(until),
-                why,
-            } if !rollout.spec.has_zones() => Some(format!("{until}: it is {why}")),
-            Opening::Closed { until: None, why } if !rollout.spec.has_zones() => {
-                Some(format!("ever: it is {why}"))
-            }
-            _ => None,
-        },
+        Next::Send => {
+            let schedule = rollout.spec.opening(&Group::default(), now);
+            // The driver alone knows the zones of the devices that are left.
+            let closed = schedule.waits_for().filter(|_| !rollout.spec.has_zones());
+            closed.or_else(|| rollout.account.held_back(now).map(str::to_owned))
+        }
         Next::Happened(_) | Next::Over => None,
     }
 }

@@ -21,8 +21,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twincast_core::account::TimeSpent;
+use twincast_core::batch::BatchStatus;
 use twincast_core::gate;
-use twincast_core::ids::{RolloutName, StageIndex};
+use twincast_core::ids::{BatchId, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
 use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Retry, Rollout, StageProgress};
@@ -63,10 +64,10 @@ pub struct RolloutView {
     /// What the plan came to, once it is whole.
     #[serde(default)]
     pub plan: Option<Value>,
-    /// Devices by outcome.
+    /// Devices by outcome, once the plan is whole.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
-    /// Devices by hub and outcome.
+    /// Devices by hub and outcome, once the plan is whole.
     #[schema(value_type = BTreeMap<String, BTreeMap<String, u64>>)]
     pub hubs: BTreeMap<String, Counts>,
     /// Its own limit through each hub now, a minute, if it has one.
@@ -108,12 +109,39 @@ pub struct StageView {
     pub counts: Counts,
 }
 
+/// The tallies that count of a rollout: none before its plan is whole. Batches of a try at planning may belong to no plan.
+pub(crate) fn counted<'a>(rollout: &Rollout, tallies: &'a [Tally]) -> &'a [Tally] {
+    match rollout.plan {
+        Some(_) => tallies,
+        None => &[],
+    }
+}
+
+/// A page of the batches that count of a rollout, as [`Store::batches`].
+pub(crate) async fn batches(
+    store: &dyn Store,
+    rollout: &Rollout,
+    after: Option<BatchId>,
+    limit: usize,
+) -> Result<Vec<BatchStatus>, StoreError> {
+    match rollout.plan {
+        Some(_) => store.batches(&rollout.spec.name, after, limit).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The name of a stage of a rollout with a whole plan.
+pub(crate) fn stage_name(rollout: &Rollout, stage: StageIndex) -> String {
+    let progress = rollout.stages.get(usize::from(stage.0));
+    progress.map_or_else(String::new, |stage| stage.name.to_string())
+}
+
 impl RolloutRow {
     /// A rollout as it is at `now`.
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
         Self {
-            state: State::of(rollout, &Tally::sum(tallies)),
+            state: State::of(rollout, tallies),
             created_at: rollout.created_at,
             changed_at: rollout.changed_at,
             waits_for: standing::waits_for(rollout, tallies, now),
@@ -125,6 +153,7 @@ impl RolloutView {
     /// A rollout as it is at `now`.
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
+        let tallies = counted(rollout, tallies);
         let mut hubs: BTreeMap<String, Counts> = BTreeMap::new();
         for Tally { hub, counts, .. } in tallies {
             hubs.entry(hub.to_string()).or_default().add(counts);

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use twincast_core::ids::CommandKey;
 use twincast_core::ports::{Clock, Roster, Store};
 use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::spec::RolloutSpec;
+use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
@@ -229,5 +231,197 @@ async fn an_unknown_hub_is_named_with_those_there_are() {
         refusal.error.contains("mars") && refusal.error.contains("a, b"),
         "{}",
         refusal.error
+    );
+}
+
+/// A rollout of stages `canary`, which has passed, `tenth`, and `rest`, in a phase.
+fn in_phase(name: &str, phase: Phase) -> Rollout {
+    let mut spec = spec(name);
+    spec["stages"] = json!([
+        {"name": "canary", "percent": 1, "gate": {"approval": {}}},
+        {"name": "tenth", "percent": 10, "gate": {"bake": "1h"}},
+    ]);
+    let spec = RolloutSpec::read("test", &spec.to_string()).unwrap();
+    let mut rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));
+    if !matches!(
+        phase,
+        Phase::Accepted | Phase::Planning | Phase::Failed { .. }
+    ) {
+        let events = [
+            Event::PlanningStarted,
+            build::plan_completed(5),
+            build::stage_passed("canary"),
+        ];
+        rollout = events
+            .into_iter()
+            .fold(rollout, |rollout, event| build::after(&rollout, event));
+    }
+    rollout.phase = phase;
+    rollout
+}
+
+fn phases() -> [Phase; 10] {
+    let reason = || "lunch".to_owned();
+    [
+        Phase::Accepted,
+        Phase::Planning,
+        Phase::Running,
+        Phase::Paused { reason: reason() },
+        Phase::Halted { reason: reason() },
+        Phase::Aborting { reason: reason() },
+        Phase::Aborted { reason: reason() },
+        Phase::Succeeded,
+        Phase::FinishedWithFailures,
+        Phase::Failed { reason: reason() },
+    ]
+}
+
+#[tokio::test]
+async fn no_refusal_has_words_that_only_the_engine_knows() {
+    let asks = [
+        ("pause", &[None] as &[_]),
+        ("resume", &[None]),
+        ("abort", &[None]),
+        (
+            "approve",
+            &[
+                None,
+                Some("canary"),
+                Some("tenth"),
+                Some("rest"),
+                Some("moon"),
+            ],
+        ),
+        (
+            "reject",
+            &[
+                None,
+                Some("canary"),
+                Some("tenth"),
+                Some("rest"),
+                Some("moon"),
+            ],
+        ),
+        (
+            "promote",
+            &[Some("canary"), Some("tenth"), Some("rest"), Some("moon")],
+        ),
+        (
+            "retry",
+            &[
+                None,
+                Some("canary"),
+                Some("tenth"),
+                Some("rest"),
+                Some("moon"),
+            ],
+        ),
+    ];
+    let mut refusals = 0;
+    for phase in phases() {
+        for (command, stage) in asks
+            .iter()
+            .flat_map(|(command, of)| of.iter().map(move |stage| (command, stage)))
+        {
+            let (intake, store) = intake();
+            store.create(&in_phase("r", phase.clone())).await.unwrap();
+            let mut asked = json!({"command": command, "rollout": "r", "reason": "smoke"});
+            if let Some(stage) = stage {
+                asked["stage"] = json!(stage);
+            }
+            let Err(NotDone::Refused(refusal)) =
+                intake.handle(asked.to_string().as_bytes(), None).await
+            else {
+                continue;
+            };
+            refusals += 1;
+            let error = refusal.error;
+            let of = stage.map_or_else(String::new, |stage| format!(" stage {stage} of"));
+            let head = format!("cannot {command}{of}");
+            assert!(
+                error.starts_with(&head) && error.contains(" rollout r: "),
+                "{error}"
+            );
+            let plain = |sign: char| !"_{}\"'".contains(sign);
+            assert!(
+                error.chars().all(plain) && !error.contains("event"),
+                "{error}"
+            );
+        }
+    }
+    assert!(refusals > 100, "{refusals}");
+}
+
+#[tokio::test]
+async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
+    let cases = [
+        (
+            Phase::Planning,
+            json!({"command": "pause"}),
+            "cannot pause rollout r: it is being planned; a rollout can be paused while it is running or stopped with \
+             all others; wait for its plan, or abort it",
+        ),
+        (
+            Phase::Running,
+            json!({"command": "reject", "stage": "canary"}),
+            "cannot reject stage canary of rollout r: the rollout is at stage tenth, and only that can be judged; canary \
+             passed at 1970-01-01T00:00:00.002Z, and stays passed",
+        ),
+        (
+            Phase::Running,
+            json!({"command": "approve"}),
+            "cannot approve stage tenth of rollout r: its gate asks for no approval; to take it for passed, promote it",
+        ),
+        (
+            Phase::Running,
+            json!({"command": "promote", "stage": "rest", "reason": "known"}),
+            "cannot promote stage rest of rollout r: stage rest has no gate; gates have: canary, tenth",
+        ),
+        (
+            Phase::Running,
+            json!({"command": "retry", "stage": "rest"}),
+            "cannot retry stage rest of rollout r: nothing of stage rest was sent yet; wait for its turn",
+        ),
+        (
+            Phase::Paused {
+                reason: "lunch".to_owned(),
+            },
+            json!({"command": "reject"}),
+            "cannot reject stage tenth of rollout r: it is paused (lunch); a stage can be rejected while its rollout is \
+             running; resume it first, or abort it",
+        ),
+        (
+            Phase::FinishedWithFailures,
+            json!({"command": "resume"}),
+            "cannot resume rollout r: it has finished, with failures; a rollout can be resumed while it is paused; to \
+             send again to devices that failed, retry it",
+        ),
+        (
+            Phase::Failed {
+                reason: "no device".to_owned(),
+            },
+            json!({"command": "retry"}),
+            "cannot retry rollout r: it could not be planned (no device); a rollout can be retried once it is planned, \
+             unless it is aborted; start it again: nothing was sent",
+        ),
+    ];
+    for (phase, mut command, expected) in cases {
+        let (intake, store) = intake();
+        store.create(&in_phase("r", phase)).await.unwrap();
+        command["rollout"] = json!("r");
+        assert_eq!(refused(&intake, command).await.error, expected);
+    }
+}
+
+#[tokio::test]
+async fn while_all_is_stopped_a_refusal_says_so() {
+    let (intake, store) = intake();
+    run(&intake, &store, "r").await;
+    done(&intake, json!({"command": "pause", "rollout": "r"})).await;
+    done(&intake, json!({"command": "stop-all", "reason": "fire"})).await;
+    let refusal = refused(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    assert_eq!(
+        refusal.error,
+        "cannot resume rollout r: all rollouts are stopped (fire); let them go on first, by resume-all"
     );
 }

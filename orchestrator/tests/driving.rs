@@ -12,12 +12,14 @@ use twincast_core::outcome::Outcome;
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
 use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
+use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::PlanProgress;
+use twincast_orchestrator::view::{RolloutRow, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
@@ -30,10 +32,13 @@ struct Bench {
 }
 
 fn bench(devices: u32, config: DriverConfig) -> Bench {
+    bench_on(ScriptedHub::of(devices), config)
+}
+
+fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
     let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
     let store = Arc::new(MemoryStore::new(Arc::clone(&clock)));
     let queue = Arc::new(InProcessQueue::new(1_000));
-    let hub = ScriptedHub::of(devices);
     // A hundred devices a batch.
     let limits = HubLimits {
         sends_per_minute: Some(100.0),
@@ -376,6 +381,13 @@ impl Bench {
         rollout.unwrap().unwrap()
     }
 
+    /// What the rollout waits for, as it is shown.
+    async fn waits_for(&self) -> Option<String> {
+        let tallies = self.store.tallies(&build::name("r")).await.unwrap();
+        let now = self.driver.clock.now();
+        RolloutRow::of(&self.rollout().await, &tallies, now).waits_for
+    }
+
     async fn outcomes(&self) -> Vec<(u64, u64)> {
         let tallies = self.store.tallies(&build::name("r")).await.unwrap();
         let stages = tallies.iter().map(|tally| {
@@ -458,5 +470,88 @@ async fn devices_that_leave_before_their_turn_are_skipped_and_may_come_again() {
     let rollout = driving.await.unwrap();
     assert_eq!(bench.outcomes().await, [(90, 60), (10, 0)]);
     assert_eq!(rollout.phase, Phase::Succeeded);
+    settling.abort();
+}
+
+/// A rollout with these fields beside name, target and body.
+fn with(more: &str) -> Rollout {
+    let text = format!(
+        "{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}, ack: full}}, {more}}}"
+    );
+    let spec = RolloutSpec::read("test", &text).unwrap();
+    Rollout::accepted(spec, Default::default(), Timestamp(1))
+}
+
+/// Two devices for each value of a tag.
+fn two_of_each(tag: &str, values: &[&str]) -> ScriptedHub {
+    let devices = values.iter().flat_map(|value| [(value, 1), (value, 2)]);
+    let devices = devices.map(|(value, n)| {
+        let id = format!("{}-{n}", value.replace('/', "-"));
+        let tags = [(tag.to_owned(), (*value).to_owned())];
+        (build::device(&id), tags.into())
+    });
+    ScriptedHub::with_tags(devices)
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_all_zones_are_closed_it_waits_for_the_first_that_opens() {
+    let hub = two_of_each("zone", &["Europe/Oslo", "Asia/Tokyo"]);
+    let bench = Arc::new(bench_on(hub, DriverConfig::default()));
+    let settling = bench.settles_all();
+    let schedule = "schedule: {windows: [{from: '00:00', for: 1h}], zone_tag: zone}";
+    bench
+        .accepts(with(&format!("batch_by: [zone], {schedule}")))
+        .await;
+    let driving = bench.drive();
+    let waits = |until: &str| Some(format!("2026-09-21T{until}:00Z: it is outside its windows"));
+    // It is 14:13 UTC.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.waits_for().await, waits("15:00"));
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(bench.outcomes().await, [(2, 0)], "those in Tokyo");
+    assert_eq!(bench.waits_for().await, waits("22:00"));
+    let rollout = driving.await.unwrap();
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    assert_eq!(bench.waits_for().await, None);
+    settling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
+    let hub = two_of_each("site", &["oslo", "rome"]);
+    let bench = Arc::new(bench_on(hub, DriverConfig::default()));
+    let settling = bench.settles_all();
+    let budget = "budgets: [{tag: site, at_most: 1, deadline: 1h}]";
+    bench
+        .accepts(with(&format!("batch_by: [site], {budget}")))
+        .await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(bench.outcomes().await, [(2, 0)]);
+    let full = |site: &str| format!("site={site} (1 of 1 devices in progress)");
+    let both = format!("room in {}, {}", full("oslo"), full("rome"));
+    assert_eq!(bench.waits_for().await, Some(both));
+
+    let rollout = bench.rollout().await;
+    let mut waits = Vec::new();
+    for n in [1, 2] {
+        let device = build::device(&format!("rome-{n}"));
+        let now = bench.driver.clock.now();
+        let explained = explain::read(&*bench.store, &rollout, &device, now).await;
+        let place = explained.unwrap().places.swap_remove(0);
+        waits.push((place.outcome, place.waits_for.unwrap()));
+    }
+    waits.sort();
+    assert_eq!(
+        waits,
+        [
+            (Outcome::Pending, format!("room in {}", full("rome"))),
+            (
+                Outcome::Enqueued,
+                "the device to take the message, and the hub to tell of it".to_owned()
+            ),
+        ]
+    );
+    assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
     settling.abort();
 }

@@ -10,9 +10,12 @@ use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use twincast_core::hub::{HubLimits, Tier};
+use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
-use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::plan::{Batch, DeviceList};
+use twincast_core::ports::{Clock, Roster, Skip, Store, Tally};
+use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
@@ -578,7 +581,7 @@ async fn devices_come_in_pages_and_as_streams() {
         "device,hub,group,stage,batch,index,outcome,code,message_id"
     );
     assert!(
-        lines[1].ends_with(",0,1,0,enqueued,,r.1.0.1"),
+        lines[1].ends_with(",all,1,0,enqueued,,r.1.0.1"),
         "{}",
         lines[1]
     );
@@ -593,6 +596,7 @@ async fn devices_come_in_pages_and_as_streams() {
         json!({ "pending": 30, "enqueued": 120 })
     );
     assert!(page["batches"][1]["held_until"].is_string());
+    assert_eq!(page["batches"][1]["stage"], all[0]["stage"]);
 }
 
 #[tokio::test]
@@ -643,6 +647,95 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
         "{problem}"
     );
     assert!(problem["details"].is_array() && problem["hint"].is_string());
+}
+
+/// A batch of one device.
+fn batch_of(device: &str, id: u32, hub: &str, stage: u16) -> Batch {
+    let mut devices = DeviceList::default();
+    devices.push(&build::device(device));
+    Batch {
+        devices,
+        ..build::batch_on(id, hub, stage, 1)
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_left_and_joined_again_is_explained_twice() {
+    let bench = Bench::new().await;
+    let planned = [("a", 0), ("b", 1), ("c", 2)];
+    let batches = planned.map(|(hub, id)| batch_of("d", id, hub, 0));
+    let rollout = build::running_on(&bench.store, "r", batches.to_vec()).await;
+    let name = &rollout.spec.name;
+    let looking = build::step(&bench.store, &rollout, Event::LookStarted).await;
+    let look = looking.looks.unwrap().newest;
+    for (hub, left, joins) in [("a", 0, 3), ("b", 1, 4)] {
+        let devices = vec![0];
+        let skip = Skip::Left { look, devices };
+        let skipped = bench.store.skip(name, BatchId(left), &skip).await.unwrap();
+        assert_eq!(skipped, None);
+        let joined = vec![batch_of("d", joins, hub, 1)];
+        let added = bench.store.add_batches(name, Adding::Look(look), joined);
+        added.await.unwrap();
+    }
+    let explained = bench.get("/api/v1/rollouts/r/devices/d").await;
+    let places = explained["places"].as_array().unwrap().iter();
+    let places = places.map(|place| {
+        let of = [&place["entry"], &place["entries"]].map(|n| n.as_u64().unwrap());
+        let [hub, stage, outcome] = [&place["hub"], &place["stage"]["name"], &place["outcome"]]
+            .map(|text| text.as_str().unwrap());
+        (hub, of, stage, outcome)
+    });
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        [
+            ("a", [1, 2], "all", "skipped"),
+            ("a", [2, 2], "late", "pending"),
+            ("b", [1, 2], "all", "skipped"),
+            ("b", [2, 2], "late", "pending"),
+            ("c", [1, 1], "all", "pending"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn half_a_plan_counts_for_nothing() {
+    let bench = Bench::new().await;
+    let planning = build::planning(&bench.store, "r").await;
+    let batches = vec![build::batch(0, 8)];
+    let by = Adding::Plan(planning.plan_id);
+    let added = bench.store.add_batches(&planning.spec.name, by, batches);
+    added.await.unwrap();
+    let shows_nothing = async || {
+        let rollout = bench.get("/api/v1/rollouts/r").await;
+        let none = json!({});
+        let counts = (&rollout["counts"], &rollout["hubs"], &rollout["stages"]);
+        assert_eq!(counts, (&none, &none, &json!([])), "{rollout}");
+        let list = bench.get("/api/v1/rollouts").await;
+        let (_, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
+        for state in [&rollout, &list["rollouts"][0], &answer["rollouts"][0]] {
+            let counts = ["devices", "sent", "failed"].map(|field| state[field].as_u64());
+            assert_eq!(counts, [Some(0); 3], "{state}");
+        }
+        let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
+        assert_eq!(outcomes["groups"], json!([]));
+        for part in ["devices", "batches"] {
+            let page = bench.get(&format!("/api/v1/rollouts/r/{part}")).await;
+            assert_eq!(page[part], json!([]));
+        }
+        let viewer = Some(bench.token(Role::Viewer));
+        let export = request(Method::GET, "/api/v1/rollouts/r/export", viewer, None);
+        assert_eq!(bench.send(export).await.2, "");
+    };
+    shows_nothing().await;
+    let reason = "the hub does not understand it".to_owned();
+    let failed = build::step(&bench.store, &planning, Event::PlanningFailed { reason }).await;
+    let kept = bench.store.tallies(&failed.spec.name).await.unwrap();
+    assert_eq!(Tally::sum(&kept).total(), 8, "the store has them still");
+    let shown = bench.get("/api/v1/rollouts/r").await;
+    assert_eq!(
+        (&shown["phase"], &shown["counts"]),
+        (&json!("failed"), &json!({}))
+    );
 }
 
 #[tokio::test]

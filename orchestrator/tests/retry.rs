@@ -362,7 +362,10 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
     let mut elsewhere = retry(&[]);
     elsewhere["stage"] = "moon".into();
     let elsewhere = bench.refused(elsewhere).await;
-    assert_eq!(elsewhere.error, "rollout r has no stage moon; it has all");
+    assert_eq!(
+        elsewhere.error,
+        "cannot retry stage moon of rollout r: it has no such stage; its stages are: all"
+    );
     let strange = bench.refused(retry(&["lost"])).await;
     assert_eq!(strange.cause, Cause::InvalidCommand);
 

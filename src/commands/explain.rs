@@ -41,8 +41,12 @@ fn text(explanation: &Explanation, output: &Output) -> String {
 
 fn lines_of(place: &DevicePlace) -> Vec<String> {
     let stage = &place.stage;
+    let entry = match place.entries {
+        1 => String::new(),
+        entries => format!(", entry {} of {entries}", place.entry),
+    };
     let mut lines = vec![
-        line("hub", &place.hub),
+        line("hub", format_args!("{}{entry}", place.hub)),
         line(
             "stage",
             format_args!(
@@ -108,4 +112,26 @@ fn times(known: &Times, stage: &str) -> Vec<String> {
 
 fn line(heading: &str, text: impl std::fmt::Display) -> String {
     format!("  {heading:<10} {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn entries_of_a_hub_are_told_apart() {
+        let hub = |entry: usize, entries: usize| {
+            let place = json!({
+                "hub": "eu", "entry": entry, "entries": entries, "group": "all", "batch": 0, "position": 0,
+                "batch_devices": 1, "outcome": "pending", "reason": "not sent yet", "attempts": [],
+                "stage": { "name": "late", "number": 2, "of": 2, "because": "so", "passed_over": [] },
+                "times": { "accepted_at": "2026-09-21T14:00:00Z" },
+            });
+            lines_of(&serde_json::from_value(place).expect("a place")).swap_remove(0)
+        };
+        assert_eq!(hub(1, 1), "  hub        eu");
+        assert_eq!(hub(2, 3), "  hub        eu, entry 2 of 3");
+    }
 }

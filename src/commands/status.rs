@@ -65,6 +65,8 @@ fn as_table(rows: &[RolloutRow]) -> String {
         .iter()
         .map(|row| {
             let state = &row.state;
+            let waits = row.waits_for.as_ref();
+            let waits = waits.map(|waits| format!("waits for {waits}"));
             vec![
                 state.name.to_string(),
                 state.phase.replace('_', " "),
@@ -72,7 +74,7 @@ fn as_table(rows: &[RolloutRow]) -> String {
                 thousands(state.sent),
                 thousands(state.failed),
                 row.created_at.to_string(),
-                state.reason.clone().unwrap_or_default(),
+                waits.or_else(|| state.reason.clone()).unwrap_or_default(),
             ]
         })
         .collect();

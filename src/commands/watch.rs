@@ -59,7 +59,7 @@ async fn until_ended(
                 trouble,
             });
         } else {
-            progress.planning(rollout.counts.total());
+            progress.planning(0);
         }
         phase.clone_from(&state.phase);
         let name = state.name.clone();

@@ -120,7 +120,10 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
 
     let wrong = ["promote", "staged", "--stage", "nope", "--reason", "x"];
     let wrong = room.run(&wrong).expect(3).stderr;
-    assert!(wrong.contains("it has canary, fifth, rest"), "{wrong}");
+    assert!(
+        wrong.contains("its stages are: canary, fifth, rest"),
+        "{wrong}"
+    );
     let word = [
         "promote", "staged", "--stage", "canary", "--reason", "known", "--by", "ann",
     ];
@@ -329,7 +332,8 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
         room.write(
             &format!("{name}.yaml"),
             &format!(
-                "name: {name}\ntarget: {{ tags: {{ type: fridge }} }}\nmessage: {{ body: {{ text: hi }} }}\nschedule: {{ {schedule} }}\n"
+                "name: {name}\ntarget: {{ tags: {{ type: fridge }} }}\nmessage: {{ body: {{ text: hi }} }}\n\
+                 batch_by: [zone]\nschedule: {{ {schedule} }}\n"
             ),
         );
     };
@@ -348,6 +352,31 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     run.signal(Signal::Interrupt);
     run.wait().expect(130);
     assert_eq!(sent_to(&hub).len(), 0);
+
+    let start = from_now(Duration::from_secs(3600));
+    spec("zoned", &format!("start_at: {start}, zone_tag: zone"));
+    let waits = format!("{start}: it is before its start");
+    let run = room.start(&["run", "zoned.yaml"]);
+    eventually("it to say until when it waits", || {
+        let said = format!("waiting: stage all waits for {waits}");
+        run.stderr().contains(&said).then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    let ended = run.wait().expect(130);
+    let one = room.run(&["status", "zoned"]).expect(0);
+    for text in [ended.stdout, one.stdout] {
+        assert!(text.contains(&format!("\n  Waits for {waits}\n")), "{text}");
+    }
+    let all = room.run(&["status"]).expect(0).stdout;
+    assert!(all.contains(&format!("waits for {waits}")), "{all}");
+    let one = room.run(&["--json", "status", "zoned"]).expect(0).json();
+    assert_eq!(one["waits_for"], *waits);
+    let device = ["explain", "zoned", "fridge-001"];
+    let device = room.run(&device).expect(0).stdout;
+    assert!(
+        device.contains(&format!("  waits for  {waits}\n")),
+        "{device}"
+    );
 
     let soon = from_now(Duration::from_secs(4));
     spec("later", &format!("start_at: {soon}"));

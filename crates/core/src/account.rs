@@ -14,8 +14,10 @@ use std::time::Duration;
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::budget::FullGroup;
 use crate::gate::{Next, WaitsFor};
 use crate::rollout::{Event, Phase, Rollout};
+use crate::spec::Opening;
 use crate::time::Timestamp;
 
 /// How often it is noted, at the most, that a running rollout does something else. What lasts for less may be
@@ -176,6 +178,47 @@ pub enum Way {
     HeldBack,
 }
 
+/// The reason why nothing of a rollout is sent, as its driver has seen it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Words that follow "waits for".
+    pub waits_for: String,
+    /// The end, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+impl Hold {
+    /// A schedule that is closed; `None` while it is open.
+    #[must_use]
+    pub fn of_schedule(opening: &Opening) -> Option<Self> {
+        let until = match opening {
+            Opening::Open { until } | Opening::Closed { until, .. } => *until,
+        };
+        let waits_for = opening.waits_for()?;
+        Some(Self { waits_for, until })
+    }
+
+    /// Budgets without room; `None` when none is full.
+    #[must_use]
+    pub fn of_budgets(full: &[FullGroup]) -> Option<Self> {
+        let waits_for = FullGroup::waits_for(full)?;
+        let until = None;
+        Some(Self { waits_for, until })
+    }
+
+    /// The hold that ends first.
+    #[must_use]
+    pub fn sooner(self, other: Self) -> Self {
+        let end = |hold: &Self| (hold.until.is_none(), hold.until);
+        if end(&other) < end(&self) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
 /// For how long a rollout has done what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
@@ -189,6 +232,9 @@ pub struct Account {
     /// When a driver last noted something, since the last transition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     noted_at: Option<Timestamp>,
+    /// The reason why nothing is sent, as far as a driver has noted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hold: Option<Hold>,
 }
 
 impl Account {
@@ -205,6 +251,14 @@ impl Account {
     #[must_use]
     pub fn doing(&self) -> Activity {
         self.doing
+    }
+
+    /// Words for what the sends wait for at `now`, as far as a driver has noted them.
+    #[must_use]
+    pub fn held_back(&self, now: Timestamp) -> Option<&str> {
+        let hold = self.hold.as_ref();
+        let hold = hold.filter(|hold| hold.until.is_none_or(|until| now < until));
+        hold.map(|hold| hold.waits_for.as_str())
     }
 
     /// Books the time up to `now`. A clock that was put back books nothing until it has caught up.
@@ -239,20 +293,21 @@ impl Rollout {
         self.own_account(&self.phase).at(now)
     }
 
-    /// The record with what it is doing now; `None` if that is noted, or is not to be noted yet. It has the same
+    /// The record with what it is doing now, and why nothing is sent; `None` if that is noted, or is not to be noted yet. It has the same
     /// version: nothing has happened, and whoever does not know of it overwrites it without harm.
     #[must_use]
-    pub fn noting(&self, doing: Activity, now: Timestamp) -> Option<Self> {
+    pub fn noting(&self, doing: Activity, hold: Option<Hold>, now: Timestamp) -> Option<Self> {
         let mut account = self.own_account(&self.phase);
         let is_early = |at: Timestamp| at <= now && now.since(at) < NOTED_EVERY;
         if self.phase != Phase::Running
-            || account.doing == doing
+            || (account.doing == doing && account.hold == hold)
             || account.noted_at.is_some_and(is_early)
         {
             return None;
         }
         account.begin(doing, now);
         account.noted_at = Some(now);
+        account.hold = hold;
         Some(Self {
             account,
             ..self.clone()
@@ -271,6 +326,7 @@ impl Rollout {
         };
         account.begin(doing, now);
         account.noted_at = None;
+        account.hold = None;
         self.account = account;
     }
 
@@ -391,17 +447,25 @@ mod tests {
         let mut rollout = accepted();
         happens(&mut rollout, Event::PlanningStarted, 1);
         happens(&mut rollout, planned(), 11);
-        rollout = rollout.noting(Activity::Throttled, at(12)).unwrap();
-        assert_eq!(rollout.noting(Activity::Throttled, at(13)), None, "known");
-        assert_eq!(rollout.noting(Activity::Sending, at(16)), None, "too soon");
-        rollout = rollout.noting(Activity::Sending, at(17)).unwrap();
+        rollout = rollout.noting(Activity::Throttled, None, at(12)).unwrap();
+        assert_eq!(
+            rollout.noting(Activity::Throttled, None, at(13)),
+            None,
+            "known"
+        );
+        assert_eq!(
+            rollout.noting(Activity::Sending, None, at(16)),
+            None,
+            "too soon"
+        );
+        rollout = rollout.noting(Activity::Sending, None, at(17)).unwrap();
         let stage = stage();
         let sent = Event::StageSent {
             stage: stage.clone(),
         };
         happens(&mut rollout, sent, 20);
         // At once, for a transition came before.
-        rollout = rollout.noting(Activity::Baking, at(20)).unwrap();
+        rollout = rollout.noting(Activity::Baking, None, at(20)).unwrap();
         let ripe = Event::ApprovalAwaited {
             stage: stage.clone(),
         };
@@ -411,7 +475,7 @@ mod tests {
         };
         happens(&mut rollout, pause, 60);
         assert_eq!(
-            rollout.noting(Activity::Sending, at(61)),
+            rollout.noting(Activity::Sending, None, at(61)),
             None,
             "it is paused"
         );
@@ -422,7 +486,7 @@ mod tests {
             },
             90,
         );
-        rollout = rollout.noting(Activity::Approval, at(90)).unwrap();
+        rollout = rollout.noting(Activity::Approval, None, at(90)).unwrap();
         let reason = "approved".to_owned();
         happens(&mut rollout, Event::StagePassed { stage, reason }, 100);
         let before_its_end = [
@@ -444,6 +508,39 @@ mod tests {
         assert_eq!((&json["total"], &json["halted"]), (&110.into(), &0.into()));
         let text = serde_json::to_string(&rollout).unwrap();
         assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+    }
+
+    #[test]
+    fn what_keeps_sends_is_noted_until_it_is_over() {
+        let hold = |seconds: Option<u64>| Hold {
+            waits_for: format!("{seconds:?}"),
+            until: seconds.map(at),
+        };
+        let mut rollout = accepted();
+        happens(&mut rollout, Event::PlanningStarted, 1);
+        happens(&mut rollout, planned(), 11);
+        let closed = |until| Some(hold(Some(until)));
+        rollout = rollout
+            .noting(Activity::OutsideWindow, closed(60), at(12))
+            .unwrap();
+        let again = |until, now| rollout.noting(Activity::OutsideWindow, closed(until), at(now));
+        assert_eq!(again(60, 30), None, "known");
+        assert_eq!(again(50, 14), None, "too soon");
+        let earlier = again(50, 17).unwrap();
+        assert_eq!(earlier.account.held_back(at(49)), Some("Some(50)"));
+        assert_eq!(rollout.account.held_back(at(59)), Some("Some(60)"));
+        assert_eq!(rollout.account.held_back(at(60)), None, "over");
+        assert_eq!(parts(&earlier, 20), parts(&rollout, 20));
+        let text = serde_json::to_string(&rollout).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+        let reason = "lunch".to_owned();
+        happens(&mut rollout, Event::PauseRequested { reason }, 20);
+        assert_eq!(rollout.account.held_back(at(21)), None, "it is paused");
+
+        let (first, last, never) = (hold(Some(1)), hold(Some(2)), hold(None));
+        assert_eq!(last.clone().sooner(first.clone()), first);
+        assert_eq!(never.clone().sooner(last.clone()), last);
+        assert_eq!(last.clone().sooner(never), last);
     }
 
     #[test]
@@ -563,7 +660,7 @@ mod tests {
                 } else if number < 28 {
                     older = (rollout.clone(), latest);
                     // All but `Over`, which only an end says.
-                    rollout.noting(Activity::ALL[doing], now)
+                    rollout.noting(Activity::ALL[doing], None, now)
                 } else {
                     if older.0.version == rollout.version {
                         (rollout, latest) = older.clone();

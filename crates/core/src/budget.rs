@@ -121,6 +121,9 @@ impl GroupProgress {
     }
 }
 
+/// Full groups that words name: a line has room for so many. The rest is a number.
+const NAMED: usize = 3;
+
 /// A group that has no room for a batch of its.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullGroup {
@@ -130,6 +133,23 @@ pub struct FullGroup {
     pub in_progress: u64,
     /// How many may be.
     pub at_most: u64,
+}
+
+impl FullGroup {
+    /// Words that follow "waits for" while these groups are full; `None` without groups.
+    #[must_use]
+    pub fn waits_for(full: &[Self]) -> Option<String> {
+        let words = |full: &Self| {
+            let (group, many, most) = (&full.group, full.in_progress, full.at_most);
+            format!("{group} ({many} of {most} devices in progress)")
+        };
+        let named: Vec<_> = full.iter().take(NAMED).map(words).collect();
+        let more = match full.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        (!full.is_empty()).then(|| format!("room in {}{more}", named.join(", ")))
+    }
 }
 
 /// The groups of some batches, each once.

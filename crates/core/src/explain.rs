@@ -5,13 +5,14 @@
 
 use crate::account::Activity;
 use crate::batch::BatchStatus;
+use crate::budget::FullGroup;
 use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
 use crate::message::Ack;
 use crate::outcome::Outcome;
 use crate::plan::Cohort;
 use crate::query;
 use crate::rollout::{Event, HistoryEntry, Phase, Rollout};
-use crate::spec::{Exclusion, Opening, Order, RolloutSpec, Stage};
+use crate::spec::{Exclusion, Order, RolloutSpec, Stage};
 use crate::time::Timestamp;
 
 /// Why a stage has taken a device.
@@ -83,6 +84,8 @@ pub struct Seat<'a> {
     pub batch: &'a BatchStatus,
     /// What is known of the device.
     pub outcome: Outcome,
+    /// Groups of its batch that have no room for it.
+    pub full: &'a [FullGroup],
 }
 
 /// An attempt that was made, or is to be made, at devices of a batch.
@@ -190,13 +193,8 @@ fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> St
             )
         };
     }
-    match rollout.spec.opening(&header.group, now) {
-        Opening::Open { .. } => {}
-        Opening::Closed {
-            until: Some(until),
-            why,
-        } => return format!("{until}: it is {why}"),
-        Opening::Closed { until: None, why } => return format!("ever: it is {why}"),
+    if let Some(opening) = rollout.spec.opening(&header.group, now).waits_for() {
+        return opening;
     }
     let worker = match &seat.batch.held {
         _ if seat.batch.quarantined => {
@@ -206,6 +204,9 @@ fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> St
             "worker {}, which has its batch until {} or longer",
             held.by, held.until
         ),
+        None if !seat.full.is_empty() => {
+            return FullGroup::waits_for(seat.full).unwrap_or_default();
+        }
         None if seat.batch.lapsed => {
             "another worker: the one that had its batch has not been heard of".to_owned()
         }
@@ -446,6 +447,7 @@ mod tests {
             rollout,
             batch,
             outcome,
+            full: &[],
         };
         waits_for(seat, standstill, START).unwrap_or("nothing".into())
     }
@@ -518,6 +520,26 @@ mod tests {
             ..batch(0)
         };
         assert!(pending(&rollout, &lapsed).starts_with("another worker"));
+        let full = |group: &str| FullGroup {
+            group: group.to_owned(),
+            in_progress: 2,
+            at_most: 2,
+        };
+        let held_back = |full: &[FullGroup]| {
+            let seat = Seat {
+                rollout: &rollout,
+                batch: &batch(0),
+                outcome: Outcome::Pending,
+                full,
+            };
+            waits_for(seat, None, START).unwrap()
+        };
+        assert_eq!(
+            held_back(&[full("site=oslo")]),
+            "room in site=oslo (2 of 2 devices in progress)"
+        );
+        let many = ["a", "b", "c", "d", "e"].map(full);
+        assert!(held_back(&many).ends_with("c (2 of 2 devices in progress) and 2 more"));
         assert_eq!(
             says(&rollout, &batch(1), Outcome::Pending, Some("an approval")),
             "the turn of its stage, after stage canary, which waits for an approval"

@@ -23,6 +23,7 @@
 
 mod life;
 mod looks;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -40,8 +41,9 @@ use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
 use crate::trace::TraceContext;
 
-pub use life::{Event, IllegalTransition, Owed, Phase, Wanted, transition};
+pub use life::{Event, Owed, Phase, Wanted, transition};
 pub use looks::{Adding, Found, LookId, Looks};
+pub use refusal::IllegalTransition;
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
 #[derive(
@@ -298,14 +300,29 @@ impl Rollout {
         ))
     }
 
+    /// The phase that `event` leads to, as far as the phase decides.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when the event cannot happen in the rollout's phase.
+    pub fn phase_after(&self, event: &Event) -> Result<Phase, IllegalTransition> {
+        transition(&self.phase, event).map_err(|refused| refused.of(&self.spec.name))
+    }
+
+    /// A refusal of `event`: `found` is the reason, in words for people, with what can be done.
+    #[must_use]
+    pub fn cannot(&self, event: &Event, found: impl Into<String>) -> IllegalTransition {
+        IllegalTransition::new(event, found).of(&self.spec.name)
+    }
+
     /// The record after `event`; `None` when the event changes nothing.
     ///
     /// # Errors
     /// [`IllegalTransition`] when the event cannot happen now.
     pub fn after(&self, event: Event, now: Timestamp) -> Result<Option<Self>, IllegalTransition> {
-        let phase = transition(&self.phase, &event)?;
+        let phase = self.phase_after(&event)?;
         let mut next = self.clone();
-        next.note(&event, now)?;
+        let noted = next.note(&event, now);
+        noted.map_err(|refused| refused.of(&self.spec.name))?;
         next.phase = phase;
         if next.phase.owed() != Owed::Plan || event == Event::PlanningStarted {
             next.behind = None;
@@ -368,13 +385,15 @@ impl Rollout {
                 self.current(stage, event)?.ripe_at.get_or_insert(now);
             }
             Event::Approved { stage, word } if !self.has_passed(stage) => {
-                let within = self.approved_until();
-                let stage = self.current(stage, event)?;
-                if let Some(until) = within.filter(|until| now >= *until) {
-                    return Err(
-                        self.cannot(&format!("past the time for an approval, {until}"), event)
+                self.current(stage, event)?;
+                let until = self.approved_until();
+                if let Some(until) = until.filter(|until| now >= *until) {
+                    let found = format!(
+                        "the time for an approval of stage {stage} was over at {until}; promote it, with a reason"
                     );
+                    return Err(self.cannot(event, found));
                 }
+                let stage = self.current(stage, event)?;
                 let word = word.clone();
                 stage.approved.get_or_insert(Approval { word, at: now });
             }
@@ -416,7 +435,7 @@ impl Rollout {
             Event::LookStarted => self.start_look(now),
             Event::Looked { found } => self.end_look(found),
             Event::AllSettled { .. } if self.retry.is_some() => {
-                return Err(self.cannot("preparing a retry", event));
+                return Err(self.cannot(event, "a retry is being prepared"));
             }
             _ => {}
         }
@@ -435,24 +454,26 @@ impl Rollout {
             return if earlier.outcomes == outcomes && earlier.stage.as_ref() == stage {
                 Ok(())
             } else {
-                Err(self.cannot("preparing another retry", event))
+                let found =
+                    format!("another retry is being prepared ({earlier}); wait until it is ready");
+                Err(self.cannot(event, found))
             };
         }
         if let Some(outcome) = outcomes.iter().find(|outcome| !outcome.can_be_retried()) {
-            return Err(IllegalTransition {
-                phase: self.phase.as_str().to_owned(),
-                event: format!("{} of devices that are {outcome}", event.name()),
-            });
+            let found = format!("devices that are {outcome} are not sent to again");
+            return Err(self.cannot(event, found));
         }
         let has_started = |name: &StageName| {
             let stage = self.stages.iter().find(|stage| stage.name == *name);
             stage.is_some_and(|stage| stage.started_at.is_some())
         };
         if let Some(name) = stage.filter(|name| !has_started(name)) {
-            return Err(self.cannot(&format!("not at stage {name} yet"), event));
+            let found = format!("nothing of stage {name} was sent yet; wait for its turn");
+            return Err(self.cannot(event, found));
         }
         let Some(number) = self.attempt.0.checked_add(1) else {
-            return Err(self.cannot("at its last attempt", event));
+            let found = "it has had all the attempts that a rollout can have; start a rollout of another name";
+            return Err(self.cannot(event, found));
         };
         self.attempt = Attempt(number);
         self.sent_at = None;
@@ -470,13 +491,6 @@ impl Rollout {
             current.begin_gate_anew();
         }
         Ok(())
-    }
-
-    fn cannot(&self, as_it_is: &str, event: &Event) -> IllegalTransition {
-        IllegalTransition {
-            phase: as_it_is.to_owned(),
-            event: event.name(),
-        }
     }
 
     /// Until when the current stage may be approved, if that is limited.
@@ -513,16 +527,19 @@ impl Rollout {
         event: &Event,
     ) -> Result<&mut StageProgress, IllegalTransition> {
         let index = usize::from(self.stage().0);
-        match self.stages.get_mut(index) {
-            Some(stage) if stage.name == *name => Ok(stage),
-            other => Err(IllegalTransition {
-                phase: match other {
-                    Some(stage) => format!("at stage {}", stage.name),
-                    None => "not planned yet".to_owned(),
-                },
-                event: format!("{} of stage {name}", event.name()),
-            }),
+        let at = self.stages.get(index).map(|stage| &stage.name);
+        if at != Some(name) {
+            let at = at.map_or_else(String::new, ToString::to_string);
+            let named = self.stages.iter().find(|stage| stage.name == *name);
+            let named = match named.and_then(|stage| stage.passed_at) {
+                Some(passed) => format!("{name} passed at {passed}, and stays passed"),
+                None => format!("wait until it is the turn of {name}"),
+            };
+            let found =
+                format!("the rollout is at stage {at}, and only that can be judged; {named}");
+            return Err(self.cannot(event, found));
         }
+        Ok(&mut self.stages[index])
     }
 }
 

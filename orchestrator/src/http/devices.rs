@@ -19,6 +19,7 @@ use super::auth::{Caller, Right};
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
 use super::{Context, too_many_streams};
+use crate::view;
 use crate::view::devices::{DeviceRow, Format, has_any, rows, written};
 use crate::view::explain::{self, Explanation};
 
@@ -83,7 +84,8 @@ pub(crate) async fn page(
     let limit = limit(which.limit)?;
     let wanted = outcomes(which.outcome.as_deref())?;
     let mut place = which.after.as_deref().map(place).transpose()?;
-    let name = shared.rollout(&name).await?.spec.name;
+    let rollout = shared.rollout(&name).await?;
+    let name = &rollout.spec.name;
     let store = &*shared.api.store;
     let mut devices = Vec::new();
     let mut looked = 0;
@@ -91,7 +93,7 @@ pub(crate) async fn page(
         // The batch of the place was begun, and is looked at again.
         let before = place.map(|(batch, _)| batch.checked_sub(1));
         let after = before.flatten().map(BatchId);
-        let batches = store.batches(&name, after, PAGE).await?;
+        let batches = view::batches(store, &rollout, after, PAGE).await?;
         let is_last = batches.len() < PAGE;
         for status in batches {
             looked += 1;
@@ -100,8 +102,8 @@ pub(crate) async fn page(
                 .filter(|(batch, _)| *batch == id.0)
                 .map_or(0, |(_, next)| next);
             if has_any(&status.counts, &wanted) {
-                let work = store.load(&name, id).await?;
-                for row in rows(&name, &work, &wanted).filter(|row| row.index >= from) {
+                let work = store.load(name, id).await?;
+                for row in rows(&rollout, &work, &wanted).filter(|row| row.index >= from) {
                     if devices.len() == limit {
                         let next = Some(format!("{}.{}", id.0, row.index));
                         return Ok(Json(DevicePage { devices, next }));
@@ -156,9 +158,9 @@ pub(crate) async fn export(
     let place = Arc::clone(&shared.streams)
         .try_acquire_owned()
         .map_err(|_| too_many_streams())?;
-    let name = shared.rollout(&name).await?.spec.name;
+    let rollout = shared.rollout(&name).await?;
     let store = Arc::clone(&shared.api.store);
-    let lines = written(store, name, wanted, format).map(move |line| {
+    let lines = written(store, rollout, wanted, format).map(move |line| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;
         line

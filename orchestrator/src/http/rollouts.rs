@@ -5,7 +5,7 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::SemaphorePermit;
-use twincast_core::ids::{BatchId, RolloutName};
+use twincast_core::ids::BatchId;
 use twincast_core::outcome::Counts;
 use twincast_core::ports::StoreError;
 use twincast_core::rollout::Rollout;
@@ -15,6 +15,7 @@ use super::auth::{Caller, Right};
 use super::operations::rollout;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::{Context, Shared};
+use crate::view;
 use crate::view::outcomes::{self, Outcomes};
 use crate::view::{RolloutRow, RolloutView, no_such_rollout};
 
@@ -188,8 +189,8 @@ pub(crate) struct BatchPage {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct BatchRow {
     batch: u32,
-    /// From 0.
-    stage: u16,
+    /// Its stage's name.
+    stage: String,
     hub: String,
     /// The tags that all its devices share, in words.
     group: String,
@@ -224,17 +225,14 @@ pub(crate) async fn batches(
     let Path(name) = name?;
     let Query(part) = part?;
     let limit = limit(part.limit)?;
-    let name: RolloutName = shared.rollout(&name).await?.spec.name;
-    let page = shared
-        .api
-        .store
-        .batches(&name, part.after.map(BatchId), limit)
-        .await?;
+    let rollout = shared.rollout(&name).await?;
+    let after = part.after.map(BatchId);
+    let page = view::batches(&*shared.api.store, &rollout, after, limit).await?;
     let next = page.last().filter(|_| page.len() == limit);
     let next = next.map(|batch| batch.header.id.0.to_string());
     let batches = page.into_iter().map(|batch| BatchRow {
         batch: batch.header.id.0,
-        stage: batch.header.stage.0,
+        stage: view::stage_name(&rollout, batch.header.stage),
         hub: batch.header.hub.to_string(),
         group: batch.header.group.to_string(),
         counts: batch.counts,

@@ -9,6 +9,7 @@ use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{BatchWork, Store, StoreError};
+use twincast_core::rollout::Rollout;
 use utoipa::ToSchema;
 
 /// Batches that are read at a time.
@@ -23,8 +24,8 @@ pub struct DeviceRow {
     pub hub: String,
     /// The tags that its batch shares, in words.
     pub group: String,
-    /// The stage, from 0.
-    pub stage: u16,
+    /// Its stage's name.
+    pub stage: String,
     /// The batch.
     pub batch: u32,
     /// Its position in the batch, from 0.
@@ -87,7 +88,7 @@ impl Format {
                             &row.device,
                             &row.hub,
                             &row.group,
-                            row.stage,
+                            &row.stage,
                             row.batch,
                             row.index,
                             row.outcome,
@@ -107,21 +108,22 @@ impl Format {
 /// error.
 pub fn written(
     store: Arc<dyn Store>,
-    name: RolloutName,
+    rollout: Rollout,
     wanted: Vec<Outcome>,
     format: Format,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
     let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
     let from = Some((None, Vec::new().into_iter()));
+    let rollout = Arc::new(rollout);
     let batches = stream::try_unfold(from, move |state| {
-        let (store, name, wanted) = (Arc::clone(&store), name.clone(), wanted.clone());
+        let (store, rollout, wanted) = (Arc::clone(&store), Arc::clone(&rollout), wanted.clone());
         async move {
             let Some((mut after, mut page)) = state else {
                 return Ok(None);
             };
             loop {
                 let Some(status) = page.next() else {
-                    let next = store.batches(&name, after, PAGE).await?;
+                    let next = super::batches(&*store, &rollout, after, PAGE).await?;
                     let Some(last) = next.last() else {
                         return Ok(None);
                     };
@@ -130,8 +132,8 @@ pub fn written(
                     continue;
                 };
                 if has_any(&status.counts, &wanted) {
-                    let work = store.load(&name, status.header.id).await?;
-                    let text = format.write(rows(&name, &work, &wanted));
+                    let work = store.load(&rollout.spec.name, status.header.id).await?;
+                    let text = format.write(rows(&rollout, &work, &wanted));
                     return Ok(Some((text, Some((after, page)))));
                 }
             }
@@ -147,12 +149,13 @@ pub(crate) fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
 
 /// The devices of a batch that have one of these outcomes.
 pub(crate) fn rows<'a>(
-    name: &'a RolloutName,
+    rollout: &'a Rollout,
     work: &'a BatchWork,
     wanted: &'a [Outcome],
 ) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
     let group = header.group.to_string();
+    let stage = super::stage_name(rollout, header.stage);
     let chosen = work
         .devices()
         .filter(|device| wanted.contains(&device.outcome));
@@ -160,12 +163,12 @@ pub(crate) fn rows<'a>(
         device: device.id.to_owned(),
         hub: header.hub.to_string(),
         group: group.clone(),
-        stage: header.stage.0,
+        stage: stage.clone(),
         batch: header.id.0,
         index: device.index,
         outcome: device.outcome,
         code: device.code,
-        message_id: message_id(name, work, device.index, work.attempt),
+        message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use twincast_core::batch::BatchStatus;
+use twincast_core::budget::FullGroup;
 use twincast_core::explain::{self, Seat};
 use twincast_core::ids::{DeviceId, HubName, StageName};
 use twincast_core::outcome::Outcome;
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::devices::message_id;
 use super::outcomes::reason_in;
+use crate::release::keep_budgets;
 use crate::standing;
 
 /// What is known of a device in a rollout.
@@ -33,15 +35,20 @@ pub struct Explanation {
     pub cohort: f64,
     /// What the cohort is made with.
     pub salt: String,
-    /// One for each hub that has a device of that id.
+    /// Its places by hub, oldest first. A hub has several of a device that has left a continuous rollout's target and joined
+    /// again.
     pub places: Vec<DevicePlace>,
 }
 
-/// Its place on one hub.
+/// A place of the device on one hub.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DevicePlace {
     /// The hub.
     pub hub: String,
+    /// The number of the place among the device's places on the hub, from 1. The newest comes last.
+    pub entry: usize,
+    /// The number of the device's places on the hub.
+    pub entries: usize,
     /// The stage that has taken it.
     pub stage: StageChoice,
     /// The tags that its batch shares, in words.
@@ -166,8 +173,8 @@ pub struct Absence {
     pub hint: Option<String>,
 }
 
-/// Looks for a device in a rollout as it is at `now`. It reads batches one after the other until the device is found
-/// on each of its hubs.
+/// Looks for a device in a rollout as it is at `now`. It reads batches one after the other until all of the device's places
+/// are found.
 ///
 /// # Errors
 /// [`Unexplained`].
@@ -182,14 +189,23 @@ pub async fn read(
     }
     let tallies = store.tallies(&rollout.spec.name).await?;
     let hubs = tallies.iter().map(|tally| tally.hub.clone()).collect();
-    let found = find(store, rollout, device, hubs).await?;
+    let mut found = find(store, rollout, device, hubs).await?;
+    for place in &mut found {
+        let batch = vec![place.batch.clone()];
+        place.full = keep_budgets(store, &rollout.spec.name, batch).await?.full;
+    }
     if found.is_empty() {
         return Err(Unexplained::Absent(absent(rollout, device)));
     }
     let cohort = Cohort::of(device, rollout.spec.salt());
-    let places = found
-        .iter()
-        .map(|seat| seat.place(rollout, cohort, &tallies, now));
+    let places = found.chunk_by(|one, other| one.hub() == other.hub());
+    let places = places.flat_map(|entries| {
+        (1..).zip(entries).map(|(entry, found)| DevicePlace {
+            entry,
+            entries: entries.len(),
+            ..found.place(rollout, cohort, &tallies, now)
+        })
+    });
     Ok(Explanation {
         rollout: rollout.spec.name.to_string(),
         phase: rollout.phase.as_str().to_owned(),
@@ -208,10 +224,13 @@ struct Found {
     index: u32,
     outcome: Outcome,
     code: Option<u32>,
+    /// Groups of its batch that have no room for it.
+    full: Vec<FullGroup>,
 }
 
-/// Looks through the batches of the plan, one after the other, until the device is found on each of `hubs`, or
-/// all were seen. A hub has an id once, so the rest of a hub on which it was found is passed over.
+/// Looks through the batches of the plan, one after the other, until the device is found on each of `hubs`, or all were seen:
+/// by hub, oldest first. A hub has an id once, so the rest of a hub on which the device was found is passed over. A device
+/// that has left a target may have joined again, with a later batch.
 async fn find(
     store: &dyn Store,
     rollout: &Rollout,
@@ -219,11 +238,12 @@ async fn find(
     mut hubs: BTreeSet<HubName>,
 ) -> Result<Vec<Found>, StoreError> {
     let name = &rollout.spec.name;
-    let mut found = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
     let mut after = None;
     loop {
         let page = store.batches(name, after, 256).await?;
-        let Some(last) = page.last() else {
+        let Some(last) = page.last().filter(|_| !hubs.is_empty()) else {
+            found.sort_by(|one, other| one.hub().cmp(other.hub()));
             return Ok(found);
         };
         after = Some(last.header.id);
@@ -238,22 +258,26 @@ async fn find(
             else {
                 continue;
             };
-            hubs.remove(&batch.header.hub);
+            if rollout.spec.continuous.is_none() || outcome != Outcome::Skipped {
+                hubs.remove(&batch.header.hub);
+            }
             found.push(Found {
                 batch,
                 work,
                 index,
                 outcome,
                 code,
+                full: Vec::new(),
             });
-            if hubs.is_empty() {
-                return Ok(found);
-            }
         }
     }
 }
 
 impl Found {
+    fn hub(&self) -> &HubName {
+        &self.batch.header.hub
+    }
+
     fn place(
         &self,
         rollout: &Rollout,
@@ -266,10 +290,13 @@ impl Found {
             rollout,
             batch: &self.batch,
             outcome: self.outcome,
+            full: &self.full,
         };
         let standstill = standing::waits_for(rollout, tallies, now);
         DevicePlace {
             hub: header.hub.to_string(),
+            entry: 1,
+            entries: 1,
             stage: self.stage(rollout, cohort),
             group: header.group.to_string(),
             batch: header.id.0,

@@ -85,7 +85,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
     let mut failures = Failures::new();
     let mut after = None;
     loop {
-        let page = store.batches(name, after, 256).await?;
+        let page = super::batches(store, rollout, after, 256).await?;
         let Some(last) = page.last() else { break };
         after = Some(last.header.id);
         for batch in page {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Found, Word};
+use super::{Found, IllegalTransition, Word};
 use crate::gate::metric::MetricResult;
 use crate::ids::{MetricName, RolloutName, StageName};
 use crate::outcome::{Counts, Outcome};
@@ -305,14 +305,6 @@ pub enum Event {
     },
 }
 
-/// An event that cannot happen in a phase.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a rollout that is {phase} cannot take the event {event}")]
-pub struct IllegalTransition {
-    pub(super) phase: String,
-    pub(super) event: String,
-}
-
 impl Event {
     /// It is told to the world and kept in the history. Looks that find nothing are not: they would be all that is left there.
     #[must_use]
@@ -341,10 +333,7 @@ impl Event {
 pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransition> {
     use Event as E;
     use Phase as P;
-    let illegal = || IllegalTransition {
-        phase: phase.as_str().to_owned(),
-        event: event.name(),
-    };
+    let illegal = || IllegalTransition::in_phase(phase, event);
     let next = match (phase, event) {
         (_, E::AllSettled { counts }) if counts.unsettled() > 0 => return Err(illegal()),
         (_, E::Accepted { .. }) => return Err(illegal()),

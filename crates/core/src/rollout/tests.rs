@@ -228,7 +228,9 @@ fn a_retry_is_prepared_before_anything_else_happens() {
     );
     let other = again(retry(&[Outcome::NotFound], None)).unwrap_err();
     assert!(
-        other.to_string().contains("preparing another retry"),
+        other
+            .to_string()
+            .contains("another retry is being prepared"),
         "{other}"
     );
     let settled = Event::AllSettled {

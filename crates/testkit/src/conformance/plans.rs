@@ -106,7 +106,7 @@ pub async fn a_note_is_no_change(subject: Subject) {
     let lease = leased(store, &before.spec.name, 0, "w").await;
     let now = subject.clock.now();
     let noted = before
-        .noting(Activity::Throttled, now)
+        .noting(Activity::Throttled, None, now)
         .expect("it was sending");
     store.save(&noted, before.version).await.unwrap();
     assert_eq!(
@@ -120,7 +120,7 @@ pub async fn a_note_is_no_change(subject: Subject) {
 
     let paused = step(store, &before, paused()).await;
     let late = before
-        .noting(Activity::Baking, now)
+        .noting(Activity::Baking, None, now)
         .expect("it was sending");
     assert_refused!(store.save(&late, before.version).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));

@@ -23,9 +23,13 @@ function show(name, { device, phase: now, reason, places }) {
     el('p', { class: 'trail' }, el('a', { href: `#/rollouts/${name}` }, name)),
     el('h1', { tabindex: '-1' }, device),
     el('p', { class: 'state' }, `The rollout is ${phase(now)}${reason ? `: ${onTheClock(reason)}` : ''}.`),
-    ...places.map((place) => el('section', { 'data-key': place.hub, 'aria-label': `On hub ${place.hub}` },
-      table(`On hub ${place.hub}`, [{ head: 'What' }, { head: 'Where, and why' }], rowsOf(place)))),
+    ...places.map((place) => el('section', { 'data-key': titleOf(place), 'aria-label': titleOf(place) },
+      table(titleOf(place), [{ head: 'What' }, { head: 'Where, and why' }], rowsOf(place)))),
   ];
+}
+
+function titleOf({ hub, entry, entries }) {
+  return `On hub ${hub}${entries > 1 ? `, entry ${entry} of ${entries}` : ''}`;
 }
 
 function rowsOf(place) {
