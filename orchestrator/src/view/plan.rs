@@ -154,9 +154,8 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     let stages = estimates(spec, &plan, &parts, |hubs, pace, before| {
         estimate(hubs, limits, pace, before, content.size())
     });
-    let whole = stages.iter().map(|stage| stage.estimate.clone());
-    let whole = whole.reduce(Estimate::then);
-    let estimate = whole.expect("there is always a stage for the rest");
+    let of_stages: Vec<_> = stages.iter().map(|stage| stage.estimate.clone()).collect();
+    let estimate = Estimate::of_stages(&of_stages).expect("there is always a stage for the rest");
     let forecast = forecast(spec, &stages, clock.now())?;
     let groups = groups
         .into_iter()

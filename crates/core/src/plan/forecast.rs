@@ -1,7 +1,7 @@
 //! When a plan will be sent: by the hubs' quotas, the schedule, and the waits at gates.
 //!
-//! A forecast walks through the openings and closings of the schedule, stage by stage. It assumes that all
-//! gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
+//! A forecast walks through the openings and closings of the schedule, stage by stage. Sends of a hub are an interval
+//! apart, also when the schedule was closed or a stage has ended in between. It assumes that all gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
 //! function of the plan and a time, and its work is bounded by [`MAX_STEPS`] and [`MAX_AHEAD`].
 
 use std::time::Duration;
@@ -173,23 +173,27 @@ fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
     own.or(ttl).unwrap_or(gate::DEADLINE)
 }
 
-/// A rollout that is gone through: where it is, and what was used of the hubs' quotas of the day.
+/// A rollout that is gone through: where it is, and each hub.
 struct Track {
     now: Timestamp,
-    used: Vec<(HubName, Used)>,
+    lines: Vec<(HubName, Line)>,
 }
 
+/// What was used of a hub.
 #[derive(Debug, Clone, Copy, Default)]
-struct Used {
+struct Line {
+    /// The next send comes no sooner.
+    free_at: Timestamp,
+    /// The day of UTC on which so many devices were sent to.
     day: u64,
-    devices: f64,
+    devices: u64,
 }
 
 impl Track {
     fn at(now: Timestamp) -> Self {
         Self {
             now,
-            used: Vec::new(),
+            lines: Vec::new(),
         }
     }
 
@@ -208,30 +212,34 @@ impl Track {
                 spec,
                 stage: name,
                 hub: &hub.plan.hub,
-                per_ms: hub.mean_pace().map(|pace| pace / 60_000.0),
+                interval_ms: hub.mean_interval() * 1_000.0,
                 a_day: messages_a_day(hub.plan.devices, hub.metered_messages, hub.messages_per_day),
                 left: shares
-                    .map(|share| (share.zone.as_deref(), share.devices as f64))
+                    .map(|share| (share.zone.as_deref(), share.devices))
                     .collect(),
                 began,
             };
-            let used = match self.used.iter().position(|(hub, _)| hub == work.hub) {
+            let line = match self.lines.iter().position(|(hub, _)| hub == work.hub) {
                 Some(at) => at,
                 None => {
-                    self.used.push((work.hub.clone(), Used::default()));
-                    self.used.len() - 1
+                    self.lines.push((work.hub.clone(), Line::default()));
+                    self.lines.len() - 1
                 }
             };
-            done = done.max(work.until_done(self.now, &mut self.used[used].1)?);
+            let line = &mut self.lines[line].1;
+            if let Some(last) = work.send(self.now, line)? {
+                line.free_at = last.plus(hub.last_interval());
+                done = done.max(last);
+            }
         }
         Ok(done)
     }
 }
 
 /// Devices that a day's quota is enough for.
-fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<f64> {
+fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<u64> {
     let each = metered.checked_div(devices).unwrap_or(1);
-    quota.map(|quota| (quota / each.max(1)) as f64)
+    quota.map(|quota| quota / each.max(1))
 }
 
 /// What one hub has to do for a stage.
@@ -239,38 +247,58 @@ struct Work<'a> {
     spec: &'a RolloutSpec,
     stage: &'a StageName,
     hub: &'a HubName,
-    /// Devices a millisecond; `None` without a limit.
-    per_ms: Option<f64>,
+    /// Between two sends; zero without a limit.
+    interval_ms: f64,
     /// Devices a day; `None` without a limit.
-    a_day: Option<f64>,
+    a_day: Option<u64>,
     /// Devices by zone.
-    left: Vec<(Option<&'a str>, f64)>,
+    left: Vec<(Option<&'a str>, u64)>,
     began: Timestamp,
 }
 
-/// Less than this many devices are none: what is left of divisions.
-const NONE: f64 = 1e-6;
+/// How a hub goes on from some moment.
+enum Step {
+    /// Nothing can be sent before then.
+    Wait(Timestamp),
+    /// So many are sent, the first of them at once.
+    Send(u64),
+}
 
 impl Work<'_> {
-    fn until_done(&mut self, from: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
-        let mut now = from;
+    /// Sends everything, from `from` on; gives when the last one leaves, if there is any.
+    fn send(&mut self, from: Timestamp, line: &mut Line) -> Result<Option<Timestamp>, Impossible> {
+        let mut now = from.max(line.free_at);
+        let mut last = None;
         for _ in 0..MAX_STEPS {
-            self.left.retain(|(_, devices)| *devices > NONE);
             if now.since(self.began) > MAX_AHEAD {
                 break;
             }
+            self.left.retain(|(_, devices)| *devices > 0);
             if self.left.is_empty() {
-                return Ok(now);
+                return Ok(last);
             }
-            now = self.step(now, used)?;
+            now = match self.step(now, line)? {
+                Step::Wait(until) => until,
+                Step::Send(sent) => {
+                    last = Some(self.after(now, sent - 1));
+                    self.after(now, sent)
+                }
+            };
         }
         Err(Impossible::TooLong {
             stage: self.stage.clone(),
         })
     }
 
-    /// Goes on to the next moment at which something changes.
-    fn step(&mut self, now: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
+    /// So many intervals later.
+    fn after(&self, now: Timestamp, intervals: u64) -> Timestamp {
+        // Less than a thousandth of a millisecond is the arithmetic's.
+        let ms = (self.interval_ms * intervals as f64 - 1e-3).ceil();
+        now.plus(Duration::from_millis(ms as u64))
+    }
+
+    /// What is done at `now`, until something changes.
+    fn step(&mut self, now: Timestamp, line: &mut Line) -> Result<Step, Impossible> {
         let mut change = Timestamp::MAX;
         let mut open = Vec::with_capacity(self.left.len());
         for (zone, _) in &self.left {
@@ -301,56 +329,69 @@ impl Work<'_> {
             change = change.min(until);
         }
         let waiting = self.left.iter().zip(&open);
-        let mut wanted: f64 = waiting
+        let all: u64 = waiting
             .filter(|(_, open)| **open)
             .map(|((_, devices), _)| devices)
             .sum();
-        if wanted == 0.0 {
-            return Ok(change);
+        if all == 0 {
+            return Ok(Step::Wait(change));
         }
-        let all = wanted;
+        let mut wanted = all;
+        // The hub counts by days of UTC.
+        let day_ms = DAY.as_millis() as u64;
+        let day = now.0 / day_ms;
+        if line.day != day {
+            (line.day, line.devices) = (day, 0);
+        }
         if let Some(quota) = self.a_day.filter(|quota| self.is_binding(*quota)) {
-            if quota < 1.0 {
+            if quota == 0 {
                 return Err(Impossible::NoQuota {
                     stage: self.stage.clone(),
                     hub: self.hub.clone(),
                 });
             }
-            // The hub counts by days of UTC.
-            let day_ms = DAY.as_millis() as u64;
-            let day = now.0 / day_ms;
-            if used.day != day {
-                *used = Used { day, devices: 0.0 };
-            }
             let midnight = Timestamp((day + 1) * day_ms);
-            let room = quota - used.devices;
-            if room <= NONE {
-                return Ok(midnight);
+            wanted = wanted.min(quota.saturating_sub(line.devices));
+            if wanted == 0 {
+                return Ok(Step::Wait(midnight));
             }
             change = change.min(midnight);
-            wanted = wanted.min(room);
         }
-        let takes_ms = self.per_ms.map_or(0.0, |per_ms| wanted / per_ms);
-        let far = 2.0 * MAX_AHEAD.as_millis() as f64;
-        let done = now.plus(Duration::from_millis(takes_ms.min(far).ceil() as u64));
-        let (sent, then) = match self.per_ms {
-            Some(per_ms) if done > change => {
-                let sent = change.since(now).as_millis() as f64 * per_ms;
-                (sent.min(wanted), change)
-            }
-            _ => (wanted, done),
-        };
-        used.devices += sent;
-        for ((_, devices), _) in self.left.iter_mut().zip(open).filter(|(_, open)| *open) {
-            *devices -= *devices * sent / all;
+        let sent = wanted.min(self.until(change, now));
+        line.devices += sent;
+        self.take(&open, sent, all);
+        Ok(Step::Send(sent))
+    }
+
+    /// How many are sent from `now` on before `change`; at least one.
+    fn until(&self, change: Timestamp, now: Timestamp) -> u64 {
+        let intervals = change.since(now).as_millis() as f64 / self.interval_ms;
+        // Less than a millionth of an interval is the arithmetic's.
+        ((intervals - 1e-6).ceil() as u64).max(1)
+    }
+
+    /// Takes `sent` of the `all` devices whose zones are open, from each zone its part.
+    fn take(&mut self, open: &[bool], sent: u64, all: u64) {
+        let mut rest = sent;
+        let waiting = || open.iter().enumerate().filter(|(_, open)| **open);
+        for (zone, _) in waiting() {
+            let devices = &mut self.left[zone].1;
+            let part = u128::from(*devices) * u128::from(sent) / u128::from(all);
+            let part = u64::try_from(part).expect("a part is no more than the whole");
+            *devices -= part;
+            rest -= part;
         }
-        Ok(then)
+        for (zone, _) in waiting() {
+            let devices = &mut self.left[zone].1;
+            let part = rest.min(*devices);
+            *devices -= part;
+            rest -= part;
+        }
     }
 
     /// Whether a day at the pace sends more than a day's quota.
-    fn is_binding(&self, quota: f64) -> bool {
-        let a_day = self.per_ms.map(|per_ms| per_ms * DAY.as_millis() as f64);
-        a_day.is_none_or(|a_day| a_day > quota)
+    fn is_binding(&self, quota: u64) -> bool {
+        DAY.as_millis() as f64 / self.interval_ms > quota as f64
     }
 }
 

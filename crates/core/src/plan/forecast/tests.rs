@@ -78,30 +78,38 @@ fn a_schedule_is_walked_through() {
     let night =
         |more: &str| format!("schedule: {{windows: [{{from: \"22:00\", for: 1h}}], {more}}}");
     for (rest, devices, expected) in [
-        // No schedule: a minute each ten.
-        ("", 600, "2026-01-05T13:00:00Z"),
+        // No schedule: one each six seconds, the first at once.
+        ("", 601, "2026-01-05T13:00:00Z"),
+        ("", 1, "2026-01-05T12:00:00Z"),
         ("", 0, "2026-01-05T12:00:00Z"),
+        ("rate: 1/min", 7, "2026-01-05T12:06:03.637Z"),
         (
             "schedule: {start_at: 2026-01-06T00:00:00Z}",
-            600,
+            601,
             "2026-01-06T01:00:00Z",
         ),
         // A window holds 600 devices: exactly one, one and a bit, many.
-        (&night(""), 300, "2026-01-05T22:30:00Z"),
-        (&night(""), 600, "2026-01-05T23:00:00Z"),
-        (&night(""), 601, "2026-01-06T22:00:06Z"),
-        (&night(""), 6_000, "2026-01-14T23:00:00Z"),
+        (&night(""), 301, "2026-01-05T22:30:00Z"),
+        (&night(""), 600, "2026-01-05T22:59:54Z"),
+        (&night(""), 601, "2026-01-06T22:00:00Z"),
+        (&night(""), 6_000, "2026-01-14T22:59:54Z"),
+        // No window is longer than an interval, so each holds one.
+        (
+            &format!("{}\nrate: 1/h", night("")),
+            3,
+            "2026-01-07T22:00:00Z",
+        ),
         // A day that is frozen, and a zone that is an hour ahead.
         (
             &night("freeze: [{from: 2026-01-05}]"),
-            300,
+            301,
             "2026-01-06T22:30:00Z",
         ),
-        (&night("zone: Europe/Berlin"), 300, "2026-01-05T21:30:00Z"),
+        (&night("zone: Europe/Berlin"), 301, "2026-01-05T21:30:00Z"),
         // Frozen while it is sent: from noon on to midnight, then two days later.
         (
             "schedule: {freeze: [{from: 2026-01-06, to: 2026-01-07}]}",
-            7_300,
+            7_301,
             "2026-01-08T00:10:00Z",
         ),
     ] {
@@ -138,15 +146,15 @@ fn what_can_never_be_sent_is_refused() {
 #[test]
 fn stages_follow_each_other_with_their_waits() {
     let spec = spec(
-        "stages:\n  - {name: canary, percent: 1, rate: 10/min, gate: {bake: 2h}}\n  \
-         - {name: tenth, percent: 10, gate: {counts: delivered, success_at_least: 90%, deadline: 6h, bake: 1h, approval: {}}}\n",
+        "stages:\n  - {name: canary, percent: 1%, rate: 10/min, gate: {bake: 2h}}\n  \
+         - {name: tenth, percent: 10%, gate: {counts: delivered, success_at_least: 90%, deadline: 6h, bake: 1h, approval: {}}}\n",
     );
     let limits = a_minute(100.0);
     let ten_a_minute = a_minute(10.0);
     let stages = [
-        shares(&[(None, 600)], ten_a_minute, &spec, 1),
-        shares(&[(None, 6_000)], limits, &spec, 1),
-        shares(&[(None, 12_000)], limits, &spec, 2),
+        shares(&[(None, 601)], ten_a_minute, &spec, 1),
+        shares(&[(None, 6_001)], limits, &spec, 1),
+        shares(&[(None, 12_001)], limits, &spec, 2),
     ];
     let forecast = forecast(&spec, &stages, noon()).unwrap();
     let rows: Vec<_> = forecast
@@ -176,6 +184,63 @@ fn stages_follow_each_other_with_their_waits() {
     assert_eq!(forecast.ends_at_latest, forecast.stages[2].ends_at_latest);
 }
 
+/// Each stage's times on some hubs, after 2026-01-05T: starts, sent.
+fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
+    let hubs = ["eu", "us"].map(|hub| HubName::new(hub).unwrap());
+    let stages = (0..).zip(stages).map(|(index, (devices, before))| {
+        let plans: Vec<_> = hubs
+            .iter()
+            .zip(*devices)
+            .map(|(hub, devices)| HubPlan {
+                hub: hub.clone(),
+                devices: *devices,
+                batches: 1,
+            })
+            .collect();
+        let share = |plan: &HubPlan| Share {
+            hub: plan.hub.clone(),
+            zone: None,
+            devices: plan.devices,
+        };
+        StageShares {
+            shares: plans.iter().map(share).collect(),
+            estimate: estimate(
+                &plans,
+                |_| a_minute(10.0),
+                &spec.pace_of(StageIndex(index)),
+                *before,
+                100,
+            ),
+        }
+    });
+    let forecast = forecast(spec, &stages.collect::<Vec<_>>(), noon()).unwrap();
+    let times = |stage: &StageForecast| {
+        let times = [stage.starts_at, stage.sent_at];
+        let times = times.map(|time| time.to_string()["2026-01-05T".len()..].to_owned());
+        times.join(" ")
+    };
+    forecast.stages.iter().map(times).collect()
+}
+
+#[test]
+fn sends_of_a_hub_are_an_interval_apart_across_stages() {
+    let two = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%GATE}]";
+    let plain = spec(&two.replace("GATE", ""));
+    // As many intervals of six seconds as between so many messages of one stage.
+    let times = stage_times(&plain, &[(&[3], 0), (&[2], 3), (&[1], 5)]);
+    assert_eq!(times[2].split(' ').nth(1), Some("12:00:30Z"), "{times:?}");
+    // Another hub has an interval of its own, which is over by then.
+    let times = stage_times(&plain, &[(&[3, 1], 0), (&[0, 2], 4), (&[0, 0], 6)]);
+    assert_eq!(times[1].split(' ').nth(1), Some("12:00:18Z"), "{times:?}");
+    // So is one while a gate waits.
+    let bakes = spec(
+        &two.replace("percent: 1%", "percent: 1%, gate: {bake: 10s}")
+            .replace("GATE", ""),
+    );
+    let times = stage_times(&bakes, &[(&[3], 0), (&[2], 3), (&[0], 5)]);
+    assert_eq!(times[1].split(' ').nth(1), Some("12:00:28Z"), "{times:?}");
+}
+
 #[test]
 fn zones_share_the_pace_of_their_hub() {
     let spec = spec("schedule: {windows: [{from: \"22:00\", for: 2h}], zone_tag: zone}");
@@ -187,12 +252,12 @@ fn zones_share_the_pace_of_their_hub() {
     };
     // Berlin's is from 21:00 to 23:00 of UTC.
     assert_eq!(
-        sent(&[(None, 600), (Some("Europe/Berlin"), 600)]),
+        sent(&[(None, 601), (Some("Europe/Berlin"), 600)]),
         "2026-01-05T23:00:00Z"
     );
     // In the hour that they share each gets half of it, so Berlin's is not done at its end.
     assert_eq!(
-        sent(&[(None, 600), (Some("Europe/Berlin"), 1_200)]),
+        sent(&[(None, 600), (Some("Europe/Berlin"), 1_201)]),
         "2026-01-06T21:30:00Z"
     );
 }
