@@ -48,7 +48,7 @@ pub struct StageForecast {
     /// The stage.
     #[serde(rename = "stage")]
     pub name: StageName,
-    /// When it starts, at the earliest.
+    /// When its first message may leave, at the earliest; without devices, when its turn comes.
     pub starts_at: Timestamp,
     /// When all its devices were sent to, at the earliest.
     pub sent_at: Timestamp,
@@ -130,10 +130,9 @@ pub fn forecast(
     };
     for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
         let gate = spec.gate_of(StageIndex(index));
-        let starts_at = early.now;
-        let sent_at = early.send(spec, &named.name, stage, now)?;
+        let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, now)?;
         early.now = sent_at.plus(gate.map_or(Duration::ZERO, shortest_wait));
-        let sent_late = late.send(spec, &named.name, stage, now)?;
+        let sent_late = late.send(spec, &named.name, stage, now)?.sent_at;
         late.now = sent_late.plus(gate.map_or(Duration::ZERO, |gate| longest_wait(spec, gate)));
         forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
         forecast.stages.push(StageForecast {
@@ -179,6 +178,13 @@ struct Track {
     lines: Vec<(HubName, Line)>,
 }
 
+/// When the first message of something leaves, and when the last one.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    starts_at: Timestamp,
+    sent_at: Timestamp,
+}
+
 /// What was used of a hub.
 #[derive(Debug, Clone, Copy, Default)]
 struct Line {
@@ -197,15 +203,15 @@ impl Track {
         }
     }
 
-    /// Sends a stage, all hubs at once; gives when the slowest is done.
+    /// Sends a stage, all hubs at once: from the first message of the earliest to the last of the slowest.
     fn send(
         &mut self,
         spec: &RolloutSpec,
         name: &StageName,
         stage: &StageShares,
         began: Timestamp,
-    ) -> Result<Timestamp, Impossible> {
-        let mut done = self.now;
+    ) -> Result<Sent, Impossible> {
+        let mut whole: Option<Sent> = None;
         for hub in &stage.estimate.hubs {
             let shares = stage.shares.iter().filter(|it| it.hub == hub.plan.hub);
             let mut work = Work {
@@ -227,12 +233,18 @@ impl Track {
                 }
             };
             let line = &mut self.lines[line].1;
-            if let Some(last) = work.send(self.now, line)? {
-                line.free_at = last.plus(hub.last_interval());
-                done = done.max(last);
+            if let Some(sent) = work.send(self.now, line)? {
+                line.free_at = sent.sent_at.plus(hub.last_interval());
+                whole = Some(whole.map_or(sent, |whole| Sent {
+                    starts_at: whole.starts_at.min(sent.starts_at),
+                    sent_at: whole.sent_at.max(sent.sent_at),
+                }));
             }
         }
-        Ok(done)
+        Ok(whole.unwrap_or(Sent {
+            starts_at: self.now,
+            sent_at: self.now,
+        }))
     }
 }
 
@@ -265,22 +277,24 @@ enum Step {
 }
 
 impl Work<'_> {
-    /// Sends everything, from `from` on; gives when the last one leaves, if there is any.
-    fn send(&mut self, from: Timestamp, line: &mut Line) -> Result<Option<Timestamp>, Impossible> {
+    /// Sends everything, from `from` on, if there is anything.
+    fn send(&mut self, from: Timestamp, line: &mut Line) -> Result<Option<Sent>, Impossible> {
         let mut now = from.max(line.free_at);
-        let mut last = None;
+        let mut whole: Option<Sent> = None;
         for _ in 0..MAX_STEPS {
             if now.since(self.began) > MAX_AHEAD {
                 break;
             }
             self.left.retain(|(_, devices)| *devices > 0);
             if self.left.is_empty() {
-                return Ok(last);
+                return Ok(whole);
             }
             now = match self.step(now, line)? {
                 Step::Wait(until) => until,
                 Step::Send(sent) => {
-                    last = Some(self.after(now, sent - 1));
+                    let starts_at = whole.map_or(now, |whole| whole.starts_at);
+                    let sent_at = self.after(now, sent - 1);
+                    whole = Some(Sent { starts_at, sent_at });
                     self.after(now, sent)
                 }
             };

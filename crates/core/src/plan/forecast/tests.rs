@@ -228,17 +228,31 @@ fn sends_of_a_hub_are_an_interval_apart_across_stages() {
     let plain = spec(&two.replace("GATE", ""));
     // As many intervals of six seconds as between so many messages of one stage.
     let times = stage_times(&plain, &[(&[3], 0), (&[2], 3), (&[1], 5)]);
-    assert_eq!(times[2].split(' ').nth(1), Some("12:00:30Z"), "{times:?}");
+    assert_eq!(
+        times,
+        [
+            "12:00:00Z 12:00:12Z",
+            "12:00:18Z 12:00:24Z",
+            "12:00:30Z 12:00:30Z"
+        ]
+    );
     // Another hub has an interval of its own, which is over by then.
     let times = stage_times(&plain, &[(&[3, 1], 0), (&[0, 2], 4), (&[0, 0], 6)]);
-    assert_eq!(times[1].split(' ').nth(1), Some("12:00:18Z"), "{times:?}");
+    assert_eq!(
+        times,
+        [
+            "12:00:00Z 12:00:12Z",
+            "12:00:12Z 12:00:18Z",
+            "12:00:18Z 12:00:18Z"
+        ]
+    );
     // So is one while a gate waits.
     let bakes = spec(
         &two.replace("percent: 1%", "percent: 1%, gate: {bake: 10s}")
             .replace("GATE", ""),
     );
     let times = stage_times(&bakes, &[(&[3], 0), (&[2], 3), (&[0], 5)]);
-    assert_eq!(times[1].split(' ').nth(1), Some("12:00:28Z"), "{times:?}");
+    assert_eq!(times[1], "12:00:22Z 12:00:28Z");
 }
 
 #[test]
@@ -262,6 +276,62 @@ fn zones_share_the_pace_of_their_hub() {
     );
 }
 
+/// A stage whose turn comes while the schedule is closed, or the quota of the day used up, starts when that is over.
+#[test]
+fn a_stage_starts_with_its_first_message() {
+    let starts = |rest: &str, devices: &[(Option<&str>, u64)], limits: HubLimits| {
+        let stages = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%}]";
+        let spec = spec(&format!("{stages}\n{rest}"));
+        let stages = [
+            shares(devices, limits, &spec, 0),
+            shares(devices, limits, &spec, 1),
+            shares(&[], limits, &spec, 2),
+        ];
+        let forecast = forecast(&spec, &stages, noon()).unwrap();
+        let stages = forecast.stages.iter();
+        let starts = stages.map(|stage| stage.starts_at.to_string()["2026-01-".len()..].to_owned());
+        starts.collect::<Vec<_>>().join(" ")
+    };
+    let hour = [(None, 600)];
+    let window = "schedule: {windows: [{from: \"22:00\", for: 1h}], zone_tag: zone";
+    for (rest, devices, expected) in [
+        ("", &hour[..], "05T12:00:00Z 05T13:00:00Z 05T13:59:54Z"),
+        // The first one fills the window.
+        (
+            &format!("{window}}}"),
+            &hour,
+            "05T22:00:00Z 06T22:00:00Z 06T22:59:54Z",
+        ),
+        (
+            &format!("{window}, freeze: [{{from: 2026-01-05, to: 2026-01-06}}]}}"),
+            &hour,
+            "07T22:00:00Z 08T22:00:00Z 08T22:59:54Z",
+        ),
+        (
+            "schedule: {start_at: 2026-01-07T08:00:00Z}",
+            &hour,
+            "07T08:00:00Z 07T09:00:00Z 07T09:59:54Z",
+        ),
+        // The zone that opens first begins.
+        (
+            &format!("{window}}}"),
+            &[(None, 10), (Some("Europe/Berlin"), 10)],
+            "05T21:00:00Z 05T22:01:00Z 06T21:00:54Z",
+        ),
+    ] {
+        let found = starts(rest, devices, a_minute(10.0));
+        assert_eq!(found, expected, "{rest}");
+    }
+    let limits = HubLimits {
+        messages_per_day: Some(600),
+        ..HubLimits::unlimited()
+    };
+    assert_eq!(
+        starts("", &hour, limits),
+        "05T12:00:00Z 06T00:00:00Z 06T00:00:00Z"
+    );
+}
+
 #[test]
 fn a_daily_quota_holds_it_up_until_midnight() {
     let spec = spec("");
@@ -282,14 +352,11 @@ fn a_daily_quota_holds_it_up_until_midnight() {
     let stages = [shares(&[(None, 700)], limits, &spec, 0)];
     let mut track = Track::at(noon());
     let name = StageName::new("s").unwrap();
-    track.now = track.send(&spec, &name, &stages[0], noon()).unwrap();
-    assert_eq!(
-        track
-            .send(&spec, &name, &stages[0], noon())
-            .unwrap()
-            .to_string(),
-        "2026-01-06T00:00:00Z"
-    );
+    let first = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    track.now = first.sent_at;
+    let second = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    assert_eq!(second.starts_at, noon());
+    assert_eq!(second.sent_at.to_string(), "2026-01-06T00:00:00Z");
 }
 
 #[test]
