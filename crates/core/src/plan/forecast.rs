@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Estimate;
 use crate::gate;
 use crate::ids::{HubName, StageIndex, StageName};
-use crate::spec::{Closed, Gate, Opening, RolloutSpec, Rung};
+use crate::spec::{Closed, Gate, Metric, Opening, RolloutSpec, Rung};
 use crate::time::{Timestamp, friendly};
 
 /// Openings and closings that are looked at for each stage and hub: thirteen years of daily windows.
@@ -52,7 +52,7 @@ pub struct StageForecast {
     pub starts_at: Timestamp,
     /// When all its devices were sent to, at the earliest.
     pub sent_at: Timestamp,
-    /// When it is over, at the earliest: its bake has passed, and no device is waited for.
+    /// When it is over, at the earliest: its bake has passed, its metrics are measured, and no device is waited for.
     pub ends_at: Timestamp,
     /// The same when silent devices are waited for as long as its gate and those before it allow.
     pub ends_at_latest: Timestamp,
@@ -131,9 +131,11 @@ pub fn forecast(
     for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
         let gate = spec.gate_of(StageIndex(index));
         let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, now)?;
-        early.now = sent_at.plus(gate.map_or(Duration::ZERO, shortest_wait));
+        early.now = gate.map_or(sent_at, |gate| passes_at(gate, early.now, sent_at));
         let sent_late = late.send(spec, &named.name, stage, now)?.sent_at;
-        late.now = sent_late.plus(gate.map_or(Duration::ZERO, |gate| longest_wait(spec, gate)));
+        late.now = gate.map_or(sent_late, |gate| {
+            passes_at(gate, late.now, sent_late).max(silent_until(spec, gate, sent_late))
+        });
         forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
         forecast.stages.push(StageForecast {
             name: named.name,
@@ -151,19 +153,29 @@ fn bake(gate: &Gate) -> Duration {
     gate.bake.map_or(Duration::ZERO, |bake| bake.0)
 }
 
-/// How long a gate takes when all is well: its bake, and the measurements of its metrics.
-fn shortest_wait(gate: &Gate) -> Duration {
-    let metrics = gate.metrics.iter();
-    let measuring = metrics.map(|metric| metric.every.0 * metric.count.saturating_sub(1));
-    measuring.fold(bake(gate), Duration::max)
+/// When a gate lets a stage through whose turn came at `began`, when all is well: its bake has passed, and its metrics were
+/// measured as often as they must be.
+fn passes_at(gate: &Gate, began: Timestamp, sent_at: Timestamp) -> Timestamp {
+    let measured = |metric: &Metric| {
+        let every = metric.every.0;
+        let delay = metric.initial_delay.map_or(Duration::ZERO, |delay| delay.0);
+        let first = began.plus(delay);
+        // Measurements count from the first one on that finds all of the stage sent.
+        let before = sent_at.since(first).as_millis();
+        let before = before.div_ceil(every.as_millis().max(1));
+        let needed = before + u128::from(metric.count.saturating_sub(1));
+        first.plus(every * u32::try_from(needed).unwrap_or(u32::MAX))
+    };
+    let metrics = gate.metrics.iter().map(measured);
+    metrics.fold(sent_at.plus(bake(gate)), Timestamp::max)
 }
 
-/// How long a gate lets silent devices be waited for, and its bake.
-fn longest_wait(spec: &RolloutSpec, gate: &Gate) -> Duration {
-    if gate.counts == Rung::Enqueued {
-        return shortest_wait(gate);
+/// Until when a gate waits for silent devices.
+fn silent_until(spec: &RolloutSpec, gate: &Gate, sent_at: Timestamp) -> Timestamp {
+    match gate.counts {
+        Rung::Enqueued => sent_at,
+        Rung::Delivered | Rung::Applied => sent_at.plus(deadline(spec, gate)),
     }
-    shortest_wait(gate).max(deadline(spec, gate))
 }
 
 fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {

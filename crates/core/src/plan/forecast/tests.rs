@@ -184,6 +184,59 @@ fn stages_follow_each_other_with_their_waits() {
     assert_eq!(forecast.ends_at_latest, forecast.stages[2].ends_at_latest);
 }
 
+/// A metric is asked for from the turn of its stage on, first after its delay, and what it says before all is sent does not count.
+#[test]
+fn metrics_are_measured_at_their_own_times() {
+    let ends = |gate: &str, devices: u64| {
+        let spec = spec(&format!(
+            "stages: [{{name: one, percent: 1%, gate: {{{gate}}}}}, {{name: two, gate: {{{gate}}}}}]"
+        ));
+        let stage = |index| shares(&[(None, devices)], a_minute(60.0), &spec, index);
+        let forecast = forecast(&spec, &[stage(0), stage(1)], noon()).unwrap();
+        let seconds = |time: Timestamp| time.since(noon()).as_secs();
+        let stages = forecast.stages.iter();
+        let ends = stages.map(|it| (seconds(it.ends_at), seconds(it.ends_at_latest)));
+        ends.collect::<Vec<_>>()
+    };
+    let metric = |rest: &str| format!("metrics: [{{name: m, query: x, success: '> 0', {rest}}}]");
+    for (gate, devices, expected) in [
+        // All is sent after 5 s: asked at 0 and, what counts, at 10 and 20.
+        (metric("every: 10s, count: 2"), 6, [(20, 20), (40, 40)]),
+        // Sent at once, so the first one counts.
+        (metric("every: 10s, count: 2"), 1, [(10, 10), (20, 20)]),
+        // The next stage's first send is an interval later, so all is sent at 21.
+        (metric("every: 10s, count: 1"), 11, [(10, 10), (30, 30)]),
+        // The delay is longer than the sending, or shorter.
+        (
+            metric("every: 10s, count: 3, initial_delay: 42s"),
+            6,
+            [(62, 62), (124, 124)],
+        ),
+        (
+            metric("every: 10s, count: 3, initial_delay: 3s"),
+            6,
+            [(33, 33), (66, 66)],
+        ),
+        // The bake runs meanwhile.
+        (
+            format!("bake: 1m, {}", metric("every: 10s, initial_delay: 3s")),
+            6,
+            [(65, 65), (130, 130)],
+        ),
+        // Silent devices are waited for meanwhile, too; the next stage is measured from its own start on.
+        (
+            format!(
+                "counts: delivered, success_at_least: 1%, deadline: 90s, {}",
+                metric("every: 10s, count: 3, initial_delay: 42s")
+            ),
+            6,
+            [(62, 95), (124, 190)],
+        ),
+    ] {
+        assert_eq!(ends(&gate, devices), expected, "{gate}");
+    }
+}
+
 /// Each stage's times on some hubs, after 2026-01-05T: starts, sent.
 fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
     let hubs = ["eu", "us"].map(|hub| HubName::new(hub).unwrap());
