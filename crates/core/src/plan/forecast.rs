@@ -18,7 +18,7 @@ use crate::time::{Timestamp, friendly};
 const MAX_STEPS: usize = 10_000;
 /// What takes longer than this is refused: nobody means it.
 const MAX_AHEAD: Duration = Duration::from_secs(20 * 365 * DAY.as_secs());
-/// What takes longer than this is warned of.
+/// Sending that takes longer than this is warned of.
 const LONG: Duration = Duration::from_secs(90 * DAY.as_secs());
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -423,7 +423,7 @@ impl Work<'_> {
 
 /// What is possible and yet may not be what was meant, each in a sentence.
 #[must_use]
-pub fn warnings(spec: &RolloutSpec, whole: &Estimate, forecast: &Forecast) -> Vec<String> {
+pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
     let mut warnings = Vec::new();
     for stage in &spec.stages {
         if let Some(gate) = &stage.gate {
@@ -447,11 +447,10 @@ pub fn warnings(spec: &RolloutSpec, whole: &Estimate, forecast: &Forecast) -> Ve
             ));
         }
     }
-    let takes = forecast.ends_at.since(forecast.from);
-    if takes > LONG {
+    if let Some(sending) = whole.sending.filter(|sending| *sending > LONG) {
         warnings.push(format!(
-            "it takes {} at the least; raise rate, the hub's units or share, or open the schedule for longer",
-            friendly(takes)
+            "sending alone takes {}; raise rate, or the hub's units or share",
+            friendly(sending)
         ));
     }
     warnings
