@@ -78,7 +78,8 @@ pub struct Forecast {
 pub enum Impossible {
     /// The schedule does not open any more while devices are left.
     #[error(
-        "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days",
+        "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days: \
+         shorten its freezes",
         .zone.as_ref().map(|zone| format!(" in the zone {zone}")).unwrap_or_default()
     )]
     NeverOpen {
@@ -121,6 +122,9 @@ pub fn forecast(
     now: Timestamp,
 ) -> Result<Forecast, Impossible> {
     let (mut early, mut late) = (Track::at(now), Track::at(now));
+    let schedule = spec.schedule.as_ref();
+    let start_at = schedule.and_then(|schedule| schedule.start_at);
+    let began = start_at.map_or(now, |start_at| start_at.max(now));
     let mut forecast = Forecast {
         from: now,
         stages: Vec::new(),
@@ -130,9 +134,9 @@ pub fn forecast(
     };
     for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
         let gate = spec.gate_of(StageIndex(index));
-        let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, now)?;
+        let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, began)?;
         early.now = gate.map_or(sent_at, |gate| passes_at(gate, early.now, sent_at));
-        let sent_late = late.send(spec, &named.name, stage, now)?.sent_at;
+        let sent_late = late.send(spec, &named.name, stage, began)?.sent_at;
         late.now = gate.map_or(sent_late, |gate| {
             passes_at(gate, late.now, sent_late).max(silent_until(spec, gate, sent_late))
         });
@@ -277,6 +281,7 @@ struct Work<'a> {
     a_day: Option<u64>,
     /// Devices by zone.
     left: Vec<(Option<&'a str>, u64)>,
+    /// When the rollout may send at all.
     began: Timestamp,
 }
 

@@ -163,6 +163,19 @@ impl Schedule {
         Calendar::new(self, zone).at(now)
     }
 
+    /// Why the schedule is of no use from `now` on, in words: closed, and not open again within [`HORIZON`] of `now`, or of the
+    /// start if that is later. Zones of devices aside.
+    #[must_use]
+    pub fn never_opens(&self, now: Timestamp) -> Option<String> {
+        let now = now.max(self.start_at.unwrap_or_default());
+        match self.at(now, None) {
+            Opening::Closed { until: None, why } => Some(format!(
+                "is {why} at {now}, and does not open within 400 days; shorten its freezes"
+            )),
+            _ => None,
+        }
+    }
+
     /// Everything that is wrong with it: the field, from `schedule` on, and what was found and
     /// is allowed.
     #[must_use]
@@ -212,6 +225,12 @@ impl Schedule {
                     format!("{} is before its from, {}", freeze.last(), freeze.from),
                 );
             }
+        }
+        if problems.is_empty()
+            && let Some(start_at) = self.start_at
+            && let Some(why) = self.never_opens(start_at)
+        {
+            problems.push(("freeze".to_owned(), why));
         }
         problems
     }

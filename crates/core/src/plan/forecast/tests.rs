@@ -88,6 +88,16 @@ fn a_schedule_is_walked_through() {
             601,
             "2026-01-06T01:00:00Z",
         ),
+        (
+            "schedule: {start_at: 2099-12-31T23:59:00Z}",
+            601,
+            "2100-01-01T00:59:00Z",
+        ),
+        (
+            &night("start_at: 2099-12-31T00:00:00Z"),
+            601,
+            "2100-01-01T22:00:00Z",
+        ),
         // A window holds 600 devices: exactly one, one and a bit, many.
         (&night(""), 301, "2026-01-05T22:30:00Z"),
         (&night(""), 600, "2026-01-05T22:59:54Z"),
@@ -124,6 +134,37 @@ fn what_can_never_be_sent_is_refused() {
         10,
     );
     assert!(never.contains("stage all can never be sent: the schedule is outside its windows at 2026-01-05T12:00:00Z"), "{never}");
+    // Frozen for 400 days and for one more, from now on and in the middle of sending.
+    for (freeze, devices, expected) in [
+        (
+            "{from: 2026-01-05, to: 2027-02-08}",
+            1,
+            "2027-02-09T00:00:00Z",
+        ),
+        (
+            "{from: 2026-01-05, to: 2027-02-09}",
+            1,
+            "stage all can never be sent: the schedule is frozen at 2026-01-05T12:00:00Z and does not open again within 400 days: shorten its freezes",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-09}",
+            7_201,
+            "2027-02-10T00:00:00Z",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-10}",
+            7_201,
+            "stage all can never be sent: the schedule is frozen at 2026-01-06T00:00:00Z and does not open again within 400 days: shorten its freezes",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-10}",
+            7_200,
+            "2026-01-05T23:59:54Z",
+        ),
+    ] {
+        let found = sent(&format!("schedule: {{freeze: [{freeze}]}}"), devices);
+        assert_eq!(found, expected, "{freeze} {devices}");
+    }
     let long = sent("rate: 0.001/min", 100_000);
     assert!(long.contains("would not be sent within 20 years"), "{long}");
     let spec = spec("");

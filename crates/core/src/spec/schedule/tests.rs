@@ -583,6 +583,49 @@ fn what_is_beyond_the_horizon_is_not_looked_for() {
 }
 
 #[test]
+fn a_schedule_opens_within_400_days_of_its_start_or_now() {
+    let with = |yaml: &str| -> Schedule { Document::parse("x", yaml).unwrap().read().unwrap() };
+    let start = "start_at: 2027-01-01T00:00:00Z";
+    // 400 days after the start it is 2028-02-05.
+    for (rest, problem) in [
+        ("freeze: [{from: 2027-01-01, to: 2028-02-04}]", None),
+        (
+            "freeze: [{from: 2027-01-01, to: 2028-02-05, reason: sold}]",
+            Some(
+                "is frozen: sold at 2027-01-01T00:00:00Z, and does not open within 400 days; shorten its freezes",
+            ),
+        ),
+        (
+            "freeze: [{from: 2026-01-01, to: 2027-06-01}, {from: 2027-06-02, to: 2099-01-01}]",
+            Some("is frozen at"),
+        ),
+        // Open before.
+        ("freeze: [{from: 2027-01-02, to: 2099-01-01}]", None),
+        (
+            "windows: [{days: [sun], from: \"10:00\", for: 1h}], freeze: [{from: 2027-01-02, to: 2099-01-01}]",
+            Some("is outside its windows at"),
+        ),
+    ] {
+        let found = with(&format!("{{{start}, {rest}}}")).problems();
+        assert_eq!(found.is_empty(), problem.is_none(), "{rest}: {found:?}");
+        for (field, what) in found {
+            assert_eq!(field, "freeze");
+            assert!(what.starts_with(problem.unwrap()), "{what}");
+        }
+    }
+    // Without a start, nobody knows before the time is known.
+    let frozen = with("freeze: [{from: 2027-01-01, to: 2030-01-01}]");
+    assert_eq!(frozen.problems(), []);
+    assert_eq!(frozen.never_opens(time("2026-12-31T12:00:00Z")), None);
+    assert!(frozen.never_opens(time("2027-01-01T00:00:00Z")).is_some());
+    assert_eq!(frozen.never_opens(time("2029-01-01T00:00:00Z")), None);
+    for bound in ["2020-01-01T00:00:00Z", "2099-12-31T23:59:59.999Z"] {
+        let night = format!("{{start_at: {bound}, windows: [{{from: \"22:00\", for: 1h}}]}}");
+        assert_eq!(with(&night).problems(), []);
+    }
+}
+
+#[test]
 fn a_device_has_its_own_zone() {
     let schedule =
         schedule("{windows: [{from: 22:00, for: 2h}], zone: Europe/Berlin, zone_tag: zone}");
