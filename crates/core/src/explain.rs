@@ -317,7 +317,7 @@ mod tests {
     }
 
     const STAGES: &str = "target: {all: true}, stages: [{name: canary, tags: {ring: canary}}, \
-        {name: tenth, percent: 10}, {name: few, tags: {ring: [a, b]}, percent: 50, max_devices: 7}]";
+        {name: tenth, percent: 10%}, {name: few, tags: {ring: [a, b]}, percent: 50%, max_devices: 7}]";
 
     #[test]
     fn a_stage_says_what_it_took_a_device_by() {

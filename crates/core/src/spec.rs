@@ -533,22 +533,25 @@ rate: 600/min
                 "x:5:5: stages[0]: takes every device",
             ),
             (
-                "  - {name: a, percent: 1}\n  - {name: a}\n",
+                "  - {name: a, percent: 1%}\n  - {name: a}\n",
                 "x:6:12: stages[1].name: stage a is named twice",
             ),
             (
-                "  - {name: a, percent: 20}\n  - {name: b, percent: 20}\n",
+                "  - {name: a, percent: 20%}\n  - {name: b, percent: 20%}\n",
                 "x:6:24: stages[1].percent: is 20%, but it is cumulative",
             ),
             (
-                "  - {name: a, percent: 0}\n",
+                "  - {name: a, percent: 0%}\n",
                 "x:5:24: stages[0].percent: is 0%",
             ),
             (
                 "  - {name: a, max_devices: 0}\n",
                 "x:5:28: stages[0].max_devices: is 0",
             ),
-            ("  - {name: rest, percent: 1}\n", "stages[0].name: \"rest\""),
+            (
+                "  - {name: rest, percent: 1%}\n",
+                "stages[0].name: \"rest\"",
+            ),
             ("  - {name: a, gate: {min_sample: 5}}\n", "asks nothing"),
             (
                 "  - {name: a, gate: {bake: 1h, counts: delivered}}\n",
@@ -569,6 +572,18 @@ rate: 600/min
             (
                 "  - {name: a, gate: {failure_above: 101%}}\n",
                 "\"101%\" is not a per cent",
+            ),
+            (
+                "  - {name: a, gate: {success_at_least: 0.95}}\n",
+                "stages[0].gate.success_at_least: 0.95 can be read as 0.95% or as 95%: write \"0.95%\" or \"95%\"",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 0}}\n",
+                "stages[0].gate.failure_above: 0 has no per cent sign: write \"0%\"",
+            ),
+            (
+                "  - {name: a, percent: 10}\n",
+                "stages[0].percent: 10 has no per cent sign: write \"10%\"",
             ),
             ("  - {name: a, gate: {bake: 91d}}\n", "is too long"),
             (

@@ -191,7 +191,7 @@ fn staged() -> Rollout {
     let spec = RolloutSpec::read(
         "x",
         "{name: a, target: {all: true}, message: {body: {text: hi}}, \
-         stages: [{name: s, percent: 10, gate: {approval: {}}}]}",
+         stages: [{name: s, percent: 10%, gate: {approval: {}}}]}",
     )
     .unwrap();
     let rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));
