@@ -287,6 +287,11 @@ pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
             possible.push(format!("{field} leaves it out{reason}: it had {tags}"));
         }
     }
+    if let Some(tag) = spec.skips_unknown_zones() {
+        possible.push(format!(
+            "schedule.unknown_zone leaves it out: its tags.{tag} was no time zone"
+        ));
+    }
     let mut id = String::new();
     query::write_text_literal(device.as_str(), &mut id);
     let is_it = format!("deviceId = {id}");
@@ -380,6 +385,13 @@ mod tests {
         );
         let unknown = absence(
             "target: {tags: {type: fridge}, exclude: [{tags: {vip: true}, reason: calm}, {devices_file: out.txt}]}",
+        );
+        let zoned = absence(
+            "target: {all: true}, batch_by: [zone], schedule: {zone_tag: zone, unknown_zone: skip}",
+        );
+        assert_eq!(
+            zoned.possible[1],
+            "schedule.unknown_zone leaves it out: its tags.zone was no time zone"
         );
         assert_eq!(unknown.certain, None);
         assert_eq!(

@@ -33,8 +33,8 @@ pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span
 pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf, StagePace};
 pub use schedule::{
     CivilDate, Closed, Day, Freeze, HORIZON, InvalidDate, InvalidTimeOfDay, InvalidZone,
-    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, Window,
-    ZoneName,
+    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, UnknownZone,
+    Window, ZoneName,
 };
 pub use stage::{ApprovalRule, Gate, OnFailure, Rung, Stage, Unconfirmed};
 pub use validate::{
@@ -372,6 +372,21 @@ impl RolloutSpec {
         let tag = self.schedule.as_ref()?.zone_tag.as_ref()?;
         let (_, value) = group.0.iter().find(|(name, _)| name == tag.as_str())?;
         value.as_deref()
+    }
+
+    /// The same, if that is no zone.
+    #[must_use]
+    pub fn unknown_zone_in<'a>(&self, group: &'a Group) -> Option<&'a str> {
+        self.zone_in(group)
+            .filter(|zone| zone.parse::<ZoneName>().is_err())
+    }
+
+    /// The tag by which devices with an unknown zone are left out, if they are.
+    #[must_use]
+    pub fn skips_unknown_zones(&self) -> Option<&TagPath> {
+        let schedule = self.schedule.as_ref()?;
+        let tag = schedule.zone_tag.as_ref()?;
+        (schedule.unknown_zone == UnknownZone::Skip).then_some(tag)
     }
 
     /// Some gate asks a Prometheus server for a metric: the first such stage.

@@ -70,6 +70,7 @@ pub fn plan_completed(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            unknown_zones: Default::default(),
         },
     }
 }

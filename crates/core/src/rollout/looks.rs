@@ -178,6 +178,7 @@ mod tests {
                 .collect(),
             excluded: Vec::new(),
             repeated: 0,
+            unknown_zones: Default::default(),
         };
         after(&planning, Event::PlanCompleted { plan }, at(1))
     }

@@ -13,6 +13,7 @@ fn plan(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            unknown_zones: Default::default(),
         },
     }
 }

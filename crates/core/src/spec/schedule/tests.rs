@@ -73,6 +73,7 @@ windows:
   - {from: 06:30, for: 90m}
 zone: europe/berlin
 zone_tag: location.zone
+unknown_zone: skip
 freeze:
   - {from: 2026-12-24, to: 2026-12-26, reason: Christmas}
   - {from: 2027-01-01}
@@ -85,6 +86,7 @@ freeze:
         ],
         "zone": "Europe/Berlin",
         "zone_tag": "location.zone",
+        "unknown_zone": "skip",
         "freeze": [
             {"from": "2026-12-24", "to": "2026-12-26", "reason": "Christmas"},
             {"from": "2027-01-01"},
@@ -103,6 +105,10 @@ freeze:
 fn what_does_not_read_says_why() {
     for (yaml, expected) in [
         ("zone: Berlin", "zone: \"Berlin\" is not a time zone"),
+        (
+            "unknown_zone: ignore",
+            "unknown_zone: unknown variant `ignore`, expected `default` or `skip`",
+        ),
         ("zone_tag: 1a", "zone_tag: tag \"1a\" cannot be queried"),
         ("windows: [{for: 1h}]", "windows[0]: missing field `from`"),
         (
@@ -172,6 +178,7 @@ freeze:
     ));
 
     schedule.start_at = None;
+    schedule.unknown_zone = UnknownZone::Skip;
     schedule.windows = vec![schedule.windows[1].clone(); MAX_WINDOWS + 1];
     schedule.freeze = vec![schedule.freeze[0].clone(); MAX_FREEZES + 1];
     let fields: Vec<_> = schedule
@@ -179,7 +186,7 @@ freeze:
         .into_iter()
         .map(|(field, _)| field)
         .collect();
-    assert_eq!(fields, ["windows", "freeze"]);
+    assert_eq!(fields, ["windows", "freeze", "unknown_zone"]);
 }
 
 #[test]
@@ -714,6 +721,7 @@ fn some_schedule() -> impl Strategy<Value = (Schedule, Timestamp)> {
                 windows,
                 zone: Some(zone.parse().unwrap()),
                 zone_tag: None,
+                unknown_zone: UnknownZone::Default,
                 freeze: freeze.collect(),
             };
             (schedule, Timestamp(change.0 - before))
