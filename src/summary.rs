@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use twincast_core::budget::FullGroup;
 use twincast_core::outcome::Outcome;
+use twincast_core::plan::PlanSummary;
 use twincast_core::ports::{Clock as _, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::friendly;
@@ -77,6 +78,7 @@ impl Summary {
         if let Some(budgets) = &self.outcomes.budgets {
             lines.push(format!("  {}", budgets_in_words(budgets)));
         }
+        lines.extend(self.unknown_zones());
         // One alone is that of a spec that has none.
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
@@ -101,6 +103,22 @@ impl Summary {
             lines.extend([String::new(), times]);
         }
         lines.join("\n")
+    }
+
+    fn unknown_zones(&self) -> Option<String> {
+        let plan = self.rollout.plan.clone()?;
+        let unknown = serde_json::from_value::<PlanSummary>(plan)
+            .ok()?
+            .unknown_zones;
+        let devices = thousands(unknown.devices);
+        let skips = self.rollout.spec["schedule"]["unknown_zone"] == "skip";
+        let what = if skips {
+            "left out"
+        } else {
+            "the schedule's own zone holds"
+        };
+        (!unknown.is_empty())
+            .then(|| format!("  {devices} devices with an unknown zone ({unknown}): {what}"))
     }
 
     /// The failures of devices that the hub has taken the message for, or of the others.

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex, StageName};
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, CutMissed, Excluded, Filled,
-    Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules, arrange,
-    finish_stages,
+    Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules,
+    UnknownZones, arrange, finish_stages,
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
 use twincast_core::query::{self, TagPath};
@@ -217,6 +217,7 @@ fn summarize(
         stages: stages.collect(),
         excluded: excluded.counts(&spec.target.exclude),
         repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
+        unknown_zones: UnknownZones::default(),
     };
     let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
     let found: u64 = parts.iter().map(|part| part.found).sum();
@@ -230,6 +231,7 @@ fn summarize(
         for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
             excluded.devices += devices;
         }
+        summary.unknown_zones.merge(part.unknown_zones);
         digest.add(part.plan.hub.clone(), part.digest);
         summary.hubs.push(part.plan);
     }
@@ -242,8 +244,21 @@ fn summarize(
             devices: listed - found,
         });
     }
+    summary
+        .excluded
+        .extend(without_zone(spec, &summary.unknown_zones));
     summary.digest = digest.finish();
     summary
+}
+
+/// The devices that are left out for their unknown zones, if there are any.
+fn without_zone(spec: &RolloutSpec, unknown: &UnknownZones) -> Option<Excluded> {
+    let tag = spec.skips_unknown_zones()?;
+    (!unknown.is_empty()).then(|| Excluded {
+        rule: format!("tags.{tag} is no time zone: {unknown}"),
+        reason: None,
+        devices: unknown.devices,
+    })
 }
 
 /// A target without any device is another matter, and is nobody's mistake here.
@@ -306,6 +321,7 @@ struct Planned {
     listed: u64,
     found: u64,
     repeated: u64,
+    unknown_zones: UnknownZones,
 }
 
 impl<'a> HubPart<'a> {
@@ -325,6 +341,7 @@ impl<'a> HubPart<'a> {
                 listed: 0,
                 found: 0,
                 repeated: 0,
+                unknown_zones: UnknownZones::default(),
             },
         }
     }
@@ -496,6 +513,12 @@ impl<'a> HubPart<'a> {
             let batch_by = planner.spec.batch_by.iter().enumerate();
             let group = batch_by.map(|(index, tag)| (tag.to_string(), value(index).map(as_text)));
             let group = Group(group.collect());
+            if let Some(zone) = planner.spec.unknown_zone_in(&group) {
+                self.planned.unknown_zones.add(zone);
+                if planner.spec.skips_unknown_zones().is_some() {
+                    continue;
+                }
+            }
             let tag = |path: &TagPath| value(tags.iter().position(|tag| tag == path)?);
             stager.push(row.device, group, tag, &mut assigned);
         }

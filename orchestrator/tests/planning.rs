@@ -355,6 +355,70 @@ async fn without_stages_there_is_one() {
     assert_eq!(old.stages, []);
 }
 
+/// Of six devices: two zones, two values that are none (one of them long), one without the tag, one that is excluded.
+fn zoned(prefix: &str) -> ScriptedHub {
+    let long = "x".repeat(100);
+    let zones = [
+        Some("Europe/Oslo"),
+        Some("UTC"),
+        Some("Europe/Olso"),
+        Some(&*long),
+        None,
+        Some("Mars"),
+    ];
+    let devices = zones.iter().enumerate().map(|(n, zone)| {
+        let zone = zone.map(|zone| ("zone", zone.to_owned()));
+        let id = build::device(&format!("{prefix}-{n}"));
+        (id, tags(&Vec::from_iter(zone)))
+    });
+    ScriptedHub::with_tags(devices)
+}
+
+#[tokio::test]
+async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
+    let two = hubs(
+        &[("a", zoned("x")), ("b", zoned("y"))],
+        HubLimits::unlimited(),
+    );
+    let with = |schedule: &str| {
+        spec(
+            "all: true, exclude: [{devices: [x-5, y-5]}]",
+            &format!(", batch_by: [zone], schedule: {{zone: Asia/Tokyo{schedule}}}"),
+        )
+    };
+    let plan = async |schedule: &str| plan(&with(schedule), &two, Path::new("")).await.unwrap();
+
+    let (summary, batches) = plan(", zone_tag: zone").await;
+    assert_eq!(ids(&batches).len(), 10);
+    let unknown = &summary.unknown_zones;
+    let cut = "x".repeat(40);
+    assert_eq!(
+        (unknown.devices, &*unknown.values),
+        (4, &["Europe/Olso".to_owned(), cut][..])
+    );
+    assert_eq!(summary.excluded.len(), 1);
+
+    let (summary, batches) = plan(", zone_tag: zone, unknown_zone: skip").await;
+    let planned: Vec<_> = ids(&batches).into_iter().map(|(_, id)| id).collect();
+    assert_eq!(planned, ["x-0", "x-1", "x-4", "y-0", "y-1", "y-4"]);
+    assert_eq!((summary.devices, summary.unknown_zones.devices), (6, 4));
+    let left_out = &summary.excluded[1];
+    assert_eq!(left_out.devices, 4);
+    assert!(
+        left_out
+            .rule
+            .starts_with("tags.zone is no time zone: \"Europe/Olso\", \"xxx"),
+        "{}",
+        left_out.rule
+    );
+
+    // Without zones of their own there is nothing to be known.
+    let (summary, _) = plan("").await;
+    assert_eq!((summary.devices, summary.unknown_zones.devices), (10, 0));
+    let json = serde_json::to_value(&summary).unwrap();
+    assert_eq!(json.get("unknown_zones"), None);
+}
+
 #[tokio::test]
 async fn a_stage_that_could_never_pass_is_refused() {
     let hubs_with = |count| {

@@ -185,14 +185,23 @@ fn text(view: &PlanView, output: &Output) -> String {
 /// How long it takes, and when it is over.
 fn times(view: &PlanView) -> String {
     let Forecast {
+        from,
+        stages,
         ends_at,
         ends_at_latest,
         approvals,
-        ..
     } = &view.forecast;
     let sending = match view.estimate.sending {
         Some(sending) => format!("Sending takes {} at this pace. ", friendly(sending)),
         None => String::new(),
+    };
+    let starts_at = stages.iter().map(|stage| stage.starts_at).min();
+    let first = match starts_at.filter(|starts_at| starts_at > from) {
+        Some(starts_at) => format!(
+            "sends its first message at {}, and is",
+            to_the_second(starts_at)
+        ),
+        None => "is".to_owned(),
     };
     let over = to_the_second(*ends_at);
     let latest = if ends_at_latest > ends_at {
@@ -207,7 +216,7 @@ fn times(view: &PlanView) -> String {
     };
     let looks = looks(view);
     format!(
-        "  {sending}Nothing was sent.\n  Begun now, it is over at {over}{latest}{approvals}.{looks}"
+        "  {sending}Nothing was sent.\n  Begun now, it {first} over at {over}{latest}{approvals}.{looks}"
     )
 }
 

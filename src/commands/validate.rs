@@ -1,10 +1,11 @@
 //! `twincast validate` and `twincast schema`.
 
 use serde_json::json;
-use twincast_core::spec::RolloutSpec;
+use twincast_core::spec::{Problem, Problems, RolloutSpec};
 
 use crate::args::ValidateArgs;
 use crate::config::Settings;
+use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::prometheus;
@@ -16,6 +17,15 @@ pub(crate) fn validate(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
+    let schedule = file.spec.schedule.as_ref();
+    let now = engine::clock().now();
+    if let Some(why) = schedule.and_then(|schedule| schedule.never_opens(now)) {
+        let problems = Problems {
+            origin: args.spec.display().to_string(),
+            problems: vec![Problem::new("schedule", why)],
+        };
+        return Err(Failure::new(ExitCode::Refused, problems));
+    }
     if let Some(what) = prometheus::missing(&file.spec, settings) {
         output.note(&format!("Note: {what}: it would be refused."));
     }

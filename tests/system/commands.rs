@@ -167,6 +167,24 @@ fn the_schema_accepts_what_validate_accepts() {
 }
 
 #[test]
+fn a_schedule_that_never_opens_is_refused() {
+    let room = Room::bare();
+    let validate = |schedule: &str| {
+        let spec = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
+        room.write("spec.yaml", &format!("{spec}schedule: {{ {schedule} }}\n"));
+        room.run(&["validate", "spec.yaml"])
+    };
+    let ended = validate("freeze: [{ from: 2020-01-01, to: 9999-12-31, reason: sold }]").expect(3);
+    assert!(
+        ended
+            .stderr
+            .contains("spec.yaml: schedule: is frozen: sold at"),
+        "{ended}"
+    );
+    validate("start_at: 2099-12-31T00:00:00Z").expect(0);
+}
+
+#[test]
 fn a_spec_may_come_from_standard_input_or_be_json() {
     let room = Room::bare();
     let json = r#"{"name": "j", "target": {"all": true}, "message": {"body": {"json": {"a": 1}}}}"#;

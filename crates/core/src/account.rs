@@ -411,7 +411,7 @@ mod tests {
 
     fn accepted() -> Rollout {
         let spec = "{name: a, target: {all: true}, message: {body: {text: x}}, \
-                    stages: [{name: canary, percent: 10, gate: {approval: {}}}]}";
+                    stages: [{name: canary, percent: 10%, gate: {approval: {}}}]}";
         let spec = RolloutSpec::read("x", spec).unwrap();
         Rollout::accepted(spec, BTreeMap::default(), START)
     }

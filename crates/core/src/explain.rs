@@ -288,6 +288,11 @@ pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
             possible.push(format!("{field} leaves it out{reason}: it had {tags}"));
         }
     }
+    if let Some(tag) = spec.skips_unknown_zones() {
+        possible.push(format!(
+            "schedule.unknown_zone leaves it out: its tags.{tag} was no time zone"
+        ));
+    }
     let mut id = String::new();
     query::write_text_literal(device.as_str(), &mut id);
     let is_it = format!("deviceId = {id}");
@@ -318,7 +323,7 @@ mod tests {
     }
 
     const STAGES: &str = "target: {all: true}, stages: [{name: canary, tags: {ring: canary}}, \
-        {name: tenth, percent: 10}, {name: few, tags: {ring: [a, b]}, percent: 50, max_devices: 7}]";
+        {name: tenth, percent: 10%}, {name: few, tags: {ring: [a, b]}, percent: 50%, max_devices: 7}]";
 
     #[test]
     fn a_stage_says_what_it_took_a_device_by() {
@@ -381,6 +386,13 @@ mod tests {
         );
         let unknown = absence(
             "target: {tags: {type: fridge}, exclude: [{tags: {vip: true}, reason: calm}, {devices_file: out.txt}]}",
+        );
+        let zoned = absence(
+            "target: {all: true}, batch_by: [zone], schedule: {zone_tag: zone, unknown_zone: skip}",
+        );
+        assert_eq!(
+            zoned.possible[1],
+            "schedule.unknown_zone leaves it out: its tags.zone was no time zone"
         );
         assert_eq!(unknown.certain, None);
         assert_eq!(

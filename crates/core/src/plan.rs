@@ -15,6 +15,7 @@ mod order;
 mod overlap;
 mod sizes;
 mod stager;
+mod unknown_zones;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ pub use order::{COMPARED, Place, arrange};
 pub use overlap::{Overlap, overlap};
 pub use sizes::BatchSizes;
 pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
+pub use unknown_zones::UnknownZones;
 
 use crate::ids::{HubName, StageName};
 
@@ -50,6 +52,9 @@ pub struct PlanSummary {
     pub excluded: Vec<Excluded>,
     /// Ids that the device list named more than once; each counts once.
     pub repeated: u64,
+    /// Devices whose `zone_tag` holds no zone. Those that are left out for that are among the excluded, too.
+    #[serde(default, skip_serializing_if = "UnknownZones::is_empty")]
+    pub unknown_zones: UnknownZones,
 }
 
 /// One hub's part of a plan.

@@ -33,8 +33,8 @@ pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span
 pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf, StagePace};
 pub use schedule::{
     CivilDate, Closed, Day, Freeze, HORIZON, InvalidDate, InvalidTimeOfDay, InvalidZone,
-    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, Window,
-    ZoneName,
+    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, UnknownZone,
+    Window, ZoneName,
 };
 pub use stage::{
     ApprovalRule, EVIDENCE_WITHIN, Gate, OnFailure, Rung, Stage, TooLittle, Unconfirmed,
@@ -376,6 +376,21 @@ impl RolloutSpec {
         value.as_deref()
     }
 
+    /// The same, if that is no zone.
+    #[must_use]
+    pub fn unknown_zone_in<'a>(&self, group: &'a Group) -> Option<&'a str> {
+        self.zone_in(group)
+            .filter(|zone| zone.parse::<ZoneName>().is_err())
+    }
+
+    /// The tag by which devices with an unknown zone are left out, if they are.
+    #[must_use]
+    pub fn skips_unknown_zones(&self) -> Option<&TagPath> {
+        let schedule = self.schedule.as_ref()?;
+        let tag = schedule.zone_tag.as_ref()?;
+        (schedule.unknown_zone == UnknownZone::Skip).then_some(tag)
+    }
+
     /// Some gate asks a Prometheus server for a metric: the first such stage.
     #[must_use]
     pub fn asks_for_metrics(&self) -> Option<&StageName> {
@@ -535,22 +550,25 @@ rate: 600/min
                 "x:5:5: stages[0]: takes every device",
             ),
             (
-                "  - {name: a, percent: 1}\n  - {name: a}\n",
+                "  - {name: a, percent: 1%}\n  - {name: a}\n",
                 "x:6:12: stages[1].name: stage a is named twice",
             ),
             (
-                "  - {name: a, percent: 20}\n  - {name: b, percent: 20}\n",
+                "  - {name: a, percent: 20%}\n  - {name: b, percent: 20%}\n",
                 "x:6:24: stages[1].percent: is 20%, but it is cumulative",
             ),
             (
-                "  - {name: a, percent: 0}\n",
+                "  - {name: a, percent: 0%}\n",
                 "x:5:24: stages[0].percent: is 0%",
             ),
             (
                 "  - {name: a, max_devices: 0}\n",
                 "x:5:28: stages[0].max_devices: is 0",
             ),
-            ("  - {name: rest, percent: 1}\n", "stages[0].name: \"rest\""),
+            (
+                "  - {name: rest, percent: 1%}\n",
+                "stages[0].name: \"rest\"",
+            ),
             ("  - {name: a, gate: {min_sample: 5}}\n", "asks nothing"),
             (
                 "  - {name: a, gate: {bake: 1h, counts: delivered}}\n",
@@ -571,6 +589,18 @@ rate: 600/min
             (
                 "  - {name: a, gate: {failure_above: 101%}}\n",
                 "\"101%\" is not a per cent",
+            ),
+            (
+                "  - {name: a, gate: {success_at_least: 0.95}}\n",
+                "stages[0].gate.success_at_least: 0.95 can be read as 0.95% or as 95%: write \"0.95%\" or \"95%\"",
+            ),
+            (
+                "  - {name: a, gate: {failure_above: 0}}\n",
+                "stages[0].gate.failure_above: 0 has no per cent sign: write \"0%\"",
+            ),
+            (
+                "  - {name: a, percent: 10}\n",
+                "stages[0].percent: 10 has no per cent sign: write \"10%\"",
             ),
             ("  - {name: a, gate: {bake: 91d}}\n", "is too long"),
             (

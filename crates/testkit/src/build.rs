@@ -70,6 +70,7 @@ pub fn plan_completed(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            unknown_zones: Default::default(),
         },
     }
 }
@@ -200,7 +201,7 @@ async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollo
 pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
     let text = format!(
         "{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}, \
-         stages: [{{name: one, percent: 10}}, {{name: two, percent: 50}}]}}"
+         stages: [{{name: one, percent: 10%}}, {{name: two, percent: 50%}}]}}"
     );
     let spec = RolloutSpec::read("test", &text).expect("the spec is right");
     let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));

@@ -11,9 +11,7 @@ use twincast_core::plan::{
     StagePlan, StageShares, estimate, forecast, warnings,
 };
 use twincast_core::ports::Clock;
-use twincast_core::spec::{
-    Budget, Continuous, NoContent, Ramp, RolloutSpec, Stage, StagePace, ZoneName,
-};
+use twincast_core::spec::{Budget, Continuous, NoContent, Ramp, RolloutSpec, Stage, StagePace};
 use utoipa::ToSchema;
 
 use super::overlaps::Overlapping;
@@ -154,10 +152,11 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     let stages = estimates(spec, &plan, &parts, |hubs, pace, before| {
         estimate(hubs, limits, pace, before, content.size())
     });
-    let whole = stages.iter().map(|stage| stage.estimate.clone());
-    let whole = whole.reduce(Estimate::then);
-    let estimate = whole.expect("there is always a stage for the rest");
+    let of_stages: Vec<_> = stages.iter().map(|stage| stage.estimate.clone()).collect();
+    let estimate = Estimate::of_stages(&of_stages).expect("there is always a stage for the rest");
     let forecast = forecast(spec, &stages, clock.now())?;
+    let mut warnings = warnings(spec, &estimate);
+    warnings.extend(unknown_zones(spec, &plan));
     let groups = groups
         .into_iter()
         .map(|((hub, group), (devices, batches))| GroupPlan {
@@ -175,10 +174,23 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
         groups: groups.collect(),
         other_groups,
         overlaps: Vec::new(),
-        warnings: warnings(spec, &estimate, &forecast),
+        warnings,
         plan,
         estimate,
         forecast,
+    })
+}
+
+/// Devices that are sent to by another zone than they seem to be in.
+fn unknown_zones(spec: &RolloutSpec, plan: &PlanSummary) -> Option<String> {
+    let unknown = &plan.unknown_zones;
+    let is_silent = unknown.is_empty() || spec.skips_unknown_zones().is_some();
+    (!is_silent).then(|| {
+        format!(
+            "{} devices have a zone that is unknown, {unknown}: the schedule's own zone holds for them; correct their \
+             tags, or leave them out with schedule.unknown_zone: skip",
+            unknown.devices
+        )
     })
 }
 
@@ -208,8 +220,10 @@ fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     });
     part.plan.devices += u64::from(header.devices);
     part.plan.batches += 1;
-    let zone = spec.zone_in(&header.group).map(str::to_owned);
-    let zone = zone.filter(|zone| zone.parse::<ZoneName>().is_ok());
+    let zone = match spec.unknown_zone_in(&header.group) {
+        Some(_) => None,
+        None => spec.zone_in(&header.group).map(str::to_owned),
+    };
     *part.zones.entry(zone).or_default() += u64::from(header.devices);
 }
 

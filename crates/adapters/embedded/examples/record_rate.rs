@@ -133,6 +133,7 @@ async fn plan(
         stages: vec![],
         excluded: vec![],
         repeated: 0,
+        unknown_zones: Default::default(),
     };
     step(store, rollout, Event::PlanCompleted { plan }).await?;
     Ok(batches)

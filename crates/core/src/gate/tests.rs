@@ -709,7 +709,7 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
 fn staged(gate: &str) -> Rollout {
     let spec = format!(
         "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}, ack: full}}, \
-         stages: [{{name: canary, percent: 10, gate: {{{gate}}}}}]}}"
+         stages: [{{name: canary, percent: 10%, gate: {{{gate}}}}}]}}"
     );
     let spec = RolloutSpec::read("x", &spec).unwrap();
     let mut rollout = Rollout::accepted(spec, Default::default(), START);

@@ -1,4 +1,8 @@
 //! How sending goes on at a pace that may rise: which hub is done when.
+//!
+//! A hub's first message is sent at once, and each message is followed by one interval at the rate of the devices that were
+//! counted before it. So `n` messages take `n - 1` intervals, to within what a rollout with a rate of its own may
+//! [make up for](crate::permits::MAKE_UP).
 
 use crate::hub::HubLimits;
 use crate::spec::StagePace;
@@ -8,7 +12,7 @@ use crate::spec::StagePace;
 pub(super) struct Course {
     /// Its pace in the end, a minute; `None` without a limit.
     pub(super) pace: Option<f64>,
-    /// Minutes until its last device; `None` without a limit.
+    /// Minutes from its first device to its last; `None` without a limit.
     pub(super) minutes: Option<f64>,
 }
 
@@ -22,8 +26,11 @@ pub(super) struct Part {
 /// Lets all hubs send at once, from step to step of the ramp. `before` devices have been counted when it begins.
 /// Every device counts as soon as it is sent to.
 pub(super) fn courses(pace: &StagePace, before: u64, parts: &[Part]) -> Vec<Course> {
-    let mut left: Vec<f64> = parts.iter().map(|part| part.devices as f64).collect();
-    let mut counted = before as f64;
+    // Intervals.
+    let left = parts.iter().map(|part| part.devices.saturating_sub(1));
+    let mut left: Vec<f64> = left.map(|left| left as f64).collect();
+    let alone = parts.iter().filter(|part| part.devices == 1).count();
+    let mut counted = before as f64 + alone as f64;
     let mut now = 0.0;
     let start = |part: &Part| {
         let pace = part.limits.pace(pace.rate_at(before));
@@ -70,6 +77,8 @@ pub(super) fn courses(pace: &StagePace, before: u64, parts: &[Part]) -> Vec<Cour
             if *left < 1e-3 {
                 *left = 0.0;
                 course.minutes = Some(now);
+                // The last device is followed by no interval.
+                counted += 1.0;
             }
         }
     }
@@ -111,21 +120,22 @@ mod tests {
     #[test]
     fn the_time_follows_the_ramp() {
         let doubling = pace("ramp: {base: 50/min, factor: 2, every: 1000}");
-        // 1000 at 50, 1000 at 100, 1000 at 200, 1000 at 400.
-        assert_eq!(minutes(&doubling, 0, &[(1_000, None)]), [20.0]);
-        assert_eq!(minutes(&doubling, 0, &[(4_000, None)]), [37.5]);
-        assert_eq!(minutes(&doubling, 0, &[(4_000, Some(100.0))]), [50.0]);
-        assert_eq!(minutes(&doubling, 2_000, &[(1_000, None)]), [5.0]);
-        // Two hubs count together: the step comes after ten minutes.
+        // 1000 intervals at 50, 1000 at 100, 1000 at 200, the rest at 400.
+        assert_eq!(minutes(&doubling, 0, &[(1_000, None)]), [19.98]);
+        assert_eq!(minutes(&doubling, 0, &[(1_001, None)]), [20.0]);
+        assert_eq!(minutes(&doubling, 0, &[(4_001, None)]), [37.5]);
+        assert_eq!(minutes(&doubling, 0, &[(4_001, Some(100.0))]), [50.0]);
+        assert_eq!(minutes(&doubling, 2_000, &[(1_001, None)]), [5.0]);
+        // Two hubs count together: a step comes after ten minutes, and one before the last interval.
         assert_eq!(
-            minutes(&doubling, 0, &[(500, None), (1_500, None), (0, None)]),
-            [10.0, 20.0, 0.0]
+            minutes(&doubling, 0, &[(501, None), (1_501, None), (0, None)]),
+            [10.0, 19.995, 0.0]
         );
         let capped = pace("rate: 100/min, ramp: {base: 50/min, factor: 2, every: 1000}");
-        assert_eq!(minutes(&capped, 0, &[(4_000, None)]), [50.0]);
+        assert_eq!(minutes(&capped, 0, &[(4_001, None)]), [50.0]);
         let constant = pace("rate: 100/min");
         assert_eq!(
-            minutes(&constant, 0, &[(250, None), (50, None)]),
+            minutes(&constant, 0, &[(251, None), (51, None)]),
             [2.5, 0.5]
         );
         assert_eq!(minutes(&pace("weight: 1"), 0, &[(250, None)]), [-1.0]);
@@ -133,9 +143,23 @@ mod tests {
     }
 
     #[test]
+    fn few_messages_take_one_interval_less_than_they_are() {
+        let slow = pace("rate: 1/min");
+        assert_eq!(
+            minutes(&slow, 0, &[(0, None), (1, None), (2, None), (7, None)]),
+            [0.0, 0.0, 1.0, 6.0]
+        );
+        // Counted before each: 0, 1, 2, 3, 4; the intervals after the first four are 1, 1, half and half a minute.
+        let ramp = pace("ramp: {base: 1/min, factor: 2, every: 2}");
+        assert_eq!(minutes(&ramp, 0, &[(5, None)]), [3.0]);
+        // The one device of the other hub counts: 1, 2, 3 before each.
+        assert_eq!(minutes(&ramp, 0, &[(3, None), (1, None)]), [1.5, 0.0]);
+    }
+
+    #[test]
     fn many_small_steps_come_to_an_end() {
         let slow = pace("ramp: {base: 0.001/min, factor: 1.01, every: 1}");
-        let took = minutes(&slow, 0, &[(10_000_000, Some(50_000.0)), (1, None)]);
+        let took = minutes(&slow, 0, &[(10_000_000, Some(50_000.0)), (2, None)]);
         assert!(took[0] > 200.0 && took[1] > 900.0, "{took:?}");
     }
 }

@@ -17,7 +17,7 @@ pub struct HubEstimate {
     pub plan: HubPlan,
     /// Sends a minute, `None` without a limit; with a ramp, those in the end; of several stages, those of the fastest.
     pub sends_per_minute: Option<f64>,
-    /// Time to send them all, `None` without a limit.
+    /// Time from the first send to the last, `None` without a limit.
     #[serde(rename = "sending_seconds", with = "seconds")]
     pub sending: Option<Duration>,
     /// Messages that count against the daily quota.
@@ -63,15 +63,20 @@ mod seconds {
 }
 
 impl HubEstimate {
-    /// Sends a minute on the average: with a ramp, less than in the end. `None` without a limit.
+    /// Seconds between two sends on the average: with a ramp, more than in the end. Zero without a limit.
     #[must_use]
-    pub fn mean_pace(&self) -> Option<f64> {
-        let minutes = self.sending?.as_secs_f64() / 60.0;
-        if minutes > 0.0 {
-            Some(self.plan.devices as f64 / minutes)
-        } else {
-            self.sends_per_minute
+    pub fn mean_interval(&self) -> f64 {
+        match (self.sending, self.plan.devices) {
+            (Some(sending), devices @ 2..) => sending.as_secs_f64() / (devices - 1) as f64,
+            _ => self.last_interval().as_secs_f64(),
         }
+    }
+
+    /// After the last send, how long the hub takes no further one of this rollout.
+    #[must_use]
+    pub fn last_interval(&self) -> Duration {
+        let pace = self.sends_per_minute;
+        pace.map_or(Duration::ZERO, |pace| Duration::from_secs_f64(60.0 / pace))
     }
 
     /// Days of the whole daily quota that this part uses.
@@ -80,47 +85,56 @@ impl HubEstimate {
         self.messages_per_day
             .map(|quota| self.metered_messages as f64 / quota.max(1) as f64)
     }
+
+    /// Adds a further stage, which begins `wait` after it might.
+    fn add(&mut self, stage: &Self, wait: Duration) {
+        assert_eq!(
+            self.plan.hub, stage.plan.hub,
+            "estimates are of the same hubs"
+        );
+        self.plan.devices += stage.plan.devices;
+        self.plan.batches += stage.plan.batches;
+        let paces = self.sends_per_minute.zip(stage.sends_per_minute);
+        self.sends_per_minute = paces.map(|(one, other)| one.max(other));
+        let sending = stage.sending.map(|sending| sending + wait);
+        // Without a limit, sending takes no time that is known.
+        self.sending = match (self.sending, sending) {
+            (Some(one), Some(other)) => Some(one + other),
+            (one, other) => one.or(other),
+        };
+        self.metered_messages += stage.metered_messages;
+    }
 }
 
 impl Estimate {
-    /// What this and `next` take one after the other, as stages do: each begins when the slowest hub is done with
-    /// the one before. Both are of the same hubs. Waiting at gates is not part of it.
+    /// What stages take one after the other: each begins when the slowest hub is done with the one before, and on each hub
+    /// no sooner than an interval after its last send. All are of the same hubs. Waiting at gates is not part of it.
     #[must_use]
-    pub fn then(self, next: Self) -> Self {
-        let hubs = self.hubs.into_iter().zip(next.hubs);
-        Self {
-            hubs: hubs.map(|(one, other)| one.then(&other)).collect(),
-            sending: sum(self.sending, next.sending),
+    pub fn of_stages(stages: &[Self]) -> Option<Self> {
+        let (first, others) = stages.split_first()?;
+        let mut whole = first.clone();
+        let mut now = first.sending.unwrap_or_default();
+        let free_at = |start, hub: &HubEstimate| match (hub.plan.devices, hub.sending) {
+            (1.., Some(sending)) => start + sending + hub.last_interval(),
+            _ => Duration::ZERO,
+        };
+        let free = first.hubs.iter().map(|hub| free_at(Duration::ZERO, hub));
+        let mut free: Vec<_> = free.collect();
+        for stage in others {
+            let mut done = now;
+            for ((sum, hub), free) in whole.hubs.iter_mut().zip(&stage.hubs).zip(&mut free) {
+                let mut wait = Duration::ZERO;
+                if hub.plan.devices > 0 {
+                    wait = free.saturating_sub(now);
+                    *free = free_at(now + wait, hub);
+                    done = done.max(now + wait + hub.sending.unwrap_or_default());
+                }
+                sum.add(hub, wait);
+            }
+            now = done;
+            whole.sending = whole.sending.or(stage.sending).map(|_| now);
         }
-    }
-}
-
-impl HubEstimate {
-    fn then(self, next: &Self) -> Self {
-        assert_eq!(
-            self.plan.hub, next.plan.hub,
-            "estimates are of the same hubs"
-        );
-        let paces = self.sends_per_minute.zip(next.sends_per_minute);
-        Self {
-            plan: HubPlan {
-                hub: self.plan.hub,
-                devices: self.plan.devices + next.plan.devices,
-                batches: self.plan.batches + next.plan.batches,
-            },
-            sends_per_minute: paces.map(|(one, other)| one.max(other)),
-            sending: sum(self.sending, next.sending),
-            metered_messages: self.metered_messages + next.metered_messages,
-            messages_per_day: self.messages_per_day,
-        }
-    }
-}
-
-/// Without a limit, sending takes no time that is known.
-fn sum(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one + other),
-        (one, other) => one.or(other),
+        Some(whole)
     }
 }
 
@@ -164,7 +178,9 @@ pub fn estimate(
 mod tests {
     use super::*;
     use crate::hub::{HEADROOM, Tier};
-    use crate::ids::HubName;
+    use crate::ids::{HubName, RolloutName};
+    use crate::permits::{HubPermits, MAKE_UP, PermitRequest};
+    use crate::time::Timestamp;
 
     #[test]
     fn a_million_devices_take_what_the_quota_says() {
@@ -204,15 +220,83 @@ mod tests {
             estimate(&hubs, |_| HubLimits::unlimited(), &pace, 0, 100)
         };
         let minutes = |time: Option<Duration>| time.unwrap().as_secs_f64() / 60.0 * HEADROOM;
-        let both = stage([10, 100], "10/min").then(stage([1_000, 0], "100/min"));
+        let whole = |stages: &[Estimate]| Estimate::of_stages(stages).unwrap();
+        let both = whole(&[stage([11, 101], "10/min"), stage([1_001, 0], "100/min")]);
         assert!((minutes(both.sending) - 20.0).abs() < 1e-6);
         let hubs: Vec<_> = both
             .hubs
             .iter()
             .map(|hub| (hub.plan.devices, minutes(hub.sending).round()))
             .collect();
-        assert_eq!(hubs, [(1_010, 11.0), (100, 10.0)]);
+        assert_eq!(hubs, [(1_012, 11.0), (101, 10.0)]);
         assert_eq!(both.hubs[0].sends_per_minute, Some(100.0 * HEADROOM));
-        assert_eq!(both.hubs[0].metered_messages, 1_010);
+        assert_eq!(both.hubs[0].metered_messages, 1_012);
+        // As many intervals as without stages: the first of the next stage comes one after the last of this one.
+        let three = [
+            stage([2, 1], "1/min"),
+            stage([3, 0], "1/min"),
+            stage([1, 1], "1/min"),
+        ];
+        let three = whole(&three);
+        assert!((minutes(three.sending) - 5.0).abs() < 1e-6, "{three:?}");
+        assert!(
+            (minutes(three.hubs[0].sending) - 5.0).abs() < 1e-6,
+            "{three:?}"
+        );
+        assert!(minutes(three.hubs[1].sending) < 1e-6, "{three:?}");
+    }
+
+    /// Seconds from the first send to the last as a hub's permits give them.
+    fn paced(messages: u32, hub: f64, own: Option<f64>) -> f64 {
+        let mut permits = HubPermits::default();
+        let request = |wanted| PermitRequest {
+            hub: HubName::new("eu").unwrap(),
+            wanted,
+            per_minute: hub,
+            rollout: RolloutName::new("r").unwrap(),
+            weight: 1,
+            limit: own,
+        };
+        let interval = 60.0 / own.map_or(hub, |own| own.min(hub));
+        let (mut now, mut left, mut last) = (Timestamp(1_000_000), messages, 0.0);
+        while left > 0 {
+            let grant = permits.take(now, &request(left));
+            now = now.plus(grant.wait).plus(Duration::from_millis(1));
+            let start = now.since(Timestamp(1_000_001)).as_secs_f64();
+            left -= grant.permits;
+            last = start + interval * f64::from(grant.permits.saturating_sub(1));
+        }
+        last
+    }
+
+    #[test]
+    fn few_messages_take_as_long_as_their_permits() {
+        let limits = HubLimits::of(Tier::S1, 1, 1.0);
+        let hub = limits.pace(None).unwrap();
+        for messages in [1, 2, 5, 7, 30] {
+            for rate in [None, Some("1/min"), Some("6/min"), Some("60/min")] {
+                let rate = rate.map(|rate| rate.parse().unwrap());
+                let plan = HubPlan {
+                    hub: HubName::new("eu").unwrap(),
+                    devices: u64::from(messages),
+                    batches: 1,
+                };
+                let pace = StagePace::constant(rate);
+                let estimate = estimate(&[plan], |_| limits, &pace, 0, 100);
+                let expected = estimate.sending.unwrap().as_secs_f64();
+                let own = rate.and_then(|_| HubLimits::unlimited().pace(rate));
+                let took = paced(messages, hub, own);
+                let sooner = match own {
+                    // A rollout's own limit lets it make up for a moment once.
+                    Some(_) => MAKE_UP.as_secs_f64(),
+                    None => 0.0,
+                };
+                let range = expected - sooner - 0.01..expected + 0.05;
+                assert!(
+                    range.contains(&took),
+                    "{messages} at {rate:?}: {took} s, and not {expected}"
+                );
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! When a plan will be sent: by the hubs' quotas, the schedule, and the waits at gates.
 //!
-//! A forecast walks through the openings and closings of the schedule, stage by stage. It assumes that all
-//! gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
+//! A forecast walks through the openings and closings of the schedule, stage by stage. Sends of a hub are an interval
+//! apart, also when the schedule was closed or a stage has ended in between. It assumes that all gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
 //! function of the plan and a time, and its work is bounded by [`MAX_STEPS`] and [`MAX_AHEAD`].
 
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::Estimate;
 use crate::evidence::BATCHING;
 use crate::gate;
 use crate::ids::{HubName, StageIndex, StageName};
-use crate::spec::{Closed, Gate, Opening, RolloutSpec, Rung};
+use crate::spec::{Closed, Gate, Metric, Opening, RolloutSpec, Rung};
 use crate::time::{Timestamp, friendly};
 
 /// Openings and closings that are looked at for each stage and hub: thirteen years of daily windows.
 const MAX_STEPS: usize = 10_000;
 /// What takes longer than this is refused: nobody means it.
 const MAX_AHEAD: Duration = Duration::from_secs(20 * 365 * DAY.as_secs());
-/// What takes longer than this is warned of.
+/// Sending that takes longer than this is warned of.
 const LONG: Duration = Duration::from_secs(90 * DAY.as_secs());
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -49,11 +49,11 @@ pub struct StageForecast {
     /// The stage.
     #[serde(rename = "stage")]
     pub name: StageName,
-    /// When it starts, at the earliest.
+    /// When its first message may leave, at the earliest; without devices, when its turn comes.
     pub starts_at: Timestamp,
     /// When all its devices were sent to, at the earliest.
     pub sent_at: Timestamp,
-    /// When it is over, at the earliest: its bake has passed, and no device is waited for.
+    /// When it is over, at the earliest: its bake has passed, its metrics are measured, and no device is waited for.
     pub ends_at: Timestamp,
     /// The same when silent devices are waited for as long as its gate and those before it allow.
     pub ends_at_latest: Timestamp,
@@ -79,7 +79,8 @@ pub struct Forecast {
 pub enum Impossible {
     /// The schedule does not open any more while devices are left.
     #[error(
-        "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days",
+        "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days: \
+         shorten its freezes",
         .zone.as_ref().map(|zone| format!(" in the zone {zone}")).unwrap_or_default()
     )]
     NeverOpen {
@@ -122,6 +123,9 @@ pub fn forecast(
     now: Timestamp,
 ) -> Result<Forecast, Impossible> {
     let (mut early, mut late) = (Track::at(now), Track::at(now));
+    let schedule = spec.schedule.as_ref();
+    let start_at = schedule.and_then(|schedule| schedule.start_at);
+    let began = start_at.map_or(now, |start_at| start_at.max(now));
     let mut forecast = Forecast {
         from: now,
         stages: Vec::new(),
@@ -131,11 +135,12 @@ pub fn forecast(
     };
     for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
         let gate = spec.gate_of(StageIndex(index));
-        let starts_at = early.now;
-        let sent_at = early.send(spec, &named.name, stage, now)?;
-        early.now = sent_at.plus(gate.map_or(Duration::ZERO, shortest_wait));
-        let sent_late = late.send(spec, &named.name, stage, now)?;
-        late.now = sent_late.plus(gate.map_or(Duration::ZERO, |gate| longest_wait(spec, gate)));
+        let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, began)?;
+        early.now = gate.map_or(sent_at, |gate| passes_at(gate, early.now, sent_at));
+        let sent_late = late.send(spec, &named.name, stage, began)?.sent_at;
+        late.now = gate.map_or(sent_late, |gate| {
+            passes_at(gate, late.now, sent_late).max(silent_until(spec, gate, sent_late))
+        });
         forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
         forecast.stages.push(StageForecast {
             name: named.name,
@@ -153,19 +158,29 @@ fn bake(gate: &Gate) -> Duration {
     gate.bake.map_or(Duration::ZERO, |bake| bake.0)
 }
 
-/// How long a gate takes when all is well: its bake, and the measurements of its metrics.
-fn shortest_wait(gate: &Gate) -> Duration {
-    let metrics = gate.metrics.iter();
-    let measuring = metrics.map(|metric| metric.every.0 * metric.count.saturating_sub(1));
-    measuring.fold(bake(gate), Duration::max)
+/// When a gate lets a stage through whose turn came at `began`, when all is well: its bake has passed, and its metrics were
+/// measured as often as they must be.
+fn passes_at(gate: &Gate, began: Timestamp, sent_at: Timestamp) -> Timestamp {
+    let measured = |metric: &Metric| {
+        let every = metric.every.0;
+        let delay = metric.initial_delay.map_or(Duration::ZERO, |delay| delay.0);
+        let first = began.plus(delay);
+        // Measurements count from the first one on that finds all of the stage sent.
+        let before = sent_at.since(first).as_millis();
+        let before = before.div_ceil(every.as_millis().max(1));
+        let needed = before + u128::from(metric.count.saturating_sub(1));
+        first.plus(every * u32::try_from(needed).unwrap_or(u32::MAX))
+    };
+    let metrics = gate.metrics.iter().map(measured);
+    metrics.fold(sent_at.plus(bake(gate)), Timestamp::max)
 }
 
-/// How long a gate lets silent devices be waited for, and its bake.
-fn longest_wait(spec: &RolloutSpec, gate: &Gate) -> Duration {
-    if gate.counts == Rung::Enqueued {
-        return shortest_wait(gate);
+/// Until when a gate waits for silent devices.
+fn silent_until(spec: &RolloutSpec, gate: &Gate, sent_at: Timestamp) -> Timestamp {
+    match gate.counts {
+        Rung::Enqueued => sent_at,
+        Rung::Delivered | Rung::Applied => sent_at.plus(deadline(spec, gate) + BATCHING),
     }
-    shortest_wait(gate).max(deadline(spec, gate) + BATCHING)
 }
 
 fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
@@ -173,65 +188,86 @@ fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
     gate::deadline(gate, ttl, BATCHING)
 }
 
-/// A rollout that is gone through: where it is, and what was used of the hubs' quotas of the day.
+/// A rollout that is gone through: where it is, and each hub.
 struct Track {
     now: Timestamp,
-    used: Vec<(HubName, Used)>,
+    lines: Vec<(HubName, Line)>,
 }
 
+/// When the first message of something leaves, and when the last one.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    starts_at: Timestamp,
+    sent_at: Timestamp,
+}
+
+/// What was used of a hub.
 #[derive(Debug, Clone, Copy, Default)]
-struct Used {
+struct Line {
+    /// The next send comes no sooner.
+    free_at: Timestamp,
+    /// The day of UTC on which so many devices were sent to.
     day: u64,
-    devices: f64,
+    devices: u64,
 }
 
 impl Track {
     fn at(now: Timestamp) -> Self {
         Self {
             now,
-            used: Vec::new(),
+            lines: Vec::new(),
         }
     }
 
-    /// Sends a stage, all hubs at once; gives when the slowest is done.
+    /// Sends a stage, all hubs at once: from the first message of the earliest to the last of the slowest.
     fn send(
         &mut self,
         spec: &RolloutSpec,
         name: &StageName,
         stage: &StageShares,
         began: Timestamp,
-    ) -> Result<Timestamp, Impossible> {
-        let mut done = self.now;
+    ) -> Result<Sent, Impossible> {
+        let mut whole: Option<Sent> = None;
         for hub in &stage.estimate.hubs {
             let shares = stage.shares.iter().filter(|it| it.hub == hub.plan.hub);
             let mut work = Work {
                 spec,
                 stage: name,
                 hub: &hub.plan.hub,
-                per_ms: hub.mean_pace().map(|pace| pace / 60_000.0),
+                interval_ms: hub.mean_interval() * 1_000.0,
                 a_day: messages_a_day(hub.plan.devices, hub.metered_messages, hub.messages_per_day),
                 left: shares
-                    .map(|share| (share.zone.as_deref(), share.devices as f64))
+                    .map(|share| (share.zone.as_deref(), share.devices))
                     .collect(),
                 began,
             };
-            let used = match self.used.iter().position(|(hub, _)| hub == work.hub) {
+            let line = match self.lines.iter().position(|(hub, _)| hub == work.hub) {
                 Some(at) => at,
                 None => {
-                    self.used.push((work.hub.clone(), Used::default()));
-                    self.used.len() - 1
+                    self.lines.push((work.hub.clone(), Line::default()));
+                    self.lines.len() - 1
                 }
             };
-            done = done.max(work.until_done(self.now, &mut self.used[used].1)?);
+            let line = &mut self.lines[line].1;
+            if let Some(sent) = work.send(self.now, line)? {
+                line.free_at = sent.sent_at.plus(hub.last_interval());
+                whole = Some(whole.map_or(sent, |whole| Sent {
+                    starts_at: whole.starts_at.min(sent.starts_at),
+                    sent_at: whole.sent_at.max(sent.sent_at),
+                }));
+            }
         }
-        Ok(done)
+        Ok(whole.unwrap_or(Sent {
+            starts_at: self.now,
+            sent_at: self.now,
+        }))
     }
 }
 
 /// Devices that a day's quota is enough for.
-fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<f64> {
+fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<u64> {
     let each = metered.checked_div(devices).unwrap_or(1);
-    quota.map(|quota| (quota / each.max(1)) as f64)
+    quota.map(|quota| quota / each.max(1))
 }
 
 /// What one hub has to do for a stage.
@@ -239,38 +275,61 @@ struct Work<'a> {
     spec: &'a RolloutSpec,
     stage: &'a StageName,
     hub: &'a HubName,
-    /// Devices a millisecond; `None` without a limit.
-    per_ms: Option<f64>,
+    /// Between two sends; zero without a limit.
+    interval_ms: f64,
     /// Devices a day; `None` without a limit.
-    a_day: Option<f64>,
+    a_day: Option<u64>,
     /// Devices by zone.
-    left: Vec<(Option<&'a str>, f64)>,
+    left: Vec<(Option<&'a str>, u64)>,
+    /// When the rollout may send at all.
     began: Timestamp,
 }
 
-/// Less than this many devices are none: what is left of divisions.
-const NONE: f64 = 1e-6;
+/// How a hub goes on from some moment.
+enum Step {
+    /// Nothing can be sent before then.
+    Wait(Timestamp),
+    /// So many are sent, the first of them at once.
+    Send(u64),
+}
 
 impl Work<'_> {
-    fn until_done(&mut self, from: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
-        let mut now = from;
+    /// Sends everything, from `from` on, if there is anything.
+    fn send(&mut self, from: Timestamp, line: &mut Line) -> Result<Option<Sent>, Impossible> {
+        let mut now = from.max(line.free_at);
+        let mut whole: Option<Sent> = None;
         for _ in 0..MAX_STEPS {
-            self.left.retain(|(_, devices)| *devices > NONE);
             if now.since(self.began) > MAX_AHEAD {
                 break;
             }
+            self.left.retain(|(_, devices)| *devices > 0);
             if self.left.is_empty() {
-                return Ok(now);
+                return Ok(whole);
             }
-            now = self.step(now, used)?;
+            now = match self.step(now, line)? {
+                Step::Wait(until) => until,
+                Step::Send(sent) => {
+                    let starts_at = whole.map_or(now, |whole| whole.starts_at);
+                    let sent_at = self.after(now, sent - 1);
+                    whole = Some(Sent { starts_at, sent_at });
+                    self.after(now, sent)
+                }
+            };
         }
         Err(Impossible::TooLong {
             stage: self.stage.clone(),
         })
     }
 
-    /// Goes on to the next moment at which something changes.
-    fn step(&mut self, now: Timestamp, used: &mut Used) -> Result<Timestamp, Impossible> {
+    /// So many intervals later.
+    fn after(&self, now: Timestamp, intervals: u64) -> Timestamp {
+        // Less than a thousandth of a millisecond is the arithmetic's.
+        let ms = (self.interval_ms * intervals as f64 - 1e-3).ceil();
+        now.plus(Duration::from_millis(ms as u64))
+    }
+
+    /// What is done at `now`, until something changes.
+    fn step(&mut self, now: Timestamp, line: &mut Line) -> Result<Step, Impossible> {
         let mut change = Timestamp::MAX;
         let mut open = Vec::with_capacity(self.left.len());
         for (zone, _) in &self.left {
@@ -301,62 +360,75 @@ impl Work<'_> {
             change = change.min(until);
         }
         let waiting = self.left.iter().zip(&open);
-        let mut wanted: f64 = waiting
+        let all: u64 = waiting
             .filter(|(_, open)| **open)
             .map(|((_, devices), _)| devices)
             .sum();
-        if wanted == 0.0 {
-            return Ok(change);
+        if all == 0 {
+            return Ok(Step::Wait(change));
         }
-        let all = wanted;
+        let mut wanted = all;
+        // The hub counts by days of UTC.
+        let day_ms = DAY.as_millis() as u64;
+        let day = now.0 / day_ms;
+        if line.day != day {
+            (line.day, line.devices) = (day, 0);
+        }
         if let Some(quota) = self.a_day.filter(|quota| self.is_binding(*quota)) {
-            if quota < 1.0 {
+            if quota == 0 {
                 return Err(Impossible::NoQuota {
                     stage: self.stage.clone(),
                     hub: self.hub.clone(),
                 });
             }
-            // The hub counts by days of UTC.
-            let day_ms = DAY.as_millis() as u64;
-            let day = now.0 / day_ms;
-            if used.day != day {
-                *used = Used { day, devices: 0.0 };
-            }
             let midnight = Timestamp((day + 1) * day_ms);
-            let room = quota - used.devices;
-            if room <= NONE {
-                return Ok(midnight);
+            wanted = wanted.min(quota.saturating_sub(line.devices));
+            if wanted == 0 {
+                return Ok(Step::Wait(midnight));
             }
             change = change.min(midnight);
-            wanted = wanted.min(room);
         }
-        let takes_ms = self.per_ms.map_or(0.0, |per_ms| wanted / per_ms);
-        let far = 2.0 * MAX_AHEAD.as_millis() as f64;
-        let done = now.plus(Duration::from_millis(takes_ms.min(far).ceil() as u64));
-        let (sent, then) = match self.per_ms {
-            Some(per_ms) if done > change => {
-                let sent = change.since(now).as_millis() as f64 * per_ms;
-                (sent.min(wanted), change)
-            }
-            _ => (wanted, done),
-        };
-        used.devices += sent;
-        for ((_, devices), _) in self.left.iter_mut().zip(open).filter(|(_, open)| *open) {
-            *devices -= *devices * sent / all;
+        let sent = wanted.min(self.until(change, now));
+        line.devices += sent;
+        self.take(&open, sent, all);
+        Ok(Step::Send(sent))
+    }
+
+    /// How many are sent from `now` on before `change`; at least one.
+    fn until(&self, change: Timestamp, now: Timestamp) -> u64 {
+        let intervals = change.since(now).as_millis() as f64 / self.interval_ms;
+        // Less than a millionth of an interval is the arithmetic's.
+        ((intervals - 1e-6).ceil() as u64).max(1)
+    }
+
+    /// Takes `sent` of the `all` devices whose zones are open, from each zone its part.
+    fn take(&mut self, open: &[bool], sent: u64, all: u64) {
+        let mut rest = sent;
+        let waiting = || open.iter().enumerate().filter(|(_, open)| **open);
+        for (zone, _) in waiting() {
+            let devices = &mut self.left[zone].1;
+            let part = u128::from(*devices) * u128::from(sent) / u128::from(all);
+            let part = u64::try_from(part).expect("a part is no more than the whole");
+            *devices -= part;
+            rest -= part;
         }
-        Ok(then)
+        for (zone, _) in waiting() {
+            let devices = &mut self.left[zone].1;
+            let part = rest.min(*devices);
+            *devices -= part;
+            rest -= part;
+        }
     }
 
     /// Whether a day at the pace sends more than a day's quota.
-    fn is_binding(&self, quota: f64) -> bool {
-        let a_day = self.per_ms.map(|per_ms| per_ms * DAY.as_millis() as f64);
-        a_day.is_none_or(|a_day| a_day > quota)
+    fn is_binding(&self, quota: u64) -> bool {
+        DAY.as_millis() as f64 / self.interval_ms > quota as f64
     }
 }
 
 /// What is possible and yet may not be what was meant, each in a sentence.
 #[must_use]
-pub fn warnings(spec: &RolloutSpec, whole: &Estimate, forecast: &Forecast) -> Vec<String> {
+pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
     let mut warnings = Vec::new();
     for stage in &spec.stages {
         if let Some(gate) = &stage.gate {
@@ -380,11 +452,10 @@ pub fn warnings(spec: &RolloutSpec, whole: &Estimate, forecast: &Forecast) -> Ve
             ));
         }
     }
-    let takes = forecast.ends_at.since(forecast.from);
-    if takes > LONG {
+    if let Some(sending) = whole.sending.filter(|sending| *sending > LONG) {
         warnings.push(format!(
-            "it takes {} at the least; raise rate, the hub's units or share, or open the schedule for longer",
-            friendly(takes)
+            "sending alone takes {}; raise rate, or the hub's units or share",
+            friendly(sending)
         ));
     }
     warnings

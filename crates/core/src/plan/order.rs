@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_stage_has_its_own_order_or_the_rollouts() {
         let spec = spec(
-            "order: {by: site}, stages: [{name: a, percent: 1}, {name: b, percent: 2, order: shuffled}]",
+            "order: {by: site}, stages: [{name: a, percent: 1%}, {name: b, percent: 2%, order: shuffled}]",
         );
         let group = Group(vec![
             ("region".into(), Some("eu".into())),

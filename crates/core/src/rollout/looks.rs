@@ -178,6 +178,7 @@ mod tests {
                 .collect(),
             excluded: Vec::new(),
             repeated: 0,
+            unknown_zones: Default::default(),
         };
         after(&planning, Event::PlanCompleted { plan }, at(1))
     }
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn the_failure_rule_is_armed_for_those_that_join() {
         let gate = "gate: {failure_above: 10%, min_sample: 4, success_at_least: 50%}";
-        let stages = format!("stages: [{{name: canary, percent: 1, {gate}}}, {{name: others}}]");
+        let stages = format!("stages: [{{name: canary, percent: 1%, {gate}}}, {{name: others}}]");
         let rollout = running(&format!("continuous: true, {stages}"));
         let rollout = passed(&passed(&rollout, at(1)), at(1));
         assert!(rollout.is_late());

@@ -13,6 +13,7 @@ fn plan(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            unknown_zones: Default::default(),
         },
     }
 }
@@ -191,7 +192,7 @@ fn staged() -> Rollout {
     let spec = RolloutSpec::read(
         "x",
         "{name: a, target: {all: true}, message: {body: {text: hi}}, \
-         stages: [{name: s, percent: 10, gate: {approval: {}}}]}",
+         stages: [{name: s, percent: 10%, gate: {approval: {}}}]}",
     )
     .unwrap();
     let rollout = Rollout::accepted(spec, Default::default(), Timestamp(5));

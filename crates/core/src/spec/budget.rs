@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::RolloutSpec;
-use super::quantity::{Percent, Span};
+use super::quantity::{InvalidPercent, Percent, Span};
 use crate::budget::{BudgetGroup, Limit};
 use crate::plan::Group;
 use crate::query::TagPath;
@@ -42,26 +42,37 @@ pub enum AtMost {
 #[serde(untagged)]
 enum AtMostText {
     Number(u32),
+    Share(f64),
     Text(String),
 }
 
 /// Why something is neither.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no number of devices; write for example 2 or \"10%\"")]
-pub struct InvalidAtMost(String);
+pub enum InvalidAtMost {
+    /// Not in any reading.
+    #[error("{0:?} is no number of devices; write for example 2 or \"10%\"")]
+    Neither(String),
+    /// Less than one device, and no per cent sign.
+    #[error(transparent)]
+    Share(InvalidPercent),
+}
 
 impl FromStr for AtMost {
     type Err = InvalidAtMost;
 
     fn from_str(text: &str) -> Result<Self, InvalidAtMost> {
-        let invalid = || InvalidAtMost(text.to_owned());
+        let invalid = || InvalidAtMost::Neither(text.to_owned());
         if text.trim().ends_with('%') {
-            text.parse().map(Self::Percent).map_err(|_| invalid())
-        } else {
-            text.trim()
-                .parse()
-                .map(Self::Devices)
-                .map_err(|_| invalid())
+            return text.parse().map(Self::Percent).map_err(|_| invalid());
+        }
+        if let Ok(devices) = text.trim().parse() {
+            return Ok(Self::Devices(devices));
+        }
+        match text.trim().parse::<f64>() {
+            Ok(share) if share > 0.0 && share < 1.0 => {
+                Err(InvalidAtMost::Share(InvalidPercent::bare(share)))
+            }
+            _ => Err(invalid()),
         }
     }
 }
@@ -80,6 +91,7 @@ impl TryFrom<AtMostText> for AtMost {
     fn try_from(text: AtMostText) -> Result<Self, InvalidAtMost> {
         match text {
             AtMostText::Number(devices) => Ok(Self::Devices(devices)),
+            AtMostText::Share(share) => share.to_string().parse(),
             AtMostText::Text(text) => text.parse(),
         }
     }
@@ -102,7 +114,7 @@ impl JsonSchema for AtMost {
         schemars::json_schema!({
             "type": ["integer", "string"],
             "minimum": 1,
-            "pattern": r"^\s*[0-9]+(\.[0-9]{1,4})?\s*%?\s*$",
+            "pattern": r"^\s*([0-9]+|[0-9]+(\.[0-9]{1,4})?\s*%)\s*$",
             "description": "devices: `2`; or a part of them: `10%`",
         })
     }
@@ -211,6 +223,13 @@ mod tests {
                 "{tag: site, at_most: 101%}",
                 "is no number of devices",
             ),
+            (
+                full,
+                "{tag: site, at_most: 0.1}",
+                "budgets[0].at_most: 0.1 can be read as 0.1% or as 10%: write \"0.1%\" or \"10%\"",
+            ),
+            (full, "{tag: site, at_most: 2.5}", "is no number of devices"),
+            (full, "{tag: site, at_most: -1}", "is no number of devices"),
             (
                 full,
                 "{tag: ring, at_most: 2}",

@@ -171,6 +171,9 @@ mod tests {
         assert_eq!(read("null"), Ok(None));
         let until = read("{until: 2027-01-01T00:00:00Z}").unwrap().unwrap();
         assert_eq!(until.until.unwrap().to_string(), "2027-01-01T00:00:00Z");
+        for bound in ["2020-01-01T00:00:00Z", "2099-12-31T23:59:59Z"] {
+            assert!(read(&format!("{{until: {bound}}}")).is_ok(), "{bound}");
+        }
         for (given, wrong) in [
             (
                 "{every: 59s}",

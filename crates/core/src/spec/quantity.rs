@@ -189,8 +189,8 @@ impl JsonSchema for Rate {
     }
 }
 
-/// A part of a whole, written like `5%` or `0.5%`; a plain number means per cent. Exact to a ten-thousandth of
-/// a per cent.
+/// A part of a whole, written like `5%` or `0.5%`, with the sign: `0.5` could be half a per cent or half of all. Exact to a
+/// ten-thousandth of a per cent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "PercentText", into = "String")]
 pub struct Percent {
@@ -206,10 +206,51 @@ enum PercentText {
 
 /// Why something is no per cent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a per cent; write for example \"5%\" or \"0.5%\", from 0% to 100%, with four decimals at most"
-)]
-pub struct InvalidPercent(String);
+pub enum InvalidPercent {
+    /// Not in any reading.
+    #[error(
+        "{0:?} is not a per cent; write for example \"5%\" or \"0.5%\", from 0% to 100%, with four decimals at most"
+    )]
+    NoPercent(String),
+    /// The sign is missing, and only one reading is a part of a whole.
+    #[error("{number} has no per cent sign: write \"{percent}\"")]
+    NoSign {
+        /// What was found.
+        number: String,
+        /// The reading.
+        percent: Percent,
+    },
+    /// The sign is missing, and there are two readings.
+    #[error(
+        "{number} can be read as {percent} or as {fraction}: write \"{percent}\" or \"{fraction}\""
+    )]
+    Ambiguous {
+        /// What was found.
+        number: String,
+        /// The number as so many per cent.
+        percent: Percent,
+        /// The number as a part of one.
+        fraction: Percent,
+    },
+}
+
+impl InvalidPercent {
+    /// Of a number without the sign.
+    pub(super) fn bare(number: f64) -> Self {
+        let percent = Percent::of_number(number);
+        let fraction = Percent::of_number(number * 100.0);
+        let number = number.to_string();
+        match (percent, fraction) {
+            (Some(percent), Some(fraction)) if percent != fraction => Self::Ambiguous {
+                number,
+                percent,
+                fraction,
+            },
+            (Some(percent), _) | (None, Some(percent)) => Self::NoSign { number, percent },
+            (None, None) => Self::NoPercent(number),
+        }
+    }
+}
 
 impl Percent {
     /// Everything.
@@ -268,10 +309,12 @@ impl FromStr for Percent {
     type Err = InvalidPercent;
 
     fn from_str(text: &str) -> Result<Self, InvalidPercent> {
-        let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
-        let number: Option<f64> = number.parse().ok();
-        let percent = number.and_then(Self::of_number);
-        percent.ok_or_else(|| InvalidPercent(text.to_owned()))
+        let invalid = || InvalidPercent::NoPercent(text.to_owned());
+        let number = |text: &str| text.trim().parse::<f64>().map_err(|_| invalid());
+        match text.trim().strip_suffix('%') {
+            Some(text) => Self::of_number(number(text)?).ok_or_else(invalid),
+            None => Err(InvalidPercent::bare(number(text)?)),
+        }
     }
 }
 
@@ -285,9 +328,7 @@ impl TryFrom<PercentText> for Percent {
     type Error = InvalidPercent;
     fn try_from(text: PercentText) -> Result<Self, InvalidPercent> {
         match text {
-            PercentText::Number(number) => {
-                Self::of_number(number).ok_or_else(|| InvalidPercent(number.to_string()))
-            }
+            PercentText::Number(number) => Err(InvalidPercent::bare(number)),
             PercentText::Text(text) => text.parse(),
         }
     }
@@ -305,11 +346,9 @@ impl JsonSchema for Percent {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "type": ["string", "number"],
-            "pattern": r"^\s*[0-9]+(\.[0-9]{1,4})?\s*%?\s*$",
-            "minimum": 0,
-            "maximum": 100,
-            "description": "a part of a whole: `5%`, `0.5%`; a plain number means per cent",
+            "type": "string",
+            "pattern": r"^\s*[0-9]+(\.[0-9]{1,4})?\s*%\s*$",
+            "description": "a part of a whole, with the sign: `5%`, `0.5%`",
         })
     }
 }
@@ -371,11 +410,47 @@ mod tests {
     }
 
     #[test]
+    fn a_number_without_the_sign_is_no_percent() {
+        for (number, expected) in [
+            (
+                "0.95",
+                "0.95 can be read as 0.95% or as 95%: write \"0.95%\" or \"95%\"",
+            ),
+            (
+                "0.07",
+                "0.07 can be read as 0.07% or as 7%: write \"0.07%\" or \"7%\"",
+            ),
+            (
+                "1",
+                "1 can be read as 1% or as 100%: write \"1%\" or \"100%\"",
+            ),
+            (
+                "1.0",
+                "1 can be read as 1% or as 100%: write \"1%\" or \"100%\"",
+            ),
+            ("0", "0 has no per cent sign: write \"0%\""),
+            ("95", "95 has no per cent sign: write \"95%\""),
+            ("2.5", "2.5 has no per cent sign: write \"2.5%\""),
+            ("0.00005", "0.00005 has no per cent sign: write \"0.005%\""),
+            ("101", "\"101\" is not a per cent"),
+            ("-1", "\"-1\" is not a per cent"),
+        ] {
+            let as_text = number.parse::<Percent>().unwrap_err().to_string();
+            let as_number = serde_json::from_str::<Percent>(number)
+                .unwrap_err()
+                .to_string();
+            for found in [as_text, as_number] {
+                assert!(found.starts_with(expected), "{number}: {found}");
+            }
+        }
+    }
+
+    #[test]
     fn percents_are_exact() {
         for (text, shown) in [
             ("5%", "5%"),
             ("0.5 %", "0.5%"),
-            ("100", "100%"),
+            ("100%", "100%"),
             ("0%", "0%"),
             ("33.3333%", "33.3333%"),
         ] {
@@ -384,10 +459,6 @@ mod tests {
         for bad in ["101%", "-1%", "x", "", "1.00001%", "5%%", "NaN"] {
             assert!(bad.parse::<Percent>().is_err(), "{bad}");
         }
-        assert_eq!(
-            serde_json::from_str::<Percent>("10").unwrap(),
-            "10%".parse().unwrap()
-        );
         let percent = |text: &str| text.parse::<Percent>().unwrap();
         // Rounded up, at every fleet size: one of ten is exactly a tenth, one more begins the next.
         for (text, whole, part) in [

@@ -273,8 +273,8 @@ mod tests {
     fn a_stage_has_its_own_ramp_or_the_rollouts() {
         let spec = spec(
             "rate: 300/min, ramp: {base: 50/min, factor: 2, every: 10}, stages: [\
-             {name: a, percent: 10}, \
-             {name: b, percent: 20, ramp: {base: 10/min, factor: 10, every: 5, of: succeeded}}]",
+             {name: a, percent: 10%}, \
+             {name: b, percent: 20%, ramp: {base: 10/min, factor: 10, every: 5, of: succeeded}}]",
         );
         use Outcome::{Delivered, Enqueued, NotFound, Pending, Refused, Rejected, Unknown};
         let tallies = [

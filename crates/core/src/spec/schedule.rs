@@ -54,13 +54,37 @@ pub struct Schedule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZoneName>,
     /// The tag that holds a device's own zone, as an IANA name. `zone` is for the devices
-    /// without the tag, or with a value that is no zone.
+    /// without the tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_tag: Option<TagPath>,
+    /// With `zone_tag`: what becomes of devices whose value is no zone.
+    #[serde(default, skip_serializing_if = "UnknownZone::is_default")]
+    pub unknown_zone: UnknownZone,
     /// Days on which nothing is sent. At most 200.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200))]
     pub freeze: Vec<Freeze>,
+}
+
+/// What becomes of devices whose `zone_tag` holds something that is no zone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownZone {
+    /// They are sent to by `zone`, and the plan names their values.
+    #[default]
+    Default,
+    /// They are left out of the plan.
+    Skip,
+}
+
+impl UnknownZone {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands out a reference to the field"
+    )]
+    fn is_default(&self) -> bool {
+        *self == Self::Default
+    }
 }
 
 /// A time that recurs on days of the week: from its start until just before its end. Windows
@@ -178,6 +202,19 @@ impl Schedule {
         Calendar::new(self, zone).at(now)
     }
 
+    /// Why the schedule is of no use from `now` on, in words: closed, and not open again within [`HORIZON`] of `now`, or of the
+    /// start if that is later. Zones of devices aside.
+    #[must_use]
+    pub fn never_opens(&self, now: Timestamp) -> Option<String> {
+        let now = now.max(self.start_at.unwrap_or_default());
+        match self.at(now, None) {
+            Opening::Closed { until: None, why } => Some(format!(
+                "is {why} at {now}, and does not open within 400 days; shorten its freezes"
+            )),
+            _ => None,
+        }
+    }
+
     /// Everything that is wrong with it: the field, from `schedule` on, and what was found and
     /// is allowed.
     #[must_use]
@@ -227,6 +264,16 @@ impl Schedule {
                     format!("{} is before its from, {}", freeze.last(), freeze.from),
                 );
             }
+        }
+        if self.unknown_zone != UnknownZone::Default && self.zone_tag.is_none() {
+            let what = "has a meaning with `zone_tag` only".to_owned();
+            problems.push(("unknown_zone".to_owned(), what));
+        }
+        if problems.is_empty()
+            && let Some(start_at) = self.start_at
+            && let Some(why) = self.never_opens(start_at)
+        {
+            problems.push(("freeze".to_owned(), why));
         }
         problems
     }

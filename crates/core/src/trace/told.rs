@@ -201,6 +201,7 @@ mod tests {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            unknown_zones: Default::default(),
         };
         [Event::PlanningStarted, Event::PlanCompleted { plan }]
     }

@@ -28,6 +28,7 @@ fn rollout(gate: &str) -> Rollout {
         stages: vec![],
         excluded: vec![],
         repeated: 0,
+        unknown_zones: Default::default(),
     };
     let rollout = Rollout::accepted(spec, Default::default(), START);
     let planned = rollout.after(Event::PlanningStarted, START).unwrap();

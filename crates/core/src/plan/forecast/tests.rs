@@ -78,30 +78,48 @@ fn a_schedule_is_walked_through() {
     let night =
         |more: &str| format!("schedule: {{windows: [{{from: \"22:00\", for: 1h}}], {more}}}");
     for (rest, devices, expected) in [
-        // No schedule: a minute each ten.
-        ("", 600, "2026-01-05T13:00:00Z"),
+        // No schedule: one each six seconds, the first at once.
+        ("", 601, "2026-01-05T13:00:00Z"),
+        ("", 1, "2026-01-05T12:00:00Z"),
         ("", 0, "2026-01-05T12:00:00Z"),
+        ("rate: 1/min", 7, "2026-01-05T12:06:03.637Z"),
         (
             "schedule: {start_at: 2026-01-06T00:00:00Z}",
-            600,
+            601,
             "2026-01-06T01:00:00Z",
         ),
+        (
+            "schedule: {start_at: 2099-12-31T23:59:00Z}",
+            601,
+            "2100-01-01T00:59:00Z",
+        ),
+        (
+            &night("start_at: 2099-12-31T00:00:00Z"),
+            601,
+            "2100-01-01T22:00:00Z",
+        ),
         // A window holds 600 devices: exactly one, one and a bit, many.
-        (&night(""), 300, "2026-01-05T22:30:00Z"),
-        (&night(""), 600, "2026-01-05T23:00:00Z"),
-        (&night(""), 601, "2026-01-06T22:00:06Z"),
-        (&night(""), 6_000, "2026-01-14T23:00:00Z"),
+        (&night(""), 301, "2026-01-05T22:30:00Z"),
+        (&night(""), 600, "2026-01-05T22:59:54Z"),
+        (&night(""), 601, "2026-01-06T22:00:00Z"),
+        (&night(""), 6_000, "2026-01-14T22:59:54Z"),
+        // No window is longer than an interval, so each holds one.
+        (
+            &format!("{}\nrate: 1/h", night("")),
+            3,
+            "2026-01-07T22:00:00Z",
+        ),
         // A day that is frozen, and a zone that is an hour ahead.
         (
             &night("freeze: [{from: 2026-01-05}]"),
-            300,
+            301,
             "2026-01-06T22:30:00Z",
         ),
-        (&night("zone: Europe/Berlin"), 300, "2026-01-05T21:30:00Z"),
+        (&night("zone: Europe/Berlin"), 301, "2026-01-05T21:30:00Z"),
         // Frozen while it is sent: from noon on to midnight, then two days later.
         (
             "schedule: {freeze: [{from: 2026-01-06, to: 2026-01-07}]}",
-            7_300,
+            7_301,
             "2026-01-08T00:10:00Z",
         ),
     ] {
@@ -116,6 +134,37 @@ fn what_can_never_be_sent_is_refused() {
         10,
     );
     assert!(never.contains("stage all can never be sent: the schedule is outside its windows at 2026-01-05T12:00:00Z"), "{never}");
+    // Frozen for 400 days and for one more, from now on and in the middle of sending.
+    for (freeze, devices, expected) in [
+        (
+            "{from: 2026-01-05, to: 2027-02-08}",
+            1,
+            "2027-02-09T00:00:00Z",
+        ),
+        (
+            "{from: 2026-01-05, to: 2027-02-09}",
+            1,
+            "stage all can never be sent: the schedule is frozen at 2026-01-05T12:00:00Z and does not open again within 400 days: shorten its freezes",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-09}",
+            7_201,
+            "2027-02-10T00:00:00Z",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-10}",
+            7_201,
+            "stage all can never be sent: the schedule is frozen at 2026-01-06T00:00:00Z and does not open again within 400 days: shorten its freezes",
+        ),
+        (
+            "{from: 2026-01-06, to: 2027-02-10}",
+            7_200,
+            "2026-01-05T23:59:54Z",
+        ),
+    ] {
+        let found = sent(&format!("schedule: {{freeze: [{freeze}]}}"), devices);
+        assert_eq!(found, expected, "{freeze} {devices}");
+    }
     let long = sent("rate: 0.001/min", 100_000);
     assert!(long.contains("would not be sent within 20 years"), "{long}");
     let spec = spec("");
@@ -138,15 +187,15 @@ fn what_can_never_be_sent_is_refused() {
 #[test]
 fn stages_follow_each_other_with_their_waits() {
     let spec = spec(
-        "stages:\n  - {name: canary, percent: 1, rate: 10/min, gate: {bake: 2h}}\n  \
-         - {name: tenth, percent: 10, gate: {counts: delivered, success_at_least: 90%, deadline: 6h, bake: 1h, approval: {}}}\n",
+        "stages:\n  - {name: canary, percent: 1%, rate: 10/min, gate: {bake: 2h}}\n  \
+         - {name: tenth, percent: 10%, gate: {counts: delivered, success_at_least: 90%, deadline: 6h, bake: 1h, approval: {}}}\n",
     );
     let limits = a_minute(100.0);
     let ten_a_minute = a_minute(10.0);
     let stages = [
-        shares(&[(None, 600)], ten_a_minute, &spec, 1),
-        shares(&[(None, 6_000)], limits, &spec, 1),
-        shares(&[(None, 12_000)], limits, &spec, 2),
+        shares(&[(None, 601)], ten_a_minute, &spec, 1),
+        shares(&[(None, 6_001)], limits, &spec, 1),
+        shares(&[(None, 12_001)], limits, &spec, 2),
     ];
     let forecast = forecast(&spec, &stages, noon()).unwrap();
     let rows: Vec<_> = forecast
@@ -176,6 +225,130 @@ fn stages_follow_each_other_with_their_waits() {
     assert_eq!(forecast.ends_at_latest, forecast.stages[2].ends_at_latest);
 }
 
+/// A metric is asked for from the turn of its stage on, first after its delay, and what it says before all is sent does not count.
+#[test]
+fn metrics_are_measured_at_their_own_times() {
+    let ends = |gate: &str, devices: u64| {
+        let spec = spec(&format!(
+            "stages: [{{name: one, percent: 1%, gate: {{{gate}}}}}, {{name: two, gate: {{{gate}}}}}]"
+        ));
+        let stage = |index| shares(&[(None, devices)], a_minute(60.0), &spec, index);
+        let forecast = forecast(&spec, &[stage(0), stage(1)], noon()).unwrap();
+        let seconds = |time: Timestamp| time.since(noon()).as_secs();
+        let stages = forecast.stages.iter();
+        let ends = stages.map(|it| (seconds(it.ends_at), seconds(it.ends_at_latest)));
+        ends.collect::<Vec<_>>()
+    };
+    let metric = |rest: &str| format!("metrics: [{{name: m, query: x, success: '> 0', {rest}}}]");
+    for (gate, devices, expected) in [
+        // All is sent after 5 s: asked at 0 and, what counts, at 10 and 20.
+        (metric("every: 10s, count: 2"), 6, [(20, 20), (40, 40)]),
+        // Sent at once, so the first one counts.
+        (metric("every: 10s, count: 2"), 1, [(10, 10), (20, 20)]),
+        // The next stage's first send is an interval later, so all is sent at 21.
+        (metric("every: 10s, count: 1"), 11, [(10, 10), (30, 30)]),
+        // The delay is longer than the sending, or shorter.
+        (
+            metric("every: 10s, count: 3, initial_delay: 42s"),
+            6,
+            [(62, 62), (124, 124)],
+        ),
+        (
+            metric("every: 10s, count: 3, initial_delay: 3s"),
+            6,
+            [(33, 33), (66, 66)],
+        ),
+        // The bake runs meanwhile.
+        (
+            format!("bake: 1m, {}", metric("every: 10s, initial_delay: 3s")),
+            6,
+            [(65, 65), (130, 130)],
+        ),
+        // Silent devices are waited for meanwhile, too; the next stage is measured from its own start on.
+        (
+            format!(
+                "counts: delivered, success_at_least: 1%, deadline: 90s, {}",
+                metric("every: 10s, count: 3, initial_delay: 42s")
+            ),
+            6,
+            [(62, 95), (124, 190)],
+        ),
+    ] {
+        assert_eq!(ends(&gate, devices), expected, "{gate}");
+    }
+}
+
+/// Each stage's times on some hubs, after 2026-01-05T: starts, sent.
+fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
+    let hubs = ["eu", "us"].map(|hub| HubName::new(hub).unwrap());
+    let stages = (0..).zip(stages).map(|(index, (devices, before))| {
+        let plans: Vec<_> = hubs
+            .iter()
+            .zip(*devices)
+            .map(|(hub, devices)| HubPlan {
+                hub: hub.clone(),
+                devices: *devices,
+                batches: 1,
+            })
+            .collect();
+        let share = |plan: &HubPlan| Share {
+            hub: plan.hub.clone(),
+            zone: None,
+            devices: plan.devices,
+        };
+        StageShares {
+            shares: plans.iter().map(share).collect(),
+            estimate: estimate(
+                &plans,
+                |_| a_minute(10.0),
+                &spec.pace_of(StageIndex(index)),
+                *before,
+                100,
+            ),
+        }
+    });
+    let forecast = forecast(spec, &stages.collect::<Vec<_>>(), noon()).unwrap();
+    let times = |stage: &StageForecast| {
+        let times = [stage.starts_at, stage.sent_at];
+        let times = times.map(|time| time.to_string()["2026-01-05T".len()..].to_owned());
+        times.join(" ")
+    };
+    forecast.stages.iter().map(times).collect()
+}
+
+#[test]
+fn sends_of_a_hub_are_an_interval_apart_across_stages() {
+    let two = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%GATE}]";
+    let plain = spec(&two.replace("GATE", ""));
+    // As many intervals of six seconds as between so many messages of one stage.
+    let times = stage_times(&plain, &[(&[3], 0), (&[2], 3), (&[1], 5)]);
+    assert_eq!(
+        times,
+        [
+            "12:00:00Z 12:00:12Z",
+            "12:00:18Z 12:00:24Z",
+            "12:00:30Z 12:00:30Z"
+        ]
+    );
+    // Another hub has an interval of its own, which is over by then.
+    let times = stage_times(&plain, &[(&[3, 1], 0), (&[0, 2], 4), (&[0, 0], 6)]);
+    assert_eq!(
+        times,
+        [
+            "12:00:00Z 12:00:12Z",
+            "12:00:12Z 12:00:18Z",
+            "12:00:18Z 12:00:18Z"
+        ]
+    );
+    // So is one while a gate waits.
+    let bakes = spec(
+        &two.replace("percent: 1%", "percent: 1%, gate: {bake: 10s}")
+            .replace("GATE", ""),
+    );
+    let times = stage_times(&bakes, &[(&[3], 0), (&[2], 3), (&[0], 5)]);
+    assert_eq!(times[1], "12:00:22Z 12:00:28Z");
+}
+
 #[test]
 fn zones_share_the_pace_of_their_hub() {
     let spec = spec("schedule: {windows: [{from: \"22:00\", for: 2h}], zone_tag: zone}");
@@ -187,13 +360,69 @@ fn zones_share_the_pace_of_their_hub() {
     };
     // Berlin's is from 21:00 to 23:00 of UTC.
     assert_eq!(
-        sent(&[(None, 600), (Some("Europe/Berlin"), 600)]),
+        sent(&[(None, 601), (Some("Europe/Berlin"), 600)]),
         "2026-01-05T23:00:00Z"
     );
     // In the hour that they share each gets half of it, so Berlin's is not done at its end.
     assert_eq!(
-        sent(&[(None, 600), (Some("Europe/Berlin"), 1_200)]),
+        sent(&[(None, 600), (Some("Europe/Berlin"), 1_201)]),
         "2026-01-06T21:30:00Z"
+    );
+}
+
+/// A stage whose turn comes while the schedule is closed, or the quota of the day used up, starts when that is over.
+#[test]
+fn a_stage_starts_with_its_first_message() {
+    let starts = |rest: &str, devices: &[(Option<&str>, u64)], limits: HubLimits| {
+        let stages = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%}]";
+        let spec = spec(&format!("{stages}\n{rest}"));
+        let stages = [
+            shares(devices, limits, &spec, 0),
+            shares(devices, limits, &spec, 1),
+            shares(&[], limits, &spec, 2),
+        ];
+        let forecast = forecast(&spec, &stages, noon()).unwrap();
+        let stages = forecast.stages.iter();
+        let starts = stages.map(|stage| stage.starts_at.to_string()["2026-01-".len()..].to_owned());
+        starts.collect::<Vec<_>>().join(" ")
+    };
+    let hour = [(None, 600)];
+    let window = "schedule: {windows: [{from: \"22:00\", for: 1h}], zone_tag: zone";
+    for (rest, devices, expected) in [
+        ("", &hour[..], "05T12:00:00Z 05T13:00:00Z 05T13:59:54Z"),
+        // The first one fills the window.
+        (
+            &format!("{window}}}"),
+            &hour,
+            "05T22:00:00Z 06T22:00:00Z 06T22:59:54Z",
+        ),
+        (
+            &format!("{window}, freeze: [{{from: 2026-01-05, to: 2026-01-06}}]}}"),
+            &hour,
+            "07T22:00:00Z 08T22:00:00Z 08T22:59:54Z",
+        ),
+        (
+            "schedule: {start_at: 2026-01-07T08:00:00Z}",
+            &hour,
+            "07T08:00:00Z 07T09:00:00Z 07T09:59:54Z",
+        ),
+        // The zone that opens first begins.
+        (
+            &format!("{window}}}"),
+            &[(None, 10), (Some("Europe/Berlin"), 10)],
+            "05T21:00:00Z 05T22:01:00Z 06T21:00:54Z",
+        ),
+    ] {
+        let found = starts(rest, devices, a_minute(10.0));
+        assert_eq!(found, expected, "{rest}");
+    }
+    let limits = HubLimits {
+        messages_per_day: Some(600),
+        ..HubLimits::unlimited()
+    };
+    assert_eq!(
+        starts("", &hour, limits),
+        "05T12:00:00Z 06T00:00:00Z 06T00:00:00Z"
     );
 }
 
@@ -217,14 +446,11 @@ fn a_daily_quota_holds_it_up_until_midnight() {
     let stages = [shares(&[(None, 700)], limits, &spec, 0)];
     let mut track = Track::at(noon());
     let name = StageName::new("s").unwrap();
-    track.now = track.send(&spec, &name, &stages[0], noon()).unwrap();
-    assert_eq!(
-        track
-            .send(&spec, &name, &stages[0], noon())
-            .unwrap()
-            .to_string(),
-        "2026-01-06T00:00:00Z"
-    );
+    let first = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    track.now = first.sent_at;
+    let second = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    assert_eq!(second.starts_at, noon());
+    assert_eq!(second.sent_at.to_string(), "2026-01-06T00:00:00Z");
 }
 
 #[test]
@@ -234,8 +460,7 @@ fn what_may_not_be_meant_is_said() {
             "message: {{body: {{text: x}}, ack: full, ttl: {ttl}}}\nstages: [{{name: s, gate: {{success_at_least: 90%, {gate}}}}}]"
         ));
         let stage = shares(&[(None, 10)], a_minute(10.0), &spec, 0);
-        let forecast = forecast(&spec, std::slice::from_ref(&stage), noon()).unwrap();
-        warnings(&spec, &stage.estimate, &forecast).join("|")
+        warnings(&spec, &stage.estimate).join("|")
     };
     for (gate, ttl, part) in [
         (
@@ -270,8 +495,7 @@ fn what_may_not_be_meant_is_said() {
     let of = |rest: &str, devices: u64, limits: HubLimits| {
         let spec = spec(rest);
         let stage = shares(&[(None, devices)], limits, &spec, 0);
-        let forecast = forecast(&spec, std::slice::from_ref(&stage), noon()).unwrap();
-        warnings(&spec, &stage.estimate, &forecast).join("|")
+        warnings(&spec, &stage.estimate).join("|")
     };
     let windows = |ttl: &str| {
         format!(
@@ -287,7 +511,15 @@ fn what_may_not_be_meant_is_said() {
     assert!(of("", 16_000, free).contains("needs 2.0 days of its whole daily quota"));
     assert_eq!(of("rate: 5/min", 16_000, free), "");
     assert!(
-        of("rate: 1/min", 200_000, free).contains("at the least"),
+        of("rate: 1/min", 200_000, free).contains("sending alone takes 140d"),
         "a long one"
     );
+    // To wait is not to be slow.
+    for waits in [
+        "schedule: {start_at: 2027-01-05T00:00:00Z}",
+        "schedule: {windows: [{days: [mon], from: \"10:00\", for: 1m}]}",
+        "stages: [{name: s, percent: 1%, gate: {bake: 90d}}, {name: t, gate: {bake: 90d}}]",
+    ] {
+        assert_eq!(of(waits, 1_000, a_minute(10.0)), "", "{waits}");
+    }
 }

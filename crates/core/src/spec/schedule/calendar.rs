@@ -93,12 +93,12 @@ impl<'a> Calendar<'a> {
         let mut time = now.max(self.start);
         let horizon = time.plus(HORIZON);
         loop {
-            if let Some(frozen) = self.frozen_at(time) {
+            if time > horizon {
+                return None;
+            } else if let Some(frozen) = self.frozen_at(time) {
                 time = frozen.to;
             } else if self.in_window(time) {
                 return Some(time);
-            } else if time > horizon {
-                return None;
             } else {
                 time = self.next_window(time)?;
             }

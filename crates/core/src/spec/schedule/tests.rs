@@ -73,6 +73,7 @@ windows:
   - {from: 06:30, for: 90m}
 zone: europe/berlin
 zone_tag: location.zone
+unknown_zone: skip
 freeze:
   - {from: 2026-12-24, to: 2026-12-26, reason: Christmas}
   - {from: 2027-01-01}
@@ -85,6 +86,7 @@ freeze:
         ],
         "zone": "Europe/Berlin",
         "zone_tag": "location.zone",
+        "unknown_zone": "skip",
         "freeze": [
             {"from": "2026-12-24", "to": "2026-12-26", "reason": "Christmas"},
             {"from": "2027-01-01"},
@@ -103,6 +105,10 @@ freeze:
 fn what_does_not_read_says_why() {
     for (yaml, expected) in [
         ("zone: Berlin", "zone: \"Berlin\" is not a time zone"),
+        (
+            "unknown_zone: ignore",
+            "unknown_zone: unknown variant `ignore`, expected `default` or `skip`",
+        ),
         ("zone_tag: 1a", "zone_tag: tag \"1a\" cannot be queried"),
         ("windows: [{for: 1h}]", "windows[0]: missing field `from`"),
         (
@@ -172,6 +178,7 @@ freeze:
     ));
 
     schedule.start_at = None;
+    schedule.unknown_zone = UnknownZone::Skip;
     schedule.windows = vec![schedule.windows[1].clone(); MAX_WINDOWS + 1];
     schedule.freeze = vec![schedule.freeze[0].clone(); MAX_FREEZES + 1];
     let fields: Vec<_> = schedule
@@ -179,7 +186,7 @@ freeze:
         .into_iter()
         .map(|(field, _)| field)
         .collect();
-    assert_eq!(fields, ["windows", "freeze"]);
+    assert_eq!(fields, ["windows", "freeze", "unknown_zone"]);
 }
 
 #[test]
@@ -583,6 +590,49 @@ fn what_is_beyond_the_horizon_is_not_looked_for() {
 }
 
 #[test]
+fn a_schedule_opens_within_400_days_of_its_start_or_now() {
+    let with = |yaml: &str| -> Schedule { Document::parse("x", yaml).unwrap().read().unwrap() };
+    let start = "start_at: 2027-01-01T00:00:00Z";
+    // 400 days after the start it is 2028-02-05.
+    for (rest, problem) in [
+        ("freeze: [{from: 2027-01-01, to: 2028-02-04}]", None),
+        (
+            "freeze: [{from: 2027-01-01, to: 2028-02-05, reason: sold}]",
+            Some(
+                "is frozen: sold at 2027-01-01T00:00:00Z, and does not open within 400 days; shorten its freezes",
+            ),
+        ),
+        (
+            "freeze: [{from: 2026-01-01, to: 2027-06-01}, {from: 2027-06-02, to: 2099-01-01}]",
+            Some("is frozen at"),
+        ),
+        // Open before.
+        ("freeze: [{from: 2027-01-02, to: 2099-01-01}]", None),
+        (
+            "windows: [{days: [sun], from: \"10:00\", for: 1h}], freeze: [{from: 2027-01-02, to: 2099-01-01}]",
+            Some("is outside its windows at"),
+        ),
+    ] {
+        let found = with(&format!("{{{start}, {rest}}}")).problems();
+        assert_eq!(found.is_empty(), problem.is_none(), "{rest}: {found:?}");
+        for (field, what) in found {
+            assert_eq!(field, "freeze");
+            assert!(what.starts_with(problem.unwrap()), "{what}");
+        }
+    }
+    // Without a start, nobody knows before the time is known.
+    let frozen = with("freeze: [{from: 2027-01-01, to: 2030-01-01}]");
+    assert_eq!(frozen.problems(), []);
+    assert_eq!(frozen.never_opens(time("2026-12-31T12:00:00Z")), None);
+    assert!(frozen.never_opens(time("2027-01-01T00:00:00Z")).is_some());
+    assert_eq!(frozen.never_opens(time("2029-01-01T00:00:00Z")), None);
+    for bound in ["2020-01-01T00:00:00Z", "2099-12-31T23:59:59.999Z"] {
+        let night = format!("{{start_at: {bound}, windows: [{{from: \"22:00\", for: 1h}}]}}");
+        assert_eq!(with(&night).problems(), []);
+    }
+}
+
+#[test]
 fn a_device_has_its_own_zone() {
     let schedule =
         schedule("{windows: [{from: 22:00, for: 2h}], zone: Europe/Berlin, zone_tag: zone}");
@@ -671,6 +721,7 @@ fn some_schedule() -> impl Strategy<Value = (Schedule, Timestamp)> {
                 windows,
                 zone: Some(zone.parse().unwrap()),
                 zone_tag: None,
+                unknown_zone: UnknownZone::Default,
                 freeze: freeze.collect(),
             };
             (schedule, Timestamp(change.0 - before))
