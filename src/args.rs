@@ -256,6 +256,12 @@ pub(crate) enum DeadLettersAction {
 pub(crate) struct RunArgs {
     /// The rollout's spec (YAML or JSON); - for standard input.
     pub(crate) spec: PathBuf,
+    /// End once every device was sent the message, without waiting for answers. Run again, it takes in what came since.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Resume a rollout that is paused.
+    #[arg(long)]
+    pub(crate) resume: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -56,6 +56,8 @@ pub struct DriverConfig {
     /// Driving ends when a stage waits for an approval, or the rollout for another one of its group: while this process
     /// has the store, nobody can give the one or drive the other.
     pub leave_at_approval: bool,
+    /// Driving ends when all that is left is to wait for the devices' answers.
+    pub leave_when_sent: bool,
 }
 
 impl Default for DriverConfig {
@@ -68,6 +70,7 @@ impl Default for DriverConfig {
             lost_after: Duration::from_secs(2),
             ring_again: Duration::from_secs(60),
             leave_at_approval: false,
+            leave_when_sent: false,
         }
     }
 }
@@ -153,8 +156,8 @@ impl Repairs {
 
 impl Driver {
     /// Drives a rollout until it owes nothing, which is what the result then shows: ended or
-    /// paused; or until `stop`, in whatever phase it then is; or until it waits for an approval, if it is
-    /// to be left then.
+    /// paused; or until `stop`, in whatever phase it then is; or until it waits for an approval, or for answers, if it
+    /// is to be left then.
     ///
     /// # Errors
     /// [`DriveError`]; driving again later goes on where this left off.
@@ -351,6 +354,9 @@ impl Driver {
                     return Ok(Released::LookAgain);
                 }
                 Pass::AwaitsApproval if self.config.leave_at_approval => {
+                    return Ok(Released::LeftAlone);
+                }
+                Pass::Waited if self.config.leave_when_sent && rollout.sent_at.is_some() => {
                     return Ok(Released::LeftAlone);
                 }
                 Pass::Measure => {
@@ -607,7 +613,7 @@ enum Measuring {
 enum Released {
     /// Something has happened, or it is to stop.
     LookAgain,
-    /// The rollout waits for somebody's approval, and is not to be driven meanwhile.
+    /// The rollout waits for an approval or for answers, and is not to be driven meanwhile.
     LeftAlone,
 }
 

@@ -10,6 +10,7 @@ use twincast_emulator::{Fleet, HubConfig};
 use twincast_iothub::{ClientOptions, ConnectionString, Roots};
 
 use crate::args::DemoArgs;
+use crate::commands::run::How;
 use crate::commands::{hub, run};
 use crate::config::{Overrides, Settings};
 use crate::engine;
@@ -73,7 +74,12 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         engine::single("demo", handle),
         store,
         &settings,
-        "twincast demo",
+        &How {
+            again: "twincast demo".to_owned(),
+            // Devices that are away take their messages hours later.
+            waits: false,
+            resumes: false,
+        },
         output,
     )
     .await;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use twincast_core::ids::{HubName, RolloutName, StageName};
+use twincast_core::outcome::Ends;
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
@@ -26,7 +27,7 @@ use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
 use crate::otlp::Traces;
-use crate::output::Output;
+use crate::output::{Output, thousands};
 use crate::progress::{Progress, Snapshot};
 use crate::prometheus;
 use crate::signal::asked_to_stop;
@@ -40,11 +41,26 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
+    let how = How {
+        again: this_command(),
+        waits: !args.no_wait,
+        resumes: args.resume,
+    };
     prometheus::check(&file.spec, settings)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
     engine::note_guesses(&hubs, settings, output);
     let store = engine::open_store(&settings.state)?;
-    roll_out(file, hubs, store, settings, &this_command(), output).await
+    roll_out(file, hubs, store, settings, &how, output).await
+}
+
+/// How a rollout is run.
+pub(crate) struct How {
+    /// The command that goes on after an interruption.
+    pub(crate) again: String,
+    /// It ends when the devices' answers were heard, or their messages are over.
+    pub(crate) waits: bool,
+    /// A rollout that is paused is resumed.
+    pub(crate) resumes: bool,
 }
 
 /// The command line of this process, as one types it into a shell: options such as `--state` are
@@ -64,21 +80,21 @@ fn this_command() -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Rolls out with a given store and hubs; `again` is the command that goes on after an
-/// interruption.
+/// Rolls out with a given store and hubs.
 pub(crate) async fn roll_out(
     file: SpecFile,
     hubs: Hubs,
     store: EmbeddedStore,
     settings: &Settings,
-    again: &str,
+    how: &How,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let told = Traces::start(settings, "run")?;
     let tracer = &told.tracer();
     let mut engine = Engine::new(store, hubs, &settings.worker, file.base, tracer);
     engine.driver.metric_source = prometheus::server(settings)?;
-    let ended = roll_out_with(engine, file.spec, file.files, settings, again, output).await;
+    engine.driver.config.leave_when_sent = !how.waits;
+    let ended = roll_out_with(engine, file.spec, file.files, settings, how, output).await;
     told.close().await;
     ended
 }
@@ -88,13 +104,14 @@ async fn roll_out_with(
     spec: RolloutSpec,
     files: BTreeMap<String, String>,
     settings: &Settings,
-    again: &str,
+    how: &How,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
+    let again = &how.again;
     let name = spec.name.clone();
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
-        Accepted::Same(rollout) => resume(*rollout, &engine.driver, output).await?,
+        Accepted::Same(rollout) => take_up(*rollout, &engine.driver, how, output).await?,
         Accepted::Conflict {
             existing,
             difference,
@@ -129,6 +146,13 @@ async fn roll_out_with(
         ));
         return Ok(ExitCode::Interrupted);
     }
+    if let Phase::Paused { reason } = &rollout.phase {
+        output.note(&format!(
+            "{name} is paused: {reason}. To go on: {again}{}",
+            if how.resumes { "" } else { " --resume" }
+        ));
+        return Ok(ExitCode::NotRolledOut);
+    }
     if let Some(waits) = rollout.waits_in_line() {
         output.note(&format!(
             "{name} {waits}. When that one has ended, to go on: {again}"
@@ -140,6 +164,17 @@ async fn roll_out_with(
             "Stage {stage} waits for an approval. To give it: twincast approve {name}; then, to go on: {again}"
         ));
         return Ok(ExitCode::NotRolledOut);
+    }
+    if rollout.phase == Phase::Running && rollout.sent_at.is_some() {
+        let ends = Ends::of(&summary.rollout.counts, true);
+        output.note(&format!(
+            "{} devices have not answered yet. To take in what they say: {again}",
+            thousands(ends.silent)
+        ));
+        return Ok(match ends.failed() {
+            0 => ExitCode::Success,
+            _ => ExitCode::FinishedWithFailures,
+        });
     }
     Ok(ExitCode::of(rollout.phase.as_str()))
 }
@@ -190,8 +225,13 @@ async fn take_in(
     Ok(accepted)
 }
 
-/// The same rollout again: says where it stands, and wakes it if it was paused.
-async fn resume(rollout: Rollout, driver: &Driver, output: &Output) -> Result<Rollout, Failure> {
+/// The same rollout again: says where it stands. One that is paused stays so, unless it is to be resumed.
+async fn take_up(
+    rollout: Rollout,
+    driver: &Driver,
+    how: &How,
+    output: &Output,
+) -> Result<Rollout, Failure> {
     let name = &rollout.spec.name;
     if rollout.phase.is_ended() {
         output.note(&format!("{name} is over already; this is its summary. To send again, give the rollout another name."));
@@ -210,10 +250,12 @@ async fn resume(rollout: Rollout, driver: &Driver, output: &Output) -> Result<Ro
             counts.total()
         ));
     }
-    if let Phase::Paused { .. } = rollout.phase {
+    if let Phase::Paused { .. } = rollout.phase
+        && how.resumes
+    {
         let word = Word {
             by: None,
-            reason: Some("run again".to_owned()),
+            reason: Some("run --resume".to_owned()),
         };
         return driver
             .apply(&rollout, Event::ResumeRequested { word })
