@@ -238,8 +238,8 @@ async fn an_unknown_hub_is_named_with_those_there_are() {
 fn in_phase(name: &str, phase: Phase) -> Rollout {
     let mut spec = spec(name);
     spec["stages"] = json!([
-        {"name": "canary", "percent": 1, "gate": {"approval": {}}},
-        {"name": "tenth", "percent": 10, "gate": {"bake": "1h"}},
+        {"name": "canary", "percent": "1%", "gate": {"approval": {}}},
+        {"name": "tenth", "percent": "10%", "gate": {"bake": "1h"}},
     ]);
     let spec = RolloutSpec::read("test", &spec.to_string()).unwrap();
     let mut rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));

@@ -9,9 +9,10 @@ use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::DeviceId;
 use twincast_core::plan::{Batch, Cohort, PlanSummary};
 use twincast_core::spec::RolloutSpec;
+use twincast_core::time::Timestamp;
 use twincast_orchestrator::planner::{PlanError, PlanProgress, Planner, dry_run};
-use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{ScriptedHub, build};
+use twincast_orchestrator::{HubHandle, Hubs, view};
+use twincast_testkit::{ManualClock, ScriptedHub, build};
 
 type Tags = BTreeMap<String, String>;
 
@@ -411,6 +412,27 @@ async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
         "{}",
         left_out.rule
     );
+
+    for (schedule, warned) in [("", true), (", unknown_zone: skip", false)] {
+        let planner = Planner {
+            spec: &with(&format!(", zone_tag: zone{schedule}")),
+            hubs: &two,
+            base: Path::new(""),
+            progress: &PlanProgress::default(),
+            joiners: None,
+        };
+        let clock = ManualClock::at(Timestamp(1_790_000_000_000));
+        let view = view::plan::read(&planner, &clock).await.unwrap();
+        let says = |warning: &String| {
+            warning.starts_with("4 devices have a zone that is unknown, \"Europe/Olso\", ")
+        };
+        assert_eq!(
+            view.warnings.iter().any(says),
+            warned,
+            "{:?}",
+            view.warnings
+        );
+    }
 
     // Without zones of their own there is nothing to be known.
     let (summary, _) = plan("").await;

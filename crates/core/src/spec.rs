@@ -376,7 +376,7 @@ impl RolloutSpec {
         value.as_deref()
     }
 
-    /// The same, if that is no zone.
+    /// The value that the devices of a tag group have as their zone, if no zone has that name.
     #[must_use]
     pub fn unknown_zone_in<'a>(&self, group: &'a Group) -> Option<&'a str> {
         self.zone_in(group)

@@ -68,7 +68,7 @@ fn ids(batch: &FeedbackBatch) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_message_at_a_time_is_taken_and_what_is_released_comes_again() {
+async fn what_is_released_comes_again_and_who_rests_is_handed_nothing() {
     let (running, hub) = emulated().await;
     let mut feedback = hub.feedback().unwrap();
     send(&running, &hub, "r.0.0.1", 1).await;
@@ -77,7 +77,8 @@ async fn one_message_at_a_time_is_taken_and_what_is_released_comes_again() {
     assert_eq!(first.records[0].outcome, Outcome::Delivered);
     assert!(first.records[0].at.is_some());
 
-    // With one in hand, what comes meanwhile is left to others.
+    // Whoever rests leaves what comes meanwhile to others.
+    feedback.rest().await;
     send(&running, &hub, "r.0.1.1", 1).await;
     let mut other = hub.feedback().unwrap();
     let second = next(&mut *other).await;

@@ -86,7 +86,7 @@ impl HubEstimate {
             .map(|quota| self.metered_messages as f64 / quota.max(1) as f64)
     }
 
-    /// Adds a further stage, which begins `wait` after it might.
+    /// Adds a further stage, which begins `wait` after its turn.
     fn add(&mut self, stage: &Self, wait: Duration) {
         assert_eq!(
             self.plan.hub, stage.plan.hub,

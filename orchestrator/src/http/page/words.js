@@ -34,6 +34,7 @@ const ACTIVITIES = {
   sending: 'sending',
   throttled: 'throttled by the hub',
   feedback: 'waiting for feedback',
+  evidence: 'waiting to hear the hub',
   baking: 'baking',
   approval: 'waiting for an approval',
   outside_window: 'outside its window',
@@ -80,7 +81,9 @@ const EVENTS = {
   gate_failed: 'gate failed',
   retry_requested: 'a retry was asked for',
   retry_prepared: 'the retry begins',
-  all_settled: 'nothing is left to send',
+  all_sent: 'every device was sent the message',
+  not_heard: 'answers could not be heard',
+  all_settled: 'nothing is left to do',
 };
 
 const plain = (name) => name.replaceAll('_', ' ');

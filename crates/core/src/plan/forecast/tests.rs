@@ -271,7 +271,7 @@ fn metrics_are_measured_at_their_own_times() {
                 metric("every: 10s, count: 3, initial_delay: 42s")
             ),
             6,
-            [(62, 95), (124, 190)],
+            [(62, 110), (124, 220)],
         ),
     ] {
         assert_eq!(ends(&gate, devices), expected, "{gate}");
