@@ -75,7 +75,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         store,
         &settings,
         &How {
-            again: "twincast demo".to_owned(),
+            again: None,
             // Devices that are away take their messages hours later.
             waits: false,
             resumes: false,

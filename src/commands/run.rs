@@ -42,7 +42,7 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
     let how = How {
-        again: this_command(),
+        again: Some(this_command()),
         waits: !args.no_wait,
         resumes: args.resume,
     };
@@ -55,8 +55,8 @@ pub(crate) async fn run(
 
 /// How a rollout is run.
 pub(crate) struct How {
-    /// The command that goes on after an interruption.
-    pub(crate) again: String,
+    /// The command that goes on after an interruption; `None` where nothing is kept.
+    pub(crate) again: Option<String>,
     /// It ends when the devices' answers were heard, or their messages are over.
     pub(crate) waits: bool,
     /// A rollout that is paused is resumed.
@@ -107,7 +107,6 @@ async fn roll_out_with(
     how: &How,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let again = &how.again;
     let name = spec.name.clone();
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
@@ -140,35 +139,38 @@ async fn roll_out_with(
         .map_err(engine::store_failure)?;
     store.close().await;
     output.result(&summary, &summary.text(output, took));
+    let again = |what: &str, flag: &str| match &how.again {
+        Some(again) => format!(" {what}: {again}{flag}"),
+        None => String::new(),
+    };
     if interrupted {
-        output.note(&format!(
-            "Interrupted. To go on where this left off: {again}"
-        ));
+        let again = again("To go on where this left off", "");
+        output.note(&format!("Interrupted.{again}"));
         return Ok(ExitCode::Interrupted);
     }
     if let Phase::Paused { reason } = &rollout.phase {
-        output.note(&format!(
-            "{name} is paused: {reason}. To go on: {again}{}",
-            if how.resumes { "" } else { " --resume" }
-        ));
+        let flag = if how.resumes { "" } else { " --resume" };
+        let again = again("To go on", flag);
+        output.note(&format!("{name} is paused: {reason}.{again}"));
         return Ok(ExitCode::NotRolledOut);
     }
     if let Some(waits) = rollout.waits_in_line() {
-        output.note(&format!(
-            "{name} {waits}. When that one has ended, to go on: {again}"
-        ));
+        let again = again("When that one has ended, to go on", "");
+        output.note(&format!("{name} {waits}.{again}"));
         return Ok(ExitCode::NotRolledOut);
     }
     if let Some(stage) = awaited(&rollout) {
+        let again = again("Then, to go on", "");
         output.note(&format!(
-            "Stage {stage} waits for an approval. To give it: twincast approve {name}; then, to go on: {again}"
+            "Stage {stage} waits for an approval. To give it: twincast approve {name}.{again}"
         ));
         return Ok(ExitCode::NotRolledOut);
     }
     if rollout.phase == Phase::Running && rollout.sent_at.is_some() {
         let ends = Ends::of(&summary.rollout.counts, true);
+        let again = again("To take in what they say", "");
         output.note(&format!(
-            "{} devices have not answered yet. To take in what they say: {again}",
+            "{} devices have not answered yet.{again}",
             thousands(ends.silent)
         ));
         return Ok(match ends.failed() {

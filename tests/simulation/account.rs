@@ -389,6 +389,7 @@ impl Watch for Account {
                 let skipped = books.gates.skipped(&self.plan, name, *batch, which);
                 books.is_right(skipped);
             }
+            Witnessed::Posted(_, record, told_at) => books.gates.posted(record, *told_at),
             Witnessed::Reported(_, records) => books.gates.reported(records),
             Witnessed::Completed(_, records) => {
                 let completed = books.gates.completed(records);
@@ -452,6 +453,7 @@ impl Books {
             return false;
         }
         before.latest.account = rollout.account.clone();
+        before.latest.clock = rollout.clock.clone();
         if before.latest != *rollout {
             self.wrong
                 .push(format!("{name} changed, and its version did not"));

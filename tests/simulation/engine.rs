@@ -59,6 +59,9 @@ enum Kind {
 impl Engine {
     /// Lets the world run to its end.
     pub(crate) async fn run(self: Arc<Self>) {
+        for of in &self.plan.hubs {
+            of.hub.post.add_foreign(&of.hub.telling.foreign);
+        }
         let mut processes = JoinSet::new();
         for n in 0..self.plan.orchestrators {
             processes.spawn(Arc::clone(&self).keep(Kind::Orchestrator, n));
@@ -147,7 +150,13 @@ impl Engine {
         match &rollout.phase {
             Phase::Paused { reason } => {
                 let failed = rollout.history.iter().rev();
-                let failed = failed.filter(|entry| matches!(entry.event, Event::GateFailed { .. }));
+                let failed = failed.filter(|entry| {
+                    let event = &entry.event;
+                    matches!(
+                        event,
+                        Event::GateFailed { .. } | Event::GateUndecided { .. }
+                    )
+                });
                 let is_hopeless = failed.count() > 2 && reason.starts_with("the gate of stage");
                 Some(match is_hopeless {
                     true => {

@@ -52,6 +52,28 @@ struct Course {
     retry: Option<Attempt>,
     /// The stages of which all is over.
     passed: usize,
+    /// Since when it runs, if it does, and for how long it ran before since all of the current stage is sent.
+    runs_since: Option<Instant>,
+    ran: Duration,
+    /// Since when nothing is left to be sent in any stage.
+    sent_at: Option<Instant>,
+}
+
+/// What the hub will tell of a message, or has told.
+#[derive(Debug, Clone, Copy)]
+struct Letter {
+    attempt: Attempt,
+    index: u32,
+    outcome: Outcome,
+    told_at: Instant,
+}
+
+/// What a gate says in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Holds,
+    Fails,
+    TooLittle,
 }
 
 struct Work {
@@ -60,6 +82,7 @@ struct Work {
     outcomes: Vec<Outcome>,
     /// The newest attempt at its devices, and the newest at those that were silent.
     attempts: [u16; 2],
+    letters: Vec<Letter>,
 }
 
 impl Work {
@@ -70,6 +93,24 @@ impl Work {
         attempt.0 == newest
             || outcome >= Outcome::Delivered
             || attempt.0 >= silent && known >= Outcome::Enqueued
+    }
+
+    /// The outcomes as they are once all is heard that the hub tells until then.
+    fn told(&self, until: Instant) -> Vec<Outcome> {
+        let mut outcomes = self.outcomes.clone();
+        for letter in &self.letters {
+            let Letter {
+                attempt,
+                index,
+                outcome,
+                told_at,
+            } = *letter;
+            if told_at <= until && self.believes(attempt, index, outcome) {
+                let known = &mut outcomes[index as usize];
+                *known = (*known).max(outcome);
+            }
+        }
+        outcomes
     }
 }
 
@@ -154,14 +195,40 @@ impl Sides {
         }
     }
 
+    fn measured(self) -> u64 {
+        self.succeeded + self.failed
+    }
+
+    /// Of so many devices.
+    fn too_many_failed_of(self, gate: &GatePlan, devices: u64) -> bool {
+        let above = |percent: u64| self.failed * 100 > percent * devices;
+        gate.failure_above.is_some_and(above)
+    }
+
+    /// While more can be heard: of a sample, or whatever the others do.
     fn too_many_failed(self, gate: &GatePlan) -> bool {
-        let measured = self.succeeded + self.failed;
         let enough = match gate.is_open {
             true => gate.min_sample,
             false => gate.min_sample.min(self.all()),
         };
-        let above = |percent: u64| self.failed * 100 > percent * measured;
-        measured >= enough && gate.failure_above.is_some_and(above)
+        let is_certain = !gate.is_open && self.too_many_failed_of(gate, self.all());
+        is_certain || self.measured() >= enough && self.too_many_failed_of(gate, self.measured())
+    }
+
+    /// When nothing more is waited for.
+    fn end(self, gate: &GatePlan) -> End {
+        let sides = self.in_the_end(gate.unconfirmed);
+        if sides.too_many_failed_of(gate, sides.measured()) {
+            return End::Fails;
+        }
+        let is_little = sides.measured() < gate.min_sample.min(self.all()) || self.all() == 0;
+        if is_little && !gate.too_little_passes {
+            return End::TooLittle;
+        }
+        match sides.too_few_succeeded(gate) {
+            true => End::Fails,
+            false => End::Holds,
+        }
     }
 
     fn too_few_succeeded(self, gate: &GatePlan) -> bool {
@@ -179,10 +246,12 @@ impl Sides {
         most.too_few_succeeded(gate)
     }
 
-    fn holds(self, gate: &GatePlan) -> bool {
-        self.succeeded + self.failed > 0
-            && !self.too_many_failed(gate)
-            && !self.too_few_succeeded(gate)
+    /// It holds even if all silent devices fail.
+    fn holds_at_worst(self, gate: &GatePlan) -> bool {
+        let worst = self.in_the_end(Unconfirmed::AsFailed);
+        self.measured() > 0
+            && !worst.too_many_failed_of(gate, worst.measured())
+            && !worst.too_few_succeeded(gate)
     }
 }
 
@@ -205,6 +274,7 @@ impl Gates {
                 outcomes: vec![Outcome::Pending; devices.len()],
                 devices,
                 attempts: [1, 1],
+                letters: Vec::new(),
             });
         }
         Ok(())
@@ -285,6 +355,19 @@ impl Gates {
         self.take(plan, name, batch, attempt, reports)
     }
 
+    /// The hub will tell that, from then on.
+    pub(crate) fn posted(&mut self, record: &FeedbackRecord, told_at: Instant) {
+        let id: MessageId = record.message_id.parse().expect("an id of ours");
+        if let Some(work) = self.batch(&id.rollout, id.batch) {
+            work.letters.push(Letter {
+                attempt: id.attempt,
+                index: id.index,
+                outcome: record.outcome,
+                told_at,
+            });
+        }
+    }
+
     pub(crate) fn reported(&mut self, records: &[FeedbackRecord]) {
         let told = records
             .iter()
@@ -293,14 +376,21 @@ impl Gates {
     }
 
     /// What the hub need not tell again must be known.
-    pub(crate) fn completed(&self, records: &[FeedbackRecord]) -> Wrong {
+    pub(crate) fn completed(&mut self, records: &[FeedbackRecord]) -> Wrong {
         for record in records {
-            let id: MessageId = record.message_id.parse().expect("an id of ours");
-            let work = self
-                .rollouts
-                .get(&id.rollout)
-                .and_then(|course| course.batches.get(&id.batch));
-            let is_old = |work: &&Work| {
+            // What is of other applications is no concern.
+            let Ok(id) = record.message_id.parse::<MessageId>() else {
+                continue;
+            };
+            let mut work = self.batch(&id.rollout, id.batch);
+            if let Some(work) = &mut work {
+                let told = |it: &Letter| {
+                    (it.attempt, it.index, it.outcome) == (id.attempt, id.index, record.outcome)
+                };
+                let letter = work.letters.iter().position(told);
+                letter.map(|at| work.letters.swap_remove(at));
+            }
+            let is_old = |work: &&mut Work| {
                 id.attempt.0 < work.attempts[0] && record.outcome < Outcome::Delivered
             };
             if work.as_ref().is_some_and(is_old) {
@@ -377,7 +467,9 @@ impl Gates {
         };
         let result = course
             .takes(of, by, event)
+            .and_then(|()| in_time(of, rollout, event))
             .and_then(|()| has_looked(of, rollout, event));
+        course.runs(rollout.phase == Phase::Running);
         course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
         course.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
         // What was seen before is of no interest any more, but for what is still so.
@@ -434,16 +526,88 @@ impl Course {
             self.seen.push(seen);
         }
         if seen.unsent == 0 {
-            self.settled_at.get_or_insert_with(Instant::now);
+            if self.settled_at.is_none() {
+                self.settled_at = Some(Instant::now());
+                self.ran = Duration::ZERO;
+                self.runs_since = self.runs_since.map(|_| Instant::now());
+            }
         } else {
             self.settled_at = None;
         }
+        let mut outcomes = self.batches.values().flat_map(|work| &work.outcomes);
+        match outcomes.all(|outcome| outcome.is_settled()) {
+            true => drop(self.sent_at.get_or_insert_with(Instant::now)),
+            false => self.sent_at = None,
+        }
+    }
+
+    /// It runs from here on, or does not.
+    fn runs(&mut self, runs: bool) {
+        match (self.runs_since, runs) {
+            (None, true) => self.runs_since = Some(Instant::now()),
+            (Some(since), false) => {
+                self.ran += since.elapsed();
+                self.runs_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// For how long it has run since all of the current stage was sent.
+    fn has_run(&self) -> Duration {
+        self.ran
+            + self
+                .runs_since
+                .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The devices of the current stage as they are once all is heard that hubs told of it by the deadline of its gate.
+    fn told(&self, of: &RolloutPlan, gate: &GatePlan) -> Seen {
+        let mut seen = Seen::default();
+        let until = self.settled_at.unwrap_or_else(Instant::now) + gate.deadline + of.batching;
+        let until = until.min(Instant::now());
+        for work in self.batches.values().filter(|it| it.stage == self.current) {
+            let known = work.devices.iter().zip(&work.outcomes);
+            for ((device, known), told) in known.zip(work.told(until)) {
+                let applies = of.applies.contains(device);
+                // What a twin says is not unsaid by what is told of the message.
+                let is_applied = gate.counts == Rung::Applied && applies;
+                let is_with_device = matches!(known, Outcome::Enqueued | Outcome::Delivered);
+                let outcome = if is_applied && is_with_device {
+                    *known
+                } else {
+                    told
+                };
+                seen.add(outcome, applies);
+            }
+        }
+        seen
+    }
+
+    /// No device that has answered in time is taken for silent.
+    fn has_heard_all(&self, of: &RolloutPlan) -> Wrong {
+        let Some((ttl, sent_at)) = of.ttl.zip(self.sent_at) else {
+            return Ok(());
+        };
+        let until = (sent_at + ttl).min(Instant::now());
+        for (batch, work) in &self.batches {
+            for (index, (known, told)) in (0..).zip(work.outcomes.iter().zip(work.told(until))) {
+                let is_silent = matches!(known, Outcome::Enqueued | Outcome::Unknown);
+                if is_silent && *known != told {
+                    return Err(format!(
+                        "the hub had told that device {index} of batch {batch} is {told}"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn begin(&mut self, of: &RolloutPlan, stage: usize) {
         self.current = stage;
         self.seen.clear();
         self.settled_at = None;
+        self.ran = Duration::ZERO;
         (self.approved, self.promoted, self.ignored) = (false, false, false);
         self.look(of);
     }
@@ -504,8 +668,14 @@ impl Course {
                     OnFailure::Pause | OnFailure::Abort => self.approved = false,
                 }
             }
+            Event::GateUndecided { stage, reason } => {
+                self.is_current(of, stage)?;
+                self.may_be_undecided(of, by, reason)?;
+                self.approved = false;
+            }
             Event::AllSettled { .. } if !self.aborted => {
                 self.is_settled()?;
+                self.has_heard_all(of)?;
                 let last = of.stages.len() - 1;
                 let is_over = self.passed == of.stages.len()
                     || self.current == last
@@ -567,17 +737,49 @@ impl Course {
             return Ok(());
         }
         let age = self.settled_at.map_or(Duration::ZERO, |at| at.elapsed());
-        if age < gate.bake {
-            return Err(format!("it baked for {age:?} only"));
+        let ran = self.has_run();
+        if ran < gate.bake {
+            return Err(format!("it baked for {ran:?} only"));
         }
         if gate.approval.is_some() && !self.approved {
             return Err("nobody approved".into());
         }
         let measures = gate.success_at_least.is_some() || gate.failure_above.is_some();
-        if !measures || self.ever(|seen| self.holds(gate, seen, age)) {
+        if !measures {
             return Ok(());
         }
-        Err(format!("it did not hold: {:?}, {gate:?}", self.seen))
+        if !self.ever(|seen| self.holds(gate, seen, age)) {
+            return Err(format!("it did not hold: {:?}, {gate:?}", self.seen));
+        }
+        let told = self.told(of, gate);
+        let sides = told.sides(gate.counts, Some(self.applied()[1]));
+        match sides.holds_at_worst(gate) || sides.end(gate) == End::Holds {
+            true => Ok(()),
+            false => Err(format!(
+                "the hub had told that it does not hold: {told:?}, {gate:?}"
+            )),
+        }
+    }
+
+    fn may_be_undecided(&self, of: &RolloutPlan, by: &Process, reason: &str) -> Wrong {
+        is_an_operator(by)
+            .err()
+            .map_or(Err("by an operator".to_owned()), |_| Ok(()))?;
+        let Some(gate) = &of.stages[self.current].gate else {
+            return Err("it has no gate".into());
+        };
+        if reason.starts_with("not measured: ") {
+            return Ok(());
+        }
+        self.is_settled()?;
+        let told = self.told(of, gate);
+        let [least, _] = self.applied();
+        let is_little =
+            |seen: Seen| seen.sides(gate.counts, Some(least)).end(gate) == End::TooLittle;
+        match self.ever(is_little) && is_little(told) {
+            true => Ok(()),
+            false => Err(format!("it has measured enough: {told:?}, {gate:?}")),
+        }
     }
 
     /// It was so at some moment.
@@ -593,12 +795,8 @@ impl Course {
 
     fn holds(&self, gate: &GatePlan, seen: Seen, age: Duration) -> bool {
         let sides = seen.sides(gate.counts, Some(self.applied()[1]));
-        let at_worst = sides.in_the_end(Unconfirmed::AsFailed);
-        let in_the_end = sides.in_the_end(gate.unconfirmed);
         let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
-        // With nothing measured, the worst is no measurement.
-        let has_measured = sides.succeeded + sides.failed > 0;
-        has_measured && at_worst.holds(gate) || is_over && in_the_end.holds(gate)
+        sides.holds_at_worst(gate) || is_over && sides.end(gate) == End::Holds
     }
 
     fn may_fail(&self, of: &RolloutPlan, by: &Process, then: OnFailure) -> Wrong {
@@ -619,13 +817,17 @@ impl Course {
         let age = self.settled_at.map_or(Duration::ZERO, |at| at.elapsed());
         let within = gate.approval.flatten();
         let is_late = within.is_some_and(|within| age >= gate.bake + within);
-        if is_late && !self.approved || self.ever(|seen| self.fails(gate, seen, age)) {
+        let told = self.told(of, gate);
+        if is_late && !self.approved || self.ever(|seen| self.fails(gate, seen, told, age)) {
             return Ok(());
         }
-        Err(format!("it did not: {:?}, {gate:?}", self.seen))
+        Err(format!(
+            "it did not: {:?}, told {told:?}, {gate:?}",
+            self.seen
+        ))
     }
 
-    fn fails(&self, gate: &GatePlan, seen: Seen, age: Duration) -> bool {
+    fn fails(&self, gate: &GatePlan, seen: Seen, told: Seen, age: Duration) -> bool {
         let asked = [None, Some(self.applied()[0])];
         let has_failed = |applied: &Option<u64>| {
             let sides = seen.sides(gate.counts, *applied);
@@ -633,10 +835,34 @@ impl Course {
         };
         let sides = seen.sides(gate.counts, asked[1]);
         let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
-        let in_the_end = sides.in_the_end(gate.unconfirmed);
         let is_settled = self.settled_at.is_some();
         let has_end = is_settled && is_over && !gate.is_open;
-        asked.iter().any(has_failed) || has_end && !in_the_end.holds(gate)
+        let ends = |seen: Seen| seen.sides(gate.counts, asked[1]).end(gate) == End::Fails;
+        asked.iter().any(has_failed) || has_end && ends(seen) && ends(told)
+    }
+}
+
+/// An approval that lets a stage through was given in time.
+fn in_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
+    let Event::StagePassed { stage, .. } = event else {
+        return Ok(());
+    };
+    let planned = of.stages.iter().find(|of| of.name == stage.as_str());
+    let gate = planned.and_then(|of| of.gate.as_ref());
+    let within = gate.and_then(|gate| gate.approval.flatten());
+    let progress = rollout.stages.iter().find(|of| of.name == *stage);
+    let Some(((within, progress), ripe_at)) =
+        within.zip(progress).zip(progress.and_then(|it| it.ripe_at))
+    else {
+        return Ok(());
+    };
+    let is_bound = progress.promoted.is_none() && progress.ignored.is_none();
+    match &progress.approved {
+        Some(approval) if is_bound && approval.at >= ripe_at.plus(within) => Err(format!(
+            "it was approved at {}, and within {within:?} of {ripe_at} was asked for",
+            approval.at
+        )),
+        _ => Ok(()),
     }
 }
 

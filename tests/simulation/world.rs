@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use twincast_core::hub::HubLimits;
+use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits};
 use twincast_core::ids::{DeviceId, HubName, RolloutName};
 use twincast_core::outcome::Outcome;
 use twincast_orchestrator::driver::DriverConfig;
@@ -57,6 +57,10 @@ pub(crate) struct RolloutPlan {
     /// The devices that it means, by our own reckoning.
     pub(crate) target: BTreeMap<HubName, BTreeSet<DeviceId>>,
     pub(crate) stages: Vec<StagePlan>,
+    /// How long its messages live, if devices are to answer.
+    pub(crate) ttl: Option<Duration>,
+    /// How long its hubs take to tell, at the least of them.
+    pub(crate) batching: Duration,
     /// The devices that fulfil the `applied_when` of all gates.
     pub(crate) applies: BTreeSet<DeviceId>,
     /// Of a continuous one, the world's age when its last look begins.
@@ -206,7 +210,8 @@ impl Plan {
             };
             rollout.target.iter().map(on_hub).fold(0.0, f64::max)
         });
-        seconds(400) + Duration::from_secs_f64(4.0 * sending.sum::<f64>())
+        // Answers are waited for until messages are over, after each retry and pause, too.
+        seconds(1_200) + Duration::from_secs_f64(4.0 * sending.sum::<f64>())
     }
 }
 
@@ -250,10 +255,19 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
         lost: dice.pick(&[0.0, 0.0, 0.1, 0.6]),
         doubled: dice.pick(&[0.0, 0.3]),
         late: dice.pick(&[ms(50), seconds(3), seconds(40)]),
+        foreign: (0..dice.pick(&[0, 0, 0, 3, 40]))
+            .map(|_| dice.time(Duration::ZERO..=chaos))
+            .collect(),
+    };
+    let feedback = FeedbackRules {
+        queue: dice.pick(&[FeedbackQueue::Shared, FeedbackQueue::Exclusive]),
+        lock: Post::LOCK,
+        batching: telling.late,
     };
     let quota = dice.pick(&[None, None, Some(60.0), Some(120.0), Some(1_000.0)]);
     let limits = HubLimits {
         sends_per_minute: quota,
+        feedback,
         ..HubLimits::unlimited()
     };
     let hub = SimHub {
@@ -355,6 +369,9 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
     let target: BTreeMap<HubName, BTreeSet<DeviceId>> = meant.collect();
     let devices = target.values().map(|devices| devices.len() as u64).sum();
     let stages = stages::of(dice, &mut spec, devices);
+    let ttl = spec["message"].get("ttl").map(|_| seconds(60));
+    let batching = target_hubs.iter().map(|hub| hub.telling.late).min();
+    let batching = batching.unwrap_or_default();
     let applies = target_hubs.iter().flat_map(|hub| hub.devices.iter());
     let applies = applies
         .filter(|(_, tags)| !has(tags, "site", &["3"]))
@@ -370,6 +387,8 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
         rate,
         target,
         stages,
+        ttl,
+        batching,
         applies,
         until: None,
     }

@@ -56,7 +56,7 @@ fn the_demo_succeeds_and_leaves_nothing_behind() {
         "a demo is short"
     );
     let ended = ended.says(&["The hub's own account", "0 repeated", "Try next"]);
-    assert!(ended.stdout.contains("firmware-1.4.2 finished"), "{ended}");
+    assert!(ended.stdout.contains("firmware-1.4.2 running"), "{ended}");
     assert!(is_empty(room.path()), "files in the working folder");
     assert!(is_empty(room.temporary()), "temporary files");
 

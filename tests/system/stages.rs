@@ -318,7 +318,14 @@ fn an_approval_is_waited_for_and_may_be_refused() {
         .expect(0)
         .json();
     assert_eq!(twice["changed"], false, "{twice}");
-    room.run(&["run", "staged.yaml"]).expect(0);
+    // Only who says so lifts what a person stopped.
+    let paused = room.run(&["run", "staged.yaml"]).expect(8).stderr;
+    assert!(
+        paused.contains("staged is paused: ") && paused.contains("run staged.yaml --resume"),
+        "{paused}"
+    );
+    assert!(canaries_only(&hub));
+    room.run(&["run", "staged.yaml", "--resume"]).expect(0);
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
 }
 

@@ -527,19 +527,24 @@ impl Rollout {
         event: &Event,
     ) -> Result<&mut StageProgress, IllegalTransition> {
         let index = usize::from(self.stage().0);
-        let at = self.stages.get(index).map(|stage| &stage.name);
-        if at != Some(name) {
-            let at = at.map_or_else(String::new, ToString::to_string);
-            let named = self.stages.iter().find(|stage| stage.name == *name);
-            let named = match named.and_then(|stage| stage.passed_at) {
-                Some(passed) => format!("{name} passed at {passed}, and stays passed"),
-                None => format!("wait until it is the turn of {name}"),
-            };
-            let found =
-                format!("the rollout is at stage {at}, and only that can be judged; {named}");
-            return Err(self.cannot(event, found));
+        let at = self.stages.get(index);
+        let is_open = at.is_some_and(|at| at.name == *name && at.passed_at.is_none());
+        if is_open {
+            return Ok(&mut self.stages[index]);
         }
-        Ok(&mut self.stages[index])
+        let named = self.stages.iter().find(|stage| stage.name == *name);
+        let named = match named.and_then(|stage| stage.passed_at) {
+            Some(passed) => format!("{name} passed at {passed}, and stays passed"),
+            None => format!("wait until it is the turn of {name}"),
+        };
+        let found = match at.filter(|at| at.name != *name) {
+            Some(at) => {
+                let at = &at.name;
+                format!("the rollout is at stage {at}, and only that can be judged; {named}")
+            }
+            None => named,
+        };
+        Err(self.cannot(event, found))
     }
 }
 

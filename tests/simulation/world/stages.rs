@@ -25,6 +25,7 @@ pub(crate) struct GatePlan {
     /// Per cent.
     pub(crate) failure_above: Option<u64>,
     pub(crate) min_sample: u64,
+    pub(crate) too_little_passes: bool,
     pub(crate) deadline: Duration,
     pub(crate) unconfirmed: Unconfirmed,
     pub(crate) bake: Duration,
@@ -75,6 +76,7 @@ pub(super) fn of(dice: &mut Dice, spec: &mut Value, devices: u64) -> Vec<StagePl
         });
     }
     spec["message"]["ack"] = json!("full");
+    spec["message"]["ttl"] = json!("1m");
     spec["stages"] = json!(written);
     plans
 }
@@ -116,6 +118,7 @@ fn gate(dice: &mut Dice) -> GatePlan {
         success_at_least,
         failure_above,
         min_sample: dice.pick(&[1, 5, 20]),
+        too_little_passes: dice.happens(0.3),
         deadline: seconds(dice.pick(&[3, 15, 45])),
         unconfirmed: dice.pick(&[
             Unconfirmed::Neither,
@@ -137,6 +140,7 @@ impl GatePlan {
         let mut gate = json!({
             "counts": self.counts,
             "min_sample": self.min_sample,
+            "too_little": if self.too_little_passes { "pass" } else { "pause" },
             "deadline": span(self.deadline),
             "unconfirmed": self.unconfirmed,
             "bake": span(self.bake),

@@ -214,7 +214,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Replaces a record by one that was made from its version `from`.
     ///
-    /// A record of the same version as before differs in its `account` only: nothing has happened to
+    /// A record of the same version as before differs in its `account` and its `clock` only: nothing has happened to
     /// the rollout, and nobody is fenced by it.
     ///
     /// When the new record has another `plan_id`, all batches of older tries are gone with it.

@@ -224,9 +224,17 @@ impl Connection {
             let accepted = Witnessed::Accepted(&self.hub.name, message);
             self.process.witness(&accepted);
             let reaction = self.hub.reacts.get(&message.device).copied();
-            if let Some(outcome) = reaction.unwrap_or(Some(Outcome::Delivered)) {
+            let reaction = reaction.unwrap_or(Some(Outcome::Delivered));
+            // What nobody takes expires in its time.
+            let reaction = match (reaction, message.content.ttl) {
+                (Some(outcome), _) => Some((outcome, Duration::ZERO)),
+                (None, Some(ttl)) => Some((Outcome::Expired, ttl)),
+                (None, None) => None,
+            };
+            if let Some(reaction) = reaction {
+                let (hub, telling) = (&self.hub.name, &self.hub.telling);
                 let post = &self.hub.post;
-                post.add(&self.process, &self.hub.telling, message, outcome);
+                post.add(&self.process, telling, message, reaction, hub);
             }
         }
     }

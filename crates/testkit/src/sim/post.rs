@@ -18,10 +18,10 @@ use super::hub::Connection;
 use super::process::{Odds, lock};
 use super::{Process, Sky, Witnessed};
 
-/// For how long a message is nobody else's that was handed out. A hub's own is a minute.
-const LOCK: Duration = Duration::from_secs(10);
 /// Records in one message, at the most.
 const RECORDS: usize = 16;
+/// How often a message of others is handed out before it is thrown away. A hub's own is ten.
+const HAND_OUTS: u32 = 10;
 
 /// How a hub tells of what became of messages.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -32,6 +32,8 @@ pub struct Telling {
     pub doubled: f64,
     /// A record is there after so long, at the most. Each takes its own time.
     pub late: Duration,
+    /// Messages of other applications, by when they are there in the world's age.
+    pub foreign: Vec<Duration>,
 }
 
 /// A hub's feedback queue. Clones are the same queue.
@@ -57,6 +59,7 @@ struct Letter {
     /// How often it was.
     handed_out: u32,
     record: FeedbackRecord,
+    is_foreign: bool,
 }
 
 impl fmt::Debug for Post {
@@ -66,14 +69,38 @@ impl fmt::Debug for Post {
 }
 
 impl Post {
-    /// The device of a message has done something with it. `process` is the one that sent the message: its dice
-    /// say what becomes of the record.
+    /// For how long a message is nobody else's that was handed out. A hub's own is a minute.
+    pub const LOCK: Duration = Duration::from_secs(10);
+
+    /// Messages of other applications will be there.
+    pub fn add_foreign(&self, times: &[Duration]) {
+        let mut letters = lock(&self.0.letters);
+        for after in times {
+            letters.last += 1;
+            let number = letters.last;
+            letters.waiting.push(Letter {
+                number,
+                due: Instant::now() + *after,
+                handed_out: 0,
+                record: FeedbackRecord {
+                    message_id: format!("somebody-elses-{number}"),
+                    outcome: Outcome::Delivered,
+                    at: None,
+                },
+                is_foreign: true,
+            });
+        }
+    }
+
+    /// The device of a message will have done something with it after some time. `process` is the one that sent the
+    /// message: its dice say what becomes of the record.
     pub(super) fn add(
         &self,
         process: &Process,
         telling: &Telling,
         message: &Outbound,
-        outcome: Outcome,
+        (outcome, after): (Outcome, Duration),
+        hub: &HubName,
     ) {
         let is_asked_for = match message.content.ack {
             Ack::None => false,
@@ -90,15 +117,19 @@ impl Post {
         for _ in 0..copies {
             letters.last += 1;
             let number = letters.last;
+            let due = Instant::now() + after + dice.time(Duration::ZERO..=telling.late);
+            let record = FeedbackRecord {
+                message_id: message.id.clone(),
+                outcome,
+                at: None,
+            };
+            process.witness(&Witnessed::Posted(hub, &record, due));
             letters.waiting.push(Letter {
                 number,
-                due: Instant::now() + dice.time(Duration::ZERO..=telling.late),
+                due,
                 handed_out: 0,
-                record: FeedbackRecord {
-                    message_id: message.id.clone(),
-                    outcome,
-                    at: None,
-                },
+                record,
+                is_foreign: false,
             });
         }
         drop(letters);
@@ -109,13 +140,21 @@ impl Post {
     fn hand_out(&self) -> Vec<((u64, u32), FeedbackRecord)> {
         let now = Instant::now();
         let mut letters = lock(&self.0.letters);
-        let due = letters
+        letters
+            .waiting
+            .retain(|letter| !letter.is_foreign || letter.handed_out < HAND_OUTS);
+        let mut due = letters
             .waiting
             .iter_mut()
-            .filter(|letter| letter.due <= now);
-        due.take(RECORDS)
+            .filter(|letter| letter.due <= now)
+            .peekable();
+        // Each message of others comes alone.
+        let is_foreign = due.peek().is_some_and(|letter| letter.is_foreign);
+        let many = if is_foreign { 1 } else { RECORDS };
+        due.filter(|letter| letter.is_foreign == is_foreign)
+            .take(many)
             .map(|letter| {
-                letter.due = now + LOCK;
+                letter.due = now + Self::LOCK;
                 letter.handed_out += 1;
                 ((letter.number, letter.handed_out), letter.record.clone())
             })

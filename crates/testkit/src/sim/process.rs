@@ -111,6 +111,8 @@ pub enum Witnessed<'a> {
     Sending(&'a HubName, &'a Outbound),
     /// The hub has it.
     Accepted(&'a HubName, &'a Outbound),
+    /// The hub will tell that, from then on.
+    Posted(&'a HubName, &'a FeedbackRecord, Instant),
     /// A process is handed what the hub has to tell.
     Reported(&'a HubName, &'a [FeedbackRecord]),
     /// The hub was told that it need not tell that again.
