@@ -41,6 +41,8 @@ struct Books {
     devices: BTreeMap<(RolloutName, DeviceId), Sends>,
     /// When which rollout's messages were accepted in the last minute.
     minutes: BTreeMap<HubName, VecDeque<(Instant, RolloutName)>>,
+    /// Messages that were marked, and sent when the store had answered at last: what their permits stood for was over.
+    marked: BTreeSet<String>,
     /// Since when a stop-all is in force that was answered.
     halted_since: Option<Instant>,
     told: BTreeMap<String, Value>,
@@ -713,18 +715,22 @@ impl Books {
         {
             since.push((*at, format!("{holder} has the batch")));
         }
+        // What is marked is sent, however long the store took to say that it is marked: it
+        // would be lost.
+        let about = format!("{}/{}", id.rollout, id.batch);
+        let marked = by.troubled_until(&[("record", &about)]);
+        let is_marked = once && marked.is_some_and(|until| now <= until + TAKES_HOLD);
+        if is_marked {
+            self.marked.insert(id.to_string());
+        }
         for (since, why) in since {
             if now <= since + TAKES_HOLD {
                 continue;
             }
-            // What is marked is sent, however long the store took to say that it is marked: it
-            // would be lost.
-            let about = format!("{}/{}", id.rollout, id.batch);
-            let marked = by.troubled_until(&[("record", &about)]);
-            match marked.filter(|_| once) {
-                Some(until) if now <= until + TAKES_HOLD => self.tally.excused += 1,
-                _ => return (true, format!("{why} for {:?}", now - since)),
+            if !is_marked {
+                return (true, format!("{why} for {:?}", now - since));
             }
+            self.tally.excused += 1;
         }
         (false, String::new())
     }
@@ -742,6 +748,9 @@ impl Books {
         }
         if sends.accepted > 1 {
             self.tally.repeats += 1;
+        }
+        if self.marked.contains(&message.id) {
+            return;
         }
         let minute = self.minutes.entry(hub.clone()).or_default();
         minute.push_back((now, id.rollout.clone()));

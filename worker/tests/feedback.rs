@@ -319,6 +319,34 @@ async fn a_quiet_queue_was_heard_until_just_now() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_lost_worker_had_in_hand_is_not_heard_until_others_can_have_had_it() {
+    let bench = asking(&[2]).await;
+    let (first, second) = (bench.start(), bench.start());
+    bench.until_settled().await;
+    bench.ring(0).await;
+    bench.ring(0).await;
+    sleep(3 * QUIET).await;
+    assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
+    drop(first);
+    // The hub hides what it may have had for a minute, and its clock may be a quarter off.
+    let lost_at = Instant::now();
+    let hidden = Duration::from_secs(75);
+    while lost_at.elapsed() < hidden {
+        sleep(QUIET).await;
+        let (ago, obstacle) = heard(&bench).await;
+        let known = lost_at.elapsed() < Duration::from_secs(11);
+        let is_hidden = matches!(obstacle, Some(Obstacle::Hidden { .. }));
+        assert!(known || is_hidden, "{obstacle:?}");
+        assert!(ago.unwrap() + 2 * QUIET >= lost_at.elapsed(), "{ago:?}");
+    }
+    sleep(4 * QUIET).await;
+    let (ago, obstacle) = heard(&bench).await;
+    assert!(ago.unwrap() <= 3 * QUIET, "{ago:?}");
+    assert_eq!(obstacle, None);
+    second.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn messages_of_others_in_front_are_counted_and_said() {
     let bench = asking(&[1]).await;
     let worker = bench.start();

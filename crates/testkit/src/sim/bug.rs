@@ -1,7 +1,11 @@
 //! Defects that doubles can be given.
 
+use std::time::Duration;
+
+use serde_json::json;
+use twincast_core::evidence::{ListenerState, ListenerStatus};
 use twincast_core::rollout::{Event, Rollout};
-use twincast_core::spec::{Delivery, OnFailure};
+use twincast_core::spec::{ApprovalRule, Delivery, OnFailure, Span, TooLittle};
 
 /// A defect. A simulation that does not find it checks too little.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,16 @@ pub enum Bug {
     NoBakes,
     /// The store shows gates that need nobody's approval.
     NoApprovals,
+    /// The store shows gates that wait for an approval for ever.
+    PatientApprovals,
+    /// The store shows gates that take the silence of devices for a verdict at once.
+    NoDeadlines,
+    /// The store shows gates that pass when too little was measured.
+    PassesTooLittle,
+    /// The store says of every listener that it has heard all, just now.
+    ClaimsHeard,
+    /// The store shows rollouts that have baked long enough.
+    BakesAsleep,
 }
 
 impl Bug {
@@ -59,10 +73,38 @@ impl Bug {
                 Self::NoFailures => gate.on_failure = OnFailure::Continue,
                 Self::NoBakes => gate.bake = None,
                 Self::NoApprovals => gate.approval = None,
+                Self::PatientApprovals => {
+                    gate.approval = gate.approval.take().map(|_| ApprovalRule::default());
+                }
+                Self::NoDeadlines => gate.deadline = Some(Span(Duration::ZERO)),
+                Self::PassesTooLittle => gate.too_little = TooLittle::Pass,
                 _ => {}
             }
         }
+        if self == Self::BakesAsleep {
+            let slept = json!({"baked_ms": 3_600_000, "counted_to": rollout.changed_at});
+            rollout.clock = serde_json::from_value(slept).expect("a clock");
+        }
         rollout
+    }
+
+    /// Listeners as a store with this defect shows them.
+    pub(super) fn shows_listeners(self, listeners: Vec<ListenerStatus>) -> Vec<ListenerStatus> {
+        let listeners = listeners.into_iter();
+        match self {
+            Self::ClaimsHeard => listeners
+                .map(|listener| ListenerStatus {
+                    heard_ago: Some(Duration::ZERO),
+                    reported_ago: Duration::ZERO,
+                    state: ListenerState {
+                        listening: true,
+                        ..listener.state
+                    },
+                    ..listener
+                })
+                .collect(),
+            _ => listeners.collect(),
+        }
     }
 
     /// Whether a store with this defect forgets the newest change of a rollout.

@@ -414,8 +414,12 @@ impl Store for SimStore {
 
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
         let of = hub.clone();
-        self.call("listeners", hub, |truth, _| async move {
-            truth.listeners(&of).await
+        self.call("listeners", hub, |truth, by| async move {
+            let listeners = truth.listeners(&of).await?;
+            Ok(match by.sim().bug() {
+                Some(bug) => bug.shows_listeners(listeners),
+                None => listeners,
+            })
         })
         .await
     }
