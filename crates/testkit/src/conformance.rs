@@ -11,6 +11,7 @@
 
 pub mod budgets;
 pub mod lines;
+pub mod listeners;
 pub mod looks;
 pub mod permits;
 pub mod plans;
@@ -178,6 +179,11 @@ macro_rules! store_conformance {
             a_line_is_kept_for_each_group
             a_line_is_changed_by_comparing
             nobody_is_lost_from_a_line
+        }
+        $crate::cases! { $crate::conformance::listeners, $make().await;
+            a_listener_is_known_by_its_newest_report
+            a_listener_says_why_it_does_not_hear
+            old_reports_do_not_pile_up
         }
         $crate::cases! { $crate::conformance::budgets, $make().await;
             a_batch_is_given_when_its_group_has_room

@@ -1,0 +1,95 @@
+//! Cases about listeners to hubs' feedback.
+
+use std::time::Duration;
+
+use twincast_core::evidence::{FORGOTTEN, ListenerReport, ListenerState, ListenerStatus};
+use twincast_core::ids::Holder;
+use twincast_core::ports::Store;
+
+use super::Subject;
+use crate::build::hub;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn report(listener: &str, heard_ago: Option<u64>, foreign: u64) -> ListenerReport {
+    let state = ListenerState {
+        listening: true,
+        hidden_ms: 75_000,
+        foreign,
+        batching_ms: 15_000,
+        ..ListenerState::default()
+    };
+    ListenerReport {
+        listener: Holder::new(listener).expect("a name"),
+        heard_ago: heard_ago.map(secs),
+        state,
+    }
+}
+
+/// The listeners to a hub, by name.
+async fn listeners(store: &dyn Store, name: &str) -> Vec<ListenerStatus> {
+    let mut listeners = store.listeners(&hub(name)).await.expect("an answer");
+    listeners.sort_by(|a, b| a.listener.cmp(&b.listener));
+    listeners
+}
+
+/// A report is kept as it is, and its times grow old.
+///
+/// # Panics
+/// When the contract is broken, as all cases.
+pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
+    let Subject { store, clock, .. } = &subject;
+    assert_eq!(listeners(&**store, "a").await, []);
+    for (name, heard, foreign) in [("l1", None, 0), ("l2", Some(2), 37)] {
+        let report = report(name, heard, foreign);
+        store.report_listener(&hub("a"), &report).await.unwrap();
+    }
+    clock.advance(secs(5));
+    let again = report("l1", Some(1), 0);
+    store.report_listener(&hub("a"), &again).await.unwrap();
+    clock.advance(secs(3));
+    let known = listeners(&**store, "a").await;
+    let of = |report: &ListenerReport, heard: u64, reported: u64| ListenerStatus {
+        listener: report.listener.clone(),
+        heard_ago: Some(secs(heard)),
+        reported_ago: secs(reported),
+        state: report.state.clone(),
+    };
+    let second = report("l2", Some(2), 37);
+    assert_eq!(known, [of(&again, 4, 3), of(&second, 10, 8)]);
+    assert_eq!(listeners(&**store, "b").await, [], "of another hub");
+}
+
+/// Why a listener cannot hear is kept, too, whatever it is.
+///
+/// # Panics
+/// When the contract is broken, as all cases.
+pub async fn a_listener_says_why_it_does_not_hear(subject: Subject) {
+    let store = &*subject.store;
+    let mut report = report("l1", None, 0);
+    report.state.listening = false;
+    report.state = report
+        .state
+        .troubled_by("no \"route\"\n to host 'é' \\ {1: 2}");
+    store.report_listener(&hub("a"), &report).await.unwrap();
+    let known = listeners(store, "a").await.remove(0);
+    assert_eq!((known.heard_ago, known.state), (None, report.state));
+}
+
+/// What says nothing any more may be forgotten, and what is newer is not.
+///
+/// # Panics
+/// When the contract is broken, as all cases.
+pub async fn old_reports_do_not_pile_up(subject: Subject) {
+    let Subject { store, clock, .. } = &subject;
+    for n in 0..20 {
+        let name = format!("l{n}");
+        let report = report(&name, Some(0), 0);
+        store.report_listener(&hub("a"), &report).await.unwrap();
+        clock.advance(FORGOTTEN / 4);
+    }
+    let known = listeners(&**store, "a").await.len();
+    assert!((4..=5).contains(&known), "{known}");
+}
