@@ -1,6 +1,7 @@
 //! `twincast validate` and `twincast schema`.
 
 use serde_json::json;
+use twincast_core::gate::advice;
 use twincast_core::spec::{Problem, Problems, RolloutSpec};
 
 use crate::args::ValidateArgs;
@@ -28,6 +29,9 @@ pub(crate) fn validate(
     }
     if let Some(what) = prometheus::missing(&file.spec, settings) {
         output.note(&format!("Note: {what}: it would be refused."));
+    }
+    for advice in advice::of_spec(&file.spec) {
+        output.note(&format!("Note: {advice}."));
     }
     let condition = file.spec.condition();
     let devices = match (file.spec.has_list(), condition.is_empty()) {

@@ -5,6 +5,7 @@
 //! that an answer would have been heard ([`crate::evidence`]). A gate never passes because little was measured, and never
 //! waits without saying for what.
 
+pub mod advice;
 pub mod metric;
 mod next;
 #[cfg(test)]

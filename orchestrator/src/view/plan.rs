@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use twincast_core::gate;
+use twincast_core::gate::{self, advice};
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{HubName, StageIndex};
+use twincast_core::ids::{HubName, StageIndex, StageName};
 use twincast_core::plan::{
     BatchHeader, Estimate, Forecast, HubPlan, Impossible, PlanSummary, Share, StageForecast,
     StagePlan, StageShares, estimate, forecast, warnings,
@@ -156,6 +156,11 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     let estimate = Estimate::of_stages(&of_stages).expect("there is always a stage for the rest");
     let forecast = forecast(spec, &stages, clock.now())?;
     let mut warnings = warnings(spec, &estimate);
+    let devices = |name: &StageName| {
+        let stage = plan.stages.iter().find(|stage| stage.name == *name);
+        stage.map_or(0, |stage| stage.devices)
+    };
+    warnings.extend(advice::of_plan(spec, devices));
     warnings.extend(unknown_zones(spec, &plan));
     let groups = groups
         .into_iter()

@@ -430,11 +430,7 @@ impl Work<'_> {
 #[must_use]
 pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
     let mut warnings = Vec::new();
-    for stage in &spec.stages {
-        if let Some(gate) = &stage.gate {
-            warnings.extend(ttl_at_gate(spec, &stage.name, gate));
-        }
-    }
+    warnings.extend(gate::advice::of_spec(spec));
     warnings.extend(ttl_after_window(spec));
     for hub in &whole.hubs {
         let (Some(quota), days) = (hub.messages_per_day, hub.days_of_quota().unwrap_or(0.0)) else {
@@ -459,30 +455,6 @@ pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
         ));
     }
     warnings
-}
-
-/// A message lives from its own send on, and a gate's deadline begins when the last one was sent: so it is the last
-/// ones that are still on their way when the deadline is over.
-fn ttl_at_gate(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
-    let (ttl, deadline) = (spec.message.ttl?.0, gate.deadline?.0);
-    match gate.counts {
-        Rung::Enqueued => None,
-        Rung::Delivered | Rung::Applied if deadline.max(bake(gate)) < ttl => Some(format!(
-            "stage {stage}: its gate waits for silent devices for {} after the last send, the message for {}; \
-             devices that come back in between still get it, and count as silent",
-            friendly(deadline.max(bake(gate))),
-            friendly(ttl)
-        )),
-        // What was sent last has expired at the ttl: there is nothing to be heard any more.
-        Rung::Delivered if deadline > ttl => Some(format!(
-            "stage {stage}: its gate waits for silent devices for {}, but {} after the last send every message has \
-             been taken or has expired",
-            friendly(deadline),
-            friendly(ttl)
-        )),
-        // To apply it takes a device its time.
-        Rung::Delivered | Rung::Applied => None,
-    }
 }
 
 /// Messages wait at the hub for devices that are away, and the hub knows no windows.

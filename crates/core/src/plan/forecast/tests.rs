@@ -455,43 +455,6 @@ fn a_daily_quota_holds_it_up_until_midnight() {
 
 #[test]
 fn what_may_not_be_meant_is_said() {
-    let gated = |gate: &str, ttl: &str| {
-        let spec = spec(&format!(
-            "message: {{body: {{text: x}}, ack: full, ttl: {ttl}}}\nstages: [{{name: s, gate: {{success_at_least: 90%, {gate}}}}}]"
-        ));
-        let stage = shares(&[(None, 10)], a_minute(10.0), &spec, 0);
-        warnings(&spec, &stage.estimate).join("|")
-    };
-    for (gate, ttl, part) in [
-        (
-            "counts: delivered, deadline: 1h",
-            "6h",
-            "still get it, and count as silent",
-        ),
-        ("counts: delivered, deadline: 1h, bake: 6h", "6h", ""),
-        ("counts: delivered, deadline: 6h", "6h", ""),
-        (
-            "counts: delivered, deadline: 7h",
-            "6h",
-            "has been taken or has expired",
-        ),
-        ("counts: delivered", "6h", ""),
-        (
-            "counts: applied, applied_when: x, deadline: 1h",
-            "6h",
-            "count as silent",
-        ),
-        ("counts: applied, applied_when: x, deadline: 7h", "6h", ""),
-        ("deadline: 1h", "6h", ""),
-    ] {
-        let found = gated(gate, ttl);
-        assert_eq!(found.is_empty(), part.is_empty(), "{gate}: {found}");
-        assert!(
-            found.replace("             ", "").contains(part),
-            "{gate}: {found}"
-        );
-    }
-
     let of = |rest: &str, devices: u64, limits: HubLimits| {
         let spec = spec(rest);
         let stage = shares(&[(None, devices)], limits, &spec, 0);

@@ -1,0 +1,155 @@
+//! What a gate may be meant to do and cannot, each in a sentence for whoever writes a spec.
+
+use std::time::Duration;
+
+use super::{TTL, answered_within};
+use crate::evidence::BATCHING;
+use crate::ids::StageName;
+use crate::spec::{Gate, RolloutSpec, Rung, TooLittle, Unconfirmed};
+use crate::time::friendly;
+
+/// What the spec alone says: deadlines that are over before devices can be heard, and longer than anything can be heard.
+#[must_use]
+pub fn of_spec(spec: &RolloutSpec) -> Vec<String> {
+    gates(spec)
+        .filter_map(|(stage, gate)| deadline(spec, stage, gate))
+        .collect()
+}
+
+/// What shows when it is known how many devices each stage has: samples that one silent device makes too small.
+#[must_use]
+pub fn of_plan(spec: &RolloutSpec, devices: impl Fn(&StageName) -> u64) -> Vec<String> {
+    gates(spec)
+        .filter_map(|(stage, gate)| sample(stage, gate, devices(stage)))
+        .collect()
+}
+
+/// Gates that judge by what devices answer.
+fn gates(spec: &RolloutSpec) -> impl Iterator<Item = (&StageName, &Gate)> {
+    let gates = spec.stages.iter();
+    let gates = gates.filter_map(|stage| Some((&stage.name, stage.gate.as_ref()?)));
+    gates.filter(|(_, gate)| gate.counts != Rung::Enqueued && gate.measures())
+}
+
+/// A message lives from its own send on, and a gate's deadline begins when the last one was sent: so it is the last
+/// ones that are still on their way when the deadline is over.
+fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
+    let ttl = spec.message.ttl.map(|ttl| ttl.0);
+    let heard = answered_within(ttl, BATCHING);
+    let ttl = ttl.unwrap_or(TTL);
+    let deadline = gate.deadline?.0;
+    let waits = deadline.max(gate.bake.map_or(Duration::ZERO, |bake| bake.0));
+    let [heard, lives, for_] = [heard, ttl, waits].map(friendly);
+    let head =
+        format!("stage {stage}: its gate waits for silent devices for {for_} after the last send");
+    if waits < ttl {
+        Some(format!(
+            "{head}, the message for {lives}; devices that come back in between still get it, and count as silent"
+        ))
+    } else if waits < answered_within(spec.message.ttl.map(|ttl| ttl.0), BATCHING) {
+        Some(format!(
+            "{head}, the message for {lives}, and that it has expired is told a little later: such devices count as \
+             silent, and not as failed; leave deadline out, or make it {heard}"
+        ))
+    } else if gate.counts == Rung::Delivered && deadline > answered_within(Some(ttl), BATCHING) {
+        Some(format!(
+            "{head}, but after {heard} every message has been taken or is known to have expired; leave deadline out"
+        ))
+    } else {
+        // To apply a change takes a device its time.
+        None
+    }
+}
+
+fn sample(stage: &StageName, gate: &Gate, devices: u64) -> Option<String> {
+    let counts_silence = matches!(
+        gate.unconfirmed,
+        Unconfirmed::AsFailed | Unconfirmed::AsSucceeded
+    );
+    let needs_all = u64::from(gate.min_sample) >= devices;
+    let is_strict = gate.too_little == TooLittle::Pause && !counts_silence;
+    (needs_all && is_strict && devices > 0).then(|| {
+        format!(
+            "stage {stage}: it has {devices} devices, and min_sample is {}: one device that is silent at the deadline is \
+             too little measured, and pauses the rollout; lower min_sample, or say too_little: pass",
+            gate.min_sample
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(gate: &str, ttl: &str) -> RolloutSpec {
+        let text = format!(
+            "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}, ack: full{ttl}}}, \
+             stages: [{{name: s, gate: {{success_at_least: 90%, {gate}}}}}]}}"
+        );
+        RolloutSpec::read("x", &text).unwrap()
+    }
+
+    #[test]
+    fn deadlines_that_cannot_be_meant_are_named() {
+        let table = [
+            (
+                "counts: delivered, deadline: 1h",
+                ", ttl: 6h",
+                "count as silent",
+            ),
+            ("counts: delivered, deadline: 1h, bake: 7h", ", ttl: 6h", ""),
+            (
+                "counts: delivered, deadline: 6h",
+                ", ttl: 6h",
+                "leave deadline out, or make it 6h 00m",
+            ),
+            ("counts: delivered, deadline: 21630s", ", ttl: 6h", ""),
+            (
+                "counts: delivered, deadline: 7h",
+                ", ttl: 6h",
+                "every message has been taken or is known to have expired",
+            ),
+            ("counts: delivered", ", ttl: 6h", ""),
+            // Without a ttl the hub's own is meant.
+            (
+                "counts: delivered, deadline: 20m",
+                "",
+                "the message for 1h 00m",
+            ),
+            ("counts: delivered, deadline: 3630s", "", ""),
+            (
+                "counts: applied, applied_when: x, deadline: 1h",
+                ", ttl: 6h",
+                "count as silent",
+            ),
+            (
+                "counts: applied, applied_when: x, deadline: 7h",
+                ", ttl: 6h",
+                "",
+            ),
+            ("deadline: 1h", ", ttl: 6h", ""),
+        ];
+        for (gate, ttl, part) in table {
+            let found = of_spec(&spec(gate, ttl)).join("|");
+            assert_eq!(found.is_empty(), part.is_empty(), "{gate}: {found}");
+            assert!(found.contains(part), "{gate}: {found}");
+        }
+    }
+
+    #[test]
+    fn samples_that_one_silent_device_spoils_are_named() {
+        let table = [
+            ("counts: delivered", 10, true),
+            ("counts: delivered", 20, true),
+            ("counts: delivered", 21, false),
+            ("counts: delivered, min_sample: 5", 10, false),
+            ("counts: delivered, too_little: pass", 10, false),
+            ("counts: delivered, unconfirmed: as_failed", 10, false),
+            ("counts: enqueued", 10, false),
+        ];
+        for (gate, devices, is_named) in table {
+            let found = of_plan(&spec(gate, ""), |_| devices);
+            assert_eq!(!found.is_empty(), is_named, "{gate}, {devices}: {found:?}");
+        }
+    }
+}
