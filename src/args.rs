@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use twincast_core::spec::Span;
+
 use crate::exit::ExitCode;
 
 /// Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
@@ -362,6 +364,22 @@ pub(crate) struct HubArgs {
     /// Seed of keys, certificate and fleet: the same seed gives the same hub.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+
+    /// How long a message waits for its device if it does not say so itself.
+    #[arg(long, value_name = "SPAN", default_value = "1h")]
+    pub(crate) default_ttl: Span,
+
+    /// How long feedback is collected before it is told.
+    #[arg(long, value_name = "SPAN", default_value = "15s")]
+    pub(crate) feedback_batching: Span,
+
+    /// How long a feedback message is hidden from others once it was handed out.
+    #[arg(long, value_name = "SPAN", default_value = "1m")]
+    pub(crate) feedback_lock: Span,
+
+    /// How many records a feedback message has at the most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) feedback_records: usize,
 
     /// Fault switches to start with (JSON), as the control endpoint takes them.
     #[arg(long, value_name = "JSON")]

@@ -74,6 +74,10 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         seed: args.seed,
         fleet,
         faults,
+        default_ttl: args.default_ttl.0,
+        feedback_interval: args.feedback_batching.0,
+        feedback_lock: args.feedback_lock.0,
+        feedback_batch: args.feedback_records,
         ..HubConfig::default()
     };
     let devices = config.fleet.len();
@@ -142,10 +146,12 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
     };
     format!(
         "# Made by `twincast hub` for its clients.\n[hubs.emulator]\nconnection_string_file = \"connection-string\"\n\
-         ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}",
+         ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}feedback_batching = \"{}\"\nfeedback_lock = \"{}\"\n",
         hub.amqp_addr().port(),
         hub.https_addr().port(),
         hub.amqp_addr().ip(),
+        args.feedback_batching,
+        args.feedback_lock,
     )
 }
 

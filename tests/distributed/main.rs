@@ -30,6 +30,7 @@ mod api;
 mod chaos;
 mod continuous;
 mod control;
+mod evidence;
 mod groups;
 mod happy_path;
 mod metrics;

@@ -369,7 +369,7 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
     let target: BTreeMap<HubName, BTreeSet<DeviceId>> = meant.collect();
     let devices = target.values().map(|devices| devices.len() as u64).sum();
     let stages = stages::of(dice, &mut spec, devices);
-    let ttl = spec["message"].get("ttl").map(|_| seconds(60));
+    let ttl = spec["message"].get("ttl").map(|_| stages::TTL);
     let batching = target_hubs.iter().map(|hub| hub.telling.late).min();
     let batching = batching.unwrap_or_default();
     let applies = target_hubs.iter().flat_map(|hub| hub.devices.iter());

@@ -15,6 +15,7 @@ mod harness;
 mod commands;
 mod continuous;
 mod crash;
+mod evidence;
 mod exactly_once;
 mod explain;
 mod faults;

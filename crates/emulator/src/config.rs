@@ -51,6 +51,8 @@ pub struct HubConfig {
     pub queue_depth: u32,
     /// How long feedback is collected if there is less than a full batch of it.
     pub feedback_interval: Duration,
+    /// How many records a full batch of feedback has.
+    pub feedback_batch: usize,
     /// How long a service has to answer a feedback batch.
     pub feedback_lock: Duration,
     /// How long feedback waits for a service.
@@ -92,6 +94,7 @@ impl Default for HubConfig {
             delivery_count_max: 10,
             queue_depth: 50,
             feedback_interval: Duration::from_secs(15),
+            feedback_batch: 64,
             feedback_lock: Duration::from_secs(60),
             feedback_ttl: Duration::from_secs(3600),
             feedback_records_max: 2_000_000,

@@ -8,6 +8,9 @@ use twincast_testkit::sim::Dice;
 
 use super::seconds;
 
+/// How long messages live.
+pub(crate) const TTL: Duration = Duration::from_secs(60);
+
 /// A stage, by our own reckoning.
 #[derive(Debug, Clone)]
 pub(crate) struct StagePlan {
@@ -27,6 +30,8 @@ pub(crate) struct GatePlan {
     pub(crate) min_sample: u64,
     pub(crate) too_little_passes: bool,
     pub(crate) deadline: Duration,
+    /// The spec does not say it.
+    pub(crate) is_default_deadline: bool,
     pub(crate) unconfirmed: Unconfirmed,
     pub(crate) bake: Duration,
     /// Whether somebody must approve, and within which time.
@@ -76,7 +81,7 @@ pub(super) fn of(dice: &mut Dice, spec: &mut Value, devices: u64) -> Vec<StagePl
         });
     }
     spec["message"]["ack"] = json!("full");
-    spec["message"]["ttl"] = json!("1m");
+    spec["message"]["ttl"] = json!(format!("{}s", TTL.as_secs()));
     spec["stages"] = json!(written);
     plans
 }
@@ -109,6 +114,7 @@ fn gate(dice: &mut Dice) -> GatePlan {
     let failure_above = dice.pick(&[None, Some(0), Some(10), Some(50), Some(100)]);
     let measures = success_at_least.is_some() || failure_above.is_some();
     let approvals = [None, None, Some(None), Some(Some(seconds(4)))];
+    let is_default_deadline = dice.happens(0.3);
     let bake = dice.pick(&[0, 0, 2, 20]);
     GatePlan {
         counts: match measures {
@@ -119,7 +125,12 @@ fn gate(dice: &mut Dice) -> GatePlan {
         failure_above,
         min_sample: dice.pick(&[1, 5, 20]),
         too_little_passes: dice.happens(0.3),
-        deadline: seconds(dice.pick(&[3, 15, 45])),
+        deadline: match is_default_deadline {
+            // A message's life, and as long as the quickest hub takes to tell of its end.
+            true => TTL,
+            false => seconds(dice.pick(&[3, 15, 45])),
+        },
+        is_default_deadline,
         unconfirmed: dice.pick(&[
             Unconfirmed::Neither,
             Unconfirmed::LeftOut,
@@ -141,12 +152,14 @@ impl GatePlan {
             "counts": self.counts,
             "min_sample": self.min_sample,
             "too_little": if self.too_little_passes { "pass" } else { "pause" },
-            "deadline": span(self.deadline),
             "unconfirmed": self.unconfirmed,
             "bake": span(self.bake),
             "on_failure": self.on_failure,
         });
         let percent = |percent: u64| json!(format!("{percent}%"));
+        if !self.is_default_deadline {
+            gate["deadline"] = span(self.deadline);
+        }
         if let Some(least) = self.success_at_least {
             gate["success_at_least"] = percent(least);
         }

@@ -92,6 +92,7 @@ impl Hub {
             config.policies.clone()
         };
         let feedback = FeedbackQueue::new(
+            config.feedback_batch,
             config.feedback_interval,
             config.feedback_ttl,
             config.feedback_records_max,

@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use super::store::MessageState;
 
-/// How many records a full batch has.
-const RECORDS_PER_BATCH: usize = 64;
-
 /// The end of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -39,6 +36,7 @@ pub(crate) struct FeedbackQueue {
     open: VecDeque<Record>,
     ready: VecDeque<FeedbackBatch>,
     records: usize,
+    batch: usize,
     interval: Duration,
     records_max: usize,
     ttl_ms: u64,
@@ -48,6 +46,7 @@ pub(crate) struct FeedbackQueue {
 
 impl FeedbackQueue {
     pub(crate) fn new(
+        batch: usize,
         interval: Duration,
         ttl: Duration,
         records_max: usize,
@@ -57,6 +56,7 @@ impl FeedbackQueue {
             open: VecDeque::new(),
             ready: VecDeque::new(),
             records: 0,
+            batch: batch.max(1),
             interval,
             records_max,
             ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
@@ -97,12 +97,10 @@ impl FeedbackQueue {
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
         let mut made = false;
         while let Some(first) = self.open.front() {
-            if self.open.len() < RECORDS_PER_BATCH
-                && now_ms.saturating_sub(first.at_ms) < interval_ms
-            {
+            if self.open.len() < self.batch && now_ms.saturating_sub(first.at_ms) < interval_ms {
                 break;
             }
-            let count = self.open.len().min(RECORDS_PER_BATCH);
+            let count = self.open.len().min(self.batch);
             let records = self.open.drain(..count).collect();
             self.ready.push_back(FeedbackBatch {
                 records,
@@ -159,6 +157,7 @@ mod tests {
 
     fn queue(records_max: usize) -> FeedbackQueue {
         FeedbackQueue::new(
+            64,
             Duration::from_secs(15),
             Duration::from_secs(3600),
             records_max,

@@ -1,0 +1,284 @@
+//! Gates on evidence, over processes that come and go: a verdict depends on what devices answered, and not on who was
+//! there to hear it when.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::engine::Engine;
+use crate::harness::{Chance, Fleet, Hub};
+use crate::pipeline::start_with;
+use crate::services::Access;
+use crate::waiting::{throughout, within};
+
+const SOON: Duration = Duration::from_secs(120);
+/// Devices behind the canaries of each rollout.
+const OTHERS: u64 = 20;
+
+/// Canaries of one rollout: those that reject, that are away, and that take their messages.
+#[derive(Clone, Copy)]
+struct Canaries {
+    reject: u64,
+    away: u64,
+    take: u64,
+}
+
+impl Canaries {
+    fn all(self) -> u64 {
+        self.reject + self.away + self.take
+    }
+}
+
+/// A fleet with the canaries, and devices behind them, of several rollouts.
+fn fleet(rollouts: &[Canaries]) -> Fleet {
+    let mut groups = String::new();
+    for (n, canaries) in rollouts.iter().enumerate() {
+        let parts = [
+            ("reject", canaries.reject, "canary", "rejects: 100%"),
+            ("away", canaries.away, "canary", "offline: 100%"),
+            ("take", canaries.take, "canary", ""),
+            ("other", OTHERS, "main", ""),
+        ];
+        for (id, many, ring, behaviour) in parts.into_iter().filter(|(_, many, ..)| *many > 0) {
+            groups.push_str(&format!(
+                "  - {{count: {many}, id: \"{id}-{n}-{{index:03}}\", tags: {{set: s{n}, ring: {ring}}}, \
+                 behaviour: {{{behaviour}}}}}\n"
+            ));
+        }
+    }
+    Fleet::written(&format!("seed: 3\ngroups:\n{groups}"))
+}
+
+/// A hub that tells every second, and hides what it has handed out for two.
+fn hub(fleet: &Fleet) -> Hub {
+    let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s";
+    let flags: Vec<_> = flags.split(' ').collect();
+    Hub::start(fleet, &flags)
+}
+
+/// A rollout to one set of devices, with a gate behind its canaries.
+fn order(set: usize, gate: &Value) -> Value {
+    let mut gate = gate.clone();
+    gate["counts"] = json!("delivered");
+    let spec = json!({
+        "target": { "tags": { "set": format!("s{set}") } },
+        "message": { "body": { "text": "hi" }, "ack": "full" },
+        "stages": [{ "name": "canary", "tags": { "ring": "canary" }, "gate": gate }],
+    });
+    start_with(&format!("r{set}"), spec)
+}
+
+/// Devices that were sent to. Kills may repeat messages.
+fn distinct(engine: &Engine) -> u64 {
+    engine.hubs[0].1.summary().distinct_devices
+}
+
+/// What the gate said, once it has: the stage's and the rollout's state.
+fn verdict(engine: &Engine, set: usize) -> (String, Value) {
+    let name = format!("r{set}");
+    within(SOON, &format!("the verdict on {name}"), || {
+        let asked = engine.room.run(&["--json", "status", &name]);
+        let status: Value = serde_json::from_str(&asked.stdout).ok()?;
+        let canary = &status["stages"][0];
+        let phase = status["phase"].as_str()?.to_owned();
+        let is_stopped = matches!(&*phase, "paused" | "aborted");
+        if canary["passed_at"].is_string() {
+            Some(("passed".to_owned(), status))
+        } else {
+            is_stopped.then_some((phase, status))
+        }
+    })
+}
+
+#[test]
+fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
+    let canaries = [
+        // Nine reject, and one is away.
+        Canaries {
+            reject: 9,
+            away: 1,
+            take: 0,
+        },
+        // All take it: that is no reason to abort.
+        Canaries {
+            reject: 0,
+            away: 0,
+            take: 20,
+        },
+    ];
+    let hub = hub(&fleet(&canaries));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    pipeline.order(&order(0, &json!({"failure_above": "5%", "deadline": "3s"})));
+    let gate = json!({
+        "failure_above": "5%", "success_at_least": "90%", "deadline": "3s", "on_failure": "abort",
+    });
+    pipeline.order(&order(1, &gate));
+    engine.until_accepted(30, SOON);
+    // Outcomes are recorded every 50 ms, and the hub tells after a second.
+    throughout(Duration::from_millis(300), || ());
+    engine.kill_all();
+    let (_, hub) = &engine.hubs[0];
+    within(SOON, "the answers at the hub", || {
+        let seen = hub.summary();
+        (seen.feedback_made >= 29).then_some(())
+    });
+    // The deadline is long over when somebody is there again.
+    let until = Instant::now() + Duration::from_secs(5);
+    within(SOON, "time to pass", || {
+        (Instant::now() >= until).then_some(())
+    });
+    engine.grow(1, 1);
+    let (failed, status) = verdict(&engine, 0);
+    assert_eq!(failed, "paused", "{status}");
+    let reason = status["reason"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("9 of 10 devices failed") || reason.contains("9 of 9 measured"),
+        "{reason}"
+    );
+    assert_eq!(verdict(&engine, 1).0, "passed");
+    engine.until_accepted(30 + OTHERS, SOON);
+    engine.until_phase("r1", "succeeded", SOON);
+    assert_eq!(
+        engine.accepted(),
+        30 + OTHERS,
+        "nobody behind the bad canaries"
+    );
+}
+
+/// Whenever processes are killed around the deadlines, each verdict is the one that the answers ask for.
+#[test]
+fn kills_around_twenty_deadlines_change_no_verdict() {
+    const ROLLOUTS: usize = 20;
+    // By turns the gate fails, and holds.
+    let bad = Canaries {
+        reject: 3,
+        away: 7,
+        take: 10,
+    };
+    let good = Canaries {
+        reject: 0,
+        away: 3,
+        take: 17,
+    };
+    let canaries: Vec<_> = (0..ROLLOUTS)
+        .map(|n| if n % 2 == 0 { bad } else { good })
+        .collect();
+    let hub = hub(&fleet(&canaries));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 2);
+    let mut pipeline = engine.pipeline();
+    let gate = json!({
+        "failure_above": "20%", "success_at_least": "85%", "deadline": "4s", "min_sample": 12,
+    });
+    for set in 0..ROLLOUTS {
+        pipeline.order(&order(set, &gate));
+    }
+    let all: u64 = canaries.iter().map(|canaries| canaries.all()).sum();
+    engine.until_accepted(all, SOON);
+    let mut chance = Chance::seeded(7);
+    for round in 0..6 {
+        let wait = Duration::from_millis(chance.within(0..1_500));
+        throughout(wait, || ());
+        let worker = engine.workers.swap_remove(round % 2);
+        worker.kill();
+        if round % 3 == 2 {
+            engine.orchestrators.remove(0).kill();
+            engine.grow(1, 0);
+        }
+        engine.grow(0, 1);
+    }
+    for set in 0..ROLLOUTS {
+        let (found, status) = verdict(&engine, set);
+        let expected = if set % 2 == 0 { "paused" } else { "passed" };
+        assert_eq!(found, expected, "r{set}: {status}");
+    }
+    let passed = OTHERS * ROLLOUTS as u64 / 2;
+    engine.until_accepted(all + passed, SOON);
+    assert_eq!(
+        engine.accepted(),
+        all + passed,
+        "nobody behind the bad canaries"
+    );
+}
+
+#[test]
+fn a_bake_rests_while_all_is_stopped() {
+    let canaries = Canaries {
+        reject: 0,
+        away: 0,
+        take: 10,
+    };
+    let hub = hub(&fleet(&[canaries]));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    let gate = json!({"success_at_least": "90%", "bake": "6s"});
+    pipeline.order(&order(0, &gate));
+    let sent_at = |engine: &Engine| engine.status("r0")["stages"][0]["sent_at"].is_string();
+    within(SOON, "all canaries to be sent to", || {
+        sent_at(&engine).then_some(())
+    });
+    engine
+        .room
+        .run(&["stop-all", "--reason", "a storm"])
+        .expect(0);
+    // Longer than what is left of the bake.
+    let stopped = Instant::now();
+    throughout(Duration::from_secs(8), || ());
+    assert_eq!(engine.status("r0")["phase"], "halted");
+    engine.room.run(&["resume-all"]).expect(0);
+    let resumed = Instant::now();
+    let _ = verdict(&engine, 0);
+    let (slept, baked) = (resumed - stopped, resumed.elapsed());
+    assert!(
+        baked >= Duration::from_secs(3),
+        "it baked for {baked:?} after {slept:?}"
+    );
+}
+
+#[test]
+fn what_others_do_not_read_is_looked_past_and_where_nobody_else_reads_removed() {
+    let canaries = [
+        Canaries {
+            reject: 0,
+            away: 0,
+            take: 70,
+        },
+        Canaries {
+            reject: 10,
+            away: 0,
+            take: 10,
+        },
+    ];
+    for queue in ["shared", "exclusive"] {
+        let flags = "--unlimited --feedback-batching 1s --feedback-lock 5s --feedback-records 1";
+        let flags: Vec<_> = flags.split(' ').collect();
+        let hub = Hub::start(&fleet(&canaries), &flags);
+        // Answers of another engine's rollout, which nobody reads any more.
+        let mut other = Engine::new(&Access::shared(), vec![("north", hub)]);
+        other.grow(1, 1);
+        other
+            .pipeline()
+            .order(&order(0, &json!({"failure_above": "50%"})));
+        other.until_accepted(70, SOON);
+        other.kill_all();
+        let hub = other.hubs.remove(0).1;
+        within(SOON, "the answers at the hub", || {
+            (hub.summary().feedback_made >= 70).then_some(())
+        });
+        let left = hub.summary().feedback_waiting;
+        drop(other);
+
+        let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+        engine.set("TWINCAST__HUBS__NORTH__FEEDBACK", queue);
+        engine.grow(1, 1);
+        let gate = json!({"failure_above": "5%", "deadline": "60s", "on_failure": "abort"});
+        engine.pipeline().order(&order(1, &gate));
+        let (found, status) = verdict(&engine, 1);
+        assert_eq!(found, "aborted", "{queue}, with {left} in front: {status}");
+        let (_, hub) = &engine.hubs[0];
+        assert_eq!(hub.summary().distinct_devices, 70 + 20, "{queue}");
+    }
+}

@@ -1,0 +1,336 @@
+//! Gates on evidence: silence counts when an answer would have been heard, and not before.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Chance, Fleet, Hub, Room, Running, eventually};
+
+/// Devices behind the canaries.
+const OTHERS: u64 = 50;
+
+/// A fleet with canaries that reject, that are away, and that take their messages, and others behind them.
+fn fleet(reject: u64, away: u64, take: u64) -> Fleet {
+    let group = |id: &str, many: u64, ring: &str, behaviour: &str| match many {
+        0 => String::new(),
+        many => format!(
+            "  - {{count: {many}, id: \"{id}-{{index:03}}\", tags: {{type: fridge, ring: {ring}}}, \
+             behaviour: {{{behaviour}}}}}\n"
+        ),
+    };
+    let groups = [
+        group("reject", reject, "canary", "rejects: 100%"),
+        group("away", away, "canary", "offline: 100%"),
+        group("take", take, "canary", ""),
+        group("other", OTHERS, "main", ""),
+    ];
+    Fleet::written(&format!("seed: 3\ngroups:\n{}", groups.concat()))
+}
+
+/// A hub that tells every second, and hides what it has handed out for two.
+fn hub(fleet: &Fleet) -> Hub {
+    let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s";
+    let flags: Vec<_> = flags.split(' ').collect();
+    Hub::start(fleet, &flags)
+}
+
+/// A rollout with a gate behind its canaries.
+fn write(room: &Room, gate: &str) {
+    room.write(
+        "r.yaml",
+        &format!(
+            "name: r\ntarget: {{ tags: {{ type: fridge }} }}\nmessage: {{ body: {{ text: hi }}, ack: full }}\n\
+             stages: [{{ name: canary, tags: {{ ring: canary }}, gate: {{ counts: delivered, {gate} }} }}]\n"
+        ),
+    );
+}
+
+/// The rollout's record, by the command line.
+fn status(room: &Room) -> Value {
+    room.run(&["--json", "status", "r"]).expect(0).json()
+}
+
+/// Kills a `run` once the hub holds so much feedback that nobody takes.
+fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
+    let running: Running = room.start(&["run", "r.yaml"]);
+    eventually("the canaries' messages", || {
+        (hub.summary().accepted >= answers).then_some(())
+    });
+    // Outcomes are recorded every 50 ms, and the hub tells after a second.
+    until_after(Instant::now(), Duration::from_millis(400));
+    running.kill();
+    eventually("their answers", || {
+        (hub.summary().feedback_waiting >= answers).then_some(())
+    });
+}
+
+/// Waits until some time has passed since `since`.
+fn until_after(since: Instant, time: Duration) {
+    eventually("time to pass", || (since.elapsed() >= time).then_some(()));
+}
+
+#[test]
+fn a_few_silent_devices_do_not_hide_that_the_others_reject() {
+    for (reject, away) in [(9, 1), (19, 30)] {
+        let hub = hub(&fleet(reject, away, 0));
+        let room = Room::with(&hub);
+        write(&room, "failure_above: 5%, deadline: 20s");
+        let stopped = room.run(&["run", "r.yaml"]).expect(8);
+        let because = format!(
+            "the gate of stage canary failed: {reject} of {} devices failed",
+            reject + away
+        );
+        let (found, of) = because.rsplit_once(' ').expect("words");
+        assert!(stopped.stdout.contains(found), "{of}: {}", stopped.stdout);
+        assert_eq!(
+            hub.summary().accepted,
+            reject + away,
+            "nobody else was sent to"
+        );
+    }
+}
+
+#[test]
+fn too_few_answers_pause_unless_the_spec_lets_them_pass() {
+    let hub = hub(&fleet(0, 2, 8));
+    let room = Room::with(&hub);
+    write(&room, "failure_above: 5%, deadline: 2s, on_failure: abort");
+    let paused = room.run(&["run", "r.yaml"]).expect(8);
+    let because = "too little measured: 8 of 10 devices, 2 silent; 10 are needed";
+    assert!(paused.stdout.contains(because), "{}", paused.stdout);
+    assert!(paused.stderr.contains("r is paused: "), "{}", paused.stderr);
+    assert_eq!(
+        (status(&room)["phase"].as_str(), hub.summary().accepted),
+        (Some("paused"), 10)
+    );
+
+    let room = Room::with(&hub);
+    write(&room, "failure_above: 5%, deadline: 2s, too_little: pass");
+    room.run(&["run", "r.yaml", "--no-wait"]).expect(0);
+    assert_eq!(hub.summary().accepted, 10 + 10 + OTHERS);
+}
+
+#[test]
+fn answers_that_waited_at_the_hub_count_after_a_crash() {
+    // All reject, and nobody was there to hear it until the deadline was over.
+    let rejecting = hub(&fleet(10, 0, 0));
+    let room = Room::with(&rejecting);
+    write(&room, "failure_above: 5%, deadline: 2s");
+    kill_before_it_hears(&room, &rejecting, 10);
+    until_after(Instant::now(), Duration::from_secs(3));
+    let stopped = room.run(&["run", "r.yaml"]).expect(8);
+    assert!(
+        stopped
+            .stdout
+            .contains("the gate of stage canary failed: 10 of 10"),
+        "{}",
+        stopped.stdout
+    );
+    assert_eq!(rejecting.summary().distinct_devices, 10);
+
+    // All have taken it: that is no reason to abort.
+    let taking = hub(&fleet(0, 0, 20));
+    let room = Room::with(&taking);
+    write(
+        &room,
+        "failure_above: 5%, success_at_least: 90%, deadline: 2s, on_failure: abort",
+    );
+    kill_before_it_hears(&room, &taking, 20);
+    until_after(Instant::now(), Duration::from_secs(3));
+    room.run(&["run", "r.yaml"]).expect(0);
+    assert_eq!(taking.summary().distinct_devices, 20 + OTHERS);
+}
+
+#[test]
+fn a_hub_that_is_away_over_the_deadline_is_waited_for_and_that_is_said() {
+    let hub = hub(&fleet(10, 0, 0));
+    let room = Room::with(&hub);
+    write(&room, "failure_above: 5%, deadline: 2s, on_failure: abort");
+    kill_before_it_hears(&room, &hub, 10);
+    hub.faults(r#"{"refuse_connections": true}"#);
+    let running = room.start(&["run", "r.yaml"]);
+    eventually("the word on what is in the way", || {
+        let said = running.stderr();
+        said.contains("stage canary waits for evidence of 10 silent devices: hub emulator: ")
+            .then_some(())
+    });
+    hub.faults(r#"{"refuse_connections": false}"#);
+    let ended = running.wait().expect(8);
+    assert!(
+        ended
+            .stdout
+            .contains("the gate of stage canary failed: 10 of 10"),
+        "{ended}"
+    );
+}
+
+#[test]
+fn a_run_ends_when_its_devices_were_heard() {
+    // Messages that nobody takes expire after two seconds, and the hub tells that.
+    let fleet = fleet(8, 4, 20);
+    let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s --default-ttl 2s";
+    let flags: Vec<_> = flags.split(' ').collect();
+    let hub = Hub::start(&fleet, &flags);
+    let room = Room::with(&hub);
+    let spec =
+        "name: r\ntarget: { tags: { type: fridge } }\nmessage: { body: { text: hi }, ack: full }\n";
+    room.write("r.yaml", spec);
+    let started = Instant::now();
+    room.run(&["run", "r.yaml", "--no-wait"]).expect(0);
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "it does not wait"
+    );
+    // Run again, it takes in what came since, and ends.
+    let ended = room.run(&["run", "r.yaml"]).expect(4);
+    assert!(ended.stdout.contains("finished with failures"), "{ended}");
+    let rows = room.report("r");
+    let of = |outcome: &str| rows.iter().filter(|row| row.outcome == outcome).count();
+    assert_eq!(
+        [of("delivered"), of("rejected"), of("expired")],
+        [70, 8, 4],
+        "{rows:?}"
+    );
+    let again = room.run(&["run", "r.yaml"]).expect(4);
+    assert!(again.stderr.contains("over already"), "{again}");
+}
+
+#[test]
+fn what_others_do_not_read_does_not_hide_what_is_ours() {
+    // Answers of a rollout of another folder, which nobody reads any more.
+    let hub = Hub::start(
+        &fleet(10, 0, 60),
+        &[
+            "--unlimited",
+            "--feedback-batching",
+            "1s",
+            "--feedback-lock",
+            "5s",
+            "--feedback-records",
+            "1",
+        ],
+    );
+    let other = Room::with(&hub);
+    write(&other, "failure_above: 90%, bake: 10m");
+    kill_before_it_hears(&other, &hub, 70);
+
+    let room = Room::with(&hub);
+    write(&room, "failure_above: 5%, deadline: 60s, on_failure: abort");
+    let ended = room.run(&["run", "r.yaml"]);
+    let ended = ended.expect(8);
+    assert!(
+        ended.stdout.contains("the gate of stage canary failed: "),
+        "{ended}"
+    );
+    assert_eq!(
+        hub.summary().accepted,
+        140,
+        "nobody behind the canaries was sent to"
+    );
+}
+
+#[test]
+fn a_pause_by_a_person_is_lifted_by_a_person() {
+    let hub = hub(&fleet(0, 0, 10));
+    let room = Room::with(&hub);
+    write(&room, "success_at_least: 90%, approval: {}");
+    room.run(&["run", "r.yaml"]).expect(8);
+    let pause = ["pause", "r", "--reason", "complaints", "--by", "ann"];
+    room.run(&pause).expect(0);
+    let paused = room.run(&["run", "r.yaml"]).expect(8).stderr;
+    assert!(
+        paused.contains("r is paused: complaints (pause by ann). To go on: "),
+        "{paused}"
+    );
+    room.run(&["approve", "r"]).expect(0);
+    room.run(&["run", "r.yaml"]).expect(8);
+    assert_eq!(hub.summary().accepted, 10);
+    room.run(&["resume", "r"]).expect(0);
+    room.run(&["run", "r.yaml"]).expect(0);
+    assert_eq!(hub.summary().accepted, 10 + OTHERS);
+}
+
+#[test]
+fn a_hub_that_cannot_be_asked_for_twins_is_asked_again() {
+    let hub = Hub::start(
+        &Fleet::written(
+            "seed: 3\ngroups:\n  - {count: 10, id: \"c-{index:03}\", tags: {type: fridge, ring: canary}, \
+             reported_after_delivery: {firmware: \"2\"}}\n",
+        ),
+        &[
+            "--unlimited",
+            "--feedback-batching",
+            "1s",
+            "--feedback-lock",
+            "2s",
+        ],
+    );
+    let room = Room::with(&hub);
+    room.write(
+        "r.yaml",
+        "name: r\ntarget: { tags: { type: fridge } }\nmessage: { body: { text: hi }, ack: full }\n\
+         stages: [{ name: canary, tags: { ring: canary }, gate: { counts: applied, bake: 3s, \
+         applied_when: \"properties.reported.firmware = '2'\", success_at_least: 100% } }]\n",
+    );
+    let running = room.start(&["run", "r.yaml"]);
+    eventually("the canaries' messages", || {
+        (hub.summary().accepted >= 10).then_some(())
+    });
+    hub.faults(r#"{"http_503": {"share": 1.0}}"#);
+    eventually("the word on what is in the way", || {
+        let said = running.stderr();
+        said.contains("the hub's word on how many devices have applied it: cannot")
+            .then_some(())
+    });
+    hub.faults(r#"{"http_503": {"share": 0.0}}"#);
+    running.wait().expect(0);
+}
+
+/// Whenever `run` is killed around the deadline, the verdict is the one of a run that was not.
+#[test]
+fn twenty_kills_around_a_deadline_change_no_verdict() {
+    const KILLS: usize = 20;
+    let verdict = |index: usize| {
+        // By turns the gate fails, and holds.
+        let (fleet, gate, code, devices) = match index % 2 {
+            0 => (
+                fleet(3, 7, 10),
+                "failure_above: 20%, deadline: 3s, min_sample: 15",
+                8,
+                20,
+            ),
+            _ => (
+                fleet(0, 3, 17),
+                "success_at_least: 85%, failure_above: 10%, deadline: 3s, min_sample: 15",
+                0,
+                20 + OTHERS,
+            ),
+        };
+        let hub = hub(&fleet);
+        let room = Room::with(&hub);
+        write(&room, gate);
+        let mut chance = Chance::seeded(index as u64);
+        let first = room.start(&["run", "r.yaml", "--no-wait"]);
+        eventually("the canaries' messages", || {
+            (hub.summary().accepted >= 20).then_some(())
+        });
+        // The deadline is three seconds later, and the hub tells for one more.
+        until_after(
+            Instant::now(),
+            Duration::from_millis(chance.within(0..5_500)),
+        );
+        first.kill();
+        until_after(
+            Instant::now(),
+            Duration::from_millis(chance.within(0..3_000)),
+        );
+        let ended = room.run(&["run", "r.yaml", "--no-wait"]).expect(code);
+        assert_eq!(hub.summary().distinct_devices, devices, "{index}: {ended}");
+    };
+    std::thread::scope(|scope| {
+        for turn in 0..10 {
+            let verdict = &verdict;
+            scope.spawn(move || (turn..KILLS).step_by(10).for_each(verdict));
+        }
+    });
+}
