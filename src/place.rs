@@ -152,7 +152,9 @@ impl Place {
         let mut hubs = Vec::new();
         for (name, hub) in &settings.hubs {
             let limiter = store.limiter(name).await.map_err(engine::store_failure)?;
-            hubs.push(HubView::of(name, hub.limits(), None, &limiter, now()));
+            let listeners = store.listeners(name).await.map_err(engine::store_failure)?;
+            let limits = hub.limits();
+            hubs.push(HubView::of(name, limits, None, &limiter, &listeners, now()));
         }
         Ok(HubList { hubs })
     }

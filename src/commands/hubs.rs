@@ -1,6 +1,6 @@
 //! `twincast hubs`: the hubs, with their quotas and what their limiters give now.
 
-use twincast_orchestrator::view::hubs::HubView;
+use twincast_orchestrator::view::hubs::{FeedbackView, HubView};
 
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
@@ -24,11 +24,24 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
             "wanted by",
             "waiting",
             "workers",
+            "feedback",
         ];
         table(&headings, &rows)
     };
     output.result(&list, &text);
     Ok(ExitCode::Success)
+}
+
+/// Until when a hub was heard, and why no longer.
+fn heard(feedback: &FeedbackView) -> String {
+    let heard = feedback
+        .heard_until
+        .map(|until| format!("heard until {until}"));
+    let parts: Vec<_> = heard
+        .into_iter()
+        .chain(feedback.in_the_way.clone())
+        .collect();
+    parts.join("; ")
 }
 
 fn row(hub: &HubView) -> Vec<String> {
@@ -48,5 +61,6 @@ fn row(hub: &HubView) -> Vec<String> {
         permits.rollouts.join(", "),
         count(hub.dispatches_waiting),
         count(hub.workers),
+        heard(&hub.feedback),
     ]
 }

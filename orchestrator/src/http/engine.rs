@@ -28,8 +28,10 @@ pub(crate) async fn hubs(State(shared): Context, caller: Caller) -> Result<Json<
     for (name, handle) in &shared.api.hubs {
         let depth = shared.api.queue.depth(name).await.ok();
         let limiter = shared.api.store.limiter(name).await?;
+        let listeners = shared.api.store.listeners(name).await?;
         let now = shared.api.intake.clock.now();
-        hubs.push(HubView::of(name, handle.limits, depth, &limiter, now));
+        let hub = HubView::of(name, handle.limits, depth, &limiter, &listeners, now);
+        hubs.push(hub);
     }
     Ok(Json(HubList { hubs }))
 }

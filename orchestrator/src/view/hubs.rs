@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use twincast_core::evidence::{ListenerStatus, Watermark};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::permits::LimiterState;
@@ -32,6 +33,20 @@ pub struct HubView {
     pub workers: Option<u64>,
     /// What its limiter does now.
     pub permits: PermitsView,
+    /// How far its feedback was heard.
+    pub feedback: FeedbackView,
+}
+
+/// How far a hub's feedback was heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FeedbackView {
+    /// All that the hub had told by this moment is recorded. None while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub heard_until: Option<Timestamp>,
+    /// Why more is not heard, for people. None while nothing is in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_the_way: Option<String>,
 }
 
 /// What a hub's limiter does now.
@@ -58,8 +73,12 @@ impl HubView {
         limits: HubLimits,
         depth: Option<Depth>,
         limiter: &LimiterState,
+        listeners: &[ListenerStatus],
         now: Timestamp,
     ) -> Self {
+        let watermark = Watermark::of(listeners, now);
+        // Where no rollout has asked for answers, nobody need listen.
+        let obstacle = watermark.obstacle.filter(|_| !listeners.is_empty());
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let quota = limits.sends_per_minute;
         let shut_for = quota.and_then(|quota| limiter.shut_for(quota));
@@ -74,6 +93,10 @@ impl HubView {
                 reserved_ms: milliseconds(limiter.ahead),
                 shut_until: shut_for.map(|time| now.plus(time)),
                 rollouts: limiter.asking.iter().map(ToString::to_string).collect(),
+            },
+            feedback: FeedbackView {
+                heard_until: watermark.heard_until,
+                in_the_way: obstacle.map(|obstacle| obstacle.to_string()),
             },
         }
     }
