@@ -36,6 +36,12 @@ pub(crate) struct Progress {
     last_trouble: Option<String>,
 }
 
+/// A remark without its numbers: a new number alone is not worth a line of its own.
+fn shape(trouble: Option<&str>) -> Option<String> {
+    let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect();
+    trouble.map(plain)
+}
+
 impl Progress {
     pub(crate) fn new(output: Output) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -78,7 +84,7 @@ impl Progress {
             self.samples.pop_front();
         }
         let text = self.describe(snapshot, settled);
-        if snapshot.trouble != self.last_trouble {
+        if shape(snapshot.trouble.as_deref()) != shape(self.last_trouble.as_deref()) {
             if let Some(trouble) = &snapshot.trouble {
                 self.print(&format!("waiting: {trouble}"));
             }

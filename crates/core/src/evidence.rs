@@ -196,7 +196,7 @@ impl fmt::Display for Obstacle {
             }
             Self::Hidden { left } => write!(
                 f,
-                "a worker was lost, and the hub hands its feedback out again within {} s",
+                "a worker has gone, and the hub hands out again what it had within {} s",
                 left.as_secs().max(1)
             ),
             Self::Behind => f.write_str("its feedback is being received"),

@@ -47,7 +47,7 @@ fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
 fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
     // Lost 11 s ago, with messages that the hub hides for 49 s more.
     let lost = listener(Some(12), 11);
-    let hidden = "a worker was lost, and the hub hands its feedback out again within 49 s";
+    let hidden = "a worker has gone, and the hub hands out again what it had within 49 s";
     let others = [lost.clone(), listener(Some(1), 0)];
     assert_eq!(watermark(&others), (Some(12), hidden.into()));
     let never = [listener(None, 11), listener(Some(1), 0)];
@@ -57,7 +57,7 @@ fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
     assert_eq!(watermark(&late), (Some(10), "".into()));
     let (ago, obstacle) = watermark(&[listener(Some(80), 70), listener(Some(11), 0)]);
     assert_eq!(ago, Some(80), "they heard last while it was hidden");
-    assert!(obstacle.contains("a worker was lost"), "{obstacle}");
+    assert!(obstacle.contains("a worker has gone"), "{obstacle}");
     // One alone that was lost is nobody.
     assert_eq!(watermark(&[lost]).0, None);
     // One that never had a message hides none.
