@@ -10,11 +10,18 @@ use crate::run_all;
 /// So many seeds are tried before a defect counts as not found.
 const WITHIN: u64 = 300;
 
-fn is_found(setup: &Setup) -> String {
-    let (failed, _) = run_all(0..WITHIN, setup, 1);
-    let report = failed.first().expect("a seed in which the defect is found");
-    println!("seed {}: {}", report.plan.seed, report.wrong[0]);
-    report.wrong[0].clone()
+/// So many worlds in which a defect shows are looked at.
+const LOOKED_AT: usize = 12;
+
+/// The defect shows, in one of the first worlds with these words: it may have several consequences.
+fn is_found(setup: &Setup, words: &[&str]) {
+    let (failed, _) = run_all(0..WITHIN, setup, LOOKED_AT);
+    for report in &failed {
+        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+    }
+    let mut wrong = failed.iter().flat_map(|report| &report.wrong);
+    let is_named = |wrong: &String| words.iter().any(|words| wrong.contains(words));
+    assert!(wrong.any(is_named), "found in a seed, as {words:?}");
 }
 
 fn has(bug: Bug) -> Setup {
@@ -26,79 +33,76 @@ fn has(bug: Bug) -> Setup {
 
 #[test]
 fn a_store_that_forgets_the_fence() {
-    is_found(&has(Bug::NoFence));
+    is_found(&has(Bug::NoFence), &[""]);
 }
 
 #[test]
 fn a_store_that_does_not_compare_versions() {
-    is_found(&has(Bug::NoVersions));
+    is_found(&has(Bug::NoVersions), &[""]);
 }
 
 #[test]
 fn a_store_that_forgets_reports() {
-    is_found(&has(Bug::ForgetsReports));
+    is_found(&has(Bug::ForgetsReports), &[""]);
 }
 
 #[test]
 fn a_store_that_tells_nobody_to_stop() {
-    let found = is_found(&has(Bug::NeverStops));
-    assert!(found.contains("sends"), "{found}");
+    is_found(&has(Bug::NeverStops), &["sends"]);
 }
 
 #[test]
 fn a_store_without_a_quota() {
-    let found = is_found(&has(Bug::EndlessPermits));
-    assert!(found.contains("in a minute"), "{found}");
+    is_found(&has(Bug::EndlessPermits), &["in a minute"]);
 }
 
 #[test]
 fn a_worker_that_repeats_what_must_not_be() {
-    let found = is_found(&has(Bug::AlwaysAgain));
-    assert!(found.contains("again"), "{found}");
+    is_found(&has(Bug::AlwaysAgain), &["again"]);
 }
 
 #[test]
 fn a_hub_that_loses_messages() {
-    is_found(&has(Bug::ForgetsMessages));
+    is_found(&has(Bug::ForgetsMessages), &[""]);
 }
 
 #[test]
 fn an_announcer_that_forgets_events() {
-    let found = is_found(&Setup {
+    let setup = Setup {
         forgets_events: true,
         ..Setup::default()
-    });
-    assert!(found.contains("told"), "{found}");
+    };
+    is_found(&setup, &["told"]);
 }
 
 #[test]
 fn dispatches_that_are_lost_and_not_rung_for_again() {
-    let found = is_found(&Setup {
+    let setup = Setup {
         bug: Some(Bug::ForgetsDispatches),
         tweak: |plan| {
             plan.orchestrator.driver.lost_after = Duration::MAX / 4;
             plan.orchestrator.driver.ring_again = Duration::MAX / 4;
         },
         ..Setup::default()
-    });
-    assert!(found.contains("not at an end"), "{found}");
+    };
+    is_found(&setup, &["not at an end"]);
 }
 
 #[test]
 fn a_worker_that_looks_too_seldom() {
-    let found = is_found(&Setup {
+    let setup = Setup {
         tweak: |plan| {
             plan.worker.heartbeat = Duration::from_secs(2);
             plan.worker.linger = Duration::from_secs(2);
         },
         ..Setup::default()
-    });
-    assert!(found.contains("sends"), "{found}");
+    };
+    is_found(&setup, &["sends"]);
 }
 
 #[test]
 fn a_worker_with_too_wide_a_window() {
-    let found = is_found(&Setup {
+    let setup = Setup {
         tweak: |plan| plan.worker.window *= 4,
         ..Setup::default()
     });
@@ -108,96 +112,77 @@ fn a_worker_with_too_wide_a_window() {
 
 #[test]
 fn a_store_that_gives_out_stages_before_their_time() {
-    let found = is_found(&has(Bug::NoStages));
-    assert!(found.contains("before its time"), "{found}");
+    is_found(&has(Bug::NoStages), &["before its time"]);
 }
 
 #[test]
 fn a_store_that_forgets_who_has_joined() {
-    let found = is_found(&has(Bug::ForgetsJoiners));
-    assert!(found.contains("and means"), "{found}");
+    is_found(&has(Bug::ForgetsJoiners), &["and means"]);
 }
 
 #[test]
 fn a_driver_that_sees_no_gates() {
-    let found = is_found(&has(Bug::NoGates));
-    assert!(found.contains("stage_passed"), "{found}");
+    is_found(&has(Bug::NoGates), &["stage_passed"]);
 }
 
 #[test]
 fn a_driver_that_counts_silence_as_success() {
-    let found = is_found(&has(Bug::CountsSilent));
-    assert!(found.contains("it did not hold"), "{found}");
+    is_found(&has(Bug::CountsSilent), &["it did not hold"]);
 }
 
 #[test]
 fn a_driver_that_does_not_bake() {
-    let found = is_found(&has(Bug::NoBakes));
-    assert!(found.contains("baked for"), "{found}");
+    is_found(&has(Bug::NoBakes), &["baked for"]);
 }
 
 #[test]
 fn a_driver_that_asks_nobody() {
-    let found = is_found(&has(Bug::NoApprovals));
-    assert!(found.contains("nobody approved"), "{found}");
+    is_found(&has(Bug::NoApprovals), &["nobody approved"]);
 }
 
 #[test]
 fn a_driver_that_goes_on_when_a_gate_has_failed() {
-    let found = is_found(&has(Bug::NoFailures));
-    assert!(found.contains("and will Continue"), "{found}");
+    is_found(&has(Bug::NoFailures), &["and will Continue"]);
 }
 
 #[test]
 fn a_driver_that_takes_silence_for_a_verdict_at_once() {
-    let found = is_found(&has(Bug::NoDeadlines));
-    let is_wrong = |words: &str| found.contains(words);
-    assert!(
-        is_wrong("it did not") || is_wrong("measured enough"),
-        "{found}"
-    );
+    is_found(&has(Bug::NoDeadlines), &["it did not", "measured enough"]);
 }
 
 #[test]
 fn a_driver_that_believes_every_hub_was_heard() {
-    let found = is_found(&has(Bug::ClaimsHeard));
-    assert!(found.contains("told"), "{found}");
+    is_found(&has(Bug::ClaimsHeard), &["told"]);
 }
 
 #[test]
 fn a_driver_that_passes_on_too_little() {
-    let found = is_found(&has(Bug::PassesTooLittle));
-    assert!(found.contains("it did not hold"), "{found}");
+    is_found(&has(Bug::PassesTooLittle), &["it did not hold"]);
 }
 
 #[test]
 fn a_bake_that_goes_on_while_the_rollout_does_not() {
-    let found = is_found(&has(Bug::BakesAsleep));
-    assert!(found.contains("it baked for"), "{found}");
+    is_found(&has(Bug::BakesAsleep), &["it baked for"]);
 }
 
 #[test]
 fn an_approval_that_counts_when_its_time_is_over() {
-    let found = is_found(&has(Bug::PatientApprovals));
-    assert!(found.contains("it was approved at"), "{found}");
+    is_found(&has(Bug::PatientApprovals), &["it was approved at"]);
 }
 
 #[test]
 fn a_store_that_forgets_feedback() {
-    let found = is_found(&has(Bug::ForgetsFeedback));
-    assert!(found.contains("that was forgotten"), "{found}");
+    is_found(&has(Bug::ForgetsFeedback), &["that was forgotten"]);
 }
 
 #[test]
 fn a_store_that_forgets_what_people_say() {
-    let found = is_found(&has(Bug::ForgetsWords));
-    assert!(found.contains("not in the history"), "{found}");
+    is_found(&has(Bug::ForgetsWords), &["not in the history"]);
 }
 
 #[test]
 fn an_abort_that_does_not_end() {
-    let found = is_found(&has(Bug::NeverSkips));
-    assert!(found.contains("not at an end"), "{found}");
+    is_found(&has(Bug::NeverSkips), &["not at an end"]);
 }
 
 /// A gate that waits for longer than it says.
@@ -216,6 +201,6 @@ fn a_gate_that_stalls() {
             }
         },
         ..Setup::default()
-    });
-    assert!(found.contains("not at an end"), "{found}");
+    };
+    is_found(&setup, &["not at an end"]);
 }
