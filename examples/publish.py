@@ -6,7 +6,7 @@
     python3 publish.py start.json --wait
 
 The command is a JSON file; - is standard input. The exit codes are those of `twincast`:
-0 done, 3 refused, 4 some devices were not sent the message, 8 aborted, 9 no answer.
+0 done, 3 refused, 4 some devices were not sent the message, or did not take it, 8 aborted, 9 no answer.
 With --wait a paused rollout is waited for; without it, 0 means that the command was done.
 """
 

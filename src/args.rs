@@ -291,8 +291,17 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
     pub(crate) outcome: Vec<String>,
 
-    /// Only devices that do not have the message, or of which it is not known.
-    #[arg(long, conflicts_with = "outcome")]
+    /// Only devices in one of these classes: taken, sent, silent, pending, not_taken, not_sent, skipped.
+    #[arg(
+        long,
+        value_name = "CLASS",
+        value_delimiter = ',',
+        conflicts_with = "outcome"
+    )]
+    pub(crate) class: Vec<String>,
+
+    /// Only devices that were not sent the message, or did not take it: --class not_sent,not_taken.
+    #[arg(long, conflicts_with_all = ["outcome", "class"])]
     pub(crate) failed: bool,
 }
 

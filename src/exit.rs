@@ -8,7 +8,7 @@ use twincast_core::ports::StoreError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum ExitCode {
-    /// Everything was done.
+    /// Everything was done. Of a rollout: all was sent, and no device is known to have failed.
     Success = 0,
     /// Something that should not happen.
     Unexpected = 1,
@@ -17,7 +17,7 @@ pub(crate) enum ExitCode {
     /// The input is refused: spec, configuration, device list, connection string, token, role, or a
     /// rollout's name that is taken; a target without devices.
     Refused = 3,
-    /// The rollout is finished, but not every device was sent the message.
+    /// The rollout is finished, but some devices were not sent the message, or did not take it.
     FinishedWithFailures = 4,
     /// A hub cannot be reached, or its certificate is not trusted.
     HubUnreachable = 5,
@@ -48,11 +48,11 @@ impl ExitCode {
     /// All of them, with their meaning, for `--help`.
     pub(crate) const HELP: &'static str = "\
 Exit codes:
-  0    done
+  0    done; of a rollout: all sent, and none known to have failed
   1    something unexpected
   2    wrong command line
   3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
-  4    finished, but some devices were not sent the message
+  4    finished, but some devices were not sent the message, or did not take it
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 use serde_json::json;
+pub(crate) use twincast_core::outcome::thousands;
 
 use crate::config::Settings;
 use crate::exit::Failure;
@@ -162,27 +163,12 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// A count with its thousands set apart: `1,234,567`.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_tables_line_up() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(1_234_567), "1,234,567");
+    fn tables_line_up() {
         let rows = vec![
             vec!["eu".into(), "1,000".into()],
             vec!["north".into(), "7".into()],

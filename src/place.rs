@@ -6,12 +6,11 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use twincast_core::ids::{DeviceId, RolloutName};
-use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Clock as _, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 use twincast_embedded::SystemClock;
-use twincast_orchestrator::view::devices::{Format, written};
+use twincast_orchestrator::view::devices::{Format, Wanted, written};
 use twincast_orchestrator::view::explain::{self, Explanation, Unexplained};
 use twincast_orchestrator::view::hubs::{HubList, HubView};
 use twincast_orchestrator::view::{RolloutRow, RolloutView, no_such_rollout};
@@ -123,18 +122,18 @@ impl Place {
         }
     }
 
-    /// The devices of a rollout that have one of some outcomes, as text in pieces.
+    /// The devices of a rollout that are wanted, as text in pieces.
     pub(crate) async fn devices(
         &self,
         name: &str,
-        wanted: &[Outcome],
+        wanted: &Wanted,
         format: Format,
     ) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
         let name = rollout_name(name)?;
         match self {
             Self::Store(store) => {
                 let rollout = record(store, &name).await?;
-                let pieces = written(store.shared(), rollout, wanted.to_vec(), format);
+                let pieces = written(store.shared(), rollout, wanted, format);
                 Ok(pieces
                     .map(|piece| piece.map_err(engine::store_failure))
                     .boxed())

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::Ends;
 use twincast_core::time::friendly;
 
 use crate::output::{Output, thousands};
@@ -19,7 +19,7 @@ const RATE_OVER: Duration = Duration::from_secs(10);
 /// What is known at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
-    pub(crate) counts: Counts,
+    pub(crate) ends: Ends,
     /// The hubs' pace together, a minute.
     pub(crate) pace: Option<f64>,
     /// What stands in the way, if something does.
@@ -31,7 +31,7 @@ pub(crate) struct Progress {
     output: Output,
     bar: Option<ProgressBar>,
     line_at: Instant,
-    /// Settled devices over the last while, for the rate.
+    /// Devices that are done, over the last while, for the rate.
     samples: VecDeque<(Instant, u64)>,
     last_trouble: Option<String>,
 }
@@ -78,12 +78,12 @@ impl Progress {
     /// Devices are being sent to.
     pub(crate) fn sending(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
-        let settled = snapshot.counts.settled();
-        self.samples.push_back((now, settled));
+        let done = snapshot.ends.done();
+        self.samples.push_back((now, done));
         while self.samples.len() > 2 && self.samples[1].0 + RATE_OVER < now {
             self.samples.pop_front();
         }
-        let text = self.describe(snapshot, settled);
+        let text = self.describe(snapshot);
         if shape(snapshot.trouble.as_deref()) != shape(self.last_trouble.as_deref()) {
             if let Some(trouble) = &snapshot.trouble {
                 self.print(&format!("waiting: {trouble}"));
@@ -92,26 +92,23 @@ impl Progress {
         }
         match &self.bar {
             Some(bar) => {
-                if bar.length() != Some(snapshot.counts.total()) {
-                    bar.set_length(snapshot.counts.total());
+                let devices = snapshot.ends.total();
+                if bar.length() != Some(devices) {
+                    bar.set_length(devices);
                     let style = ProgressStyle::with_template("{bar:28} {percent:>3}%  {msg}")
                         .expect("a valid template");
                     bar.set_style(style.progress_chars("━╸─"));
                 }
-                bar.set_position(settled);
+                bar.set_position(done);
                 bar.set_message(text);
             }
             None => self.line(&text),
         }
     }
 
-    fn describe(&self, snapshot: &Snapshot, settled: u64) -> String {
-        let counts = &snapshot.counts;
-        let mut parts = vec![format!(
-            "{} of {} sent",
-            thousands(counts.sum_of(Outcome::was_enqueued)),
-            thousands(counts.total())
-        )];
+    fn describe(&self, snapshot: &Snapshot) -> String {
+        let (done, classes) = snapshot.ends.so_far();
+        let mut parts = vec![done];
         if let Some(per_minute) = self.per_minute() {
             let quota = snapshot
                 .pace
@@ -121,7 +118,7 @@ impl Progress {
                 "{}/min{quota}",
                 thousands(per_minute.round() as u64)
             ));
-            let left = (counts.total() - settled) as f64;
+            let left = snapshot.ends.pending as f64;
             if per_minute > 0.0 && left > 0.0 && snapshot.trouble.is_none() {
                 parts.push(format!(
                     "{} left",
@@ -129,9 +126,7 @@ impl Progress {
                 ));
             }
         }
-        if counts.failed() > 0 {
-            parts.push(format!("{} failed", thousands(counts.failed())));
-        }
+        parts.extend(classes);
         parts.join("  ")
     }
 

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 use twincast_core::ids::{CommandKey, DeviceId, RolloutName};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Class, Outcome};
 use twincast_core::spec::Span;
 use twincast_core::trace::TRACEPARENT;
 use twincast_orchestrator::command::{Answer, Command, KEY_HEADER, Kind};
-use twincast_orchestrator::view::devices::Format;
+use twincast_orchestrator::view::devices::{Format, Wanted};
 use twincast_orchestrator::view::explain::Explanation;
 use twincast_orchestrator::view::hubs::HubList;
 use twincast_orchestrator::view::outcomes::Outcomes;
@@ -211,16 +211,25 @@ impl Server {
         Ok(letters.dead_letters)
     }
 
-    /// The devices with one of some outcomes, written by the server. What has come in part is not asked for again.
+    /// The devices that are wanted, written by the server. What has come in part is not asked for again.
     pub(crate) async fn devices(
         &self,
         name: &RolloutName,
-        wanted: &[Outcome],
+        wanted: &Wanted,
         format: Format,
     ) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
-        let wanted: Vec<_> = wanted.iter().map(|outcome| outcome.as_str()).collect();
-        let outcomes = wanted.join(",");
-        let how = [("outcome", &*outcomes), ("format", format.as_str())];
+        let (of, names): (_, Vec<_>) = match wanted {
+            Wanted::Outcomes(outcomes) => {
+                let names = outcomes.iter().copied().map(Outcome::as_str);
+                ("outcome", names.collect())
+            }
+            Wanted::Classes(classes) => {
+                let names = classes.iter().copied().map(Class::as_str);
+                ("class", names.collect())
+            }
+        };
+        let names = names.join(",");
+        let how = [(of, &*names), ("format", format.as_str())];
         let path = ["rollouts", name.as_str(), "export"];
         let response = self.ask(Asked::Get, &path, &how).await?;
         let shown = self.shown.clone();

@@ -1,6 +1,6 @@
 //! Stages for people: how far each is, and what the current one waits for.
 
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Class, Ends};
 use twincast_core::ports::{Clock as _, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_embedded::SystemClock;
@@ -18,16 +18,35 @@ pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String>
 
 /// The stages as a table.
 pub(crate) fn as_table(stages: &[StageView]) -> String {
+    let classes = classes(stages.iter().map(|stage| &stage.ends));
     let rows = stages.iter().map(|stage| {
-        vec![
-            stage.progress.name.to_string(),
-            thousands(stage.counts.total()),
-            thousands(stage.counts.sum_of(Outcome::was_enqueued)),
-            thousands(stage.counts.get(Outcome::Delivered)),
-            thousands(stage.counts.failed()),
-            stage.state.clone(),
-        ]
+        let mut row = vec![stage.progress.name.to_string()];
+        row.extend(cells(&stage.ends, &classes));
+        row.push(stage.state.clone());
+        row
     });
-    let headings = ["stage", "devices", "sent", "delivered", "failed", ""];
+    let mut headings = vec!["stage"];
+    headings.extend(heads(&classes));
+    headings.push("");
     table(&headings, &rows.collect::<Vec<_>>())
+}
+
+/// The classes that any of these have devices in.
+pub(crate) fn classes<'a>(ends: impl Iterator<Item = &'a Ends>) -> Vec<Class> {
+    let ends: Vec<_> = ends.collect();
+    let all = Class::ALL.into_iter();
+    all.filter(|class| ends.iter().any(|ends| ends.get(*class) > 0))
+        .collect()
+}
+
+/// The headings of a table's columns: all devices, and those of each class.
+pub(crate) fn heads(classes: &[Class]) -> impl Iterator<Item = &'static str> {
+    let words = classes.iter().map(|class| class.in_words());
+    std::iter::once("devices").chain(words)
+}
+
+/// A row's cells below these headings.
+pub(crate) fn cells(ends: &Ends, classes: &[Class]) -> impl Iterator<Item = String> {
+    let numbers = classes.iter().map(|class| ends.get(*class));
+    std::iter::once(ends.total()).chain(numbers).map(thousands)
 }

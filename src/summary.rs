@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use twincast_core::budget::FullGroup;
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Class, Outcome};
 use twincast_core::plan::PlanSummary;
 use twincast_core::ports::{Clock as _, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::friendly;
 use twincast_embedded::SystemClock;
+use twincast_orchestrator::command::State;
 use twincast_orchestrator::view::outcomes::{self, BudgetView, Outcomes};
 use twincast_orchestrator::view::{RampView, RolloutView};
 
@@ -36,34 +37,33 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
     })
 }
 
+/// Where a rollout is, and its devices by class.
+pub(crate) fn headline(state: &State, output: &Output) -> String {
+    let style = match &*state.phase {
+        "succeeded" => Style::Good,
+        "aborted" | "failed" => Style::Bad,
+        _ => Style::Warn,
+    };
+    let mut word = state.phase.replace('_', " ");
+    if let Some(reason) = &state.reason {
+        // Before it is planned, that is what it waits for.
+        let mark = if word == "accepted" { "," } else { ":" };
+        word.push_str(&format!("{mark} {reason}"));
+    }
+    let mut head = format!("{} {}", state.name, output.paint(style, &word));
+    if state.ends.total() > 0 {
+        head.push_str(&format!(": {}", state.ends.in_all()));
+    }
+    head
+}
+
 impl Summary {
     /// The summary for people. `took`: since when this process worked on it.
     pub(crate) fn text(&self, output: &Output, took: Option<Duration>) -> String {
         let mut lines = Vec::new();
         let state = &self.rollout.row.state;
-        let style = match &*state.phase {
-            "succeeded" => Style::Good,
-            "aborted" | "failed" => Style::Bad,
-            _ => Style::Warn,
-        };
-        let mut word = state.phase.replace('_', " ");
-        if let Some(reason) = &state.reason {
-            // Before it is planned, that is what it waits for.
-            let mark = if word == "accepted" { "," } else { ":" };
-            word.push_str(&format!("{mark} {reason}"));
-        }
-        let took = took
-            .map(|took| format!(" in {}", friendly(took)))
-            .unwrap_or_default();
-        let mut head = format!("{} {}", state.name, output.paint(style, &word));
-        if self.rollout.plan.is_some() {
-            let counts = &self.rollout.counts;
-            head.push_str(&format!(
-                ": {} of {} devices sent{took}",
-                thousands(counts.sum_of(Outcome::was_enqueued)),
-                thousands(counts.total())
-            ));
-        }
+        let took = took.map(|took| format!("; took {}", friendly(took)));
+        let head = headline(state, output) + &took.unwrap_or_default();
         lines.push(head);
         if let Some(ramp) = &self.rollout.ramp {
             lines.push(format!("  {}", ramp_in_words(ramp)));
@@ -96,8 +96,9 @@ impl Summary {
                 ));
             }
         }
-        self.list_failures("Not sent:", false, output, &mut lines);
-        self.list_failures("Sent, and not taken:", true, output, &mut lines);
+        self.list_failures("Not sent:", Class::NotSent, output, &mut lines);
+        self.list_failures("Sent, and not taken:", Class::NotTaken, output, &mut lines);
+        lines.extend(self.skipped());
         let times = times::as_table(&self.rollout.time_seconds);
         if !times.is_empty() {
             lines.extend([String::new(), times]);
@@ -121,18 +122,10 @@ impl Summary {
             .then(|| format!("  {devices} devices with an unknown zone ({unknown}): {what}"))
     }
 
-    /// The failures of devices that the hub has taken the message for, or of the others.
-    fn list_failures(
-        &self,
-        heading: &str,
-        was_sent: bool,
-        output: &Output,
-        lines: &mut Vec<String>,
-    ) {
+    /// The devices of a class that failed, by reason.
+    fn list_failures(&self, heading: &str, class: Class, output: &Output, lines: &mut Vec<String>) {
         let failures = self.outcomes.failures.iter();
-        let mut failures = failures
-            .filter(|failure| failure.outcome.was_enqueued() == was_sent)
-            .peekable();
+        let mut failures = failures.filter(|failure| failure.class == class).peekable();
         if failures.peek().is_some() {
             lines.extend([String::new(), format!("  {heading}")]);
         }
@@ -152,17 +145,26 @@ impl Summary {
         }));
     }
 
+    /// Why devices were skipped, if any were.
+    fn skipped(&self) -> Option<String> {
+        let state = &self.rollout.row.state;
+        let reason = state.reason.as_deref();
+        let aborted = reason.filter(|_| matches!(&*state.phase, "aborting" | "aborted"));
+        let why = outcomes::reason_in(aborted, Outcome::Skipped, 0);
+        let devices = thousands(state.ends.skipped);
+        (state.ends.skipped > 0).then(|| format!("\n  Skipped:\n  {devices:>9}  {why}"))
+    }
+
     fn groups_table(&self) -> String {
         let groups = &self.outcomes.groups;
         let several_hubs = groups.iter().any(|group| group.hub != groups[0].hub);
-        let counts = self.rollout.counts.iter();
-        let outcomes: Vec<Outcome> = counts.map(|(outcome, _)| outcome).collect();
+        let classes = stages::classes(groups.iter().map(|group| &group.ends));
         let mut headings = if several_hubs {
-            vec!["hub", "group", "devices"]
+            vec!["hub", "group"]
         } else {
-            vec!["group", "devices"]
+            vec!["group"]
         };
-        headings.extend(outcomes.iter().map(|outcome| outcome.as_str()));
+        headings.extend(stages::heads(&classes));
         let rows: Vec<_> = groups
             .iter()
             .map(|group| {
@@ -172,12 +174,7 @@ impl Summary {
                     vec![]
                 };
                 row.push(group.group.clone());
-                row.push(thousands(group.counts.total()));
-                row.extend(
-                    outcomes
-                        .iter()
-                        .map(|outcome| thousands(group.counts.get(*outcome))),
-                );
+                row.extend(stages::cells(&group.ends, &classes));
                 row
             })
             .collect();

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Keyed, Rollout, Word};
 use twincast_core::spec::{Body, RolloutSpec};
@@ -120,10 +120,9 @@ pub struct State {
     pub version: u64,
     /// How many devices it has; 0 until it is planned.
     pub devices: u64,
-    /// How many were sent the message; 0 until it is planned.
-    pub sent: u64,
-    /// How many were not, for good; 0 until it is planned.
-    pub failed: u64,
+    /// Devices by class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent`, `skipped`. All 0 until it is planned.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub ends: Ends,
     /// The span of the command that started it.
     #[serde(skip)]
     pub trace: Option<TraceContext>,
@@ -148,8 +147,7 @@ impl State {
                 .map(|stage| stage.name.clone()),
             version: rollout.version.0,
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
-            sent: counts.sum_of(Outcome::was_enqueued),
-            failed: counts.failed(),
+            ends: Ends::of(&counts, rollout.spec.message.answers()),
             trace: rollout.trace,
         }
     }

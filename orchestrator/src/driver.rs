@@ -481,7 +481,7 @@ impl Driver {
         };
         loop {
             let mut held = false;
-            // A rollout that was never planned has no batches, and counts nothing.
+            // A rollout without a whole plan may have batches, of a try at planning.
             let tallies = self.store.tallies(name).await.map_err(store_error)?;
             for hub in tallies
                 .into_iter()
@@ -491,7 +491,10 @@ impl Driver {
                 held |= self.skip_on(name, &hub).await.map_err(store_error)?;
             }
             if !held {
-                let counts = self.counts(name).await.map_err(store_error)?;
+                let counts = match rollout.plan {
+                    Some(_) => self.counts(name).await.map_err(store_error)?,
+                    None => Counts::default(),
+                };
                 self.apply(rollout, Event::AllSettled { counts }).await?;
                 return Ok(());
             }

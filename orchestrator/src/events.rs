@@ -6,8 +6,9 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use twincast_core::ids::{RolloutName, Version};
+use twincast_core::outcome::Ends;
 use twincast_core::ports::{QueueError, Roster, Store, StoreError};
-use twincast_core::rollout::{HistoryEntry, Rollout};
+use twincast_core::rollout::{Event, HistoryEntry, Rollout};
 use twincast_core::trace::TRACEPARENT;
 
 /// Where events go.
@@ -77,6 +78,9 @@ pub fn cloud_event(rollout: &Rollout, entry: &HistoryEntry) -> Value {
             "happened": entry.event,
         },
     });
+    if let Event::AllSettled { counts } = &entry.event {
+        event["data"]["ends"] = json!(Ends::of(counts, rollout.spec.message.answers()));
+    }
     // The extension for distributed tracing.
     if let Some(trace) = rollout.trace {
         event[TRACEPARENT] = json!(trace);
@@ -86,10 +90,24 @@ pub fn cloud_event(rollout: &Rollout, entry: &HistoryEntry) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use twincast_core::rollout::Event;
+    use twincast_core::outcome::{Counts, Outcome};
     use twincast_testkit::build;
 
     use super::*;
+
+    #[test]
+    fn the_last_event_has_devices_by_class() {
+        let rollout = build::after(&build::accepted("r"), Event::PlanningStarted);
+        let rollout = build::after(&rollout, build::plan_completed(2));
+        let mut counts = Counts::default();
+        counts.count(Outcome::Enqueued);
+        counts.count(Outcome::Refused);
+        let ended = build::after(&rollout, Event::AllSettled { counts });
+        let event = cloud_event(&ended, ended.happened().unwrap());
+        let ends = &event["data"]["ends"];
+        assert_eq!((&ends["sent"], &ends["not_sent"]), (&json!(1), &json!(1)));
+        assert_eq!(event["data"]["happened"]["counts"]["refused"], 1);
+    }
 
     #[test]
     fn an_event_says_what_happened_and_can_be_told_apart() {

@@ -7,7 +7,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use twincast_core::account::Activity;
 use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::{Class, Counts, Outcome};
 use twincast_core::ports::{Depth, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
@@ -86,8 +86,8 @@ impl Default for Metrics {
             ),
             devices: gauges(
                 "twincast_rollout_devices",
-                "A rollout's devices, by stage and outcome, once its plan is whole.",
-                &["rollout", "stage", "outcome"],
+                "A rollout's devices, by stage, class and outcome, once its plan is whole.",
+                &["rollout", "stage", "class", "outcome"],
             ),
             spent: gauges(
                 "twincast_rollout_time_spent_seconds",
@@ -157,8 +157,8 @@ pub(crate) struct RolloutMetrics<'a> {
     of: &'a Metrics,
     name: RolloutName,
     phase: Option<&'static str>,
-    /// Stages and outcomes of which there is a sample.
-    told: BTreeSet<(String, Outcome)>,
+    /// Stages, classes and outcomes of which there is a sample.
+    told: BTreeSet<(String, Class, Outcome)>,
 }
 
 impl RolloutMetrics<'_> {
@@ -185,19 +185,20 @@ impl RolloutMetrics<'_> {
         let stages: BTreeSet<_> = tallies.iter().map(|tally| tally.stage).collect();
         for stage in stages {
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
-            self.set_devices(&stage_name(rollout, stage), &counts);
+            let answers = rollout.spec.message.answers();
+            self.set_devices(&stage_name(rollout, stage), &counts, answers);
         }
     }
 
     /// A sample for each outcome that there is or was: a series that ends would keep its last value.
-    fn set_devices(&mut self, stage: &str, counts: &Counts) {
+    fn set_devices(&mut self, stage: &str, counts: &Counts, answers: bool) {
         self.told.extend(
             counts
                 .iter()
-                .map(|(outcome, _)| (stage.to_owned(), outcome)),
+                .map(|(outcome, _)| (stage.to_owned(), Class::of(outcome, answers), outcome)),
         );
-        for (_, outcome) in self.told.iter().filter(|(of, _)| of == stage) {
-            let labels = [self.name.as_str(), stage, outcome.as_str()];
+        for (_, class, outcome) in self.told.iter().filter(|(of, ..)| of == stage) {
+            let labels = [self.name.as_str(), stage, class.as_str(), outcome.as_str()];
             let devices = i64::try_from(counts.get(*outcome)).unwrap_or(i64::MAX);
             self.of.devices.with_label_values(&labels).set(devices);
         }
@@ -219,8 +220,8 @@ impl Drop for RolloutMetrics<'_> {
                 .spent
                 .remove_label_values(&[name, activity.as_str()]);
         }
-        for (stage, outcome) in &self.told {
-            let labels = [name, stage, outcome.as_str()];
+        for (stage, class, outcome) in &self.told {
+            let labels = [name, stage, class.as_str(), outcome.as_str()];
             _ = self.of.devices.remove_label_values(&labels);
         }
     }
@@ -294,9 +295,9 @@ mod tests {
             told,
             [
                 r#"twincast_rollout_awaits_approval{rollout="r"} 0"#,
-                r#"twincast_rollout_devices{outcome="enqueued",rollout="r",stage="all"} 1"#,
-                r#"twincast_rollout_devices{outcome="pending",rollout="r",stage="all"} 0"#,
-                r#"twincast_rollout_devices{outcome="refused",rollout="r",stage="all"} 1"#,
+                r#"twincast_rollout_devices{class="not_sent",outcome="refused",rollout="r",stage="all"} 1"#,
+                r#"twincast_rollout_devices{class="pending",outcome="pending",rollout="r",stage="all"} 0"#,
+                r#"twincast_rollout_devices{class="sent",outcome="enqueued",rollout="r",stage="all"} 1"#,
                 r#"twincast_rollout_phase{phase="running",rollout="r"} 1"#,
                 r#"twincast_rollout_stage{rollout="r"} 1"#,
             ]

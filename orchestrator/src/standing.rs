@@ -40,7 +40,7 @@ pub fn of_stage(
             }
         }
         // Its last stage needs no gate to be over.
-        Phase::Succeeded | Phase::FinishedWithFailures => "sent".to_owned(),
+        Phase::Succeeded | Phase::FinishedWithFailures => "done".to_owned(),
         phase => phase.as_str().replace('_', " "),
     }
 }

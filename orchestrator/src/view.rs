@@ -24,7 +24,7 @@ use twincast_core::account::TimeSpent;
 use twincast_core::batch::BatchStatus;
 use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
-use twincast_core::outcome::Counts;
+use twincast_core::outcome::{Counts, Ends};
 use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Retry, Rollout, StageProgress};
 use twincast_core::spec::Rate;
@@ -67,9 +67,8 @@ pub struct RolloutView {
     /// Devices by outcome, once the plan is whole.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
-    /// Devices by hub and outcome, once the plan is whole.
-    #[schema(value_type = BTreeMap<String, BTreeMap<String, u64>>)]
-    pub hubs: BTreeMap<String, Counts>,
+    /// Devices by hub, once the plan is whole.
+    pub hubs: BTreeMap<String, HubDevices>,
     /// Its own limit through each hub now, a minute, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_per_minute: Option<f64>,
@@ -87,6 +86,17 @@ pub struct RolloutView {
     pub time_seconds: TimeSpent,
     /// What happened to it, and who wanted it, oldest first; the newest 200.
     pub history: Vec<Value>,
+}
+
+/// The devices of a rollout on one hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HubDevices {
+    /// Devices by outcome.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub counts: Counts,
+    /// Devices by class.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub ends: Ends,
 }
 
 /// A stage.
@@ -107,6 +117,9 @@ pub struct StageView {
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
+    /// Devices by class.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub ends: Ends,
 }
 
 /// The tallies that count of a rollout: none before its plan is whole. Batches of a try at planning may belong to no plan.
@@ -154,21 +167,27 @@ impl RolloutView {
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
         let tallies = counted(rollout, tallies);
+        let ends = |counts: &Counts| Ends::of(counts, rollout.spec.message.answers());
         let mut hubs: BTreeMap<String, Counts> = BTreeMap::new();
         for Tally { hub, counts, .. } in tallies {
             hubs.entry(hub.to_string()).or_default().add(counts);
         }
+        let hubs = hubs.into_iter().map(|(hub, counts)| {
+            let ends = ends(&counts);
+            (hub, HubDevices { counts, ends })
+        });
         let asked = rollout.spec.all_stages();
         let stages = (0..).map(StageIndex).zip(&rollout.stages);
         let stages = stages.map(|(index, progress)| {
             let asked = asked.get(usize::from(index.0));
-            let of_stage = tallies.iter().filter(|tally| tally.stage == index);
+            let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == index));
             StageView {
                 progress: progress.clone(),
                 gate: asked.and_then(|it| it.gate.as_ref()).map(gate::in_words),
                 state: standing::of_stage(rollout, index.0, progress, tallies, now),
                 current: rollout.stage() == index && !rollout.phase.is_ended(),
-                counts: Tally::sum(of_stage),
+                counts,
+                ends: ends(&counts),
             }
         });
         Self {
@@ -176,7 +195,7 @@ impl RolloutView {
             spec: plain(&rollout.spec),
             plan: rollout.plan.as_ref().map(plain),
             counts: Tally::sum(tallies),
-            hubs,
+            hubs: hubs.collect(),
             rate_per_minute: rollout.rate_now(tallies).map(Rate::as_per_minute),
             ramp: RampView::of(rollout, tallies),
             retry: rollout.retry.clone(),

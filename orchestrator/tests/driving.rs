@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, DeviceId};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
 use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
@@ -284,6 +284,25 @@ async fn an_abort_skips_what_is_left_once_the_workers_let_go() {
     assert_eq!(
         (counts.get(Outcome::Enqueued), counts.get(Outcome::Skipped)),
         (101, 199)
+    );
+}
+
+/// Batches of a try at planning belong to no plan.
+#[tokio::test(start_paused = true)]
+async fn an_abort_before_the_plan_is_whole_counts_no_devices() {
+    let bench = bench(0, DriverConfig::default());
+    let planning = build::planning(&*bench.store, "r").await;
+    let by = Adding::Plan(planning.plan_id);
+    let added = bench
+        .store
+        .add_batches(&planning.spec.name, by, vec![build::batch(0, 8)]);
+    added.await.unwrap();
+    bench.event(build::aborted()).await;
+    let ended = bench.drive().await.unwrap();
+    let counts = Counts::default();
+    assert_eq!(
+        ended.happened().unwrap().event,
+        Event::AllSettled { counts }
     );
 }
 

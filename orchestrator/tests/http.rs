@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::BatchId;
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::{Batch, DeviceList};
 use twincast_core::ports::{Clock, Roster, Skip, Store, Tally};
@@ -578,10 +578,10 @@ async fn devices_come_in_pages_and_as_streams() {
     assert_eq!(lines.len(), 121);
     assert_eq!(
         lines[0],
-        "device,hub,group,stage,batch,index,outcome,code,message_id"
+        "device,hub,group,stage,batch,index,outcome,class,code,message_id"
     );
     assert!(
-        lines[1].ends_with(",all,1,0,enqueued,,r.1.0.1"),
+        lines[1].ends_with(",all,1,0,enqueued,sent,,r.1.0.1"),
         "{}",
         lines[1]
     );
@@ -612,17 +612,41 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
     recorded.unwrap();
     let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
     let counts = json!({ "pending": 3, "not_found": 1, "enqueued": 1 });
+    let ends = json!({
+        "taken": 0, "sent": 1, "silent": 0, "pending": 3, "not_taken": 0, "not_sent": 1, "skipped": 0,
+    });
     assert_eq!(
         outcomes,
         json!({
-            "groups": [{ "hub": "a", "group": "all", "counts": counts }],
+            "groups": [{ "hub": "a", "group": "all", "counts": counts, "ends": ends }],
             "other_groups": 0,
             "failures": [{
-                "outcome": "not_found", "reason": "the hub does not know the device, or has it disabled",
+                "outcome": "not_found", "class": "not_sent", "reason": "the hub does not know the device, or has it disabled",
                 "devices": 1, "samples": ["device-0-000003"],
             }],
         })
     );
+
+    let view = bench.get("/api/v1/rollouts/r").await;
+    for one in [&view, &view["stages"][0], &view["hubs"]["a"]] {
+        assert_eq!((&one["counts"], &one["ends"]), (&counts, &ends), "{one}");
+    }
+    let failed = "/api/v1/rollouts/r/devices?class=not_sent,not_taken";
+    let failed = bench.get(failed).await["devices"].clone();
+    assert_eq!(failed.as_array().unwrap().len(), 1);
+    assert_eq!(failed[0]["class"], "not_sent");
+    for (query, says) in [
+        ("class=lost", "is no class"),
+        ("class=sent&outcome=enqueued", "either"),
+    ] {
+        let path = format!("/api/v1/rollouts/r/devices?{query}");
+        let (status, problem) = bench.ask(Method::GET, &path, None).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            status == StatusCode::BAD_REQUEST && detail.contains(says),
+            "{problem}"
+        );
+    }
 
     let path = "/api/v1/rollouts/r/devices/device-0-000003";
     let explained = bench.get(path).await;
@@ -713,8 +737,9 @@ async fn half_a_plan_counts_for_nothing() {
         let list = bench.get("/api/v1/rollouts").await;
         let (_, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
         for state in [&rollout, &list["rollouts"][0], &answer["rollouts"][0]] {
-            let counts = ["devices", "sent", "failed"].map(|field| state[field].as_u64());
-            assert_eq!(counts, [Some(0); 3], "{state}");
+            assert_eq!(state["devices"], 0, "{state}");
+            let ends = serde_json::from_value::<Ends>(state["ends"].clone());
+            assert_eq!(ends.unwrap(), Ends::default(), "{state}");
         }
         let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
         assert_eq!(outcomes["groups"], json!([]));

@@ -5,7 +5,7 @@ use twincast_orchestrator::command::{Command, Kind};
 
 use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, RetryArgs, Who};
 use crate::commander::{self, Commander};
-use crate::commands::report::outcomes;
+use crate::commands::report::named;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
@@ -64,7 +64,7 @@ pub(crate) async fn retry(
     let command = Command {
         reason: args.change.reason.clone(),
         stage: stage.map_err(refused)?,
-        outcomes: outcomes(&args.outcome)?,
+        outcomes: named(&args.outcome)?,
         ..about(Kind::Retry, &args.change.name)?
     };
     change(command, &args.change.who, settings, output).await

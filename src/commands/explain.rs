@@ -71,6 +71,7 @@ fn lines_of(place: &DevicePlace) -> Vec<String> {
         "outcome",
         format_args!("{}: {}", place.outcome, place.reason),
     ));
+    lines.push(line("class", place.class.in_words()));
     let attempts = place.attempts.iter();
     lines.extend(attempts.map(|it| line("attempt", in_words(it))));
     let waits = place.waits_for.as_deref().unwrap_or("nothing");
@@ -125,7 +126,7 @@ mod tests {
         let hub = |entry: usize, entries: usize| {
             let place = json!({
                 "hub": "eu", "entry": entry, "entries": entries, "group": "all", "batch": 0, "position": 0,
-                "batch_devices": 1, "outcome": "pending", "reason": "not sent yet", "attempts": [],
+                "batch_devices": 1, "outcome": "pending", "class": "pending", "reason": "not sent yet", "attempts": [],
                 "stage": { "name": "late", "number": 2, "of": 2, "because": "so", "passed_over": [] },
                 "times": { "accepted_at": "2026-09-21T14:00:00Z" },
             });

@@ -1,12 +1,14 @@
 //! `twincast report`: what became of each device.
 
+use std::error::Error;
 use std::io::{self, Write};
+use std::str::FromStr;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
-use twincast_core::outcome::{Outcome, UnknownOutcome};
-use twincast_orchestrator::view::devices::{DeviceRow, Format};
+use twincast_core::outcome::{Class, Outcome};
+use twincast_orchestrator::view::devices::{DeviceRow, Format, Wanted};
 use twincast_orchestrator::view::outcomes::reason_in;
 
 use crate::args::{ReportArgs, ReportFormat};
@@ -43,7 +45,7 @@ pub(crate) async fn report(
 async fn write(
     place: &Place,
     args: &ReportArgs,
-    wanted: &[Outcome],
+    wanted: &Wanted,
     output: &Output,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
@@ -101,38 +103,41 @@ async fn write_table(
         if !std::mem::replace(&mut is_headed, true) {
             writeln!(
                 out,
-                "{:<32} {:<12} {:<14} {:<28} reason",
-                "device", "hub", "outcome", "group"
+                "{:<32} {:<12} {:<14} {:<10} {:<28} reason",
+                "device", "hub", "outcome", "class", "group"
             )?;
         }
         let reason = reason_in(aborted.as_deref(), row.outcome, row.code.unwrap_or(0));
-        let outcome = row.outcome.as_str();
+        let (outcome, class) = (row.outcome.as_str(), row.class.as_str());
         writeln!(
             out,
-            "{:<32} {:<12} {outcome:<14} {:<28} {reason}",
+            "{:<32} {:<12} {outcome:<14} {class:<10} {:<28} {reason}",
             row.device, row.hub, row.group
         )
     })
     .await
 }
 
-fn wanted(args: &ReportArgs) -> Result<Vec<Outcome>, Failure> {
+fn wanted(args: &ReportArgs) -> Result<Wanted, Failure> {
     if args.failed {
-        return Ok(Outcome::ALL
-            .into_iter()
-            .filter(|outcome| !outcome.was_enqueued() || outcome.is_failure())
-            .collect());
+        let failures = Class::ALL.into_iter().filter(|class| class.is_failure());
+        Ok(Wanted::Classes(failures.collect()))
+    } else if !args.class.is_empty() {
+        named(&args.class).map(Wanted::Classes)
+    } else if !args.outcome.is_empty() {
+        named(&args.outcome).map(Wanted::Outcomes)
+    } else {
+        Ok(Wanted::Outcomes(Outcome::ALL.to_vec()))
     }
-    if args.outcome.is_empty() {
-        return Ok(Outcome::ALL.to_vec());
-    }
-    outcomes(&args.outcome)
 }
 
-/// Outcomes by their names.
-pub(crate) fn outcomes(names: &[String]) -> Result<Vec<Outcome>, Failure> {
+/// Outcomes or classes by their names.
+pub(crate) fn named<T>(names: &[String]) -> Result<Vec<T>, Failure>
+where
+    T: FromStr<Err: Error + Send + Sync + 'static>,
+{
     let read = names.iter().map(|name| name.parse());
-    read.collect::<Result<_, UnknownOutcome>>()
+    read.collect::<Result<_, T::Err>>()
         .map_err(|error| Failure::new(ExitCode::Usage, error))
 }
 

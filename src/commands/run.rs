@@ -392,9 +392,9 @@ impl Watcher<'_> {
             // Whatever is wrong with the store, worker and driver meet it too and say so.
             if let Some(rollout) = self.planned().await {
                 let trouble = trouble.or_else(|| stages::standstill(&rollout, &tallies));
-                let counts = Tally::sum(&tallies);
+                let answers = rollout.spec.message.answers();
                 progress.sending(&Snapshot {
-                    counts,
+                    ends: Ends::of(&Tally::sum(&tallies), answers),
                     pace: self.pace(&rollout, &tallies),
                     trouble,
                 });

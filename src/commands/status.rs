@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
 use crate::place::{Listing, Place};
+use crate::stages;
 
 /// The newest rollouts that a list shows.
 const LISTED: usize = 200;
@@ -61,25 +62,22 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
 }
 
 fn as_table(rows: &[RolloutRow]) -> String {
+    let classes = stages::classes(rows.iter().map(|row| &row.state.ends));
     let cells: Vec<_> = rows
         .iter()
         .map(|row| {
             let state = &row.state;
             let waits = row.waits_for.as_ref();
             let waits = waits.map(|waits| format!("waits for {waits}"));
-            vec![
-                state.name.to_string(),
-                state.phase.replace('_', " "),
-                thousands(state.devices),
-                thousands(state.sent),
-                thousands(state.failed),
-                row.created_at.to_string(),
-                waits.or_else(|| state.reason.clone()).unwrap_or_default(),
-            ]
+            let mut cells = vec![state.name.to_string(), state.phase.replace('_', " ")];
+            cells.extend(stages::cells(&state.ends, &classes));
+            cells.push(row.created_at.to_string());
+            cells.push(waits.or_else(|| state.reason.clone()).unwrap_or_default());
+            cells
         })
         .collect();
-    let headings = [
-        "rollout", "phase", "devices", "sent", "failed", "accepted", "",
-    ];
+    let mut headings = vec!["rollout", "phase"];
+    headings.extend(stages::heads(&classes));
+    headings.extend(["accepted", ""]);
     table(&headings, &cells)
 }

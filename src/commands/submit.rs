@@ -9,9 +9,10 @@ use crate::args::SubmitArgs;
 use crate::commander::{self, Commander};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, thousands};
+use crate::output::Output;
 use crate::signal::asked_to_stop;
 use crate::specfile;
+use crate::summary;
 
 /// How often a waiting submit asks.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -37,14 +38,18 @@ pub(crate) async fn submit(
             state.name
         ));
     }
+    let text = |state: &State| match state.is_ended() {
+        true => summary::headline(state, output),
+        false => progress(state),
+    };
     if !args.wait {
         commander.close().await;
-        output.result(&answer, &describe(&state));
+        output.result(&answer, &text(&state));
         output.note(&format!("Follow it with `twincast watch {}`.", state.name));
         return Ok(ExitCode::Success);
     }
     if !state.is_ended() {
-        output.note(&describe(&state));
+        output.note(&progress(&state));
     }
     let ended = tokio::select! {
         ended = until_ended(&commander, state, output) => Some(ended),
@@ -57,7 +62,7 @@ pub(crate) async fn submit(
     };
     let state = state?;
     let code = ExitCode::of(&state.phase);
-    let text = describe(&state);
+    let text = text(&state);
     let answer = Answer {
         rollouts: vec![state],
         ..answer
@@ -78,7 +83,7 @@ async fn until_ended(
             return Ok(state);
         }
         if shown.0 != state.phase || shown.1.elapsed() >= SHOW_EVERY {
-            output.note(&describe(&state));
+            output.note(&progress(&state));
             shown = (state.phase.clone(), Instant::now());
         }
         tokio::time::sleep(ASK_AGAIN).await;
@@ -93,20 +98,16 @@ async fn until_ended(
     }
 }
 
-fn describe(state: &State) -> String {
-    let mut text = format!("{}: {}", state.name, state.phase.replace('_', " "));
-    if state.devices > 0 {
-        text.push_str(&format!(
-            ", {} of {} devices sent",
-            thousands(state.sent),
-            thousands(state.devices)
-        ));
-    }
-    if state.failed > 0 {
-        text.push_str(&format!(", {} failed", thousands(state.failed)));
-    }
+/// Where a rollout is that has not ended.
+fn progress(state: &State) -> String {
+    let mut text = format!("{} is {}", state.name, state.phase);
     if let Some(reason) = &state.reason {
         text.push_str(&format!(" ({reason})"));
+    }
+    if state.ends.total() > 0 {
+        let (done, classes) = state.ends.so_far();
+        let classes = classes.map(|classes| format!(", {classes}"));
+        text.push_str(&format!(": {done}{}", classes.unwrap_or_default()));
     }
     text
 }

@@ -54,7 +54,7 @@ async fn until_ended(
         }
         if rollout.plan.is_some() {
             progress.sending(&Snapshot {
-                counts: rollout.counts,
+                ends: state.ends,
                 pace: rollout.rate_per_minute,
                 trouble,
             });

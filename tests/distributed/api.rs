@@ -215,6 +215,7 @@ impl Remote {
             &["report", name, "--format", "csv"],
             &["report", name, "--format", "jsonl", "--outcome", "enqueued"],
             &["report", name, "--failed"],
+            &["report", name, "--class", "taken,silent"],
             &["explain", name, device],
             &["--json", "explain", name, device],
             &["dead-letters"],
@@ -250,7 +251,7 @@ impl Remote {
         assert_eq!(planned["plan"]["devices"], DEVICES);
 
         let submitted = remote.run(&["submit", &file]).expect(0);
-        assert!(submitted.stdout.starts_with("remote: "), "{submitted}");
+        assert!(submitted.stdout.starts_with("remote is "), "{submitted}");
         let again = remote.run(&["submit", &file]).expect(0);
         again.says(&["remote is there already, as the same rollout"]);
         within(SOON, "the gate to wait", || {
@@ -277,7 +278,7 @@ impl Remote {
         assert!(promoted.starts_with("remote is promoted"), "{promoted}");
         remote.run(&["watch", name]).expect(0);
         let waited = remote.run(&["submit", &file, "--wait"]).expect(0);
-        assert!(waited.stdout.starts_with("remote: succeeded"), "{waited}");
+        assert!(waited.stdout.starts_with("remote succeeded: "), "{waited}");
         assert!(done(&["retry", name]).starts_with("nothing to retry"));
         let late = ["abort", name];
         assert_eq!(said(&remote, &late), said(&engine.room, &late));

@@ -71,7 +71,7 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let all = all["rollouts"].as_array().expect("a list");
     assert_eq!(all.len(), 1);
     assert_eq!(all[0]["name"], "firmware");
-    assert_eq!(all[0]["sent"], 2 * DEVICES);
+    assert_eq!(all[0]["ends"]["sent"], 2 * DEVICES);
     assert_eq!(all[0]["version"], phases.len());
 
     // Both hubs have a device of this id.
@@ -206,7 +206,7 @@ fn exit_codes_say_how_a_rollout_ended() {
     let ended = &ended["rollouts"][0];
     assert_eq!(ended["phase"], "finished_with_failures");
     assert_eq!(
-        (&ended["sent"], &ended["failed"]),
+        (&ended["ends"]["sent"], &ended["ends"]["not_sent"]),
         (&json!(970), &json!(30))
     );
     room.run(&["watch", "some-disabled"]).expect(4);

@@ -108,7 +108,8 @@ fn sent(engine: &Engine) -> Vec<u64> {
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     let all = all["rollouts"].as_array().expect("a list").clone();
     let of = |name: &str| all.iter().find(|rollout| rollout["name"] == name);
-    let sent = ROLLOUTS.map(|(name, _)| of(name).and_then(|rollout| rollout["sent"].as_u64()));
+    let sent =
+        ROLLOUTS.map(|(name, _)| of(name).and_then(|rollout| rollout["ends"]["sent"].as_u64()));
     sent.into_iter()
         .map(|sent| sent.expect("a number"))
         .collect()

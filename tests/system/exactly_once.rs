@@ -76,18 +76,29 @@ fn assert_same_as_table(room: &Room, rows: &[Row]) {
     let ended = room.run(&["report", "one"]).expect(0);
     let mut lines = ended.stdout.lines();
     let headings: Vec<_> = lines.next().expect("headings").split_whitespace().collect();
-    assert_eq!(headings, ["device", "hub", "outcome", "group", "reason"]);
+    assert_eq!(
+        headings,
+        ["device", "hub", "outcome", "class", "group", "reason"]
+    );
     let from_table: Vec<_> = lines
         .map(|line| {
             let mut words = line.split_whitespace();
             let mut word = || words.next().expect("a column").to_owned();
-            (word(), word(), word(), word())
+            (word(), word(), word(), word(), word())
         })
         .collect();
     let expected: Vec<_> = rows
         .iter()
         .cloned()
-        .map(|row| (row.device, row.hub, row.outcome, row.group))
+        .map(|row| {
+            (
+                row.device,
+                row.hub,
+                row.outcome,
+                "sent".to_owned(),
+                row.group,
+            )
+        })
         .collect();
     assert!(from_table == expected, "the table differs from JSON Lines");
 }

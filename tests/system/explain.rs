@@ -55,6 +55,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
         "\n  stage      canary (1 of 2): it takes the devices with tags.ring = 'canary'\n",
         " of 5 devices; all\n",
         "\n  outcome    enqueued: the hub has the message for the device\n",
+        "\n  class      sent\n",
         "\n  attempt    1, message id staged.0.",
         "\n  waits for  nothing\n",
         " stage canary sent\n",

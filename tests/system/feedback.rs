@@ -36,6 +36,35 @@ fn in_our_words(state: MessageState) -> &'static str {
     }
 }
 
+/// Classes add up to the devices, and are the same in all that shows them.
+fn assert_classes_agree(room: &Room, name: &str) {
+    let status = room.run(&["--json", "status", name]).expect(0).json();
+    let ends: BTreeMap<String, usize> =
+        serde_json::from_value(status["ends"].clone()).expect("devices by class");
+    assert_eq!(ends.values().sum::<usize>(), DEVICES, "{status}");
+    for shown in [&status["stages"][0], &status["groups"][0]] {
+        assert_eq!(shown["ends"], status["ends"], "{status}");
+    }
+    for (class, devices) in &ends {
+        let report = ["report", name, "--format", "csv", "--class", class];
+        let report = room.run(&report).expect(0).stdout;
+        assert_eq!(report.lines().count(), 1 + devices, "{class}: {report}");
+    }
+    let failed = room.run(&["report", name, "--failed"]).expect(0).stdout;
+    let not_taken = ends["not_taken"];
+    assert_eq!(failed.lines().count(), 1 + not_taken, "{failed}");
+    let headline = format!(
+        "{name} finished with failures: {DEVICES} devices: {} taken, ",
+        ends["taken"]
+    );
+    let text = room.run(&["status", name]).expect(0).stdout;
+    assert!(text.starts_with(&headline), "{text}");
+    assert!(
+        text.contains(&format!(" {not_taken} not taken\n")),
+        "{text}"
+    );
+}
+
 #[test]
 fn what_devices_did_in_time_is_in_the_report() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -59,6 +88,7 @@ fn what_devices_did_in_time_is_in_the_report() {
         let states: Vec<_> = messages.iter().map(|m| in_our_words(m.state)).collect();
         assert_eq!(states, [row.outcome.as_str()], "{row:?}");
     }
+    assert_classes_agree(&room, "told");
     let mut counts = BTreeMap::new();
     for row in &told {
         *counts.entry(row.outcome.as_str()).or_insert(0) += 1;

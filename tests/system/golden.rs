@@ -50,11 +50,11 @@ Options:
   -V, --version        Print version
 
 Exit codes:
-  0    done
+  0    done; of a rollout: all sent, and none known to have failed
   1    something unexpected
   2    wrong command line
   3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
-  4    finished, but some devices were not sent the message
+  4    finished, but some devices were not sent the message, or did not take it
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
@@ -106,22 +106,22 @@ golden: 980 devices in 4 batches
 ";
 
 const SUMMARY: &str = "\
-golden finished with failures: 951 of 980 devices sent in TIME
+golden finished with failures: 980 devices: 951 sent, 29 not sent; took TIME
 
-  group            devices  not_found  enqueued
-  region=eu-north      393          7       386
-  region=eu-south      243         11       232
-  region=us-east       194          4       190
-  region=us-west       150          7       143
+  group            devices  sent  not sent
+  region=eu-north      393   386         7
+  region=eu-south      243   232        11
+  region=us-east       194   190         4
+  region=us-west       150   143         7
 
   Not sent:
          29  the hub does not know the device, or has it disabled  (d-000102, d-000124, d-000164, ...)
 ";
 
 const FAILED: &str = "\
-device                           hub          outcome        group                        reason
-d-000102                         emulator     not_found      region=eu-north              the hub does not know the device, or has it disabled
-d-000124                         emulator     not_found      region=eu-north              the hub does not know the device, or has it disabled
+device                           hub          outcome        class      group                        reason
+d-000102                         emulator     not_found      not_sent   region=eu-north              the hub does not know the device, or has it disabled
+d-000124                         emulator     not_found      not_sent   region=eu-north              the hub does not know the device, or has it disabled
 ";
 
 /// Puts `word` in the place of what follows `marker`, to the end of its line.
@@ -143,12 +143,14 @@ fn plan_run_and_report_for_people() {
     assert_eq!(hide(&plan, "it is over at ", "TIME"), PLAN);
     let run = room.run(&["run", "golden.yaml"]).expect(4);
     let (summary, times) = run.stdout.split_once("\n  time ").expect("a time account");
-    assert_eq!(hide(summary, "sent in ", "TIME"), SUMMARY);
+    assert_eq!(hide(summary, "; took ", "TIME"), SUMMARY);
     assert!(times.contains("\n  sending "), "{times}");
     assert_eq!(run.stderr, "", "a short run has nothing to add");
     let failed = room.run(&["report", "golden", "--failed"]).expect(0).stdout;
     assert!(failed.starts_with(FAILED), "{failed}");
     assert_eq!(failed.lines().count(), 1 + 29);
+    let not_sent = ["report", "golden", "--class", "not_sent,silent"];
+    assert_eq!(room.run(&not_sent).expect(0).stdout, failed);
 }
 
 #[test]

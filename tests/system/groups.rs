@@ -58,6 +58,11 @@ fn one_rollout_of_a_group_at_a_time() {
             "{status}"
         );
     }
+    let old = room.run(&["status", "old"]).expect(0).stdout;
+    let headline = "aborted: superseded by new: 200 devices: 10 sent, 190 skipped\n";
+    assert!(old.contains(headline), "{old}");
+    let why = "  Skipped:\n        190  the rollout was aborted: superseded by new\n";
+    assert!(old.contains(why), "{old}");
     let report = room
         .run(&["report", "old", "--outcome", "skipped"])
         .expect(0)

@@ -167,7 +167,7 @@ fn a_condition_that_the_hub_does_not_understand_is_told() {
 fn wrong_command_lines_end_with_2() {
     let room = Room::bare();
     room.write("spec.yaml", GOOD);
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 11] = [
         (&[], "--help"),
         (&["frobnicate"], "frobnicate"),
         (&["run"], "<SPEC>"),
@@ -175,6 +175,8 @@ fn wrong_command_lines_end_with_2() {
         (&["run", "spec.yaml", "more"], "more"),
         (&["report", "a", "--format", "xml"], "jsonl"),
         (&["report", "a", "--outcome", "lost"], "not_found"),
+        (&["report", "a", "--class", "lost"], "not_taken"),
+        (&["report", "a", "--failed", "--class", "sent"], "--failed"),
         (
             &["report", "a", "--failed", "--outcome", "unknown"],
             "--failed",

@@ -7,7 +7,6 @@ use crate::account::Activity;
 use crate::batch::BatchStatus;
 use crate::budget::FullGroup;
 use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
-use crate::message::Ack;
 use crate::outcome::Outcome;
 use crate::plan::Cohort;
 use crate::query;
@@ -146,7 +145,7 @@ fn is_to_be_retried(seat: Seat<'_>) -> bool {
 pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Option<String> {
     let rollout = seat.rollout;
     if seat.outcome.is_settled() && !is_to_be_retried(seat) {
-        let is_asked = rollout.spec.message.ack != Ack::None;
+        let is_asked = rollout.spec.message.answers();
         let word = "the device to take the message, and the hub to tell of it";
         return (seat.outcome == Outcome::Enqueued && is_asked).then(|| word.to_owned());
     }

@@ -108,20 +108,10 @@ impl Outcome {
         self >= Self::Enqueued
     }
 
-    /// The device did not get the message, or it is not known that it did.
+    /// The device was not sent the message, or did not take it.
     #[must_use]
     pub fn is_failure(self) -> bool {
-        matches!(
-            self,
-            Self::Unknown
-                | Self::NotFound
-                | Self::QueueFull
-                | Self::Refused
-                | Self::Expired
-                | Self::Rejected
-                | Self::Undeliverable
-                | Self::Purged
-        )
+        Class::of(self, false).is_failure()
     }
 
     /// A new attempt may be made at a device that has it: it failed, or nothing was heard of it.
@@ -224,7 +214,7 @@ impl Counts {
         self.total() - self.settled()
     }
 
-    /// Devices that did not get the message, or of which it is not known that they did.
+    /// Devices that were not sent the message, or did not take it.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.sum_of(Outcome::is_failure)
@@ -269,14 +259,14 @@ impl Counts {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// A send is still owed.
-    Pending,
+    /// The device took the message.
+    Taken,
     /// The hub has the message, and no answer was asked for.
     Sent,
     /// The hub has the message, an answer was asked for, and none has come.
     Silent,
-    /// The device took the message.
-    Taken,
+    /// A send is still owed.
+    Pending,
     /// The hub had the message, and the device did not take it.
     NotTaken,
     /// The hub does not have the message, or it is not known that it does.
@@ -286,12 +276,12 @@ pub enum Class {
 }
 
 impl Class {
-    /// All classes.
+    /// All classes, in the order in which people read them.
     pub const ALL: [Self; 7] = [
-        Self::Pending,
+        Self::Taken,
         Self::Sent,
         Self::Silent,
-        Self::Taken,
+        Self::Pending,
         Self::NotTaken,
         Self::NotSent,
         Self::Skipped,
@@ -315,14 +305,26 @@ impl Class {
         }
     }
 
-    /// Its name as it is written in files and labels.
+    /// The outcomes of this class. `answers` as in [`Class::of`].
+    pub fn outcomes(self, answers: bool) -> impl Iterator<Item = Outcome> {
+        let all = Outcome::ALL.into_iter();
+        all.filter(move |outcome| Self::of(*outcome, answers) == self)
+    }
+
+    /// The device was not sent the message, or did not take it.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::NotTaken | Self::NotSent)
+    }
+
+    /// The name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Pending => "pending",
+            Self::Taken => "taken",
             Self::Sent => "sent",
             Self::Silent => "silent",
-            Self::Taken => "taken",
+            Self::Pending => "pending",
             Self::NotTaken => "not_taken",
             Self::NotSent => "not_sent",
             Self::Skipped => "skipped",
@@ -340,17 +342,34 @@ impl Class {
     }
 }
 
+/// A word that is no class's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} is no class; the classes are {}", Class::ALL.map(Class::as_str).join(", "))]
+pub struct UnknownClass {
+    found: String,
+}
+
+impl std::str::FromStr for Class {
+    type Err = UnknownClass;
+    fn from_str(text: &str) -> Result<Self, UnknownClass> {
+        let found = Self::ALL.into_iter().find(|class| class.as_str() == text);
+        found.ok_or_else(|| UnknownClass {
+            found: text.to_owned(),
+        })
+    }
+}
+
 /// How many devices are in each [`Class`]. All are written, in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ends {
-    /// See [`Class::Pending`].
-    pub pending: u64,
+    /// See [`Class::Taken`].
+    pub taken: u64,
     /// See [`Class::Sent`].
     pub sent: u64,
     /// See [`Class::Silent`].
     pub silent: u64,
-    /// See [`Class::Taken`].
-    pub taken: u64,
+    /// See [`Class::Pending`].
+    pub pending: u64,
     /// See [`Class::NotTaken`].
     pub not_taken: u64,
     /// See [`Class::NotSent`].
@@ -365,10 +384,10 @@ impl Ends {
     pub fn of(counts: &Counts, answers: bool) -> Self {
         let of = |class| counts.sum_of(|outcome| Class::of(outcome, answers) == class);
         Self {
-            pending: of(Class::Pending),
+            taken: of(Class::Taken),
             sent: of(Class::Sent),
             silent: of(Class::Silent),
-            taken: of(Class::Taken),
+            pending: of(Class::Pending),
             not_taken: of(Class::NotTaken),
             not_sent: of(Class::NotSent),
             skipped: of(Class::Skipped),
@@ -379,10 +398,10 @@ impl Ends {
     #[must_use]
     pub fn get(&self, class: Class) -> u64 {
         match class {
-            Class::Pending => self.pending,
+            Class::Taken => self.taken,
             Class::Sent => self.sent,
             Class::Silent => self.silent,
-            Class::Taken => self.taken,
+            Class::Pending => self.pending,
             Class::NotTaken => self.not_taken,
             Class::NotSent => self.not_sent,
             Class::Skipped => self.skipped,
@@ -395,10 +414,36 @@ impl Ends {
         Class::ALL.into_iter().map(|class| self.get(class)).sum()
     }
 
+    /// Devices to which no send is owed any more.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.total() - self.pending
+    }
+
     /// Devices that were not sent the message, or did not take it.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.not_sent + self.not_taken
+    }
+
+    /// A headline: `42 devices: 40 taken, 2 not sent`.
+    #[must_use]
+    pub fn in_all(&self) -> String {
+        match self.total() {
+            0 => self.to_string(),
+            1 => format!("1 device: {self}"),
+            devices => format!("{} devices: {self}", thousands(devices)),
+        }
+    }
+
+    /// Progress, in two parts: `42 of 60 done`, and the classes of these 42.
+    #[must_use]
+    pub fn so_far(&self) -> (String, Option<String>) {
+        let [done, total] = [self.done(), self.total()].map(thousands);
+        let pending = 0;
+        let classes = Self { pending, ..*self }.to_string();
+        let classes = (self.done() > 0).then_some(classes);
+        (format!("{done} of {total} done"), classes)
     }
 }
 
@@ -406,13 +451,28 @@ impl fmt::Display for Ends {
     /// The classes that have devices: `40 taken, 2 not sent`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = Class::ALL.into_iter().filter(|class| self.get(*class) > 0);
-        let parts = parts.map(|class| format!("{} {}", self.get(class), class.in_words()));
+        let parts =
+            parts.map(|class| format!("{} {}", thousands(self.get(class)), class.in_words()));
         let parts: Vec<_> = parts.collect();
         match parts.as_slice() {
             [] => f.write_str("no devices"),
             parts => f.write_str(&parts.join(", ")),
         }
     }
+}
+
+/// A count with its thousands set apart: `1,234,567`.
+#[must_use]
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 impl Serialize for Counts {
@@ -681,8 +741,27 @@ mod tests {
         for outcome in [Outcome::Enqueued, Outcome::Enqueued, Outcome::Rejected] {
             counts.count(outcome);
         }
-        let words = Ends::of(&counts, true).to_string();
-        assert_eq!(words, "2 silent, 1 not taken");
+        let ends = Ends::of(&counts, true);
+        assert_eq!(ends.to_string(), "2 silent, 1 not taken");
+        assert_eq!(ends.in_all(), "3 devices: 2 silent, 1 not taken");
+        let ends = Ends {
+            pending: 1_234_567,
+            ..ends
+        };
+        let (done, classes) = ends.so_far();
+        assert_eq!(done, "3 of 1,234,570 done");
+        assert_eq!(classes.unwrap(), "2 silent, 1 not taken");
+        assert_eq!(Ends::of(&Counts::pending(2), true).so_far().1, None);
+    }
+
+    #[test]
+    fn classes_have_their_names_and_outcomes() {
+        for class in Class::ALL {
+            assert_eq!(class.as_str().parse(), Ok(class));
+            assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
+        }
+        let none = Class::Silent.outcomes(false).count();
+        assert_eq!((none, Class::Silent.outcomes(true).count()), (0, 1));
     }
 
     #[test]

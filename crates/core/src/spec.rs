@@ -188,6 +188,14 @@ pub struct MessageSpec {
     pub ack: Ack,
 }
 
+impl MessageSpec {
+    /// The hub is asked to tell what becomes of the message.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.ack != Ack::None
+    }
+}
+
 /// A message's body.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -1,5 +1,7 @@
 //! Devices and their outcomes: a page, all of them as a stream, or one with all that is known of it.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,7 +14,7 @@ use futures::stream::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, DeviceId};
-use twincast_core::outcome::{Outcome, UnknownOutcome};
+use twincast_core::outcome::Outcome;
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
@@ -20,7 +22,7 @@ use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
 use super::{Context, too_many_streams};
 use crate::view;
-use crate::view::devices::{DeviceRow, Format, has_any, rows, written};
+use crate::view::devices::{DeviceRow, Format, Wanted, has_any, rows, written};
 use crate::view::explain::{self, Explanation};
 
 /// Batches that are looked at for one page of devices, at the most.
@@ -44,6 +46,8 @@ pub(crate) struct DevicePage {
 pub(crate) struct Which {
     /// Only devices with one of these outcomes, with commas between them. Default: all.
     outcome: Option<String>,
+    /// Only devices in one of these classes, with commas between them; not together with `outcome`.
+    class: Option<String>,
     /// What comes after this: `next` of the page before.
     after: Option<String>,
     /// So many at the most, 1 to 200. Default: 100.
@@ -57,6 +61,8 @@ pub(crate) struct Which {
 pub(crate) struct Export {
     /// Only devices with one of these outcomes, with commas between them. Default: all.
     outcome: Option<String>,
+    /// Only devices in one of these classes, with commas between them; not together with `outcome`.
+    class: Option<String>,
     /// `jsonl` (default) or `csv`.
     format: Option<String>,
 }
@@ -82,9 +88,10 @@ pub(crate) async fn page(
     let Path(name) = name?;
     let Query(which) = which?;
     let limit = limit(which.limit)?;
-    let wanted = outcomes(which.outcome.as_deref())?;
+    let wanted = wanted(which.outcome.as_deref(), which.class.as_deref())?;
     let mut place = which.after.as_deref().map(place).transpose()?;
     let rollout = shared.rollout(&name).await?;
+    let wanted = wanted.outcomes(&rollout);
     let name = &rollout.spec.name;
     let store = &*shared.api.store;
     let mut devices = Vec::new();
@@ -146,7 +153,7 @@ pub(crate) async fn export(
     caller.may(Right::Look)?;
     let Path(name) = name?;
     let Query(how) = how?;
-    let wanted = outcomes(how.outcome.as_deref())?;
+    let wanted = wanted(how.outcome.as_deref(), how.class.as_deref())?;
     let (format, content_type) = match how.format.as_deref() {
         None | Some("jsonl") => (Format::JsonLines, "application/x-ndjson"),
         Some("csv") => (Format::Csv, "text/csv; charset=utf-8"),
@@ -160,7 +167,7 @@ pub(crate) async fn export(
         .map_err(|_| too_many_streams())?;
     let rollout = shared.rollout(&name).await?;
     let store = Arc::clone(&shared.api.store);
-    let lines = written(store, rollout, wanted, format).map(move |line| {
+    let lines = written(store, rollout, &wanted, format).map(move |line| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;
         line
@@ -199,13 +206,22 @@ pub(crate) async fn explain(
     Ok(Json(explained?))
 }
 
-fn outcomes(names: Option<&str>) -> Result<Vec<Outcome>, Problem> {
-    let Some(names) = names else {
-        return Ok(Outcome::ALL.to_vec());
-    };
+fn wanted(outcomes: Option<&str>, classes: Option<&str>) -> Result<Wanted, Problem> {
+    match (outcomes, classes) {
+        (None, None) => Ok(Wanted::Outcomes(Outcome::ALL.to_vec())),
+        (Some(names), None) => named(names).map(Wanted::Outcomes),
+        (None, Some(names)) => named(names).map(Wanted::Classes),
+        (Some(_), Some(_)) => {
+            let detail = "give either outcome or class";
+            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
+        }
+    }
+}
+
+fn named<T: FromStr<Err: Display>>(names: &str) -> Result<Vec<T>, Problem> {
     let read = names.split(',').map(|name| name.trim().parse());
-    read.collect::<Result<_, UnknownOutcome>>()
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
+    read.collect::<Result<_, _>>()
+        .map_err(|error: T::Err| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 /// `BATCH.INDEX`, as a page gives it.

@@ -82,15 +82,25 @@ fn serve(file: &'static File) -> Response {
 #[cfg(test)]
 mod tests {
     use twincast_core::account::Activity;
-    use twincast_core::outcome::Outcome;
+    use twincast_core::outcome::{Class, Outcome};
 
     /// The page has words for everything that it may have to show.
     #[test]
-    fn every_outcome_and_activity_has_words() {
+    fn every_outcome_class_and_activity_has_words() {
         let words = include_str!("page/words.js");
         for outcome in Outcome::ALL {
             let entry = format!("\n  {}: ", outcome.as_str());
             assert!(words.contains(&entry), "{outcome}");
+        }
+        for class in Class::ALL {
+            let entry = format!("\n  {}: '{}", class.as_str(), class.in_words());
+            assert!(words.contains(&entry), "{entry}");
+            if class.is_failure() {
+                let outcomes = class.outcomes(true).map(|it| format!("'{it}'"));
+                let outcomes = outcomes.collect::<Vec<_>>().join(", ");
+                let entry = format!("\n  {}: [{outcomes}]", class.as_str());
+                assert!(words.contains(&entry), "{entry}");
+            }
         }
         for activity in Activity::ALL {
             let entry = format!("\n  {}: '{}'", activity.as_str(), activity.in_words());

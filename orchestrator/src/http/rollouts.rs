@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::SemaphorePermit;
 use twincast_core::ids::BatchId;
-use twincast_core::outcome::Counts;
+use twincast_core::outcome::{Counts, Ends};
 use twincast_core::ports::StoreError;
 use twincast_core::rollout::Rollout;
 use utoipa::{IntoParams, ToSchema};
@@ -197,6 +197,9 @@ pub(crate) struct BatchRow {
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
     counts: Counts,
+    /// Devices by class.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    ends: Ends,
     /// Until when a worker holds it, unless that is renewed.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_until: Option<String>,
@@ -236,6 +239,7 @@ pub(crate) async fn batches(
         hub: batch.header.hub.to_string(),
         group: batch.header.group.to_string(),
         counts: batch.counts,
+        ends: Ends::of(&batch.counts, rollout.spec.message.answers()),
         held_until: batch.held.map(|held| held.until.to_string()),
         quarantined: batch.quarantined,
     });

@@ -7,7 +7,7 @@ use futures::stream::{self, Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::{Class, Counts, Outcome};
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use utoipa::ToSchema;
@@ -33,12 +33,39 @@ pub struct DeviceRow {
     /// What became of it.
     #[schema(value_type = String)]
     pub outcome: Outcome,
+    /// The outcome's class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent` or `skipped`.
+    #[schema(value_type = String)]
+    pub class: Class,
     /// The hub's code for `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
     /// The id of its batch's newest message. Attempts are told apart by batch: a device that was not among those
     /// retried was sent an earlier one.
     pub message_id: String,
+}
+
+/// Devices that are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Devices with one of these outcomes.
+    Outcomes(Vec<Outcome>),
+    /// Devices in one of these classes.
+    Classes(Vec<Class>),
+}
+
+impl Wanted {
+    /// The outcomes of these devices in a rollout.
+    #[must_use]
+    pub fn outcomes(&self, rollout: &Rollout) -> Vec<Outcome> {
+        let answers = rollout.spec.message.answers();
+        match self {
+            Self::Outcomes(outcomes) => outcomes.clone(),
+            Self::Classes(classes) => {
+                let classes = classes.iter();
+                classes.flat_map(|class| class.outcomes(answers)).collect()
+            }
+        }
+    }
 }
 
 /// How devices are written.
@@ -50,7 +77,7 @@ pub enum Format {
     Csv,
 }
 
-const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,code,message_id\n";
+const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,class,code,message_id\n";
 
 impl Format {
     /// As it is written in a URL.
@@ -92,6 +119,7 @@ impl Format {
                             row.batch,
                             row.index,
                             row.outcome,
+                            row.class,
                             row.code,
                             &row.message_id,
                         ))
@@ -104,14 +132,15 @@ impl Format {
     }
 }
 
-/// The devices that have one of the outcomes `wanted`: a piece of text for each batch, in order. It ends with the first
+/// The devices that are `wanted`: a piece of text for each batch, in order. It ends with the first
 /// error.
 pub fn written(
     store: Arc<dyn Store>,
     rollout: Rollout,
-    wanted: Vec<Outcome>,
+    wanted: &Wanted,
     format: Format,
-) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
+) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
+    let wanted = wanted.outcomes(&rollout);
     let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
     let from = Some((None, Vec::new().into_iter()));
     let rollout = Arc::new(rollout);
@@ -156,6 +185,7 @@ pub(crate) fn rows<'a>(
     let header = work.header();
     let group = header.group.to_string();
     let stage = super::stage_name(rollout, header.stage);
+    let answers = rollout.spec.message.answers();
     let chosen = work
         .devices()
         .filter(|device| wanted.contains(&device.outcome));
@@ -167,6 +197,7 @@ pub(crate) fn rows<'a>(
         batch: header.id.0,
         index: device.index,
         outcome: device.outcome,
+        class: Class::of(device.outcome, answers),
         code: device.code,
         message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
     })

@@ -7,7 +7,7 @@ use twincast_core::batch::BatchStatus;
 use twincast_core::budget::FullGroup;
 use twincast_core::explain::{self, Seat};
 use twincast_core::ids::{DeviceId, HubName, StageName};
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Class, Outcome};
 use twincast_core::plan::Cohort;
 use twincast_core::ports::{BatchWork, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, HistoryEntry, Phase, Rollout, Word};
@@ -62,6 +62,9 @@ pub struct DevicePlace {
     /// What became of it.
     #[schema(value_type = String)]
     pub outcome: Outcome,
+    /// The outcome's class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent` or `skipped`.
+    #[schema(value_type = String)]
+    pub class: Class,
     /// The hub's code, if it refused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
@@ -303,6 +306,7 @@ impl Found {
             position: self.index,
             batch_devices: header.devices,
             outcome: self.outcome,
+            class: Class::of(self.outcome, rollout.spec.message.answers()),
             code: self.code,
             reason: reason_in(
                 rollout.phase.aborted(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use twincast_core::budget::{FullGroup, groups_of, sort_out};
 use twincast_core::ids::{BatchId, RolloutName};
-use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::outcome::{Class, Counts, Ends, Outcome};
 use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 use utoipa::ToSchema;
@@ -43,6 +43,9 @@ pub struct GroupView {
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
+    /// Devices by class.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub ends: Ends,
 }
 
 /// A way in which devices failed.
@@ -51,6 +54,9 @@ pub struct FailureView {
     /// Their outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
+    /// Its class: `not_sent` or `not_taken`.
+    #[schema(value_type = String)]
+    pub class: Class,
     /// The hub's code, if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
@@ -100,13 +106,18 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
             }
         }
     }
-    let groups = groups
-        .into_iter()
-        .map(|((hub, group), counts)| GroupView { hub, group, counts });
+    let answers = rollout.spec.message.answers();
+    let groups = groups.into_iter().map(|((hub, group), counts)| GroupView {
+        hub,
+        group,
+        counts,
+        ends: Ends::of(&counts, answers),
+    });
     let failures = failures
         .into_iter()
         .map(|((outcome, code), (devices, samples))| FailureView {
             outcome,
+            class: Class::of(outcome, answers),
             code: (code != 0).then_some(code),
             reason: reason(outcome, code),
             devices,

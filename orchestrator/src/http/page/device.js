@@ -2,7 +2,7 @@
 
 import { el, table } from './dom.js';
 import { when } from './lists.js';
-import { onTheClock, outcomeName, phase } from './words.js';
+import { classMeans, onTheClock, outcomeName, phase } from './words.js';
 
 export function deviceView(name, device) {
   const path = `/rollouts/${encodeURIComponent(name)}/devices/${encodeURIComponent(device)}`;
@@ -40,6 +40,7 @@ function rowsOf(place) {
     ...stage.passed_over.map((it) => ({ key: `not-${it.stage}`, cells: ['Passed over', `${it.stage}: ${it.because}`] })),
     { key: 'batch', cells: ['Batch', `${place.batch}, as number ${place.position + 1} of ${place.batch_devices}; ${place.group}`] },
     { key: 'outcome', cells: ['Outcome', `${outcomeName(place.outcome)}: ${place.reason}`] },
+    { key: 'class', cells: ['Class', classMeans(place.class)] },
     ...place.attempts.map((it) => ({ key: `attempt-${it.attempt}`, cells: [`Attempt ${it.attempt}`, el('code', {}, it.message_id)] })),
     { key: 'waits', cells: ['Waits for', onTheClock(place.waits_for ?? 'nothing')] },
     at('accepted', 'Accepted', times.accepted_at),

@@ -1,8 +1,8 @@
 // All rollouts, and all hubs with what waits for them.
 
 import { el, table } from './dom.js';
-import { buttonsForAll } from './operations.js';
-import { isEnded, moment, number, onTheClock, phase, phaseLook, several } from './words.js';
+import { buttonsForAll, failedOf } from './operations.js';
+import { classes, isEnded, moment, number, onTheClock, phase, phaseLook, several } from './words.js';
 
 const PHASES = [
   'accepted', 'planning', 'running', 'paused', 'halted', 'aborting',
@@ -15,18 +15,24 @@ export function badge(name) {
   return el('span', { class: `badge ${look}` }, el('span', { 'aria-hidden': 'true' }, `${sign} `), phase(name));
 }
 
-/** How much of something is done, with the figures beside it. */
-function progress(done, whole) {
-  return whole > 0 && el('span', { class: 'progress' }, bar([['sent', done]], whole), `${number(done)} of ${number(whole)}`);
+/** All devices, and those to which no send is owed any more. */
+export const allOf = (ends) => classes.reduce((all, name) => all + ends[name], 0);
+export const doneOf = (ends) => allOf(ends) - ends.pending;
+
+/** How many devices are done, with the figures beside the bar. */
+export function progress(ends) {
+  const all = allOf(ends);
+  return all > 0 && el('span', { class: 'progress' }, bar(ends), `${number(doneOf(ends))} of ${number(all)}`);
 }
 
-/** A bar of parts. What it says stands beside it, in figures. */
-export function bar(parts, whole) {
+/** Devices by class, as a bar, what is pending last. The figures stand beside it. */
+export function bar(ends) {
   const inner = 100;
+  const whole = allOf(ends);
   const shapes = [];
   let from = 0;
-  for (const [look, count] of parts) {
-    const width = whole > 0 ? (count / whole) * inner : 0;
+  for (const look of classes.filter((name) => name !== 'pending')) {
+    const width = whole > 0 ? (ends[look] / whole) * inner : 0;
     if (width > 0) {
       shapes.push(el('path', { class: look, d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z` }));
     }
@@ -84,7 +90,7 @@ function inOrder(rollouts) {
 }
 
 const COLUMNS = [
-  { head: 'Name' }, { head: 'Phase' }, { head: 'Stage' }, { head: 'Sent' },
+  { head: 'Name' }, { head: 'Phase' }, { head: 'Stage' }, { head: 'Done' },
   { head: 'Failed', number: true }, { head: 'Waits for, or why' }, { head: 'Accepted' },
 ];
 
@@ -95,8 +101,8 @@ function showRollouts({ rollouts, next }, who, wanted, after) {
       el('a', { href: `#/rollouts/${row.name}` }, row.name),
       badge(row.phase),
       row.stage ?? '',
-      progress(row.sent, row.devices),
-      row.devices > 0 ? number(row.failed) : '',
+      progress(row.ends),
+      row.devices > 0 ? number(failedOf(row.ends)) : '',
       standstill(row),
       when(row.created_at),
     ],

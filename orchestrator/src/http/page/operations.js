@@ -6,6 +6,9 @@ const OPERATE = ['operator', 'admin'];
 const DECIDE = ['approver', 'admin'];
 const OPEN = ['running', 'paused', 'halted'];
 
+/** Devices that were not sent the message, or did not take it. */
+export const failedOf = (ends) => ends.not_sent + ends.not_taken;
+
 /**
  * `may`: the roles. `fits`: whether it can be done to a rollout as it is. `of`: it is about a stage. `why`: a reason
  * is needed, and not only asked for.
@@ -38,7 +41,7 @@ const OPERATIONS = {
   },
   retry: {
     label: 'Retry', look: 'quiet', may: OPERATE,
-    fits: ({ phase, failed }) => failed > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
+    fits: ({ phase, ends }) => failedOf(ends) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
     says: 'A new attempt at all devices that failed. If it has ended, it runs again.',
   },
   abort: {

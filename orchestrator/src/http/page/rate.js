@@ -16,12 +16,12 @@ const KEPT = 20;
 const WIDTH = 600;
 const HEIGHT = 160;
 
-/** What was sent at each moment that somebody looked; never more than `DRAWN` of it. */
+/** How many devices were done at each moment that somebody looked; never more than `DRAWN` of it. */
 class Rate {
   #seen = [];
 
-  note(at, sent) {
-    this.#seen.push({ at, sent });
+  note(at, done) {
+    this.#seen.push({ at, done });
     const first = this.#seen.findIndex((seen) => at - seen.at <= DRAWN + OVER);
     this.#seen.splice(0, first);
   }
@@ -30,14 +30,14 @@ class Rate {
   line() {
     const points = [];
     let from = 0;
-    for (const [index, { at, sent }] of this.#seen.entries()) {
+    for (const [index, { at, done }] of this.#seen.entries()) {
       while (from + 1 < index && this.#seen[from + 1].at <= at - OVER) {
         from += 1;
       }
       const before = this.#seen[from];
       // Less than a second says nothing.
       if (at - before.at >= 1000) {
-        points.push({ at, rate: (Math.max(0, sent - before.sent) / (at - before.at)) * 60_000 });
+        points.push({ at, rate: (Math.max(0, done - before.done) / (at - before.at)) * 60_000 });
       }
     }
     return points;

@@ -1,11 +1,12 @@
 // One rollout: where it is, what it waits for, how fast it goes, what failed, and what was done to it.
 
 import { el, table } from './dom.js';
-import { badge, bar, standstill, when } from './lists.js';
+import { allOf, badge, bar, doneOf, progress, standstill, when } from './lists.js';
 import { buttonsFor, currentStage } from './operations.js';
 import { chart, rateOf } from './rate.js';
 import {
-  activity, event, failures, isEnded, moment, number, onTheClock, outcome, outcomeName, phase, several, share, span,
+  activity, capital, classMeans, className, classes, event, failures, isEnded, moment, number, onTheClock, outcome,
+  outcomeName, phase, several, share, span,
 } from './words.js';
 
 /** Devices that are named for each way to fail. */
@@ -29,7 +30,7 @@ export function rolloutView(name) {
     const now = performance.now();
     const isOld = ({ count, devices, at }, failure) =>
       count !== counts[failure] && now - at > (devices.length < SAMPLES ? FEW_STAND : ENOUGH_STAND);
-    const wanted = failures.filter((failure) => {
+    const wanted = failures.map(({ name }) => name).filter((failure) => {
       const known = samples.get(failure);
       return counts[failure] > 0 && (!known || isOld(known, failure));
     });
@@ -45,7 +46,7 @@ export function rolloutView(name) {
     async load(ask) {
       const rollout = await ask(path);
       if (!isEnded(rollout.phase)) {
-        rate.note(performance.now(), sorted(rollout.counts).sent);
+        rate.note(performance.now(), doneOf(rollout.ends));
       }
       await sample(ask, rollout.counts);
       if (performance.now() - hubs.at > HUBS_STAND) {
@@ -78,26 +79,8 @@ function news({ rollout: before }, { rollout: now }) {
   return parts.join(' ');
 }
 
-/** Devices by what can be said of them at a glance. */
-export function sorted(counts) {
-  const sum = (...names) => names.reduce((all, name) => all + (counts[name] ?? 0), 0);
-  const later = sum('expired', 'rejected', 'undeliverable', 'purged');
-  const took = sum('delivered', 'applied');
-  const enqueued = sum('enqueued');
-  return {
-    took,
-    enqueued,
-    failed: sum(...failures),
-    skipped: sum('skipped'),
-    left: sum('pending', 'attempting'),
-    sent: took + enqueued + later,
-    all: Object.values(counts).reduce((all, count) => all + count, 0),
-  };
-}
-
 function show({ rollout, samples, rate, hubs }, who) {
   const buttons = buttonsFor(rollout, who);
-  const counts = sorted(rollout.counts);
   return [
     el('p', { class: 'trail' }, el('a', { href: '#/' }, 'All rollouts')),
     el('div', { class: 'head' },
@@ -105,7 +88,7 @@ function show({ rollout, samples, rate, hubs }, who) {
       badge(rollout.phase),
       buttons.length > 0 && el('div', { class: 'buttons', role: 'group', 'aria-label': 'Operations' }, buttons)),
     state(rollout),
-    section('progress', 'Progress', showProgress(rollout, counts, rate, hubs)),
+    section('progress', 'Progress', showProgress(rollout, rate, hubs)),
     rollout.spec.stages?.length > 0 && rollout.stages.length > 0 && section('stages', 'Stages', showStages(rollout.stages)),
     el('div', { class: 'pair' },
       section('rate', 'Rate', showRate(rollout, rate, hubs)),
@@ -135,60 +118,56 @@ function state(rollout) {
 
 // --- progress
 
-const PARTS = [
-  ['took', 'taken by the device'],
-  ['enqueued', 'sent, and no word from the device'],
-  ['failed', 'failed'],
-  ['skipped', 'skipped'],
-  ['left', 'left'],
-];
-
-function showProgress(rollout, counts, rate, hubs) {
-  if (counts.all === 0) {
+function showProgress(rollout, rate, hubs) {
+  const { ends } = rollout;
+  if (allOf(ends) === 0) {
     return el('p', {}, rollout.phase === 'planning' ? 'Its devices are being found.' : 'It has no devices.');
   }
-  const parts = PARTS.filter(([part]) => counts[part] > 0);
-  const legend = parts.map(([part, says]) => el('li', { 'data-key': part },
-    el('span', { class: `swatch ${part}`, 'aria-hidden': 'true' }), `${number(counts[part])} ${says}`));
+  const parts = classes.filter((name) => ends[name] > 0);
+  const legend = parts.map((name) => el('li', { 'data-key': name },
+    el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }), `${number(ends[name])} ${classMeans(name)}`));
   return [
-    el('p', { class: 'figure' }, el('strong', {}, number(counts.sent)), ` of ${several(counts.all, 'device')} sent`,
-      el('span', { class: 'calm' }, ` ${pace(rollout, counts, rate)}`)),
-    el('div', { class: 'big' }, barOf(counts)),
+    el('p', { class: 'figure' }, el('strong', {}, number(doneOf(ends))), ` of ${several(allOf(ends), 'device')} done`,
+      el('span', { class: 'calm' }, ` ${pace(rollout, rate)}`)),
+    el('div', { class: 'big' }, bar(ends)),
     el('ul', { class: 'legend' }, legend),
     byHub(rollout, hubs),
   ];
 }
 
-const barOf = (counts) => bar(PARTS.map(([part]) => [part, counts[part]]), counts.all);
-
-const progressOf = (counts) =>
-  el('span', { class: 'progress' }, barOf(counts), `${number(counts.sent)} of ${number(counts.all)}`);
-
 /** How fast it goes, and how much longer. */
-function pace(rollout, counts, rate) {
+function pace(rollout, rate) {
   const now = rate.now();
   if (rollout.phase !== 'running' || rollout.waits_for || !now) {
     return '';
   }
-  return `${number(Math.round(now))}/min, ${span((counts.left / now) * 60)} left`;
+  return `${number(Math.round(now))}/min, ${span((rollout.ends.pending / now) * 60)} left`;
+}
+
+/** Columns for these classes of all that a table shows, if any devices are in them. */
+function classColumns(all) {
+  const shown = classes.filter((name) => all.some((ends) => ends[name] > 0));
+  return {
+    heads: shown.map((name) => ({ head: capital(className(name)), number: true })),
+    cells: (ends) => shown.map((name) => number(ends[name])),
+  };
 }
 
 function byHub(rollout, hubs) {
+  const byClass = classColumns(Object.values(rollout.hubs).map(({ ends }) => ends));
   const columns = [
-    { head: 'Hub' }, { head: 'Sent' }, { head: 'Failed', number: true }, { head: 'Left', number: true },
+    { head: 'Hub' }, { head: 'Done' }, ...byClass.heads,
     { head: 'Quota a minute', number: true }, { head: 'Workers', number: true },
   ];
-  const rows = Object.entries(rollout.hubs).map(([name, outcomes]) => {
-    const counts = sorted(outcomes);
+  const rows = Object.entries(rollout.hubs).map(([name, { ends }]) => {
     const hub = hubs.find((hub) => hub.name === name);
     const quota = hub?.messages_per_minute;
     return {
       key: name,
       cells: [
         name,
-        progressOf(counts),
-        number(counts.failed),
-        number(counts.left),
+        progress(ends),
+        ...byClass.cells(ends),
         quota === null ? 'no limit' : quota === undefined ? 'not known' : number(Math.floor(quota)),
         hub?.workers === null || !hub ? 'not known' : number(hub.workers),
       ],
@@ -200,22 +179,18 @@ function byHub(rollout, hubs) {
 // --- stages
 
 function showStages(stages) {
-  const columns = [
-    { head: 'Stage' }, { head: 'State' }, { head: 'Sent' }, { head: 'Failed', number: true }, { head: 'Gate' },
-  ];
-  const rows = stages.map((stage) => {
-    const counts = sorted(stage.counts);
-    return {
-      key: stage.name,
-      cells: [
-        [stage.current && el('span', { class: 'here', 'aria-hidden': 'true' }, '▸ '), stage.name],
-        onTheClock(stage.state),
-        progressOf(counts),
-        number(counts.failed),
-        stage.gate ?? 'none',
-      ],
-    };
-  });
+  const byClass = classColumns(stages.map(({ ends }) => ends));
+  const columns = [{ head: 'Stage' }, { head: 'State' }, { head: 'Done' }, ...byClass.heads, { head: 'Gate' }];
+  const rows = stages.map((stage) => ({
+    key: stage.name,
+    cells: [
+      [stage.current && el('span', { class: 'here', 'aria-hidden': 'true' }, '▸ '), stage.name],
+      onTheClock(stage.state),
+      progress(stage.ends),
+      ...byClass.cells(stage.ends),
+      stage.gate ?? 'none',
+    ],
+  }));
   return table('Stages, in order', columns, rows);
 }
 
@@ -235,12 +210,12 @@ function showRate(rollout, rate, hubs) {
 // --- failures
 
 function showFailures(rollout, samples) {
-  const failed = failures.filter((failure) => rollout.counts[failure] > 0);
+  const failed = failures.filter(({ name }) => rollout.counts[name] > 0);
   if (failed.length === 0) {
     return el('p', {}, 'No device has failed.');
   }
-  const columns = [{ head: 'Outcome' }, { head: 'Devices', number: true }, { head: 'Why' }, { head: 'For example' }];
-  const rows = failed.map((failure) => {
+  const columns = [{ head: 'Outcome' }, { head: 'Class' }, { head: 'Devices', number: true }, { head: 'Why' }, { head: 'For example' }];
+  const rows = failed.map(({ of, name: failure }) => {
     const devices = samples.get(failure)?.devices ?? [];
     const codes = new Set(devices.map(({ code }) => code ?? 0));
     const why = [...(codes.size > 0 ? codes : [0])].map((code) => outcome(failure, code)).join('; ');
@@ -248,6 +223,7 @@ function showFailures(rollout, samples) {
       key: failure,
       cells: [
         outcomeName(failure),
+        className(of),
         number(rollout.counts[failure]),
         why,
         el('ul', { class: 'devices' }, devices.map(({ device }) => el('li', { 'data-key': device },

@@ -24,8 +24,22 @@ const CODES = {
   413001: 'the message is too large',
 };
 
-/** The outcomes of devices that did not get the message, or of which it is not known. */
-const FAILURES = ['unknown', 'not_found', 'queue_full', 'refused', 'expired', 'rejected', 'undeliverable', 'purged'];
+/** What became of devices, in the order in which people read it. */
+const CLASSES = {
+  taken: 'taken',
+  sent: 'sent',
+  silent: 'silent: the hub has the message, and no answer has come',
+  pending: 'pending',
+  not_taken: 'not taken: the hub had the message',
+  not_sent: 'not sent: the hub does not have the message, or it is not known that it does',
+  skipped: 'skipped: the rollout was aborted first, or the device has left the target',
+};
+
+/** The outcomes of devices that were not sent the message, or did not take it, by class. */
+const FAILURES = {
+  not_taken: ['expired', 'rejected', 'undeliverable', 'purged'],
+  not_sent: ['unknown', 'not_found', 'queue_full', 'refused'],
+};
 
 /** What a rollout spends time on. */
 const ACTIVITIES = {
@@ -88,7 +102,17 @@ const EVENTS = {
 
 const plain = (name) => name.replaceAll('_', ' ');
 
-export const failures = FAILURES;
+export const classes = Object.keys(CLASSES);
+
+/** A class in words that say what it means. */
+export const classMeans = (name) => CLASSES[name];
+
+export const className = (name) => plain(name);
+
+export const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** The ways to fail, each with its class. */
+export const failures = Object.entries(FAILURES).flatMap(([of, outcomes]) => outcomes.map((name) => ({ of, name })));
 
 export const phase = (name) => plain(name);
 
