@@ -263,7 +263,7 @@ impl Counts {
     }
 }
 
-/// What became of devices: each is in one class, so the classes add up to the devices.
+/// The result for a device. Each device is in one class, so the classes add up to the devices.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -271,15 +271,15 @@ impl Counts {
 pub enum Class {
     /// A send is still owed.
     Pending,
-    /// The hub has the message, and no answer was asked for.
+    /// The hub has the message, and no answer was requested.
     Sent,
-    /// The hub has the message, an answer was asked for, and none has come.
+    /// The hub has the message, and the requested answer has not come.
     Silent,
     /// The device took the message.
     Taken,
     /// The hub had the message, and the device did not take it.
     NotTaken,
-    /// The hub does not have the message, or it is not known that it does.
+    /// The hub does not have the message, or the result of the send is unknown.
     NotSent,
     /// No send is owed any more: the rollout was aborted first, or the device has left the target.
     Skipped,
@@ -297,7 +297,7 @@ impl Class {
         Self::Skipped,
     ];
 
-    /// The class of a device with this outcome. `answers`: the hub was asked to tell what becomes of the message.
+    /// The class of a device with this outcome. `answers`: the hub was asked for feedback on the message.
     #[must_use]
     pub fn of(outcome: Outcome, answers: bool) -> Self {
         match outcome {
@@ -315,7 +315,7 @@ impl Class {
         }
     }
 
-    /// Its name as it is written in files and labels.
+    /// Name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -329,7 +329,7 @@ impl Class {
         }
     }
 
-    /// The same for people.
+    /// Name for people.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -340,7 +340,7 @@ impl Class {
     }
 }
 
-/// How many devices are in each [`Class`]. All are written, in this order.
+/// The number of devices in each [`Class`]. All classes are serialized, in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ends {
     /// See [`Class::Pending`].
@@ -360,7 +360,7 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Sorts devices. `answers`: the hub was asked to tell what becomes of messages.
+    /// Counts devices by class. `answers`: the hub was asked for feedback on messages.
     #[must_use]
     pub fn of(counts: &Counts, answers: bool) -> Self {
         let of = |class| counts.sum_of(|outcome| Class::of(outcome, answers) == class);
@@ -403,7 +403,7 @@ impl Ends {
 }
 
 impl fmt::Display for Ends {
-    /// The classes that have devices: `40 taken, 2 not sent`.
+    /// Writes the classes with devices: `40 taken, 2 not sent`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = Class::ALL.into_iter().filter(|class| self.get(*class) > 0);
         let parts = parts.map(|class| format!("{} {}", self.get(class), class.in_words()));
