@@ -56,7 +56,7 @@ pub struct DriverConfig {
     /// Driving ends when a stage waits for an approval, or the rollout for another one of its group: while this process
     /// has the store, nobody can give the one or drive the other.
     pub leave_at_approval: bool,
-    /// Driving ends when all that is left is to wait for the devices' answers.
+    /// Driving ends when only answers of devices are missing.
     pub leave_when_sent: bool,
 }
 
@@ -522,9 +522,9 @@ impl Driver {
         }
     }
 
-    /// Asks the hubs how many devices of the current stage fulfil its gate's `applied_when`. When a hub does not
-    /// understand the condition, nothing can be measured and the rollout is paused: that is no failure of the devices. A hub
-    /// that cannot be asked now is asked again.
+    /// Asks the hubs how many devices of the current stage fulfil the gate's `applied_when`. If a hub does not
+    /// understand the condition, nothing can be measured, and the rollout is paused: the devices have not failed. A hub
+    /// that cannot be asked at present is asked again.
     async fn measure(
         &self,
         rollout: &mut Rollout,
@@ -589,25 +589,25 @@ pub(crate) async fn store_batches(
 #[derive(Debug, Default)]
 struct Memory {
     rung: Rung,
-    /// What the hubs said last of a stage's twins.
+    /// The newest count of a stage's devices, as told by the twins.
     measured: Option<(StageIndex, Measured)>,
-    /// When they could not be asked the last time.
+    /// When the hubs last could not be asked.
     asked_in_vain: Option<Instant>,
     asking: Asking,
     looking: Looking,
 }
 
-/// When hubs are asked again that could not be.
+/// Hubs that could not be asked are asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// What became of asking the hubs.
+/// The result of asking the hubs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Measuring {
-    /// They have answered.
+    /// The hubs have answered.
     Measured,
-    /// They cannot be asked now.
+    /// The hubs cannot be asked at present.
     Failed,
-    /// They can never be asked, and the rollout is paused.
+    /// The hubs can never be asked, and the rollout is paused.
     Paused,
 }
 
@@ -625,7 +625,7 @@ enum Released {
 pub(crate) enum Pass {
     /// This has happened to the rollout.
     Happened(Event),
-    /// How many devices have applied the change is to be found out.
+    /// The devices that have applied the change must be counted.
     Measure,
     /// All that is missing is an approval.
     AwaitsApproval,

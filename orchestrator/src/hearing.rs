@@ -1,4 +1,4 @@
-//! How far the hubs of a rollout were heard, as far as that matters now.
+//! Reads how far the feedback of a rollout's relevant hubs was received.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::time::Timestamp;
 
-/// Reads how far the hubs were heard that a rollout's gate, or its end, depends on. Costs nothing when there are none.
+/// The evidence for the current gate, or the end, of a rollout. Reads nothing from the store if no hub is relevant.
 ///
 /// # Errors
 /// [`StoreError`].

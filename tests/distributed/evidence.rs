@@ -1,5 +1,5 @@
-//! Gates on evidence, over processes that come and go: a verdict depends on what devices answered, and not on who was
-//! there to hear it when.
+//! Gates on evidence, with processes that come and go: a verdict depends on the answers of devices, and not on the
+//! processes that listened.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(120);
 /// Devices behind the canaries of each rollout.
 const OTHERS: u64 = 20;
 
-/// Canaries of one rollout: those that reject, that are away, and that take their messages.
+/// The canaries of a rollout: devices that reject, are offline or take their messages.
 #[derive(Clone, Copy)]
 struct Canaries {
     reject: u64,
@@ -29,7 +29,7 @@ impl Canaries {
     }
 }
 
-/// A fleet with the canaries, and devices behind them, of several rollouts.
+/// A fleet for several rollouts: canaries, and devices behind the canaries.
 fn fleet(rollouts: &[Canaries]) -> Fleet {
     let mut groups = String::new();
     for (n, canaries) in rollouts.iter().enumerate() {
@@ -49,14 +49,14 @@ fn fleet(rollouts: &[Canaries]) -> Fleet {
     Fleet::written(&format!("seed: 3\ngroups:\n{groups}"))
 }
 
-/// A hub that tells every second, and hides what it has handed out for two.
+/// A hub that sends feedback every second, and locks delivered feedback for two seconds.
 fn hub(fleet: &Fleet) -> Hub {
     let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s";
     let flags: Vec<_> = flags.split(' ').collect();
     Hub::start(fleet, &flags)
 }
 
-/// A rollout to one set of devices, with a gate behind its canaries.
+/// A rollout to a set of devices, with a gate behind its canaries.
 fn order(set: usize, gate: &Value) -> Value {
     let mut gate = gate.clone();
     gate["counts"] = json!("delivered");
@@ -68,12 +68,12 @@ fn order(set: usize, gate: &Value) -> Value {
     start_with(&format!("r{set}"), spec)
 }
 
-/// Devices that were sent to. Kills may repeat messages.
+/// Devices sent to. Kills may repeat messages.
 fn distinct(engine: &Engine) -> u64 {
     engine.hubs[0].1.summary().distinct_devices
 }
 
-/// What the gate said, once it has: the stage's and the rollout's state.
+/// Waits for the gate's verdict: `passed` or the rollout's phase, with the status.
 fn verdict(engine: &Engine, set: usize) -> (String, Value) {
     let name = format!("r{set}");
     within(SOON, &format!("the verdict on {name}"), || {
@@ -93,13 +93,13 @@ fn verdict(engine: &Engine, set: usize) -> (String, Value) {
 #[test]
 fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
     let canaries = [
-        // Nine reject, and one is away.
+        // Nine devices reject, and a tenth is offline.
         Canaries {
             reject: 9,
             away: 1,
             take: 0,
         },
-        // All take it: that is no reason to abort.
+        // All devices take the message: no reason to abort.
         Canaries {
             reject: 0,
             away: 0,
@@ -116,7 +116,7 @@ fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
     });
     pipeline.order(&order(1, &gate));
     engine.until_accepted(30, SOON);
-    // Outcomes are recorded every 50 ms, and the hub tells after a second.
+    // Outcomes are recorded every 50 ms, and the hub sends feedback after a second.
     throughout(Duration::from_millis(300), || ());
     engine.kill_all();
     let (_, hub) = &engine.hubs[0];
@@ -124,7 +124,7 @@ fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
         let seen = hub.summary();
         (seen.feedback_made >= 29).then_some(())
     });
-    // The deadline is long over when somebody is there again.
+    // The deadline is long over when processes start again.
     let until = Instant::now() + Duration::from_secs(5);
     within(SOON, "time to pass", || {
         (Instant::now() >= until).then_some(())
@@ -147,11 +147,11 @@ fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
     );
 }
 
-/// Whenever processes are killed around the deadlines, each verdict is the one that the answers ask for.
+/// Kills around the deadlines do not change the verdicts that follow from the answers.
 #[test]
 fn kills_around_twenty_deadlines_change_no_verdict() {
     const ROLLOUTS: usize = 20;
-    // By turns the gate fails, and holds.
+    // The gate fails for even rollouts, and holds for odd rollouts.
     let bad = Canaries {
         reject: 3,
         away: 7,
@@ -226,7 +226,7 @@ fn a_bake_rests_while_all_is_stopped() {
         .room
         .run(&["stop-all", "--reason", "a storm"])
         .expect(0);
-    // Longer than what is left of the bake.
+    // Longer than the rest of the bake.
     let stopped = Instant::now();
     throughout(Duration::from_secs(8), || ());
     assert_eq!(engine.status("r0")["phase"], "halted");
@@ -258,7 +258,7 @@ fn what_others_do_not_read_is_looked_past_and_where_nobody_else_reads_removed() 
         let flags = "--unlimited --feedback-batching 1s --feedback-lock 5s --feedback-records 1";
         let flags: Vec<_> = flags.split(' ').collect();
         let hub = Hub::start(&fleet(&canaries), &flags);
-        // Answers of another engine's rollout, which nobody reads any more.
+        // Answers for a rollout of another engine, which no process reads any more.
         let mut other = Engine::new(&Access::shared(), vec![("north", hub)]);
         other.grow(1, 1);
         other

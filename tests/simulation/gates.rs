@@ -1,8 +1,8 @@
-//! The account of stages and gates, kept from what was witnessed alone.
+//! A model of stages and gates, built from observations alone.
 //!
-//! It has its own outcomes, merged from the reports that the store really took, and judges by its own
-//! rules what a driver says of a gate. A driver looks first and writes then, so what it says must have been
-//! so at some moment since the record changed last; and its clock is never ahead.
+//! The model merges its own outcomes from the reports that the store accepted, and judges the gate events of drivers by
+//! its own rules. A driver reads first and writes later, so an event must have been true at some moment since the last
+//! change of the record. The clock of a driver is never ahead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,45 +21,45 @@ use twincast_testkit::sim::Process;
 
 use crate::world::{GatePlan, Plan, RolloutPlan};
 
-/// What is wrong, if anything.
+/// A violation, as text.
 type Wrong = Result<(), String>;
 
-/// The account.
+/// The model of all rollouts.
 #[derive(Default)]
 pub(crate) struct Gates {
     rollouts: BTreeMap<RolloutName, Course>,
-    /// What hubs have told.
+    /// The feedback that hubs have sent.
     told: BTreeSet<(String, Outcome)>,
 }
 
-/// How far a rollout is.
+/// The progress of a rollout.
 #[derive(Default)]
 struct Course {
     batches: BTreeMap<BatchId, Work>,
-    /// The stage that may be sent to.
+    /// The stage open for sends.
     current: usize,
-    /// The devices of the current stage as they were seen since the record changed last.
+    /// States of the current stage since the last change of the record.
     seen: Vec<Seen>,
-    /// Since when nothing is left to be sent in the current stage.
+    /// Since when no send is owed in the current stage.
     settled_at: Option<Instant>,
     approved: bool,
     promoted: bool,
-    /// Its gate has failed, and that is not to stop it.
+    /// The gate has failed, and does not stop the rollout.
     ignored: bool,
-    /// It is to end.
+    /// The rollout is being aborted.
     aborted: bool,
-    /// The attempt that is being prepared.
+    /// The attempt being prepared.
     retry: Option<Attempt>,
-    /// The stages of which all is over.
+    /// The number of passed stages.
     passed: usize,
-    /// Since when it runs, if it does, and for how long it ran before since all of the current stage is sent.
+    /// Start of the present run, if running, and earlier running time since the last send of the stage.
     runs_since: Option<Instant>,
     ran: Duration,
-    /// Since when nothing is left to be sent in any stage.
+    /// Since when no send is owed in any stage.
     sent_at: Option<Instant>,
 }
 
-/// What the hub will tell of a message, or has told.
+/// Feedback that the hub sends on a message, at `told_at`.
 #[derive(Debug, Clone, Copy)]
 struct Letter {
     attempt: Attempt,
@@ -68,7 +68,7 @@ struct Letter {
     told_at: Instant,
 }
 
-/// What a gate says in the end.
+/// The last verdict of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Holds,
@@ -80,13 +80,13 @@ struct Work {
     stage: usize,
     devices: Vec<DeviceId>,
     outcomes: Vec<Outcome>,
-    /// The newest attempt at its devices, and the newest at those that were silent.
+    /// The newest attempt at any device of the batch, and the newest attempt at silent devices.
     attempts: [u16; 2],
     letters: Vec<Letter>,
 }
 
 impl Work {
-    /// Whether what is said of a message says anything of the device any more.
+    /// Whether feedback on a message of this attempt still applies to the device.
     fn believes(&self, attempt: Attempt, index: u32, outcome: Outcome) -> bool {
         let known = self.outcomes[index as usize];
         let [newest, silent] = self.attempts;
@@ -95,7 +95,7 @@ impl Work {
             || attempt.0 >= silent && known >= Outcome::Enqueued
     }
 
-    /// The outcomes as they are once all is heard that the hub tells until then.
+    /// The outcomes after merging all feedback that the hub sends by `until`.
     fn told(&self, until: Instant) -> Vec<Outcome> {
         let mut outcomes = self.outcomes.clone();
         for letter in &self.letters {
@@ -114,22 +114,22 @@ impl Work {
     }
 }
 
-/// The devices of a stage, by what became of them.
+/// Counts of a stage's devices by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Seen {
     unsent: u64,
-    /// The hub has the message, and nobody knows more.
+    /// Accepted by the hub, without further feedback.
     silent: u64,
     delivered: u64,
-    /// Not taken by the hub.
+    /// Not accepted by the hub.
     not_sent: u64,
-    /// Taken, and then rejected, expired or thrown away.
+    /// Accepted by the hub, and then rejected, expired or dropped.
     rejected: u64,
-    /// Taken and not rejected, and the twin says what it should.
+    /// Accepted by the hub and not rejected, and the twin fulfils `applied_when`.
     applied: u64,
 }
 
-/// A gate's view of them.
+/// The same devices, sorted by the rules of a gate.
 #[derive(Debug, Clone, Copy)]
 struct Sides {
     succeeded: u64,
@@ -179,7 +179,7 @@ impl Sides {
         self.succeeded + self.failed + self.silent + self.unsent
     }
 
-    /// Silent devices as they count in the end.
+    /// Counts silent devices by the rule for the last verdict.
     fn in_the_end(self, unconfirmed: Unconfirmed) -> Self {
         let (succeeded, failed, silent) = match unconfirmed {
             Unconfirmed::Neither => return self,
@@ -199,13 +199,13 @@ impl Sides {
         self.succeeded + self.failed
     }
 
-    /// Of so many devices.
+    /// The failure rule, of `devices`.
     fn too_many_failed_of(self, gate: &GatePlan, devices: u64) -> bool {
         let above = |percent: u64| self.failed * 100 > percent * devices;
         gate.failure_above.is_some_and(above)
     }
 
-    /// While more can be heard: of a sample, or whatever the others do.
+    /// The failure rule while answers are pending: on a sample, or once certain.
     fn too_many_failed(self, gate: &GatePlan) -> bool {
         let enough = match gate.is_open {
             true => gate.min_sample,
@@ -215,7 +215,7 @@ impl Sides {
         is_certain || self.measured() >= enough && self.too_many_failed_of(gate, self.measured())
     }
 
-    /// When nothing more is waited for.
+    /// The last verdict, once the wait for answers is over.
     fn end(self, gate: &GatePlan) -> End {
         let sides = self.in_the_end(gate.unconfirmed);
         if sides.too_many_failed_of(gate, sides.measured()) {
@@ -246,7 +246,7 @@ impl Sides {
         most.too_few_succeeded(gate)
     }
 
-    /// It holds even if all silent devices fail.
+    /// Whether the gate holds even if all silent devices fail.
     fn holds_at_worst(self, gate: &GatePlan) -> bool {
         let worst = self.in_the_end(Unconfirmed::AsFailed);
         self.measured() > 0
@@ -286,7 +286,7 @@ impl Gates {
         self.take(plan, &lease.rollout, lease.batch, attempt, reports)
     }
 
-    /// A batch was reopened. Gives the devices that are to be sent to again.
+    /// Notes a reopened batch. Returns the devices to be sent to again.
     pub(crate) fn reopened(
         &mut self,
         plan: &Plan,
@@ -331,7 +331,7 @@ impl Gates {
         Ok(lowered)
     }
 
-    /// Feedback was merged: the hub must have told that.
+    /// Checks that the hub has sent the merged feedback.
     pub(crate) fn merged(
         &mut self,
         plan: &Plan,
@@ -355,7 +355,7 @@ impl Gates {
         self.take(plan, name, batch, attempt, reports)
     }
 
-    /// The hub will tell that, from then on.
+    /// Notes feedback, sent by the hub from `told_at` on.
     pub(crate) fn posted(&mut self, record: &FeedbackRecord, told_at: Instant) {
         let id: MessageId = record.message_id.parse().expect("an id of ours");
         if let Some(work) = self.batch(&id.rollout, id.batch) {
@@ -375,10 +375,10 @@ impl Gates {
         self.told.extend(told);
     }
 
-    /// What the hub need not tell again must be known.
+    /// Checks that completed feedback, which the hub never sends again, is known.
     pub(crate) fn completed(&mut self, records: &[FeedbackRecord]) -> Wrong {
         for record in records {
-            // What is of other applications is no concern.
+            // Feedback of other applications is not checked.
             let Ok(id) = record.message_id.parse::<MessageId>() else {
                 continue;
             };
@@ -424,7 +424,7 @@ impl Gates {
         Ok(())
     }
 
-    /// Whether a message may be sent: its stage's time has come.
+    /// Checks that a message is of the newest attempt, and its stage open.
     pub(crate) fn sending(&self, id: &MessageId) -> Wrong {
         let course = self.rollouts.get(&id.rollout);
         let work = course.and_then(|course| Some((course, course.batches.get(&id.batch)?)));
@@ -444,7 +444,7 @@ impl Gates {
         Ok(())
     }
 
-    /// What the store has of a batch is what it was told.
+    /// Checks that the store's outcomes of a batch equal the model's outcomes.
     pub(crate) fn agrees(&self, name: &RolloutName, batch: BatchId, outcomes: &[Outcome]) -> Wrong {
         let course = self.rollouts.get(name);
         let known = course.and_then(|course| course.batches.get(&batch));
@@ -456,13 +456,13 @@ impl Gates {
         }
     }
 
-    /// A rollout's record has changed.
+    /// Checks the last event of a changed record.
     pub(crate) fn saved(&mut self, plan: &Plan, by: &Process, rollout: &Rollout) -> Wrong {
         let name = &rollout.spec.name;
         let of = plan.rollout(name).ok_or("nobody started it")?;
         let course = self.rollouts.entry(name.clone()).or_default();
         let Some(event) = rollout.happened().map(|entry| &entry.event) else {
-            // A look began, or has found nothing.
+            // A look for new devices has begun, or has found none.
             return Ok(());
         };
         let result = course
@@ -472,7 +472,7 @@ impl Gates {
         course.runs(rollout.phase == Phase::Running);
         course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
         course.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
-        // What was seen before is of no interest any more, but for what is still so.
+        // Only the latest state can still be true.
         let latest = course.seen.len().saturating_sub(1);
         course.seen.drain(..latest);
         result.map_err(|wrong| format!("{by} says that {} of {name}: {wrong}", event.name()))
@@ -541,7 +541,7 @@ impl Course {
         }
     }
 
-    /// It runs from here on, or does not.
+    /// Notes whether the rollout runs from now on.
     fn runs(&mut self, runs: bool) {
         match (self.runs_since, runs) {
             (None, true) => self.runs_since = Some(Instant::now()),
@@ -553,7 +553,7 @@ impl Course {
         }
     }
 
-    /// For how long it has run since all of the current stage was sent.
+    /// How long the rollout has run since the last send of the current stage.
     fn has_run(&self) -> Duration {
         self.ran
             + self
@@ -561,7 +561,7 @@ impl Course {
                 .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// The devices of the current stage as they are once all is heard that hubs told of it by the deadline of its gate.
+    /// The state of the current stage after merging all feedback sent by the deadline and its batching.
     fn told(&self, of: &RolloutPlan, gate: &GatePlan) -> Seen {
         let mut seen = Seen::default();
         let until = self.settled_at.unwrap_or_else(Instant::now) + gate.deadline + of.batching;
@@ -570,7 +570,7 @@ impl Course {
             let known = work.devices.iter().zip(&work.outcomes);
             for ((device, known), told) in known.zip(work.told(until)) {
                 let applies = of.applies.contains(device);
-                // What a twin says is not unsaid by what is told of the message.
+                // Feedback on a message does not revoke the state reported by the twin.
                 let is_applied = gate.counts == Rung::Applied && applies;
                 let is_with_device = matches!(known, Outcome::Enqueued | Outcome::Delivered);
                 let outcome = if is_applied && is_with_device {
@@ -584,7 +584,7 @@ impl Course {
         seen
     }
 
-    /// No device that has answered in time is taken for silent.
+    /// Checks that no device with an answer in time counts as silent.
     fn has_heard_all(&self, of: &RolloutPlan) -> Wrong {
         let Some((ttl, sent_at)) = of.ttl.zip(self.sent_at) else {
             return Ok(());
@@ -655,7 +655,7 @@ impl Course {
                 self.is_current(of, stage)?;
                 self.may_pass(of)?;
                 self.passed += 1;
-                // The last stage stays the current one.
+                // The last stage stays the current stage.
                 if self.passed < of.stages.len() {
                     self.begin(of, self.passed);
                 }
@@ -690,7 +690,8 @@ impl Course {
         Ok(())
     }
 
-    /// Where devices come and go, how many there are depends on when it was planned.
+    /// Checks the sizes of stages. In a continuous rollout, sizes depend on the time of planning, and the last stage is
+    /// empty.
     fn is_cut_as_planned(&self, of: &RolloutPlan) -> Wrong {
         let mut found = vec![0; of.stages.len()];
         for work in self.batches.values() {
@@ -715,7 +716,7 @@ impl Course {
         }
     }
 
-    /// All devices up to the current stage have been sent to.
+    /// Checks that no send is owed up to the current stage.
     fn is_settled(&self) -> Wrong {
         let mut batches = self.batches.values();
         let left = |work: &Work| {
@@ -782,12 +783,12 @@ impl Course {
         }
     }
 
-    /// It was so at some moment.
+    /// Whether the condition held at any moment since the record changed.
     fn ever(&self, so: impl Fn(Seen) -> bool) -> bool {
         self.seen.iter().any(|seen| so(*seen))
     }
 
-    /// As many as the hubs may have said to have applied it, at the least and the most.
+    /// The least and the most devices that hubs may have counted.
     fn applied(&self) -> [u64; 2] {
         let applied = || self.seen.iter().map(|seen| seen.applied);
         [applied().min().unwrap_or(0), applied().max().unwrap_or(0)]
@@ -842,7 +843,7 @@ impl Course {
     }
 }
 
-/// An approval that lets a stage through was given in time.
+/// Checks that the approval of a passed stage was in time.
 fn in_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
     let Event::StagePassed { stage, .. } = event else {
         return Ok(());
@@ -866,7 +867,7 @@ fn in_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
     }
 }
 
-/// A continuous rollout is not over before its last look.
+/// Checks that a continuous rollout ends only after its last look.
 fn has_looked(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
     let (Some(until), Event::AllSettled { .. }) = (of.until, event) else {
         return Ok(());
@@ -886,7 +887,7 @@ fn is_meant(then: OnFailure, meant: OnFailure) -> Wrong {
     }
 }
 
-/// People say things to the engine through its intake only.
+/// Checks that an event came from a person, through the intake.
 fn is_an_operator(by: &Process) -> Wrong {
     let name = by.name();
     match name.starts_with("intake") || name.starts_with("operator") {

@@ -1,4 +1,4 @@
-//! Gates on evidence: silence counts when an answer would have been heard, and not before.
+//! Gates on evidence: silence counts only if an answer would have been received.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::harness::{Chance, Fleet, Hub, Room, Running, eventually};
 /// Devices behind the canaries.
 const OTHERS: u64 = 50;
 
-/// A fleet with canaries that reject, that are away, and that take their messages, and others behind them.
+/// A fleet of canaries that reject, are offline or take their messages, and of other devices.
 fn fleet(reject: u64, away: u64, take: u64) -> Fleet {
     let group = |id: &str, many: u64, ring: &str, behaviour: &str| match many {
         0 => String::new(),
@@ -27,7 +27,7 @@ fn fleet(reject: u64, away: u64, take: u64) -> Fleet {
     Fleet::written(&format!("seed: 3\ngroups:\n{}", groups.concat()))
 }
 
-/// A hub that tells every second, and hides what it has handed out for two.
+/// A hub that sends feedback every second, and locks delivered feedback for two seconds.
 fn hub(fleet: &Fleet) -> Hub {
     let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s";
     let flags: Vec<_> = flags.split(' ').collect();
@@ -45,18 +45,18 @@ fn write(room: &Room, gate: &str) {
     );
 }
 
-/// The rollout's record, by the command line.
+/// The rollout's record, as shown by `status --json`.
 fn status(room: &Room) -> Value {
     room.run(&["--json", "status", "r"]).expect(0).json()
 }
 
-/// Kills a `run` once the hub holds so much feedback that nobody takes.
+/// Kills a `run` after its sends, and before any feedback. Returns when the hub holds `answers` feedback records.
 fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
     let running: Running = room.start(&["run", "r.yaml"]);
     eventually("the canaries' messages", || {
         (hub.summary().accepted >= answers).then_some(())
     });
-    // Outcomes are recorded every 50 ms, and the hub tells after a second.
+    // Outcomes are recorded every 50 ms, and the hub sends feedback after a second.
     until_after(Instant::now(), Duration::from_millis(400));
     running.kill();
     eventually("their answers", || {
@@ -64,7 +64,7 @@ fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
     });
 }
 
-/// Waits until some time has passed since `since`.
+/// Waits until `time` has passed since `since`.
 fn until_after(since: Instant, time: Duration) {
     eventually("time to pass", || (since.elapsed() >= time).then_some(()));
 }
@@ -112,7 +112,7 @@ fn too_few_answers_pause_unless_the_spec_lets_them_pass() {
 
 #[test]
 fn answers_that_waited_at_the_hub_count_after_a_crash() {
-    // All reject, and nobody was there to hear it until the deadline was over.
+    // All devices reject, and no process listened until the deadline was over.
     let rejecting = hub(&fleet(10, 0, 0));
     let room = Room::with(&rejecting);
     write(&room, "failure_above: 5%, deadline: 2s");
@@ -128,7 +128,7 @@ fn answers_that_waited_at_the_hub_count_after_a_crash() {
     );
     assert_eq!(rejecting.summary().distinct_devices, 10);
 
-    // All have taken it: that is no reason to abort.
+    // All devices take the message: no reason to abort.
     let taking = hub(&fleet(0, 0, 20));
     let room = Room::with(&taking);
     write(
@@ -166,7 +166,7 @@ fn a_hub_that_is_away_over_the_deadline_is_waited_for_and_that_is_said() {
 
 #[test]
 fn a_run_ends_when_its_devices_were_heard() {
-    // Messages that nobody takes expire after two seconds, and the hub tells that.
+    // Messages for offline devices expire after two seconds, and the hub reports the expiry.
     let fleet = fleet(8, 4, 20);
     let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s --default-ttl 2s";
     let flags: Vec<_> = flags.split(' ').collect();
@@ -181,7 +181,7 @@ fn a_run_ends_when_its_devices_were_heard() {
         started.elapsed() < Duration::from_secs(2),
         "it does not wait"
     );
-    // Run again, it takes in what came since, and ends.
+    // A second run receives the feedback of the meantime, and ends.
     let ended = room.run(&["run", "r.yaml"]).expect(4);
     assert!(ended.stdout.contains("finished with failures"), "{ended}");
     let rows = room.report("r");
@@ -197,7 +197,7 @@ fn a_run_ends_when_its_devices_were_heard() {
 
 #[test]
 fn what_others_do_not_read_does_not_hide_what_is_ours() {
-    // Answers of a rollout of another folder, which nobody reads any more.
+    // Answers for a rollout of another folder, which no process reads any more.
     let hub = Hub::start(
         &fleet(10, 0, 60),
         &[
@@ -286,12 +286,12 @@ fn a_hub_that_cannot_be_asked_for_twins_is_asked_again() {
     running.wait().expect(0);
 }
 
-/// Whenever `run` is killed around the deadline, the verdict is the one of a run that was not.
+/// A kill of `run` around the deadline does not change the verdict.
 #[test]
 fn twenty_kills_around_a_deadline_change_no_verdict() {
     const KILLS: usize = 20;
     let verdict = |index: usize| {
-        // By turns the gate fails, and holds.
+        // The gate fails for even numbers, and holds for odd numbers.
         let (fleet, gate, code, devices) = match index % 2 {
             0 => (
                 fleet(3, 7, 10),
@@ -314,7 +314,7 @@ fn twenty_kills_around_a_deadline_change_no_verdict() {
         eventually("the canaries' messages", || {
             (hub.summary().accepted >= 20).then_some(())
         });
-        // The deadline is three seconds later, and the hub tells for one more.
+        // The deadline is three seconds later, and the hub sends feedback for another second.
         until_after(
             Instant::now(),
             Duration::from_millis(chance.within(0..5_500)),

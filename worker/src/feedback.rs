@@ -1,36 +1,37 @@
-//! What the hub says became of messages: taken from its feedback queue, merged into outcomes.
+//! Receives a hub's feedback on messages, and merges the feedback into outcomes.
 //!
 //! ```text
-//!  hub ──message──▶ records of ours? ──yes──▶ merge ──▶ complete ──▶ the next one
-//!                         └──────────no──▶ hold ──▶ the next one ... the queue is empty ──▶ release all, pause
+//!  hub ──message──▶ own records? ──yes──▶ merge ──▶ complete ──▶ next message
+//!                        └────────no───▶ hold ──▶ next message ... the queue is empty ──▶ release all, pause
 //! ```
 //!
-//! A message is completed when its records are durable. Records come late, twice, before the send
-//! that caused them is recorded, or never: outcomes are a join, so none of that does harm.
+//! Records are *own* records if the store knows their rollout. A message is completed when its own records are durable.
+//! Records may arrive late, twice, before the record of their send, or never. None of this does harm, because merging
+//! outcomes is idempotent and independent of the order.
 //!
 //! # How far the hub was heard
 //!
-//! The listener reports to the store about once a second until when it has heard ([`twincast_core::evidence`]): the
-//! last moment at which the queue was empty, or its newest message was put there, with everything merged that the
-//! listener had been handed. When it loses messages (its link breaks, the store does not take them), the hub hides them for
-//! the length of its lock. The listener then ends with a last report that says so, and begins again under another id.
+//! About once a second the listener reports its heard-until time to the store ([`twincast_core::evidence`]): the latest
+//! moment at which the queue was empty or the newest received message was enqueued, with all received messages merged.
+//! When the listener loses messages (a broken link, a failing store), the hub hides them for the duration of its lock.
+//! The listener then ends with a last report of the loss, and begins again under another id.
 //!
 //! # Other applications of the hub
 //!
-//! A hub has *one* feedback queue. Whoever listens is handed any message, and a message holds the
-//! records of all applications as they came (up to 64, or what came within 15 s). There is no
-//! asking for one's own. The hub's configuration says whose the queue is.
+//! A hub has a *single* feedback queue. Every receiver is handed any message, and a message holds records of all
+//! applications in order of arrival (up to 64 records, or the records of 15 s). A receiver cannot ask for its own
+//! records. The hub's configuration names the owner of the queue.
 //!
-//! *Exclusive*: what is not ours is completed, so that nothing of ours stands behind it.
+//! *Exclusive*: messages without own records are completed, so that own messages behind them can be received.
 //!
-//! *Shared*: a message without any record of ours is held, unanswered, to see what stands behind it. When the queue is empty,
-//! or the first lock is about to end, all that is held is released, and nothing is taken for a while: another
-//! application that listens is handed the messages in that time. The hub counts how often it hands a message out, and throws
-//! it away after the tenth time by default. The pause grows from 1 s to 30 s while only such messages come, so an
-//! application that is being restarted finds its messages still there. Any record of ours ends the pauses.
+//! *Shared*: a message without own records is held, unanswered, to receive the messages behind it. When the queue is
+//! empty, or the first lock is about to end, all held messages are released, and the listener pauses: another
+//! application that listens receives the messages in the pause. The hub counts deliveries, and drops a message after 10
+//! deliveries by default. While only such messages arrive, the pause grows from 1 s to 30 s, so that a restarting
+//! application still finds its messages. Any own record ends the pauses.
 //!
-//! A message with records of both is completed. The other application loses its part of it, as
-//! it would to any second listener, and as we do to it.
+//! A message with records of both is completed. The other application loses its records, as with any second listener,
+//! and Twincast loses records to the other application in the same way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,42 +53,42 @@ use uuid::Uuid;
 use crate::WorkerError;
 use crate::hub_loop::Inner;
 
-/// The queue is empty when it has given nothing for so long. Much longer than a message takes from the hub.
+/// The queue counts as empty after this time without a message. Much longer than a delivery by the hub takes.
 const QUIET: Duration = Duration::from_secs(1);
-/// A hub that has not answered for so long cannot be reached.
+/// The hub counts as unreachable after this time without an answer.
 const AWAY: Duration = Duration::from_secs(3);
-/// How often the listener reports.
+/// The interval between two reports of the listener.
 const REPORT: Duration = Duration::from_secs(1);
-/// How long a report may take.
+/// The time limit of a report.
 const REPORT_WITHIN: Duration = Duration::from_secs(5);
-/// How far the hub's clock may be ahead of ours.
+/// How far the hub's clock may be ahead of the local clock.
 const SKEW: Duration = Duration::from_secs(5);
-/// Messages of others that are held at once. Each takes some 300 bytes.
+/// The most messages of other applications that are held at a time. Each takes some 300 bytes.
 const HELD: usize = 32_768;
-/// The first pause after messages that are not for us.
+/// The first pause after messages of other applications.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest one.
+/// The longest pause after messages of other applications.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// When a hub that refuses us is asked again: somebody has to do something about it first.
+/// The wait after a refusal by the hub, which a person has to resolve first.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
-/// What a message was to us.
+/// The result of receiving a message.
 enum Found {
-    /// Records of ours, which are durable now. The message is answered.
+    /// The message had own records, which are durable now, and is answered.
     Ours,
-    /// Nothing.
+    /// The message had no own records.
     Foreign(Box<dyn FeedbackTicket>),
-    /// Records of ours, which the store did not take. The hub hands the message out again when its lock is over.
+    /// The store did not take the own records of the message. The hub redelivers the message when its lock ends.
     Unstored,
 }
 
-/// Reports by batch and attempt, in the order in which they came.
+/// Reports by batch and attempt, in order of arrival.
 type ByBatch = BTreeMap<(BatchId, Attempt), Vec<Report>>;
 
-/// Listens from the first rollout on that wants feedback until `stop`. Then it takes nothing
-/// more, and has [`WorkerConfig::drain`](crate::WorkerConfig::drain) to finish what is in hand.
+/// Listens from the first rollout that wants feedback until `stop`. After `stop`, receives nothing more, and finishes
+/// started work within [`WorkerConfig::drain`](crate::WorkerConfig::drain).
 ///
-/// Feedback never fails a worker: what is wrong with the store, the batch runs meet too.
+/// Feedback never fails a worker: the batch runs meet any trouble with the store, too.
 pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result<(), WorkerError> {
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -125,13 +126,13 @@ pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result
     Ok(())
 }
 
-/// What came of waiting for the hub.
+/// The result of waiting for the hub.
 enum Heard {
     /// A message.
     Message(FeedbackBatch),
-    /// The queue was empty from then on, for as long as was waited.
+    /// The queue was empty from `since` until the end of the wait.
     Nothing { since: Timestamp },
-    /// The hub refuses us.
+    /// The hub refuses to give feedback.
     Refused(HubError),
 }
 
@@ -140,18 +141,18 @@ struct Listener {
     stop: CancellationToken,
     rules: FeedbackRules,
     id: Holder,
-    /// Since when it has this id.
+    /// The start of the current id.
     began_at: Instant,
-    /// Until when it has heard, since it has this id.
+    /// The heard-until time under the current id.
     heard: Option<Timestamp>,
-    /// Why the hub cannot be reached, while that is so.
+    /// Why feedback is not being received, if so.
     trouble: Option<String>,
-    /// The connection that the hub hands messages over.
+    /// The number of the connection over which the hub delivers messages.
     connection: Option<u64>,
-    /// Messages of others that are not answered, and since when the first of them is held.
+    /// Unanswered messages of other applications, and when the first of them was received.
     held: Vec<Box<dyn FeedbackTicket>>,
     held_since: Option<Instant>,
-    /// Messages of others that stood in front the last time.
+    /// The last known number of messages of other applications at the front of the queue.
     foreign: u64,
     pause: Duration,
     reported_at: Option<Instant>,
@@ -176,7 +177,7 @@ impl Listener {
         }
     }
 
-    /// Waits for a message, or for the queue to be empty; `None` when told to stop. Reports when the hub is away.
+    /// Waits for a message or an empty queue, reporting while the hub is away. `None` after `stop`.
     async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Heard> {
         let since = self.inner.clock().now();
         let stop = self.stop.clone();
@@ -209,12 +210,12 @@ impl Listener {
         Some(heard)
     }
 
-    /// Merges what is ours, and holds or completes what is not. False when told to stop.
+    /// Merges own records, and holds or completes messages without own records. False after `stop`.
     async fn take(&mut self, batch: FeedbackBatch) -> bool {
         let enqueued_at = batch.enqueued_at;
         let found = tokio::select! {
             found = self.inner.take_in(batch) => found,
-            // What is unanswered is handed out again.
+            // The hub redelivers unanswered messages.
             () = drained(&self.stop, self.inner.config.drain) => return false,
         };
         match found {
@@ -234,7 +235,7 @@ impl Listener {
                 return self.wait(self.pause).await;
             }
         }
-        // Messages are handed out in the order in which they came: all before this one were taken.
+        // The hub delivers messages in order, so all earlier messages were received.
         if let Some(at) = enqueued_at {
             let at = at.min(self.inner.clock().now()).minus(SKEW);
             self.heard = self.heard.max(Some(at));
@@ -242,7 +243,7 @@ impl Listener {
         true
     }
 
-    /// Gives back what is held for too long, or more of it than can be held.
+    /// Gives back held messages when the lock is about to end or too many are held.
     async fn look_again(&mut self, feedback: &mut dyn Feedback) -> bool {
         let limit = self.rules.lock / 4 * 3;
         let is_late = self
@@ -256,7 +257,7 @@ impl Listener {
         }
     }
 
-    /// Releases what is held, and takes nothing for a while. False when told to stop.
+    /// Releases the held messages, and pauses. False after `stop`.
     async fn give_back(&mut self, feedback: &mut dyn Feedback) -> bool {
         self.foreign = self.held.len() as u64;
         if self.held.is_empty() {
@@ -276,7 +277,8 @@ impl Listener {
         }
     }
 
-    /// The hub cannot be reached, or messages are lost: others are handed what this listener had when its lock is over.
+    /// Reports that the hub cannot be reached or that messages are lost. The hub redelivers the messages of this
+    /// listener to other listeners when the locks end.
     async fn lose(&mut self, why: &str) {
         if self.trouble.is_none() {
             self.held.clear();
@@ -286,19 +288,19 @@ impl Listener {
         self.report().await;
     }
 
-    /// Begins to listen as another one, which was handed nothing yet.
+    /// Begins to listen under a new id, to which no message was delivered yet.
     fn begin_anew(&mut self) {
         (self.id, self.began_at) = (new_id(), Instant::now());
         (self.heard, self.trouble) = (None, None);
     }
 
-    /// Nothing more is taken. What the hub has sent, and was not taken, it hands out again when its lock is over.
+    /// Ends listening. Messages that were sent and not taken are redelivered when the locks end.
     async fn end(&mut self) {
         self.release_held().await;
         self.lose("the worker has ended").await;
     }
 
-    /// Waits, reporting meanwhile; false when told to stop.
+    /// Waits for `pause`, reporting meanwhile. False after `stop`.
     async fn wait(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
@@ -360,9 +362,9 @@ fn ms(duration: Duration) -> u64 {
 }
 
 impl Inner {
-    /// Merges what is ours, and completes a message that has some of it. Waits for a store that is away.
+    /// Merges own records, and completes a message with own records. Waits for a store that is away.
     ///
-    /// Cancel safety: if dropped, the message is not answered, and some of it may be merged.
+    /// Cancel safety: if dropped, the message is not answered, and some of its records may be merged.
     async fn take_in(&self, batch: FeedbackBatch) -> Found {
         let FeedbackBatch {
             records, ticket, ..
@@ -371,7 +373,7 @@ impl Inner {
         let ours = match self.merge(records).await {
             Ok(ours) => ours,
             Err(error) => {
-                // Unanswered, so that it is not counted: it comes again when its lock is over.
+                // The message is not answered, and so not counted: the hub redelivers it when its lock ends.
                 tracing::error!(hub = %self.hub.name, error = in_words(&error), "feedback not recorded");
                 return Found::Unstored;
             }
@@ -391,7 +393,7 @@ impl Inner {
         }
     }
 
-    /// Merges the records of rollouts that the store knows, and says how many records that were.
+    /// Merges the records of known rollouts, and returns the number of those records.
     async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<usize, StoreError> {
         let mut ours = 0;
         for (name, batches) in by_rollout(records) {
@@ -407,7 +409,7 @@ impl Inner {
                         let merged = reports.len() as u64;
                         self.status.metrics().feedback_merged.inc_by(merged);
                     }
-                    // Of an older plan, or of another store's rollout of this name.
+                    // Feedback on an older plan, or on a rollout of this name in another store.
                     Err(StoreError::NotFound { what }) => {
                         tracing::debug!(rollout = %name, what, "feedback on something that does not exist");
                     }
@@ -418,7 +420,7 @@ impl Inner {
         Ok(ours)
     }
 
-    /// [`patiently`](Inner::patiently), also while the worker is stopping: the caller bounds it.
+    /// Like [`patiently`](Inner::patiently), but goes on while the worker is stopping. The caller bounds the time.
     async fn persistently<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -429,7 +431,7 @@ impl Inner {
     }
 }
 
-/// Sleeps; false when told to stop.
+/// Sleeps. False after `stop`.
 async fn slept(pause: Duration, stop: &CancellationToken) -> bool {
     tokio::select! {
         () = stop.cancelled() => false,
@@ -437,13 +439,13 @@ async fn slept(pause: Duration, stop: &CancellationToken) -> bool {
     }
 }
 
-/// Returns when a worker that was told to stop waits no longer.
+/// Returns when `drain` has passed after `stop`.
 async fn drained(stop: &CancellationToken, drain: Duration) {
     stop.cancelled().await;
     sleep(drain).await;
 }
 
-/// The records that may be ours, by rollout, batch and attempt.
+/// The records with a message id of Twincast, by rollout, batch and attempt.
 fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<RolloutName, ByBatch> {
     let mut rollouts: BTreeMap<RolloutName, ByBatch> = BTreeMap::new();
     for record in records {
@@ -461,7 +463,7 @@ fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<RolloutName, ByBatch> {
     rollouts
 }
 
-/// How long nothing is taken after messages of others, when the pause before it was `last`.
+/// The next pause after messages of other applications, given the `last` pause.
 fn next_pause(last: Duration) -> Duration {
     (last * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }

@@ -1,18 +1,19 @@
-//! Until when a hub was heard.
+//! How far the feedback of a hub has been received.
 //!
-//! A hub tells what became of messages over one feedback queue, in batches, to whoever listens. Silence of a device means
-//! something only when its answer would have been heard. So every listener reports to the store how far it has heard, and
-//! the *watermark* of a hub follows from these reports:
+//! A hub reports the fate of messages through a single feedback queue, in batches, to any listener. Silence of a device
+//! is meaningful only if an answer would have been received. Every listener therefore reports its progress to the
+//! store, and the *watermark* of a hub is computed from these reports:
 //!
 //! ```text
 //!  worker ──report: heard until 12:00:07──┐
-//!  worker ──report: heard until 12:00:09──┼─▶ watermark 12:00:07: all that the hub had told by then is merged
-//!  lost worker: heard until 11:59:58 ─────┘   (11:59:58 until the hub hands out again what the lost one held)
+//!  worker ──report: heard until 12:00:09──┼─▶ watermark 12:00:07: all feedback queued by then is merged
+//!  lost worker: heard until 11:59:58 ─────┘   (11:59:58 until the hub redelivers the messages of the lost worker)
 //! ```
 //!
-//! A listener has *heard until* the last moment at which the queue was empty, or its newest message was put into the
-//! queue, while all messages that it had been handed were merged. The watermark is the earliest of these moments over the
-//! listeners that are present: a message that was in the queue by then was handed to one of them, and is merged.
+//! The *heard-until* time of a listener is the latest moment at which the queue was empty or the newest received
+//! message was enqueued, provided every message handed to the listener was merged. The watermark is the earliest
+//! heard-until time of all present listeners: each message in the queue by then was handed to a present listener, and
+//! is merged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,57 +30,57 @@ use crate::rollout::Rollout;
 use crate::spec::Rung;
 use crate::time::Timestamp;
 
-/// How long a hub collects feedback before it tells, unless the hub's configuration says otherwise: 64 records or 15 s,
+/// How long a hub collects feedback before sending a batch, unless the hub is configured otherwise: 64 records or 15 s,
 /// whichever comes first (`iot-hub-devguide-messages-c2d`).
 pub const BATCHING: Duration = Duration::from_secs(15);
-/// How long a feedback message is hidden from others once it was handed out, unless the hub's configuration says
-/// otherwise (`lockDurationAsIso8601`).
+/// How long a hub hides a feedback message that it has handed out, unless the hub is configured otherwise
+/// (`lockDurationAsIso8601`).
 pub const LOCK: Duration = Duration::from_secs(60);
-/// The allowance for the hub's clock, its housekeeping and the network.
+/// Allowance for the hub's clock, its housekeeping and the network.
 pub const MARGIN: Duration = Duration::from_secs(15);
 /// A listener that has not reported for longer is lost.
 const PRESENT: Duration = Duration::from_secs(10);
-/// A report that is older says nothing any more: no lock is that long. Stores may forget it.
+/// Older reports are meaningless, because no lock lasts as long. Stores may delete old reports.
 pub const FORGOTTEN: Duration = Duration::from_secs(600);
-/// A hub is being heard while its watermark is no older than this.
+/// The watermark of a hub is current up to this age.
 const CURRENT: Duration = Duration::from_secs(60);
-/// Time between two looks of a driver that is longer than this was not driven.
+/// A longer gap between two looks of a driver does not count as driven time.
 const DRIVEN: Duration = Duration::from_secs(10);
-/// Obstacles that are named.
+/// The most obstacles that a text names.
 const NAMED: usize = 3;
-/// The longest text about a listener's trouble that is kept, in characters.
+/// The longest kept text about a listener's trouble, in characters.
 const TROUBLE: usize = 200;
 
-/// What a listener says of itself, about once a second.
+/// A listener's report about its own progress, sent about once a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerReport {
     /// The listener.
     pub listener: Holder,
-    /// How long ago the moment is until which it has heard; `None` before there is one.
+    /// The age of the heard-until time; `None` before the first heard-until time.
     pub heard_ago: Option<Duration>,
-    /// How it is doing.
+    /// The listener's condition.
     pub state: ListenerState,
 }
 
-/// How a listener is doing.
+/// The condition of a listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerState {
-    /// The queue can reach it.
+    /// Whether messages of the queue can reach the listener.
     pub listening: bool,
-    /// For how long after this report, in milliseconds, messages may be hidden from others that it was handed and has not
-    /// answered for, should it be lost now.
+    /// How long after this report, in milliseconds, the hub may hide unanswered messages of the listener from other
+    /// listeners, should the listener be lost now.
     pub hidden_ms: u64,
-    /// Messages of other applications that stand in front.
+    /// The number of messages of other applications at the front of the queue.
     pub foreign: u64,
     /// How long the hub collects feedback, in milliseconds.
     pub batching_ms: u64,
-    /// Why it does not listen.
+    /// Why the listener is not listening.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
 impl ListenerState {
-    /// The same, with why it does not listen. A long text is cut.
+    /// Adds the reason for not listening. A long text is cut.
     #[must_use]
     pub fn troubled_by(mut self, why: &str) -> Self {
         self.trouble = Some(why.chars().take(TROUBLE).collect());
@@ -87,17 +88,17 @@ impl ListenerState {
     }
 }
 
-/// A listener's newest report, as the store gives it back. Times are ages on the store's clock, so the clocks of those
-/// who report and of those who read need not agree.
+/// The newest report of a listener, as returned by the store. Times are ages on the store's clock, so the clocks of the
+/// reporting and the reading process need not agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerStatus {
     /// The listener.
     pub listener: Holder,
-    /// How long ago the moment is until which it has heard.
+    /// The age of the heard-until time; `None` before the first heard-until time.
     pub heard_ago: Option<Duration>,
-    /// How long ago it reported.
+    /// The age of the report.
     pub reported_ago: Duration,
-    /// How it was doing then.
+    /// The listener's condition at the time of the report.
     pub state: ListenerState,
 }
 
@@ -106,8 +107,7 @@ impl ListenerStatus {
         self.state.listening && self.reported_ago <= PRESENT
     }
 
-    /// How long ago others could have been handed all that it had; `None` when they may not have been yet, with how long
-    /// that may take.
+    /// How long ago the locks on the listener's messages ended. `Err`: locks may be held for at most this time more.
     fn hidden_until_ago(&self) -> Result<Duration, Duration> {
         let hidden = Duration::from_millis(self.state.hidden_ms);
         match self.reported_ago.checked_sub(hidden) {
@@ -117,7 +117,7 @@ impl ListenerStatus {
     }
 }
 
-/// Listeners to the hubs' feedback, as a store in one process keeps them.
+/// The listeners to the feedback of hubs, as kept by a store within a single process.
 #[derive(Debug, Clone, Default)]
 pub struct Listeners(BTreeMap<HubName, BTreeMap<Holder, Known>>);
 
@@ -129,7 +129,7 @@ struct Known {
 }
 
 impl Listeners {
-    /// Takes a report at `now`, and forgets those that say nothing any more. `true` for a listener that was not known.
+    /// Stores a report at `now`, and deletes reports older than [`FORGOTTEN`]. Returns `true` for a new listener.
     pub fn report(&mut self, hub: &HubName, report: &ListenerReport, now: Timestamp) -> bool {
         let listeners = self.0.entry(hub.clone()).or_default();
         listeners.retain(|_, known| now.since(known.reported) < FORGOTTEN);
@@ -142,7 +142,7 @@ impl Listeners {
         listeners.insert(listener, known).is_none()
     }
 
-    /// The listeners of a hub at `now`.
+    /// The listeners of a hub, with ages at `now`.
     #[must_use]
     pub fn of(&self, hub: &HubName, now: Timestamp) -> Vec<ListenerStatus> {
         let listeners = self.0.get(hub).into_iter().flatten();
@@ -156,27 +156,27 @@ impl Listeners {
     }
 }
 
-/// Why a hub is not heard.
+/// Why the feedback of a hub is not fully received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Nobody listens.
+    /// No listener is present.
     NoListener,
-    /// Those who should listen cannot.
+    /// The listeners cannot receive feedback.
     Away {
-        /// Why, for people.
+        /// The reason, for people.
         why: String,
     },
-    /// Feedback of other applications stands in front.
+    /// Feedback of other applications is at the front of the queue.
     Foreign {
-        /// So many messages of it.
+        /// The number of messages of other applications.
         messages: u64,
     },
-    /// A listener was lost, and the hub still hides messages that it had.
+    /// A listener was lost, and the hub still hides its messages.
     Hidden {
-        /// For how long, at the most.
+        /// The maximum time until the hub redelivers the messages.
         left: Duration,
     },
-    /// The queue is being emptied.
+    /// The queue is being drained.
     Behind,
 }
 
@@ -204,19 +204,19 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// How far one hub was heard.
+/// How far the feedback of a single hub was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watermark {
-    /// All feedback that the hub had put into its queue by this moment is merged; `None` before there is such a moment.
+    /// All feedback enqueued by the hub until this moment is merged; `None` before the first such moment.
     pub heard_until: Option<Timestamp>,
     /// How long the hub collects feedback.
     pub batching: Duration,
-    /// What stands in the way of hearing more, if anything does.
+    /// What currently prevents further progress, if anything.
     pub obstacle: Option<Obstacle>,
 }
 
 impl Watermark {
-    /// The watermark of a hub with these listeners, at `now` of the caller's clock.
+    /// The watermark of a hub with these listeners, at `now` on the caller's clock.
     #[must_use]
     pub fn of(listeners: &[ListenerStatus], now: Timestamp) -> Self {
         let (present, lost): (Vec<_>, Vec<_>) =
@@ -243,7 +243,7 @@ impl Watermark {
             return not_heard(behind);
         };
         let mut obstacle = (ago > CURRENT || foreign > 0).then_some(behind);
-        // A message that a lost listener had is merged once the others have heard beyond its hiding.
+        // A lost listener's message is merged once the present listeners have heard beyond the end of its lock.
         for listener in lost {
             let left = match listener.hidden_until_ago() {
                 Ok(until_ago) if ago <= until_ago => continue,
@@ -264,14 +264,14 @@ impl Watermark {
     }
 }
 
-/// How far the hubs were heard that something is to be heard of.
+/// How far the feedback of all relevant hubs was received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// `None`: nothing is known. [`Timestamp::MAX`]: there is nothing to be heard.
+    /// `None`: unknown. [`Timestamp::MAX`]: no feedback is expected.
     heard_until: Option<Timestamp>,
-    /// How long the hubs collect feedback, in milliseconds.
+    /// The longest time for which a hub collects feedback, in milliseconds.
     batching_ms: u64,
-    /// What stands in the way, for people; empty when nothing does.
+    /// The obstacles, for people; empty without obstacles.
     in_the_way: String,
 }
 
@@ -282,7 +282,7 @@ impl Default for Evidence {
 }
 
 impl Evidence {
-    /// There is nothing to be heard.
+    /// No feedback is expected.
     #[must_use]
     pub fn complete() -> Self {
         Self {
@@ -292,7 +292,7 @@ impl Evidence {
         }
     }
 
-    /// Of several hubs: as little as of the one that was heard least.
+    /// The evidence of several hubs: no more than of the least advanced hub.
     #[must_use]
     pub fn of(hubs: impl IntoIterator<Item = (HubName, Watermark)>) -> Self {
         let mut evidence = Self::complete();
@@ -319,84 +319,85 @@ impl Evidence {
         self.heard_until == Some(Timestamp::MAX)
     }
 
-    /// How long the hubs collect feedback, at the most.
+    /// The longest time for which a hub collects feedback.
     #[must_use]
     pub fn batching(&self) -> Duration {
         Duration::from_millis(self.batching_ms)
     }
 
-    /// All is merged that devices had done by `at`: the hubs have told it, within their batching, and were heard.
+    /// Whether everything that devices did by `at` is merged: the hubs had their batching time to report, and the
+    /// reports were received.
     #[must_use]
     pub fn covers(&self, at: Timestamp) -> bool {
         self.heard_until
             .is_some_and(|until| until >= at.plus(self.batching()))
     }
 
-    /// The hubs are being heard at `now`.
+    /// Whether the feedback of the hubs is being received at `now`.
     #[must_use]
     pub fn is_current(&self, now: Timestamp) -> bool {
         self.heard_until
             .is_some_and(|until| now.since(until) <= CURRENT)
     }
 
-    /// What stands in the way, for people; empty when nothing does.
+    /// The obstacles, for people; empty without obstacles.
     #[must_use]
     pub fn in_the_way(&self) -> &str {
         &self.in_the_way
     }
 }
 
-/// Time of a rollout that counts only while it is driven and its hubs are heard.
+/// The clock of a rollout. Time counts only while the rollout is driven and its hubs are heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvidenceClock {
-    /// What its current stage has baked, in milliseconds.
+    /// The bake time of the current stage so far, in milliseconds.
     #[serde(default)]
     baked_ms: u64,
-    /// For how long nothing more was learned, in milliseconds: the watermark has not moved, or twins could not be asked.
+    /// How long no new evidence has arrived, in milliseconds: the watermark stood still, or twin queries failed.
     #[serde(default)]
     unheard_ms: u64,
-    /// Why the hubs could not be asked for twins the last time, for people.
+    /// Why the last twin query failed, for people; `None` after a success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     not_asked: Option<String>,
-    /// How far the hubs were heard the last time.
+    /// The evidence at the last count.
     #[serde(default)]
     evidence: Evidence,
-    /// Up to when time was counted.
+    /// The time of the last count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     counted_to: Option<Timestamp>,
 }
 
 impl EvidenceClock {
-    /// What the current stage has baked.
+    /// The bake time of the current stage so far.
     #[must_use]
     pub fn baked(&self) -> Duration {
         Duration::from_millis(self.baked_ms)
     }
 
-    /// For how long nothing more was learned.
+    /// How long no new evidence has arrived.
     #[must_use]
     pub fn unheard(&self) -> Duration {
         Duration::from_millis(self.unheard_ms)
     }
 
-    /// How far the hubs were heard the last time.
+    /// The evidence at the last count.
     #[must_use]
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    /// Why the hubs could not be asked for twins the last time, for people.
+    /// Why the last twin query failed, for people; `None` after a success.
     #[must_use]
     pub fn not_asked(&self) -> Option<&str> {
         self.not_asked.as_deref()
     }
 
-    /// The hubs were asked for twins, or could not be.
+    /// Notes the result of a twin query: `None` for success, or the reason for the failure.
     pub fn asked(&mut self, failure: Option<&str>) {
         self.not_asked = failure.map(|why| why.chars().take(TROUBLE).collect());
     }
 
-    /// The bake of a stage begins.
+    /// Starts the bake of a stage.
     pub(crate) fn start_bake(&mut self, now: Timestamp) {
         *self = Self {
             counted_to: Some(now),
@@ -404,12 +405,13 @@ impl EvidenceClock {
         };
     }
 
-    /// The rollout goes on after a stop: the time of the stop does not count.
+    /// Resumes after a stop. The time of the stop does not count.
     pub(crate) fn go_on(&mut self, now: Timestamp) {
         (self.unheard_ms, self.counted_to) = (0, Some(now));
     }
 
-    /// Counts the time up to `now`. A longer time than a driver leaves between two looks was not driven, and is left out.
+    /// Counts the time up to `now`. A gap longer than a driver leaves between two looks was not driven, and is left
+    /// out.
     pub(crate) fn advance(&mut self, bakes: bool, evidence: &Evidence, now: Timestamp) {
         let passed = self.counted_to.map_or(Duration::ZERO, |to| now.since(to));
         let passed = if passed <= DRIVEN { ms(passed) } else { 0 };
@@ -434,8 +436,8 @@ fn ms(duration: Duration) -> u64 {
 }
 
 impl Rollout {
-    /// The hubs that are to be heard before it is known what a running rollout does next: those with silent devices, if
-    /// its current gate, or its end, asks for their answers. `left`: something is to be sent.
+    /// The hubs whose feedback decides the next step of a running rollout: hubs with silent devices, if the current
+    /// gate or the end of the rollout depends on their answers. `left`: a send is still owed.
     #[must_use]
     pub fn hubs_to_hear<'a>(&self, tallies: &'a [Tally], left: bool) -> BTreeSet<&'a HubName> {
         if self.spec.message.ack == Ack::None || self.retry.is_some() {
@@ -458,13 +460,13 @@ impl Rollout {
     }
 }
 
-/// Devices that the hub has a message for, and that have not been heard of.
+/// Devices whose message the hub accepted, without feedback so far.
 #[must_use]
 pub fn silent(counts: &Counts) -> u64 {
     counts.get(Outcome::Enqueued)
 }
 
-/// Devices that may have a message and have not been heard of.
+/// Devices that may have a message, without feedback so far.
 #[must_use]
 pub fn unanswered(counts: &Counts) -> u64 {
     silent(counts) + counts.get(Outcome::Unknown)

@@ -1,9 +1,9 @@
 //! The test at the end of a stage.
 //!
-//! [`judge`] looks at a stage as it is now and says whether its gate has passed, has failed, or what it
-//! waits for. Failure is looked at before success, and from the first device on. Silence counts only when it is known
-//! that an answer would have been heard ([`crate::evidence`]). A gate never passes because little was measured, and never
-//! waits without saying for what.
+//! [`judge`] evaluates a stage in its current state: the gate has passed, has failed, or waits for a named condition.
+//! Failure is tested before success, from the first device on. Silence counts only if an answer would have been
+//! received ([`crate::evidence`]). A gate never passes because too little was measured, and never waits without a
+//! stated reason.
 
 pub mod advice;
 pub mod metric;
@@ -25,59 +25,59 @@ use crate::time::{Timestamp, friendly};
 pub(crate) use next::next_when_heard;
 pub use next::{Next, Seen, next};
 
-/// How long messages live that do not say so: the hub's own default (`iot-hub-devguide-messages-c2d`).
+/// Lifetime of messages without a time to live of their own: the default of the hub (`iot-hub-devguide-messages-c2d`).
 pub const TTL: Duration = Duration::from_secs(3600);
 
-/// How long it takes after a send until nothing more is to be heard of it: the message's life, and the time in which the
-/// hub tells that it has ended.
+/// How long after a send the fate of a message is certain: its time to live, and the time in which the hub reports that
+/// the message has expired.
 #[must_use]
 pub fn answered_within(ttl: Option<Duration>, batching: Duration) -> Duration {
     ttl.unwrap_or(TTL) + batching + MARGIN
 }
 
-/// How long a gate waits for silent devices once all were sent to.
+/// How long a gate waits for silent devices once all devices were sent to.
 #[must_use]
 pub fn deadline(gate: &Gate, ttl: Option<Duration>, batching: Duration) -> Duration {
     let own = gate.deadline.map(|span| span.0);
     own.unwrap_or_else(|| answered_within(ttl, batching))
 }
 
-/// How many devices have applied the change, as the hub has told.
+/// How many devices have applied the change, according to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measured {
     /// How many.
     pub applied: u64,
-    /// When the hub was asked.
+    /// The time of the query.
     pub at: Timestamp,
 }
 
-/// A stage as it is now.
+/// The current state of a stage.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// The stage's gate.
     pub gate: &'a Gate,
-    /// Its devices' outcomes.
+    /// The outcomes of the stage's devices.
     pub counts: &'a Counts,
-    /// How far it is.
+    /// The progress of the stage.
     pub progress: &'a StageProgress,
-    /// What was measured last, with `counts: applied`.
+    /// The newest measurement, with `counts: applied`.
     pub measured: Option<Measured>,
     /// The message's time to live.
     pub ttl: Option<Duration>,
-    /// How far the hubs of its silent devices were heard.
+    /// How far the feedback about the stage's silent devices was received.
     pub evidence: &'a Evidence,
-    /// What it has baked, and for how long nothing more was learned.
+    /// The bake time so far, and how long no new evidence has arrived.
     pub clock: &'a EvidenceClock,
 }
 
 impl View<'_> {
-    /// What is left of the bake.
+    /// The remaining bake time.
     fn to_bake(&self) -> Duration {
         let bake = self.gate.bake.map_or(Duration::ZERO, |bake| bake.0);
         bake.saturating_sub(self.clock.baked())
     }
 
-    /// Nothing can be said before more is heard: it is waited for that, up to a bound.
+    /// The verdict while evidence is missing: wait for `evidence_within`, then undecided.
     fn not_measured(&self, devices: u64) -> Verdict {
         let in_the_way = match self.clock.not_asked() {
             Some(why) => why.to_owned(),
@@ -96,7 +96,7 @@ impl View<'_> {
     }
 }
 
-/// Why nothing can be said, for people.
+/// The reason for an undecided gate, for people.
 fn not_measured(devices: u64, within: String, in_the_way: &str) -> String {
     let colon = if in_the_way.is_empty() { "" } else { ": " };
     format!(
@@ -104,7 +104,7 @@ fn not_measured(devices: u64, within: String, in_the_way: &str) -> String {
     )
 }
 
-/// What a gate says.
+/// The verdict of a gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The next stage may start.
@@ -112,75 +112,75 @@ pub enum Verdict {
         /// Why, for people.
         because: String,
     },
-    /// It does not hold.
+    /// The gate does not hold.
     Failed {
         /// Why, for people.
         because: String,
     },
-    /// It cannot be said: people must look.
+    /// No verdict is possible, and people must look.
     Undecided {
         /// Why, for people.
         because: String,
     },
-    /// It may hold yet.
+    /// The gate may still hold.
     Waits(WaitsFor),
     /// Ask the hub how many devices have applied the change, and judge again.
     Measure,
 }
 
-/// What a gate waits for.
+/// What a gate or a rollout waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WaitsFor {
-    /// Devices that are still to be sent to.
+    /// Devices still to be sent to.
     Sends {
         /// How many.
         left: u64,
     },
-    /// Devices that have not been heard of.
+    /// Devices without feedback so far.
     Silent {
         /// How many.
         devices: u64,
-        /// Until when they are waited for.
+        /// The end of the wait.
         until: Timestamp,
     },
-    /// The hub's word, without which silence means nothing.
+    /// Feedback of the hub, without which silence is meaningless.
     Evidence {
         /// How many devices are silent.
         devices: u64,
-        /// What is in the way, for people; empty when nothing is known to be.
+        /// The obstacles, for people; empty if none is known.
         in_the_way: String,
     },
-    /// Devices to answer, when all is sent and all gates have passed.
+    /// Answers of devices, after everything was sent and all gates have passed.
     Answers {
-        /// How many have not.
+        /// How many devices have not answered.
         devices: u64,
-        /// When the last of their messages is over.
+        /// When every message has been answered or has expired.
         until: Timestamp,
     },
-    /// Devices that are to be sent to again.
+    /// The preparation of a retry.
     Retry,
-    /// Devices that join the target.
+    /// Devices joining the target.
     Joiners {
-        /// When it is looked for them; `None` while it is.
+        /// The time of the next look for new devices; `None` during a look.
         look: Option<Timestamp>,
     },
     /// The end of the bake.
     Bake {
-        /// When that is.
+        /// The time of the end.
         until: Timestamp,
     },
-    /// A metric to be as it should be.
+    /// A metric that does not yet hold.
     Metric {
         /// The metric.
         metric: MetricName,
-        /// Measurements that are to succeed yet.
+        /// Successful measurements still needed.
         left: u32,
     },
-    /// An approval, of which it is not noted yet that it is all that is missing.
+    /// An approval, the last missing condition, still to be noted.
     ApprovalToBeNoted,
     /// An approval.
     Approval {
-        /// Until when, if not for ever.
+        /// The end of the wait; `None` for an unlimited wait.
         until: Option<Timestamp>,
     },
 }
@@ -217,14 +217,14 @@ impl fmt::Display for WaitsFor {
     }
 }
 
-/// Devices, as a gate counts them.
+/// Devices, as counted by a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sorted {
     succeeded: u64,
     failed: u64,
-    /// Sent to, and no word yet.
+    /// Sent to, without a known result.
     silent: u64,
-    /// To be sent to.
+    /// Still to be sent to.
     unsent: u64,
 }
 
@@ -237,10 +237,10 @@ impl Sorted {
         let succeeded = match (rung, measured) {
             (Rung::Delivered, _) => delivered,
             (Rung::Applied, Some(measured)) => measured.applied.min(sent),
-            // Until the hub is asked, all that is known is that they were sent to.
+            // Until the hub is asked, every device that was sent to counts.
             (Rung::Enqueued, _) | (Rung::Applied, None) => sent,
         };
-        // What the hub took and the device then rejected was enqueued all the same.
+        // A message that the hub accepted was enqueued, even if the device did not take it.
         let later = counts.sum_of(|outcome| outcome.is_failure() && outcome.was_enqueued());
         let (succeeded, failed) = match rung {
             Rung::Enqueued => (succeeded + later, failed - later),
@@ -262,7 +262,7 @@ impl Sorted {
         self.measured() + self.silent + self.unsent
     }
 
-    /// Silent devices as the gate wants them counted when they are waited for no longer.
+    /// Counts silent devices as `unconfirmed` says, once the wait for answers is over.
     fn resolved(mut self, unconfirmed: Unconfirmed) -> Self {
         match unconfirmed {
             Unconfirmed::Neither => return self,
@@ -293,7 +293,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
             left: sorted.unsent,
         });
     }
-    // Twins are asked for when the change had its time.
+    // Twins are asked after the bake, which gives devices time to apply the change.
     if gate.counts == Rung::Applied
         && let Some(verdict) = bake(view, sorted, now)
     {
@@ -312,7 +312,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     approval(view, measured.as_deref(), now)
 }
 
-/// What the bake waits for; `None` when it is over.
+/// The verdict of the bake; `None` after its end.
 fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
     let left = view.to_bake();
     if left.is_zero() {
@@ -327,13 +327,13 @@ fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
     })
 }
 
-/// What the devices say: why the shares hold, or what stands against it.
+/// Judges the devices' answers. `Ok`: why the shares hold, or `None` without shares. `Err`: the verdict.
 fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<String>, Verdict> {
     let gate = view.gate;
     if !gate.measures() {
         return Ok(None);
     }
-    // All were sent to, and this is about to be noted.
+    // All devices were sent to, which is about to be noted.
     let sent_at = view.progress.sent_at.unwrap_or(now);
     let deadline = sent_at.plus(deadline(gate, view.ttl, view.evidence.batching()));
     if gate.counts == Rung::Applied && !is_fresh(view.measured, deadline, now) {
@@ -345,7 +345,7 @@ fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<Stri
             Verdict::Measure
         });
     }
-    // Silent devices that can change nothing are not waited for.
+    // Silent devices that cannot change the verdict are not waited for.
     let at_worst = sorted.resolved(Unconfirmed::AsFailed);
     let is_settled = sorted.measured() > 0 && fails_in_the_end(gate, at_worst).is_none();
     if sorted.silent > 0 && !is_settled {
@@ -377,7 +377,7 @@ fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<Stri
     )))
 }
 
-/// The last verdict on the shares: everything that was measured counts, and it must be enough.
+/// The last verdict on the shares: all measured devices count, and must be a large enough sample.
 fn in_the_end(gate: &Gate, sorted: Sorted) -> Result<(), Verdict> {
     let resolved = sorted.resolved(gate.unconfirmed);
     let (measured, all) = (resolved.measured(), sorted.all());
@@ -402,7 +402,8 @@ fn in_the_end(gate: &Gate, sorted: Sorted) -> Result<(), Verdict> {
     }
 }
 
-/// What was measured of twins is new enough: a minute, and from the deadline on for the last time.
+/// Whether the twins' measurement is fresh: less than a minute old, or, from the deadline on, no older than the
+/// deadline.
 fn is_fresh(measured: Option<Measured>, deadline: Timestamp, now: Timestamp) -> bool {
     measured.is_some_and(|measured| {
         if now < deadline {
@@ -455,7 +456,7 @@ fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
     }
 }
 
-/// The failure rule while devices are to be heard: on a large enough sample, or when the others cannot undo it.
+/// The failure rule while answers are pending: on a large enough sample, or when the other devices cannot undo it.
 fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
     let above = gate.failure_above?;
     let (failed, all) = (sorted.failed, sorted.all());
@@ -470,14 +471,14 @@ fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
     })
 }
 
-/// The failure rule of a stage to which more devices will come: a few of them are no sample, though they are all there are.
+/// The failure rule of a stage with more devices to come: a few devices are no sample, even if no more exist yet.
 fn has_failed_so_far(gate: &Gate, counts: &Counts) -> Option<String> {
     let sorted = Sorted::of(gate.counts, counts, None);
     let is_sample = sorted.measured() >= u64::from(gate.min_sample);
     exceeds(gate, sorted).filter(|_| is_sample)
 }
 
-/// The failure rule on what is measured: strictly more.
+/// The failure rule for the measured devices: strictly more.
 fn exceeds(gate: &Gate, sorted: Sorted) -> Option<String> {
     let above = gate.failure_above?;
     let (failed, measured) = (sorted.failed, sorted.measured());
@@ -489,12 +490,12 @@ fn exceeds(gate: &Gate, sorted: Sorted) -> Option<String> {
     })
 }
 
-/// Whichever rule does not hold when nobody is waited for any more.
+/// The rule that does not hold, if any, once the wait for answers is over.
 fn fails_in_the_end(gate: &Gate, sorted: Sorted) -> Option<String> {
     exceeds(gate, sorted).or_else(|| has_not_succeeded(gate, sorted))
 }
 
-/// So many have failed that the success rule cannot hold any more, whatever the others do.
+/// So many devices have failed that the success rule cannot hold, whatever the other devices do.
 fn cannot_succeed(gate: &Gate, sorted: Sorted) -> Option<String> {
     let wanted = gate.success_at_least?;
     let (failed, all) = (sorted.failed, sorted.all());
@@ -507,7 +508,7 @@ fn cannot_succeed(gate: &Gate, sorted: Sorted) -> Option<String> {
     })
 }
 
-/// The success rule, when nobody is waited for any more.
+/// The success rule, once the wait for answers is over.
 fn has_not_succeeded(gate: &Gate, sorted: Sorted) -> Option<String> {
     let wanted = gate.success_at_least?;
     let word = word(gate.counts);
@@ -528,7 +529,7 @@ fn word(rung: Rung) -> &'static str {
     }
 }
 
-/// A share for people. What is compared is the exact one.
+/// A rounded share, as text for people. Comparisons use the exact share.
 fn share(part: u64, whole: u64) -> String {
     let share = if whole == 0 {
         0.0
@@ -538,7 +539,7 @@ fn share(part: u64, whole: u64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
-/// A gate in a few words: what it asks.
+/// The conditions of a gate in a few words.
 #[must_use]
 pub fn in_words(gate: &Gate) -> String {
     let word = word(gate.counts);

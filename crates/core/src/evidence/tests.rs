@@ -6,7 +6,7 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A listener that has heard and reported so many seconds ago, and hides messages for a minute.
+/// A listener with a heard-until time and a report of the given ages in seconds, and locks of a minute.
 fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
     ListenerStatus {
         listener: Holder::new("l").unwrap(),
@@ -21,7 +21,7 @@ fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
     }
 }
 
-/// How many seconds ago the watermark is, and the obstacle in words.
+/// The age of the watermark in seconds, and the obstacle as text.
 fn watermark(listeners: &[ListenerStatus]) -> (Option<u64>, String) {
     let watermark = Watermark::of(listeners, NOW);
     let ago = watermark.heard_until.map(|at| NOW.since(at).as_secs());
@@ -45,22 +45,22 @@ fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
 
 #[test]
 fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
-    // Lost 11 s ago, with messages that the hub hides for 49 s more.
+    // Lost 11 s ago, with messages hidden by the hub for 49 s more.
     let lost = listener(Some(12), 11);
     let hidden = "a worker has gone, and the hub hands out again what it had within 49 s";
     let others = [lost.clone(), listener(Some(1), 0)];
     assert_eq!(watermark(&others), (Some(12), hidden.into()));
     let never = [listener(None, 11), listener(Some(1), 0)];
     assert_eq!(watermark(&never), (None, hidden.into()));
-    // Others have heard for long enough since: beyond the moment at which they were handed it, at the latest.
+    // The present listener has heard beyond the end of the lost listener's locks.
     let late = [listener(Some(80), 70), listener(Some(10), 0)];
     assert_eq!(watermark(&late), (Some(10), "".into()));
     let (ago, obstacle) = watermark(&[listener(Some(80), 70), listener(Some(11), 0)]);
     assert_eq!(ago, Some(80), "they heard last while it was hidden");
     assert!(obstacle.contains("a worker has gone"), "{obstacle}");
-    // One alone that was lost is nobody.
+    // A lost listener alone gives no watermark.
     assert_eq!(watermark(&[lost]).0, None);
-    // One that never had a message hides none.
+    // A listener without messages hides none.
     let mut idle = listener(None, 11);
     idle.state.hidden_ms = 0;
     assert_eq!(watermark(&[idle, listener(Some(1), 0)]).0, Some(1));
@@ -113,10 +113,10 @@ fn a_clock_counts_what_is_driven_and_heard() {
     };
     assert_eq!(at(&mut clock, 5, 4), (5, 0));
     assert_eq!(at(&mut clock, 10, 9), (10, 0));
-    // Nobody drove for half a minute.
+    // The rollout was not driven for half a minute.
     assert_eq!(at(&mut clock, 40, 39), (10, 0));
     assert_eq!(at(&mut clock, 45, 44), (15, 0));
-    // The watermark stands still: first that is no outage yet, then it is.
+    // The watermark stands still: up to 60 s the evidence is current, and the bake goes on.
     for step in 1..=6 {
         at(&mut clock, 45 + 10 * step, 44);
     }
@@ -126,10 +126,10 @@ fn a_clock_counts_what_is_driven_and_heard() {
     );
     assert_eq!(at(&mut clock, 115, 44), (65, 70));
     assert_eq!(at(&mut clock, 120, 119), (70, 0), "heard again");
-    // A stop does not count.
+    // Stopped time does not count.
     clock.go_on(NOW.plus(secs(500)));
     assert_eq!(at(&mut clock, 503, 502), (73, 0));
-    // Twins that cannot be asked are no evidence either.
+    // Failed twin queries are no evidence either.
     clock.asked(Some("503"));
     assert_eq!(at(&mut clock, 506, 505), (76, 3));
     clock.asked(None);

@@ -1,4 +1,4 @@
-//! What a gate may be meant to do and cannot, each in a sentence for whoever writes a spec.
+//! Warnings about gates that cannot work as intended, each a sentence for the author of the spec.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::ids::StageName;
 use crate::spec::{Gate, RolloutSpec, Rung, TooLittle, Unconfirmed};
 use crate::time::friendly;
 
-/// What the spec alone says: deadlines that are over before devices can be heard, and longer than anything can be heard.
+/// Warnings from the spec alone: deadlines too early for answers of devices, and deadlines later than any answer.
 #[must_use]
 pub fn of_spec(spec: &RolloutSpec) -> Vec<String> {
     gates(spec)
@@ -16,7 +16,7 @@ pub fn of_spec(spec: &RolloutSpec) -> Vec<String> {
         .collect()
 }
 
-/// What shows when it is known how many devices each stage has: samples that one silent device makes too small.
+/// Warnings from the number of devices per stage: samples that a single silent device makes too small.
 #[must_use]
 pub fn of_plan(spec: &RolloutSpec, devices: impl Fn(&StageName) -> u64) -> Vec<String> {
     gates(spec)
@@ -24,15 +24,15 @@ pub fn of_plan(spec: &RolloutSpec, devices: impl Fn(&StageName) -> u64) -> Vec<S
         .collect()
 }
 
-/// Gates that judge by what devices answer.
+/// Gates whose verdict depends on answers of devices.
 fn gates(spec: &RolloutSpec) -> impl Iterator<Item = (&StageName, &Gate)> {
     let gates = spec.stages.iter();
     let gates = gates.filter_map(|stage| Some((&stage.name, stage.gate.as_ref()?)));
     gates.filter(|(_, gate)| gate.counts != Rung::Enqueued && gate.measures())
 }
 
-/// A message lives from its own send on, and a gate's deadline begins when the last one was sent: so it is the last
-/// ones that are still on their way when the deadline is over.
+/// A message lives from its own send on, and a gate's deadline begins at the last send. So only the last messages are
+/// still in transit at the deadline.
 fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
     let ttl = spec.message.ttl.map(|ttl| ttl.0);
     let heard = answered_within(ttl, BATCHING);
@@ -56,7 +56,7 @@ fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String
             "{head}, but after {heard} every message has been taken or is known to have expired; leave deadline out"
         ))
     } else {
-        // To apply a change takes a device its time.
+        // A device needs time to apply a change.
         None
     }
 }
@@ -110,7 +110,7 @@ mod tests {
                 "every message has been taken or is known to have expired",
             ),
             ("counts: delivered", ", ttl: 6h", ""),
-            // Without a ttl the hub's own is meant.
+            // Without a `ttl`, the default of the hub applies.
             (
                 "counts: delivered, deadline: 20m",
                 "",

@@ -1,4 +1,4 @@
-//! What a rollout that runs does next, by its current stage's gate.
+//! The next step of a running rollout, according to the gate of its current stage.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use crate::rollout::{Event, Rollout};
 use crate::spec::EVIDENCE_WITHIN;
 use crate::time::{Timestamp, friendly};
 
-/// What a rollout that runs does next about its current stage.
+/// The next step of a running rollout in its current stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Send to what is left.
+    /// Send to the remaining devices.
     Send,
-    /// This has happened.
+    /// Apply an event to the rollout.
     Happened(Event),
     /// Ask the hub how many devices have applied the change.
     Measure,
     /// Wait.
     Wait(WaitsFor),
-    /// Nothing: all stages are over.
+    /// No step is left: all stages are over.
     Over,
 }
 
-/// What is seen of a rollout that runs.
+/// The observed state of a running rollout.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// The outcomes of its current stage.
+    /// The outcomes of the current stage.
     pub stage: &'a Counts,
-    /// The outcomes of all its devices.
+    /// The outcomes of all devices.
     pub all: &'a Counts,
-    /// Something is to be sent in the current stage or one before it.
+    /// Whether a send is owed in the current or an earlier stage.
     pub left: bool,
-    /// What was measured last, with `counts: applied`.
+    /// The newest measurement, with `counts: applied`.
     pub measured: Option<Measured>,
-    /// How far the hubs were heard that are [to be heard](Rollout::hubs_to_hear).
+    /// How far the feedback of the [relevant hubs](Rollout::hubs_to_hear) was received.
     pub evidence: &'a Evidence,
 }
 
-/// Decides what a rollout that runs does next.
+/// Decides the next step of a running rollout.
 #[must_use]
 pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     match next_of_stage(rollout, seen, now) {
@@ -51,7 +51,8 @@ pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     }
 }
 
-/// All is sent, and all gates have passed: devices that are to answer are waited for, until their messages are over.
+/// Everything is sent, and all gates have passed: waits for answers of devices until the fate of their messages is
+/// certain.
 fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let devices = unanswered(seen.all);
     if rollout.spec.message.ack == Ack::None || devices == 0 {
@@ -155,7 +156,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     }
 }
 
-/// The stage of devices that join later has no gate, for it has no end: only a failure rule, until the last look.
+/// The stage of devices that join later has no end, and so no gate: only a failure rule, until the last look.
 fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
     let armed = rollout.stage_progress();
     let armed = armed.filter(|it| it.promoted.is_none() && it.ignored.is_none());
@@ -178,7 +179,7 @@ fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
     }
 }
 
-/// What is next when all that there is to be heard was heard.
+/// The next step when all expected feedback was received.
 #[cfg(test)]
 pub(crate) fn next_when_heard(
     rollout: &Rollout,

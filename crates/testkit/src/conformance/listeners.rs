@@ -1,4 +1,4 @@
-//! Cases about listeners to hubs' feedback.
+//! Conformance cases about listeners to the feedback of hubs.
 
 use std::time::Duration;
 
@@ -28,14 +28,14 @@ fn report(listener: &str, heard_ago: Option<u64>, foreign: u64) -> ListenerRepor
     }
 }
 
-/// The listeners to a hub, by name.
+/// The listeners to a hub, sorted by name.
 async fn listeners(store: &dyn Store, name: &str) -> Vec<ListenerStatus> {
     let mut listeners = store.listeners(&hub(name)).await.expect("an answer");
     listeners.sort_by(|a, b| a.listener.cmp(&b.listener));
     listeners
 }
 
-/// A report is kept as it is, and its times grow old.
+/// A report is stored unchanged, and its ages grow.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
@@ -62,7 +62,7 @@ pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
     assert_eq!(listeners(&**store, "b").await, [], "of another hub");
 }
 
-/// Why a listener cannot hear is kept, too, whatever it is.
+/// A listener's trouble is stored unchanged, whatever the characters.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
@@ -78,7 +78,7 @@ pub async fn a_listener_says_why_it_does_not_hear(subject: Subject) {
     assert_eq!((known.heard_ago, known.state), (None, report.state));
 }
 
-/// What says nothing any more may be forgotten, and what is newer is not.
+/// A store may delete reports older than [`FORGOTTEN`], and keeps newer reports.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
