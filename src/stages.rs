@@ -1,5 +1,6 @@
 //! Stages for people: how far each is, and what the current one waits for.
 
+use twincast_core::ids::StageName;
 use twincast_core::outcome::{Class, Ends};
 use twincast_core::ports::{Clock as _, Tally};
 use twincast_core::rollout::Rollout;
@@ -12,8 +13,17 @@ use crate::output::{table, thousands};
 /// What a rollout waits for at the system's time, with the stage's name.
 pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String> {
     let waits = standing::waits_for(rollout, tallies, SystemClock::start().now())?;
-    let stage = rollout.stage_progress()?;
-    Some(format!("stage {} waits for {waits}", stage.name))
+    let stage = &rollout.stage_progress()?.name;
+    Some(waiting(stage, rollout.sent_at.is_some(), &waits))
+}
+
+/// What is waited for: by a stage, or by the rollout when it is all sent.
+pub(crate) fn waiting(stage: &StageName, is_all_sent: bool, waits: &str) -> String {
+    if is_all_sent {
+        format!("the rollout waits for {waits}")
+    } else {
+        format!("stage {stage} waits for {waits}")
+    }
 }
 
 /// The stages as a table.

@@ -79,6 +79,10 @@ pub struct RolloutView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<Retry>,
+    /// When every device had been sent the message, while answers are all that is waited for. RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub sent_at: Option<Timestamp>,
     /// Its stages in order, once the plan is whole.
     pub stages: Vec<StageView>,
     /// For how many seconds it did what, and in all.
@@ -199,6 +203,7 @@ impl RolloutView {
             rate_per_minute: rollout.rate_now(tallies).map(Rate::as_per_minute),
             ramp: RampView::of(rollout, tallies),
             retry: rollout.retry.clone(),
+            sent_at: rollout.sent_at,
             stages: stages.collect(),
             time_seconds: rollout.time_spent(now),
             history: rollout.history.iter().map(plain).collect(),

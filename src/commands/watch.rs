@@ -9,6 +9,7 @@ use crate::output::Output;
 use crate::place::Place;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
+use crate::stages;
 
 pub(crate) async fn watch(
     args: &WatchArgs,
@@ -90,7 +91,7 @@ fn standstill(rollout: &RolloutView) -> Option<String> {
         _ => {
             let waits = rollout.row.waits_for.as_ref()?;
             let stage = &rollout.current_stage()?.progress.name;
-            Some(format!("stage {stage} waits for {waits}"))
+            Some(stages::waiting(stage, rollout.sent_at.is_some(), waits))
         }
     }
 }
