@@ -67,11 +67,15 @@ impl Driver {
             Way::OutsideWindow | Way::HeldBack => seen.hold.clone(),
             Way::Throttled | Way::Clear => None,
         };
-        let doing = Activity::of_next(next, way);
+        let doing = match next {
+            Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
+            next => Activity::of_next(next, way),
+        };
         let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
         // Of its clock, at most so much is lost when its driver dies.
         let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
-        let is_due = matches!(next, Next::Wait(_)) && clock_at.elapsed() >= NOTED_EVERY;
+        let is_due =
+            matches!(next, Next::Wait(_) | Next::Measure) && clock_at.elapsed() >= NOTED_EVERY;
         let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
         if let Some(noted) = noted {
             self.store.save(&noted, noted.version).await?;

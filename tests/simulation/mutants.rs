@@ -11,7 +11,7 @@ use crate::run_all;
 const WITHIN: u64 = 300;
 
 /// So many worlds in which a defect shows are looked at.
-const LOOKED_AT: usize = 12;
+const LOOKED_AT: usize = 6;
 
 /// The defect shows, in one of the first worlds with these words: it may have several consequences.
 fn is_found(setup: &Setup, words: &[&str]) {

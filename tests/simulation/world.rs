@@ -111,11 +111,23 @@ impl Plan {
         let chance = Chance::of(seed).at("world");
         let mut dice = chance.dice();
         let chaos = dice.time(seconds(10)..=seconds(45));
+        // In some worlds all depends on answers, and on whether anybody is there to hear them.
+        let hangs_on_answers = chance.at("answers").dice().happens(0.3);
         let hubs: Vec<_> = (0..dice.among(1..=3))
-            .map(|n| hub(&mut chance.at(("hub", n)).dice(), n, chaos))
+            .map(|n| {
+                hub(
+                    &mut chance.at(("hub", n)).dice(),
+                    n,
+                    chaos,
+                    hangs_on_answers,
+                )
+            })
             .collect();
         let rollouts: Vec<_> = (0..dice.among(1..=3))
-            .map(|n| rollout(&mut chance.at(("rollout", n)).dice(), n, &hubs))
+            .map(|n| {
+                let mut dice = chance.at(("rollout", n)).dice();
+                rollout(&mut dice, n, &hubs, hangs_on_answers)
+            })
             .collect();
         let (mut hubs, mut rollouts) = (hubs, rollouts);
         move_on(
@@ -135,7 +147,7 @@ impl Plan {
                 .map(|_| dice.time(Duration::ZERO..=chaos))
                 .collect::<Vec<_>>()
         };
-        let stops = times(0.4);
+        let stops = times(if hangs_on_answers { 1.0 } else { 0.4 });
         let purges = times(0.3)
             .into_iter()
             .map(|at| (at, dice.pick(&hubs).hub.name.clone()))
@@ -143,10 +155,13 @@ impl Plan {
         Self {
             seed,
             orchestrators: dice.among(1..=3),
-            workers: dice.among(1..=4),
+            workers: dice.among(1..=if hangs_on_answers { 1 } else { 4 }),
             orchestrator: orchestrator(&mut dice),
             worker: worker(&mut dice),
-            restart: dice.pick(&[ms(100), seconds(3), seconds(15)]),
+            restart: match hangs_on_answers {
+                true => seconds(40),
+                false => dice.pick(&[ms(100), seconds(3), seconds(15)]),
+            },
             faults: faults(&mut chance.at("faults").dice(), chaos),
             hubs,
             rollouts,
@@ -215,7 +230,7 @@ impl Plan {
     }
 }
 
-fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
+fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubPlan {
     let name = build::hub(&format!("hub{n}"));
     let devices: BTreeMap<DeviceId, Tags> = (0..dice.among(0..=90))
         .map(|d| {
@@ -244,7 +259,10 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
             (device, dice.pick(&how))
         })
         .collect();
-    let odd = dice.pick(&[0.0, 0.05, 0.3]);
+    let odd = match hangs_on_answers {
+        true => 0.3,
+        false => dice.pick(&[0.0, 0.05, 0.3]),
+    };
     let reacts = devices.keys().filter(|_| dice.happens(odd)).cloned();
     let reacts = reacts.collect::<Vec<_>>().into_iter().map(|device| {
         let how = [None, Some(Outcome::Rejected), Some(Outcome::Expired)];
@@ -252,7 +270,10 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration) -> HubPlan {
     });
     let reacts = reacts.collect();
     let telling = Telling {
-        lost: dice.pick(&[0.0, 0.0, 0.1, 0.6]),
+        lost: match hangs_on_answers {
+            true => 0.0,
+            false => dice.pick(&[0.0, 0.0, 0.1, 0.6]),
+        },
         doubled: dice.pick(&[0.0, 0.3]),
         late: dice.pick(&[ms(50), seconds(3), seconds(40)]),
         foreign: (0..dice.pick(&[0, 0, 0, 3, 40]))
@@ -312,7 +333,7 @@ fn skies(dice: &mut Dice, chaos: Duration) -> Vec<SkyWindow> {
     windows.collect()
 }
 
-fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
+fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], hangs_on_answers: bool) -> RolloutPlan {
     let name = build::name(&format!("r{n}"));
     let all: Vec<_> = hubs.iter().map(|hub| &*hub.hub).collect();
     let named = match dice.happens(0.3) {
@@ -368,7 +389,7 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan]) -> RolloutPlan {
     }
     let target: BTreeMap<HubName, BTreeSet<DeviceId>> = meant.collect();
     let devices = target.values().map(|devices| devices.len() as u64).sum();
-    let stages = stages::of(dice, &mut spec, devices);
+    let stages = stages::of(dice, &mut spec, devices, hangs_on_answers);
     let ttl = spec["message"].get("ttl").map(|_| stages::TTL);
     let batching = target_hubs.iter().map(|hub| hub.telling.late).min();
     let batching = batching.unwrap_or_default();

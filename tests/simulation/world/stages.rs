@@ -42,8 +42,13 @@ pub(crate) struct GatePlan {
 }
 
 /// Gives a spec stages, or not.
-pub(super) fn of(dice: &mut Dice, spec: &mut Value, devices: u64) -> Vec<StagePlan> {
-    if !dice.happens(0.6) {
+pub(super) fn of(
+    dice: &mut Dice,
+    spec: &mut Value,
+    devices: u64,
+    hangs_on_answers: bool,
+) -> Vec<StagePlan> {
+    if !dice.happens(if hangs_on_answers { 1.0 } else { 0.6 }) {
         return vec![StagePlan {
             name: "all",
             devices,
@@ -67,8 +72,8 @@ pub(super) fn of(dice: &mut Dice, spec: &mut Value, devices: u64) -> Vec<StagePl
     let mut written = Vec::new();
     for (name, mut stage, devices) in stages {
         // A gate of a stage without devices is refused.
-        let has_gate = devices > 0 && dice.happens(0.6);
-        let gate = has_gate.then(|| gate(dice));
+        let has_gate = devices > 0 && dice.happens(if hangs_on_answers { 1.0 } else { 0.6 });
+        let gate = has_gate.then(|| gate(dice, hangs_on_answers));
         stage["name"] = json!(name);
         if let Some(gate) = &gate {
             stage["gate"] = gate.written();
@@ -103,14 +108,17 @@ pub(super) fn late(stages: &[StagePlan]) -> StagePlan {
     }
 }
 
-fn gate(dice: &mut Dice) -> GatePlan {
+fn gate(dice: &mut Dice, hangs_on_answers: bool) -> GatePlan {
     let rungs = [
         Rung::Enqueued,
         Rung::Delivered,
         Rung::Delivered,
         Rung::Applied,
     ];
-    let success_at_least = dice.pick(&[None, Some(10), Some(80), Some(95), Some(100)]);
+    let success_at_least = match hangs_on_answers {
+        true => Some(dice.pick(&[50, 60, 70])),
+        false => dice.pick(&[None, Some(10), Some(80), Some(95), Some(100)]),
+    };
     let failure_above = dice.pick(&[None, Some(0), Some(10), Some(50), Some(100)]);
     let measures = success_at_least.is_some() || failure_above.is_some();
     let approvals = [None, None, Some(None), Some(Some(seconds(4)))];
@@ -118,6 +126,7 @@ fn gate(dice: &mut Dice) -> GatePlan {
     let bake = dice.pick(&[0, 0, 2, 20]);
     GatePlan {
         counts: match measures {
+            true if hangs_on_answers => Rung::Delivered,
             true => dice.pick(&rungs),
             false => Rung::Enqueued,
         },
