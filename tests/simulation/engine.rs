@@ -25,8 +25,9 @@ use twincast_worker::{Worker, WorkerHub};
 use crate::account::Account;
 use crate::world::{Again, Ask, Plan};
 
-/// How often the account is compared with the store.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the account is compared with the store, and when the world may end: at no moment at which a process does
+/// something by its clock, for what happens at one moment has no fixed order.
+const LOOK: Duration = Duration::from_micros(5_000_700);
 /// Requests of processes that are gone may arrive for so long after the last fault.
 const LATEST_REQUEST: Duration = Duration::from_secs(30);
 /// What stopping may take besides waiting for the hub's answers: a few calls, each of which may

@@ -91,6 +91,7 @@ type ByBatch = BTreeMap<(BatchId, Attempt), Vec<Report>>;
 /// Feedback never fails a worker: the batch runs meet any trouble with the store, too.
 pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result<(), WorkerError> {
     tokio::select! {
+        biased;
         () = stop.cancelled() => return Ok(()),
         () = inner.feedback_wanted.notified() => {}
     }
@@ -184,7 +185,7 @@ impl Listener {
         let mut next = feedback.next(QUIET);
         let heard = loop {
             tokio::select! {
-                biased;
+               biased;
                 () = stop.cancelled() => return None,
                 next = &mut next => break match next {
                     Ok(Some(batch)) => Heard::Message(batch),
@@ -214,6 +215,7 @@ impl Listener {
     async fn take(&mut self, batch: FeedbackBatch) -> bool {
         let enqueued_at = batch.enqueued_at;
         let found = tokio::select! {
+            biased;
             found = self.inner.take_in(batch) => found,
             // The hub redelivers unanswered messages.
             () = drained(&self.stop, self.inner.config.drain) => return false,
@@ -434,6 +436,7 @@ impl Inner {
 /// Sleeps. False after `stop`.
 async fn slept(pause: Duration, stop: &CancellationToken) -> bool {
     tokio::select! {
+        biased;
         () = stop.cancelled() => false,
         () = sleep(pause) => true,
     }

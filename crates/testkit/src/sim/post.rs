@@ -202,6 +202,7 @@ impl Receiver {
             match soonest {
                 Some(due) if due <= Instant::now() => return,
                 Some(due) => tokio::select! {
+                    biased;
                     () = sleep_until(due) => {}
                     () = changed => {}
                 },
