@@ -197,19 +197,18 @@ fn a_run_ends_when_its_devices_were_heard() {
 
 #[test]
 fn what_others_do_not_read_does_not_hide_what_is_ours() {
-    // Answers for a rollout of another folder, which no process reads any more.
-    let hub = Hub::start(
-        &fleet(10, 0, 60),
-        &[
-            "--unlimited",
-            "--feedback-batching",
-            "1s",
-            "--feedback-lock",
-            "5s",
-            "--feedback-records",
-            "1",
-        ],
+    // Devices take their time, so nobody hears the answers to the first rollout, which is killed.
+    let fleet = Fleet::written(
+        "seed: 3\ngroups:\n\
+         - {count: 10, id: \"reject-{index:03}\", tags: {type: fridge, ring: canary}, \
+            behaviour: {rejects: 100%, latency: 2s..3s}}\n\
+         - {count: 60, id: \"take-{index:03}\", tags: {type: fridge, ring: canary}, behaviour: {latency: 2s..3s}}\n\
+         - {count: 50, id: \"other-{index:03}\", tags: {type: fridge, ring: main}}\n",
     );
+    // Each answer is a message of its own.
+    let flags = "--unlimited --feedback-batching 1s --feedback-lock 5s --feedback-records 1";
+    let flags: Vec<_> = flags.split(' ').collect();
+    let hub = Hub::start(&fleet, &flags);
     let other = Room::with(&hub);
     write(&other, "failure_above: 90%, bake: 10m");
     kill_before_it_hears(&other, &hub, 70);

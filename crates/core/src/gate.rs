@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::evidence::{Evidence, EvidenceClock, MARGIN};
 use crate::ids::MetricName;
-use crate::outcome::{Counts, Outcome};
+use crate::outcome::{Counts, Outcome, thousands};
 use crate::rollout::StageProgress;
 use crate::spec::{Gate, Percent, Rung, TooLittle, Unconfirmed};
 use crate::time::{Timestamp, friendly};
@@ -72,7 +72,7 @@ pub struct View<'a> {
 
 impl View<'_> {
     /// The remaining bake time.
-    fn to_bake(&self) -> Duration {
+    fn bake_left(&self) -> Duration {
         let bake = self.gate.bake.map_or(Duration::ZERO, |bake| bake.0);
         bake.saturating_sub(self.clock.baked())
     }
@@ -89,7 +89,7 @@ impl View<'_> {
                 in_the_way,
             });
         }
-        let within = friendly(self.gate.evidence_within());
+        let within = self.gate.evidence_within();
         Verdict::Undecided {
             because: not_measured(devices, within, &in_the_way),
         }
@@ -97,7 +97,8 @@ impl View<'_> {
 }
 
 /// The reason for an undecided gate, for people.
-fn not_measured(devices: u64, within: String, in_the_way: &str) -> String {
+fn not_measured(devices: u64, within: Duration, in_the_way: &str) -> String {
+    let within = friendly(within);
     let colon = if in_the_way.is_empty() { "" } else { ": " };
     format!(
         "not measured: nothing was heard for {within} of {devices} silent devices{colon}{in_the_way}"
@@ -188,8 +189,9 @@ pub enum WaitsFor {
 impl fmt::Display for WaitsFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sends { left } => write!(f, "{left} devices to be sent to"),
+            Self::Sends { left } => write!(f, "{} devices to be sent to", thousands(*left)),
             Self::Silent { devices, until } => {
+                let devices = thousands(*devices);
                 write!(f, "{devices} silent devices to be heard of, until {until}")
             }
             Self::Evidence {
@@ -197,9 +199,11 @@ impl fmt::Display for WaitsFor {
                 in_the_way,
             } => {
                 let colon = if in_the_way.is_empty() { "" } else { ": " };
+                let devices = thousands(*devices);
                 write!(f, "evidence of {devices} silent devices{colon}{in_the_way}")
             }
             Self::Answers { devices, until } => {
+                let devices = thousands(*devices);
                 write!(f, "the answers of {devices} devices, until {until}")
             }
             Self::Retry => f.write_str("its retry to be prepared"),
@@ -314,7 +318,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
 
 /// The verdict of the bake; `None` after its end.
 fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
-    let left = view.to_bake();
+    let left = view.bake_left();
     if left.is_zero() {
         return None;
     }
@@ -352,7 +356,7 @@ fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<Stri
         if now < deadline {
             return Err(Verdict::Waits(WaitsFor::Silent {
                 devices: sorted.silent,
-                until: deadline.max(now.plus(view.to_bake())),
+                until: deadline.max(now.plus(view.bake_left())),
             }));
         }
         if !view.evidence.covers(deadline) {

@@ -10,7 +10,7 @@ use crate::message::Ack;
 use crate::outcome::Counts;
 use crate::rollout::{Event, Rollout};
 use crate::spec::EVIDENCE_WITHIN;
-use crate::time::{Timestamp, friendly};
+use crate::time::Timestamp;
 
 /// The next step of a running rollout in its current stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,7 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         });
     }
     Next::Happened(Event::NotHeard {
-        reason: not_measured(devices, friendly(EVIDENCE_WITHIN), &in_the_way),
+        reason: not_measured(devices, EVIDENCE_WITHIN, &in_the_way),
     })
 }
 
