@@ -27,9 +27,9 @@ fn fleet(reject: u64, away: u64, take: u64) -> Fleet {
     Fleet::written(&format!("seed: 3\ngroups:\n{}", groups.concat()))
 }
 
-/// A hub that sends feedback every second, and locks delivered feedback for two seconds.
+/// A hub that sends feedback every three seconds, and locks delivered feedback for two seconds.
 fn hub(fleet: &Fleet) -> Hub {
-    let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s";
+    let flags = "--unlimited --feedback-batching 3s --feedback-lock 2s";
     let flags: Vec<_> = flags.split(' ').collect();
     Hub::start(fleet, &flags)
 }
@@ -56,7 +56,7 @@ fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
     eventually("the canaries' messages", || {
         (hub.summary().accepted >= answers).then_some(())
     });
-    // Outcomes are recorded every 50 ms, and the hub sends feedback after a second.
+    // Outcomes are recorded every 50 ms, and the hub sends feedback after three seconds.
     until_after(Instant::now(), Duration::from_millis(400));
     running.kill();
     eventually("their answers", || {
@@ -168,18 +168,17 @@ fn a_hub_that_is_away_over_the_deadline_is_waited_for_and_that_is_said() {
 fn a_run_ends_when_its_devices_were_heard() {
     // Messages for offline devices expire after two seconds, and the hub reports the expiry.
     let fleet = fleet(8, 4, 20);
-    let flags = "--unlimited --feedback-batching 1s --feedback-lock 2s --default-ttl 2s";
+    let flags = "--unlimited --feedback-batching 5s --feedback-lock 2s --default-ttl 2s";
     let flags: Vec<_> = flags.split(' ').collect();
     let hub = Hub::start(&fleet, &flags);
     let room = Room::with(&hub);
     let spec =
         "name: r\ntarget: { tags: { type: fridge } }\nmessage: { body: { text: hi }, ack: full }\n";
     room.write("r.yaml", spec);
-    let started = Instant::now();
-    room.run(&["run", "r.yaml", "--no-wait"]).expect(0);
+    let sent = room.run(&["run", "r.yaml", "--no-wait"]).expect(0);
     assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "it does not wait"
+        sent.stderr.contains("devices have not answered yet"),
+        "{sent}"
     );
     // A second run receives the feedback of the meantime, and ends.
     let ended = room.run(&["run", "r.yaml"]).expect(4);
@@ -313,10 +312,10 @@ fn twenty_kills_around_a_deadline_change_no_verdict() {
         eventually("the canaries' messages", || {
             (hub.summary().accepted >= 20).then_some(())
         });
-        // The deadline is three seconds later, and the hub sends feedback for another second.
+        // The deadline is three seconds later, and feedback arrives up to three more seconds later.
         until_after(
             Instant::now(),
-            Duration::from_millis(chance.within(0..5_500)),
+            Duration::from_millis(chance.within(0..7_500)),
         );
         first.kill();
         until_after(
