@@ -299,7 +299,7 @@ impl Listener {
     /// Ends listening. Messages that were sent and not taken are redelivered when the locks end.
     async fn end(&mut self) {
         self.release_held().await;
-        self.lose("the worker has ended").await;
+        self.lose("the worker that received it has ended").await;
     }
 
     /// Waits for `pause`, reporting meanwhile. False after `stop`.

@@ -314,7 +314,7 @@ async fn a_quiet_queue_was_heard_until_just_now() {
     assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
     // A worker that ends may have been on the way to be handed something.
     worker.stopped().await;
-    let why = "the worker has ended".to_owned();
+    let why = "the worker that received it has ended".to_owned();
     assert_eq!(heard(&bench).await, (None, Some(Obstacle::Away { why })));
 }
 

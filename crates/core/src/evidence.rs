@@ -184,7 +184,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoListener => f.write_str("no worker listens to its feedback"),
-            Self::Away { why } => write!(f, "its feedback cannot be received: {why}"),
+            Self::Away { why } => write!(f, "its feedback is not received: {why}"),
             Self::Foreign { messages: 1 } => {
                 f.write_str("1 feedback message of other applications is in front")
             }

@@ -75,7 +75,7 @@ fn what_is_in_the_way_is_said() {
     let mut away = listener(Some(20), 0);
     away.state.listening = false;
     away.state = away.state.troubled_by("no route to host");
-    let words = "its feedback cannot be received: no route to host";
+    let words = "its feedback is not received: no route to host";
     assert_eq!(watermark(&[away]), (None, words.into()));
     let hub = |n: usize| HubName::new(format!("hub-{n}")).unwrap();
     let hubs = (0..5).map(|n| (hub(n), Watermark::of(&[], NOW)));
