@@ -206,6 +206,81 @@ fn kills_around_twenty_deadlines_change_no_verdict() {
 }
 
 #[test]
+fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass() {
+    let canaries = [
+        // All devices reject.
+        Canaries {
+            reject: 10,
+            away: 0,
+            take: 0,
+        },
+        // Fewer failures than `min_sample`, and more silent devices than answers.
+        Canaries {
+            reject: 19,
+            away: 30,
+            take: 0,
+        },
+        // No failure, and fewer answers than devices.
+        Canaries {
+            reject: 0,
+            away: 2,
+            take: 8,
+        },
+        // The same with `too_little: pass`.
+        Canaries {
+            reject: 0,
+            away: 2,
+            take: 8,
+        },
+    ];
+    let flags = "--unlimited --feedback-batching 3s --feedback-lock 2s";
+    let flags: Vec<_> = flags.split(' ').collect();
+    let hub = Hub::start(&fleet(&canaries), &flags);
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 1);
+    let gate = json!({"failure_above": "5%", "deadline": "3s", "on_failure": "abort"});
+    let mut pipeline = engine.pipeline();
+    for set in 0..3 {
+        pipeline.order(&order(set, &gate));
+    }
+    let gate = json!({"failure_above": "5%", "deadline": "3s", "too_little": "pass"});
+    pipeline.order(&order(3, &gate));
+    let sent = canaries.iter().map(|canaries| canaries.all()).sum();
+    engine.until_accepted(sent, SOON);
+    // Outcomes are recorded every 50 ms, and the hub sends feedback after three seconds.
+    throughout(Duration::from_millis(300), || ());
+    engine.kill_all();
+    engine.hubs[0].1.faults(r#"{"refuse_connections": true}"#);
+    engine.grow(1, 1);
+    within(SOON, "the word on what is in the way", || {
+        let said = engine.room.run(&["status", "r0"]).stdout;
+        said.contains(
+            "waits for evidence of 10 silent devices: hub north: its feedback is not received: ",
+        )
+        .then_some(())
+    });
+    engine.hubs[0].1.faults(r#"{"refuse_connections": false}"#);
+
+    let expected = [
+        ("aborted", "gate of stage canary failed: 10 of 10 "),
+        ("aborted", "gate of stage canary failed: 19 of "),
+        (
+            "paused",
+            "too little measured: 8 of 10 devices, 2 silent; 10 are needed",
+        ),
+        ("passed", ""),
+    ];
+    for (set, (phase, reason)) in expected.into_iter().enumerate() {
+        let (found, status) = verdict(&engine, set);
+        assert_eq!(found, phase, "{set}: {status}");
+        let said = status["reason"].as_str().unwrap_or_default();
+        assert!(said.contains(reason), "{set}: {said}");
+    }
+    engine.until_accepted(sent + OTHERS, SOON);
+    assert_eq!(distinct(&engine), sent + OTHERS);
+}
+
+#[test]
 fn a_bake_rests_while_all_is_stopped() {
     let canaries = Canaries {
         reject: 0,
