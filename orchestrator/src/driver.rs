@@ -414,10 +414,8 @@ impl Driver {
             false => self.store.tallies(&rollout.spec.name).await?,
         };
         let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
-        let unsettled = tallies
-            .iter()
-            .filter(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
-        let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
+        let owing = rollout.owing(&tallies);
+        let hubs: BTreeSet<&HubName> = owing.map(|tally| &tally.hub).collect();
         let now = self.clock.now();
         let seen = Seen {
             stage: &counts,

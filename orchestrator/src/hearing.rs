@@ -1,9 +1,6 @@
 //! Reads how far the feedback of a rollout's relevant hubs was received.
 
-use std::collections::BTreeSet;
-
 use twincast_core::evidence::{Evidence, Watermark};
-use twincast_core::ids::HubName;
 use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::time::Timestamp;
@@ -21,13 +18,8 @@ pub async fn evidence(
     if rollout.phase != Phase::Running {
         return Ok(Evidence::complete());
     }
-    let stage = rollout.stage();
-    let left = tallies
-        .iter()
-        .any(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
-    let hubs: BTreeSet<&HubName> = rollout.hubs_to_hear(tallies, left);
     let mut watermarks = Vec::new();
-    for hub in hubs {
+    for hub in rollout.hubs_to_hear(tallies) {
         let listeners = store.listeners(hub).await?;
         watermarks.push((hub.clone(), Watermark::of(&listeners, now)));
     }

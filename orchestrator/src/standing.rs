@@ -53,9 +53,7 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
     }
     let stage = rollout.stage();
     let here = tallies.iter().filter(|tally| tally.stage == stage);
-    let left = tallies
-        .iter()
-        .any(|tally| tally.stage <= stage && tally.counts.unsettled() > 0);
+    let left = rollout.owing(tallies).next().is_some();
     // How far the hubs were heard is what the driver has noted.
     let mut rollout = rollout.clone();
     let evidence = rollout.clock.evidence().clone();

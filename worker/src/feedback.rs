@@ -47,7 +47,7 @@ use twincast_core::message::MessageId;
 use twincast_core::ports::{
     Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, Report, StoreError,
 };
-use twincast_core::time::Timestamp;
+use twincast_core::time::{Timestamp, ms};
 use uuid::Uuid;
 
 use crate::WorkerError;
@@ -246,16 +246,16 @@ impl Listener {
     }
 
     /// Gives back held messages when the lock is about to end or too many are held.
-    async fn look_again(&mut self, feedback: &mut dyn Feedback) -> bool {
+    async fn look_again(&mut self, feedback: &mut dyn Feedback) {
         let limit = self.rules.lock / 4 * 3;
         let is_late = self
             .held_since
             .is_some_and(|since| since.elapsed() >= limit);
         if is_late || self.held.len() >= HELD {
-            self.give_back(feedback).await
+            // After `stop`, the next wait for a message ends at once.
+            self.give_back(feedback).await;
         } else {
             self.report_when_due().await;
-            true
         }
     }
 
@@ -357,10 +357,6 @@ impl Listener {
 
 fn new_id() -> Holder {
     Holder::new(Uuid::new_v4().simple().to_string()).expect("hexadecimal digits")
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Inner {

@@ -18,7 +18,7 @@ use crate::budget::FullGroup;
 use crate::gate::{Next, WaitsFor};
 use crate::rollout::{Event, Phase, Rollout};
 use crate::spec::Opening;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, ms};
 
 /// How often it is noted, at the most, that a running rollout does something else. What lasts for less may be
 /// booked to what came before or after it.
@@ -280,10 +280,6 @@ impl Account {
         }
         TimeSpent(parts)
     }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("a timestamp's range is far smaller")
 }
 
 impl Rollout {

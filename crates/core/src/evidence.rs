@@ -28,7 +28,7 @@ use crate::outcome::Outcome;
 use crate::ports::Tally;
 use crate::rollout::Rollout;
 use crate::spec::Rung;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, ms};
 
 /// How long a hub collects feedback before sending a batch, unless the hub is configured otherwise: 64 records or 15 s,
 /// whichever comes first (`iot-hub-devguide-messages-c2d`).
@@ -431,15 +431,18 @@ impl EvidenceClock {
     }
 }
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Rollout {
+    /// The tallies with sends that are still owed in the current or an earlier stage.
+    pub fn owing<'a>(&self, tallies: &'a [Tally]) -> impl Iterator<Item = &'a Tally> + use<'a> {
+        let stage = self.stage();
+        let reached = tallies.iter().filter(move |tally| tally.stage <= stage);
+        reached.filter(|tally| tally.counts.unsettled() > 0)
+    }
+
     /// The hubs whose feedback decides the next step of a running rollout: hubs with silent devices, if the current
-    /// gate or the end of the rollout depends on their answers. `left`: a send is still owed.
+    /// gate or the end of the rollout depends on their answers.
     #[must_use]
-    pub fn hubs_to_hear<'a>(&self, tallies: &'a [Tally], left: bool) -> BTreeSet<&'a HubName> {
+    pub fn hubs_to_hear<'a>(&self, tallies: &'a [Tally]) -> BTreeSet<&'a HubName> {
         if self.spec.message.ack == Ack::None || self.retry.is_some() {
             return BTreeSet::new();
         }
@@ -450,7 +453,7 @@ impl Rollout {
         let gate = self.spec.gate_of(stage).filter(|_| is_open);
         let counts: fn(&Counts) -> u64 = match gate {
             Some(gate) if gate.counts != Rung::Enqueued && gate.measures() => silent,
-            None if !left => unanswered,
+            None if self.owing(tallies).next().is_none() => unanswered,
             _ => return BTreeSet::new(),
         };
         let of_stage = |tally: &&Tally| gate.is_none() || tally.stage == stage;

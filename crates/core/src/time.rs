@@ -17,15 +17,13 @@ impl Timestamp {
     /// This time less `duration`, or the first one.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
-        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_sub(ms))
+        Self(self.0.saturating_sub(ms(duration)))
     }
 
     /// This time plus `duration`, or [`Timestamp::MAX`].
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(ms)).min(Self::MAX)
+        Self(self.0.saturating_add(ms(duration))).min(Self::MAX)
     }
 
     /// How long it is from `earlier` to this time; zero when it is not earlier.
@@ -72,6 +70,12 @@ impl JsonSchema for Timestamp {
             "description": "a point in time, in RFC 3339: `2026-09-21T14:00:00Z`, `2026-09-21T16:00:00+02:00`",
         })
     }
+}
+
+/// A duration in whole milliseconds, at most [`u64::MAX`].
+#[must_use]
+pub fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes a duration the way people read it: `1h 30m`, `45s`, `0.3s`.

@@ -1,14 +1,12 @@
 //! What the hubs have to give.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use twincast_core::evidence::{ListenerStatus, Watermark};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::permits::LimiterState;
 use twincast_core::ports::Depth;
-use twincast_core::time::Timestamp;
+use twincast_core::time::{Timestamp, ms};
 use utoipa::ToSchema;
 
 /// The configured hubs.
@@ -90,7 +88,7 @@ impl HubView {
             workers: depth.map(|depth| count(depth.consumers)),
             permits: PermitsView {
                 per_minute: quota.map(|quota| quota * limiter.factor),
-                reserved_ms: milliseconds(limiter.ahead),
+                reserved_ms: ms(limiter.ahead),
                 shut_until: shut_for.map(|time| now.plus(time)),
                 rollouts: limiter.asking.iter().map(ToString::to_string).collect(),
             },
@@ -100,8 +98,4 @@ impl HubView {
             },
         }
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

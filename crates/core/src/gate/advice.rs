@@ -34,24 +34,23 @@ fn gates(spec: &RolloutSpec) -> impl Iterator<Item = (&StageName, &Gate)> {
 /// A message lives from its own send on, and a gate's deadline begins at the last send. So only the last messages are
 /// still in transit at the deadline.
 fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
-    let ttl = spec.message.ttl.map(|ttl| ttl.0);
-    let heard = answered_within(ttl, BATCHING);
-    let ttl = ttl.unwrap_or(TTL);
+    let ttl = spec.message.ttl.map_or(TTL, |ttl| ttl.0);
+    let answered = answered_within(Some(ttl), BATCHING);
     let deadline = gate.deadline?.0;
     let waits = deadline.max(gate.bake.map_or(Duration::ZERO, |bake| bake.0));
-    let [heard, lives, for_] = [heard, ttl, waits].map(friendly);
+    let [heard, lives, for_] = [answered, ttl, waits].map(friendly);
     let head =
         format!("stage {stage}: its gate waits for silent devices for {for_} after the last send");
     if waits < ttl {
         Some(format!(
             "{head}, the message for {lives}; devices that come back in between still get it, and count as silent"
         ))
-    } else if waits < answered_within(spec.message.ttl.map(|ttl| ttl.0), BATCHING) {
+    } else if waits < answered {
         Some(format!(
             "{head}, the message for {lives}, and that it has expired is told a little later: such devices count as \
              silent, and not as failed; leave deadline out, or make it {heard}"
         ))
-    } else if gate.counts == Rung::Delivered && deadline > answered_within(Some(ttl), BATCHING) {
+    } else if gate.counts == Rung::Delivered && deadline > answered {
         Some(format!(
             "{head}, but after {heard} every message has been taken or is known to have expired; leave deadline out"
         ))

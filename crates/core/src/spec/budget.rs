@@ -158,7 +158,7 @@ impl RolloutSpec {
     fn silence(&self, budget: &Budget) -> u64 {
         let own = budget.deadline.or(self.message.ttl).map(|span| span.0);
         let silence = own.unwrap_or(crate::gate::TTL);
-        u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)
+        crate::time::ms(silence)
     }
 }
 

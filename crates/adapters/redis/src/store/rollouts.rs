@@ -16,6 +16,7 @@ use twincast_core::ports::{
     BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::time::ms;
 
 use super::{RedisStore, Subject, newer};
 use crate::keys::{FORMAT, Stance};
@@ -430,8 +431,4 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
 /// A limit that Redis can count to, which takes a negative one for none.
 fn limit_of(limit: usize) -> u32 {
     u32::try_from(limit).unwrap_or(u32::MAX)
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -42,7 +42,7 @@ impl Roster for RedisStore {
         ttl: Duration,
     ) -> Result<Option<Held>, StoreError> {
         let subject = Subject::Rollout(name);
-        let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let ms = twincast_core::time::ms(ttl);
         let run = self
             .on_key(self.keys.roster(name), &SCRIPTS.claim)
             .arg(holder.as_str())
