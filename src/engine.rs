@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use twincast_core::ids::HubName;
+use twincast_core::ids::{HubHost, HubName};
 use twincast_core::ports::{Clock, HubTrouble, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
@@ -56,6 +56,7 @@ impl Engine {
             .iter()
             .map(|(name, handle)| WorkerHub {
                 name: name.clone(),
+                host: handle.host.clone(),
                 hub: Arc::clone(&handle.hub),
                 limits: handle.limits,
             })
@@ -143,8 +144,24 @@ fn hubs_where(
         ));
     }
     let hubs = settings.hubs.iter().filter(|(name, _)| wanted(name));
-    hubs.map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings, budget)?)))
-        .collect()
+    let hubs = hubs
+        .map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings, budget)?)))
+        .collect::<Result<Hubs, Failure>>()?;
+    refuse_two_names(&hubs)?;
+    Ok(hubs)
+}
+
+/// A hub with two names would be sent twice its quota, and devices could be sent a message by each name.
+fn refuse_two_names(hubs: &Hubs) -> Result<(), Failure> {
+    let mut names: BTreeMap<&HubHost, &HubName> = BTreeMap::new();
+    for (name, HubHandle { host, .. }) in hubs {
+        if let Some(other) = names.insert(host, name) {
+            let message = format!("hubs {other} and {name} are the same hub, {host}");
+            let failure = Failure::message(ExitCode::Refused, message);
+            return Err(failure.hint("configure each hub once"));
+        }
+    }
+    Ok(())
 }
 
 /// The hubs that a rollout uses, likewise.
@@ -245,9 +262,41 @@ pub(crate) fn handle(
         (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);
     let client = Client::new(connection, options)?;
     Ok(HubHandle {
+        host: host_of(connection)?,
         hub: Arc::new(IotHub::new(client, limits.queries_per_minute)),
         limits,
     })
+}
+
+/// What identifies the hub of a connection string.
+fn host_of(connection: &ConnectionString) -> Result<HubHost, anyhow::Error> {
+    let port = connection.port().map(|port| format!(":{port}"));
+    let host = format!("{}{}", connection.host_name(), port.unwrap_or_default());
+    Ok(HubHost::new(host)?)
+}
+
+/// Binds the hubs' names to the hubs in the store.
+///
+/// # Errors
+/// A refusal when the store knows another hub by one of the names.
+pub(crate) async fn bind_hubs(store: &dyn Store, hubs: &Hubs) -> Result<(), Failure> {
+    for (name, handle) in hubs {
+        let bound = store
+            .bind_hub(name, &handle.host)
+            .await
+            .map_err(store_failure)?;
+        if bound != handle.host {
+            let configured = &handle.host;
+            let message = format!(
+                "hub {name} is {configured} in the configuration, and {bound} for all that is stored under that name"
+            );
+            return Err(Failure::message(ExitCode::Refused, message).hint(format!(
+                "configure {bound} as {name} again; or give {configured} another name; or keep its rollouts apart, with \
+                 another state folder or redis.prefix"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// One hub under a name.

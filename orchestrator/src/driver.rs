@@ -31,7 +31,7 @@ use crate::looks::Looking;
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
 use crate::metrics;
-use crate::planner::{PlanError, PlanProgress, Planner};
+use crate::planner::{self, PlanError, PlanProgress, Planner};
 use crate::ringing::Rung;
 use crate::traces;
 
@@ -331,6 +331,10 @@ impl Driver {
             rollout: name.clone(),
             source,
         };
+        planner::check_hubs(rollout, &self.hubs).map_err(|source| DriveError::Plan {
+            rollout: name.clone(),
+            source,
+        })?;
         // What it is doing is noted in the record meanwhile.
         let rollout = &mut rollout.clone();
         let mut pass = self.config.pass;
@@ -638,6 +642,7 @@ pub(crate) fn is_final(error: &PlanError) -> bool {
     match error {
         PlanError::Hub { source, .. } => source.trouble == HubTrouble::BadQuery,
         PlanError::UnknownHub { .. }
+        | PlanError::OtherHub { .. }
         | PlanError::NoHubs
         | PlanError::List(_)
         | PlanError::Interrupted => false,

@@ -39,12 +39,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::HubName;
+use twincast_core::ids::{HubHost, HubName};
 use twincast_core::ports::Hub;
 
 /// A hub that rollouts may use.
 #[derive(Clone)]
 pub struct HubHandle {
+    /// The hub's host name, which identifies it.
+    pub host: HubHost,
     /// The way to it.
     pub hub: Arc<dyn Hub>,
     /// How fast it may be used.

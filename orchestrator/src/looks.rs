@@ -131,16 +131,21 @@ struct Stock {
 }
 
 impl Stock {
-    fn add(&mut self, hub: &HubName, devices: u64, batches: u32) {
-        let part = self.hubs.entry(hub.clone());
-        let part = part.or_insert_with(|| HubPlan::none(hub));
-        part.devices += devices;
-        part.batches += batches;
+    fn add(&mut self, more: &HubPlan) {
+        let part = self.hubs.entry(more.hub.clone());
+        let part = part.or_insert_with(|| HubPlan::none(&more.hub, &more.host));
+        part.devices += more.devices;
+        part.batches += more.batches;
     }
 
     fn add_batch(&mut self, batch: &BatchStatus) {
         let header = &batch.header;
-        self.add(&header.hub, header.devices.into(), 1);
+        self.add(&HubPlan {
+            hub: header.hub.clone(),
+            host: header.host.clone(),
+            devices: header.devices.into(),
+            batches: 1,
+        });
         // A look that was given up may have left gaps.
         self.next = BatchId(header.id.0 + 1);
         if batch.counts.get(Outcome::Pending) > 0 {
@@ -209,7 +214,7 @@ impl Look {
         stored?;
         let planned = planned.map_err(GivenUp::Hubs)?;
         for hub in &planned.hubs {
-            stock.add(&hub.hub, hub.devices, hub.batches);
+            stock.add(hub);
         }
         Ok(planned.devices)
     }

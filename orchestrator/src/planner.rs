@@ -14,7 +14,9 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use twincast_core::ids::{BatchId, DeviceId, HubName, InvalidName, StageIndex, StageName};
+use twincast_core::ids::{
+    BatchId, DeviceId, HubHost, HubName, InvalidName, RolloutName, StageIndex, StageName,
+};
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, CutMissed, Excluded, Filled,
     Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules,
@@ -22,6 +24,7 @@ use twincast_core::plan::{
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
 use twincast_core::query::{self, TagPath};
+use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
 
 use crate::lists::{self, ListError};
@@ -43,6 +46,22 @@ pub enum PlanError {
         hub: HubName,
         /// Those that are, in words.
         configured: String,
+    },
+    /// The configuration gives the hub's name to another hub than the one that the rollout was planned for.
+    #[error(
+        "rollout {rollout} was planned for hub {hub} at {planned}, and {hub} is {configured} in the configuration; \
+         nothing planned for one hub is sent through another: configure {planned} as {hub} again, give the other hub a \
+         name of its own, and start a rollout of another name for its devices"
+    )]
+    OtherHub {
+        /// The rollout.
+        rollout: RolloutName,
+        /// The hub's alias.
+        hub: HubName,
+        /// The host name of the hub that the plan was made for.
+        planned: HubHost,
+        /// The host name in the configuration.
+        configured: HubHost,
     },
     /// There are no hubs.
     #[error("no hub is configured")]
@@ -142,6 +161,28 @@ pub fn hubs_of<'a>(
             .ok_or_else(|| unknown_hub(hub, hubs))
     };
     spec.target.hubs.iter().map(find).collect()
+}
+
+/// Refuses a rollout whose plan is for a hub that is not configured, or is another hub in the configuration.
+///
+/// # Errors
+/// [`PlanError::UnknownHub`] or [`PlanError::OtherHub`].
+pub fn check_hubs(rollout: &Rollout, hubs: &Hubs) -> Result<(), PlanError> {
+    let planned = rollout.plan.iter().flat_map(|plan| &plan.hubs);
+    for plan in planned.filter(|plan| plan.devices > 0) {
+        let Some(handle) = hubs.get(&plan.hub) else {
+            return Err(unknown_hub(&plan.hub, hubs));
+        };
+        if handle.host != plan.host {
+            return Err(PlanError::OtherHub {
+                rollout: rollout.spec.name.clone(),
+                hub: plan.hub.clone(),
+                planned: plan.host.clone(),
+                configured: handle.host.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A hub is not among those that are configured.
@@ -333,7 +374,7 @@ impl<'a> HubPart<'a> {
             handle,
             batcher: Batcher::new(BatchLimits::for_rate(pace)),
             planned: Planned {
-                plan: HubPlan::none(hub),
+                plan: HubPlan::none(hub, &handle.host),
                 stages: vec![(0, 0); stages],
                 digest: HubDigest::default(),
                 sizes: BatchSizes::default(),
@@ -566,6 +607,7 @@ impl Planned {
             budgets,
             id: BatchId(id),
             hub: self.plan.hub.clone(),
+            host: self.plan.host.clone(),
             stage,
             group,
             devices: u32::try_from(devices.len()).expect("batches are small"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
+use twincast_core::error::in_words;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, DeviceId};
 use twincast_core::outcome::{Counts, Outcome};
@@ -47,6 +48,7 @@ fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
     let hubs = Hubs::from([(
         build::hub("a"),
         HubHandle {
+            host: build::host("a"),
             hub: Arc::new(hub.clone()),
             limits,
         },
@@ -169,6 +171,42 @@ async fn a_rollout_is_planned_released_and_ended() {
 }
 
 /// A hub's refusal shows in the rollout's account until its pace is back, and the account adds up.
+#[tokio::test(start_paused = true)]
+async fn what_was_planned_for_one_hub_is_never_released_for_another() {
+    let bench = bench(20, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    bench
+        .queue
+        .consume(&build::hub("a"), 1)
+        .await
+        .unwrap()
+        .next()
+        .await
+        .unwrap();
+    bench.stop.cancel();
+    driving.await.unwrap();
+
+    let mut moved = Bench {
+        stop: CancellationToken::new(),
+        ..bench
+    };
+    let driver = Arc::get_mut(&mut moved.driver).expect("nobody drives");
+    driver.hubs.get_mut(&build::hub("a")).unwrap().host = build::host("production");
+    let refused = moved.driver.drive(&build::name("r"), &moved.stop).await;
+    let refused = in_words(&refused.expect_err("another hub"));
+    for words in ["a.azure-devices.net", "production.azure-devices.net"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    // A stop needs no hub.
+    moved
+        .event(Event::AbortRequested { reason: "x".into() })
+        .await;
+    let aborted = moved.driver.drive(&build::name("r"), &moved.stop).await;
+    assert_eq!(aborted.unwrap().phase.as_str(), "aborted");
+    assert_eq!(moved.hub.sends(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn time_that_a_hub_throttles_is_booked_as_that() {
     let bench = bench(100, DriverConfig::default());

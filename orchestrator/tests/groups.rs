@@ -69,6 +69,7 @@ fn start(name: &str, conflict: &str) -> Value {
 impl Bench {
     fn hubs(&self) -> Hubs {
         let handle = HubHandle {
+            host: build::host("a"),
             hub: Arc::new(self.hub.clone()),
             limits: HubLimits {
                 sends_per_minute: Some(100.0),

@@ -107,6 +107,7 @@ impl Bench {
         let store = MemoryStore::new(Arc::clone(&clock));
         let hub = build::hub("a");
         let handle = HubHandle {
+            host: build::host("a"),
             hub: Arc::new(ScriptedHub::of(30)),
             limits,
         };

@@ -66,6 +66,7 @@ impl Bench {
 
     fn driver(&self) -> Driver {
         let handle = HubHandle {
+            host: build::host("a"),
             hub: Arc::new(self.hub.clone()),
             limits: HubLimits::unlimited(),
         };

@@ -59,6 +59,7 @@ fn hubs(each: &[(&str, ScriptedHub)], limits: HubLimits) -> Hubs {
             (
                 build::hub(name),
                 HubHandle {
+                    host: build::host(name),
                     hub: Arc::new(hub.clone()),
                     limits,
                 },

@@ -97,6 +97,7 @@ impl Bench {
         let store = MemoryStore::new(Arc::clone(&clock));
         let queue = Arc::new(InProcessQueue::new(1_000));
         let handle = HubHandle {
+            host: build::host("a"),
             hub: Arc::new(ScriptedHub::of(250)),
             limits: HubLimits {
                 sends_per_minute: Some(100.0),

@@ -78,6 +78,7 @@ impl Bench {
 
     fn start(&self, id: &str) -> Working {
         let handle = HubHandle {
+            host: build::host("a"),
             hub: Arc::new(self.hub.clone()),
             limits: HubLimits {
                 sends_per_minute: Some(100.0),

@@ -48,6 +48,7 @@ pub(crate) async fn orchestrator(
         return Ok(ExitCode::Success);
     };
     let services = &process.services;
+    engine::bind_hubs(&*services.store(), &hubs).await?;
     let clock = engine::clock();
     let intake = Arc::new(Intake {
         store: services.store() as Arc<dyn Store>,

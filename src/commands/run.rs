@@ -18,7 +18,7 @@ use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::Driver;
-use twincast_orchestrator::traces;
+use twincast_orchestrator::{planner, traces};
 use twincast_worker::{HubState, WorkerStatus};
 
 use crate::args::RunArgs;
@@ -108,6 +108,7 @@ async fn roll_out_with(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let name = spec.name.clone();
+    engine::bind_hubs(&*engine.store, &engine.driver.hubs).await?;
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
         Accepted::Same(rollout) => take_up(*rollout, &engine.driver, how, output).await?,
@@ -235,6 +236,7 @@ async fn take_up(
     output: &Output,
 ) -> Result<Rollout, Failure> {
     let name = &rollout.spec.name;
+    planner::check_hubs(&rollout, &driver.hubs).map_err(engine::plan_failure)?;
     if rollout.phase.is_ended() {
         output.note(&format!("{name} is over already; this is its summary. To send again, give the rollout another name."));
         return Ok(rollout);

@@ -32,6 +32,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     };
     let store = services.store() as Arc<dyn Store>;
     let hubs = engine::all_hubs(settings, Some(&store))?;
+    engine::bind_hubs(&*store, &hubs).await?;
     let ways: Vec<_> = hubs
         .iter()
         .map(|(name, handle)| (name.clone(), Arc::clone(&handle.hub)))
@@ -40,6 +41,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         .into_iter()
         .map(|(name, handle)| WorkerHub {
             name,
+            host: handle.host,
             hub: handle.hub,
             limits: handle.limits,
         })

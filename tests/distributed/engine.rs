@@ -51,6 +51,11 @@ impl Engine {
         Self::taking(Turn::WithOthers(turn), access, hubs)
     }
 
+    /// Another configuration of the same engine: the services are the same, the hubs are not.
+    pub(crate) fn beside(&self, hubs: Vec<Named>) -> Self {
+        Self::new(&self.access, hubs)
+    }
+
     /// An engine that runs while no other one does.
     pub(crate) fn alone(access: &Access, hubs: Vec<Named>) -> Self {
         let turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);

@@ -23,6 +23,27 @@ fn engine(orchestrators: usize) -> Engine {
 }
 
 #[test]
+fn a_process_that_knows_another_hub_by_the_same_name_is_refused() {
+    let staging = Hub::unlimited(&Fleet::of(DEVICES));
+    let production = Hub::unlimited(&Fleet::of(DEVICES));
+    let access = Access::shared();
+    let host = |hub: &Hub| format!("localhost:{}", hub.amqp_port());
+    let hosts = [host(&staging), host(&production)];
+    let mut engine = Engine::new(&access, vec![("main", staging)]);
+    engine.grow(1, 1);
+    let other = engine.beside(vec![("main", production)]);
+    for role in ["orchestrator", "worker"] {
+        let ended = other.room.run(&[role]).expect(3);
+        let words: Vec<_> = hosts.iter().map(String::as_str).chain(["main"]).collect();
+        ended.says(&words);
+    }
+    let mut pipeline = engine.pipeline();
+    pipeline.order(&start("bound"));
+    engine.until_phase("bound", "succeeded", SOON);
+    assert_eq!((engine.accepted(), other.accepted()), (DEVICES, 0));
+}
+
+#[test]
 fn a_start_that_comes_a_hundred_times_is_one_rollout() {
     let engine = engine(2);
     let changed: usize = std::thread::scope(|scope| {

@@ -236,6 +236,7 @@ impl Engine {
         let store = Arc::new(SimStore::of(process, &self.truth));
         let hubs = self.plan.hubs.iter().map(|of| {
             let handle = HubHandle {
+                host: build::host(of.hub.name.as_str()),
                 hub: of.hub.connect(process),
                 limits: of.limits,
             };
@@ -265,6 +266,7 @@ impl Engine {
         let store = Arc::new(SimStore::of(process, &self.truth));
         let hubs = self.plan.hubs.iter().map(|of| WorkerHub {
             name: of.hub.name.clone(),
+            host: build::host(of.hub.name.as_str()),
             hub: of.hub.connect(process),
             limits: of.limits,
         });

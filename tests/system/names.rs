@@ -1,6 +1,6 @@
 //! A rollout is known by its name, and never changes once it is started.
 
-use crate::harness::{Fleet, Hub, Room, Signal, eventually};
+use crate::harness::{Fleet, Hub, Room, Signal, assert_refused, eventually};
 
 const DEVICES: u64 = 4_000;
 
@@ -96,4 +96,62 @@ fn a_rollout_that_failed_leaves_its_name() {
     room.write(&spec, &right);
     room.run(&["run", &spec]).expect(0);
     assert_eq!(hub.summary().distinct_devices, 100);
+}
+
+#[test]
+fn what_was_begun_on_one_hub_is_not_gone_on_with_on_another_of_its_name() {
+    let staging = Hub::unlimited(&Fleet::of(300));
+    let production = Hub::unlimited(&Fleet::of(300));
+    let mut room = Room::with(&staging);
+    let over = room.rollout("over", "");
+    room.run(&["run", &over]).expect(0);
+    let slow = room.rollout("slow", "rate: 60/min");
+    let mut run = room.start(&["run", &slow]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (staging.summary().accepted > 301).then_some(())
+    });
+    run.signal(Signal::Interrupt);
+    run.wait().expect(130);
+    let sent = staging.summary().accepted;
+
+    room.configure(&production);
+    let new = room.rollout("new", "");
+    let host = |hub: &Hub| format!("localhost:{}", hub.amqp_port());
+    let hosts = [host(&staging), host(&production)];
+    let words: Vec<_> = hosts
+        .iter()
+        .map(String::as_str)
+        .chain(["emulator"])
+        .collect();
+    for spec in [&over, &slow, &new] {
+        assert_refused(&room, &["run", spec], 3, &words);
+    }
+    assert_eq!(production.summary().accepted, 0);
+
+    room.configure(&staging);
+    room.run(&["run", &over]).expect(0);
+    assert_eq!(staging.summary().accepted, sent);
+}
+
+#[test]
+fn one_hub_has_one_name() {
+    let hub = Hub::unlimited(&Fleet::of(1));
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let path = |file: &str| format!("\"{}\"", hub.folder().join(file).display());
+    let config = config
+        .replace("\"connection-string\"", &path("connection-string"))
+        .replace("\"ca.pem\"", &path("ca.pem"));
+    let twice = format!(
+        "{config}\n{}",
+        config.replace("[hubs.emulator]", "[hubs.twin]")
+    );
+    let room = Room::configured(&twice);
+    let spec = room.rollout("twice", "");
+    assert_refused(
+        &room,
+        &["run", &spec],
+        3,
+        &["emulator", "twin", "the same hub"],
+    );
 }

@@ -49,16 +49,19 @@ pub(crate) enum Ended {
     Fenced,
     /// Its rollout is of a newer release.
     Newer,
+    /// It was planned for another hub than the one that this worker has under the hub's name.
+    OtherHub,
 }
 
 impl Ended {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Done,
         Self::Unwanted,
         Self::Stopped,
         Self::HubShut,
         Self::Fenced,
         Self::Newer,
+        Self::OtherHub,
     ];
 
     /// Its name as it is written in labels.
@@ -70,6 +73,7 @@ impl Ended {
             Self::HubShut => "hub_shut",
             Self::Fenced => "fenced",
             Self::Newer => "newer",
+            Self::OtherHub => "other_hub",
         }
     }
 }

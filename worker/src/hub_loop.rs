@@ -8,10 +8,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use twincast_core::batch::Lease;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, Holder, RolloutName, StageIndex};
 use twincast_core::message::{Ack, Content};
-use twincast_core::plan::Group;
+use twincast_core::plan::{BatchHeader, Group};
 use twincast_core::ports::{
     Clock, Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
 };
@@ -45,8 +46,8 @@ pub(crate) struct Inner {
     pub(crate) status: Arc<HubStatus>,
     tracer: Tracer,
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
-    /// Rollouts of newer releases that were told of.
-    newer: Mutex<BTreeSet<RolloutName>>,
+    /// Rollouts that are left to other workers, as the log says once of each.
+    left_alone: Mutex<BTreeSet<RolloutName>>,
     /// Told when a rollout is worked on that asks the hub for feedback.
     pub(crate) feedback_wanted: Notify,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
@@ -93,7 +94,7 @@ impl HubLoop {
                 status,
                 tracer,
                 known: Mutex::default(),
-                newer: Mutex::default(),
+                left_alone: Mutex::default(),
                 feedback_wanted: Notify::new(),
                 id: Uuid::new_v4(),
             }),
@@ -213,7 +214,9 @@ impl Inner {
             }
             // It is rung for again, until a newer worker hears it.
             Err(error @ StoreError::Newer { .. }) => {
-                self.tell_of_newer(&dispatch.rollout, &error).await;
+                if self.leaves_alone(&dispatch.rollout, Ended::Newer).await {
+                    tracing::warn!(rollout = %dispatch.rollout, error = in_words(&error), "left to newer workers");
+                }
                 Ended::Newer
             }
             // One batch that cannot be read must not stop the others; its lease lapses, and counts
@@ -228,9 +231,12 @@ impl Inner {
         let answered = match ended {
             // A batch of a shut hub is rung for again; a dispatch that went back and forth would
             // be taken for a poisonous one.
-            Ended::Done | Ended::Unwanted | Ended::Fenced | Ended::HubShut | Ended::Newer => {
-                ticket.ack().await
-            }
+            Ended::Done
+            | Ended::Unwanted
+            | Ended::Fenced
+            | Ended::HubShut
+            | Ended::Newer
+            | Ended::OtherHub => ticket.ack().await,
             Ended::Stopped => ticket.requeue().await,
         };
         // An unanswered dispatch comes back by itself; that costs time only.
@@ -293,6 +299,10 @@ impl Inner {
         let Some(work) = self.patiently(stop, load).await? else {
             return Ok(Ended::Stopped);
         };
+        if work.header().host != self.hub.host {
+            self.leave_to_other_hub(name, work.header(), &lease).await;
+            return Ok(Ended::OtherHub);
+        }
         tracing::debug!(rollout = %name, %batch, "batch taken up");
         let closes_at = self.closes_at(&known.spec, &work.header().group);
         let telling = Telling::of(known, work.header(), &lease, self.clock.now());
@@ -313,15 +323,26 @@ impl Inner {
         Ok(ended)
     }
 
-    /// Says once of each rollout of a newer release that it is left to newer workers.
-    async fn tell_of_newer(&self, name: &RolloutName, error: &StoreError) {
-        self.status.metrics().ended(Ended::Newer);
-        let mut told = self.newer.lock().await;
-        if told.len() >= KNOWN {
-            told.clear();
+    /// Counts a batch that is left to other workers. Whether it is the first of its rollout, as far as is remembered.
+    async fn leaves_alone(&self, name: &RolloutName, ended: Ended) -> bool {
+        self.status.metrics().ended(ended);
+        let mut left_alone = self.left_alone.lock().await;
+        if left_alone.len() >= KNOWN {
+            left_alone.clear();
         }
-        if told.insert(name.clone()) {
-            tracing::warn!(rollout = %name, error = in_words(error), "left to newer workers");
+        left_alone.insert(name.clone())
+    }
+
+    /// Gives a batch back that was planned for another hub than the one of its name here.
+    async fn leave_to_other_hub(&self, name: &RolloutName, header: &BatchHeader, lease: &Lease) {
+        if self.leaves_alone(name, Ended::OtherHub).await {
+            tracing::error!(
+                rollout = %name, hub = %header.hub, planned = %header.host, configured = %self.hub.host,
+                "its batches are not sent: this hub is another one in this worker's configuration"
+            );
+        }
+        if let Err(error) = self.store.release(lease).await {
+            tracing::warn!(rollout = %name, batch = %header.id, error = in_words(&error), "batch not released");
         }
     }
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::HubName;
+use twincast_core::ids::{HubHost, HubName};
 use twincast_core::ports::{Clock, Hub, Queue, QueueError, Store, StoreError};
 use twincast_core::trace::Tracer;
 
@@ -89,6 +89,8 @@ impl Default for WorkerConfig {
 pub struct WorkerHub {
     /// Its name.
     pub name: HubName,
+    /// Its host name. Batches that were planned for another host are not sent.
+    pub host: HubHost,
     /// The way to it.
     pub hub: Arc<dyn Hub>,
     /// How fast it may be used by all workers together.

@@ -41,7 +41,9 @@ impl Telling {
         let mut span = span.with("twincast.ended", how.as_str());
         span.trouble = match how {
             Ended::Done | Ended::Unwanted | Ended::Stopped | Ended::Newer => None,
-            Ended::HubShut | Ended::Fenced => Some(how.as_str().replace('_', " ")),
+            Ended::HubShut | Ended::Fenced | Ended::OtherHub => {
+                Some(how.as_str().replace('_', " "))
+            }
         };
         span.with_counts(recorded)
     }

@@ -39,6 +39,23 @@ async fn every_device_is_sent_once_and_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_was_planned_for_another_hub_is_left_to_others() {
+    let mut bench = Bench::new(&[30]).await;
+    bench.host = build::host("production");
+    let worker = bench.start();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends(), 0);
+    // Its lease was given back: a worker of the right hub need not wait.
+    bench.host = build::host("a");
+    bench.ring(0).await;
+    let worker = bench.start();
+    let counts = bench.until_settled().await;
+    worker.stopped().await;
+    assert_eq!(map(&counts), BTreeMap::from([("enqueued", 30)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_repeats_one_window_a_batch_at_most_with_the_same_ids() {
     let mut bench = Bench::new(&[500, 500]).await;
     bench.config.window = 50;

@@ -214,7 +214,7 @@ pub fn sort_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{BatchId, HubName, StageIndex};
+    use crate::ids::{BatchId, HubHost, HubName, StageIndex};
     use crate::plan::{BatchHeader, Group};
 
     #[test]
@@ -286,6 +286,7 @@ mod tests {
             header: BatchHeader {
                 id: BatchId(id),
                 hub: HubName::new("a").unwrap(),
+                host: HubHost::new("a").unwrap(),
                 stage: StageIndex(0),
                 group: Group::default(),
                 devices: 9,

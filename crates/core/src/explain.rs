@@ -309,7 +309,7 @@ mod tests {
 
     use super::*;
     use crate::batch::Held;
-    use crate::ids::{BatchId, Holder, HubName};
+    use crate::ids::{BatchId, Holder, HubHost, HubName};
     use crate::outcome::Counts;
     use crate::plan::{BatchHeader, Group, Place};
     use crate::rollout::Word;
@@ -434,6 +434,7 @@ mod tests {
             header: BatchHeader {
                 id: BatchId(stage.into()),
                 hub: HubName::new("h").unwrap(),
+                host: HubHost::new("h").unwrap(),
                 stage: StageIndex(stage),
                 group: Group::default(),
                 place: Place::default(),

@@ -107,10 +107,19 @@ name!(
 );
 
 name!(
-    /// The name that the configuration gives to one IoT hub. Not its host name.
+    /// The alias that the configuration gives to one IoT hub. A store binds it to one [`HubHost`].
     HubName, "hub name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
     "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 63)
+);
+
+name!(
+    /// The host name of an IoT hub in lower case, with its port if the configuration gives one. It identifies the hub;
+    /// a [`HubName`] is an alias that the configuration may move to another hub.
+    HubHost, "hub host name", r"^[a-z0-9.:\[\]_-]{1,255}$",
+    "1 to 255 lower-case letters, digits or any of . - _ : [ ]",
+    |text| (1..=255).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_:[]".contains(&b))
 );
 
 name!(

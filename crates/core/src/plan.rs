@@ -32,7 +32,7 @@ pub use sizes::BatchSizes;
 pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
 pub use unknown_zones::UnknownZones;
 
-use crate::ids::{HubName, StageName};
+use crate::ids::{HubHost, HubName, StageName};
 
 /// What a plan came to. The batches themselves are in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +62,8 @@ pub struct PlanSummary {
 pub struct HubPlan {
     /// The hub.
     pub hub: HubName,
+    /// The host name of the hub that the devices were found in.
+    pub host: HubHost,
     /// Its devices.
     pub devices: u64,
     /// Its batches.
@@ -71,9 +73,10 @@ pub struct HubPlan {
 impl HubPlan {
     /// That of a hub without devices.
     #[must_use]
-    pub fn none(hub: &HubName) -> Self {
+    pub fn none(hub: &HubName, host: &HubHost) -> Self {
         Self {
             hub: hub.clone(),
+            host: host.clone(),
             devices: 0,
             batches: 0,
         }

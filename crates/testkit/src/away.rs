@@ -9,7 +9,9 @@ use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
@@ -193,6 +195,10 @@ impl Store for AwayStore {
 
     async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
         self.store().await?.save_line(group, line).await
+    }
+
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        self.store().await?.bind_hub(hub, host).await
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

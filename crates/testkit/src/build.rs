@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use twincast_core::batch::{BatchStatus, Lease};
-use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex, StageName};
+use twincast_core::ids::{
+    BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex, StageName,
+};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
@@ -27,6 +29,12 @@ pub fn name(text: &str) -> RolloutName {
 #[must_use]
 pub fn hub(text: &str) -> HubName {
     HubName::new(text).expect("a hub name")
+}
+
+/// The host name of the hub of that name.
+#[must_use]
+pub fn host(hub: &str) -> HubHost {
+    HubHost::new(format!("{hub}.azure-devices.net")).expect("a host name")
 }
 
 /// A device's id.
@@ -118,6 +126,7 @@ pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
         header: BatchHeader {
             id: BatchId(id),
             hub: hub(on),
+            host: host(on),
             stage: StageIndex(stage),
             group: Group::default(),
             devices,

@@ -202,6 +202,7 @@ macro_rules! store_conformance {
             a_limiter_tells_who_asks_and_how_far_it_is_given_away
             rollouts_share_by_weight
             links_have_a_budget
+            a_hub_is_bound_once
             agrees_with_the_arithmetic
         }
         #[test]

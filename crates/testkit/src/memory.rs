@@ -10,7 +10,7 @@ use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, Epoch, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
 };
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
@@ -33,6 +33,7 @@ pub struct MemoryStore {
 struct State {
     rollouts: BTreeMap<RolloutName, Entry>,
     hubs: BTreeMap<HubName, HubPermits>,
+    hosts: BTreeMap<HubName, HubHost>,
     links: BTreeMap<HubName, Links>,
     listeners: Listeners,
     lines: BTreeMap<GroupName, Line>,
@@ -483,6 +484,12 @@ impl Store for MemoryStore {
         }
         *stored = line.clone();
         Ok(())
+    }
+
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let mut state = self.state();
+        let bound = state.hosts.entry(hub.clone());
+        Ok(bound.or_insert_with(|| host.clone()).clone())
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

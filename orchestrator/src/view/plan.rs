@@ -220,7 +220,7 @@ struct Part {
 fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     let key = (header.stage, header.hub.clone());
     let part = parts.entry(key).or_insert_with(|| Part {
-        plan: HubPlan::none(&header.hub),
+        plan: HubPlan::none(&header.hub, &header.host),
         zones: BTreeMap::new(),
     });
     part.plan.devices += u64::from(header.devices);
@@ -243,9 +243,9 @@ fn estimates(
     let stages = (0..).map(StageIndex).zip(&plan.stages);
     let stages = stages.map(|(stage, StagePlan { devices, .. })| {
         let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
-        let hubs = plan.hubs.iter().map(|HubPlan { hub, .. }| {
+        let hubs = plan.hubs.iter().map(|HubPlan { hub, host, .. }| {
             let part = part(hub).map(|part| part.plan.clone());
-            part.unwrap_or_else(|| HubPlan::none(hub))
+            part.unwrap_or_else(|| HubPlan::none(hub, host))
         });
         let shares = plan.hubs.iter().flat_map(|HubPlan { hub, .. }| {
             let zones = part(hub).into_iter().flat_map(|part| &part.zones);

@@ -34,6 +34,11 @@ impl Room {
         room
     }
 
+    /// Uses another hub from now on, under the same name.
+    pub(crate) fn configure(&mut self, hub: &Hub) {
+        self.config = Some(hub.config());
+    }
+
     /// A folder with this text as its configuration.
     pub(crate) fn configured(toml: &str) -> Self {
         let mut room = Self::bare();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{BatchId, RolloutName};
+use twincast_core::ids::{BatchId, HubHost, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::ports::{Dispatch, Queue, Store};
 use twincast_core::rollout::{Adding, Event, Rollout};
@@ -22,6 +22,8 @@ pub(crate) struct Bench {
     pub(crate) way: AwayStore,
     pub(crate) queue: Arc<InProcessQueue>,
     pub(crate) hub: ScriptedHub,
+    /// The host name that the worker has for hub `a`.
+    pub(crate) host: HubHost,
     pub(crate) limits: HubLimits,
     pub(crate) config: WorkerConfig,
     pub(crate) rollout: RolloutName,
@@ -81,6 +83,7 @@ impl Bench {
             store,
             queue: Arc::new(InProcessQueue::new(1_000)),
             hub: ScriptedHub::of(0),
+            host: build::host("a"),
             limits: HubLimits::unlimited(),
             config: WorkerConfig::default(),
             rollout: name,
@@ -107,6 +110,7 @@ impl Bench {
     pub(crate) fn start(&self) -> Working {
         let hub = WorkerHub {
             name: build::hub("a"),
+            host: self.host.clone(),
             hub: Arc::new(self.hub.clone()),
             limits: self.limits,
         };

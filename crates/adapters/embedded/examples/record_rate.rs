@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use twincast_core::ids::{BatchId, DeviceId, Holder, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
@@ -113,6 +113,7 @@ async fn plan(
             header: BatchHeader {
                 id: BatchId(batch),
                 hub: HubName::new("hub")?,
+                host: HubHost::new("hub")?,
                 stage: StageIndex(0),
                 group: Group::default(),
                 devices: list.len() as u32,

@@ -38,7 +38,9 @@ use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::Batch;
@@ -429,6 +431,19 @@ impl Store for EmbeddedStore {
             write_ops::save_line(on.tables, &group, &line)
         })
         .await
+    }
+
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let doing = format!("bind hub {hub}");
+        let (hub, host, wanted) = (hub.clone(), host.clone(), hub.clone());
+        let bound = self.read(doing.clone(), move |on| {
+            read_ops::host_of(&on.tables.hosts, &wanted)
+        });
+        if let Some(bound) = bound.await? {
+            return Ok(bound);
+        }
+        self.write(doing, move |on| write_ops::bind_hub(on.tables, &hub, &host))
+            .await
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

@@ -70,6 +70,11 @@ impl Keys {
         format!("{}{{group:{group}}}:line", self.prefix)
     }
 
+    /// The host name that a hub's alias is bound to.
+    pub(crate) fn host(&self, hub: &HubName) -> String {
+        format!("{}{{hub:{hub}}}:host", self.prefix)
+    }
+
     /// A hub's permits.
     pub(crate) fn permits(&self, hub: &HubName) -> String {
         format!("{}{{hub:{hub}}}:permits", self.prefix)

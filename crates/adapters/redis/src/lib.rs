@@ -23,6 +23,7 @@
 //! | `{<rollout>}:begun` | sorted set | `<group>`, a zero byte and the number of the batches that the group's budget counts |
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
+//! | `{hub:<hub>}:host` | string | the host name that the hub's alias is bound to |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
 //! | `{hub:<hub>}:listeners` | hash | by listener to the hub's feedback: when it reported, until when it has heard, and its state (JSON) |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |

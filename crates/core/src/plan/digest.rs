@@ -61,7 +61,7 @@ impl PlanDigest {
 mod tests {
     use super::super::Group;
     use super::*;
-    use crate::ids::{BatchId, DeviceId, StageIndex};
+    use crate::ids::{BatchId, DeviceId, HubHost, StageIndex};
 
     fn digest(batches: &[(&str, &[&str])]) -> String {
         let hub = HubName::new("h").unwrap();
@@ -73,6 +73,7 @@ mod tests {
             let header = BatchHeader {
                 id: BatchId(index as u32 * 7),
                 hub: hub.clone(),
+                host: HubHost::new("h").unwrap(),
                 stage: StageIndex(0),
                 group: Group(vec![("g".into(), Some((*group).into()))]),
                 devices: devices.len() as u32,

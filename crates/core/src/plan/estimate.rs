@@ -178,7 +178,7 @@ pub fn estimate(
 mod tests {
     use super::*;
     use crate::hub::{HEADROOM, Tier};
-    use crate::ids::{HubName, RolloutName};
+    use crate::ids::{HubHost, HubName, RolloutName};
     use crate::permits::{HubPermits, MAKE_UP, PermitRequest};
     use crate::time::Timestamp;
 
@@ -186,6 +186,7 @@ mod tests {
     fn a_million_devices_take_what_the_quota_says() {
         let plan = HubPlan {
             hub: HubName::new("eu").unwrap(),
+            host: HubHost::new("h").unwrap(),
             devices: 1_000_000,
             batches: 1,
         };
@@ -212,6 +213,7 @@ mod tests {
             let hubs: Vec<_> = hubs
                 .map(|(hub, devices)| HubPlan {
                     hub: HubName::new(hub).unwrap(),
+                    host: HubHost::new("h").unwrap(),
                     devices,
                     batches: 1,
                 })
@@ -278,6 +280,7 @@ mod tests {
                 let rate = rate.map(|rate| rate.parse().unwrap());
                 let plan = HubPlan {
                     hub: HubName::new("eu").unwrap(),
+                    host: HubHost::new("h").unwrap(),
                     devices: u64::from(messages),
                     batches: 1,
                 };

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::order::Place;
 use crate::budget::BudgetGroup;
-use crate::ids::{BatchId, DeviceId, HubName, StageIndex};
+use crate::ids::{BatchId, DeviceId, HubHost, HubName, StageIndex};
 
 /// A tag group: the values of the `batch_by` tags that all devices of a batch share, in the
 /// order of the spec. A device without the tag has `None`, which is a group of its own.
@@ -34,6 +34,8 @@ pub struct BatchHeader {
     pub id: BatchId,
     /// The hub of all its devices.
     pub hub: HubName,
+    /// The host name of that hub. A batch is sent through no other hub, whatever the alias names later.
+    pub host: HubHost,
     /// The stage of all its devices.
     pub stage: StageIndex,
     /// What else they share.

@@ -8,7 +8,9 @@ use crate::batch::{BatchStatus, Held, Lease, Reopened};
 use crate::budget::{BudgetGroup, GroupProgress};
 use crate::evidence::{ListenerReport, ListenerStatus};
 use crate::group::Line;
-use crate::ids::{Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version};
+use crate::ids::{
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
+};
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, LimiterState, PermitRequest};
 use crate::plan::{Batch, BatchHeader};
@@ -325,6 +327,10 @@ pub trait Store: Send + Sync + 'static {
     /// Replaces a group's line by one that was made from the version before it.
     /// [`StoreError::Superseded`] when the stored version is another.
     async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError>;
+
+    /// Binds the alias of a hub to the hub's host name, unless the alias is bound already; gives the host name to which
+    /// the alias is bound. A binding never changes, because all records under the alias are about that hub.
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError>;
 
     /// Reserves permits on a hub.
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError>;

@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::gate::{Next, WaitsFor, next_when_heard};
-    use crate::ids::HubName;
+    use crate::ids::{HubHost, HubName};
     use crate::outcome::{Counts, Outcome};
     use crate::plan::{PlanSummary, StagePlan};
     use crate::rollout::{Event, Word};
@@ -154,6 +154,7 @@ mod tests {
     fn hub(name: &str, devices: u64, batches: u32) -> HubPlan {
         HubPlan {
             hub: HubName::new(name).unwrap(),
+            host: HubHost::new(name).unwrap(),
             devices,
             batches,
         }

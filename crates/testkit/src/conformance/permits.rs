@@ -12,7 +12,7 @@ use twincast_core::permits::{
 use twincast_core::ports::Clock;
 
 use super::Subject;
-use crate::build::{hub, name};
+use crate::build::{host, hub, name};
 
 fn request(on: &str, wanted: u32, per_minute: f64) -> PermitRequest {
     PermitRequest {
@@ -188,6 +188,20 @@ pub async fn links_have_a_budget(subject: Subject) {
     }
     assert!(!store.open_link(&hub("a")).await.unwrap().is_zero());
     assert!(store.open_link(&hub("b")).await.unwrap().is_zero());
+}
+
+/// The first host name under an alias stays, and other aliases are not concerned.
+pub async fn a_hub_is_bound_once(subject: Subject) {
+    let store = &*subject.store;
+    for (alias, configured, bound) in [
+        ("main", "staging", "staging"),
+        ("main", "production", "staging"),
+        ("main", "staging", "staging"),
+        ("other", "production", "production"),
+    ] {
+        let found = store.bind_hub(&hub(alias), &host(configured)).await;
+        assert_eq!(found.unwrap(), host(bound), "{alias} as {configured}");
+    }
 }
 
 /// Whatever is asked for and when, every grant is that of [`HubPermits`].

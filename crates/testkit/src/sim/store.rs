@@ -8,7 +8,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, Holder, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
 };
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
@@ -360,6 +360,14 @@ impl Store for SimStore {
         let (of, line) = (group.clone(), line.clone());
         self.call("save_line", group, |truth, _| async move {
             truth.save_line(&of, &line).await
+        })
+        .await
+    }
+
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let (hub, host) = (hub.clone(), host.clone());
+        self.call("bind_hub", hub.clone(), |truth, _| async move {
+            truth.bind_hub(&hub, &host).await
         })
         .await
     }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use redb::ReadableTable;
 use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
@@ -57,6 +57,19 @@ pub(super) fn line_of(
     };
     serde_json::from_slice(stored.value())
         .map_err(|error| Fault::damaged(format!("the line of group {group}: {error}")))
+}
+
+/// The host name that a hub's alias is bound to, if it is bound.
+pub(super) fn host_of(
+    hosts: &impl ReadableTable<&'static str, &'static str>,
+    hub: &HubName,
+) -> Result<Option<HubHost>, Fault> {
+    let Some(stored) = hosts.get(hub.as_str())? else {
+        return Ok(None);
+    };
+    HubHost::new(stored.value())
+        .map(Some)
+        .map_err(|error| Fault::damaged(format!("the host name of hub {hub}: {error}")))
 }
 
 pub(super) fn rollouts(tables: &ReadTables) -> Result<Vec<RolloutName>, Fault> {

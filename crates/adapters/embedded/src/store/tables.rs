@@ -14,6 +14,7 @@
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
+//! | `hosts` | hub | the host name that the hub's alias is bound to |
 //! | `listeners` | hub | the last listener to the hub's feedback, JSON |
 //! | `begun` | series, batch | of a batch with budgets that was given to a worker: whether something is still to be sent, and when something was last recorded as sent |
 //! | `members` | series, group, batch | nothing; is there while the group's budget counts the batch |
@@ -40,7 +41,7 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 4;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -118,6 +119,7 @@ tables! {
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
     lines: LINES &'static str => &'static [u8];
+    hosts: HOSTS &'static str => &'static str;
     listeners: LISTENERS &'static str => &'static [u8];
     begun: BEGUN BatchKey => (bool, u64);
     members: MEMBERS (u32, &'static str, u32) => ();

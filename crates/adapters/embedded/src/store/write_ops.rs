@@ -6,7 +6,7 @@ use std::time::Duration;
 use redb::ReadableTable;
 use twincast_core::batch::{Attempts, Held, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, Version};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader};
 use twincast_core::ports::{Created, Report, Skip};
@@ -89,6 +89,20 @@ pub(super) fn save_line(
     tables.lines.insert(group.as_str(), line.as_slice())?;
     tables.wrote = true;
     Ok(())
+}
+
+/// Binds a hub's alias to a host name, unless it is bound; gives the host name that it is bound to.
+pub(super) fn bind_hub(
+    tables: &mut WriteTables<'_>,
+    hub: &HubName,
+    host: &HubHost,
+) -> Result<HubHost, Fault> {
+    if let Some(bound) = read_ops::host_of(&tables.hosts, hub)? {
+        return Ok(bound);
+    }
+    tables.hosts.insert(hub.as_str(), host.as_str())?;
+    tables.wrote = true;
+    Ok(host.clone())
 }
 
 /// Notes the last listener to a hub's feedback.

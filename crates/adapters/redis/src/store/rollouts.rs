@@ -8,7 +8,9 @@ use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubName, RolloutName, StageIndex, Version};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::Batch;
@@ -19,6 +21,7 @@ use twincast_core::rollout::{Adding, Rollout, Wanted};
 use twincast_core::time::ms;
 
 use super::{RedisStore, Subject, newer};
+use crate::error::Misfit;
 use crate::keys::{FORMAT, Stance};
 use crate::reply::{encode, json, pack};
 use crate::scripts::{Run, SCRIPTS};
@@ -301,6 +304,16 @@ impl Store for RedisStore {
             .arg(stored);
         self.run("save", Subject::Line(group), &run).await?;
         Ok(())
+    }
+
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let (verb, subject) = ("bind", Subject::Hub(hub));
+        let key = self.keys.host(hub);
+        let set = cmd("SETNX").arg(&key).arg(host.as_str()).to_owned();
+        self.ask::<u8>(verb, subject, &set).await?;
+        let get = cmd("GET").arg(&key).to_owned();
+        let bound: String = self.ask(verb, subject, &get).await?;
+        HubHost::new(bound).map_err(|error| subject.corrupt(verb, Misfit(error.to_string())))
     }
 
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {

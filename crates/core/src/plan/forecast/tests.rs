@@ -1,5 +1,6 @@
 use super::*;
 use crate::hub::{HubLimits, Tier};
+use crate::ids::HubHost;
 use crate::plan::{HubPlan, estimate};
 
 /// Monday 2026-01-05, noon.
@@ -33,6 +34,7 @@ fn shares(
 ) -> StageShares {
     let plan = HubPlan {
         hub: hub(),
+        host: HubHost::new("h").unwrap(),
         devices: devices.iter().map(|(_, devices)| devices).sum(),
         batches: 1,
     };
@@ -287,6 +289,7 @@ fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
             .zip(*devices)
             .map(|(hub, devices)| HubPlan {
                 hub: hub.clone(),
+                host: HubHost::new("h").unwrap(),
                 devices: *devices,
                 batches: 1,
             })
