@@ -151,6 +151,8 @@ pub(crate) struct RedisSettings {
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) prefix: String,
     pub(crate) timeout: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) durable_after: Option<Span>,
 }
 
 impl RedisSettings {

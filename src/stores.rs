@@ -90,5 +90,6 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
         connect_timeout: from.timeout.0,
         response_timeout: from.timeout.0,
         time: twincast_redis::TimeSource::Server,
+        durable_after: from.durable_after.map(|span| span.0),
     })
 }

@@ -51,6 +51,7 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
     match store.create(&rollout).await? {
         Created::New => Ok(Accepted::New(Box::new(rollout))),
         Created::Existing(existing) if matches!(existing.phase, Phase::Failed { .. }) => {
+            let from = existing.revision();
             let version = Version(existing.version.0 + 1);
             let mut next = Rollout {
                 version,
@@ -63,7 +64,7 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
             next.history.splice(..0, existing.history);
             let surplus = next.history.len().saturating_sub(Rollout::HISTORY);
             next.history.drain(..surplus);
-            store.save(&next, existing.version).await?;
+            store.save(&next, from).await?;
             Ok(Accepted::New(Box::new(next)))
         }
         Created::Existing(existing) => {

@@ -78,7 +78,7 @@ impl Driver {
             matches!(next, Next::Wait(_) | Next::Measure) && clock_at.elapsed() >= NOTED_EVERY;
         let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
         if let Some(noted) = noted {
-            self.store.save(&noted, noted.version).await?;
+            self.store.save(&noted, noted.revision()).await?;
             *rollout = noted;
             seen.clock_saved_at = Some(Instant::now());
         }

@@ -17,7 +17,7 @@ use twincast_core::evidence::Evidence;
 use twincast_core::gate::{self, Measured, Next, Seen, WaitsFor};
 use twincast_core::ids::{HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     Clock, HubTrouble, MetricSource, Queue, Roster, Skip, Store, StoreError, Tally,
 };
@@ -187,6 +187,13 @@ impl Driver {
                     source: StoreError::Superseded { .. },
                     ..
                 }) => {}
+                Err(DriveError::Store {
+                    source: StoreError::Regressed { what },
+                    ..
+                }) => {
+                    self.repairs.0.inc();
+                    tracing::warn!(rollout = %name, what, "the store has lost its last writes, they are made again");
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -243,7 +250,7 @@ impl Driver {
             return Ok(rollout.clone());
         };
         self.store
-            .save(&next, rollout.version)
+            .save(&next, rollout.revision())
             .await
             .map_err(|source| DriveError::Store {
                 rollout: name.clone(),
@@ -268,7 +275,7 @@ impl Driver {
         let planning = async {
             futures::join!(
                 planner.plan(sender),
-                store_batches(&*self.store, name, by, receiver)
+                store_batches(&*self.store, name, by, Checksum::default(), receiver)
             )
         };
         // A half-made plan is discarded by the next try.
@@ -310,12 +317,12 @@ impl Driver {
 
     async fn is_current(&self, rollout: &Rollout) -> Result<bool, DriveError> {
         let name = &rollout.spec.name;
-        let version = self.store.version(name).await;
-        let version = version.map_err(|source| DriveError::Store {
+        let revision = self.store.revision(name).await;
+        let revision = revision.map_err(|source| DriveError::Store {
             rollout: name.clone(),
             source,
         })?;
-        Ok(version == Some(rollout.version))
+        Ok(revision == Some(rollout.revision()))
     }
 
     /// Keeps batches of the current stage on the hubs' queues until something happens to the
@@ -570,21 +577,32 @@ impl Driver {
     }
 }
 
-/// Stores batches as they come, several at a time when they come fast.
+/// Stores batches as they come, several at a time when they come fast. The rollout has those of `checksum` already; gives
+/// the checksum of all.
+///
+/// # Errors
+/// When the store fails; [`StoreError::Regressed`] when it has other batches than it acknowledged.
 pub(crate) async fn store_batches(
     store: &dyn Store,
     name: &RolloutName,
     by: Adding,
+    mut checksum: Checksum,
     mut batches: mpsc::Receiver<Batch>,
-) -> Result<(), StoreError> {
+) -> Result<Checksum, StoreError> {
     let mut group = Vec::new();
     while batches.recv_many(&mut group, 4).await > 0 {
+        checksum.join(&group.iter().collect());
         // On an error the receiver is dropped, which stops the planner.
-        store
+        let found = store
             .add_batches(name, by, std::mem::take(&mut group))
             .await?;
+        if found != checksum {
+            return Err(StoreError::Regressed {
+                what: format!("{by} of rollout {name} has {found}, not {checksum}"),
+            });
+        }
     }
-    Ok(())
+    Ok(checksum)
 }
 
 /// What a driver remembers between its turns. Nothing of it need be known to go on.

@@ -40,10 +40,10 @@ pub async fn tell(
     events: &dyn Events,
 ) -> Result<Version, NotTold> {
     let told = roster.announced(name).await?;
-    let Some(version) = store.version(name).await? else {
+    let Some(revision) = store.revision(name).await? else {
         return Ok(told);
     };
-    if version <= told {
+    if revision.version <= told {
         return Ok(told);
     }
     let Some(rollout) = store.rollout(name).await? else {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use twincast_core::error::in_words;
-use twincast_core::ids::{HubName, RolloutName, StageName, Version};
+use twincast_core::ids::{CommandKey, HubName, RolloutName, StageName, Version};
 use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, IllegalTransition, Keyed, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
+use twincast_core::time::Timestamp;
 use twincast_core::trace::{Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
@@ -79,6 +80,94 @@ impl Intake {
     /// # Errors
     /// [`NotDone`].
     pub async fn execute(&self, command: &Command) -> Result<Answer, NotDone> {
+        let done = self.attempt(command).await?;
+        self.confirm(done).await
+    }
+
+    /// Does a command that was read. The effect is not durable before it is [confirmed](Self::confirm).
+    ///
+    /// Cancel safety: may be dropped; the command is then to be done again.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn attempt(&self, command: &Command) -> Result<Attempted, NotDone> {
+        let begun = command.begun.unwrap_or_else(|| self.begin(None));
+        let mut command = command.clone();
+        command.begun = Some(begun);
+        if command.rollout.is_some() && !self.store.durable_after().is_zero() {
+            // Known by its span, a command whose effect was lost is told from one that was overruled since.
+            command.key = command.key.or_else(|| key_of(begun.context));
+        }
+        let at = self.clock.now();
+        let answer = self.perform(&command).await?;
+        Ok(Attempted {
+            command,
+            at,
+            answer,
+        })
+    }
+
+    /// Waits until the effect of a command is durable. If the store has lost the effect meanwhile, the command is done again.
+    ///
+    /// Cancel safety: may be dropped; the effect may then be lost with the store's last writes.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub async fn confirm(&self, attempted: Attempted) -> Result<Answer, NotDone> {
+        let Attempted {
+            command,
+            at,
+            mut answer,
+        } = attempted;
+        let durable_after = self.store.durable_after();
+        if durable_after.is_zero() || !answer.changed {
+            return Ok(answer);
+        }
+        for _ in 0..TRIES {
+            tokio::time::sleep(durable_after).await;
+            if self.is_in_effect(&command, at).await? {
+                break;
+            }
+            match self.perform(&command).await {
+                // It is there: that was the question.
+                Ok(again) if !again.changed && command.command == Kind::Start => break,
+                Ok(again) => {
+                    tracing::warn!(
+                        command = command.name(),
+                        "the store had lost a command, it was done again"
+                    );
+                    answer = again;
+                }
+                // The start of its rollout was lost, too, and is done again by whoever did it.
+                Err(NotDone::Refused(refusal)) if refusal.cause == Cause::UnknownRollout => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Whether the store still has the effect of a command that changed something after `at`.
+    async fn is_in_effect(&self, command: &Command, at: Timestamp) -> Result<bool, NotDone> {
+        let name = match command.command {
+            Kind::StopAll => return Ok(self.halted().await?.is_some()),
+            // A stop that came since stays.
+            Kind::ResumeAll => {
+                let halt = self.halted().await?;
+                return Ok(halt.is_none_or(|halt| halt.since > at));
+            }
+            // Whether the rollout of that name is the same one is found by starting it again.
+            Kind::Start => return Ok(false),
+            _ => &command.rollout,
+        };
+        let Some((name, key)) = name.as_ref().zip(command.key.as_ref()) else {
+            return Ok(true);
+        };
+        let rollout = self.store.rollout(name).await?;
+        Ok(rollout.is_some_and(|rollout| rollout.done(key).is_some()))
+    }
+
+    /// Does a command and tells of it.
+    async fn perform(&self, command: &Command) -> Result<Answer, NotDone> {
         let begun = command.begun.unwrap_or_else(|| self.begin(None));
         let start = self.clock.now();
         let done = self.carry_out(command, begun.context).await;
@@ -305,7 +394,7 @@ impl Intake {
             if let Some(once) = once {
                 next = next.done_by(once.clone());
             }
-            match self.store.save(&next, rollout.version).await {
+            match self.store.save(&next, rollout.revision()).await {
                 Ok(()) => {
                     traces::moved_on(&self.tracer, &rollout, &next);
                     return Ok((true, next));
@@ -382,6 +471,19 @@ impl Intake {
         }
         Ok(self.answer(changed, &rollouts).await?)
     }
+}
+
+/// A command that was done, in a store that may lose the effect yet.
+#[derive(Debug, Clone)]
+pub struct Attempted {
+    command: Command,
+    at: Timestamp,
+    answer: Answer,
+}
+
+/// The key of a command without one.
+fn key_of(span: TraceContext) -> Option<CommandKey> {
+    CommandKey::new(span.to_string()).ok()
 }
 
 /// The rollout that is to be changed, and the command by its key, if it has one.

@@ -17,7 +17,7 @@ use twincast_core::batch::BatchStatus;
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, StageIndex};
 use twincast_core::outcome::Outcome;
-use twincast_core::plan::HubPlan;
+use twincast_core::plan::{Checksum, HubPlan};
 use twincast_core::ports::{Clock, Skip, Store, StoreError};
 use twincast_core::rollout::{Adding, Event, Found, LookId, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -72,6 +72,10 @@ impl Looking {
             self.under_way = None;
             match ended {
                 Ok(found) => return Event::Looked { found },
+                Err(GivenUp::Store(StoreError::Regressed { what })) => {
+                    let name = &rollout.spec.name;
+                    tracing::warn!(rollout = %name, what, "the store has lost a part of a look, which begins anew");
+                }
                 Err(error) => {
                     let (name, error) = (&rollout.spec.name, in_words(&error));
                     tracing::warn!(rollout = %name, error, "a look for devices that have joined was given up");
@@ -128,6 +132,7 @@ struct Stock {
     next: BatchId,
     /// The batches with devices that are still to be sent to.
     waiting: Vec<BatchId>,
+    checksum: Checksum,
 }
 
 impl Stock {
@@ -165,6 +170,7 @@ impl Look {
             found.joined += self.add_joiners(&members, &mut stock).await?;
             found.left += self.skip_left(&members, &stock.waiting).await?;
         }
+        found.checksum = stock.checksum;
         found.hubs = stock.hubs.into_values().collect();
         Ok(found)
     }
@@ -183,6 +189,7 @@ impl Look {
             for batch in &page {
                 stock.add_batch(batch);
                 let work = self.store.load(name, batch.header.id).await?;
+                stock.checksum.add(&work.batch);
                 for device in work.devices().filter(|it| it.outcome != Outcome::Skipped) {
                     members.add(&batch.header.hub, device.id);
                 }
@@ -208,10 +215,11 @@ impl Look {
             &*self.store,
             &self.spec.name,
             Adding::Look(self.id),
+            stock.checksum,
             receiver,
         );
         let (planned, stored) = futures::join!(planner.plan(sender), adding);
-        stored?;
+        stock.checksum = stored?;
         let planned = planned.map_err(GivenUp::Hubs)?;
         for hub in &planned.hubs {
             stock.add(hub);

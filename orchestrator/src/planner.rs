@@ -18,8 +18,8 @@ use twincast_core::ids::{
     BatchId, DeviceId, HubHost, HubName, InvalidName, RolloutName, StageIndex, StageName,
 };
 use twincast_core::plan::{
-    Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, CutMissed, Excluded, Filled,
-    Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules,
+    Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, CutMissed, Excluded,
+    Filled, Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules,
     UnknownZones, arrange, finish_stages,
 };
 use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
@@ -254,6 +254,7 @@ fn summarize(
         devices: 0,
         batches: 0,
         digest: String::new(),
+        checksum: Checksum::default(),
         hubs: Vec::new(),
         stages: stages.collect(),
         excluded: excluded.counts(&spec.target.exclude),
@@ -263,6 +264,7 @@ fn summarize(
     let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
     let found: u64 = parts.iter().map(|part| part.found).sum();
     for part in parts {
+        summary.checksum.join(&part.checksum);
         summary.devices += part.plan.devices;
         summary.batches += part.plan.batches;
         for (stage, (devices, batches)) in summary.stages.iter_mut().zip(part.stages) {
@@ -354,6 +356,7 @@ struct Planned {
     /// By stage: devices and batches.
     stages: Vec<(u64, u32)>,
     digest: HubDigest,
+    checksum: Checksum,
     /// How large batches may be, by the budgets.
     sizes: BatchSizes,
     /// By rule, what was left out by its tags.
@@ -377,6 +380,7 @@ impl<'a> HubPart<'a> {
                 plan: HubPlan::none(hub, &handle.host),
                 stages: vec![(0, 0); stages],
                 digest: HubDigest::default(),
+                checksum: Checksum::default(),
                 sizes: BatchSizes::default(),
                 excluded_by_tags: vec![0; spec.target.exclude.len()],
                 listed: 0,
@@ -618,7 +622,9 @@ impl Planned {
         let (in_stage, batches) = &mut self.stages[usize::from(stage.0)];
         *in_stage += u64::from(header.devices);
         *batches += 1;
-        let sent = shared.batches.send(Batch { header, devices }).await;
+        let batch = Batch { header, devices };
+        self.checksum.add(&batch);
+        let sent = shared.batches.send(batch).await;
         sent.map_err(|_| PlanError::Interrupted)
     }
 }

@@ -4,6 +4,7 @@
 //! prepares it: batch by batch, the chosen devices become pending again. Only when all of them are is
 //! anything sent, and any gate asked.
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::batch::Reopened;
 use twincast_core::ids::{BatchId, StageIndex, StageName};
@@ -35,35 +36,62 @@ impl Driver {
             source,
         };
         let mut devices = 0;
+        let durable_after = self.store.durable_after();
+        // Since when no batch needs to be reopened, as far as the store has lost none of it.
+        let mut clean_since: Option<Instant> = None;
         loop {
-            let mut held = false;
-            let mut after = None;
-            loop {
-                let page = self.reopen_page(rollout, retry, after).await;
-                let page = page.map_err(store_error)?;
-                devices += page.devices;
-                held |= page.held;
-                after = page.last;
-                if after.is_none() {
-                    break;
-                }
-                if stop.is_cancelled() {
-                    return Ok(());
-                }
-            }
-            if !held {
+            let began = Instant::now();
+            let Some(pass) = self
+                .reopen_all(rollout, retry, stop)
+                .await
+                .map_err(store_error)?
+            else {
+                return Ok(());
+            };
+            devices += pass.devices;
+            let is_clean = !pass.held && (pass.devices == 0 || durable_after.is_zero());
+            let clean_for = clean_since.map(|since| began.saturating_duration_since(since));
+            if is_clean && (durable_after.is_zero() || clean_for >= Some(durable_after)) {
                 break;
             }
+            let wait = if is_clean {
+                durable_after
+            } else {
+                self.config.pass
+            };
+            clean_since = is_clean.then(|| clean_since.unwrap_or_else(Instant::now));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(self.config.pass) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
         let attempt = retry.attempt;
         tracing::info!(rollout = %name, %attempt, devices, "devices are to be sent to again");
         self.apply(rollout, Event::RetryPrepared).await?;
         Ok(())
+    }
+
+    /// Reopens what is to be reopened in all batches. `None` after `stop`.
+    async fn reopen_all(
+        &self,
+        rollout: &Rollout,
+        retry: &Retry,
+        stop: &CancellationToken,
+    ) -> Result<Option<Page>, StoreError> {
+        let mut all = Page::default();
+        loop {
+            let page = self.reopen_page(rollout, retry, all.last).await?;
+            all.devices += page.devices;
+            all.held |= page.held;
+            all.last = page.last;
+            if all.last.is_none() {
+                return Ok(Some(all));
+            }
+            if stop.is_cancelled() {
+                return Ok(None);
+            }
+        }
     }
 
     async fn reopen_page(
@@ -103,6 +131,7 @@ impl Driver {
 }
 
 /// What became of a page of batches.
+#[derive(Default)]
 struct Page {
     /// The last of them; none, if there are no more.
     last: Option<BatchId>,

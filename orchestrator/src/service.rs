@@ -314,8 +314,8 @@ impl Orchestrator {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(self.config.look) => {}
             }
-            match self.store.version(&rollout.spec.name).await {
-                Ok(version) if version == Some(rollout.version) => {}
+            match self.store.revision(&rollout.spec.name).await {
+                Ok(revision) if revision == Some(rollout.revision()) => {}
                 Ok(_) => return,
                 Err(error) => {
                     tracing::debug!(error = in_words(&error), "the store does not answer");
@@ -381,6 +381,8 @@ impl Orchestrator {
         name: &RolloutName,
         told: Result<Version, events::NotTold>,
     ) -> Result<(), StoreError> {
+        // Once it is off the roster, nobody would notice that the store has lost its end.
+        tokio::time::sleep(self.store.durable_after()).await;
         if let Some(rollout) = self.store.rollout(name).await?
             && rollout.phase.is_ended()
             && told.is_ok_and(|told| told >= rollout.version)

@@ -351,7 +351,7 @@ async fn without_stages_there_is_one() {
         .unwrap();
     assert_eq!(stages_of(&summary), [("all", 30)]);
     let old = serde_json::json!({
-        "devices": 0, "batches": 0, "digest": "", "hubs": [], "excluded": [], "repeated": 0
+        "devices": 0, "batches": 0, "digest": "", "checksum": {"batches": 0, "devices": 0, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0
     });
     let old: PlanSummary = serde_json::from_value(old).unwrap();
     assert_eq!(old.stages, []);

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingCommand};
 use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
-use twincast_core::trace::Begun;
 use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
 use twincast_orchestrator::http::Api;
-use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::intake::{Attempted, Intake, NotDone};
 use twincast_orchestrator::metrics::Metrics;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_retry::Policy;
@@ -28,8 +29,9 @@ use crate::process::Process;
 use crate::prometheus;
 use crate::services::BrokerEvents;
 
-/// Commands that this process holds: the others are for other orchestrators meanwhile.
-const AT_ONCE: usize = 1;
+/// Commands that this process holds: the others are for other orchestrators meanwhile. More than one, because an answer waits
+/// until the effect is durable.
+const AT_ONCE: usize = 32;
 /// How often dead letters are counted.
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long a command waits whose effect could not be stored.
@@ -123,8 +125,8 @@ async fn count_dead_letters(amqp: &Amqp, metrics: &Metrics) {
     }
 }
 
-/// Takes commands until `stop`, one after the other. Another orchestrator may do later ones
-/// meanwhile: who cares for an order waits for each answer.
+/// Takes commands until `stop`, and does one after the other; answers follow when the effects are durable. Another
+/// orchestrator may do later ones meanwhile: who cares for an order waits for each answer.
 async fn take(
     amqp: &Amqp,
     intake: &Intake,
@@ -134,23 +136,23 @@ async fn take(
     let Some(mut commands) = subscribe(amqp, stop).await? else {
         return Ok(());
     };
+    let mut answering = FuturesUnordered::new();
     loop {
         let command = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
+            Some(()) = answering.next() => continue,
             command = commands.next() => command?,
         };
         // One that is put down here comes again.
-        let answered = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            answered = answer(command, intake, metrics) => answered,
+        let done = tokio::select! {
+            () = stop.cancelled() => break,
+            done = attempt(&command, intake) => done,
         };
-        if let Err(error) = answered {
-            tracing::warn!(
-                error = in_words(&error),
-                "a command was not answered for, it comes again"
-            );
-        }
+        answering.push(answer(command, done, intake, metrics));
     }
+    // What was done is answered for.
+    while answering.next().await.is_some() {}
+    Ok(())
 }
 
 /// Begins to take commands, trying for as long as it takes. `None` when `stop` comes first.
@@ -182,23 +184,43 @@ async fn subscribe(
     }
 }
 
-/// Does one command, says what came of it, and answers for it.
+/// Does one command.
+async fn attempt(command: &IncomingCommand, intake: &Intake) -> Result<Attempted, Refusal> {
+    let body = match &command.body {
+        CommandBody::Whole(body) => body,
+        CommandBody::TooLarge { size, .. } => return Err(too_large(*size)),
+    };
+    let begun = intake.begin(command.traceparent.as_deref());
+    let log = tracing::error_span!("command", trace_id = %begun.context.trace);
+    let command = Command {
+        begun: Some(begun),
+        ..Command::read(body, command.content_type.as_deref())?
+    };
+    patiently(|| intake.attempt(&command)).instrument(log).await
+}
+
+/// Answers for a command once its effect is durable.
 async fn answer(
     command: IncomingCommand,
+    done: Result<Attempted, Refusal>,
     intake: &Intake,
     metrics: &Metrics,
-) -> Result<(), AmqpError> {
-    let done = match &command.body {
-        CommandBody::Whole(body) => {
-            let begun = intake.begin(command.traceparent.as_deref());
-            let log = tracing::error_span!("command", trace_id = %begun.context.trace);
-            handle(body, command.content_type.as_deref(), begun, intake)
-                .instrument(log)
-                .await
-        }
-        CommandBody::TooLarge { size, .. } => Err(too_large(*size)),
+) {
+    let done = match done {
+        Ok(attempted) => patiently(|| intake.confirm(attempted.clone())).await,
+        Err(refusal) => Err(refusal),
     };
     metrics.answered(done.as_ref());
+    if let Err(error) = reply(command, done).await {
+        tracing::warn!(
+            error = in_words(&error),
+            "a command was not answered for, it comes again"
+        );
+    }
+}
+
+/// Says what came of a command, and takes it off the queue.
+async fn reply(command: IncomingCommand, done: Result<Answer, Refusal>) -> Result<(), AmqpError> {
     let refusal = match done {
         Ok(answer) => {
             command.reply(json(&answer)).await;
@@ -223,20 +245,14 @@ async fn answer(
         .await
 }
 
-/// Does a command, waiting for the store as long as it takes.
-async fn handle(
-    body: &[u8],
-    content_type: Option<&str>,
-    begun: Begun,
-    intake: &Intake,
-) -> Result<Answer, Refusal> {
-    let command = Command {
-        begun: Some(begun),
-        ..Command::read(body, content_type)?
-    };
+/// Does something about a command, waiting for the store as long as it takes.
+async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, Refusal>
+where
+    F: Future<Output = Result<T, NotDone>>,
+{
     loop {
-        match intake.execute(&command).await {
-            Ok(answer) => return Ok(answer),
+        match call().await {
+            Ok(done) => return Ok(done),
             Err(NotDone::Refused(refusal)) => return Err(refusal),
             Err(NotDone::Store(error @ StoreError::Newer { .. })) => {
                 return Err(Refusal::new(Cause::NewerRelease, in_words(&error)));

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use serde_json::Value;
 use tokio::time::Instant;
 use twincast_core::batch::Lease;
@@ -30,6 +31,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The account.
 pub(crate) struct Account {
     plan: Plan,
+    /// The store forgets its last writes, now and then. Then the account checks what must hold all the same: targets,
+    /// quotas, message ids, sums, and the end.
+    forgetful: bool,
     books: Mutex<Books>,
 }
 
@@ -39,6 +43,10 @@ struct Books {
     rollouts: BTreeMap<RolloutName, Record>,
     batches: BTreeMap<(RolloutName, BatchId), Work>,
     devices: BTreeMap<(RolloutName, DeviceId), Sends>,
+    /// When the store has lost its writes: from when on, and at which moment.
+    forgotten: Vec<(Instant, Instant)>,
+    /// When a message was last accepted.
+    accepted_at: BTreeMap<String, Instant>,
     /// When which rollout's messages were accepted in the last minute.
     minutes: BTreeMap<HubName, VecDeque<(Instant, RolloutName)>>,
     /// Messages that were marked, and sent when the store had answered at last: what their permits stood for was over.
@@ -144,6 +152,7 @@ struct Sends {
 impl Account {
     pub(crate) fn new(plan: Plan) -> Self {
         Self {
+            forgetful: !plan.faults.store_forgets.is_empty(),
             plan,
             books: Mutex::default(),
         }
@@ -177,6 +186,26 @@ impl Account {
         self.books().halted_since.get_or_insert_with(Instant::now);
     }
 
+    /// The store has lost the writes of this time.
+    pub(crate) async fn forgot(&self, store: &MemoryStore, lost: Duration) {
+        let names = store.rollouts().await.expect("memory does not fail");
+        let mut stored = Vec::new();
+        for name in names {
+            stored.extend(store.rollout(&name).await.expect("memory does not fail"));
+        }
+        let mut books = self.books();
+        books.rollouts.clear();
+        for rollout in &stored {
+            books.is_now(rollout);
+        }
+        let now = Instant::now();
+        books.forgotten.push((now - lost, now));
+        let halted = store.halted().now_or_never().and_then(Result::ok).flatten();
+        if halted.is_none() {
+            books.halted_since = None;
+        }
+    }
+
     /// The spec of a rollout as it is stored.
     pub(crate) fn stored(&self, name: &RolloutName) -> Option<Rollout> {
         let books = self.books();
@@ -185,7 +214,9 @@ impl Account {
 
     /// An event was published.
     pub(crate) fn told(&self, by: &Process, topic: &str, event: &Value) {
-        self.books().told(by, topic, event);
+        if !self.forgetful {
+            self.books().told(by, topic, event);
+        }
     }
 
     /// What may be checked at any time, against the store.
@@ -253,8 +284,12 @@ impl Account {
             }
         }
         let untouched = |tally: &Tally| {
-            let unsent = [Outcome::Pending, Outcome::Skipped].map(|it| tally.counts.get(it));
-            unsent.iter().sum::<u64>() == tally.counts.total()
+            // What was sent before the store forgot it may be heard of all the same.
+            let is_untouched = |outcome: Outcome| match outcome {
+                Outcome::Pending | Outcome::Skipped => true,
+                heard => self.forgetful && heard > Outcome::Enqueued,
+            };
+            tally.counts.sum_of(is_untouched) == tally.counts.total()
         };
         let early = tallies
             .iter()
@@ -359,6 +394,21 @@ impl Watch for Account {
     fn witness(&self, by: &Process, what: &Witnessed<'_>) {
         let mut books = self.books();
         let window = self.plan.worker.window;
+        if self.forgetful {
+            match what {
+                Witnessed::Saved(rollout) => return books.is_now(rollout),
+                Witnessed::Planned(..)
+                | Witnessed::Merged(..)
+                | Witnessed::Reopened(..)
+                | Witnessed::Skipped(..)
+                | Witnessed::Posted(..)
+                | Witnessed::Reported(..)
+                | Witnessed::Completed(..)
+                | Witnessed::Released(..) => return,
+                Witnessed::Recorded(lease, reports) => return books.recorded(lease, reports),
+                _ => {}
+            }
+        }
         match what {
             Witnessed::Saved(rollout) if books.is_note(rollout) => {}
             Witnessed::Saved(rollout) => {
@@ -461,6 +511,24 @@ impl Books {
                 .push(format!("{name} changed, and its version did not"));
         }
         true
+    }
+
+    /// Takes a rollout's record as it is, whatever it was before.
+    fn is_now(&mut self, rollout: &Rollout) {
+        let before = self.rollouts.get(&rollout.spec.name);
+        let stopped_since = match rollout.phase {
+            Phase::Running if rollout.retry.is_none() => None,
+            _ => before
+                .and_then(|before| before.stopped_since)
+                .or_else(|| Some(Instant::now())),
+        };
+        let record = Record {
+            latest: rollout.clone(),
+            stopped_since,
+            moved_at: Instant::now(),
+            versions: BTreeSet::new(),
+        };
+        self.rollouts.insert(rollout.spec.name.clone(), record);
     }
 
     fn saved(&mut self, by: &Process, rollout: &Rollout) {
@@ -631,8 +699,11 @@ impl Books {
                 id.rollout
             ));
         };
-        let in_time = self.gates.sending(&id);
-        self.is_right(in_time);
+        let forgetful = !plan.faults.store_forgets.is_empty();
+        if !forgetful {
+            let in_time = self.gates.sending(&id);
+            self.is_right(in_time);
+        }
         let (late, notes) = self.is_late(by, of.at_most_once, &id);
         if late {
             self.wrong.push(format!(
@@ -678,7 +749,7 @@ impl Books {
         let term = work.terms.entry(epoch).or_default();
         let is_known = sends.under.get(&epoch).copied().unwrap_or(false) && runs == 1
             || term.recorded_before.contains(&id.index);
-        if sends.accepted > 0 && (is_known || of.at_most_once) {
+        if sends.accepted > 0 && (is_known || of.at_most_once) && !forgetful {
             self.wrong.push(format!(
                 "{by} sends {} again, which {} is known to have",
                 message.id, message.device
@@ -688,7 +759,7 @@ impl Books {
         sends.by.insert(by.name().to_owned(), epoch);
         term.open.insert(id.index);
         let open = term.open.len();
-        if open > window * runs {
+        if open > window * runs && !forgetful {
             self.wrong.push(format!(
                 "{by} has {open} devices of {about} sent and not recorded"
             ));
@@ -712,6 +783,7 @@ impl Books {
         let work = self.batches.get(&(id.rollout.clone(), id.batch));
         if let Some((holder, _, at)) = work.and_then(|work| work.holder.as_ref())
             && holder.name() != by.name()
+            && self.forgotten.is_empty()
         {
             since.push((*at, format!("{holder} has the batch")));
         }
@@ -749,6 +821,15 @@ impl Books {
         if sends.accepted > 1 {
             self.tally.repeats += 1;
         }
+        if let Some(before) = self.accepted_at.insert(message.id.clone(), now)
+            && !plan.faults.store_forgets.is_empty()
+            && !self.is_forgotten(before)
+        {
+            let (id, device) = (&message.id, &message.device);
+            self.wrong.push(format!(
+                "{device} was sent {id} twice, and nothing was forgotten"
+            ));
+        }
         if self.marked.contains(&message.id) {
             return;
         }
@@ -776,6 +857,16 @@ impl Books {
                 "{hub} took {own} messages of {name} in a minute, of {rate}"
             ));
         }
+    }
+
+    /// Whether the record of a message may be lost that was accepted at that moment.
+    fn is_forgotten(&self, accepted_at: Instant) -> bool {
+        // A record follows within moments.
+        const RECORDED_WITHIN: Duration = Duration::from_secs(2);
+        let mut forgotten = self.forgotten.iter();
+        forgotten.any(|(from, to)| {
+            (*from - RECORDED_WITHIN..=*to + RECORDED_WITHIN).contains(&accepted_at)
+        })
     }
 
     fn answered(&mut self, by: &Process, message: &Outbound, result: &SendResult) {
@@ -814,8 +905,11 @@ impl Books {
         outcomes: &[Outcome],
     ) {
         let name = &rollout.spec.name;
-        let as_told = self.gates.agrees(name, batch, outcomes);
-        self.is_right(as_told);
+        let forgetful = !plan.faults.store_forgets.is_empty();
+        if !forgetful {
+            let as_told = self.gates.agrees(name, batch, outcomes);
+            self.is_right(as_told);
+        }
         let before = self
             .outcomes
             .insert((name.clone(), batch), outcomes.to_vec())
@@ -836,7 +930,10 @@ impl Books {
                 work.terms.values().any(|term| term.open.contains(&index))
             });
             let agrees = match outcome {
-                Outcome::Pending | Outcome::Attempting => sends.accepted == 0 || is_open,
+                Outcome::Pending | Outcome::Attempting => {
+                    sends.accepted == 0 || is_open || forgetful
+                }
+                Outcome::Skipped if forgetful => true,
                 Outcome::Skipped => {
                     let is_aborted = matches!(
                         rollout.phase,
@@ -850,7 +947,7 @@ impl Books {
                 Outcome::Refused => sends.refused.is_some() || sends.failed >= tries,
                 _ => sends.ever > 0,
             };
-            let fell = before.get(index).is_some_and(|before| before > outcome);
+            let fell = !forgetful && before.get(index).is_some_and(|before| before > outcome);
             if !agrees || fell {
                 let accepted = sends.accepted;
                 self.wrong.push(format!(

@@ -76,6 +76,7 @@ impl Engine {
         }
         happenings.spawn(Arc::clone(&self).stop_some());
         happenings.spawn(Arc::clone(&self).purge_some());
+        happenings.spawn(Arc::clone(&self).forget_some());
         self.until_ended(&mut happenings).await;
         self.end.cancel();
         while let Some(ended) = processes.join_next().await {
@@ -446,6 +447,19 @@ impl Engine {
         for (at, hub) in purges {
             sleep(at.saturating_sub(self.sim.age())).await;
             self.broker.purge(&hub);
+        }
+    }
+
+    /// Lets the store lose its last writes.
+    async fn forget_some(self: Arc<Self>) {
+        for (at, lost) in self.plan.faults.store_forgets.clone() {
+            sleep((at - lost).saturating_sub(self.sim.age())).await;
+            let before = self.truth.as_it_is();
+            sleep(lost).await;
+            self.truth.go_back(before);
+            self.sim
+                .note(format_args!("the store FORGETS its last {lost:?}"));
+            self.account.forgot(&self.truth, lost).await;
         }
     }
 

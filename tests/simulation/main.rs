@@ -30,10 +30,12 @@ use std::time::Instant;
 
 use crate::account::Figures;
 use crate::run::{Report, Setup};
-use crate::world::Plan;
+use crate::world::{CRASHES, Plan};
 
 /// How many seeds are run when nothing else is asked for.
 const SEEDS: u64 = 2_000;
+/// How many seeds are run with a store that forgets.
+const FORGETTING_SEEDS: u64 = 250;
 /// So many failures are told of; the lowest seed's in full.
 const ENOUGH: usize = 20;
 
@@ -88,6 +90,30 @@ fn promises_are_kept() {
     let (failed, figures) = run_all(from..from + many, &Setup::default(), ENOUGH);
     let rate = many as f64 / began.elapsed().as_secs_f64();
     println!("{many} seeds, {rate:.1} a second: {figures:?}");
+    for report in &failed {
+        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+    }
+    if let Some(first) = failed.first() {
+        panic!("{first}");
+    }
+}
+
+/// The store crashes four times in each world, and comes back without its last second.
+#[test]
+fn promises_are_kept_by_a_store_that_forgets() {
+    let setup = Setup {
+        forgets: true,
+        ..Setup::default()
+    };
+    if let Some(seed) = number("TWINCAST_SIM_FORGETTING_SEED") {
+        let report = run::run(seed, &setup.with_lines(usize::MAX));
+        println!("{report}");
+        assert!(report.wrong.is_empty(), "seed {seed} fails");
+        return;
+    }
+    let many = number("TWINCAST_SIM_FORGETTING_SEEDS").unwrap_or(FORGETTING_SEEDS);
+    let (failed, figures) = run_all(0..many, &setup, ENOUGH);
+    println!("{many} seeds with {CRASHES} crashes each: {figures:?}");
     for report in &failed {
         println!("seed {}: {}", report.plan.seed, report.wrong[0]);
     }

@@ -88,6 +88,29 @@ fn dispatches_that_are_lost_and_not_rung_for_again() {
     is_found(&setup, &["not at an end"]);
 }
 
+fn forgets_and_has(bug: Bug) -> Setup {
+    Setup {
+        forgets: true,
+        ..has(bug)
+    }
+}
+
+#[test]
+fn a_store_that_does_not_prove_what_it_holds() {
+    is_found(
+        &forgets_and_has(Bug::RefusesNothing),
+        &["and means", "at the end"],
+    );
+}
+
+#[test]
+fn a_store_that_counts_on_what_is_not_durable() {
+    is_found(
+        &forgets_and_has(Bug::NotDurable),
+        &["and now", "was never created", "history"],
+    );
+}
+
 #[test]
 fn a_worker_that_looks_too_seldom() {
     let setup = Setup {

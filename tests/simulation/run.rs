@@ -13,7 +13,7 @@ use twincast_testkit::{MemoryStore, RuntimeClock};
 
 use crate::account::{Account, Figures};
 use crate::engine::Engine;
-use crate::world::Plan;
+use crate::world::{FORGETS, Plan};
 
 /// How seeds are run.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) bug: Option<Bug>,
     /// Events are forgotten, now and then.
     pub(crate) forgets_events: bool,
+    /// The store crashes now and then, and forgets its last writes.
+    pub(crate) forgets: bool,
     /// Changes the world before it begins, but not what the account expects of it.
     pub(crate) tweak: fn(&mut Plan),
     /// Lines of the trace that are kept.
@@ -33,6 +35,7 @@ impl Default for Setup {
         Self {
             bug: None,
             forgets_events: false,
+            forgets: false,
             tweak: |_| {},
             lines: 200,
         }
@@ -74,6 +77,11 @@ impl fmt::Display for Report {
 /// Runs the world of a seed to its end.
 pub(crate) fn run(seed: u64, setup: &Setup) -> Report {
     let plan = Plan::of(seed);
+    let plan = if setup.forgets {
+        plan.forgetting()
+    } else {
+        plan
+    };
     let mut world = plan.clone();
     (setup.tweak)(&mut world);
     twincast_retry::seed_thread(seed);
@@ -95,6 +103,9 @@ pub(crate) fn run(seed: u64, setup: &Setup) -> Report {
             setup.bug,
         );
         let truth = MemoryStore::new(Arc::clone(&clock));
+        if setup.forgets && setup.bug != Some(Bug::NotDurable) {
+            truth.set_durable_after(FORGETS);
+        }
         if setup.bug == Some(Bug::NoStages) {
             truth.forget_stages();
         }

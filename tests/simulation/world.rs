@@ -95,6 +95,11 @@ pub(crate) enum Again {
     First,
 }
 
+/// How long a write of a store that forgets may be lost.
+pub(crate) const FORGETS: Duration = Duration::from_secs(1);
+/// How often such a store crashes in a world.
+pub(crate) const CRASHES: u32 = 4;
+
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 
 fn ms(ms: u64) -> Duration {
@@ -169,6 +174,36 @@ impl Plan {
             stops,
             purges,
         }
+    }
+
+    /// The same world with a store that crashes some times and forgets up to a second each time, and with no other fault.
+    pub(crate) fn forgetting(mut self) -> Self {
+        let mut dice = Chance::of(self.seed).at("forgets").dice();
+        let until = seconds(30);
+        let forgets: Vec<_> = (0..CRASHES)
+            .map(|n| {
+                // The first crash comes while most rollouts are planned.
+                let from = seconds(6) * n;
+                let lost = dice.time(ms(1)..=FORGETS);
+                (from + FORGETS + dice.time(ms(0)..=seconds(3)), lost)
+            })
+            .collect();
+        self.faults = Faults {
+            until,
+            latency: self.faults.latency,
+            store_forgets: forgets,
+            // So that plans take a while to be stored, and are hit.
+            store_slow: dice.pick(&[0.0, 0.3, 0.8]),
+            slow_for: ms(400),
+            ..Faults::none()
+        };
+        for of in &mut self.hubs {
+            let mut hub = (*of.hub).clone();
+            hub.skies.clear();
+            of.hub = Arc::new(hub);
+        }
+        self.purges.clear();
+        self
     }
 
     /// A rollout by its name.
@@ -591,6 +626,7 @@ fn faults(dice: &mut Dice, chaos: Duration) -> Faults {
     Faults {
         until: chaos,
         store_away: away.collect(),
+        store_forgets: Vec::new(),
         latency: dice.pick(&[ms(0), ms(2), ms(20)]),
         crash: dice.pick(&[0.0, 0.0, 0.000_5, 0.002, 0.01]),
         stall: dice.pick(&[0.0, 0.0, 0.0, 0.001]),

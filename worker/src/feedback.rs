@@ -33,7 +33,7 @@
 //! A message with records of both is completed. The other application loses its records, as with any second listener,
 //! and Twincast loses records to the other application in the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ const REPORT_WITHIN: Duration = Duration::from_secs(5);
 const SKEW: Duration = Duration::from_secs(5);
 /// The most messages of other applications that are held at a time. Each takes some 300 bytes.
 const HELD: usize = 32_768;
+/// The most messages that wait for their records to be durable. Each takes some 8 KiB.
+const MERGED: usize = 1_024;
 /// The first pause after messages of other applications.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after messages of other applications.
@@ -74,12 +76,19 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
 /// The result of receiving a message.
 enum Found {
-    /// The message had own records, which are durable now, and is answered.
-    Ours,
+    /// The message had own records, which the store has.
+    Ours(Merged),
     /// The message had no own records.
     Foreign(Box<dyn FeedbackTicket>),
     /// The store did not take the own records of the message. The hub redelivers the message when its lock ends.
     Unstored,
+}
+
+/// A message whose records are in the store, to be completed when they are durable: a completed message is never sent again.
+struct Merged {
+    ticket: Box<dyn FeedbackTicket>,
+    records: Vec<FeedbackRecord>,
+    at: Instant,
 }
 
 /// Reports by batch and attempt, in order of arrival.
@@ -150,6 +159,8 @@ struct Listener {
     trouble: Option<String>,
     /// The number of the connection over which the hub delivers messages.
     connection: Option<u64>,
+    /// Messages that are to be completed, the oldest first.
+    merged: VecDeque<Merged>,
     /// Unanswered messages of other applications, and when the first of them was received.
     held: Vec<Box<dyn FeedbackTicket>>,
     held_since: Option<Instant>,
@@ -170,6 +181,7 @@ impl Listener {
             heard: None,
             trouble: None,
             connection: None,
+            merged: VecDeque::new(),
             held: Vec::new(),
             held_since: None,
             foreign: 0,
@@ -221,7 +233,11 @@ impl Listener {
             () = drained(&self.stop, self.inner.config.drain) => return false,
         };
         match found {
-            Found::Ours => self.pause = Duration::ZERO,
+            Found::Ours(merged) => {
+                self.pause = Duration::ZERO;
+                self.merged.push_back(merged);
+                return self.complete_durable().await && self.hears(enqueued_at);
+            }
             Found::Foreign(ticket) => match self.rules.queue {
                 FeedbackQueue::Shared => {
                     self.held.push(ticket);
@@ -237,7 +253,12 @@ impl Listener {
                 return self.wait(self.pause).await;
             }
         }
-        // The hub delivers messages in order, so all earlier messages were received.
+        self.hears(enqueued_at)
+    }
+
+    /// Notes that a message was received, and all that the hub put into the queue before. True.
+    fn hears(&mut self, enqueued_at: Option<Timestamp>) -> bool {
+        // The hub delivers messages in order.
         if let Some(at) = enqueued_at {
             let at = at.min(self.inner.clock().now()).minus(SKEW);
             self.heard = self.heard.max(Some(at));
@@ -245,8 +266,36 @@ impl Listener {
         true
     }
 
+    /// Completes messages whose records are durable. The records are merged once more before, because the store may have
+    /// lost them with its last writes. Waits only if too many messages are to be completed. False after `stop`.
+    async fn complete_durable(&mut self) -> bool {
+        let durable_after = self.inner.store.durable_after();
+        while let Some(oldest) = self.merged.front() {
+            let wait = durable_after.saturating_sub(oldest.at.elapsed());
+            if !wait.is_zero() && self.merged.len() < MERGED {
+                return true;
+            }
+            if !slept(wait, &self.stop).await {
+                return false;
+            }
+            let Some(Merged {
+                ticket, records, ..
+            }) = self.merged.pop_front()
+            else {
+                return true;
+            };
+            if !durable_after.is_zero() && self.inner.merge(records).await.is_err() {
+                // The hub sends the message again when its lock ends.
+                continue;
+            }
+            self.inner.answered(ticket.complete().await);
+        }
+        true
+    }
+
     /// Gives back held messages when the lock is about to end or too many are held.
     async fn look_again(&mut self, feedback: &mut dyn Feedback) {
+        self.complete_durable().await;
         let limit = self.rules.lock / 4 * 3;
         let is_late = self
             .held_since
@@ -285,6 +334,7 @@ impl Listener {
         if self.trouble.is_none() {
             self.held.clear();
             self.held_since = None;
+            self.merged.clear();
         }
         self.trouble = Some(why.to_owned());
         self.report().await;
@@ -298,6 +348,7 @@ impl Listener {
 
     /// Ends listening. Messages that were sent and not taken are redelivered when the locks end.
     async fn end(&mut self) {
+        self.complete_durable().await;
         self.release_held().await;
         self.lose("the worker that received it has ended").await;
     }
@@ -360,7 +411,7 @@ fn new_id() -> Holder {
 }
 
 impl Inner {
-    /// Merges own records, and completes a message with own records. Waits for a store that is away.
+    /// Merges own records. Waits for a store that is away.
     ///
     /// Cancel safety: if dropped, the message is not answered, and some of its records may be merged.
     async fn take_in(&self, batch: FeedbackBatch) -> Found {
@@ -368,7 +419,7 @@ impl Inner {
             records, ticket, ..
         } = batch;
         let all = records.len();
-        let ours = match self.merge(records).await {
+        let ours = match self.merge(records.clone()).await {
             Ok(ours) => ours,
             Err(error) => {
                 // The message is not answered, and so not counted: the hub redelivers it when its lock ends.
@@ -381,8 +432,12 @@ impl Inner {
         if ours == 0 {
             return Found::Foreign(ticket);
         }
-        self.answered(ticket.complete().await);
-        Found::Ours
+        self.status.metrics().feedback_merged.inc_by(ours as u64);
+        Found::Ours(Merged {
+            ticket,
+            records,
+            at: Instant::now(),
+        })
     }
 
     fn answered(&self, answered: Result<(), HubError>) {
@@ -395,7 +450,7 @@ impl Inner {
     async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<usize, StoreError> {
         let mut ours = 0;
         for (name, batches) in by_rollout(records) {
-            let known = self.persistently(|| self.store.version(&name)).await?;
+            let known = self.persistently(|| self.store.revision(&name)).await?;
             if known.is_none() {
                 continue;
             }
@@ -403,10 +458,7 @@ impl Inner {
                 ours += reports.len();
                 let merge = || self.store.merge(&name, batch, attempt, &reports);
                 match self.persistently(merge).await {
-                    Ok(()) => {
-                        let merged = reports.len() as u64;
-                        self.status.metrics().feedback_merged.inc_by(merged);
-                    }
+                    Ok(()) => {}
                     // Feedback on an older plan, or on a rollout of this name in another store.
                     Err(StoreError::NotFound { what }) => {
                         tracing::debug!(rollout = %name, what, "feedback on something that does not exist");

@@ -414,7 +414,7 @@ mod tests {
 
     fn planned() -> Event {
         let plan = serde_json::json!({
-            "devices": 10, "batches": 1, "digest": "", "hubs": [], "excluded": [], "repeated": 0, "stages": []
+            "devices": 10, "batches": 1, "digest": "", "checksum": {"batches": 0, "devices": 0, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0, "stages": []
         });
         Event::PlanCompleted {
             plan: serde_json::from_value(plan).unwrap(),

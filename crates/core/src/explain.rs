@@ -417,7 +417,7 @@ mod tests {
 
     fn running(more: &str) -> Rollout {
         let plan = serde_json::json!({
-            "devices": 10, "batches": 4, "digest": "", "hubs": [], "excluded": [], "repeated": 0, "stages": []
+            "devices": 10, "batches": 4, "digest": "", "checksum": {"batches": 4, "devices": 10, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0, "stages": []
         });
         let plan = serde_json::from_value(plan).unwrap();
         let rollout = Rollout::accepted(spec(more), Default::default(), START);

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::time::Timestamp;
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -215,6 +218,34 @@ number!(
     /// A record's generation. Grows with every change.
     Version(u64)
 );
+number!(
+    /// A digest of all changes that led to a version of a record.
+    ///
+    /// A store that crashes may come back without its last writes. It then gives the same versions again, to other
+    /// changes. Records of the same version are the same record only if their lineages are equal, too.
+    Lineage(u64)
+);
+
+impl Lineage {
+    /// The lineage after a change at `now`, which `change` describes.
+    #[must_use]
+    pub(crate) fn then(self, change: &[u8], now: Timestamp) -> Self {
+        let mut all = Vec::with_capacity(16 + change.len());
+        all.extend(self.0.to_be_bytes());
+        all.extend(now.0.to_be_bytes());
+        all.extend(change);
+        Self(xxh3_64(&all))
+    }
+}
+
+/// One state of a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// The record's version.
+    pub version: Version,
+    /// What led to that version.
+    pub lineage: Lineage,
+}
 
 #[cfg(test)]
 mod tests {

@@ -269,6 +269,13 @@ impl HubPermits {
         grant
     }
 
+    /// The store came back from a crash in which it may have lost its writes of this time: what was reserved meanwhile is
+    /// used without being known, so as much is passed over.
+    pub fn lost(&mut self, now: Timestamp, time: Duration) {
+        let next_us = self.limiter.next_us.max(now.0 * 1_000);
+        self.limiter.next_us = next_us.saturating_add(time.as_micros() as u64);
+    }
+
     /// What the limiter does at `now`.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> LimiterState {
@@ -406,7 +413,7 @@ mod tests {
             limiter.take(now, 1, 60.0),
             Grant {
                 permits: 0,
-                wait: Duration::from_millis(9_005)
+                wait: Duration::from_millis(9_005),
             }
         );
         assert!((limiter.factor(now.plus(Duration::from_secs(15))) - 0.85).abs() < 1e-3);

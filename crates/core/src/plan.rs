@@ -5,6 +5,7 @@
 //! `max_devices`, and by some thousand devices for each percent that cuts ([`HubStager`]), however large the fleet is.
 
 mod batcher;
+mod checksum;
 mod cohort;
 mod course;
 mod digest;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use batcher::{BatchLimits, Batcher, Filled};
+pub use checksum::Checksum;
 pub use cohort::Cohort;
 pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
@@ -43,6 +45,8 @@ pub struct PlanSummary {
     pub batches: u32,
     /// Equal digests mean equal plans: the same devices in the same batches.
     pub digest: String,
+    /// The batches that the store must hold for the plan to be whole.
+    pub checksum: Checksum,
     /// By hub, in the order of their names.
     pub hubs: Vec<HubPlan>,
     /// By stage, in the order of the spec; the one for the rest is the last. Older records have none.

@@ -33,9 +33,11 @@ use serde::{Deserialize, Serialize};
 use crate::account::Account;
 use crate::evidence::{Evidence, EvidenceClock};
 use crate::gate::metric::{self, MetricTally, Weighed};
-use crate::ids::{Attempt, CommandKey, RolloutName, StageIndex, StageName, Version};
+use crate::ids::{
+    Attempt, CommandKey, Lineage, Revision, RolloutName, StageIndex, StageName, Version,
+};
 use crate::outcome::Outcome;
-use crate::plan::PlanSummary;
+use crate::plan::{Checksum, PlanSummary};
 use crate::ports::Tally;
 use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
@@ -57,6 +59,11 @@ pub struct PlanId(pub u32);
 pub struct Rollout {
     /// The record's generation; a change is refused when it was made on an older one.
     pub version: Version,
+    /// What led to this version. A store that lost its last writes may give a version twice, but no lineage.
+    pub lineage: Lineage,
+    /// What the store must hold for this version to be stored, if the change relies on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relies_on: Option<Reliance>,
     /// What was asked for. Files are inlined, or known by their digest in `files`.
     pub spec: RolloutSpec,
     /// SHA-256 of the files that the spec names, by path.
@@ -105,6 +112,31 @@ pub struct Rollout {
     /// Commands with a key that have changed it, oldest first; the newest [`Rollout::KEYS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keyed: Vec<Keyed>,
+}
+
+/// What the store must hold when a change is stored.
+///
+/// A change follows from what was read and written before. A store that crashed in between may have lost some of that,
+/// though it acknowledged it; so the store checks the condition in the step that stores the change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reliance {
+    /// The rollout has exactly these batches.
+    Batches(Checksum),
+    /// No send is owed to any device.
+    Settled,
+}
+
+impl Reliance {
+    /// What a change relies on.
+    fn of(event: &Event) -> Option<Self> {
+        match event {
+            Event::PlanCompleted { plan } => Some(Self::Batches(plan.checksum)),
+            Event::Looked { found } => Some(Self::Batches(found.checksum)),
+            Event::AllSettled { .. } => Some(Self::Settled),
+            _ => None,
+        }
+    }
 }
 
 /// A command that is done once, however often it comes.
@@ -169,8 +201,11 @@ impl Rollout {
         files: std::collections::BTreeMap<String, String>,
         now: Timestamp,
     ) -> Self {
+        let described = serde_json::to_vec(&(&spec, &files)).expect("a spec is plain data");
         Self {
             version: Version(1),
+            lineage: Lineage::default().then(&described, now),
+            relies_on: None,
             spec,
             files,
             phase: Phase::Accepted,
@@ -217,6 +252,15 @@ impl Rollout {
     pub fn traced_to(mut self, span: TraceContext) -> Self {
         self.trace = Some(span);
         self
+    }
+
+    /// The state that the record is in.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision {
+            version: self.version,
+            lineage: self.lineage,
+        }
     }
 
     /// The command of that key, if it has changed the rollout.
@@ -333,6 +377,9 @@ impl Rollout {
         if next == *self {
             return Ok(None);
         }
+        let described = serde_json::to_vec(&event).expect("an event is plain data");
+        next.lineage = self.lineage.then(&described, now);
+        next.relies_on = Reliance::of(&event);
         next.version.0 += 1;
         next.book(&self.phase, &event, now);
         if next.phase != self.phase || event == Event::PlanningStarted {

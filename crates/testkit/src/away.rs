@@ -10,11 +10,11 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
@@ -76,6 +76,10 @@ impl AwayStore {
 
 #[async_trait]
 impl Store for AwayStore {
+    fn durable_after(&self) -> Duration {
+        self.store.durable_after()
+    }
+
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         self.store().await?.create(rollout).await
     }
@@ -84,15 +88,15 @@ impl Store for AwayStore {
         self.store().await?.rollout(name).await
     }
 
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
-        self.store().await?.version(name).await
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
+        self.store().await?.revision(name).await
     }
 
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
         self.store().await?.rollouts().await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
         self.store().await?.save(rollout, from).await
     }
 
@@ -101,7 +105,7 @@ impl Store for AwayStore {
         name: &RolloutName,
         by: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Checksum, StoreError> {
         self.store().await?.add_batches(name, by, batches).await
     }
 

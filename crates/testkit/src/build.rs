@@ -7,7 +7,7 @@ use twincast_core::ids::{
     BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex, StageName,
 };
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
 use twincast_core::rollout::{Adding, Event, Found, PlanId, Rollout, Word};
 use twincast_core::spec::{Continuous, RolloutSpec};
@@ -74,6 +74,7 @@ pub fn plan_completed(devices: u64) -> Event {
             devices,
             batches: 1,
             digest: String::new(),
+            checksum: Checksum::default(),
             hubs: vec![],
             stages: vec![],
             excluded: vec![],
@@ -81,6 +82,21 @@ pub fn plan_completed(devices: u64) -> Event {
             unknown_zones: Default::default(),
         },
     }
+}
+
+/// A plan was completed that has these batches.
+#[must_use]
+pub fn plan_of(batches: &[Batch]) -> Event {
+    let mut event = plan_completed(
+        batches
+            .iter()
+            .map(|batch| u64::from(batch.header.devices))
+            .sum(),
+    );
+    if let Event::PlanCompleted { plan } = &mut event {
+        plan.checksum = batches.iter().collect();
+    }
+    event
 }
 
 /// A pause was requested.
@@ -171,14 +187,34 @@ pub fn lease_request(rollout: &RolloutName, batch: u32, by: &str) -> LeaseReques
     }
 }
 
-/// Stores a change of a rollout.
-pub async fn step(store: &dyn Store, rollout: &Rollout, event: Event) -> Rollout {
+/// Stores a change of a rollout. A plan, or a look, is completed with the batches that there are.
+pub async fn step(store: &dyn Store, rollout: &Rollout, mut event: Event) -> Rollout {
+    match &mut event {
+        Event::PlanCompleted { plan } => plan.checksum = stored(store, rollout).await,
+        Event::Looked { found } => found.checksum = stored(store, rollout).await,
+        _ => {}
+    }
     let next = after(rollout, event);
     store
-        .save(&next, rollout.version)
+        .save(&next, rollout.revision())
         .await
         .expect("nobody else changes it");
     next
+}
+
+/// The checksum of a rollout's batches.
+pub async fn stored(store: &dyn Store, rollout: &Rollout) -> Checksum {
+    let name = &rollout.spec.name;
+    let mut checksum = Checksum::default();
+    for batch in store
+        .batches(name, None, usize::MAX)
+        .await
+        .expect("it exists")
+    {
+        let work = store.load(name, batch.header.id).await;
+        checksum.add(&work.expect("it was listed").batch);
+    }
+    checksum
 }
 
 /// Creates a rollout and starts planning it.
@@ -238,6 +274,7 @@ pub fn looked(joined: u64, left: u64) -> Event {
             joined,
             left,
             hubs: Vec::new(),
+            checksum: Checksum::default(),
         },
     }
 }

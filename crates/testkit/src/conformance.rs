@@ -130,6 +130,9 @@ macro_rules! store_conformance {
             what_is_not_there_is_told
             names_ascend
             a_save_is_a_compare_and_swap
+            a_record_of_another_history_is_refused
+            a_plan_is_whole_when_the_store_has_all_of_it
+            a_rollout_ends_when_all_is_settled
             a_note_is_no_change
             records_read_back_whole
             a_new_try_leaves_no_trace_of_the_old

@@ -10,16 +10,17 @@ use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, Revision, RolloutName,
+    StageIndex, Version,
 };
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store,
     StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Reliance, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
 /// A [`Store`] in memory. Everything that is a sum is summed up when it is asked for.
@@ -29,7 +30,16 @@ pub struct MemoryStore {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
+/// A store at an earlier moment.
+pub struct AsItWas(State);
+
+impl std::fmt::Debug for AsItWas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AsItWas").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Default)]
 struct State {
     rollouts: BTreeMap<RolloutName, Entry>,
     hubs: BTreeMap<HubName, HubPermits>,
@@ -40,9 +50,11 @@ struct State {
     last_epoch: u64,
     roster: Roll,
     knows_no_stages: bool,
+    /// See [`Store::durable_after`].
+    durable_after: Duration,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Roll {
     active: BTreeSet<RolloutName>,
     claims: BTreeMap<RolloutName, (Holder, Timestamp)>,
@@ -50,13 +62,18 @@ struct Roll {
     halt: Option<Halt>,
 }
 
+#[derive(Clone)]
 struct Entry {
     rollout: Rollout,
+    /// When its plan was completed.
+    whole_at: Timestamp,
     batches: BTreeMap<BatchId, Slot>,
 }
 
+#[derive(Clone)]
 struct Slot {
     batch: Batch,
+    added_at: Timestamp,
     outcomes: OutcomeList,
     codes: BTreeMap<u32, u32>,
     attempts: Attempts,
@@ -77,6 +94,28 @@ impl MemoryStore {
         Self {
             clock,
             state: Arc::default(),
+        }
+    }
+
+    /// Counts writes as durable after this time. Only [`Self::go_back`] loses any.
+    pub fn set_durable_after(&self, time: Duration) {
+        self.state().durable_after = time;
+    }
+
+    /// The store as it is now, to be [gone back to](Self::go_back).
+    #[must_use]
+    pub fn as_it_is(&self) -> AsItWas {
+        AsItWas(self.state().clone())
+    }
+
+    /// Loses all writes since.
+    pub fn go_back(&self, to: AsItWas) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        *state = to.0;
+        let durable_after = state.durable_after;
+        for permits in state.hubs.values_mut() {
+            permits.lost(now, durable_after);
         }
     }
 
@@ -116,6 +155,36 @@ impl Entry {
     fn slot(&mut self, batch: BatchId) -> Result<&mut Slot, StoreError> {
         let slot = self.batches.get_mut(&batch);
         slot.ok_or_else(|| not_found(format!("batch {batch}")))
+    }
+
+    fn checksum(&self) -> Checksum {
+        self.batches.values().map(|slot| &slot.batch).collect()
+    }
+
+    /// Refuses a new record if the entry does not hold what the record relies on.
+    fn holds(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let regressed = |what: String| Err(StoreError::Regressed { what });
+        match rollout.relies_on {
+            Some(Reliance::Batches(checksum)) if self.checksum() != checksum => {
+                let found = self.checksum();
+                regressed(format!("{} has {found}, not {checksum}", rollout.spec.name))
+            }
+            Some(Reliance::Settled) => {
+                let mut unsettled = self.batches.values();
+                let unsettled = unsettled.find(|slot| slot.outcomes.counts().unsettled() > 0);
+                unsettled.map_or(Ok(()), |slot| {
+                    regressed(format!("batch {} is not settled", slot.batch.header.id))
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Neither the plan nor the batch can be lost in a crash any more.
+    fn is_durable(&self, batch: BatchId, now: Timestamp, durable_after: Duration) -> bool {
+        let added_at = self.batches.get(&batch).map(|slot| slot.added_at);
+        let since = added_at.unwrap_or_default().max(self.whole_at);
+        now >= since.plus(durable_after)
     }
 
     fn progress(&self, group: &BudgetGroup, now: Timestamp) -> GroupProgress {
@@ -160,8 +229,9 @@ impl Entry {
 }
 
 impl Slot {
-    fn new(batch: Batch) -> Self {
+    fn new(batch: Batch, added_at: Timestamp) -> Self {
         Self {
+            added_at,
             outcomes: OutcomeList::pending(batch.devices.len()),
             batch,
             codes: BTreeMap::new(),
@@ -195,6 +265,10 @@ impl Slot {
 
 #[async_trait]
 impl Store for MemoryStore {
+    fn durable_after(&self) -> Duration {
+        self.state().durable_after
+    }
+
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let mut state = self.state();
         if let Some(existing) = state.rollouts.get(&rollout.spec.name) {
@@ -203,6 +277,7 @@ impl Store for MemoryStore {
         let entry = Entry {
             rollout: rollout.clone(),
             batches: BTreeMap::new(),
+            whole_at: Timestamp(0),
         };
         state.rollouts.insert(rollout.spec.name.clone(), entry);
         state.roster.active.insert(rollout.spec.name.clone());
@@ -213,22 +288,28 @@ impl Store for MemoryStore {
         Ok(self.state().rollouts.get(name).map(|e| e.rollout.clone()))
     }
 
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
-        Ok(self.state().rollouts.get(name).map(|e| e.rollout.version))
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
+        let state = self.state();
+        Ok(state.rollouts.get(name).map(|e| e.rollout.revision()))
     }
 
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
         Ok(self.state().rollouts.keys().cloned().collect())
     }
 
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
+        let now = self.clock.now();
         let mut state = self.state();
         let entry = state.entry(&rollout.spec.name)?;
-        if entry.rollout.version != from {
+        if entry.rollout.revision() != from {
             return Err(superseded(format!("rollout {}", rollout.spec.name)));
         }
         if entry.rollout.plan_id != rollout.plan_id {
             entry.batches.clear();
+        }
+        entry.holds(rollout)?;
+        if entry.rollout.plan.is_none() && rollout.plan.is_some() {
+            entry.whole_at = now;
         }
         entry.rollout = rollout.clone();
         state.roster.active.insert(rollout.spec.name.clone());
@@ -240,7 +321,8 @@ impl Store for MemoryStore {
         name: &RolloutName,
         by: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Checksum, StoreError> {
+        let now = self.clock.now();
         let mut state = self.state();
         let entry = state.entry(name)?;
         if entry.rollout.adding() != Some(by) {
@@ -248,9 +330,9 @@ impl Store for MemoryStore {
         }
         for batch in batches {
             let slot = entry.batches.entry(batch.header.id);
-            slot.or_insert_with(|| Slot::new(batch));
+            slot.or_insert_with(|| Slot::new(batch, now));
         }
-        Ok(())
+        Ok(entry.checksum())
     }
 
     async fn batches(
@@ -277,11 +359,13 @@ impl Store for MemoryStore {
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let mut open: Vec<_> = state
-            .entry(name)?
+        let durable_after = state.durable_after;
+        let entry = state.entry(name)?;
+        let mut open: Vec<_> = entry
             .statuses(now)
             .filter(|status| status.header.hub == *hub && !status.is_done())
             .filter(|status| status.header.stage <= through)
+            .filter(|status| entry.is_durable(status.header.id, now, durable_after))
             .collect();
         open.sort_by_key(|BatchStatus { header, .. }| {
             (header.stage, header.place.clone(), header.id)
@@ -293,19 +377,22 @@ impl Store for MemoryStore {
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let next = Epoch(state.last_epoch + 1);
+        // Higher than all that were given before a crash that the state forgets.
+        let next = Epoch(now.0.max(state.last_epoch + 1));
+        let durable_after = state.durable_after;
         let all_stages = state.knows_no_stages;
         let entry = state.entry(&request.rollout)?;
         let wanted = entry.rollout.wanted();
         let version = entry.rollout.version;
         let stage = entry.rollout.stage();
         let has_room = entry.has_room(request.batch, now);
+        let is_durable = entry.is_durable(request.batch, now, durable_after);
         let slot = entry.slot(request.batch)?;
         if slot.outcomes.counts().unsettled() == 0 {
             return Ok(LeaseReply::Done);
         }
         let is_early = slot.batch.header.stage > stage && !all_stages;
-        if wanted == Wanted::Stop || is_early || !has_room {
+        if wanted == Wanted::Stop || is_early || !has_room || !is_durable {
             return Ok(LeaseReply::NotWanted);
         }
         let granted = slot

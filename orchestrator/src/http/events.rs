@@ -85,8 +85,8 @@ fn happenings(store: Arc<dyn Store>, rollout: Rollout, told: Version) -> impl St
 /// The record as it is now; as it was, when it is the same or cannot be had.
 async fn newer(store: &dyn Store, rollout: Rollout) -> Rollout {
     let name = &rollout.spec.name;
-    match store.version(name).await {
-        Ok(Some(version)) if version != rollout.version => {}
+    match store.revision(name).await {
+        Ok(Some(revision)) if revision != rollout.revision() => {}
         _ => return rollout,
     }
     match store.rollout(name).await {

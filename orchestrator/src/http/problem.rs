@@ -193,6 +193,7 @@ impl From<StoreError> for Problem {
             // Another orchestrator may be newer.
             StoreError::Newer { .. }
             | StoreError::Superseded { .. }
+            | StoreError::Regressed { .. }
             | StoreError::NotWritable { .. }
             | StoreError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use twincast_core::ids::{BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Outcome;
-use twincast_core::plan::{Batch, BatchHeader, DeviceList, Group, PlanSummary};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
 use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -106,6 +106,7 @@ async fn plan(
     store.create(&rollout).await?;
     rollout = step(store, rollout, Event::PlanningStarted).await?;
     let batches = devices.div_ceil(BATCH);
+    let mut checksum = Checksum::default();
     for batch in 0..batches {
         let first = batch * BATCH;
         let list = list(first..devices.min(first + BATCH))?;
@@ -122,7 +123,7 @@ async fn plan(
             },
             devices: list,
         };
-        store
+        checksum = store
             .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), vec![batch])
             .await?;
     }
@@ -130,6 +131,7 @@ async fn plan(
         devices: devices.into(),
         batches,
         digest: String::new(),
+        checksum,
         hubs: vec![],
         stages: vec![],
         excluded: vec![],
@@ -156,7 +158,7 @@ async fn step(
     event: Event,
 ) -> Result<Rollout, Box<dyn std::error::Error + Send + Sync>> {
     let next = rollout.after(event, Timestamp(1))?.ok_or("no change")?;
-    store.save(&next, rollout.version).await?;
+    store.save(&next, rollout.revision()).await?;
     Ok(next)
 }
 

@@ -39,11 +39,11 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
@@ -217,10 +217,10 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
         let wanted = name.clone();
-        self.read(format!("read the version of rollout {name}"), move |on| {
-            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.version))
+        self.read(format!("read the revision of rollout {name}"), move |on| {
+            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.revision))
         })
         .await
     }
@@ -230,7 +230,7 @@ impl Store for EmbeddedStore {
             .await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
         let rollout = rollout.clone();
         let doing = format!("save rollout {}", rollout.spec.name);
         self.write(doing, move |on| write_ops::save(on.tables, &rollout, from))
@@ -242,7 +242,7 @@ impl Store for EmbeddedStore {
         name: &RolloutName,
         by: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Checksum, StoreError> {
         let packed: Vec<_> = batches.into_iter().map(PackedBatch::new).collect();
         let (doing, name) = (format!("add batches to rollout {name}"), name.clone());
         self.write(doing, move |on| {

@@ -1,5 +1,7 @@
 //! Whether a server will do, by what it says of itself.
 
+use std::time::Duration;
+
 use redis::{ErrorKind, RedisError, Value, from_redis_value};
 use tracing::warn;
 
@@ -9,8 +11,13 @@ use crate::link::Link;
 /// `ZADD … GT` came with it.
 const OLDEST: &str = "6.2";
 
-/// Asks the server, or each of a cluster, and refuses what would lose or fail us later.
-pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError> {
+/// How long a server can lose a write that it acknowledged: it writes its file to the disk once a second, and puts that off
+/// for another second when the disk is busy (`appendfsync everysec`).
+const DURABLE_AFTER: Duration = Duration::from_secs(2);
+
+/// Asks the server, or each of a cluster, and refuses what would lose or fail us later. Gives the time after
+/// which an acknowledged write is durable.
+pub(crate) async fn check(link: &Link, servers: &str) -> Result<Duration, ConnectError> {
     let unreachable = |error: RedisError| {
         let (servers, is_refused) = (servers.to_owned(), is_refusal(&error));
         let source = Box::new(error);
@@ -20,11 +27,14 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError
             ConnectError::Unreachable { servers, source }
         }
     };
+    let mut syncs = false;
     match link.query(&redis::cmd("INFO")).await {
         Ok(info) => {
-            for (server, info) in by_server(info, servers) {
-                judge(&server, &info)?;
+            let all = by_server(info, servers);
+            for (server, info) in &all {
+                judge(server, info)?;
             }
+            syncs = all.iter().all(|(_, info)| is_alone_on_disk(info)) && syncs_always(link).await;
         }
         Err(error) if error.code() == Some("NOPERM") => {
             warn!(
@@ -36,13 +46,31 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<(), ConnectError
     }
     let script = redis::cmd("EVAL").arg("return 1").arg(0).to_owned();
     match link.query(&script).await {
-        Ok(_) => Ok(()),
+        Ok(_) if syncs => Ok(Duration::ZERO),
+        Ok(_) => Ok(DURABLE_AFTER),
         Err(error) if is_for_good(&error) => Err(ConnectError::NoScripts {
             servers: servers.to_owned(),
             source: Box::new(error),
         }),
         Err(error) => Err(unreachable(error)),
     }
+}
+
+/// Whether a server writes a file, and no replica may take its place.
+fn is_alone_on_disk(info: &str) -> bool {
+    let has = |line: &str| info.lines().any(|it| it.trim() == line);
+    has("aof_enabled:1") && has("role:master") && has("connected_slaves:0")
+}
+
+/// Whether every write is on the disk before it is acknowledged. A managed server does not tell.
+async fn syncs_always(link: &Link) -> bool {
+    let get = redis::cmd("CONFIG")
+        .arg("GET")
+        .arg("appendfsync")
+        .to_owned();
+    let found = link.query(&get).await;
+    let found = found.and_then(|found| Ok(from_redis_value::<Vec<String>>(found)?));
+    found.is_ok_and(|found| found.get(1).is_some_and(|value| value == "always"))
 }
 
 /// Whether a server does not let us in, and will not however often it is asked.

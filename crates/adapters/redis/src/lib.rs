@@ -11,7 +11,7 @@
 //!
 //! | key | type | what |
 //! |---|---|---|
-//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `version`, `plan`, `stance`, the current `stage`, the newest `attempt`, by what batches may be `adding`, the last `epoch`; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `version` and `lineage`, `plan`, `stance`, the current `stage`, the newest `attempt`, by what batches may be `adding`, the last `epoch`, the checksum of all batches (`batches`, `devices`, `sum`), when the plan was `whole_at`; and for each batch, by its number, a row with counts and lease |
 //! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
 //! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |
@@ -24,7 +24,7 @@
 //! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
 //! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
 //! | `{hub:<hub>}:host` | string | the host name that the hub's alias is bound to |
-//! | `{hub:<hub>}:permits` | hash | the hub's limiter, and each rollout's share while it matters |
+//! | `{hub:<hub>}:permits` | hash | the hub's limiter, each rollout's share while it matters, and the id of the server's `run` that was asked last |
 //! | `{hub:<hub>}:listeners` | hash | by listener to the hub's feedback: when it reported, until when it has heard, and its state (JSON) |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
 //! | `rollouts` | sorted set | the names of all rollouts |
@@ -62,19 +62,21 @@
 //! setting; a start without an append-only file is warned of.
 //!
 //! With `appendonly yes` and `appendfsync everysec`, the default, a server that dies loses up to
-//! a second of what it has answered. A failover to a replica loses what had not reached it, which
-//! is of the same order. For Twincast this means:
+//! two seconds of acknowledged writes. A failover to a replica loses the writes that had not reached the
+//! replica, which is of the same order. The server comes back in an older state, never in a mixture:
 //!
-//! * outcomes of that second are forgotten: the devices are sent to again, with the same message
-//!   ids, so that a device can drop the repeat. (Under `at_most_once` too: its promise reaches as
-//!   far as the server's. Set `appendfsync always` where that matters, at the price of a disk
-//!   sync for each window.)
-//! * leases of that second are forgotten: their holders are told so at the next record, and the
-//!   batch is leased anew. (Its epoch too, perhaps; so a lease is known by its holder as well.)
-//! * a transition of that second is undone, and made again by the driver of the rollout; what it
-//!   announced is announced again;
-//! * permits of that second are given again: for that second, up to twice the quota is asked of
-//!   the hub, which throttles.
+//! * A plan is complete only if the server holds every batch of it: the step that completes the plan compares the
+//!   checksum of the stored batches with the planner's. A plan that lost a batch is made again.
+//! * No batch is listed or leased before the batch and the completion of its plan are two seconds old. So no message was
+//!   sent of a plan that is lost. (`appendfsync always` without a replica needs no such wait.)
+//! * A rollout ends only if no device of it is open in the server.
+//! * A lost transition is noticed by the record's lineage, also when the same version was given to another
+//!   transition since; the rollout's driver makes the transition again. Its announcement is repeated.
+//! * Devices whose outcomes were lost are sent to again, with the same message ids. (Under `at_most_once` too; set
+//!   `appendfsync always` where that matters.) Feedback is completed at the hub when its records are durable.
+//! * Holders of lost leases are fenced at the next record: epochs follow the clock, so no epoch is given twice.
+//! * Permits of the lost time are used, and unknown: the first request after a crash or a failover (the server's `run_id`
+//!   is another) passes over as much time.
 //!
 //! Without an append-only file it is all of this for all since the last snapshot.
 //!

@@ -15,7 +15,7 @@ use twincast_core::evidence::ListenerStatus;
 use twincast_core::ids::{Attempt, Epoch, Holder, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::permits::LimiterState;
-use twincast_core::plan::{Batch, BatchHeader, DeviceList};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, Report, Tally};
 use twincast_core::time::Timestamp;
 
@@ -28,6 +28,7 @@ pub(crate) enum Refusal {
     NoBatch,
     NoDevice(u64),
     Superseded,
+    Regressed(String),
     Newer(u32),
     Damaged(String),
 }
@@ -45,6 +46,7 @@ pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
         "NO_BATCH" => Refusal::NoBatch,
         "NO_DEVICE" => Refusal::NoDevice(reply.next()?),
         "SUPERSEDED" => Refusal::Superseded,
+        "REGRESSED" => Refusal::Regressed(reply.next()?),
         "NEWER" => Refusal::Newer(reply.next()?),
         "DAMAGED" => Refusal::Damaged(reply.next()?),
         other => return Err(Misfit(format!("a script answered {other:?}"))),
@@ -110,6 +112,15 @@ impl Reply {
             "not_wanted" => LeaseReply::NotWanted,
             "quarantined" => LeaseReply::Quarantined,
             other => return Err(Misfit(format!("a lease was answered by {other:?}"))),
+        })
+    }
+
+    /// The checksum of a rollout's batches.
+    pub(crate) fn checksum(mut self) -> Result<Checksum, Misfit> {
+        Ok(Checksum {
+            batches: self.next()?,
+            devices: self.next()?,
+            sum: self.next()?,
         })
     }
 

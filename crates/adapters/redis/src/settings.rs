@@ -28,6 +28,8 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Whose time leases and permits go by.
     pub time: TimeSource,
+    /// The time after which a write that the server acknowledged is durable; `None` to go by the server's settings.
+    pub durable_after: Option<Duration>,
 }
 
 /// Whose time it is.
@@ -53,6 +55,7 @@ impl Settings {
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_secs(5),
             time: TimeSource::Server,
+            durable_after: None,
         }
     }
 

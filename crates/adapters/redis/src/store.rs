@@ -5,11 +5,12 @@ mod rollouts;
 mod roster;
 
 use std::fmt;
+use std::time::Duration;
 
 use futures::StreamExt;
 use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, GroupName, HubName, RolloutName, Version};
+use twincast_core::ids::{BatchId, GroupName, HubName, Lineage, Revision, RolloutName, Version};
 use twincast_core::ports::StoreError;
 use twincast_core::rollout::Adding;
 
@@ -29,6 +30,8 @@ pub struct RedisStore {
     link: Link,
     keys: Keys,
     time: TimeSource,
+    /// The time after which an acknowledged write is durable.
+    durable_after: Duration,
 }
 
 impl fmt::Debug for RedisStore {
@@ -58,9 +61,10 @@ impl RedisStore {
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
         let servers = addresses(&settings.servers()?);
         let link = Link::new(settings)?;
-        check(&link, &servers).await?;
+        let durable_after = check(&link, &servers).await?;
         Ok(Self {
             link,
+            durable_after: settings.durable_after.unwrap_or(durable_after),
             keys: Keys::new(&settings.prefix),
             time: settings.time.clone(),
         })
@@ -115,16 +119,19 @@ impl RedisStore {
         from_redis_value(value).map_err(|error| subject.corrupt(verb, Misfit(error.to_string())))
     }
 
-    /// A rollout's version.
-    async fn version_of(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
-        let get = redis::cmd("HGET")
+    /// A rollout's revision.
+    async fn revision_of(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
+        let get = redis::cmd("HMGET")
             .arg(self.keys.head(name))
-            .arg("version")
+            .arg(&["version", "lineage"])
             .to_owned();
-        let version: Option<u64> = self
-            .ask("read the version of", Subject::Rollout(name), &get)
+        let (version, lineage): (Option<u64>, Option<u64>) = self
+            .ask("read the revision of", Subject::Rollout(name), &get)
             .await?;
-        Ok(version.map(Version))
+        Ok(version.zip(lineage).map(|(version, lineage)| Revision {
+            version: Version(version),
+            lineage: Lineage(lineage),
+        }))
     }
 
     /// The names in a sorted set, ascending, without those that have no record: a crash left them,
@@ -141,8 +148,8 @@ impl RedisStore {
         }
         names.sort_unstable();
         let looked_up = futures::stream::iter(names).map(async |name| {
-            let version = self.version_of(&name).await?;
-            Ok(version.map(|_| name))
+            let revision = self.revision_of(&name).await?;
+            Ok(revision.map(|_| name))
         });
         let mut looked_up = looked_up.buffered(LOOKED_UP_AT_ONCE);
         let mut stored = Vec::new();
@@ -187,6 +194,10 @@ impl Subject<'_> {
                     self.to_string()
                 };
                 return StoreError::Superseded { what };
+            }
+            Refusal::Regressed(found) => {
+                let what = format!("{rollout}: {found}");
+                return StoreError::Regressed { what };
             }
             Refusal::Newer(found) => return newer(rollout, found),
             Refusal::Damaged(what) => return self.corrupt(verb, Misfit(what)),

@@ -714,7 +714,7 @@ fn staged(gate: &str) -> Rollout {
     let spec = RolloutSpec::read("x", &spec).unwrap();
     let mut rollout = Rollout::accepted(spec, Default::default(), START);
     let plan = serde_json::from_value(serde_json::json!({
-        "devices": 100, "batches": 2, "digest": "", "hubs": [], "excluded": [], "repeated": 0, "stages": []
+        "devices": 100, "batches": 2, "digest": "", "checksum": {"batches": 0, "devices": 0, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0, "stages": []
     }));
     for event in [
         Event::PlanningStarted,

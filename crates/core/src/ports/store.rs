@@ -9,11 +9,11 @@ use crate::budget::{BudgetGroup, GroupProgress};
 use crate::evidence::{ListenerReport, ListenerStatus};
 use crate::group::Line;
 use crate::ids::{
-    Attempt, BatchId, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, LimiterState, PermitRequest};
-use crate::plan::{Batch, BatchHeader};
+use crate::plan::{Batch, BatchHeader, Checksum};
 use crate::rollout::{Adding, LookId, Phase, Rollout, Wanted};
 
 /// Why the store did not do what it was asked.
@@ -59,6 +59,13 @@ pub enum StoreError {
         found: u32,
         /// The newest that is known.
         known: u32,
+    },
+    /// The store lost writes that it had acknowledged, so the call would rely on what is not there. Nothing was changed:
+    /// read again, and do again what is missing.
+    #[error("the store has lost its last writes: {what}")]
+    Regressed {
+        /// What is missing.
+        what: String,
     },
     /// What is stored cannot be what was written.
     #[error("cannot {doing}: the stored data are damaged")]
@@ -196,34 +203,46 @@ impl Tally {
 }
 
 /// Keeps rollouts, plans, outcomes and permits. All methods are atomic: they take effect whole or
-/// not at all. `Ok` means durable, as far as the implementation is.
+/// not at all.
+///
+/// `Ok` means durable after some [time](Store::durable_after). A store that crashes earlier may come back as it was before some of
+/// its last writes: in an older state, never in a mixture of states. It lists and leases no batch before the batch, and
+/// the completion of the plan, are durable, so no message of a plan is sent that may be made again in another way.
 ///
 /// Cancel safety: a dropped call may or may not have taken effect, as after
 /// [`StoreError::Unavailable`]; every call may be repeated.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// The time after which an acknowledged write is durable: until then a crash of the store may undo the write. Zero when
+    /// `Ok` means durable.
+    fn durable_after(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Stores a rollout unless there is one of its name.
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError>;
 
     /// A rollout's record, `None` if there is none of that name.
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError>;
 
-    /// The version of a rollout's record: whether it changed, for less than reading it.
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError>;
+    /// The revision of a rollout's record: whether it changed, for less than reading it.
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError>;
 
     /// The names of all rollouts, ascending.
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError>;
 
-    /// Replaces a record by one that was made from its version `from`.
+    /// Replaces a record by one that was made from its revision `from`.
     ///
     /// A record of the same version as before differs in its `account` and its `clock` only: nothing has happened to
     /// the rollout, and nobody is fenced by it.
     ///
     /// When the new record has another `plan_id`, all batches of older tries are gone with it.
-    /// [`StoreError::Superseded`] when the stored version is another.
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError>;
+    /// [`StoreError::Superseded`] when the stored revision is another, [`StoreError::Regressed`] when the store does not
+    /// hold what the new record [relies on](Rollout::relies_on).
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError>;
 
-    /// Adds batches, all devices pending. Repeating a batch changes nothing.
+    /// Adds batches, all devices pending. Repeating a batch changes nothing. Gives the checksum of all batches that the
+    /// rollout has then.
     /// [`StoreError::Superseded`] when that is not what the rollout's batches are
     /// [added by](Rollout::adding) now.
     async fn add_batches(
@@ -231,7 +250,7 @@ pub trait Store: Send + Sync + 'static {
         name: &RolloutName,
         by: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Checksum, StoreError>;
 
     /// Batches in the order of their numbers, `limit` at the most, after the number `after`.
     async fn batches(

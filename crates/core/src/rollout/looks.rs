@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Phase, PlanId, Rollout};
-use crate::plan::HubPlan;
+use crate::plan::{Checksum, HubPlan};
 use crate::time::Timestamp;
 
 /// The number of a look, from 1.
@@ -55,6 +55,8 @@ pub struct Found {
     pub left: u64,
     /// What each hub has of the rollout now, in the order of their names.
     pub hubs: Vec<HubPlan>,
+    /// The batches that the store must hold for the look to be complete.
+    pub checksum: Checksum,
 }
 
 impl Found {
@@ -169,6 +171,7 @@ mod tests {
             devices: 10,
             batches: 2,
             digest: String::new(),
+            checksum: Checksum::default(),
             hubs: vec![hub("a", 10, 2)],
             stages: stages
                 .map(|(index, stage)| StagePlan {
@@ -224,6 +227,7 @@ mod tests {
             joined: 5,
             left: 0,
             hubs: vec![hub("a", 12, 3), hub("b", 3, 1)],
+            ..Found::default()
         };
         let looked = after(&again, Event::Looked { found }, at(4));
         assert_eq!(looked.adding(), None);

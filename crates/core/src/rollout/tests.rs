@@ -6,6 +6,7 @@ use crate::outcome::Counts;
 fn plan(devices: u64) -> Event {
     Event::PlanCompleted {
         plan: PlanSummary {
+            checksum: Default::default(),
             devices,
             batches: 1,
             digest: String::new(),

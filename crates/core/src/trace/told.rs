@@ -194,6 +194,7 @@ mod tests {
 
     fn planned() -> [Event; 2] {
         let plan = PlanSummary {
+            checksum: Default::default(),
             devices: 10,
             batches: 2,
             digest: String::new(),

@@ -2,6 +2,7 @@
 
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::plan::Checksum;
 use twincast_core::ports::{LeaseReply, Skip, Store, StoreError, Tally};
 use twincast_core::rollout::{Adding, Event, LookId, PlanId};
 
@@ -12,7 +13,7 @@ use crate::build::{
     name, paused, plan_completed, planning, report, retry_of, running, running_on, step,
 };
 
-async fn add(store: &dyn Store, look: u32, id: u32) -> Result<(), StoreError> {
+async fn add(store: &dyn Store, look: u32, id: u32) -> Result<Checksum, StoreError> {
     let by = Adding::Look(LookId(look));
     let late = vec![batch_on(id, "a", 1, 2)];
     store.add_batches(&name("r"), by, late).await

@@ -1,9 +1,9 @@
 //! Cases: rollouts, their records and their plans.
 
 use twincast_core::account::Activity;
-use twincast_core::ids::{BatchId, RolloutName, StageIndex, Version};
+use twincast_core::ids::{BatchId, Revision, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, Group, Place};
+use twincast_core::plan::{Batch, Checksum, Group, Place};
 use twincast_core::ports::{Clock as _, Created, Skip, Store};
 use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
 
@@ -42,8 +42,8 @@ pub async fn creating_twice_keeps_the_first(subject: Subject) {
         store.create(&second).await.unwrap(),
         Created::Existing(Box::new(running.clone()))
     );
-    let version = store.version(&name("r")).await.unwrap();
-    assert_eq!(version, Some(running.version));
+    let revision = store.revision(&name("r")).await.unwrap();
+    assert_eq!(revision, Some(running.revision()));
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
 }
 
@@ -53,7 +53,10 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     let nobody = name("nobody");
     assert_eq!(store.rollout(&nobody).await.unwrap(), None);
     assert!(store.rollouts().await.unwrap().is_empty());
-    assert_refused!(store.save(&accepted("nobody"), Version(1)).await, NotFound);
+    assert_refused!(
+        store.save(&accepted("nobody"), Revision::default()).await,
+        NotFound
+    );
     assert_refused!(
         store
             .add_batches(&nobody, Adding::Plan(PlanId(0)), vec![])
@@ -68,7 +71,7 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
             .await,
         NotFound
     );
-    assert_eq!(store.version(&nobody).await.unwrap(), None);
+    assert_eq!(store.revision(&nobody).await.unwrap(), None);
     assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
     assert_refused!(store.tallies(&nobody).await, NotFound);
     assert_refused!(store.skip(&nobody, BatchId(0), &Skip::Rest).await, NotFound);
@@ -95,8 +98,72 @@ pub async fn a_save_is_a_compare_and_swap(subject: Subject) {
     let first = planning(store, "r").await;
     let running = step(store, &first, plan_completed(1)).await;
     let late = after(&first, aborted());
-    assert_refused!(store.save(&late, first.version).await, Superseded);
+    assert_refused!(store.save(&late, first.revision()).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
+}
+
+/// A store that lost its last writes gives their versions again: a record that was made before is of another history.
+pub async fn a_record_of_another_history_is_refused(subject: Subject) {
+    let store = &*subject.store;
+    let first = planning(store, "r").await;
+    let lost = after(&first, aborted());
+    let running = step(store, &first, plan_completed(1)).await;
+    assert_eq!(lost.version, running.version);
+    let counts = Counts::default();
+    let late = after(&lost, Event::AllSettled { counts });
+    assert_refused!(store.save(&late, lost.revision()).await, Superseded);
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
+}
+
+/// A plan is completed with exactly the batches that the planner made.
+pub async fn a_plan_is_whole_when_the_store_has_all_of_it(subject: Subject) {
+    let store = &*subject.store;
+    let planning = planning(store, "r").await;
+    let by = Adding::Plan(PlanId(1));
+    let made = [batch(0, 2), batch(1, 3), batch(2, 1)];
+    let r = &name("r");
+    let mut held = Checksum::default();
+    for batch in &made {
+        held.add(batch);
+        for _ in 0..2 {
+            let found = store.add_batches(r, by, vec![batch.clone()]).await;
+            assert_eq!(found.unwrap(), held);
+        }
+    }
+    let completed = |batches: &[Batch]| {
+        let mut event = plan_completed(6);
+        if let Event::PlanCompleted { plan } = &mut event {
+            plan.checksum = batches.iter().collect();
+        }
+        after(&planning, event)
+    };
+    let (mut other, mut more) = (made.clone(), made.to_vec());
+    other[1] = batch_on(1, "a", 1, 3);
+    more.push(batch(3, 1));
+    for wrong in [&made[..2], &other[..], &more[..]] {
+        let saved = store.save(&completed(wrong), planning.revision()).await;
+        assert_refused!(saved, Regressed);
+    }
+    assert_eq!(store.rollout(r).await.unwrap(), Some(planning.clone()));
+    let whole = completed(&made);
+    store.save(&whole, planning.revision()).await.unwrap();
+    assert_eq!(store.rollout(r).await.unwrap(), Some(whole));
+}
+
+/// A rollout does not end while a send is owed.
+pub async fn a_rollout_ends_when_all_is_settled(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 1), batch(1, 1)]).await;
+    let counts = Counts::default();
+    let ended = after(&rollout, Event::AllSettled { counts });
+    for id in 0..2 {
+        let saved = store.save(&ended, rollout.revision()).await;
+        assert_refused!(saved, Regressed);
+        let lease = leased(store, &name("r"), id, "w").await;
+        let reports = [report(0, Outcome::Enqueued)];
+        store.record(&lease, &reports, TTL).await.unwrap();
+    }
+    store.save(&ended, rollout.revision()).await.unwrap();
 }
 
 /// What a rollout does is noted without a new version: it is read back, and fences nobody.
@@ -108,10 +175,10 @@ pub async fn a_note_is_no_change(subject: Subject) {
     let noted = before
         .noting(Activity::Throttled, None, now)
         .expect("it was sending");
-    store.save(&noted, before.version).await.unwrap();
+    store.save(&noted, before.revision()).await.unwrap();
     assert_eq!(
-        store.version(&name("r")).await.unwrap(),
-        Some(before.version)
+        store.revision(&name("r")).await.unwrap(),
+        Some(before.revision())
     );
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(noted));
     let wanted = store.record(&lease, &[], TTL).await.unwrap();
@@ -122,7 +189,7 @@ pub async fn a_note_is_no_change(subject: Subject) {
     let late = before
         .noting(Activity::Baking, None, now)
         .expect("it was sending");
-    assert_refused!(store.save(&late, before.version).await, Superseded);
+    assert_refused!(store.save(&late, before.revision()).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));
 }
 

@@ -15,7 +15,7 @@ use super::Subject;
 use crate::MemoryStore;
 use crate::build::{
     TTL, aborted, batch_on, continuous, hub, lease_request, looked, name, paused, plan_completed,
-    retry_of,
+    retry_of, stored,
 };
 
 const BATCHES: u32 = 4;
@@ -198,11 +198,17 @@ impl Side {
         let Ok(Some(mut rollout)) = self.store.rollout(&name("r")).await else {
             return String::new();
         };
-        let mut from = rollout.version;
+        let mut from = rollout.revision();
         if change.stale {
-            from.0 += 1;
+            from.version.0 += 1;
         }
-        match rollout.after(change.event.clone(), rollout.changed_at) {
+        let mut event = change.event.clone();
+        match &mut event {
+            Event::PlanCompleted { plan } => plan.checksum = stored(&*self.store, &rollout).await,
+            Event::Looked { found } => found.checksum = stored(&*self.store, &rollout).await,
+            _ => {}
+        }
+        match rollout.after(event, rollout.changed_at) {
             Ok(Some(next)) => rollout = next,
             _ => return "not possible".into(),
         }
@@ -213,7 +219,7 @@ impl Side {
     async fn seen(&self) -> String {
         let (store, r) = (&*self.store, name("r"));
         let mut text = answer(store.rollout(&r).await);
-        text += &answer(store.version(&r).await);
+        text += &answer(store.revision(&r).await);
         let all = store.batches(&r, None, 9).await;
         for status in all.iter().flatten() {
             text += &answer(store.load(&r, status.header.id).await);
@@ -258,6 +264,7 @@ fn answer<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
         Ok(value) => format!("{value:?}\n"),
         Err(StoreError::Superseded { .. }) => "superseded\n".into(),
         Err(StoreError::NotFound { .. }) => "not found\n".into(),
+        Err(StoreError::Regressed { .. }) => "regressed\n".into(),
         Err(error) => format!("{error:?}\n"),
     }
 }

@@ -301,8 +301,9 @@ pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
     anew.version.0 += 1;
     anew.plan_id = PlanId(2);
     anew.plan = None;
+    anew.relies_on = None;
     anew.phase = twincast_core::rollout::Phase::Planning;
-    store.save(&anew, rollout.version).await.unwrap();
+    store.save(&anew, rollout.revision()).await.unwrap();
     let reports = [report(0, Outcome::Enqueued)];
     assert_refused!(store.record(&old, &reports, TTL).await, Superseded);
 

@@ -56,6 +56,10 @@ pub enum Bug {
     ClaimsHeard,
     /// The store shows rollouts that have baked long enough.
     BakesAsleep,
+    /// The store takes changes that rely on what it has lost, and says that it has every batch of a plan.
+    RefusesNothing,
+    /// The store gives out batches, and counts commands as done, before they are durable.
+    NotDurable,
 }
 
 impl Bug {

@@ -42,6 +42,8 @@ pub struct Faults {
     pub slow_for: Duration,
     /// When nobody reaches the store, from and to.
     pub store_away: Vec<(Duration, Duration)>,
+    /// When the store crashes and comes back without its last writes, and how old the lost writes are at the most.
+    pub store_forgets: Vec<(Duration, Duration)>,
     /// A call of the queue fails, before or after its effect.
     pub queue_fails: f64,
     /// A dispatch is lost, though the queue has confirmed it.
@@ -70,6 +72,7 @@ impl Faults {
             store_slow: 0.0,
             slow_for: Duration::ZERO,
             store_away: Vec::new(),
+            store_forgets: Vec::new(),
             queue_fails: 0.0,
             dispatch_lost: 0.0,
             dispatch_doubled: 0.0,

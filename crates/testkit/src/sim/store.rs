@@ -1,5 +1,7 @@
 //! A process' way to the store.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,11 +10,12 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, Holder, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
+    Version,
 };
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store, StoreError,
     Tally,
@@ -29,6 +32,7 @@ use crate::MemoryStore;
 pub struct SimStore {
     process: Process,
     truth: MemoryStore,
+    claims: Arc<Mutex<BTreeMap<(RolloutName, String), Checksum>>>,
 }
 
 impl SimStore {
@@ -38,7 +42,17 @@ impl SimStore {
         Self {
             process: process.clone(),
             truth: truth.clone(),
+            claims: Arc::default(),
         }
+    }
+
+    /// The checksum of all batches that the process has added by then.
+    fn claim(&self, name: &RolloutName, adding: Adding, batches: &[Batch]) -> Checksum {
+        let mut claims = self.claims.lock().expect("no panic");
+        let claim = claims.entry((name.clone(), adding.to_string()));
+        let claim = claim.or_default();
+        claim.join(&batches.iter().collect());
+        *claim
     }
 
     /// Makes one call.
@@ -77,6 +91,10 @@ fn of_batch(rollout: &RolloutName, batch: BatchId) -> String {
 
 #[async_trait]
 impl Store for SimStore {
+    fn durable_after(&self) -> Duration {
+        self.truth.durable_after()
+    }
+
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let rollout = rollout.clone();
         let name = rollout.spec.name.clone();
@@ -102,10 +120,10 @@ impl Store for SimStore {
         .await
     }
 
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
         let of = name.clone();
-        self.call("version", name, |truth, _| async move {
-            truth.version(&of).await
+        self.call("revision", name, |truth, _| async move {
+            truth.revision(&of).await
         })
         .await
     }
@@ -119,7 +137,7 @@ impl Store for SimStore {
         .await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
         let mut rollout = rollout.clone();
         let name = rollout.spec.name.clone();
         self.call("save", name, |truth, by| async move {
@@ -134,9 +152,15 @@ impl Store for SimStore {
                     rollout.spec = stored.spec;
                 }
             }
+            if [Bug::ForgetsJoiners, Bug::RefusesNothing]
+                .iter()
+                .any(|bug| by.sim().has(*bug))
+            {
+                rollout.relies_on = None;
+            }
             let mut from = from;
             if by.sim().has(Bug::NoVersions)
-                && let Some(current) = truth.version(&rollout.spec.name).await?
+                && let Some(current) = truth.revision(&rollout.spec.name).await?
             {
                 from = current;
             }
@@ -152,16 +176,21 @@ impl Store for SimStore {
         name: &RolloutName,
         adding: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Checksum, StoreError> {
         let of = name.clone();
+        let claimed = self.claim(name, adding, &batches);
         self.call("add_batches", name, |truth, by| async move {
-            let is_late = matches!(adding, Adding::Look(_));
-            if is_late && by.sim().has(Bug::ForgetsJoiners) {
-                return Ok(());
+            if matches!(adding, Adding::Look(_)) && by.sim().has(Bug::ForgetsJoiners) {
+                let mut held = truth.add_batches(&of, adding, Vec::new()).await?;
+                held.join(&batches.iter().collect());
+                return Ok(held);
             }
-            truth.add_batches(&of, adding, batches.clone()).await?;
+            let mut added = truth.add_batches(&of, adding, batches.clone()).await?;
+            if by.sim().has(Bug::RefusesNothing) && matches!(adding, Adding::Plan(_)) {
+                added = claimed;
+            }
             by.witness(&Witnessed::Planned(&of, &batches));
-            Ok(())
+            Ok(added)
         })
         .await
     }

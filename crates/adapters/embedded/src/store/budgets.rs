@@ -59,7 +59,7 @@ pub(super) fn give(
     request: &LeaseRequest,
     now: Timestamp,
 ) -> LeaseReply {
-    match leases.lease(head.series, head.version, request, now) {
+    match leases.lease(head.series, head.revision.version, request, now) {
         Ok(epoch) => LeaseReply::Granted(Lease {
             rollout: request.rollout.clone(),
             batch: request.batch,

@@ -149,6 +149,10 @@ impl Fault {
         })
     }
 
+    pub(super) fn regressed(what: String) -> Self {
+        Self::Refused(StoreError::Regressed { what })
+    }
+
     pub(super) fn not_found(what: impl fmt::Display) -> Self {
         Self::Refused(StoreError::NotFound {
             what: what.to_string(),

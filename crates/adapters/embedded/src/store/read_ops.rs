@@ -7,7 +7,7 @@ use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::group::Line;
 use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, BatchHeader, DeviceList};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
 use twincast_core::rollout::{Rollout, Wanted};
 use twincast_core::time::Timestamp;
@@ -16,8 +16,8 @@ use super::budgets;
 use super::error::Fault;
 use super::leases::Leases;
 use super::tables::{
-    BatchKey, Head, ReadTables, Series, attempts_of, batch_counts, batch_of, head, header, key,
-    known_head, lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
+    BatchKey, Head, ReadTables, Series, attempts_of, batch_counts, batch_of, checksum_of, head,
+    header, key, known_head, lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
 };
 
 /// A batch as it is stored; unpacked by the caller's task.
@@ -149,7 +149,7 @@ fn status(
         counts: to_counts(&batch_counts(&tables.counts, key)?),
         held: leases.held(head.series, id, now),
         lapsed: leases.has_lapsed(head.series, id, now),
-        quarantined: leases.is_quarantined(head.series, id, head.version),
+        quarantined: leases.is_quarantined(head.series, id, head.revision.version),
         begun: budgets::begun(&tables.begun, key)?.is_open,
     })
 }
@@ -325,13 +325,17 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
         return Err(Fault::damaged("a head is not that of its record"));
     }
     let mut sums = std::collections::BTreeMap::new();
+    let mut checksum = Checksum::default();
     let range = (head.series, 0)..=(head.series, u32::MAX);
     for id in keys(tables.batches.range(range)?, usize::MAX)? {
         let key = key(head.series, id);
         let Some(header) = header(&tables.batches, key)? else {
             continue;
         };
-        let recounted = to_numbers(&load(tables, name, id)?.outcomes.counts());
+        let work = load(tables, name, id)?;
+        let recounted = to_numbers(&work.outcomes.counts());
+        let work = work.unpack().map_err(Fault::damaged)?;
+        checksum.add(&work.batch);
         if recounted != batch_counts(&tables.counts, key)? {
             return Err(Fault::damaged(format!("the counts of batch {id}")));
         }
@@ -356,6 +360,9 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
         if tables.batches.get(key(head.series, id))?.is_none() {
             return Err(Fault::damaged(format!("batch {id} is open but not there")));
         }
+    }
+    if checksum != checksum_of(&tables.checksums, head.series)? {
+        return Err(Fault::damaged("the checksum of the batches"));
     }
     let stored = tallies(tables, name)?;
     let summed: Vec<_> = sums

@@ -4,8 +4,9 @@
 //! |---|---|---|
 //! | `meta` | what | a number: `format`, `openings`, `series`, `groups` |
 //! | `rollouts` | name | the record, JSON |
-//! | `heads` | name | what the other operations need of the record: series, version, try, whether workers go on, stage |
+//! | `heads` | name | what the other operations need of the record: series, version and lineage, try, whether workers go on, stage |
 //! | `batches` | series, batch | the header, JSON |
+//! | `checksums` | series | the checksum of the batches: batches, devices, sum |
 //! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
 //! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
@@ -32,9 +33,9 @@ use serde::de::value::{Error as ValueError, MapDeserializer};
 use serde::{Deserialize, Serialize};
 use twincast_core::batch::{Attempts, Lease};
 use twincast_core::evidence::ListenerState;
-use twincast_core::ids::{Attempt, BatchId, RolloutName, StageIndex, Version};
+use twincast_core::ids::{Attempt, BatchId, Lineage, Revision, RolloutName, StageIndex, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
-use twincast_core::plan::BatchHeader;
+use twincast_core::plan::{BatchHeader, Checksum};
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
@@ -53,8 +54,8 @@ pub(super) type Series = u32;
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
-/// A place in `heads`: series, version, try, 1 if workers go on, stage.
-pub(super) type StoredHead = (u32, u64, u32, u8, u16);
+/// A place in `heads`: series, version, lineage, try, 1 if workers go on, stage.
+pub(super) type StoredHead = (u32, u64, u64, u32, u8, u16);
 
 /// The keys of `meta`.
 pub(super) mod meta {
@@ -111,6 +112,7 @@ tables! {
     rollouts: ROLLOUTS &'static str => &'static [u8];
     heads: HEADS &'static str => StoredHead;
     batches: BATCHES BatchKey => &'static [u8];
+    checksums: CHECKSUMS u32 => (u32, u64, u64);
     counts: COUNTS BatchKey => &'static [u8];
     open: OPEN OpenKey<'static> => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
@@ -143,7 +145,7 @@ pub(super) type Numbers = [u64; OUTCOMES];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) series: Series,
-    pub(super) version: Version,
+    pub(super) revision: Revision,
     pub(super) plan: PlanId,
     /// What a worker is to do.
     pub(super) wanted: Wanted,
@@ -155,7 +157,7 @@ impl Head {
     pub(super) fn of(rollout: &Rollout, series: Series) -> Self {
         Self {
             series,
-            version: rollout.version,
+            revision: rollout.revision(),
             plan: rollout.plan_id,
             wanted: rollout.wanted(),
             stage: rollout.stage(),
@@ -165,7 +167,8 @@ impl Head {
     pub(super) fn stored(self) -> StoredHead {
         (
             self.series,
-            self.version.0,
+            self.revision.version.0,
+            self.revision.lineage.0,
             self.plan.0,
             u8::from(self.wanted == Wanted::GoOn),
             self.stage.0,
@@ -181,14 +184,17 @@ pub(super) fn head(
     let Some(stored) = heads.get(name.as_str())? else {
         return Ok(None);
     };
-    let (series, version, plan, goes_on, stage) = stored.value();
+    let (series, version, lineage, plan, goes_on, stage) = stored.value();
     let wanted = match goes_on {
         1 => Wanted::GoOn,
         _ => Wanted::Stop,
     };
     Ok(Some(Head {
         series,
-        version: Version(version),
+        revision: Revision {
+            version: Version(version),
+            lineage: Lineage(lineage),
+        },
         plan: PlanId(plan),
         wanted,
         stage: StageIndex(stage),
@@ -225,6 +231,20 @@ pub(super) fn batch_counts(
         Some(stored) => numbers(stored.value()),
         None => Err(Fault::damaged(format!("batch {} has no counts", key.1))),
     }
+}
+
+/// The checksum of a plan's batches.
+pub(super) fn checksum_of(
+    checksums: &impl ReadableTable<u32, (u32, u64, u64)>,
+    series: Series,
+) -> Result<Checksum, Fault> {
+    let stored = checksums.get(series)?.map(|stored| stored.value());
+    let (batches, devices, sum) = stored.unwrap_or_default();
+    Ok(Checksum {
+        batches,
+        devices,
+        sum,
+    })
 }
 
 /// The attempts at a batch's devices.

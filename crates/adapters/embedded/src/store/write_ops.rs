@@ -6,11 +6,11 @@ use std::time::Duration;
 use redb::ReadableTable;
 use twincast_core::batch::{Attempts, Held, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, Version};
+use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, BatchHeader};
+use twincast_core::plan::{Batch, BatchHeader, Checksum};
 use twincast_core::ports::{Created, Report, Skip};
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Reliance, Rollout, Wanted};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
@@ -19,8 +19,8 @@ use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
     BatchKey, Head, LastListener, Numbers, PIECE, Series, WriteTables, attempts_of, batch_counts,
-    batch_of, head, header, key, known_head, lease_on, meta, numbers, numbers_to_bytes, open_key,
-    unsettled,
+    batch_of, checksum_of, head, header, key, known_head, lease_on, meta, numbers,
+    numbers_to_bytes, open_key, unsettled,
 };
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
@@ -29,11 +29,13 @@ pub(super) struct PackedBatch {
     pub(super) header: BatchHeader,
     /// The ids, compressed.
     pub(super) manifest: Vec<u8>,
+    checksum: Checksum,
 }
 
 impl PackedBatch {
     pub(super) fn new(batch: Batch) -> Self {
         Self {
+            checksum: std::iter::once(&batch).collect(),
             manifest: lz4_flex::compress_prepend_size(batch.devices.as_text().as_bytes()),
             header: batch.header,
         }
@@ -60,11 +62,11 @@ pub(super) fn create(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<
 pub(super) fn save(
     tables: &mut WriteTables<'_>,
     rollout: &Rollout,
-    from: Version,
+    from: Revision,
 ) -> Result<(), Fault> {
     let name = &rollout.spec.name;
     let old = known_head(&tables.heads, name)?;
-    if old.version != from {
+    if old.revision != from {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     let series = if old.plan == rollout.plan_id {
@@ -73,7 +75,35 @@ pub(super) fn save(
         tables.garbage.insert(old.series, ())?;
         next_series(tables)?
     };
+    holds(tables, series, rollout)?;
     put_rollout(tables, rollout, series)
+}
+
+/// Refuses a record if the tables do not hold what the record relies on.
+fn holds(tables: &WriteTables<'_>, series: Series, rollout: &Rollout) -> Result<(), Fault> {
+    let what = match rollout.relies_on {
+        None => return Ok(()),
+        Some(Reliance::Batches(wanted)) => {
+            let found = checksum_of(&tables.checksums, series)?;
+            (found != wanted).then(|| format!("there are {found}, not {wanted}"))
+        }
+        Some(Reliance::Settled) => {
+            let first = tables
+                .open
+                .range((series, 0, "", 0)..)?
+                .next()
+                .transpose()?;
+            let open = first.map(|(key, _)| key.value().0);
+            (open == Some(series)).then(|| "some devices are not settled".to_owned())
+        }
+    };
+    match what {
+        Some(what) => Err(Fault::regressed(format!(
+            "rollout {}: {what}",
+            rollout.spec.name
+        ))),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn save_line(
@@ -145,18 +175,28 @@ pub(super) fn add_batches(
     name: &RolloutName,
     by: Adding,
     batches: &[PackedBatch],
-) -> Result<(), Fault> {
+) -> Result<Checksum, Fault> {
     let head = known_head(&tables.heads, name)?;
     if known_record(tables, name)?.adding() != Some(by) {
         return Err(Fault::superseded(format!("{by} of rollout {name}")));
     }
+    let mut checksum = checksum_of(&tables.checksums, head.series)?;
     for batch in batches {
         let key = key(head.series, batch.header.id);
         if tables.batches.get(key)?.is_none() {
             add_batch(tables, key, batch)?;
+            checksum.join(&batch.checksum);
         }
     }
-    Ok(())
+    let Checksum {
+        batches,
+        devices,
+        sum,
+    } = checksum;
+    tables
+        .checksums
+        .insert(head.series, (batches, devices, sum))?;
+    Ok(checksum)
 }
 
 fn add_batch(
@@ -422,6 +462,7 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;
+    tables.checksums.remove(series)?;
     if left == 0 {
         return Ok(Swept::Some);
     }

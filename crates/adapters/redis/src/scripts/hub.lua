@@ -9,6 +9,12 @@ local function read_limiter(values)
   }
 end
 
+-- The id of this run of the server, which a restart or a failover changes; nil if the server does not tell.
+local function server_run()
+  local info = redis.pcall('INFO', 'server')
+  return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or nil
+end
+
 local function exact(number)
   return string.format('%.17g', number)
 end

@@ -1,14 +1,14 @@
 -- Gives a lease, or says why not: `Tenancy::lease`, and `budget` for what its groups have room for.
--- ARGV: time, batch, holder, milliseconds.
+-- ARGV: time, batch, holder, milliseconds, and the milliseconds after which a write is durable.
 
 if not stance then return { 'NO_ROLLOUT' } end
 if not row then return { 'NO_BATCH' } end
 if unsettled(row) == 0 then return { 'OK', 'done' } end
-if stance ~= RUNNING or tonumber(row.stage) > tonumber(redis.call('HGET', HEAD, 'stage')) then
-  return { 'OK', 'not_wanted' }
-end
+local stage, whole_at = unpack(redis.call('HMGET', HEAD, 'stage', 'whole_at'))
+if stance ~= RUNNING or tonumber(row.stage) > tonumber(stage) then return { 'OK', 'not_wanted' } end
 
 local now, holder = clock(), ARGV[3]
+if not is_durable(row, whole_at, now, tonumber(ARGV[5])) then return { 'OK', 'not_wanted' } end
 local budgets, over = {}, {}
 if row.begun == '0' then
   budgets = cjson.decode(redis.call('HGET', HEADERS, ARGV[2])).budgets
@@ -38,7 +38,9 @@ for _, budget in ipairs(budgets) do
   redis.call('ZADD', BEGUN, 0, begun_name(budget.group, ARGV[2]))
   row.begun = '1'
 end
-row.epoch = whole(redis.call('HINCRBY', HEAD, 'epoch', 1))
+-- Higher than all that were given before a crash, which the server may have lost.
+row.epoch = whole(max(tonumber(redis.call('HGET', HEAD, 'epoch')) + 1, now))
+redis.call('HSET', HEAD, 'epoch', row.epoch)
 row.holder, row.ends = holder, later(now, tonumber(ARGV[4]))
 write_row(row)
 return { 'OK', 'granted', row.epoch }

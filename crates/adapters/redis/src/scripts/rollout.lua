@@ -13,7 +13,7 @@ local NOBODY = '-'
 -- A batch's row in HEAD: all that changes about it, and what is needed for changing it. Its
 -- words: first device, devices, stage, hub, epoch, strikes, version they were counted in,
 -- lease's end, holder, how many devices have each outcome, after a dot its place, and its part in budgets: whether it is
--- begun ('-' if it has no budgets), and when something of it was last recorded as sent;
+-- begun ('-' if it has no budgets), and when something of it was last recorded as sent; when it was added;
 -- and, of a batch that was retried, its newest attempt and the newest at silent devices.
 local function row_of(batch, text)
   local word = string.gmatch(text, '%S+')
@@ -24,7 +24,7 @@ local function row_of(batch, text)
     ends = tonumber(word()), holder = word(), counts = {},
   }
   for outcome = 0, OUTCOME_COUNT - 1 do row.counts[outcome] = tonumber(word()) end
-  row.place, row.begun, row.sent_at = word() or '.', word() or '-', tonumber(word() or 0)
+  row.place, row.begun, row.sent_at, row.added_at = word(), word(), tonumber(word()), tonumber(word())
   row.newest, row.silent = tonumber(word() or 1), tonumber(word() or 1)
   return row
 end
@@ -39,6 +39,7 @@ local function write_row(row)
   words[#words + 1] = row.place
   words[#words + 1] = row.begun
   words[#words + 1] = whole(row.sent_at)
+  words[#words + 1] = whole(row.added_at)
   if row.newest > 1 then
     words[#words + 1] = whole(row.newest)
     words[#words + 1] = whole(row.silent)
@@ -46,8 +47,7 @@ local function write_row(row)
   redis.call('HSET', HEAD, row.batch, table.concat(words, ' '))
 end
 
--- Whether a lease is the newest and was not given back. By its holder too: a server that lost
--- its last second gives the epochs of that second again.
+-- Whether a lease is the newest and was not given back.
 local function is_held_by(row, holder, epoch)
   return row.holder == holder and row.epoch == epoch
 end
@@ -222,6 +222,17 @@ end
 -- The headers and rows of batches, for those who want to see them.
 local function page(version, numbers)
   return { 'OK', version, clock(), fields(HEADERS, numbers), fields(HEAD, numbers) }
+end
+
+-- The checksum of all batches: how many, of how many devices, and the sum of their fingerprints. `Checksum`.
+local function checksum()
+  local held = redis.call('HMGET', HEAD, 'batches', 'devices', 'sum')
+  return { held[1] or '0', held[2] or '0', held[3] or '0' }
+end
+
+-- Whether neither a batch nor its plan can be lost in a crash any more. Writes are durable after so many milliseconds.
+local function is_durable(row, whole_at, now, durable_after)
+  return now >= later(max(row.added_at, tonumber(whole_at or 0)), durable_after)
 end
 
 -- What a newer release has written is left alone, by every script.

@@ -1,12 +1,20 @@
 -- Reserves permits on a hub: `HubPermits::take`.
 -- KEYS: the hub's permits. ARGV: time, rollout, permits wanted, pace a minute, weight, the
--- rollout's own limit a minute or nothing. Gives permits, and microseconds to wait.
+-- rollout's own limit a minute or nothing, and the milliseconds after which a write is durable. Gives permits, and
+-- microseconds to wait.
 
 local now = clock()
 local now_us = now * 1000
 local rollout, wanted, per_minute = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local weight, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local limiter, shares = read_hub()
+-- `HubPermits::lost`: another run of the server may have begun without the last writes of the one before.
+local durable_after, run = tonumber(ARGV[7]), nil
+if durable_after > 0 then
+  run = server_run()
+  local before = run and redis.call('HGET', KEYS[1], 'run')
+  if before and before ~= run then limiter.next_us = math.max(limiter.next_us, now_us) + durable_after * 1000 end
+end
 
 -- What a ration has not used before this is lost.
 local earliest_us = math.max(now_us - MAKE_UP_US, 0)
@@ -27,7 +35,11 @@ if share.asking_until <= now then share.used = least and math.max(share.used, le
 
 local function answer(permits, wait_us)
   local stored = table.concat({ exact(share.used), exact(share.asking_until), exact(share.next_us) }, ' ')
-  write_limiter(limiter, 'share:' .. rollout, stored)
+  if run then
+    write_limiter(limiter, 'share:' .. rollout, stored, 'run', run)
+  else
+    write_limiter(limiter, 'share:' .. rollout, stored)
+  end
   in_pieces('HDEL', KEYS[1], forgotten)
   return { 'OK', permits, wait_us }
 end

@@ -9,15 +9,15 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex, Version,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest, THROTTLE_PAUSE};
-use twincast_core::plan::Batch;
+use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
     BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Reliance, Rollout, Wanted};
 use twincast_core::time::ms;
 
 use super::{RedisStore, Subject, newer};
@@ -28,6 +28,10 @@ use crate::scripts::{Run, SCRIPTS};
 
 #[async_trait]
 impl Store for RedisStore {
+    fn durable_after(&self) -> Duration {
+        self.durable_after
+    }
+
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let name = &rollout.spec.name;
         let subject = Subject::Rollout(name);
@@ -62,22 +66,33 @@ impl Store for RedisStore {
         rollout.map_err(|misfit| subject.corrupt("read", misfit))
     }
 
-    async fn version(&self, name: &RolloutName) -> Result<Option<Version>, StoreError> {
-        self.version_of(name).await
+    async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
+        self.revision_of(name).await
     }
 
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError> {
         self.names(self.keys.rollouts()).await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Version) -> Result<(), StoreError> {
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
         // What would be refused is not to enlist anything.
-        match self.version_of(name).await? {
-            Some(version) if version == from => self.enlist(rollout).await?,
+        match self.revision_of(name).await? {
+            Some(revision) if revision == from => self.enlist(rollout).await?,
             _ => {}
         }
-        let run = record_of(self.on(name, &SCRIPTS.save), rollout).arg(from.0);
+        let run = record_of(self.on(name, &SCRIPTS.save), rollout)
+            .arg(from.version.0)
+            .arg(from.lineage.0);
+        let run = match rollout.relies_on {
+            None => run,
+            Some(Reliance::Settled) => run.arg("settled"),
+            Some(Reliance::Batches(checksum)) => run
+                .arg("batches")
+                .arg(checksum.batches)
+                .arg(checksum.devices)
+                .arg(checksum.sum),
+        };
         self.run("save", Subject::Rollout(name), &run).await?;
         Ok(())
     }
@@ -87,12 +102,15 @@ impl Store for RedisStore {
         name: &RolloutName,
         by: Adding,
         batches: Vec<Batch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Checksum, StoreError> {
+        let (verb, subject) = ("add batches to", Subject::Adding(name, by));
         let mut run = self.on(name, &SCRIPTS.add_batches).arg(by.to_string());
-        for Batch { header, devices } in &batches {
+        for batch in &batches {
+            let Batch { header, devices } = batch;
             let described = serde_json::to_vec(header).expect("a batch's header is plain data");
             run = run
                 .arg(header.id.0)
+                .arg(batch.fingerprint())
                 .arg(described)
                 .arg(header.devices)
                 .arg(header.stage.0)
@@ -104,9 +122,10 @@ impl Store for RedisStore {
                 run = run.arg(&group.group);
             }
         }
-        self.run("add batches to", Subject::Adding(name, by), &run)
-            .await?;
-        Ok(())
+        let reply = self.run(verb, subject, &run).await?;
+        reply
+            .checksum()
+            .map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn batches(
@@ -134,7 +153,8 @@ impl Store for RedisStore {
             .on(name, &SCRIPTS.open_batches)
             .arg(hub.as_str())
             .arg(u32::from(through.0) + 1)
-            .arg(limit_of(limit));
+            .arg(limit_of(limit))
+            .arg(ms(self.durable_after));
         self.page("list the open batches of", name, &run).await
     }
 
@@ -144,7 +164,8 @@ impl Store for RedisStore {
             .on(&request.rollout, &SCRIPTS.lease)
             .arg(request.batch.0)
             .arg(request.holder.as_str())
-            .arg(ms(request.ttl));
+            .arg(ms(request.ttl))
+            .arg(ms(self.durable_after));
         let reply = self.run("lease", subject, &run).await?;
         let leased = reply.leased(|epoch| {
             LeaseReply::Granted(Lease {
@@ -325,7 +346,8 @@ impl Store for RedisStore {
             .arg(request.wanted)
             .arg(request.per_minute.to_string())
             .arg(request.weight)
-            .arg(limit.unwrap_or_default());
+            .arg(limit.unwrap_or_default())
+            .arg(ms(self.durable_after));
         let mut reply = self.run(verb, subject, &run).await?;
         let granted = reply.next().and_then(|permits| {
             let wait = Duration::from_micros(reply.next()?);
@@ -429,6 +451,7 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
     let record = serde_json::to_vec(rollout).expect("a rollout's record is plain data");
     run.arg(record)
         .arg(rollout.version.0)
+        .arg(rollout.lineage.0)
         .arg(rollout.plan_id.0)
         .arg(Stance::of(rollout).as_str())
         .arg(rollout.stage().0)

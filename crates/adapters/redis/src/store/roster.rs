@@ -24,7 +24,8 @@ impl Roster for RedisStore {
     }
 
     async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
-        if self.version_of(name).await? != Some(version) {
+        let stored = self.revision_of(name).await?;
+        if stored.map(|revision| revision.version) != Some(version) {
             return Ok(());
         }
         let run = self

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::Counts;
@@ -34,6 +35,7 @@ pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     let settings = Settings {
         prefix: prefix(),
         time: TimeSource::Given(Arc::new(clock.clone())),
+        durable_after: Some(Duration::ZERO),
         ..settings
     };
     let store = RedisStore::connect(&settings).await.expect("a store");
@@ -44,6 +46,7 @@ pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
 pub(crate) fn settings(redis: &Redis) -> Settings {
     Settings {
         prefix: prefix(),
+        durable_after: Some(Duration::ZERO),
         ..Settings::new(redis.url())
     }
 }

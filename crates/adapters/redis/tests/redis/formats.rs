@@ -41,7 +41,7 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
     is_newer(store.create(&accepted("r")).await);
     is_newer(
         store
-            .save(&after(&rollout, paused()), rollout.version)
+            .save(&after(&rollout, paused()), rollout.revision())
             .await,
     );
     is_newer(store.batches(r, None, 9).await);
@@ -55,7 +55,7 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
 
     // Its name is known, so that it can be told of.
     assert_eq!(store.active().await.unwrap(), [name("r")]);
-    assert_eq!(store.version(r).await.unwrap(), Some(rollout.version));
+    assert_eq!(store.revision(r).await.unwrap(), Some(rollout.revision()));
     running(&store, "s", vec![batch(0, 4)]).await;
     let leased = store.lease(&lease_request(&name("s"), 0, "w")).await;
     assert!(matches!(leased, Ok(LeaseReply::Granted(_))), "{leased:?}");
@@ -99,7 +99,7 @@ async fn unknown_fields_of_the_same_format_are_passed_over() {
     let sent: Vec<_> = (0..4).map(|at| report(at, Outcome::Enqueued)).collect();
     store.record(&lease, &sent, TTL).await.unwrap();
     let next = after(&rollout, paused());
-    store.save(&next, rollout.version).await.unwrap();
+    store.save(&next, rollout.revision()).await.unwrap();
 
     // But not in the spec: a rule that is not understood would be a rule that is not kept.
     record["spec"]["of_tomorrow"] = json!(1);

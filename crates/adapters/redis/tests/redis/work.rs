@@ -86,6 +86,7 @@ async fn forgotten_scripts_are_sent_again() {
     let cluster = RedisCluster::shared().await;
     let settings = Settings {
         prefix: prefix(),
+        durable_after: Some(Duration::ZERO),
         ..Settings::cluster(cluster.urls())
     };
     for node in cluster.nodes() {

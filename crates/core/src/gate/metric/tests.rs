@@ -21,6 +21,7 @@ fn rollout(gate: &str) -> Rollout {
     );
     let spec = RolloutSpec::read("x", &spec).unwrap();
     let plan = PlanSummary {
+        checksum: Default::default(),
         devices: 10,
         batches: 1,
         digest: String::new(),

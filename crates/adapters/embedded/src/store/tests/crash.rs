@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, Version};
+use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Outcome, OutcomeList};
+use twincast_core::plan::Batch;
 use twincast_core::ports::{Report, Store};
 use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_testkit::ManualClock;
-use twincast_testkit::build::{TTL, accepted, after, batch, hub, leased, name, plan_completed};
+use twincast_testkit::build::{TTL, accepted, after, batch, hub, leased, name, plan_of};
 use twincast_testkit::conformance::run;
 
 use super::sim::{Dice, SimDisk};
@@ -35,7 +36,7 @@ struct Known {
 impl Known {
     async fn set(&mut self, store: &EmbeddedStore, next: Rollout) -> Option<Rollout> {
         self.change = Some(next.clone());
-        let done = match self.record.as_ref().map(|record| record.version) {
+        let done = match self.record.as_ref().map(Rollout::revision) {
             None => store.create(&next).await.map(|_| ()),
             Some(from) => store.save(&next, from).await,
         };
@@ -68,7 +69,8 @@ impl Known {
             let pending = OutcomeList::pending(DEVICES as usize);
             self.outcomes.push((pending.clone(), pending));
         }
-        self.set(store, after(&second, plan_completed(900))).await?;
+        let planned = all_batches();
+        self.set(store, after(&second, plan_of(&planned))).await?;
         let mut leases = Vec::new();
         for id in 0..BATCHES {
             leases.push(leased(store, &name("r"), id, "w").await);
@@ -83,6 +85,10 @@ impl Known {
         }
         all
     }
+}
+
+fn all_batches() -> Vec<Batch> {
+    (0..BATCHES).map(|id| batch(id, DEVICES)).collect()
 }
 
 async fn record(
@@ -139,9 +145,9 @@ async fn finish(store: &EmbeddedStore) {
         }
     };
     if rollout.plan.is_none() {
-        let version = rollout.version;
+        let from = rollout.revision();
         rollout = after(&rollout, Event::PlanningStarted);
-        store.save(&rollout, version).await.unwrap();
+        store.save(&rollout, from).await.unwrap();
         for id in 0..BATCHES {
             let added = vec![batch(id, DEVICES)];
             let added = store
@@ -149,8 +155,8 @@ async fn finish(store: &EmbeddedStore) {
                 .await;
             added.unwrap();
         }
-        let planned = after(&rollout, plan_completed(900));
-        store.save(&planned, Version(version.0 + 1)).await.unwrap();
+        let planned = after(&rollout, plan_of(&all_batches()));
+        store.save(&planned, rollout.revision()).await.unwrap();
     }
     for status in store
         .open_batches(&r, &hub("a"), twincast_testkit::build::ALL_STAGES, 9)

@@ -41,7 +41,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
         let mut added = 1;
         let error = loop {
             match add(added).await {
-                Ok(()) => added += 1,
+                Ok(_) => added += 1,
                 Err(error) => break error,
             }
             assert!(added < 1_000, "the disk never was full");
