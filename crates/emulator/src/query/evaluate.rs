@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use serde_json::Value;
 
-use super::parser::{Comparison, Condition, Operand};
+use super::tree::{Comparison, Condition, Operand};
 
 /// A value read for one device; none if the device has no such property.
 pub(crate) type Found<'a> = Option<Cow<'a, Value>>;
@@ -84,7 +84,7 @@ fn equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-fn order(left: &Value, right: &Value) -> Option<Ordering> {
+pub(super) fn order(left: &Value, right: &Value) -> Option<Ordering> {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => match (left.as_i64(), right.as_i64()) {
             (Some(left), Some(right)) => Some(left.cmp(&right)),
@@ -100,7 +100,7 @@ fn order(left: &Value, right: &Value) -> Option<Ordering> {
 mod tests {
     use serde_json::json;
 
-    use super::super::parser::Query;
+    use super::super::tree::Query;
     use super::*;
 
     fn check(condition: &str, twin: &Value) -> Option<bool> {

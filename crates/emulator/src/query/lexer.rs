@@ -1,6 +1,6 @@
 //! Cuts a query into tokens that know where they stand.
 
-use super::parser::QueryError;
+use super::tree::QueryError;
 
 /// A piece of a query.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,9 +1,12 @@
 //! The query language: text to tree, tree to rows.
 
 mod evaluate;
+mod group;
 mod lexer;
 mod parser;
 mod scan;
+mod select;
+mod tree;
 
-pub(crate) use parser::{Projection, Query};
 pub(crate) use scan::{Page, Position, Scan};
+pub(crate) use tree::{Projection, Query};

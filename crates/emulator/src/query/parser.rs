@@ -1,94 +1,38 @@
-//! The grammar: `SELECT [TOP n] … FROM devices [WHERE …]`.
+//! The grammar: `SELECT [TOP n] … FROM devices [WHERE …] [GROUP BY …]`.
 
 use serde_json::Value;
 
 use super::lexer::{Token, tokens};
+use super::tree::{Comparison, Condition, Operand, Query, QueryError};
 
 /// The longest query the hub takes, in characters.
 const QUERY_CHARS_MAX: usize = 8192;
 /// How deep conditions may nest.
 const DEPTH_MAX: u32 = 64;
 
-/// What is wrong with a query, and where.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{problem} at position {position}")]
-pub(crate) struct QueryError {
-    /// In characters from 1.
-    pub(crate) position: usize,
-    pub(crate) problem: String,
-}
-
-impl QueryError {
-    pub(crate) fn new(position: usize, problem: impl Into<String>) -> Self {
-        Self {
-            position,
-            problem: problem.into(),
-        }
-    }
-}
-
-/// A query.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Query {
-    pub(crate) top: Option<u64>,
-    pub(crate) projection: Projection,
-    pub(crate) condition: Option<Condition>,
-    /// The paths that the query reads; conditions and columns refer to them by number.
-    pub(crate) paths: Vec<Vec<String>>,
-}
-
-/// What each row holds.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Projection {
-    /// The whole twin.
-    All,
-    /// One row with the number of devices, under this name.
-    Count(String),
-    /// These values.
-    Columns(Vec<Column>),
-}
-
-/// A value of a row.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Column {
-    pub(crate) path: usize,
-    pub(crate) name: String,
-}
-
-/// A condition.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Condition {
-    And(Box<Condition>, Box<Condition>),
-    Or(Box<Condition>, Box<Condition>),
-    Not(Box<Condition>),
-    Compare(Operand, Comparison, Operand),
-    In {
-        operand: Operand,
-        values: Vec<Value>,
-        negated: bool,
-    },
-    IsDefined(usize),
-    StartsWith(Operand, Operand),
-    EndsWith(Operand, Operand),
-}
-
-/// One side of a comparison.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Operand {
-    Path(usize),
-    Literal(Value),
-}
-
-/// A comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Comparison {
-    Equal,
-    NotEqual,
-    Less,
-    Greater,
-    LessOrEqual,
-    GreaterOrEqual,
-}
+/// The properties at the root of a twin, which queries may name in any case.
+const ROOT_PROPERTIES: [&str; 20] = [
+    "deviceId",
+    "moduleId",
+    "etag",
+    "deviceEtag",
+    "status",
+    "statusReason",
+    "statusUpdateTime",
+    "connectionState",
+    "lastActivityTime",
+    "cloudToDeviceMessageCount",
+    "authenticationType",
+    "x509Thumbprint",
+    "modelId",
+    "version",
+    "tags",
+    "properties",
+    "capabilities",
+    "deviceScope",
+    "parentScopes",
+    "configurations",
+];
 
 impl Query {
     /// Reads a query.
@@ -106,43 +50,51 @@ impl Query {
         };
         parser.keyword("SELECT")?;
         let top = parser.top()?;
-        let projection = parser.projection()?;
+        let selected = parser.selected()?;
         parser.keyword("FROM")?;
-        parser.keyword("devices")?;
+        parser.collection()?;
         let condition = if parser.take_keyword("WHERE") {
             Some(parser.condition(0)?)
         } else {
             None
         };
-        match parser.peek() {
-            Token::End => Ok(Self {
-                top,
-                projection,
-                condition,
-                paths: parser.paths,
-            }),
-            _ => Err(parser.unexpected("AND, OR or the end of the query")),
+        let keys = parser.group_by()?;
+        if *parser.peek() != Token::End {
+            let wanted = match (&keys, &condition) {
+                (Some(_), _) => "',' or the end of the query",
+                (None, Some(_)) => "AND, OR, GROUP BY or the end of the query",
+                (None, None) => "WHERE, GROUP BY or the end of the query",
+            };
+            return Err(parser.unexpected(wanted));
         }
+        let projection = parser.projection(selected, keys)?;
+        Ok(Self {
+            top,
+            projection,
+            condition,
+            paths: parser.paths,
+        })
     }
 }
 
-struct Parser {
-    tokens: Vec<(Token, usize)>,
-    at: usize,
-    paths: Vec<Vec<String>>,
+/// Tokens and the place up to which they are read.
+pub(super) struct Parser {
+    pub(super) tokens: Vec<(Token, usize)>,
+    pub(super) at: usize,
+    pub(super) paths: Vec<Vec<String>>,
 }
 
 impl Parser {
     // The last token is always `End` and is never passed, so there is always a current one.
-    fn peek(&self) -> &Token {
+    pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at].0
     }
 
-    fn position(&self) -> usize {
+    pub(super) fn position(&self) -> usize {
         self.tokens[self.at].1
     }
 
-    fn unexpected(&self, wanted: &str) -> QueryError {
+    pub(super) fn unexpected(&self, wanted: &str) -> QueryError {
         QueryError::new(
             self.position(),
             format!("found {} where {wanted} is expected", self.peek()),
@@ -153,7 +105,7 @@ impl Parser {
         matches!(self.peek(), Token::Word(word) if word.eq_ignore_ascii_case(keyword))
     }
 
-    fn take_keyword(&mut self, keyword: &str) -> bool {
+    pub(super) fn take_keyword(&mut self, keyword: &str) -> bool {
         let found = self.is_keyword(keyword);
         if found {
             self.at += 1;
@@ -161,7 +113,7 @@ impl Parser {
         found
     }
 
-    fn keyword(&mut self, keyword: &str) -> Result<(), QueryError> {
+    pub(super) fn keyword(&mut self, keyword: &str) -> Result<(), QueryError> {
         if self.take_keyword(keyword) {
             Ok(())
         } else {
@@ -169,7 +121,7 @@ impl Parser {
         }
     }
 
-    fn take_sign(&mut self, sign: &str) -> bool {
+    pub(super) fn take_sign(&mut self, sign: &str) -> bool {
         let found = matches!(self.peek(), Token::Sign(found) if *found == sign);
         if found {
             self.at += 1;
@@ -177,7 +129,7 @@ impl Parser {
         found
     }
 
-    fn sign(&mut self, sign: &str) -> Result<(), QueryError> {
+    pub(super) fn sign(&mut self, sign: &str) -> Result<(), QueryError> {
         if self.take_sign(sign) {
             Ok(())
         } else {
@@ -202,29 +154,29 @@ impl Parser {
         Ok(Some(number))
     }
 
-    fn projection(&mut self) -> Result<Projection, QueryError> {
-        if self.take_sign("*") {
-            return Ok(Projection::All);
+    fn collection(&mut self) -> Result<(), QueryError> {
+        self.keyword("devices")?;
+        let position = self.position();
+        if !self.take_sign(".") {
+            return Ok(());
         }
-        if self.is_keyword("COUNT") && matches!(self.tokens[self.at + 1].0, Token::Sign("(")) {
-            self.at += 2;
-            self.sign(")")?;
-            let name = self.alias()?.unwrap_or_else(|| "$1".to_owned());
-            return Ok(Projection::Count(name));
-        }
-        let mut columns = Vec::new();
-        loop {
-            let path = self.path()?;
-            let last = self.paths[path].last().cloned().unwrap_or_default();
-            let name = self.alias()?.unwrap_or(last);
-            columns.push(Column { path, name });
-            if !self.take_sign(",") {
-                return Ok(Projection::Columns(columns));
+        match self.peek() {
+            Token::Word(word)
+                if ["modules", "jobs"]
+                    .iter()
+                    .any(|known| word.eq_ignore_ascii_case(known)) =>
+            {
+                let problem = format!("this is an emulator, which has no devices.{word}, named");
+                Err(QueryError {
+                    not_emulated: true,
+                    ..QueryError::new(position, problem)
+                })
             }
+            _ => Err(self.unexpected("'modules' or 'jobs'")),
         }
     }
 
-    fn alias(&mut self) -> Result<Option<String>, QueryError> {
+    pub(super) fn alias(&mut self) -> Result<Option<String>, QueryError> {
         if !self.take_keyword("AS") {
             return Ok(None);
         }
@@ -237,10 +189,20 @@ impl Parser {
         }
     }
 
-    fn path(&mut self) -> Result<usize, QueryError> {
+    pub(super) fn path(&mut self) -> Result<usize, QueryError> {
         let mut path = vec![self.name()?];
         while self.take_sign(".") {
             path.push(self.name()?);
+        }
+        // The collection may stand before its properties.
+        if path.len() > 1 && path[0].eq_ignore_ascii_case("devices") {
+            path.remove(0);
+        }
+        let root = ROOT_PROPERTIES
+            .iter()
+            .find(|root| root.eq_ignore_ascii_case(&path[0]));
+        if let Some(root) = root {
+            path[0] = (*root).to_owned();
         }
         let known = self.paths.iter().position(|known| *known == path);
         Ok(known.unwrap_or_else(|| {
@@ -415,6 +377,7 @@ fn is_reserved(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::Projection;
     use super::*;
 
     #[test]
@@ -426,6 +389,9 @@ mod tests {
             "SELECT COUNT() AS n FROM devices WHERE IS_DEFINED(tags.x) AND STARTSWITH(deviceId, 'fr')",
             "SELECT deviceId FROM devices WHERE tags.a IN ['x', \"y\"] AND tags.b NIN [1, -2.5] AND tags.[[group]] = null",
             "SELECT deviceId FROM devices WHERE properties.reported.v >= 1 AND 5 > tags.x",
+            "SELECT properties.reported.telemetryConfig.status AS status, COUNT() AS numberOfDevices FROM devices GROUP BY properties.reported.telemetryConfig.status",
+            "select avg(tags.n), min(tags.n) as least, devices.tags.b from devices where tags.a = 1 group by tags.a, tags.b",
+            "SELECT SUM(properties.desired.$version) FROM devices",
         ] {
             assert!(
                 Query::parse(query).is_ok(),
@@ -462,6 +428,24 @@ mod tests {
             ("SELECT * FROM devices WHERE (tags.a = 1", 40, "')'"),
             ("SELECT deviceId AS FROM devices", 20, "a name"),
             ("SELECT TOP x * FROM devices", 12, "a number"),
+            (
+                "SELECT tags.a, COUNT() FROM devices",
+                8,
+                "'tags.a' is neither",
+            ),
+            (
+                "SELECT COUNT(), tags.a FROM devices GROUP BY tags.b",
+                17,
+                "neither grouped by",
+            ),
+            ("SELECT * FROM devices GROUP BY tags.a", 8, "grouped"),
+            ("SELECT COUNT() FROM devices GROUP tags.a", 35, "'BY'"),
+            ("SELECT COUNT() FROM devices GROUP BY", 37, "a property"),
+            ("SELECT MEDIAN(tags.a) FROM devices", 8, "SUM"),
+            ("SELECT SUM() FROM devices", 12, "a property"),
+            ("SELECT COUNT(tags.a) FROM devices", 14, "')'"),
+            ("SELECT deviceId FROM devices devices", 30, "WHERE"),
+            ("SELECT * FROM devices.things", 23, "'modules'"),
         ] {
             let error = Query::parse(query).unwrap_err();
             assert_eq!(error.position, position, "{query}: {error}");
@@ -475,5 +459,31 @@ mod tests {
                 .problem
                 .contains("9000")
         );
+    }
+
+    #[test]
+    fn the_collection_and_the_case_of_root_properties_do_not_matter() {
+        let query = "SELECT devices.DeviceId, LASTACTIVITYTIME, Tags.Room, devices.tags.Room AS again FROM Devices";
+        let query = Query::parse(query).unwrap();
+        let paths: Vec<String> = query.paths.iter().map(|path| path.join(".")).collect();
+        assert_eq!(paths, ["deviceId", "lastActivityTime", "tags.Room"]);
+        let Projection::Columns(columns) = query.projection else {
+            panic!("{query:?}")
+        };
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, ["deviceId", "lastActivityTime", "Room", "again"]);
+    }
+
+    #[test]
+    fn what_only_the_hub_has_is_told_from_mistakes() {
+        for (collection, missing) in [
+            ("devices.jobs", true),
+            ("devices.Modules", true),
+            ("devices.things", false),
+            ("jobs", false),
+        ] {
+            let error = Query::parse(&format!("SELECT * FROM {collection}")).unwrap_err();
+            assert_eq!(error.not_emulated, missing, "{collection}: {error}");
+        }
     }
 }

@@ -3,10 +3,11 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::evaluate::{Found, holds};
-use super::parser::{Projection, Query};
+use super::group::{Groups, TooManyGroups};
+use super::tree::{GroupColumn, Projection, Query};
 use crate::fleet::{Conduct, DeviceRecord, Generator, Group, Registry, RegistryEntry, etag_of};
 use crate::hub::Hub;
 
@@ -43,27 +44,26 @@ impl<'a> Scan<'a> {
     }
 
     /// The page at `position` with at most `limit` rows.
-    pub(crate) fn page(&self, position: Position, limit: usize) -> Page {
-        if let Projection::Count(name) = &self.query.projection {
-            let mut count = 0u64;
-            self.walk(0, |_, _| {
-                count += 1;
-                true
-            });
-            return Page {
-                rows: vec![json!({ name.as_str(): count })],
-                next: None,
-            };
-        }
+    ///
+    /// # Errors
+    ///
+    /// If the query makes more groups than one answer may have.
+    pub(crate) fn page(&self, position: Position, limit: usize) -> Result<Page, TooManyGroups> {
         let left = self
             .query
             .top
             .map_or(u64::MAX, |top| top.saturating_sub(position.rows));
+        if left == 0 {
+            return Ok(Page {
+                rows: Vec::new(),
+                next: None,
+            });
+        }
+        if let Projection::Groups { keys, columns } = &self.query.projection {
+            return self.groups_page(keys, columns, position, limit, left);
+        }
         let mut rows = Vec::new();
         let mut next = None;
-        if left == 0 {
-            return Page { rows, next };
-        }
         self.walk(position.device, |registry, number| {
             if rows.len() as u64 == left {
                 return false;
@@ -79,7 +79,40 @@ impl<'a> Scan<'a> {
             rows.extend(self.row(registry, number));
             true
         });
-        Page { rows, next }
+        Ok(Page { rows, next })
+    }
+
+    /// A page of groups, which are computed anew for each page: their places are those of their first devices.
+    fn groups_page(
+        &self,
+        keys: &[usize],
+        columns: &[GroupColumn],
+        position: Position,
+        limit: usize,
+        left: u64,
+    ) -> Result<Page, TooManyGroups> {
+        let mut groups = Groups::new(keys, columns);
+        let reads = groups.reads();
+        let mut added = Ok(());
+        self.walk(0, |registry, number| {
+            let values = self.values(registry, number, &reads);
+            added = groups.add(&|path: usize| {
+                let at = reads.iter().position(|read| *read == path)?;
+                values.get(at)?.as_ref()
+            });
+            added.is_ok()
+        });
+        added?;
+        let skipped = usize::try_from(position.rows).unwrap_or(usize::MAX);
+        let count = limit.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut rows = groups.rows().skip(skipped);
+        let page: Vec<Value> = rows.by_ref().take(count).collect();
+        let more = page.len() as u64 != left && rows.next().is_some();
+        let next = more.then(|| Position {
+            device: 0,
+            rows: position.rows + page.len() as u64,
+        });
+        Ok(Page { rows: page, next })
     }
 
     /// Calls `found` with each device that meets the condition, until it returns false.
@@ -201,29 +234,40 @@ impl<'a> Scan<'a> {
             let record = registry.record(number)?;
             return Some(self.hub.twin_of(registry, number, &record));
         };
-        let mut row = Map::new();
+        let paths: Vec<usize> = columns.iter().map(|column| column.path).collect();
+        let values = self.values(registry, number, &paths);
+        let row = columns
+            .iter()
+            .zip(values)
+            .filter_map(|(column, value)| Some((column.name.clone(), value?)));
+        Some(Value::Object(row.collect()))
+    }
+
+    /// A device's values at these of the query's paths.
+    fn values(&self, registry: &Registry, number: u32, paths: &[usize]) -> Vec<Option<Value>> {
+        if paths.is_empty() {
+            return Vec::new();
+        }
         let place = registry
             .fleet()
             .place(number)
             .filter(|_| registry.entry(number).is_none());
         if let Some((group, position)) = place {
-            for column in columns {
-                let binding = Binding::new(group, &self.query.paths[column.path]);
-                if let Some(value) = self.computed(registry, group, position, &binding, column.path)
-                {
-                    row.insert(column.name.clone(), value.into_owned());
-                }
-            }
-        } else {
-            let record = registry.record(number)?;
-            let twin = self.hub.twin_of(registry, number, &record);
-            for column in columns {
-                if let Some(value) = in_document(&twin, &self.query.paths[column.path]) {
-                    row.insert(column.name.clone(), value.into_owned());
-                }
-            }
+            let value = |path: &usize| {
+                let binding = Binding::new(group, &self.query.paths[*path]);
+                let found = self.computed(registry, group, position, &binding, *path);
+                found.map(Cow::into_owned)
+            };
+            return paths.iter().map(value).collect();
         }
-        Some(Value::Object(row))
+        let twin = registry
+            .record(number)
+            .map(|record| self.hub.twin_of(registry, number, &record));
+        let value = |path: &usize| {
+            let found = in_document(twin.as_ref()?, &self.query.paths[*path]);
+            found.map(Cow::into_owned)
+        };
+        paths.iter().map(value).collect()
     }
 }
 

@@ -26,8 +26,16 @@ pub(crate) async fn run(call: &Call) -> Answer {
     let body: Body = serde_json::from_slice(&call.body).map_err(|error| {
         ApiError::bad_request(format!("the body is not {{\"query\": …}}: {error}"))
     })?;
-    let query = Query::parse(&body.query)
-        .map_err(|error| ApiError::bad_request(format!("the query cannot be read: {error}")))?;
+    let query = Query::parse(&body.query).map_err(|error| {
+        if error.not_emulated {
+            return ApiError::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "NotImplemented",
+                error.to_string(),
+            );
+        }
+        ApiError::bad_request(format!("the query cannot be read: {error}"))
+    })?;
     let limit = page_limit(&call.headers, call.hub.config.query_page_max)?;
     let digest = xxhash_rust::xxh3::xxh3_64(body.query.as_bytes());
     let position = match call
@@ -51,7 +59,9 @@ pub(crate) async fn run(call: &Call) -> Answer {
         }
     } else {
         let hub = Arc::clone(&call.hub);
-        off_loop(move || Scan::new(&hub, &query).page(position, limit)).await?
+        off_loop(move || Scan::new(&hub, &query).page(position, limit))
+            .await?
+            .map_err(|error| ApiError::bad_request(error.to_string()))?
     };
     let mut response = json_response(StatusCode::OK, &Value::Array(page.rows));
     let headers = response.headers_mut();
