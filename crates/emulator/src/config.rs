@@ -37,6 +37,9 @@ pub struct HubConfig {
     pub policies: Vec<Policy>,
     /// The devices.
     pub fleet: Fleet,
+    /// Whether devices that are made over REST are connected and complete their messages, as well-behaved ones
+    /// of the fleet do. If not, they are `Disconnected`, and their messages wait, expire, or are purged.
+    pub added_devices_online: bool,
     /// The faults to start with.
     pub faults: Faults,
     /// The largest page of a query, whatever the client asks for.
@@ -87,6 +90,7 @@ impl Default for HubConfig {
             seed: 0,
             policies: Vec::new(),
             fleet: Fleet::empty(),
+            added_devices_online: false,
             faults: Faults::default(),
             query_page_max: 100,
             default_ttl: Duration::from_secs(3600),

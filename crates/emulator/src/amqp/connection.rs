@@ -19,7 +19,7 @@ use super::performative::{self, Attach, IDLE_TIME_OUT_MS};
 use super::session::Session;
 use super::timer::Timer;
 use crate::faults::CutRules;
-use crate::hub::{Cut, Hub};
+use crate::hub::{Cut, Hub, Settlement};
 use crate::policy::Permissions;
 use crate::sas::Grant;
 
@@ -183,7 +183,7 @@ impl Connection {
     pub(crate) fn give_back(&self, deliveries: impl IntoIterator<Item = Unsettled>) {
         for delivery in deliveries {
             if let Unsettled::Feedback { batch, .. } = delivery {
-                self.hub.give_back_feedback(batch);
+                self.hub.settle_taken_feedback(batch, Settlement::Abandoned);
             }
         }
     }

@@ -4,7 +4,8 @@ use bytes::{BufMut, BytesMut};
 
 use super::encode;
 
-const CONTENT_TYPE: &str = "application/vnd.microsoft.iothub.feedback.json";
+/// The content type of feedback messages.
+pub(crate) const FEEDBACK_CONTENT_TYPE: &str = "application/vnd.microsoft.iothub.feedback.json";
 
 /// Encodes a feedback message around the records' JSON.
 pub(crate) fn encode_message(host_name: &str, enqueued_ms: u64, json: &[u8]) -> BytesMut {
@@ -23,7 +24,7 @@ pub(crate) fn encode_message(host_name: &str, enqueued_ms: u64, json: &[u8]) -> 
             .null()
             .null()
             .null()
-            .symbol(CONTENT_TYPE);
+            .symbol(FEEDBACK_CONTENT_TYPE);
     });
     out.put_slice(&[0x00, 0x53, 0x75]);
     encode::binary(&mut out, json);

@@ -101,7 +101,7 @@ impl Connection {
         match node {
             Node::Cbs => self.on_token(place, delivery_id, settled, payload),
             Node::Commands => self.on_command(place, delivery_id, settled, payload)?,
-            Node::Feedback => {}
+            Node::Feedback | Node::FileNotifications => {}
         }
         self.count_delivery(place)
     }

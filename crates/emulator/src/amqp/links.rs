@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::address::{Node, node};
+use super::address::{Node, node, not_emulated};
 use super::connection::{Connection, Later, Place};
 use super::frames::Fault;
 use super::link::{CREDIT, Link, LinkState};
@@ -17,6 +17,7 @@ impl Node {
             Self::Cbs => None,
             Self::Commands => Some("/messages/devicebound"),
             Self::Feedback => Some("/messages/servicebound/feedback"),
+            Self::FileNotifications => Some("/messages/servicebound/filenotifications"),
         }
     }
 }
@@ -25,13 +26,17 @@ impl Connection {
     pub(crate) fn on_attach(&mut self, channel: u16, attach: Attach) -> Result<(), Fault> {
         let handle = attach.handle;
         let Some(node) = attach.node_address().and_then(node) else {
-            let address = attach.node_address().unwrap_or_default().to_owned();
-            return self.refuse_link(channel, &attach, &Refusal::address_not_found(&address));
+            let address = attach.node_address().unwrap_or_default();
+            let refusal = not_emulated(address).map_or_else(
+                || Refusal::address_not_found(address),
+                Refusal::not_emulated,
+            );
+            return self.refuse_link(channel, &attach, &refusal);
         };
         let wrong_way = match node {
             Node::Cbs => false,
             Node::Commands => attach.peer_receives,
-            Node::Feedback => !attach.peer_receives,
+            Node::Feedback | Node::FileNotifications => !attach.peer_receives,
         };
         if wrong_way {
             let refusal = Refusal::bad_operation("this node works in the other direction only");
@@ -192,15 +197,13 @@ impl Connection {
 
     /// Detaches the links for which there is no token any more.
     pub(crate) fn detach_unauthorized(&mut self, error: &ErrorText) {
-        let [commands, feedback] = [Node::Commands, Node::Feedback]
-            .map(|node| node.guarded_path().is_none_or(|path| self.may_use(path)));
+        let nodes = [Node::Commands, Node::Feedback, Node::FileNotifications];
+        let lost = nodes.map(|node| {
+            let may = node.guarded_path().is_none_or(|path| self.may_use(path));
+            (!may).then_some(node)
+        });
         self.detach_where(error, |link| {
-            link.state == LinkState::Open
-                && match link.node {
-                    Node::Cbs => false,
-                    Node::Commands => !commands,
-                    Node::Feedback => !feedback,
-                }
+            link.state == LinkState::Open && lost.contains(&Some(link.node))
         });
     }
 }

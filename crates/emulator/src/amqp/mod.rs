@@ -23,6 +23,7 @@ mod session;
 mod timer;
 
 pub(crate) use connection::serve;
+pub(crate) use feedback::FEEDBACK_CONTENT_TYPE;
 pub(crate) use message::{application_properties, body_bytes};
 pub(crate) use outcome::tracking_id;
 

@@ -8,6 +8,7 @@ use super::feedback;
 use super::link::{LinkState, Unsettled};
 use super::outcome::Verdict;
 use super::performative::{self, Disposition, Flow, PeerState};
+use crate::hub::Settlement;
 
 impl Connection {
     pub(crate) fn on_flow(&mut self, channel: u16, flow: &Flow) {
@@ -97,19 +98,13 @@ impl Connection {
                     .links()
                     .find(|(_, link)| link.sends_for(Node::Feedback) && link.credit > 0);
                 let Some((handle, link)) = found else { break };
-                let Some(batch) = self.hub.take_feedback() else {
+                let Some((batch, told)) = self.hub.take_feedback() else {
                     return;
                 };
-                let json = self.hub.feedback_json(&batch);
-                if json == b"[]" {
-                    // All its devices are gone, and their feedback with them.
-                    self.hub.state().feedback.reject(&batch);
-                    continue;
-                }
                 link.credit -= 1;
                 link.delivery_count = link.delivery_count.wrapping_add(1);
                 let presettled = link.presettled;
-                let message = feedback::encode_message(&host, batch.made_ms, &json);
+                let message = feedback::encode_message(&host, told.made_ms, &told.json);
                 let tag = uuid::Uuid::new_v4();
                 let id = session.write_message(
                     &mut self.out,
@@ -120,7 +115,7 @@ impl Connection {
                     &message,
                 );
                 if presettled {
-                    self.hub.state().feedback.complete(&batch);
+                    self.hub.settle_taken_feedback(batch, Settlement::Completed);
                 } else {
                     let since = Instant::now();
                     session.unsettled.insert(
@@ -155,11 +150,12 @@ impl Connection {
             let Unsettled::Feedback { batch, .. } = delivery else {
                 continue;
             };
-            match disposition.state {
-                PeerState::Accepted => self.hub.state().feedback.complete(&batch),
-                PeerState::Rejected => self.hub.state().feedback.reject(&batch),
-                _ => self.hub.give_back_feedback(batch),
-            }
+            let settlement = match disposition.state {
+                PeerState::Accepted => Settlement::Completed,
+                PeerState::Rejected => Settlement::Rejected,
+                _ => Settlement::Abandoned,
+            };
+            self.hub.settle_taken_feedback(batch, settlement);
         }
         if !disposition.settled {
             let range = (disposition.first, disposition.last);

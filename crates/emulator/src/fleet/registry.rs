@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use super::authentication::Authentication;
+use super::metadata::{Stamp, touch};
 use super::virtual_fleet::{Conduct, DEVICES_MAX, Fleet};
-use crate::policy::seeded_key;
 
 /// The most devices that can be added while the hub runs: as many as a hub holds at all.
 const ADDED_MAX: usize = 1_000_000;
@@ -35,8 +34,14 @@ pub(crate) struct DeviceRecord {
     pub(crate) id: String,
     pub(crate) status: Status,
     pub(crate) status_reason: Option<String>,
+    /// When the status last changed, in milliseconds since 1970; none if it never did.
+    pub(crate) status_updated_ms: Option<u64>,
+    /// When the device came to be, in milliseconds since 1970.
+    pub(crate) created_ms: u64,
     pub(crate) tags: Map<String, Value>,
     pub(crate) desired: Map<String, Value>,
+    /// The `$metadata` of the desired properties.
+    pub(crate) desired_metadata: Map<String, Value>,
     pub(crate) reported: Map<String, Value>,
     /// Counts changes of the twin.
     pub(crate) version: u64,
@@ -44,8 +49,23 @@ pub(crate) struct DeviceRecord {
     pub(crate) device_version: u64,
     pub(crate) desired_version: u64,
     pub(crate) generation: String,
-    /// The identity's `authentication` object.
-    pub(crate) authentication: Value,
+    pub(crate) authentication: Authentication,
+    /// Whether it is an edge device.
+    pub(crate) edge: bool,
+    /// The scope it belongs to, or an edge device's own; may be empty.
+    pub(crate) scope: String,
+    pub(crate) parent_scopes: Vec<String>,
+    /// What symmetric keys follow from that the hub makes.
+    seed: u64,
+}
+
+impl DeviceRecord {
+    /// Makes symmetric keys unless the device has some.
+    pub(crate) fn keep_or_generate_keys(&mut self) {
+        if !matches!(self.authentication, Authentication::Sas(_)) {
+            self.authentication = Authentication::generated(self.seed, &self.id);
+        }
+    }
 }
 
 /// How a device departs from the computed fleet.
@@ -64,12 +84,18 @@ pub(crate) struct Registry {
     added_ids: Vec<String>,
     generations: u64,
     deleted: u32,
+    started_ms: u64,
+    /// What devices do that are not of the fleet.
+    added_conduct: Conduct,
 }
 
 impl Registry {
-    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
+    /// The registry of a hub that starts at `started_ms`, with what added devices do.
+    pub(crate) fn new(fleet: Arc<Fleet>, started_ms: u64, added_conduct: Conduct) -> Self {
         Self {
             fleet,
+            started_ms,
+            added_conduct,
             entries: HashMap::new(),
             added: HashMap::new(),
             added_ids: Vec::new(),
@@ -129,8 +155,8 @@ impl Registry {
         })
     }
 
-    /// What a device does with messages. Added devices, and changed ones that are enabled, follow the fleet
-    /// or complete everything.
+    /// What a device does with messages. A device of the fleet that is disabled there and enabled over REST
+    /// completes everything.
     pub(crate) fn conduct(&self, number: u32) -> Conduct {
         let computed = self.computed_conduct(number);
         match self.entries.get(&number) {
@@ -148,9 +174,7 @@ impl Registry {
     fn computed_conduct(&self, number: u32) -> Conduct {
         match self.fleet.place(number) {
             Some((group, position)) => group.conduct(position),
-            None => Conduct::Completes {
-                online_after: std::time::Duration::ZERO,
-            },
+            None => self.added_conduct,
         }
     }
 
@@ -179,72 +203,72 @@ impl Registry {
 
     fn computed_record(&self, number: u32) -> Option<DeviceRecord> {
         let (group, position) = self.fleet.place(number)?;
-        let id = group.id(position);
-        let status = match group.conduct(position) {
-            Conduct::Disabled => Status::Disabled,
-            _ => Status::Enabled,
-        };
         let generation = generation(self.fleet.seed() ^ u64::from(number));
-        Some(DeviceRecord {
-            authentication: symmetric_key(self.fleet.seed(), &id),
-            id,
-            status,
+        let mut record = self.blank(&group.id(position), generation, self.started_ms);
+        if group.conduct(position) == Conduct::Disabled {
+            record.status = Status::Disabled;
+        }
+        record.tags = group.tags.object(position);
+        record.reported = group.reported.object(position);
+        Some(record)
+    }
+
+    /// A device that is as new as can be, and not in the registry.
+    pub(crate) fn new_record(&self, id: &str, now_ms: u64) -> DeviceRecord {
+        let generation = generation(self.fleet.seed() ^ (1 << 40) ^ (self.generations + 1));
+        self.blank(id, generation, now_ms)
+    }
+
+    fn blank(&self, id: &str, generation: String, created_ms: u64) -> DeviceRecord {
+        let mut desired_metadata = Map::new();
+        let stamp = Stamp {
+            at_ms: created_ms,
+            version: None,
+        };
+        touch(&mut desired_metadata, &Map::new(), stamp);
+        DeviceRecord {
+            authentication: Authentication::generated(self.fleet.seed(), id),
+            id: id.to_owned(),
+            status: Status::Enabled,
             status_reason: None,
-            tags: group.tags.object(position),
+            status_updated_ms: None,
+            created_ms,
+            tags: Map::new(),
             desired: Map::new(),
-            reported: group.reported.object(position),
+            desired_metadata,
+            reported: Map::new(),
             version: 2,
             device_version: 1,
             desired_version: 1,
             generation,
-        })
+            edge: false,
+            scope: String::new(),
+            parent_scopes: Vec::new(),
+            seed: self.fleet.seed(),
+        }
     }
 
-    /// Changes an existing device; what `change` leaves behind is kept.
-    pub(crate) fn change<T>(
-        &mut self,
-        number: u32,
-        change: impl FnOnce(&mut DeviceRecord) -> T,
-    ) -> Option<T> {
-        let mut record = self.record(number)?;
-        let answer = change(&mut record);
-        self.entries
-            .insert(number, RegistryEntry::Changed(Box::new(record)));
-        Some(answer)
-    }
-
-    /// Adds a device with an id that does not exist; none if the registry is full.
-    pub(crate) fn add(&mut self, id: &str) -> Option<u32> {
-        let number = match self.slot(id) {
+    /// Puts what `record` says of its device in place, which is added if it does not exist. Returns its
+    /// number; none if the registry is full.
+    pub(crate) fn put(&mut self, record: DeviceRecord) -> Option<u32> {
+        let is_new = self.number(&record.id).is_none();
+        let number = match self.slot(&record.id) {
             Some(number) => number,
             None => {
                 if self.added_ids.len() >= ADDED_MAX || u64::from(self.end()) >= 2 * DEVICES_MAX {
                     return None;
                 }
                 let number = self.end();
-                self.added.insert(id.to_owned(), number);
-                self.added_ids.push(id.to_owned());
+                self.added.insert(record.id.clone(), number);
+                self.added_ids.push(record.id.clone());
                 number
             }
-        };
-        self.generations += 1;
-        let record = DeviceRecord {
-            id: id.to_owned(),
-            status: Status::Enabled,
-            status_reason: None,
-            tags: Map::new(),
-            desired: Map::new(),
-            reported: Map::new(),
-            version: 2,
-            device_version: 1,
-            desired_version: 1,
-            generation: generation(self.fleet.seed() ^ (1 << 40) ^ self.generations),
-            authentication: symmetric_key(self.fleet.seed(), id),
         };
         let entry = RegistryEntry::Changed(Box::new(record));
         if let Some(RegistryEntry::Deleted) = self.entries.insert(number, entry) {
             self.deleted -= 1;
         }
+        self.generations += u64::from(is_new);
         Some(number)
     }
 
@@ -278,30 +302,27 @@ fn generation(seed: u64) -> String {
     (637_000_000_000_000_000 + super::permutation::mix(seed) % 1_000_000_000_000_000).to_string()
 }
 
-fn symmetric_key(seed: u64, id: &str) -> Value {
-    let key = |which| STANDARD.encode(seeded_key(seed, &["device", id, which]));
-    serde_json::json!({
-        "symmetricKey": { "primaryKey": key("primary"), "secondaryKey": key("secondary") },
-        "x509Thumbprint": { "primaryThumbprint": null, "secondaryThumbprint": null },
-        "type": "sas",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn deleted_devices_are_gone_and_come_back_new() {
-        let mut registry = Registry::new(Arc::new(Fleet::plain(3, "d{index}").unwrap()));
+        let fleet = Arc::new(Fleet::plain(3, "d{index}").unwrap());
+        let mut registry = Registry::new(fleet, 0, Conduct::Offline);
         let number = registry.number("d1").unwrap();
         let before = registry.record(number).unwrap().generation;
         registry.delete(number);
         assert_eq!(registry.number("d1"), None);
         assert!(registry.numbers(0).eq([0, 2]));
-        assert_eq!(registry.add("d1"), Some(1));
-        assert_ne!(registry.record(1).unwrap().generation, before);
-        assert_eq!(registry.add("extra"), Some(3));
+        assert_eq!(registry.put(registry.new_record("d1", 1)), Some(1));
+        let again = registry.record(1).unwrap();
+        assert_ne!(again.generation, before);
+        assert_eq!(registry.put(registry.new_record("extra", 1)), Some(3));
+        assert_ne!(registry.record(3).unwrap().generation, again.generation);
+        assert_eq!(registry.put(again.clone()), Some(1));
+        assert_eq!(registry.record(1).unwrap().generation, again.generation);
+        assert_eq!(registry.conduct(3), Conduct::Offline);
         assert_eq!(registry.id(3).as_deref(), Some("extra"));
         assert_eq!((registry.census(), registry.len()), ((4, 0), 4));
     }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::metadata::{Stamp, touch};
 use super::registry::DeviceRecord;
 
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -22,28 +23,102 @@ pub(crate) fn etag_of(version: u64) -> String {
     Etag(version).to_string()
 }
 
+/// A time in the hub's format: UTC with milliseconds.
+pub(crate) fn iso_time(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| NEVER.to_owned(), |time| format!("{time:.3}"))
+}
+
+/// The reported properties as they are now, which the registry does not know: devices change them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reported {
+    pub(crate) values: Map<String, Value>,
+    pub(crate) metadata: Map<String, Value>,
+    pub(crate) version: u64,
+}
+
+impl Reported {
+    /// What a device reported when it came to be.
+    pub(crate) fn initial(record: &DeviceRecord) -> Self {
+        let mut initial = Self {
+            values: Map::new(),
+            metadata: Map::new(),
+            version: 0,
+        };
+        initial.update(&record.reported, record.created_ms);
+        initial
+    }
+
+    /// What is there after a device reported `patch`; null removes.
+    pub(crate) fn update(&mut self, patch: &Map<String, Value>, at_ms: u64) {
+        let stamp = Stamp {
+            at_ms,
+            version: None,
+        };
+        touch(&mut self.metadata, patch, stamp);
+        merge(&mut self.values, patch.clone());
+        self.version += 1;
+    }
+}
+
+/// Merges as the hub does: objects into each other, null deletes, all else replaces.
+pub(crate) fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                into.shift_remove(&key);
+            }
+            Value::Object(patch) => {
+                let slot = into.entry(key).or_insert_with(|| Value::Object(Map::new()));
+                if !slot.is_object() {
+                    *slot = Value::Object(Map::new());
+                }
+                if let Value::Object(inner) = slot {
+                    merge(inner, patch);
+                }
+            }
+            value => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
 /// The twin document of a device.
-pub(crate) fn twin_document(record: &DeviceRecord, pending: u32, connected: bool) -> Value {
+pub(crate) fn twin_document(
+    record: &DeviceRecord,
+    reported: Reported,
+    pending: u32,
+    connected: bool,
+) -> Value {
+    let desired = section(
+        record.desired.clone(),
+        record.desired_metadata.clone(),
+        record.desired_version,
+    );
     json!({
         "deviceId": record.id,
         "etag": etag_of(record.version),
         "deviceEtag": etag_of(record.device_version),
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
-        "statusUpdateTime": NEVER,
+        "statusUpdateTime": status_time(record),
         "connectionState": connection_state(connected),
         "lastActivityTime": NEVER,
         "cloudToDeviceMessageCount": pending,
-        "authenticationType": record.authentication.get("type").cloned().unwrap_or(json!("sas")),
-        "x509Thumbprint": { "primaryThumbprint": null, "secondaryThumbprint": null },
+        "authenticationType": record.authentication.kind(),
+        "x509Thumbprint": record.authentication.thumbprints(),
         "modelId": "",
         "version": record.version,
         "tags": record.tags,
         "properties": {
-            "desired": section(&record.desired, record.desired_version),
-            "reported": section(&record.reported, 1),
+            "desired": desired,
+            "reported": section(reported.values, reported.metadata, reported.version),
         },
-        "capabilities": { "iotEdge": false },
+        "capabilities": { "iotEdge": record.edge },
+        "deviceScope": record.scope,
+        "parentScopes": record.parent_scopes,
     })
 }
 
@@ -57,17 +132,23 @@ pub(crate) fn device_document(record: &DeviceRecord, pending: u32, connected: bo
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
         "connectionStateUpdatedTime": NEVER,
-        "statusUpdatedTime": NEVER,
+        "statusUpdatedTime": status_time(record),
         "lastActivityTime": NEVER,
         "cloudToDeviceMessageCount": pending,
-        "authentication": record.authentication,
-        "capabilities": { "iotEdge": false },
-        "deviceScope": "",
-        "parentScopes": [],
+        "authentication": record.authentication.document(),
+        "capabilities": { "iotEdge": record.edge },
+        "deviceScope": record.scope,
+        "parentScopes": record.parent_scopes,
     })
 }
 
-pub(crate) fn connection_state(connected: bool) -> &'static str {
+fn status_time(record: &DeviceRecord) -> String {
+    record
+        .status_updated_ms
+        .map_or_else(|| NEVER.to_owned(), iso_time)
+}
+
+fn connection_state(connected: bool) -> &'static str {
     if connected {
         "Connected"
     } else {
@@ -75,9 +156,31 @@ pub(crate) fn connection_state(connected: bool) -> &'static str {
     }
 }
 
-fn section(values: &Map<String, Value>, version: u64) -> Value {
-    let mut section = values.clone();
-    section.insert("$metadata".to_owned(), json!({ "$lastUpdated": NEVER }));
-    section.insert("$version".to_owned(), json!(version));
-    Value::Object(section)
+fn section(mut values: Map<String, Value>, metadata: Map<String, Value>, version: u64) -> Value {
+    values.insert("$metadata".to_owned(), Value::Object(metadata));
+    values.insert("$version".to_owned(), json!(version));
+    Value::Object(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn merged(into: &Value, patch: &Value) -> Value {
+        let mut into = into.as_object().unwrap().clone();
+        merge(&mut into, patch.as_object().unwrap().clone());
+        Value::Object(into)
+    }
+
+    #[test]
+    fn a_patch_merges_and_null_deletes() {
+        let before = json!({"a": 1, "b": {"c": 2, "d": 3}, "e": 4});
+        let patch = json!({"a": null, "b": {"c": 5, "d": null}, "e": {"f": 6}, "g": null});
+        assert_eq!(
+            merged(&before, &patch),
+            json!({"b": {"c": 5}, "e": {"f": 6}})
+        );
+    }
 }

@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use super::feedback::{FeedbackBatch, FeedbackQueue, Record};
+use super::delivery::FeedbackMessage;
+use super::feedback::{FeedbackBatch, FeedbackQueue, Record, Settlement};
 use super::refusal::Refusal;
 use super::store::{Ack, Arrival, MessageState, Store};
 use super::summary::{Summary, Tallies};
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
 use crate::faults::{FaultBox, SendFault};
-use crate::fleet::{Conduct, DeviceRecord, Registry, twin_document};
+use crate::fleet::{Conduct, DeviceRecord, Registry, Reported, twin_document};
 use crate::lock;
 use crate::policy::Policy;
 use crate::sas::{Grant, TokenError, verify};
@@ -103,17 +105,26 @@ impl Hub {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_millis();
+        let started_ms = u64::try_from(started_ms).unwrap_or(0);
+        let added_conduct = if config.added_devices_online {
+            Conduct::Completes {
+                online_after: Duration::ZERO,
+            }
+        } else {
+            Conduct::Offline
+        };
+        let registry = Registry::new(Arc::new(config.fleet.clone()), started_ms, added_conduct);
         Self {
             names: config.names(),
             policies,
             limits,
             started: Instant::now(),
-            started_ms: u64::try_from(started_ms).unwrap_or(0),
+            started_ms,
             completed: (0..=config.fleet.len() / 64)
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             reverting: Mutex::default(),
-            registry: RwLock::new(Registry::new(Arc::new(config.fleet.clone()))),
+            registry: RwLock::new(registry),
             state: Mutex::new(State {
                 store: Store::new(),
                 feedback,
@@ -368,30 +379,50 @@ impl Hub {
 
     /// The twin document of a device as it is now.
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
-        let pending = lock(&self.state).store.pending(device);
+        let (pending, delivered_ms) = {
+            let state = lock(&self.state);
+            let first = state.store.first_delivery(device);
+            (state.store.pending(device), first)
+        };
         let connected = self.is_connected(registry, device);
-        if !self.has_changed(device) {
-            return twin_document(record, pending, connected);
+        let mut reported = Reported::initial(record);
+        if let (Some(at_ms), Some((group, position))) =
+            (delivered_ms, registry.fleet().place(device))
+        {
+            let after = group.reported_after.object(position);
+            if !after.is_empty() {
+                reported.update(&after, at_ms);
+                let back_ms = lock(&self.reverting).get(&device).copied();
+                if let Some(back_ms) = back_ms.filter(|back_ms| *back_ms <= self.now_ms()) {
+                    reported.update(&undoing(&after, &record.reported), back_ms);
+                }
+            }
         }
-        let mut record = record.clone();
-        if let Some((group, position)) = registry.fleet().place(device) {
-            record
-                .reported
-                .extend(group.reported_after.object(position));
-        }
-        twin_document(&record, pending, connected)
+        twin_document(record, reported, pending, connected)
     }
 
-    /// Takes a feedback batch.
-    pub(crate) fn take_feedback(&self) -> Option<FeedbackBatch> {
-        lock(&self.state).feedback.take()
-    }
-
-    /// Gives a feedback batch back.
-    pub(crate) fn give_back_feedback(&self, batch: FeedbackBatch) {
-        if lock(&self.state).feedback.give_back(batch) {
+    /// Settles a feedback batch that a service has held over AMQP.
+    pub(crate) fn settle_taken_feedback(&self, batch: FeedbackBatch, settlement: Settlement) {
+        if lock(&self.state).feedback.settle(batch, settlement) {
             self.feedback_may_be_ready();
         }
+    }
+
+    /// Takes a feedback batch and locks it, for the next [`Hub::settle_feedback`] with the token.
+    pub(crate) fn lock_feedback(&self) -> Option<(Uuid, FeedbackMessage)> {
+        let (batch, message) = self.take_feedback()?;
+        let lock_ms = u64::try_from(self.config.feedback_lock.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = self.now_ms().saturating_add(lock_ms);
+        Some((lock(&self.state).feedback.lock(batch, until_ms), message))
+    }
+
+    /// Settles a locked feedback batch. Returns whether there was one.
+    pub(crate) fn settle_feedback(&self, token: Uuid, settlement: Settlement) -> bool {
+        let unlocked = lock(&self.state).feedback.unlock(token, settlement);
+        if unlocked == Some(true) {
+            self.feedback_may_be_ready();
+        }
+        unlocked.is_some()
     }
 
     pub(crate) fn feedback_may_be_ready(&self) {
@@ -466,4 +497,20 @@ impl Hub {
             query_pages: tallies.query_pages.get(),
         }
     }
+}
+
+/// The patch that takes `patch` back: what it changed gets its value in `before` again, or goes.
+fn undoing(patch: &Map<String, Value>, before: &Map<String, Value>) -> Map<String, Value> {
+    patch
+        .iter()
+        .map(|(key, value)| {
+            let back = match (value, before.get(key)) {
+                (Value::Object(patch), Some(Value::Object(before))) => {
+                    Value::Object(undoing(patch, before))
+                }
+                (_, before) => before.cloned().unwrap_or(Value::Null),
+            };
+            (key.clone(), back)
+        })
+        .collect()
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::core::Hub;
-use super::feedback::{FeedbackBatch, Record};
+use super::feedback::{FeedbackBatch, Record, Settlement};
+use crate::fleet::iso_time;
 
 /// How often due messages are looked for. Latencies are tens of milliseconds and more.
 const TICK: Duration = Duration::from_millis(5);
@@ -56,11 +57,29 @@ impl Hub {
         count
     }
 
-    /// The body of a feedback message. Records of devices that are gone are left out.
-    pub(crate) fn feedback_json(&self, batch: &FeedbackBatch) -> Vec<u8> {
+    /// Takes the oldest feedback batch of which something is left to tell. Records of devices that are gone are
+    /// left out, and a batch of nothing else is dropped.
+    pub(crate) fn take_feedback(&self) -> Option<(FeedbackBatch, FeedbackMessage)> {
+        loop {
+            let batch = self.state().feedback.take()?;
+            let records = self.feedback_records(&batch);
+            if records.is_empty() {
+                self.settle_taken_feedback(batch, Settlement::Rejected);
+                continue;
+            }
+            let message = FeedbackMessage {
+                made_ms: batch.made_ms,
+                deliveries: batch.deliveries,
+                json: Value::Array(records).to_string().into_bytes(),
+            };
+            return Some((batch, message));
+        }
+    }
+
+    fn feedback_records(&self, batch: &FeedbackBatch) -> Vec<Value> {
         let registry = self.registry();
         let state = self.state();
-        let records: Vec<Value> = batch
+        batch
             .records
             .iter()
             .filter_map(|record| {
@@ -76,13 +95,16 @@ impl Hub {
                     "statusCode": status,
                 }))
             })
-            .collect();
-        Value::Array(records).to_string().into_bytes()
+            .collect()
     }
 }
 
-/// A time in the hub's format.
-pub(crate) fn iso_time(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| time.to_string())
+/// A feedback batch as it is told to services.
+#[derive(Debug)]
+pub(crate) struct FeedbackMessage {
+    pub(crate) made_ms: u64,
+    /// How often it was told before.
+    pub(crate) deliveries: u32,
+    /// The records, as an array.
+    pub(crate) json: Vec<u8>,
 }

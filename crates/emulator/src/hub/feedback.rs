@@ -1,7 +1,9 @@
 //! Feedback: what became of messages, in batches that services take and answer.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::store::MessageState;
 
@@ -22,6 +24,17 @@ pub(crate) struct FeedbackBatch {
     pub(crate) deliveries: u32,
 }
 
+/// What a service makes of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    /// It has dealt with it.
+    Completed,
+    /// It will not have it.
+    Rejected,
+    /// It gives it back, or was lost with it.
+    Abandoned,
+}
+
 /// What the queue has counted.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FeedbackCounts {
@@ -35,6 +48,9 @@ pub(crate) struct FeedbackCounts {
 pub(crate) struct FeedbackQueue {
     open: VecDeque<Record>,
     ready: VecDeque<FeedbackBatch>,
+    /// Batches that were handed out over HTTPS, and when they come back unless they are settled before.
+    locked: HashMap<Uuid, (FeedbackBatch, u64)>,
+    /// Those in `open`, `ready` and `locked`.
     records: usize,
     batch: usize,
     interval: Duration,
@@ -55,6 +71,7 @@ impl FeedbackQueue {
         Self {
             open: VecDeque::new(),
             ready: VecDeque::new(),
+            locked: HashMap::new(),
             records: 0,
             batch: batch.max(1),
             interval,
@@ -65,7 +82,7 @@ impl FeedbackQueue {
         }
     }
 
-    /// How many records wait.
+    /// How many records wait, or are locked.
     pub(crate) fn len(&self) -> usize {
         self.records
     }
@@ -91,8 +108,8 @@ impl FeedbackQueue {
         self.counts.dropped += records as u64;
     }
 
-    /// Makes batches of what has waited long enough, drops what has waited too long, and says whether there
-    /// is anything new to take.
+    /// Makes batches of what has waited long enough, takes back what was locked too long, drops what has waited
+    /// too long, and says whether there is anything new to take.
     pub(crate) fn cut(&mut self, now_ms: u64) -> bool {
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
         let mut made = false;
@@ -109,6 +126,15 @@ impl FeedbackQueue {
             });
             made = true;
         }
+        let late: Vec<Uuid> = self
+            .locked
+            .iter()
+            .filter(|(_, (_, until_ms))| *until_ms <= now_ms)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in late {
+            made |= self.unlock(token, Settlement::Abandoned) == Some(true);
+        }
         while let Some(first) = self.ready.front() {
             if now_ms.saturating_sub(first.made_ms) < self.ttl_ms {
                 break;
@@ -120,7 +146,8 @@ impl FeedbackQueue {
         made
     }
 
-    /// Takes the oldest batch. It must come back through one of the three methods below.
+    /// Takes the oldest batch. It must come back through [`FeedbackQueue::settle`] or
+    /// [`FeedbackQueue::lock`].
     pub(crate) fn take(&mut self) -> Option<FeedbackBatch> {
         let batch = self.ready.pop_front()?;
         // A batch in a service's hands does not count against the bound; it comes back or is done with.
@@ -128,26 +155,39 @@ impl FeedbackQueue {
         Some(batch)
     }
 
-    /// The service has dealt with the batch.
-    pub(crate) fn complete(&mut self, batch: &FeedbackBatch) {
-        self.counts.completed += batch.records.len() as u64;
-    }
-
-    /// The service will not have the batch.
-    pub(crate) fn reject(&mut self, batch: &FeedbackBatch) {
-        self.counts.dropped += batch.records.len() as u64;
-    }
-
-    /// The service gave the batch back, or was lost. Returns whether it waits again.
-    pub(crate) fn give_back(&mut self, mut batch: FeedbackBatch) -> bool {
-        batch.deliveries += 1;
-        if batch.deliveries >= self.deliveries_max {
-            self.counts.dropped += batch.records.len() as u64;
-            return false;
+    /// Does with a batch that was taken what the service wants. Returns whether it waits again.
+    pub(crate) fn settle(&mut self, mut batch: FeedbackBatch, settlement: Settlement) -> bool {
+        let records = batch.records.len();
+        match settlement {
+            Settlement::Completed => self.counts.completed += records as u64,
+            Settlement::Rejected => self.counts.dropped += records as u64,
+            Settlement::Abandoned => {
+                batch.deliveries += 1;
+                if batch.deliveries < self.deliveries_max {
+                    self.records += records;
+                    self.ready.push_front(batch);
+                    return true;
+                }
+                self.counts.dropped += records as u64;
+            }
         }
+        false
+    }
+
+    /// Keeps a batch that was taken until its service settles it with the token that is returned, at the
+    /// latest until `until_ms`. A locked batch counts against the bound, since nothing else bounds their number.
+    pub(crate) fn lock(&mut self, batch: FeedbackBatch, until_ms: u64) -> Uuid {
+        let token = Uuid::new_v4();
         self.records += batch.records.len();
-        self.ready.push_front(batch);
-        true
+        self.locked.insert(token, (batch, until_ms));
+        token
+    }
+
+    /// Settles a locked batch. Returns whether it waits again; none if nothing is locked with that token.
+    pub(crate) fn unlock(&mut self, token: Uuid, settlement: Settlement) -> Option<bool> {
+        let (batch, _) = self.locked.remove(&token)?;
+        self.records -= batch.records.len();
+        Some(self.settle(batch, settlement))
     }
 }
 
@@ -192,9 +232,42 @@ mod tests {
         queue.cut(20_000);
         for back in [true, true, false] {
             let batch = queue.take().unwrap();
-            assert_eq!(queue.give_back(batch), back);
+            assert_eq!(queue.settle(batch, Settlement::Abandoned), back);
         }
         assert_eq!((queue.len(), queue.counts.dropped), (0, 1));
+    }
+
+    #[test]
+    fn a_locked_batch_is_settled_once_or_comes_back_in_time() {
+        let mut queue = queue(1000);
+        queue.push(record(1, 0));
+        queue.cut(20_000);
+        let batch = queue.take().unwrap();
+        let token = queue.lock(batch, 30_000);
+        assert_eq!((queue.take(), queue.len()), (None, 1));
+        assert!(!queue.cut(29_999));
+        assert!(queue.cut(30_000));
+        assert_eq!(queue.unlock(token, Settlement::Completed), None);
+        let batch = queue.take().unwrap();
+        assert_eq!(batch.deliveries, 1);
+        let token = queue.lock(batch, 60_000);
+        assert_eq!(queue.unlock(token, Settlement::Completed), Some(false));
+        assert_eq!(queue.unlock(token, Settlement::Completed), None);
+        assert_eq!((queue.len(), queue.counts.completed), (0, 1));
+    }
+
+    #[test]
+    fn locked_batches_count_against_the_bound() {
+        let mut queue = queue(10);
+        (0..8).for_each(|i| queue.push(record(i, 0)));
+        queue.cut(20_000);
+        let batch = queue.take().unwrap();
+        let token = queue.lock(batch, 90_000);
+        (8..20).for_each(|i| queue.push(record(i, 20_000)));
+        assert_eq!((queue.len(), queue.counts.dropped), (10, 10));
+        assert_eq!(queue.unlock(token, Settlement::Abandoned), Some(true));
+        assert_eq!(queue.take().unwrap().records.len(), 8);
+        assert_eq!(queue.len(), 2);
     }
 
     #[test]

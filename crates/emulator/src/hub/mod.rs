@@ -12,7 +12,7 @@ mod windows;
 
 pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
-pub(crate) use feedback::FeedbackBatch;
+pub(crate) use feedback::{FeedbackBatch, Settlement};
 pub(crate) use refusal::Refusal;
 pub(crate) use store::Ack;
 pub use store::MessageState;

@@ -132,6 +132,21 @@ impl Refusal {
         )
     }
 
+    pub(crate) fn lock_lost(token: &str) -> Self {
+        let text = format!("No message is locked with the token '{token}', or no longer");
+        Self::new(
+            "com.microsoft:message-lock-lost",
+            412_002,
+            "DeviceMessageLockLost",
+            text,
+        )
+    }
+
+    pub(crate) fn not_emulated(what: &str) -> Self {
+        let text = format!("This is an emulator, which has no {what}");
+        Self::new("amqp:not-implemented", 501_000, "NotImplemented", text)
+    }
+
     pub(crate) fn internal() -> Self {
         let text = "The server encountered an error processing the request; please retry";
         Self::new("amqp:internal-error", 500_001, "ServerError", text)

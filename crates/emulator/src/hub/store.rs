@@ -359,6 +359,15 @@ impl Store {
         Some(message)
     }
 
+    /// When a device completed a message for the first time, in milliseconds since 1970; none if it has not.
+    pub(crate) fn first_delivery(&self, device: u32) -> Option<u64> {
+        self.messages_of(device)
+            .filter_map(|number| self.message(number))
+            .filter(|message| message.state == MessageState::Delivered)
+            .map(|message| message.enqueued_ms + u64::from(message.done_after_ms))
+            .min()
+    }
+
     /// The numbers of a device's messages, oldest first.
     pub(crate) fn messages_of(&self, device: u32) -> impl Iterator<Item = u32> + '_ {
         let mut next = self.device(device).head;

@@ -1,14 +1,17 @@
 //! `POST /devices`: many identities at once.
 
+use std::collections::HashSet;
+
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::devices::{Identity, registry_full};
+use super::devices::registry_full;
 use super::error::{ApiError, json_response};
+use super::identity::Identity;
 use super::serve::{Answer, Call, admit};
-use super::twins::{Manner, TwinPatch};
-use crate::fleet::{Registry, check_id, etag_of};
+use super::twins::{Manner, TwinPatch, is_current};
+use crate::fleet::{Registry, check_id};
 use crate::hub::{MessageState, Operation};
 
 /// How many devices one request may name.
@@ -24,12 +27,8 @@ struct Item {
     e_tag: Option<String>,
     #[serde(default, alias = "twinETag", alias = "twinEtag")]
     twin_e_tag: Option<String>,
-    #[serde(default)]
-    status: Option<String>,
-    #[serde(default)]
-    status_reason: Option<String>,
-    #[serde(default)]
-    authentication: Option<Value>,
+    #[serde(flatten)]
+    identity: Identity,
     #[serde(default)]
     tags: Option<Map<String, Value>>,
     #[serde(default)]
@@ -57,10 +56,17 @@ pub(crate) async fn run(call: &Call) -> Answer {
     }
     admit(&call.hub, Operation::Registry, items.len().max(1) as u64).await?;
     let mut errors = Vec::new();
+    let mut names = HashSet::new();
     let mut registry = call.hub.registry_mut();
     for item in items {
         let id = item.id.clone();
-        if let Err((code, name, text)) = carry_out(call, &mut registry, item) {
+        let done = if names.insert(id.clone()) {
+            carry_out(call, &mut registry, item)
+        } else {
+            let text = format!("Device {id} stands in the request twice");
+            Err((400_011, "DeviceDefinedMultipleTimes", text))
+        };
+        if let Err((code, name, text)) = done {
             errors.push(json!({ "deviceId": id, "errorCode": code, "errorName": name, "errorStatus": text }));
         }
     }
@@ -75,136 +81,81 @@ pub(crate) async fn run(call: &Call) -> Answer {
 }
 
 fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Failure> {
-    let mode = item
-        .import_mode
-        .clone()
-        .unwrap_or_else(|| "createOrUpdate".to_owned())
-        .to_ascii_lowercase();
-    let id = item.id.clone();
-    let found = registry.number(&id);
-    let missing = || {
-        (
-            404_001,
-            "DeviceNotFound",
-            format!("Device {id} not registered"),
-        )
+    let now_ms = call.hub.now_ms();
+    let mode = item.import_mode.as_deref().unwrap_or("createOrUpdate");
+    let mode = mode.to_ascii_lowercase();
+    let if_match = mode.ends_with("ifmatchetag");
+    let found = registry.number(&item.id);
+    let present = found.and_then(|number| registry.record(number));
+    let missing = |item: &Item| {
+        let text = format!("Device {} not registered", item.id);
+        (404_001, "DeviceNotFound", text)
     };
-    match mode.as_str() {
-        "create" if found.is_some() => Err((
-            409_001,
-            "DeviceAlreadyExists",
-            format!("A device with ID '{id}' is already registered"),
-        )),
-        "create" | "createorupdate" | "createorupdateifmatchetag" => {
-            let number = match found {
-                Some(number) => {
-                    if mode.ends_with("etag") {
-                        check_etag(registry, number, item.e_tag.as_deref())?;
-                    }
-                    number
-                }
-                None => {
-                    check_id(&id).map_err(|text| (400_004, "ArgumentInvalid", text))?;
-                    registry.add(&id).ok_or_else(full)?
-                }
-            };
-            update(registry, number, item)
+    let mut record = match mode.as_str() {
+        "create" if present.is_some() => {
+            return Err((
+                409_001,
+                "DeviceAlreadyExists",
+                format!("A device with ID '{}' is already registered", item.id),
+            ));
         }
-        "update" | "updateifmatchetag" => {
-            let number = found.ok_or_else(missing)?;
-            if mode.ends_with("etag") {
-                check_etag(registry, number, item.e_tag.as_deref())?;
+        "create" | "createorupdate" | "createorupdateifmatchetag" => match present {
+            Some(record) => record,
+            None => {
+                check_id(&item.id).map_err(invalid)?;
+                registry.new_record(&item.id, now_ms)
             }
-            update(registry, number, item)
-        }
-        "delete" | "deleteifmatchetag" => {
-            let number = found.ok_or_else(missing)?;
-            if mode.ends_with("etag") {
-                check_etag(registry, number, item.e_tag.as_deref())?;
-            }
-            registry.delete(number);
-            call.hub.empty_queue(number, MessageState::Lost);
-            Ok(())
-        }
-        "updatetwin" | "updatetwinifmatchetag" => {
-            let number = found.ok_or_else(missing)?;
-            if mode.ends_with("etag") {
-                let version = registry.record(number).map_or(0, |record| record.version);
-                matches_version(item.twin_e_tag.as_deref(), version)?;
-            }
-            update_twin(
-                registry,
-                number,
-                item.tags.as_ref(),
-                item.properties.as_ref(),
-            )
-        }
-        _ => Err((
-            400_004,
-            "ArgumentInvalid",
-            format!("the import mode '{mode}' is not known"),
-        )),
+        },
+        "update"
+        | "updateifmatchetag"
+        | "delete"
+        | "deleteifmatchetag"
+        | "updatetwin"
+        | "updatetwinifmatchetag" => present.ok_or_else(|| missing(&item))?,
+        _ => return Err(invalid(format!("the import mode '{mode}' is not known"))),
+    };
+    let twin_only = mode.starts_with("updatetwin");
+    if if_match && found.is_some() {
+        let (etag, version) = if twin_only {
+            (&item.twin_e_tag, record.version)
+        } else {
+            (&item.e_tag, record.device_version)
+        };
+        check_etag(etag.as_deref(), version)?;
     }
+    if let (Some(number), true) = (found, mode.starts_with("delete")) {
+        registry.delete(number);
+        call.hub.empty_queue(number, MessageState::Lost);
+        return Ok(());
+    }
+    if !twin_only {
+        item.identity.apply(&mut record, now_ms).map_err(invalid)?;
+    }
+    if twin_only || item.tags.is_some() || item.properties.is_some() {
+        let properties = item.properties.unwrap_or_else(|| json!({}));
+        let patch = json!({ "tags": item.tags, "properties": properties });
+        let patch: TwinPatch =
+            serde_json::from_value(patch).map_err(|error| invalid(error.to_string()))?;
+        patch
+            .apply(&mut record, Manner::Merge, now_ms)
+            .map_err(|error| invalid(error.to_string()))?;
+    }
+    registry.put(record).map(drop).ok_or_else(full)
+}
+
+fn invalid(text: String) -> Failure {
+    (400_004, "ArgumentInvalid", text)
 }
 
 fn full() -> Failure {
     (403_000, "TooManyDevices", registry_full().to_string())
 }
 
-fn check_etag(registry: &Registry, number: u32, wanted: Option<&str>) -> Result<(), Failure> {
-    matches_version(
-        wanted,
-        registry
-            .record(number)
-            .map_or(0, |record| record.device_version),
-    )
-}
-
-fn matches_version(wanted: Option<&str>, version: u64) -> Result<(), Failure> {
-    match wanted.map(|text| text.trim_matches('"')) {
-        Some(text) if text == "*" || text == etag_of(version) => Ok(()),
-        _ => Err((
-            412_001,
-            "PreconditionFailed",
-            "the ETag is not the current one".to_owned(),
-        )),
-    }
-}
-
-fn update(registry: &mut Registry, number: u32, item: Item) -> Result<(), Failure> {
-    let identity = Identity {
-        device_id: None,
-        status: item.status,
-        status_reason: item.status_reason,
-        authentication: item.authentication,
-    };
-    let changed = registry.change(number, |record| identity.apply(record));
-    if let Some(Err(error)) = changed {
-        return Err((400_004, "ArgumentInvalid", error.to_string()));
-    }
-    if item.tags.is_some() || item.properties.is_some() {
-        return update_twin(
-            registry,
-            number,
-            item.tags.as_ref(),
-            item.properties.as_ref(),
-        );
-    }
-    Ok(())
-}
-
-fn update_twin(
-    registry: &mut Registry,
-    number: u32,
-    tags: Option<&Map<String, Value>>,
-    properties: Option<&Value>,
-) -> Result<(), Failure> {
-    let wrong = |text: String| (400_004, "ArgumentInvalid", text);
-    let body = json!({ "tags": tags, "properties": properties.unwrap_or(&json!({})) });
-    let patch: TwinPatch =
-        serde_json::from_value(body).map_err(|error| wrong(error.to_string()))?;
-    match registry.change(number, |record| patch.apply(record, Manner::Merge)) {
-        Some(Err(error)) => Err(wrong(error.to_string())),
-        _ => Ok(()),
+fn check_etag(wanted: Option<&str>, version: u64) -> Result<(), Failure> {
+    if wanted.is_some_and(|etag| is_current(etag, version)) {
+        Ok(())
+    } else {
+        let text = "the ETag is not the current one".to_owned();
+        Err((412_001, "PreconditionFailed", text))
     }
 }

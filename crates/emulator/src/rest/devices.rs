@@ -5,56 +5,22 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, empty_response, json_response};
+use super::identity::Identity;
 use super::serve::{Answer, Call};
 use super::twins::{check_match, with_etag};
-use crate::fleet::{DeviceRecord, Status, check_id, device_document};
-use crate::hub::MessageState;
+use crate::fleet::{DeviceRecord, check_id, device_document};
+use crate::hub::{MessageState, Refusal};
 
 /// How many devices a list shows at most.
 const LIST_MAX: usize = 1_000;
 
-/// What a client says of an identity.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct Identity {
-    pub(crate) device_id: Option<String>,
-    pub(crate) status: Option<String>,
-    pub(crate) status_reason: Option<String>,
-    pub(crate) authentication: Option<Value>,
-}
-
-impl Identity {
-    /// Changes a record.
-    pub(crate) fn apply(self, record: &mut DeviceRecord) -> Result<(), ApiError> {
-        record.status = match self.status.as_deref() {
-            None => record.status,
-            Some(text) if text.eq_ignore_ascii_case("enabled") => Status::Enabled,
-            Some(text) if text.eq_ignore_ascii_case("disabled") => Status::Disabled,
-            Some(text) => {
-                return Err(ApiError::bad_request(format!(
-                    "the status '{text}' is neither enabled nor disabled"
-                )));
-            }
-        };
-        if self.status_reason.is_some() {
-            record.status_reason = self.status_reason;
-        }
-        // A client that leaves the keys out asks the hub to make them.
-        let has_keys = |value: &Value| {
-            let thumbprint = value
-                .pointer("/x509Thumbprint/primaryThumbprint")
-                .and_then(Value::as_str);
-            let key = value
-                .pointer("/symmetricKey/primaryKey")
-                .and_then(Value::as_str);
-            thumbprint.or(key).is_some_and(|text| !text.is_empty())
-        };
-        if let Some(authentication) = self.authentication.filter(has_keys) {
-            record.authentication = authentication;
-        }
-        record.device_version += 1;
-        Ok(())
-    }
+/// The body of a request that creates or updates an identity.
+#[derive(Debug, Deserialize)]
+struct Body {
+    #[serde(rename = "deviceId")]
+    device_id: String,
+    #[serde(flatten)]
+    identity: Identity,
 }
 
 /// Answers with the first devices.
@@ -107,42 +73,42 @@ pub(crate) fn get(call: &Call, id: &str) -> Answer {
 
 /// Creates or updates an identity.
 pub(crate) fn put(call: &Call, id: &str) -> Answer {
-    let identity: Identity = serde_json::from_slice(&call.body)
+    let body: Body = serde_json::from_slice(&call.body)
         .map_err(|error| ApiError::bad_request(format!("the body is not a device: {error}")))?;
-    if identity.device_id.as_deref() != Some(id) {
+    if body.device_id != id {
         return Err(ApiError::bad_request(
             "the body's deviceId is not the one of the path",
         ));
     }
+    let now_ms = call.hub.now_ms();
+    let updates = call.headers.contains_key(header::IF_MATCH);
     let mut registry = call.hub.registry_mut();
-    let number = match registry.number(id) {
-        Some(number) => {
-            if !call.headers.contains_key(header::IF_MATCH) {
-                let text = format!("A device with ID '{id}' is already registered");
-                return Err(ApiError::new(
-                    StatusCode::CONFLICT,
-                    "DeviceAlreadyExists",
-                    text,
-                ));
-            }
-            let version = registry
-                .record(number)
-                .map_or(0, |record| record.device_version);
-            check_match(&call.headers, version)?;
-            number
+    let found = registry
+        .number(id)
+        .and_then(|number| registry.record(number));
+    let mut record = match found {
+        Some(record) if updates => {
+            check_match(&call.headers, record.device_version)?;
+            record
         }
-        None if call.headers.contains_key(header::IF_MATCH) => return Err(ApiError::not_found(id)),
+        Some(_) => {
+            let text = format!("A device with ID '{id}' is already registered");
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                "DeviceAlreadyExists",
+                text,
+            ));
+        }
+        None if updates => return Err(ApiError::not_found(id)),
         None => {
             check_id(id).map_err(ApiError::bad_request)?;
-            registry.add(id).ok_or_else(registry_full)?
+            registry.new_record(id, now_ms)
         }
     };
-    let mut record = registry
-        .record(number)
-        .ok_or_else(|| ApiError::not_found(id))?;
-    identity.apply(&mut record)?;
-    let changed = record.clone();
-    registry.change(number, |stored| *stored = changed);
+    body.identity
+        .apply(&mut record, now_ms)
+        .map_err(ApiError::bad_request)?;
+    let number = registry.put(record.clone()).ok_or_else(registry_full)?;
     Ok(with_etag(
         &document(call, &registry, number, &record),
         record.device_version,
@@ -177,6 +143,7 @@ pub(crate) fn delete(call: &Call, id: &str) -> Answer {
 
 /// Removes a device's pending messages.
 pub(crate) fn purge(call: &Call, id: &str) -> Answer {
+    check_tier(call)?;
     let number = call
         .hub
         .registry()
@@ -185,6 +152,15 @@ pub(crate) fn purge(call: &Call, id: &str) -> Answer {
     let purged = call.hub.empty_queue(number, MessageState::Purged);
     let body = json!({ "deviceId": id, "moduleId": null, "totalMessagesPurged": purged });
     Ok(json_response(StatusCode::OK, &body))
+}
+
+/// Refuses what belongs to messages to devices if the hub's tier has none.
+pub(crate) fn check_tier(call: &Call) -> Result<(), ApiError> {
+    if call.hub.config.tier.has_commands() {
+        Ok(())
+    } else {
+        Err((&Refusal::not_in_tier()).into())
+    }
 }
 
 /// Answers with the number of devices.

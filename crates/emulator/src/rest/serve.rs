@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,9 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
-use super::{bulk, devices, query, twins};
+use super::route::{Destination, Route};
+use super::{bulk, devices, feedback, query, twins};
 use crate::faults::HttpFault;
-use crate::hub::{Admission, Hub, Operation};
+use crate::hub::{Admission, Hub, Operation, Refusal};
 use crate::policy::Permissions;
 
 /// The largest request body: a hundred devices with full twins fit.
@@ -104,11 +105,25 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
         .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
         .collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let route = Route::find(&head.method, &segments).ok_or_else(|| {
-        let text = format!("there is no {} {path}", head.method);
-        ApiError::new(StatusCode::NOT_FOUND, "InvalidProtocolVersion", text)
-    })?;
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let route = match Destination::find(&head.method, &segments) {
+        Destination::Here(route) => route,
+        Destination::NotEmulated(what) => return Err((&Refusal::not_emulated(what)).into()),
+        Destination::OtherMethod => {
+            let text = format!("{path} does not support {}", head.method);
+            return Err(ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                text,
+            ));
+        }
+        Destination::Nowhere => {
+            let text = format!("there is no {path}");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, "NotFound", text));
+        }
+    };
     authorize(&hub, &head.headers, &path, route.permissions())?;
+    check_api_version(&query)?;
     let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
     let body = body
         .map_err(|error| ApiError::bad_request(format!("reading the body: {error}")))?
@@ -116,7 +131,6 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
     if let Some(operation) = route.operation() {
         admit(&hub, operation, 1).await?;
     }
-    let query = head.uri.query().unwrap_or_default().to_owned();
     let call = Call {
         hub,
         headers: head.headers,
@@ -136,6 +150,11 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
         Route::PutTwin(id) => twins::update(&call, id, twins::Manner::Replace),
         Route::DeviceStatistics => off_loop(move || devices::statistics(&call)).await,
         Route::ServiceStatistics => off_loop(move || devices::service_statistics(&call)).await,
+        Route::ReceiveFeedback => feedback::receive(&call),
+        Route::CompleteFeedback(token) => feedback::complete(&call, token),
+        Route::AbandonFeedback(token) => feedback::abandon(&call, token),
+        Route::ReceiveFileNotification => feedback::receive_file_notification(),
+        Route::SettleFileNotification(token) => Err(feedback::lock_lost(token)),
     }
 }
 
@@ -149,68 +168,45 @@ pub(crate) async fn off_loop<T: Send + 'static>(
     })
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route<'a> {
-    Query,
-    Bulk,
-    ListDevices,
-    GetDevice(&'a str),
-    PutDevice(&'a str),
-    DeleteDevice(&'a str),
-    Purge(&'a str),
-    GetTwin(&'a str),
-    PatchTwin(&'a str),
-    PutTwin(&'a str),
-    DeviceStatistics,
-    ServiceStatistics,
-}
+/// The versions of the interface that the hub has had (the official SDKs and the published descriptions of the
+/// interface); the newest is what today's SDKs send.
+const API_VERSIONS: [&str; 14] = [
+    "2016-02-03",
+    "2016-11-14",
+    "2017-06-30",
+    "2018-01-16",
+    "2018-04-01",
+    "2018-06-30",
+    "2019-03-30",
+    "2019-07-01-preview",
+    "2019-10-01",
+    "2020-03-01",
+    "2020-03-13",
+    "2020-05-31-preview",
+    "2020-09-30",
+    "2021-04-12",
+];
 
-impl<'a> Route<'a> {
-    fn find(method: &Method, segments: &[&'a str]) -> Option<Self> {
-        Some(match (method.as_str(), segments) {
-            ("POST", ["devices", "query"]) => Self::Query,
-            ("POST", ["devices"]) => Self::Bulk,
-            ("GET", ["devices"]) => Self::ListDevices,
-            ("GET", &["devices", id]) => Self::GetDevice(id),
-            ("PUT", &["devices", id]) => Self::PutDevice(id),
-            ("DELETE", &["devices", id]) => Self::DeleteDevice(id),
-            ("DELETE", &["devices", id, "commands"]) => Self::Purge(id),
-            ("GET", &["twins", id]) => Self::GetTwin(id),
-            ("PATCH", &["twins", id]) => Self::PatchTwin(id),
-            ("PUT", &["twins", id]) => Self::PutTwin(id),
-            ("GET", ["statistics", "devices"]) => Self::DeviceStatistics,
-            ("GET", ["statistics", "service"]) => Self::ServiceStatistics,
-            _ => return None,
-        })
-    }
-
-    fn permissions(self) -> Permissions {
-        match self {
-            Self::Query
-            | Self::Purge(_)
-            | Self::GetTwin(_)
-            | Self::PatchTwin(_)
-            | Self::PutTwin(_) => Permissions::SERVICE,
-            Self::ListDevices
-            | Self::GetDevice(_)
-            | Self::DeviceStatistics
-            | Self::ServiceStatistics => Permissions::REGISTRY_READ,
-            Self::Bulk | Self::PutDevice(_) | Self::DeleteDevice(_) => {
-                Permissions::REGISTRY_READ_WRITE
-            }
-        }
-    }
-
-    /// The throttle the route falls under; bulk requests count their devices themselves.
-    fn operation(self) -> Option<Operation> {
-        match self {
-            Self::Query => Some(Operation::Query),
-            Self::GetTwin(_) => Some(Operation::TwinRead),
-            Self::PatchTwin(_) | Self::PutTwin(_) => Some(Operation::TwinUpdate),
-            Self::Bulk => None,
-            _ => Some(Operation::Registry),
-        }
-    }
+/// Checks the version that a request's query names.
+fn check_api_version(query: &str) -> Result<(), ApiError> {
+    let found = query.split('&').find_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        name.eq_ignore_ascii_case("api-version")
+            .then(|| percent_decode_str(value).decode_utf8_lossy())
+    });
+    let problem = match &found {
+        None => "the request has no api-version".to_owned(),
+        Some(version) if API_VERSIONS.contains(&&**version) => return Ok(()),
+        Some(version) => format!("there is no api-version '{version}'"),
+    };
+    Err(ApiError::new(
+        StatusCode::BAD_REQUEST,
+        "InvalidProtocolVersion",
+        format!(
+            "{problem}; the newest is {}",
+            API_VERSIONS[API_VERSIONS.len() - 1]
+        ),
+    ))
 }
 
 fn authorize(
@@ -303,5 +299,40 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_names_a_version_that_there_is() {
+        for query in [
+            "api-version=2021-04-12",
+            "top=5&api-version=2020-03-13&x",
+            "Api-Version=2019%2D10%2D01",
+            "api-version=2020-05-31-preview",
+        ] {
+            assert!(check_api_version(query).is_ok(), "{query}");
+        }
+        for (query, hint) in [
+            ("", "has no api-version"),
+            ("top=5&apiversion=2021-04-12", "has no api-version"),
+            ("api-version", "no api-version ''"),
+            ("api-version=", "no api-version ''"),
+            ("api-version=2021-04-13", "no api-version '2021-04-13'"),
+            (
+                "api-version=2021-04-12-preview",
+                "preview'; the newest is 2021-04-12",
+            ),
+            (
+                "api-version=1999-01-01&api-version=2021-04-12",
+                "1999-01-01",
+            ),
+        ] {
+            let error = check_api_version(query).unwrap_err().to_string();
+            assert!(error.contains(hint), "{query}: {error}");
+        }
     }
 }

@@ -6,13 +6,9 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, json_response};
 use super::serve::{Answer, Call};
-use crate::fleet::{DeviceRecord, etag_of};
-
-const TAGS_BYTES_MAX: usize = 8 * 1024;
-const DESIRED_BYTES_MAX: usize = 32 * 1024;
-const DEPTH_MAX: usize = 10;
-const KEY_BYTES_MAX: usize = 1024;
-const TEXT_BYTES_MAX: usize = 4 * 1024;
+use crate::fleet::{
+    DESIRED_BYTES_MAX, DeviceRecord, Stamp, TAGS_BYTES_MAX, check_section, etag_of, merge, touch,
+};
 
 /// How an update treats what it does not mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +56,8 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
         .record(number)
         .ok_or_else(|| ApiError::not_found(id))?;
     check_match(&call.headers, record.version)?;
-    patch.apply(&mut record, manner)?;
-    let changed = record.clone();
-    registry.change(number, |stored| *stored = changed);
+    patch.apply(&mut record, manner, call.hub.now_ms())?;
+    registry.put(record.clone());
     Ok(with_etag(
         &call.hub.twin_of(&registry, number, &record),
         record.version,
@@ -70,85 +65,44 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
 }
 
 impl TwinPatch {
-    /// Changes a record, unless the result would break the hub's limits.
-    pub(crate) fn apply(self, record: &mut DeviceRecord, manner: Manner) -> Result<(), ApiError> {
-        let (mut tags, mut desired) = match manner {
-            Manner::Merge => (record.tags.clone(), record.desired.clone()),
-            Manner::Replace => (Map::new(), Map::new()),
+    /// Changes a record at `now_ms`, unless the result would break the hub's limits.
+    pub(crate) fn apply(
+        self,
+        record: &mut DeviceRecord,
+        manner: Manner,
+        now_ms: u64,
+    ) -> Result<(), ApiError> {
+        let replaces = manner == Manner::Replace;
+        let (mut tags, mut desired) = if replaces {
+            (Map::new(), Map::new())
+        } else {
+            (record.tags.clone(), record.desired.clone())
         };
-        let changes_desired = self.properties.desired.is_some() || manner == Manner::Replace;
+        let changes_desired = self.properties.desired.is_some() || replaces;
         merge(&mut tags, self.tags.unwrap_or_default());
         let mut wanted = self.properties.desired.unwrap_or_default();
         // A twin that was read and is written back carries these.
         wanted.retain(|key, _| !matches!(key.as_str(), "$metadata" | "$version"));
-        merge(&mut desired, wanted);
-        check("tags", &tags, TAGS_BYTES_MAX)?;
-        check("desired properties", &desired, DESIRED_BYTES_MAX)?;
+        merge(&mut desired, wanted.clone());
+        check_section("tags", &tags, TAGS_BYTES_MAX)
+            .and_then(|()| check_section("desired properties", &desired, DESIRED_BYTES_MAX))
+            .map_err(ApiError::bad_request)?;
         record.tags = tags;
         record.desired = desired;
         record.version += 1;
-        record.desired_version += u64::from(changes_desired);
+        if changes_desired {
+            record.desired_version += 1;
+            if replaces {
+                record.desired_metadata.clear();
+            }
+            let stamp = Stamp {
+                at_ms: now_ms,
+                version: Some(record.desired_version),
+            };
+            touch(&mut record.desired_metadata, &wanted, stamp);
+        }
         Ok(())
     }
-}
-
-/// Merges as the hub does: objects into each other, null deletes, all else replaces.
-pub(crate) fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
-    for (key, value) in patch {
-        match value {
-            Value::Null => {
-                into.shift_remove(&key);
-            }
-            Value::Object(patch) => {
-                let slot = into.entry(key).or_insert_with(|| Value::Object(Map::new()));
-                if !slot.is_object() {
-                    *slot = Value::Object(Map::new());
-                }
-                if let Value::Object(inner) = slot {
-                    merge(inner, patch);
-                }
-            }
-            value => {
-                into.insert(key, value);
-            }
-        }
-    }
-}
-
-fn check(what: &str, values: &Map<String, Value>, bytes_max: usize) -> Result<(), ApiError> {
-    let size = serde_json::to_vec(values).map_or(usize::MAX, |json| json.len());
-    if size > bytes_max {
-        return Err(ApiError::bad_request(format!(
-            "the {what} have {size} bytes; at most {bytes_max} are allowed"
-        )));
-    }
-    check_depth(what, values, 1)
-}
-
-fn check_depth(what: &str, values: &Map<String, Value>, depth: usize) -> Result<(), ApiError> {
-    if depth > DEPTH_MAX {
-        return Err(ApiError::bad_request(format!(
-            "the {what} nest deeper than {DEPTH_MAX}"
-        )));
-    }
-    for (key, value) in values {
-        let bad = |c: char| c.is_control() || matches!(c, '.' | '$' | '#' | ' ');
-        if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains(bad) {
-            return Err(ApiError::bad_request(format!(
-                "'{key}' in the {what} is not an allowed name"
-            )));
-        }
-        match value {
-            Value::Object(inner) => check_depth(what, inner, depth + 1)?,
-            Value::String(text) if text.len() > TEXT_BYTES_MAX => {
-                return Err(ApiError::bad_request(format!(
-                    "'{key}' in the {what} is longer than 4 KB"
-                )));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Checks `If-Match` against a version. No header, or `*`, matches everything.
@@ -156,14 +110,21 @@ pub(crate) fn check_match(headers: &HeaderMap, version: u64) -> Result<(), ApiEr
     let Some(wanted) = headers.get(header::IF_MATCH) else {
         return Ok(());
     };
-    let wanted = wanted.to_str().unwrap_or_default().trim().trim_matches('"');
-    if wanted == "*" || wanted == etag_of(version) {
+    let wanted = wanted.to_str().unwrap_or_default();
+    if wanted.split(',').any(|etag| is_current(etag, version)) {
         Ok(())
     } else {
         Err(ApiError::precondition(format!(
-            "the ETag '{wanted}' is not the current one"
+            "the ETag {wanted} is not the current one"
         )))
     }
+}
+
+/// Whether an entity tag, weak or strong, in quotes or not, is that of a version; `*` always is.
+pub(crate) fn is_current(etag: &str, version: u64) -> bool {
+    let etag = etag.trim();
+    let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
+    etag == "*" || etag == etag_of(version)
 }
 
 /// A document with its ETag.
@@ -176,41 +137,4 @@ pub(crate) fn with_etag(
         response.headers_mut().insert(header::ETAG, etag);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn merged(into: &Value, patch: &Value) -> Value {
-        let mut into = into.as_object().unwrap().clone();
-        merge(&mut into, patch.as_object().unwrap().clone());
-        Value::Object(into)
-    }
-
-    #[test]
-    fn a_patch_merges_and_null_deletes() {
-        let before = json!({"a": 1, "b": {"c": 2, "d": 3}, "e": 4});
-        let patch = json!({"a": null, "b": {"c": 5, "d": null}, "e": {"f": 6}, "g": null});
-        assert_eq!(
-            merged(&before, &patch),
-            json!({"b": {"c": 5}, "e": {"f": 6}})
-        );
-    }
-
-    #[test]
-    fn limits_are_kept() {
-        let check_tags = |value: Value| check("tags", value.as_object().unwrap(), TAGS_BYTES_MAX);
-        assert!(check_tags(json!({"a": "x"})).is_ok());
-        assert!(check_tags(json!({"a.b": 1})).is_err());
-        assert!(check_tags(json!({"$a": 1})).is_err());
-        assert!(check_tags(json!({"a": "x".repeat(5000)})).is_err());
-        let mut deep = json!(1);
-        for _ in 0..11 {
-            deep = json!({ "a": deep });
-        }
-        assert!(check_tags(deep).is_err());
-    }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use fe2o3_amqp_types::messaging::Outcome;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use twincast_emulator::{Chance, Faults, Fleet, HubConfig, RunningHub, start};
+use twincast_emulator::{Chance, Faults, Fleet, HubConfig, start};
 
-use crate::client::{Client, FAR_FUTURE_S, hub_with, message, plain_hub, token};
+use crate::client::{Client, hub_with, message, plain_hub};
+use crate::http::{Rest, error_name};
 
 const FLEET: &str = "
 groups:
@@ -19,79 +20,6 @@ groups:
     behaviour: { latency: 1ms }
   - { count: 50, id: 'oven-{index}', tags: { kind: oven }, behaviour: { offline: 100%, latency: 1ms } }
 ";
-
-struct Rest<'a> {
-    hub: &'a RunningHub,
-    http: reqwest::Client,
-    policy: &'a str,
-}
-
-impl<'a> Rest<'a> {
-    fn new(hub: &'a RunningHub) -> Self {
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let ca = reqwest::Certificate::from_pem(hub.ca_pem().as_bytes()).unwrap();
-        let http = reqwest::Client::builder()
-            .add_root_certificate(ca)
-            .build()
-            .unwrap();
-        Self {
-            hub,
-            http,
-            policy: "iothubowner",
-        }
-    }
-
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let port = self.hub.https_addr().port();
-        let url = format!("https://localhost:{port}{path}?api-version=2021-04-12");
-        self.http
-            .request(method, url)
-            .header("Authorization", token(self.hub, self.policy, FAR_FUTURE_S))
-    }
-
-    async fn query(&self, query: &str, page: Option<i64>, continuation: Option<&str>) -> Response {
-        let mut request = self
-            .request(Method::POST, "/devices/query")
-            .json(&json!({ "query": query }));
-        if let Some(page) = page {
-            request = request.header("x-ms-max-item-count", page);
-        }
-        if let Some(continuation) = continuation {
-            request = request.header("x-ms-continuation", continuation);
-        }
-        request.send().await.unwrap()
-    }
-
-    /// All rows, and how many pages they came in.
-    async fn rows(&self, query: &str, page: Option<i64>) -> (Vec<Value>, usize) {
-        let (mut rows, mut pages, mut continuation) = (Vec::new(), 0, None);
-        loop {
-            let answer = self.query(query, page, continuation.as_deref()).await;
-            assert_eq!(answer.status(), StatusCode::OK, "{query}");
-            continuation = answer
-                .headers()
-                .get("x-ms-continuation")
-                .map(|token| token.to_str().unwrap().to_owned());
-            rows.extend(answer.json::<Vec<Value>>().await.unwrap());
-            pages += 1;
-            if continuation.is_none() {
-                return (rows, pages);
-            }
-        }
-    }
-}
-
-async fn error_name(answer: Response) -> (StatusCode, String, String) {
-    let status = answer.status();
-    let name = answer.headers()["iothub-errorcode"]
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let body: Value = answer.json().await.unwrap();
-    (status, name, body["Message"].as_str().unwrap().to_owned())
-}
 
 #[tokio::test]
 async fn queries_page_project_and_count() {
