@@ -390,6 +390,10 @@ pub(crate) struct HubArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) feedback_records: usize,
 
+    /// Devices that are made over REST are connected and complete their messages. Default: they are disconnected.
+    #[arg(long)]
+    pub(crate) added_devices_online: bool,
+
     /// Fault switches to start with (JSON), as the control endpoint takes them.
     #[arg(long, value_name = "JSON")]
     pub(crate) faults: Option<String>,

@@ -73,6 +73,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         unlimited: args.unlimited,
         seed: args.seed,
         fleet,
+        added_devices_online: args.added_devices_online,
         faults,
         default_ttl: args.default_ttl.0,
         feedback_interval: args.feedback_batching.0,

@@ -137,6 +137,18 @@ await check('query with count', async () => {
   return { count: result[0].n };
 });
 
+await check('query with groups', async () => {
+  const query = registry.createQuery('SELECT devices.tags.kind AS kind, COUNT() AS n FROM devices GROUP BY tags.kind');
+  const { result } = await within(30_000, 'groups', query.next());
+  assert.ok(result.find((row) => row.kind === 'fridge').n >= 250);
+});
+
+await check('query with the name of the collection', async () => {
+  const query = registry.createQuery(`SELECT TOP 1 devices.deviceId FROM devices`);
+  const { result } = await within(30_000, 'page', query.next());
+  assert.match(result[0].deviceId, /./);
+});
+
 await check('bad query is refused', async () => {
   const query = registry.createQuery('SELECT * FROM devices WHERE');
   await assert.rejects(query.next());
@@ -190,6 +202,82 @@ await check('statistics', async () => {
   const { responseBody } = await registry.getRegistryStatistics();
   assert.ok(responseBody.totalDeviceCount >= 251);
   return responseBody;
+});
+
+const authenticated = {
+  thumbprint: { x509Thumbprint: { primaryThumbprint: 'ab'.repeat(20), secondaryThumbprint: '' } },
+  authority: { type: 'certificateAuthority' },
+};
+
+await check('create with certificates, as an edge device', async () => {
+  const capabilities = { iotEdge: true };
+  for (const [deviceId, authentication] of Object.entries(authenticated)) {
+    await registry.create({ deviceId, statusReason: 'new', authentication, capabilities });
+    const { responseBody: found } = await registry.get(deviceId);
+    assert.equal(found.authentication.type, authentication.type ?? 'selfSigned');
+    assert.equal(found.authentication.x509Thumbprint.primaryThumbprint, authentication.x509Thumbprint?.primaryThumbprint ?? null);
+    assert.deepEqual(found.capabilities, capabilities);
+    const { responseBody: twin } = await registry.getTwin(deviceId);
+    assert.equal(twin.authenticationType, found.authentication.type);
+    // An update says all: without a reason there is none, and without the capability it is gone.
+    const { responseBody: updated } = await registry.update({ deviceId, authentication });
+    assert.equal(updated.statusReason, null);
+    assert.deepEqual(updated.capabilities, { iotEdge: false });
+    await registry.delete(deviceId);
+  }
+});
+
+await check('keys that are no base64 are refused', async () => {
+  const symmetricKey = { primaryKey: 'not base64!', secondaryKey: 'not base64!' };
+  await assert.rejects(registry.create({ deviceId: 'bad-keys', authentication: { symmetricKey } }), { name: 'ArgumentError' });
+  await assert.rejects(registry.get('bad-keys'), { name: 'DeviceNotFoundError' });
+});
+
+await check('integers beyond 52 bits are refused', async () => {
+  const { responseBody: twin } = await registry.updateTwin(extra, { tags: { n: 4503599627370495 } }, '*');
+  assert.equal(twin.tags.n, 4503599627370495);
+  await assert.rejects(registry.updateTwin(extra, { tags: { n: 4503599627370496 } }, '*'), { name: 'ArgumentError' });
+});
+
+await check('twins have the times of their updates', async () => {
+  const { responseBody: twin } = await registry.getTwin(extra);
+  const time = twin.properties.desired.$metadata.interval.$lastUpdated;
+  const query = `SELECT deviceId FROM devices WHERE properties.desired.$metadata.interval.$lastUpdated >= '${time}'`;
+  assert.deepEqual((await registry.createQuery(query).next()).result, [{ deviceId: extra }]);
+});
+
+await check('what the emulator has not is said', async () => {
+  const missing = [() => registry.getModulesOnDevice(extra), () => registry.getConfigurations(), () => registry.listJobs()];
+  for (const call of missing) {
+    await assert.rejects(call(), (error) => error.response.statusCode === 501 && /emulator/.test(error.responseBody));
+  }
+});
+
+await check('a device made over REST is away', async () => {
+  const deviceId = 'away';
+  const { responseBody: made } = await registry.create({ deviceId });
+  assert.equal(made.connectionState, 'Disconnected');
+  const message = new Message('waits');
+  message.messageId = 'waits';
+  await within(30_000, 'send', client.send(deviceId, message));
+  assert.equal((await registry.get(deviceId)).responseBody.cloudToDeviceMessageCount, 1);
+  assert.equal((await registry.getTwin(deviceId)).responseBody.cloudToDeviceMessageCount, 1);
+  await registry.delete(deviceId);
+});
+
+await check('file notifications leave the connection alone', async () => {
+  let lost = false;
+  client.on('disconnect', () => { lost = true; });
+  const { result, message } = await within(30_000, 'receiver', client.getFileNotificationReceiver());
+  const receiver = message ?? result ?? (await client.getFileNotificationReceiver());
+  receiver.on('errorReceived', (error) => { lost = error; });
+  // The answer to the first shows that all which came with the link has been read, and the next need the connection.
+  for (const n of [1, 2, 3]) {
+    const after = new Message('after the receiver');
+    after.messageId = `after-${n}`;
+    await within(30_000, 'send', client.send(device(7), after));
+  }
+  assert.equal(lost, false);
 });
 
 await check('delete', async () => {
