@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use serde_json::Value;
 
-use super::tree::{Comparison, Condition, Operand};
+use super::tree::{Comparison, Condition, Operand, Operator};
 
 /// A value read for one device; none if the device has no such property.
 pub(crate) type Found<'a> = Option<Cow<'a, Value>>;
@@ -62,7 +62,41 @@ fn value<'a>(operand: &'a Operand, get: &impl Fn(usize) -> Found<'a>) -> Found<'
     match operand {
         Operand::Literal(value) => Some(Cow::Borrowed(value)),
         Operand::Path(path) => get(*path),
+        Operand::Arithmetic(first, rest) => {
+            let mut result = value(first, get)?.into_owned();
+            for (operator, operand) in rest {
+                result = calculate(&result, *operator, &*value(operand, get)?)?.into_owned();
+            }
+            Some(Cow::Owned(result))
+        }
     }
+}
+
+/// The result of an operator: an integer as long as it is one, and not defined for what are no numbers, or
+/// where there is none.
+fn calculate(left: &Value, operator: Operator, right: &Value) -> Found<'static> {
+    if let (Some(left), Some(right)) = (left.as_i64(), right.as_i64()) {
+        let exact = match operator {
+            Operator::Add => left.checked_add(right),
+            Operator::Subtract => left.checked_sub(right),
+            Operator::Multiply => left.checked_mul(right),
+            Operator::Divide if left.checked_rem(right) == Some(0) => left.checked_div(right),
+            Operator::Divide => None,
+            Operator::Remainder => left.checked_rem(right),
+        };
+        if let Some(exact) = exact {
+            return Some(Cow::Owned(exact.into()));
+        }
+    }
+    let (left, right) = (left.as_f64()?, right.as_f64()?);
+    let result = match operator {
+        Operator::Add => left + right,
+        Operator::Subtract => left - right,
+        Operator::Multiply => left * right,
+        Operator::Divide => left / right,
+        Operator::Remainder => left % right,
+    };
+    serde_json::Number::from_f64(result).map(|number| Cow::Owned(Value::Number(number)))
 }
 
 fn compare(left: &Value, comparison: Comparison, right: &Value) -> Option<bool> {
@@ -139,6 +173,21 @@ mod tests {
             ),
             ("STARTSWITH(tags.n, '5')", None),
             ("tags.a = 'y' OR tags.a = 'x' AND tags.n = 5", Some(true)),
+            ("tags.n + 1 = 6", Some(true)),
+            ("1 + 2 * 3 - 4 = 3", Some(true)),
+            ("(1 + 2) * 3 = 9", Some(true)),
+            ("10 - 3 - 2 = tags.n", Some(true)),
+            ("tags.n -1 = 4 AND tags.n - -1 = 6", Some(true)),
+            ("tags.n / 2 = 2.5 AND tags.n % 3 = 2", Some(true)),
+            ("-7 % 3 = -1 AND 7.5 % 2 = 1.5 AND 8 / 2 = 0x4", Some(true)),
+            ("((tags.n)) > (4) AND (tags.n % 2) IN [1]", Some(true)),
+            ("(tags.n > 4) AND ((tags.a = 'x'))", Some(true)),
+            ("tags.n / 0 = 1", None),
+            ("tags.n % 0 = 1", None),
+            ("tags.a + 1 = 2", None),
+            ("tags.missing * 0 = 0", None),
+            ("9223372036854775807 + 1 > 9.2e18", Some(true)),
+            ("-9223372036854775807 - 2 < 0", Some(true)),
         ] {
             assert_eq!(check(condition, &twin), expected, "{condition}");
         }

@@ -11,7 +11,7 @@ pub(crate) enum Token {
     Text(String),
     Integer(i64),
     Float(f64),
-    /// One of `( ) [ ] , . * = != <> < > <= >=`.
+    /// One of `( ) [ ] , . * = != <> < > <= >= + - / %`.
     Sign(&'static str),
     End,
 }
@@ -29,8 +29,8 @@ impl std::fmt::Display for Token {
     }
 }
 
-const SIGNS: [&str; 13] = [
-    "!=", "<>", "<=", ">=", "(", ")", "[", "]", ",", ".", "*", "=", "<",
+const SIGNS: [&str; 17] = [
+    "!=", "<>", "<=", ">=", "(", ")", "[", "]", ",", ".", "*", "=", "<", "+", "-", "/", "%",
 ];
 
 /// The tokens of `text`, each with its position, counted in characters from 1.
@@ -50,7 +50,9 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
             }
             Token::Word(chars[start..at].iter().collect())
         } else if c.is_ascii_digit()
-            || (c == '-' && chars.get(at + 1).is_some_and(char::is_ascii_digit))
+            || (c == '-'
+                && chars.get(at + 1).is_some_and(char::is_ascii_digit)
+                && !ends_operand(&tokens))
         {
             number(&chars, &mut at)?
         } else if c == '\'' || c == '"' {
@@ -72,6 +74,27 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
     Ok(tokens)
 }
 
+/// Whether what was read may be the left side of an operator, so that a minus is one and no number's sign.
+fn ends_operand(tokens: &[(Token, usize)]) -> bool {
+    match tokens.last() {
+        Some((Token::Word(word), _)) => !is_reserved(word),
+        Some((Token::Integer(_) | Token::Float(_), _)) => true,
+        Some((Token::Sign(sign), _)) => matches!(*sign, ")" | "]"),
+        _ => false,
+    }
+}
+
+/// Whether a word has a meaning of its own, so that no property is called like that.
+pub(super) fn is_reserved(word: &str) -> bool {
+    const RESERVED: [&str; 13] = [
+        "SELECT", "TOP", "FROM", "WHERE", "AS", "AND", "OR", "NOT", "IN", "NIN", "GROUP", "BY",
+        "ORDER",
+    ];
+    RESERVED
+        .iter()
+        .any(|reserved| word.eq_ignore_ascii_case(reserved))
+}
+
 fn number(chars: &[char], at: &mut usize) -> Result<Token, QueryError> {
     let start = *at;
     *at += 1;
@@ -82,6 +105,10 @@ fn number(chars: &[char], at: &mut usize) -> Result<Token, QueryError> {
             break;
         }
         *at += 1;
+    }
+    if chars[start..*at] == ['0'] && matches!(chars.get(*at), Some('x' | 'X')) {
+        *at += 1;
+        return hexadecimal(chars, start, at);
     }
     let text: String = chars[start..*at].iter().collect();
     if let Ok(integer) = text.parse() {
@@ -94,6 +121,17 @@ fn number(chars: &[char], at: &mut usize) -> Result<Token, QueryError> {
             format!("'{text}' is not a number"),
         )),
     }
+}
+
+fn hexadecimal(chars: &[char], start: usize, at: &mut usize) -> Result<Token, QueryError> {
+    let from = *at;
+    while chars.get(*at).is_some_and(char::is_ascii_alphanumeric) {
+        *at += 1;
+    }
+    let digits: String = chars[from..*at].iter().collect();
+    i64::from_str_radix(&digits, 16)
+        .map(Token::Integer)
+        .map_err(|_| QueryError::new(start + 1, format!("'0x{digits}' is not a number")))
 }
 
 fn quoted(chars: &[char], at: &mut usize) -> Result<String, QueryError> {
@@ -183,8 +221,33 @@ mod tests {
             ("a # b", 3),
             ("a = 1.2.3", 5),
             (r"'\u12'", 2),
+            ("a = 0x", 5),
+            ("a = 0xfg", 5),
+            ("a = 0xffffffffffffffffff", 5),
         ] {
             assert_eq!(tokens(query).unwrap_err().position, position, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_minus_is_an_operator_or_a_sign() {
+        let text = |query: &str| -> Vec<String> {
+            let tokens = tokens(query).unwrap();
+            tokens.iter().map(|(token, _)| token.to_string()).collect()
+        };
+        let end = "the end of the query";
+        for (query, expected) in [
+            ("a -1", vec!["'a'", "'-'", "1"]),
+            ("a - -1", vec!["'a'", "'-'", "-1"]),
+            ("(1)-2", vec!["'('", "1", "')'", "'-'", "2"]),
+            ("= -1", vec!["'='", "-1"]),
+            ("IN [-1, 2]", vec!["'IN'", "'['", "-1", "','", "2", "']'"]),
+            ("AND -0.5", vec!["'AND'", "-0.5"]),
+            ("a-b", vec!["'a-b'"]),
+            ("0x1F%0XA", vec!["31", "'%'", "10"]),
+        ] {
+            let expected: Vec<&str> = expected.into_iter().chain([end]).collect();
+            assert_eq!(text(query), expected, "{query}");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::lexer::{Token, tokens};
-use super::tree::{Comparison, Condition, Operand, Query, QueryError};
+use super::lexer::{Token, is_reserved, tokens};
+use super::tree::{Comparison, Condition, Operand, Operator, Query, QueryError};
 
 /// The longest query the hub takes, in characters.
 const QUERY_CHARS_MAX: usize = 8192;
@@ -258,15 +258,39 @@ impl Parser {
         if self.take_keyword("NOT") {
             return Ok(Condition::Not(Box::new(self.negation(depth + 1)?)));
         }
-        if self.take_sign("(") {
+        if !self.opens_operand() && self.take_sign("(") {
             let inner = self.condition(depth + 1)?;
             self.sign(")")?;
             return Ok(inner);
         }
-        self.function().unwrap_or_else(|| self.comparison())
+        self.function(depth)
+            .unwrap_or_else(|| self.comparison(depth))
     }
 
-    fn function(&mut self) -> Option<Result<Condition, QueryError>> {
+    /// Whether a parenthesis opens here that holds a value and no condition: an operator follows its end.
+    fn opens_operand(&self) -> bool {
+        let mut open = 0u32;
+        for (at, (token, _)) in self.tokens.iter().enumerate().skip(self.at) {
+            match token {
+                Token::Sign("(") => open += 1,
+                Token::Sign(")") if open > 0 => open -= 1,
+                _ => {}
+            }
+            if open == 0 {
+                return at > self.at
+                    && match &self.tokens[at + 1].0 {
+                        Token::Sign(sign) => !matches!(*sign, "(" | ")" | "[" | "]" | "," | "."),
+                        Token::Word(word) => ["IN", "NIN"]
+                            .iter()
+                            .any(|known| word.eq_ignore_ascii_case(known)),
+                        _ => false,
+                    };
+            }
+        }
+        false
+    }
+
+    fn function(&mut self, depth: u32) -> Option<Result<Condition, QueryError>> {
         let Token::Word(word) = self.peek() else {
             return None;
         };
@@ -282,9 +306,11 @@ impl Parser {
                 Ok(Condition::IsDefined(path))
             }),
             "STARTSWITH" => self
-                .two_operands()
+                .two_operands(depth)
                 .map(|(a, b)| Condition::StartsWith(a, b)),
-            "ENDSWITH" => self.two_operands().map(|(a, b)| Condition::EndsWith(a, b)),
+            "ENDSWITH" => self
+                .two_operands(depth)
+                .map(|(a, b)| Condition::EndsWith(a, b)),
             _ => Err(QueryError::new(
                 position,
                 format!("unknown function '{name}'"),
@@ -292,16 +318,16 @@ impl Parser {
         })
     }
 
-    fn two_operands(&mut self) -> Result<(Operand, Operand), QueryError> {
-        let first = self.operand()?;
+    fn two_operands(&mut self, depth: u32) -> Result<(Operand, Operand), QueryError> {
+        let first = self.operand(depth)?;
         self.sign(",")?;
-        let second = self.operand()?;
+        let second = self.operand(depth)?;
         self.sign(")")?;
         Ok((first, second))
     }
 
-    fn comparison(&mut self) -> Result<Condition, QueryError> {
-        let operand = self.operand()?;
+    fn comparison(&mut self, depth: u32) -> Result<Condition, QueryError> {
+        let operand = self.operand(depth)?;
         for (keyword, negated) in [("IN", false), ("NIN", true)] {
             if self.take_keyword(keyword) {
                 let values = self.list()?;
@@ -322,10 +348,52 @@ impl Parser {
             _ => return Err(self.unexpected("a comparison")),
         };
         self.at += 1;
-        Ok(Condition::Compare(operand, comparison, self.operand()?))
+        let right = self.operand(depth)?;
+        Ok(Condition::Compare(operand, comparison, right))
     }
 
-    fn operand(&mut self) -> Result<Operand, QueryError> {
+    /// A sum of products.
+    fn operand(&mut self, depth: u32) -> Result<Operand, QueryError> {
+        const SUM: [(&str, Operator); 2] = [("+", Operator::Add), ("-", Operator::Subtract)];
+        self.chain(SUM, |parser| {
+            const PRODUCT: [(&str, Operator); 3] = [
+                ("*", Operator::Multiply),
+                ("/", Operator::Divide),
+                ("%", Operator::Remainder),
+            ];
+            parser.chain(PRODUCT, |parser| parser.single_operand(depth))
+        })
+    }
+
+    fn chain<const N: usize>(
+        &mut self,
+        operators: [(&str, Operator); N],
+        part: impl Fn(&mut Self) -> Result<Operand, QueryError>,
+    ) -> Result<Operand, QueryError> {
+        let first = part(self)?;
+        let mut rest = Vec::new();
+        while let Some((_, operator)) = operators.iter().find(|(sign, _)| self.take_sign(sign)) {
+            rest.push((*operator, part(self)?));
+        }
+        Ok(if rest.is_empty() {
+            first
+        } else {
+            Operand::Arithmetic(Box::new(first), rest)
+        })
+    }
+
+    fn single_operand(&mut self, depth: u32) -> Result<Operand, QueryError> {
+        if depth > DEPTH_MAX {
+            return Err(QueryError::new(
+                self.position(),
+                "the value nests too deeply",
+            ));
+        }
+        if self.take_sign("(") {
+            let inner = self.operand(depth + 1)?;
+            self.sign(")")?;
+            return Ok(inner);
+        }
         match self.literal() {
             Some(value) => Ok(Operand::Literal(value)),
             None if matches!(self.peek(), Token::Word(_) | Token::Sign("[")) => {
@@ -363,16 +431,6 @@ impl Parser {
             self.sign(",")?;
         }
     }
-}
-
-fn is_reserved(word: &str) -> bool {
-    const RESERVED: [&str; 13] = [
-        "SELECT", "TOP", "FROM", "WHERE", "AS", "AND", "OR", "NOT", "IN", "NIN", "GROUP", "BY",
-        "ORDER",
-    ];
-    RESERVED
-        .iter()
-        .any(|reserved| word.eq_ignore_ascii_case(reserved))
 }
 
 #[cfg(test)]
@@ -426,6 +484,18 @@ mod tests {
                 "unknown function",
             ),
             ("SELECT * FROM devices WHERE (tags.a = 1", 40, "')'"),
+            (
+                "SELECT * FROM devices WHERE tags.a + = 1",
+                38,
+                "a property or a value",
+            ),
+            ("SELECT * FROM devices WHERE tags.a + 1", 39, "a comparison"),
+            (
+                "SELECT * FROM devices WHERE (tags.a = 1) + 1 = 2",
+                37,
+                "')'",
+            ),
+            ("SELECT tags.a + 1 FROM devices", 15, "'FROM'"),
             ("SELECT deviceId AS FROM devices", 20, "a name"),
             ("SELECT TOP x * FROM devices", 12, "a number"),
             (
@@ -453,6 +523,10 @@ mod tests {
         }
         let deep = format!("SELECT * FROM devices WHERE {}a = 1", "(".repeat(1000));
         assert!(Query::parse(&deep).unwrap_err().problem.contains("deeply"));
+        let deep = format!("SELECT * FROM devices WHERE a = {}1", "(".repeat(1000));
+        assert!(Query::parse(&deep).unwrap_err().problem.contains("deeply"));
+        let long = format!("SELECT * FROM devices WHERE a = 1{}", " + 1".repeat(2000));
+        assert!(Query::parse(&long).is_ok());
         assert!(
             Query::parse(&"x".repeat(9000))
                 .unwrap_err()

@@ -103,6 +103,18 @@ pub(crate) enum Condition {
 pub(crate) enum Operand {
     Path(usize),
     Literal(Value),
+    /// A value, and what is done to it from left to right.
+    Arithmetic(Box<Operand>, Vec<(Operator, Operand)>),
+}
+
+/// An operator between numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operator {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Remainder,
 }
 
 /// A comparison.
