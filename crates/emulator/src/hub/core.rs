@@ -381,7 +381,7 @@ impl Hub {
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
         let (pending, delivered_ms) = {
             let state = lock(&self.state);
-            let first = state.store.first_delivery(device);
+            let first = state.store.first_delivery(device, record.created_ms);
             (state.store.pending(device), first)
         };
         let connected = self.is_connected(registry, device);

@@ -359,10 +359,12 @@ impl Store {
         Some(message)
     }
 
-    /// When a device completed a message for the first time, in milliseconds since 1970; none if it has not.
-    pub(crate) fn first_delivery(&self, device: u32) -> Option<u64> {
+    /// When a device that has been there since `since_ms` completed a message for the first time, in
+    /// milliseconds since 1970; none if it has not. An earlier device of that name is another one.
+    pub(crate) fn first_delivery(&self, device: u32, since_ms: u64) -> Option<u64> {
         self.messages_of(device)
             .filter_map(|number| self.message(number))
+            .filter(|message| message.enqueued_ms >= since_ms)
             .filter(|message| message.state == MessageState::Delivered)
             .map(|message| message.enqueued_ms + u64::from(message.done_after_ms))
             .min()

@@ -143,6 +143,13 @@ async fn reported_properties_know_it_too() {
         rest.rows(&query, None).await.0,
         [json!({ "deviceId": "bare-0" })]
     );
+    // One that is made anew has reported nothing.
+    let delete = rest.request(Method::DELETE, "/devices/bare-0");
+    delete.header("If-Match", "*").send().await.unwrap();
+    rest.put_device(&json!({ "deviceId": "bare-0" }), None)
+        .await;
+    let anew = rest.get("/twins/bare-0").await["properties"]["reported"].clone();
+    assert_eq!((anew.get("firmware"), &anew["$version"]), (None, &json!(1)));
     // One that goes back has what it had, with the time at which it went.
     let back = rest.get("/twins/d-000").await["properties"]["reported"].clone();
     assert_eq!(
