@@ -1,7 +1,7 @@
 //! An Azure IoT Hub emulator on real sockets that the official service SDKs accept.
 //!
-//! [`start`] binds the ports and returns a [`RunningHub`]: cloud-to-device messages and feedback over
-//! AMQP 1.0, queries, twins and the registry over HTTPS, and a plain HTTP interface to look inside and to
+//! [`start`] binds the ports and returns a [`RunningHub`]: cloud-to-device messages over AMQP 1.0, feedback over
+//! AMQP 1.0 and HTTPS, queries, twins and the registry over HTTPS, and a plain HTTP interface to look inside and to
 //! inject [`Faults`]. The devices are a [`Fleet`]: computed from a seed, a million of them in a few bytes.
 //!
 //! What it is not: it has no device-side endpoints, no telemetry, no jobs and no direct methods.

@@ -168,19 +168,16 @@ pub(crate) async fn off_loop<T: Send + 'static>(
     })
 }
 
-/// The versions of the interface that the hub has had (the official SDKs and the published descriptions of the
-/// interface); the newest is what today's SDKs send.
-const API_VERSIONS: [&str; 14] = [
+/// The versions of the interface that official SDKs and tools have asked for; the newest is what today's send.
+/// The hub publishes no list.
+const API_VERSIONS: [&str; 11] = [
     "2016-02-03",
     "2016-11-14",
     "2017-06-30",
-    "2018-01-16",
-    "2018-04-01",
     "2018-06-30",
     "2019-03-30",
     "2019-07-01-preview",
     "2019-10-01",
-    "2020-03-01",
     "2020-03-13",
     "2020-05-31-preview",
     "2020-09-30",

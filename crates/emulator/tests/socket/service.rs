@@ -275,6 +275,24 @@ async fn feedback_over_both_protocols_is_one_queue() {
 }
 
 #[tokio::test]
+async fn a_tier_without_messages_to_devices_has_no_feedback_either() {
+    let hub = feedback_hub(|config| config.tier = twincast_emulator::Tier::B1).await;
+    let rest = Rest::new(&hub);
+    for (method, path) in [
+        (Method::GET, PATH.to_owned()),
+        (
+            Method::DELETE,
+            format!("{PATH}/91ba2d2a-5d8c-4c7e-9ad3-4d0d3a4a4b6e"),
+        ),
+        (Method::DELETE, "/devices/d1/commands".to_owned()),
+    ] {
+        let answer = rest.request(method, &path).send().await.unwrap();
+        assert_eq!(error_name(answer).await.0, StatusCode::FORBIDDEN, "{path}");
+    }
+    hub.shutdown().await;
+}
+
+#[tokio::test]
 async fn there_are_no_file_notifications() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
