@@ -79,6 +79,7 @@ fn not_emulated(names: &[&str]) -> Option<&'static str> {
         ["devices", _, "messages" | "files" | "methods" | "twin", ..] => "endpoints for devices",
         ["jobs", ..] => "jobs",
         ["digitaltwins", ..] => "digital twins",
+        ["messages", "devicebound"] => "messages to devices over HTTPS; AMQP has them",
         ["$iothub", "websocket"] => "AMQP over WebSockets; AMQP over TLS is there",
         _ => return None,
     })
@@ -232,6 +233,11 @@ mod tests {
                 missing("endpoints for devices"),
             ),
             ("GET", "digitaltwins/d", missing("digital twins")),
+            (
+                "POST",
+                "messages/deviceBound",
+                missing("messages to devices over HTTPS; AMQP has them"),
+            ),
             ("GET", "nonsense", Nowhere),
             ("GET", "", Nowhere),
             ("GET", "messages", Nowhere),
