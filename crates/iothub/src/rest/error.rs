@@ -42,6 +42,10 @@ pub enum RestError {
     /// The hub says no.
     #[error("hub refused the request")]
     Api(#[source] ApiError),
+    /// The hub refused the page that its own continuation leads to: the query is fine, the continuation is not, e.g.
+    /// because it is too old.
+    #[error("hub does not go on with a query that it has begun to answer")]
+    Continuation(#[source] ApiError),
     /// The answer is not what the interface promises.
     #[error("hub's answer to {request} is not understood")]
     Answer {

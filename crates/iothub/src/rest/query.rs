@@ -134,7 +134,13 @@ impl QueryPages {
             headers,
             body: Some(self.body.clone()),
         };
-        let answer = self.client.inner.request(&request).await?;
+        let answer = self.client.inner.request(&request).await;
+        let answer = answer.map_err(|error| match error {
+            RestError::Api(error) if error.status == 400 && self.continuation.is_some() => {
+                RestError::Continuation(error)
+            }
+            error => error,
+        })?;
         let items: Vec<T> =
             serde_json::from_slice(&answer.body).map_err(|source| RestError::Answer {
                 request: "query",

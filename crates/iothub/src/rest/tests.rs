@@ -43,6 +43,48 @@ fn page(items: Value, continuation: Option<&str>) -> ResponseTemplate {
     }
 }
 
+/// A page that is refused is the query's fault only if it is the first one.
+#[tokio::test]
+async fn a_refused_continuation_is_no_bad_query_and_can_be_asked_for_again() {
+    let server = MockServer::start().await;
+    let continues = |r: &Request| r.headers.contains_key("x-ms-continuation");
+    let refused = || ResponseTemplate::new(400).set_body_string("ErrorCode:BadFormat;continuation");
+    let query = || Mock::given(method("POST")).and(path("/devices/query"));
+    query()
+        .and(continues)
+        .respond_with(refused())
+        .up_to_n_times(1)
+        .mount(&server)
+        .await;
+    query()
+        .and(continues)
+        .respond_with(page(json!([{"deviceId": "b"}]), None))
+        .mount(&server)
+        .await;
+    query()
+        .respond_with(page(json!([{"deviceId": "a"}]), Some("t1")))
+        .up_to_n_times(1)
+        .mount(&server)
+        .await;
+    query().respond_with(refused()).mount(&server).await;
+    let client = client(&server, quick_options());
+    let mut pages = client.query("SELECT deviceId FROM devices", 100).unwrap();
+    assert_eq!(pages.next_page().await.unwrap().unwrap().items.len(), 1);
+    let error = pages.next_page().await.unwrap_err();
+    assert!(
+        matches!(&error, RestError::Continuation(api) if api.status == 400),
+        "{error:?}"
+    );
+    let last = pages.next_page().await.unwrap().unwrap();
+    assert_eq!(last.items, [json!({"deviceId": "b"})]);
+    let mut other = client.query("nonsense", 100).unwrap();
+    let error = other.next_page().await.unwrap_err();
+    assert!(
+        matches!(&error, RestError::Api(api) if api.status == 400),
+        "{error:?}"
+    );
+}
+
 #[tokio::test]
 async fn only_a_missing_continuation_ends_a_query() {
     let server = MockServer::start().await;
