@@ -159,6 +159,12 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
+    /// What tells the hub who calls, in requests and on links.
+    pub(crate) fn agent(&self) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{} twincast-iothub/{version}", self.application)
+    }
+
     /// Checks every field against the bounds in its documentation.
     ///
     /// # Errors

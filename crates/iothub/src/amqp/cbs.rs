@@ -2,13 +2,17 @@
 //!
 //! One session, two links on the node `$cbs`; the request carries `operation`, `type` and `name`, the body is the
 //! token. The answer's `status-code` is 200 (or 202); its `correlation-id` is the request's `message-id`.
+//!
+//! What an answer means: 401 and 403 are about the key, and a first one is forgiven, since the token may have run out on
+//! the hub's clock. Everything else passes.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fe2o3_amqp::link::Sender;
+use fe2o3_amqp::Receiver;
+use fe2o3_amqp::link::{RecvError, Sender};
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::{Delivery, Receiver};
 use fe2o3_amqp_types::messaging::{
     AmqpValue, ApplicationProperties, Body, Message, MessageId, Outcome, Properties,
 };
@@ -23,7 +27,7 @@ use crate::client::ClientInner;
 use crate::hub_message::cut;
 use crate::sas::{SAS_TOKEN_TYPE, SasToken};
 
-use super::connection::broken;
+use super::connection::{broken, receiver_attach_failure, sender_attach_failure};
 
 /// The node for tokens.
 const NODE: &str = "$cbs";
@@ -43,10 +47,10 @@ impl Cbs {
         let name = uuid::Uuid::new_v4();
         let receiver = Receiver::attach(session, format!("cbs-receiver-{name}"), NODE)
             .await
-            .map_err(|error| broken("attaching the token receiver", &error))?;
+            .map_err(|error| receiver_attach_failure("attaching the token receiver", &error))?;
         let sender = Sender::attach(session, format!("cbs-sender-{name}"), NODE)
             .await
-            .map_err(|error| broken("attaching the token sender", &error))?;
+            .map_err(|error| sender_attach_failure("attaching the token sender", &error))?;
         Ok(Self {
             sender,
             receiver,
@@ -54,44 +58,48 @@ impl Cbs {
         })
     }
 
-    /// Puts the current token on the connection, within the client's time-out for it.
+    /// Puts the current token on the connection, within the client's time-out for it; a new one if that is refused.
     pub(crate) async fn put_token(
         &mut self,
         client: &ClientInner,
     ) -> Result<SasToken, ConnectionFailure> {
         let limit = client.options.token_timeout;
-        let token = client.tokens.token();
-        let put = self.exchange(client, &token);
-        let answer = timeout(limit, put)
-            .await
-            .map_err(|_| ConnectionFailure::Timeout {
+        let mut forgiven = false;
+        loop {
+            let token = client.tokens.token();
+            let answer = timeout(limit, self.exchange(client, &token)).await;
+            let (status, description) = answer.map_err(|_| ConnectionFailure::Timeout {
                 stage: "putting the token",
                 limit,
             })??;
-        let (status, description) = status(answer.message());
-        match status {
-            200 | 202 => Ok(token),
-            500..=599 => Err(ConnectionFailure::Broken {
-                stage: "putting the token",
-                detail: format!("status {status}: {description}"),
-            }),
-            _ => {
-                client.tokens.invalidate();
-                let policy = client.key_name.clone();
-                Err(ConnectionFailure::Unauthorised {
-                    policy,
-                    status,
-                    description,
-                })
+            match status {
+                Some(200 | 202) => return Ok(token),
+                Some(status @ (401 | 403)) => {
+                    client.tokens.invalidate();
+                    if mem::replace(&mut forgiven, true) {
+                        return Err(ConnectionFailure::Unauthorised {
+                            policy: client.key_name.clone(),
+                            status,
+                            description,
+                        });
+                    }
+                }
+                status => {
+                    return Err(ConnectionFailure::TokenNotTaken {
+                        status,
+                        description,
+                    });
+                }
             }
         }
     }
 
+    /// One request; the status and the text of its answer.
     async fn exchange(
         &mut self,
         client: &ClientInner,
         token: &SasToken,
-    ) -> Result<Delivery<Body<Value>>, ConnectionFailure> {
+    ) -> Result<(Option<i32>, String), ConnectionFailure> {
         self.requests += 1;
         let id = MessageId::String(format!("put-token-{}", self.requests));
         let message = Message::builder()
@@ -123,25 +131,32 @@ impl Cbs {
             });
         }
         loop {
-            let answer = self
-                .receiver
-                .recv::<Body<Value>>()
-                .await
-                .map_err(|error| broken("putting the token", &error))?;
+            let (delivery, answer) = match self.receiver.recv::<Body<Value>>().await {
+                Ok(delivery) => {
+                    let (delivery, answer) = delivery.into_parts();
+                    (delivery, Some(answer))
+                }
+                Err(RecvError::MessageDecode(error)) => (error.info, None),
+                Err(error) => return Err(broken("putting the token", &error)),
+            };
             self.receiver
-                .accept(&answer)
+                .accept(delivery)
                 .await
                 .map_err(|error| broken("putting the token", &error))?;
-            let properties = answer.message().properties.as_ref();
+            let Some(answer) = answer else {
+                return Ok((None, "an answer that cannot be read".to_owned()));
+            };
+            let properties = answer.properties.as_ref();
             if properties.and_then(|p| p.correlation_id.as_ref()) == Some(&id) {
-                return Ok(answer);
+                return Ok(status(&answer));
             }
             // The answer to a request that was given up.
         }
     }
 }
 
-/// Keeps the token of a connection fresh until it cannot; then tells why, once.
+/// Keeps the token of a connection fresh until it cannot; then tells why, once. What passes is tried again for as long
+/// as the last token lives.
 ///
 /// `now` asks for a renewal at once, for use when the hub refuses a token before its time.
 pub(crate) async fn keep_fresh(
@@ -156,16 +171,22 @@ pub(crate) async fn keep_fresh(
             () = until(token.renew_at()) => {}
             () = now.notified() => client.tokens.invalidate(),
         }
-        match cbs.put_token(&client).await {
-            Ok(fresh) => {
-                debug!("token renewed on the open connection");
-                token = fresh;
-            }
-            Err(failure) => {
+        let policy = &client.options.reconnect;
+        let mut delays = policy.delays();
+        token = loop {
+            let failure = match cbs.put_token(&client).await {
+                Ok(fresh) => break fresh,
+                Err(failure) => failure,
+            };
+            let wait = delays.next_delay().unwrap_or(policy.max());
+            if !failure.is_transient() || SystemTime::now() + wait >= token.expires_at() {
                 let _ = failed.send(failure);
                 return;
             }
-        }
+            debug!(error = %failure, ?wait, "token not renewed yet");
+            tokio::time::sleep(wait).await;
+        };
+        debug!("token renewed on the open connection");
     }
 }
 
@@ -178,18 +199,59 @@ async fn until(time: SystemTime) {
     }
 }
 
-fn status(answer: &Message<Body<Value>>) -> (i32, String) {
+fn status(answer: &Message<Body<Value>>) -> (Option<i32>, String) {
     let properties = answer.application_properties.as_ref();
     let get = |name: &str| properties.and_then(|p| p.0.get(name));
-    let status = match get("status-code") {
-        Some(SimpleValue::Int(status)) => *status,
-        Some(SimpleValue::Long(status)) => i32::try_from(*status).unwrap_or(0),
-        Some(SimpleValue::Uint(status)) => i32::try_from(*status).unwrap_or(0),
-        _ => 0,
-    };
     let description = match get("status-description") {
         Some(SimpleValue::String(text)) => cut(text),
         _ => String::new(),
     };
-    (status, description)
+    (get("status-code").and_then(integer), description)
+}
+
+/// An integer of any type.
+fn integer(value: &SimpleValue) -> Option<i32> {
+    match value {
+        SimpleValue::Ubyte(value) => Some((*value).into()),
+        SimpleValue::Ushort(value) => Some((*value).into()),
+        SimpleValue::Uint(value) => (*value).try_into().ok(),
+        SimpleValue::Ulong(value) => (*value).try_into().ok(),
+        SimpleValue::Byte(value) => Some((*value).into()),
+        SimpleValue::Short(value) => Some((*value).into()),
+        SimpleValue::Int(value) => Some(*value),
+        SimpleValue::Long(value) => (*value).try_into().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_every_integer_type_is_read() {
+        use SimpleValue as V;
+        let table = [
+            (V::Ubyte(202), Some(202)),
+            (V::Ushort(401), Some(401)),
+            (V::Uint(401), Some(401)),
+            (V::Ulong(401), Some(401)),
+            (V::Byte(100), Some(100)),
+            (V::Short(401), Some(401)),
+            (V::Int(401), Some(401)),
+            (V::Long(401), Some(401)),
+            (V::Ulong(u64::MAX), None),
+            (V::Long(i64::MIN), None),
+            (V::String("401".into()), None),
+            (V::Null, None),
+        ];
+        for (value, expected) in table {
+            let properties = ApplicationProperties::builder().insert("status-code", value.clone());
+            let answer = Message::builder()
+                .application_properties(properties.build())
+                .body(Body::Value(AmqpValue(Value::Null)))
+                .build();
+            assert_eq!(status(&answer), (expected, String::new()), "{value:?}");
+        }
+    }
 }

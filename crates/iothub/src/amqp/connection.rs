@@ -10,8 +10,9 @@ use fe2o3_amqp::link::{ReceiverAttachError, SenderAttachError};
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Session};
-use fe2o3_amqp_types::definitions::Error as AmqpError;
+use fe2o3_amqp_types::definitions::{Error as AmqpError, Fields};
 use rustls_pki_types::ServerName;
+use serde_amqp::Value;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -24,13 +25,8 @@ use crate::connect_error::ConnectError;
 use crate::hub_message::cut;
 
 use super::cbs::{Cbs, keep_fresh};
-use super::stream::{HubStream, Kill};
-
-/// The frame size that hubs announce themselves.
-const MAX_FRAME_SIZE: u32 = 65_536;
-
-/// How long a connection may take to say good-bye before it is cut.
-const FAREWELL: Duration = Duration::from_secs(2);
+use super::frames::LARGEST_FRAME;
+use super::stream::{FAREWELL, HubStream, Kill};
 
 /// An open, authorised connection with one session.
 ///
@@ -40,8 +36,8 @@ pub(crate) struct HubConnection {
     pub(crate) session: SessionHandle<()>,
     /// Asks for a new token at once.
     pub(crate) renew: Arc<Notify>,
-    /// Gets the failure when the token could not be renewed.
-    pub(crate) token_lost: oneshot::Receiver<ConnectionFailure>,
+    /// Gets the failure when the token could not be renewed; dropped if its task has met a defect.
+    token_lost: oneshot::Receiver<ConnectionFailure>,
     _connection: ConnectionHandle<()>,
     guard: Guard,
 }
@@ -84,12 +80,23 @@ impl HubConnection {
         let tls = dial(client, stage)
             .await
             .map_err(ConnectionFailure::Connect)?;
-        let (stream, kill) = HubStream::new(tls);
-        let mut guard = Guard {
-            kill,
+        let (stream, kill) = HubStream::new(tls, client.options.idle_timeout);
+        let guard = Guard {
+            kill: Arc::clone(&kill),
             renewal: None,
             polite: false,
         };
+        let opening = Self::open_over(client, purpose, stage, stream, guard);
+        while_alive(&kill, || stage.get(), opening).await
+    }
+
+    async fn open_over(
+        client: &Arc<ClientInner>,
+        purpose: &str,
+        stage: &Stage,
+        stream: HubStream<TlsStream<TcpStream>>,
+        mut guard: Guard,
+    ) -> Result<Self, ConnectionFailure> {
         stage.set("opening the AMQP connection");
         let id = uuid::Uuid::new_v4().simple();
         let idle = u32::try_from(client.options.idle_timeout.as_millis()).unwrap_or(u32::MAX);
@@ -98,7 +105,7 @@ impl HubConnection {
             .hostname(client.host_name.as_str())
             .scheme("amqp")
             .sasl_profile(SaslProfile::Anonymous)
-            .max_frame_size(MAX_FRAME_SIZE)
+            .max_frame_size(LARGEST_FRAME as u32)
             .idle_time_out(idle)
             .open_with_stream(stream)
             .await
@@ -128,6 +135,30 @@ impl HubConnection {
             _connection: connection,
             guard,
         })
+    }
+
+    /// Waits until the connection has ended, or its token cannot be renewed any more, and tells why as far as that is
+    /// known. Links mostly know better why a connection has ended, and are given the time to tell.
+    ///
+    /// Cancel safe. Must not be called again after it has returned.
+    pub(crate) async fn ended(&mut self) -> ConnectionFailure {
+        tokio::select! {
+            lost = &mut self.token_lost => lost.unwrap_or_else(|_| ConnectionFailure::Broken {
+                stage: "renewing the token",
+                detail: "the task that renews it has ended".to_owned(),
+            }),
+            () = self.guard.kill.ended() => self.explained(gone("waiting on the connection")),
+        }
+    }
+
+    /// The same failure, or what was wrong with the hub's bytes if the connection has ended because of these.
+    pub(crate) fn explained(&self, failure: ConnectionFailure) -> ConnectionFailure {
+        explained(&self.guard.kill, failure)
+    }
+
+    /// The switch of the stream below, for work that borrows the session.
+    pub(crate) fn kill(&self) -> Arc<Kill> {
+        Arc::clone(&self.guard.kill)
     }
 
     /// Lets the connection close politely in the background, for two seconds at most.
@@ -207,6 +238,50 @@ async fn dial(client: &ClientInner, stage: &Stage) -> Result<TlsStream<TcpStream
         .map_err(|source| ConnectError::from_tls(client.host_name.clone(), source))
 }
 
+/// Attaches a link in `stage`, within `limit` and for as long as the connection lives.
+pub(crate) async fn attached<T>(
+    kill: &Kill,
+    stage: &'static str,
+    limit: Duration,
+    attach: impl Future<Output = Result<T, ConnectionFailure>>,
+) -> Result<T, ConnectionFailure> {
+    match timeout(limit, while_alive(kill, || stage, attach)).await {
+        Ok(attached) => attached,
+        Err(_) => Err(ConnectionFailure::Timeout { stage, limit }),
+    }
+}
+
+/// Works for as long as the connection lives.
+async fn while_alive<T>(
+    kill: &Kill,
+    stage: impl Fn() -> &'static str,
+    work: impl Future<Output = Result<T, ConnectionFailure>>,
+) -> Result<T, ConnectionFailure> {
+    let done = tokio::select! {
+        biased;
+        done = work => done,
+        () = kill.ended() => Err(gone(stage())),
+    };
+    done.map_err(|failure| explained(kill, failure))
+}
+
+fn gone(stage: &'static str) -> ConnectionFailure {
+    ConnectionFailure::Broken {
+        stage,
+        detail: "the connection has ended".to_owned(),
+    }
+}
+
+fn explained(kill: &Kill, failure: ConnectionFailure) -> ConnectionFailure {
+    match (failure, kill.fault()) {
+        (ConnectionFailure::Broken { stage, .. }, Some(fault)) => ConnectionFailure::Broken {
+            stage,
+            detail: cut(fault),
+        },
+        (failure, _) => failure,
+    }
+}
+
 fn open_failure(error: &OpenError) -> ConnectionFailure {
     match error {
         OpenError::RemoteClosedWithError(error) => ended("connection", error),
@@ -231,24 +306,39 @@ pub(crate) fn broken(stage: &'static str, error: &dyn Debug) -> ConnectionFailur
     }
 }
 
-/// Why a sender link was not attached.
-pub(crate) fn sender_attach_failure(error: &SenderAttachError) -> ConnectionFailure {
+/// Why a sender link was not attached in `stage`.
+pub(crate) fn sender_attach_failure(
+    stage: &'static str,
+    error: &SenderAttachError,
+) -> ConnectionFailure {
     match error {
         SenderAttachError::RemoteClosedWithError(error) => ended("link", error),
-        error => broken("attaching the C2D link", error),
+        error => broken(stage, error),
     }
 }
 
-/// Why a receiver link was not attached.
-pub(crate) fn receiver_attach_failure(error: &ReceiverAttachError) -> ConnectionFailure {
+/// Why a receiver link was not attached in `stage`.
+pub(crate) fn receiver_attach_failure(
+    stage: &'static str,
+    error: &ReceiverAttachError,
+) -> ConnectionFailure {
     match error {
         ReceiverAttachError::RemoteClosedWithError(error) => ended("link", error),
-        error => broken("attaching the feedback link", error),
+        error => broken(stage, error),
     }
+}
+
+/// What the official SDKs tell the hub on every link for data: who calls.
+pub(crate) fn link_properties(client: &ClientInner) -> Fields {
+    let mut properties = Fields::new();
+    let version = Value::String(client.options.agent());
+    properties.insert("com.microsoft:client-version".into(), version);
+    properties
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use twincast_emulator::{Faults, Fleet, HubConfig};
 
     use super::*;
@@ -279,19 +369,42 @@ mod tests {
             }
         };
         timeout(Duration::from_secs(30), renewed).await.unwrap();
-        assert!(open.token_lost.try_recv().is_err());
+        assert!(open.ended().now_or_never().is_none());
         hub.hub().set_faults(Faults {
             refuse_cbs: true,
             ..Faults::default()
         });
         open.renew.notify_one();
-        let lost = timeout(Duration::from_secs(30), &mut open.token_lost)
+        let lost = timeout(Duration::from_secs(30), open.ended())
             .await
-            .unwrap()
             .unwrap();
         assert!(
             matches!(lost, ConnectionFailure::Unauthorised { status: 401, .. }),
             "{lost}"
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_renewal_that_ends_by_a_defect_ends_the_connection() {
+        let config = HubConfig {
+            amqp_port: 0,
+            https_port: 0,
+            control_port: None,
+            ..HubConfig::with_fleet(Fleet::empty())
+        };
+        let hub = twincast_emulator::start(config).await.unwrap();
+        let connection: ConnectionString = hub.connection_string().parse().unwrap();
+        let options = ClientOptions {
+            roots: Roots::Only(hub.ca_pem().to_owned()),
+            ..ClientOptions::default()
+        };
+        let client = Client::new(&connection, options).unwrap();
+        let mut open = HubConnection::open(&client.inner, "test").await.unwrap();
+        open.guard.renewal.as_ref().unwrap().abort();
+        let ended = timeout(Duration::from_secs(30), open.ended())
+            .await
+            .unwrap();
+        assert!(ended.to_string().contains("renewing the token"), "{ended}");
+        assert!(ended.is_transient());
     }
 }

@@ -3,6 +3,10 @@
 
 mod cbs;
 pub(crate) mod connection;
+mod encoding;
+mod frames;
+mod mend;
 pub(crate) mod reconnects;
 mod repair;
 mod stream;
+pub(crate) mod supervise;

@@ -1,8 +1,12 @@
-//! How long to wait before the next connection.
+//! Whether there is a next connection, and how long to wait before it.
 
+use std::mem;
 use std::time::Duration;
 
 use twincast_retry::{Delays, Policy};
+
+use crate::c2d::ConnectionFailure;
+use crate::sas::TokenProvider;
 
 /// The waits between the connections of one link. They grow, also over connections that were not worth them.
 ///
@@ -16,6 +20,8 @@ pub(crate) struct Reconnects {
     waited: Duration,
     /// The hub has served us over the connection.
     served: bool,
+    /// The hub has refused our token since it last took one for something.
+    token_refused: bool,
 }
 
 impl Reconnects {
@@ -25,7 +31,32 @@ impl Reconnects {
             longest: policy.max(),
             waited: Duration::ZERO,
             served: false,
+            token_refused: false,
         }
+    }
+
+    /// Whether it is of no use to connect again after `failure`. A link that was refused for its token is tried once
+    /// more, with a new one: the old one may have run out on the hub's clock. (A put-token that was refused has had its
+    /// second try.)
+    pub(crate) fn gives_up(&mut self, failure: &ConnectionFailure, tokens: &TokenProvider) -> bool {
+        if failure.is_transient() {
+            return false;
+        }
+        if !failure.is_refused_link() || !self.forgives_token() {
+            return true;
+        }
+        tokens.invalidate();
+        false
+    }
+
+    /// Whether this refusal of our token is the first in a row.
+    pub(crate) fn forgives_token(&mut self) -> bool {
+        !mem::replace(&mut self.token_refused, true)
+    }
+
+    /// The hub has done something for our token.
+    pub(crate) fn token_accepted(&mut self) {
+        self.token_refused = false;
     }
 
     /// The wait before the next attempt. A policy that ends means the longest one from then on: giving up is the caller's
@@ -50,6 +81,7 @@ impl Reconnects {
         };
         if lasted >= worth {
             self.delays.reset();
+            self.token_accepted();
         }
         (self.waited, self.served) = (Duration::ZERO, false);
     }

@@ -1,45 +1,76 @@
-//! Repairs three kinds of AMQP frames on their way between a hub and `fe2o3-amqp`.
+//! Stands between a hub and `fe2o3-amqp`, and lets through only what the library can take.
 //!
+//! The library panics over frames that are no frames, ends the connection over one answer that it cannot decode, and
+//! loops over ranges as wide as the peer likes. So every incoming frame is held until it is whole, checked, and:
+//!
+//! * **What is not AMQP 1.0** ends the stream with [`Malformed`]: a connection loss like any other.
 //! * **FLOW without `next-incoming-id`** (newer gateways of IoT Hub send it). The library then computes the session
 //!   window from the *first* id of the session, as the specification's formula says, and stalls for ever after one
 //!   window of transfers. The missing field is filled with our next outgoing id as counted on the wire, so the remote
 //!   window becomes the flow's own `incoming-window`: the reading of the .NET client, which never stalls.
 //! * **OPEN with `idle-time-out`**. The library sends its empty frames once per time-out of the peer; the
 //!   specification asks for half of it at most, and a hub closes what is silent for the whole of it. The value is
-//!   divided by three before the library sees it.
+//!   divided by three before the library sees it, and is at least [`LEAST_IDLE_MS`].
+//! * **DISPOSITION** is cut to deliveries that can be in flight. A state that the library cannot decode is replaced by
+//!   one that it can, see [`mend`].
+//! * **TRANSFER** is held until its message is whole. A message that is not well-formed is replaced by an empty one:
+//!   the delivery is answered for like any other that cannot be read.
+//! * **DETACH, END, CLOSE** with an explanation that cannot be decoded get one that can.
 //! * **BEGIN** is only read, to know which of the peer's channels belongs to which of ours.
 //!
-//! Everything else passes unchanged and uncopied beyond its first bytes. Pure: no I/O, any split of the input gives the
-//! same output (tested at every position).
+//! Everything else passes unchanged. Pure: no I/O, any split of the input gives the same output (tested at every
+//! position). Memory is bounded by [`LARGEST_FRAME`] and [`LARGEST_MESSAGE`].
 //!
 //! Rejected alternatives: recycling the session every few thousand transfers costs a link open each, which the hub
 //! throttles; patching the library means carrying a fork.
 
-/// A protocol header and a frame header have the same length.
-const HEADER: usize = 8;
+use std::mem;
+use std::ops::Range;
 
-/// Frames that are looked into are at most this long; a longer FLOW, BEGIN or OPEN passes as it is.
-const LONGEST_REPAIRED: usize = 8 * 1024;
+use fe2o3_amqp_types::performatives;
+use serde_amqp::from_slice;
+
+use super::encoding::{
+    FALSE, NULL, TRUE, entries, integer, is_true, length, uint, write_described, write_list,
+    write_uint,
+};
+use super::frames::{
+    EMPTY, HEADER, Head, Incoming, LARGEST_FRAME, Malformed, Outgoing, Performative, set_size,
+};
+use super::mend;
+use crate::options::LARGEST_MAX_IN_FLIGHT;
 
 /// The library's empty frames are due after this part of the peer's idle time-out.
 const IDLE_PARTS: u32 = 3;
 
-const OPEN: u8 = 0x10;
-const BEGIN: u8 = 0x11;
-const FLOW: u8 = 0x13;
-const TRANSFER: u8 = 0x14;
-const NULL: u8 = 0x40;
-const UINT: u8 = 0x70;
-const SMALL_UINT: u8 = 0x52;
-const USHORT: u8 = 0x60;
+/// The shortest time between two of the library's empty frames, in milliseconds, whatever the peer asks for.
+const LEAST_IDLE_MS: u32 = 50;
+
+/// The most ids that a disposition can be about: those in flight, and as many again whose time is up.
+const WIDEST_DISPOSITION: u64 = 2 * LARGEST_MAX_IN_FLIGHT as u64;
+
+/// The most bytes of incoming messages that are held until they are whole. A hub's feedback message has at most 64
+/// records of a few hundred bytes.
+const LARGEST_MESSAGE: usize = 1024 * 1024;
+
+/// `accepted` as hubs write it.
+const ACCEPTED: [&[u8]; 2] = [&[0x00, 0x53, 0x24, 0x45], &[0x00, 0x53, 0x24, 0xc0, 1, 0]];
 
 /// Both directions of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Repair {
-    incoming: Scanner,
-    outgoing: Scanner,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    mender: Mender,
+}
+
+/// What is known of a connection's sessions and links.
+#[derive(Debug, Default)]
+struct Mender {
     sessions: Vec<Session>,
+    partial: Vec<Partial>,
     repaired_flows: u64,
+    left: bool,
 }
 
 /// One session of ours. There are one or two in a connection, so a list is searched.
@@ -48,477 +79,344 @@ struct Session {
     our_channel: u16,
     peer_channel: Option<u16>,
     next_outgoing_id: u32,
+    /// One more than the last delivery id sent.
+    next_delivery: u64,
 }
 
-/// Cuts a stream of bytes into frames, holding only what has to be looked at.
-#[derive(Debug, Default)]
-struct Scanner {
-    /// The start of a frame that is not decided yet, or the whole of one that is looked into.
-    held: Vec<u8>,
-    /// Bytes of the current frame that pass without a look.
-    passing: usize,
-    /// The stream is not AMQP as we know it: everything passes, the library will say what is wrong.
-    gave_up: bool,
-}
-
-/// What the first bytes of a frame say.
-#[derive(Debug, Clone, Copy)]
-struct Head {
-    code: u8,
+/// The transfers of a message of which more is to come.
+#[derive(Debug)]
+struct Partial {
     channel: u16,
-    /// Where the performative's list starts.
-    list: usize,
+    handle: u32,
+    transfers: Vec<TransferFrame>,
 }
 
-enum Step {
-    More(usize),
-    Pass(usize, Option<Head>),
-    Whole(Head),
-    GiveUp,
+/// A TRANSFER frame and where its payload starts.
+#[derive(Debug)]
+struct TransferFrame {
+    frame: Vec<u8>,
+    payload: usize,
 }
 
 impl Repair {
-    /// Takes bytes from the hub and appends what the library shall see to `out`.
-    pub(crate) fn incoming(&mut self, input: &[u8], out: &mut Vec<u8>) {
+    /// Takes bytes from the hub and appends what the library shall see to `out`. After an error nothing more may be
+    /// taken.
+    pub(crate) fn incoming(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
         let Self {
-            incoming,
-            sessions,
-            repaired_flows,
-            ..
+            incoming, mender, ..
         } = self;
-        incoming.scan(
-            input,
-            |bytes| out.extend_from_slice(bytes),
-            |_| {},
-            |head, frame| match head.code {
-                OPEN => shorten_idle_timeout(head, frame),
-                BEGIN => learn_peer_channel(head, frame, sessions),
-                FLOW => *repaired_flows += u64::from(repair_flow(head, frame, sessions)),
-                _ => {}
-            },
-        );
+        incoming.take(input, out, |head, frame, out| mender.mend(head, frame, out))
     }
 
     /// Sees bytes that the library writes; they go out unchanged.
     pub(crate) fn outgoing(&mut self, input: &[u8]) {
-        let sessions = std::cell::RefCell::new(&mut self.sessions);
-        self.outgoing.scan(
-            input,
-            |_| {},
-            |head| {
-                if head.code == TRANSFER
-                    && let Some(session) = sessions
-                        .borrow_mut()
-                        .iter_mut()
-                        .find(|s| s.our_channel == head.channel)
-                {
-                    session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
-                }
-            },
-            |head, frame| {
-                if head.code == BEGIN {
-                    begin_session(head, frame, &mut sessions.borrow_mut());
-                }
-            },
-        );
+        let Self {
+            outgoing, mender, ..
+        } = self;
+        outgoing.take(input, |head, frame| mender.sees(head, frame));
     }
 
     /// How many FLOW frames were repaired.
     pub(crate) fn repaired_flows(&self) -> u64 {
-        self.repaired_flows
+        self.mender.repaired_flows
+    }
+
+    /// Whether the library has ended the session or the connection: nothing of use comes any more.
+    pub(crate) fn left(&self) -> bool {
+        self.mender.left
     }
 }
 
-impl Scanner {
-    fn scan(
-        &mut self,
-        mut input: &[u8],
-        mut emit: impl FnMut(&[u8]),
-        mut saw: impl FnMut(Head),
-        mut whole: impl FnMut(Head, &mut Vec<u8>),
-    ) {
-        while !input.is_empty() {
-            if self.gave_up {
-                emit(input);
-                return;
+impl Mender {
+    /// Notes what an outgoing frame says of our sessions.
+    fn sees(&mut self, head: Head, frame: &[u8]) {
+        let mut fields = fields(frame, head.list);
+        match head.performative {
+            Performative::Begin => {
+                self.sessions
+                    .retain(|session| session.our_channel != head.channel);
+                let next_outgoing_id = fields.nth(1).and_then(|field| uint(&frame[field]));
+                self.sessions.push(Session {
+                    our_channel: head.channel,
+                    peer_channel: None,
+                    next_outgoing_id: next_outgoing_id.unwrap_or(0),
+                    next_delivery: 0,
+                });
             }
-            if self.passing > 0 {
-                let (now, rest) = input.split_at(self.passing.min(input.len()));
-                emit(now);
-                self.passing -= now.len();
-                input = rest;
-                continue;
-            }
-            match step(&self.held) {
-                Step::More(needed) => {
-                    let missing = (needed - self.held.len()).min(input.len());
-                    self.held.extend_from_slice(&input[..missing]);
-                    input = &input[missing..];
-                    // What was just completed is decided now, not when more bytes come.
-                    self.settle(&mut emit, &mut saw, &mut whole);
+            Performative::Transfer => {
+                let channel = head.channel;
+                let mut sessions = self.sessions.iter_mut();
+                if let Some(session) = sessions.find(|s| s.our_channel == channel) {
+                    session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
+                    if let Some(id) = fields.nth(1).and_then(|field| uint(&frame[field])) {
+                        session.next_delivery = u64::from(id) + 1;
+                    }
                 }
-                _ => self.settle(&mut emit, &mut saw, &mut whole),
             }
+            Performative::End | Performative::Close => self.left = true,
+            _ => {}
         }
     }
 
-    /// Decides what is held, as far as it can be decided.
-    fn settle(
-        &mut self,
-        emit: &mut impl FnMut(&[u8]),
-        saw: &mut impl FnMut(Head),
-        whole: &mut impl FnMut(Head, &mut Vec<u8>),
-    ) {
-        match step(&self.held) {
-            Step::More(_) => return,
-            Step::GiveUp => self.gave_up = true,
-            Step::Pass(size, head) => {
-                if let Some(head) = head {
-                    saw(head);
-                }
-                self.passing = size - self.held.len();
+    /// Passes an incoming frame on, as the library can take it.
+    fn mend(&mut self, head: Head, mut frame: Vec<u8>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        match head.performative {
+            Performative::Open => shorten_idle_timeout(head, &mut frame),
+            Performative::Begin => self.learn_peer_channel(head, &frame),
+            Performative::Flow => {
+                self.repaired_flows += u64::from(self.repair_flow(head, &mut frame));
             }
-            Step::Whole(head) => {
-                saw(head);
-                whole(head, &mut self.held);
+            Performative::Transfer => return self.transfer(head, frame, out),
+            Performative::Disposition if !self.cut_disposition(head, &mut frame) => {
+                out.extend(EMPTY);
+                return Ok(());
             }
+            _ => {}
         }
-        emit(&self.held);
-        self.held.clear();
+        let end = frame.len();
+        make_decodable(head, &mut frame, end)?;
+        out.extend(frame);
+        Ok(())
     }
-}
 
-/// What to do with a frame of which `held` is the start.
-fn step(held: &[u8]) -> Step {
-    let Some(header) = held.first_chunk::<HEADER>() else {
-        return Step::More(HEADER);
-    };
-    if header.starts_with(b"AMQP") {
-        return Step::Pass(HEADER, None);
+    fn session(&self, peer_channel: u16) -> Option<&Session> {
+        let mut sessions = self.sessions.iter();
+        sessions.find(|session| session.peer_channel == Some(peer_channel))
     }
-    let size = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
-    let body = usize::from(header[4]) * 4;
-    if size < HEADER || body < HEADER || body > size {
-        return Step::GiveUp;
-    }
-    // Frames of SASL (type 1) and empty frames say nothing to us.
-    if header[5] != 0 || body == size {
-        return Step::Pass(size, None);
-    }
-    // The longest descriptor is a zero, a constructor and eight bytes.
-    let prefix = size.min(body + 10);
-    if held.len() < prefix {
-        return Step::More(prefix);
-    }
-    let (code, list) = match held[body..prefix] {
-        [0x00, 0x53, code, ..] => (code, body + 3),
-        [0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, code] => (code, body + 10),
-        _ => return Step::Pass(size, None),
-    };
-    let head = Head {
-        code,
-        channel: u16::from_be_bytes([header[6], header[7]]),
-        list,
-    };
-    if !matches!(code, OPEN | BEGIN | FLOW) || size > LONGEST_REPAIRED {
-        return Step::Pass(size, Some(head));
-    }
-    if held.len() < size {
-        Step::More(size)
-    } else {
-        Step::Whole(head)
-    }
-}
 
-/// Where the items of the list at `at` start, and how many there are.
-fn items(frame: &[u8], at: usize) -> Option<(usize, usize)> {
-    match frame.get(at)? {
-        0xc0 => Some((at + 3, usize::from(*frame.get(at + 2)?))),
-        0xd0 => {
-            let count = frame.get(at + 5..at + 9)?.try_into().ok()?;
-            Some((at + 9, u32::from_be_bytes(count) as usize))
-        }
-        _ => None,
-    }
-}
-
-/// Where the value after the one at `at` starts.
-fn skip(frame: &[u8], at: usize) -> Option<usize> {
-    let length = match frame.get(at)? >> 4 {
-        0x4 => 0,
-        0x5 => 1,
-        0x6 => 2,
-        0x7 => 4,
-        0x8 => 8,
-        0x9 => 16,
-        0xa | 0xc | 0xe => 1 + usize::from(*frame.get(at + 1)?),
-        0xb | 0xd | 0xf => {
-            4 + u32::from_be_bytes(frame.get(at + 1..at + 5)?.try_into().ok()?) as usize
-        }
-        _ => return None,
-    };
-    Some(at + 1 + length)
-}
-
-fn uint(frame: &[u8], at: usize) -> Option<u32> {
-    match frame.get(at)? {
-        0x43 => Some(0),
-        &SMALL_UINT => frame.get(at + 1).map(|value| u32::from(*value)),
-        &UINT => Some(u32::from_be_bytes(
-            frame.get(at + 1..at + 5)?.try_into().ok()?,
-        )),
-        _ => None,
-    }
-}
-
-fn begin_session(head: Head, frame: &[u8], sessions: &mut Vec<Session>) {
-    let second = items(frame, head.list).and_then(|(first, _)| skip(frame, first));
-    let next_outgoing_id = second.and_then(|at| uint(frame, at)).unwrap_or(0);
-    sessions.retain(|session| session.our_channel != head.channel);
-    sessions.push(Session {
-        our_channel: head.channel,
-        peer_channel: None,
-        next_outgoing_id,
-    });
-}
-
-fn learn_peer_channel(head: Head, frame: &[u8], sessions: &mut [Session]) {
-    let Some((first, _)) = items(frame, head.list) else {
-        return;
-    };
-    if let Some([USHORT, high, low]) = frame.get(first..first + 3) {
-        let ours = u16::from_be_bytes([*high, *low]);
-        if let Some(session) = sessions
-            .iter_mut()
-            .find(|session| session.our_channel == ours)
-        {
+    fn learn_peer_channel(&mut self, head: Head, frame: &[u8]) {
+        let ours = fields(frame, head.list).next();
+        let ours = ours.and_then(|field| integer(&frame[field]));
+        let mut sessions = self.sessions.iter_mut();
+        if let Some(session) = sessions.find(|s| Some(s.our_channel.into()) == ours) {
             session.peer_channel = Some(head.channel);
         }
     }
-}
 
-fn shorten_idle_timeout(head: Head, frame: &mut [u8]) {
-    let Some((mut at, count)) = items(frame, head.list) else {
-        return;
-    };
-    if count < 5 {
-        return;
-    }
-    for _ in 0..4 {
-        let Some(next) = skip(frame, at) else { return };
-        at = next;
-    }
-    let Some(shorter) = uint(frame, at).map(|value| (value / IDLE_PARTS).max(1)) else {
-        return;
-    };
-    match frame[at] {
-        UINT => frame[at + 1..at + 5].copy_from_slice(&shorter.to_be_bytes()),
-        // A third of a byte's value is a byte's value.
-        SMALL_UINT => frame[at + 1] = shorter as u8,
-        _ => {}
-    }
-}
-
-/// Fills a missing `next-incoming-id`; tells whether it was missing.
-fn repair_flow(head: Head, frame: &mut Vec<u8>, sessions: &[Session]) -> bool {
-    let Some((first, _)) = items(frame, head.list) else {
-        return false;
-    };
-    if frame.get(first) != Some(&NULL) {
-        return false;
-    }
-    let Some(session) = sessions
-        .iter()
-        .find(|s| s.peer_channel == Some(head.channel))
-    else {
-        return false;
-    };
-    let mut value = [UINT, 0, 0, 0, 0];
-    value[1..].copy_from_slice(&session.next_outgoing_id.to_be_bytes());
-    let at = head.list;
-    if frame[at] == 0xc0 {
-        // A short list may not have room for four more bytes: it becomes a long one.
-        let (size, count) = (u32::from(frame[at + 1]), u32::from(frame[at + 2]));
-        let mut list = [0xd0, 0, 0, 0, 0, 0, 0, 0, 0];
-        // The size counts what follows it: the count (one byte before, four now) and the items.
-        list[1..5].copy_from_slice(&(size - 1 + 4 + 4).to_be_bytes());
-        list[5..].copy_from_slice(&count.to_be_bytes());
-        frame.splice(first..=first, value);
-        frame.splice(at..at + 3, list);
-    } else {
-        let Some(size) = frame.get(at + 1..at + 5).and_then(|s| s.try_into().ok()) else {
+    /// Fills a missing `next-incoming-id`; tells whether it was missing.
+    fn repair_flow(&self, head: Head, frame: &mut Vec<u8>) -> bool {
+        let first = fields(frame, head.list).next();
+        let is_missing = first.is_some_and(|field| frame[field] == [NULL]);
+        let Some(session) = self.session(head.channel).filter(|_| is_missing) else {
             return false;
         };
-        let size = u32::from_be_bytes(size) + 4;
-        frame.splice(first..=first, value);
-        frame[at + 1..at + 5].copy_from_slice(&size.to_be_bytes());
-    }
-    let size = u32::try_from(frame.len()).expect("a repaired frame is a few KiB");
-    frame[..4].copy_from_slice(&size.to_be_bytes());
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn frame(channel: u16, body: &[u8]) -> Vec<u8> {
-        let mut frame = (8 + body.len() as u32).to_be_bytes().to_vec();
-        frame.extend([2, 0]);
-        frame.extend(channel.to_be_bytes());
-        frame.extend(body);
-        frame
+        edit(head, frame, |fields| {
+            fields[0] = write_uint(session.next_outgoing_id);
+        });
+        true
     }
 
-    fn list(code: u8, count: u8, items: &[u8]) -> Vec<u8> {
-        let mut body = vec![0x00, 0x53, code, 0xc0, items.len() as u8 + 1, count];
-        body.extend(items);
-        body
-    }
-
-    fn long_list(code: u8, count: u32, items: &[u8]) -> Vec<u8> {
-        let mut body = vec![0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, code, 0xd0];
-        body.extend((items.len() as u32 + 4).to_be_bytes());
-        body.extend(count.to_be_bytes());
-        body.extend(items);
-        body
-    }
-
-    const BROKEN_ITEMS: &[u8] = &[
-        NULL, 0x70, 0, 0, 0x13, 0x88, 0x52, 1, 0x70, 0xff, 0xff, 0xff, 0xff,
-    ];
-    const REPAIRED_ITEMS: &[u8] = &[
-        0x70, 0, 0, 0, 9, 0x70, 0, 0, 0x13, 0x88, 0x52, 1, 0x70, 0xff, 0xff, 0xff, 0xff,
-    ];
-
-    /// Begins our channel 3 at id 7 and sends two transfers; the peer answers on its channel 5.
-    fn repair_after_two_transfers() -> Repair {
-        let mut repair = Repair::default();
-        repair.outgoing(b"AMQP\x00\x01\x00\x00");
-        repair.outgoing(&frame(
-            3,
-            &list(BEGIN, 4, &[NULL, 0x52, 7, 0x52, 99, 0x52, 99]),
-        ));
-        for payload in [&b"hello"[..], &[0; 300]] {
-            let mut body = list(TRANSFER, 1, &[0x43]);
-            body.extend(payload);
-            repair.outgoing(&frame(3, &body));
-        }
-        let mut out = Vec::new();
-        repair.incoming(
-            &frame(
-                5,
-                &list(BEGIN, 4, &[USHORT, 0, 3, 0x52, 1, 0x52, 9, 0x52, 9]),
-            ),
-            &mut out,
-        );
-        repair
-    }
-
-    /// Everything a peer may send, with what the library shall see of it.
-    fn conversation() -> (Vec<u8>, Vec<u8>) {
-        let unchanged = [
-            b"AMQP\x03\x01\x00\x00".to_vec(),
-            vec![0, 0, 0, 12, 2, 1, 0, 0, 0x00, 0x53, 0x44, 0x45],
-            b"AMQP\x00\x01\x00\x00".to_vec(),
-            frame(0, &[]),
-            frame(5, &list(0x15, 2, &[0x41, 0x43])),
-            frame(5, &list(FLOW, 2, &[0x43, 0x52, 9])),
-        ];
-        let mut input = unchanged.concat();
-        let mut output = input.clone();
-        input.extend(frame(5, &list(FLOW, 4, BROKEN_ITEMS)));
-        let mut long = vec![0x00, 0x53, FLOW, 0xd0];
-        long.extend((REPAIRED_ITEMS.len() as u32 + 4).to_be_bytes());
-        long.extend(4_u32.to_be_bytes());
-        long.extend(REPAIRED_ITEMS);
-        output.extend(frame(5, &long));
-        input.extend(frame(5, &long_list(FLOW, 4, BROKEN_ITEMS)));
-        output.extend(frame(5, &long_list(FLOW, 4, REPAIRED_ITEMS)));
-        // A FLOW of a session that is not ours passes as it is.
-        let foreign = frame(6, &list(FLOW, 4, BROKEN_ITEMS));
-        input.extend(&foreign);
-        output.extend(&foreign);
-        let open = |idle: u32| {
-            let mut items = vec![
-                0xa1, 2, b'i', b'd', NULL, 0x70, 0, 1, 0, 0, 0x60, 3, 0xff, 0x70,
-            ];
-            items.extend(idle.to_be_bytes());
-            frame(0, &list(OPEN, 5, &items))
+    /// Cuts a disposition to ids that can be in flight. False if there are none.
+    fn cut_disposition(&self, head: Head, frame: &mut Vec<u8>) -> bool {
+        let (by_receiver, first, last) = {
+            let mut fields = fields(frame, head.list).map(|field| &frame[field]);
+            let by_receiver = fields.next().is_some_and(is_true);
+            let mut id = || -> Option<u64> { fields.next().and_then(uint).map(u64::from) };
+            let Some(first) = id() else {
+                // It does not decode, which is told elsewhere.
+                return true;
+            };
+            (by_receiver, first, id().unwrap_or(first))
         };
-        input.extend(open(240_000));
-        output.extend(open(80_000));
-        (input, output)
+        let possible = match self.session(head.channel).filter(|_| by_receiver) {
+            Some(Session { next_delivery, .. }) => {
+                next_delivery.saturating_sub(WIDEST_DISPOSITION)..*next_delivery
+            }
+            None => first..first + WIDEST_DISPOSITION,
+        };
+        let cut = first.max(possible.start)..(last + 1).min(possible.end);
+        if cut.is_empty() {
+            return false;
+        }
+        if cut != (first..last + 1) {
+            let id = |id: u64| write_uint(u32::try_from(id).expect("between two ids"));
+            edit(head, frame, |fields| {
+                (fields[1], fields[2]) = (id(cut.start), id(cut.end - 1));
+            });
+        }
+        true
     }
 
-    #[test]
-    fn a_split_at_every_position_gives_the_same_frames() {
-        let (input, expected) = conversation();
-        for split in 0..=input.len() {
-            let mut repair = repair_after_two_transfers();
-            let mut out = Vec::new();
-            repair.incoming(&input[..split], &mut out);
-            repair.incoming(&input[split..], &mut out);
-            assert_eq!(out, expected, "split at {split}");
-            assert_eq!(repair.repaired_flows(), 2);
+    /// Holds a transfer until its message is whole, then passes on all of it, without its payload if that is not
+    /// well-formed.
+    fn transfer(
+        &mut self,
+        head: Head,
+        mut frame: Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
+        let list = length(&frame[head.list..]).unwrap_or_default();
+        let payload = make_decodable(head, &mut frame, head.list + list)?;
+        let flag = |number| {
+            let field = fields(&frame, head.list).nth(number);
+            field.is_some_and(|field| is_true(&frame[field]))
+        };
+        let handle = fields(&frame, head.list).next();
+        let handle = handle
+            .and_then(|field| uint(&frame[field]))
+            .unwrap_or_default();
+        let (more, aborted) = (flag(5), flag(9));
+        let is_it = |partial: &Partial| (partial.channel, partial.handle) == (head.channel, handle);
+        let held = self.partial.iter().position(is_it);
+        let mut partial = match held {
+            Some(index) => self.partial.swap_remove(index),
+            None => Partial {
+                channel: head.channel,
+                handle,
+                transfers: Vec::new(),
+            },
+        };
+        if aborted && !partial.transfers.is_empty() {
+            // The library never saw the message.
+            out.extend(EMPTY);
+            return Ok(());
         }
+        partial.transfers.push(TransferFrame { frame, payload });
+        if more && !aborted {
+            self.partial.push(partial);
+            let held = self.partial.iter().flat_map(|partial| &partial.transfers);
+            let held: usize = held.map(|transfer| transfer.frame.len()).sum();
+            if held > LARGEST_MESSAGE {
+                let what = format!("a message of more than {LARGEST_MESSAGE} bytes");
+                return Err(Malformed::new(what));
+            }
+            out.extend(EMPTY);
+            return Ok(());
+        }
+        if !aborted {
+            partial.check();
+        }
+        out.extend(
+            partial
+                .transfers
+                .into_iter()
+                .flat_map(|transfer| transfer.frame),
+        );
+        Ok(())
     }
+}
 
-    #[test]
-    fn byte_by_byte_gives_the_same_frames_and_counts() {
-        let (input, expected) = conversation();
-        let mut repair = repair_after_two_transfers();
-        let mut out = Vec::new();
-        for byte in input {
-            repair.incoming(&[byte], &mut out);
+impl Partial {
+    /// Replaces a message that is not well-formed by an empty one.
+    fn check(&mut self) {
+        let payload = |transfer: &TransferFrame| transfer.frame[transfer.payload..].to_vec();
+        let message: Vec<u8> = match &*self.transfers {
+            [only] if is_message(&only.frame[only.payload..]) => return,
+            [_] => Vec::new(),
+            several => several.iter().flat_map(payload).collect(),
+        };
+        if is_message(&message) {
+            return;
         }
-        assert_eq!(out, expected);
-        let mut repair = Repair::default();
-        let mut sent = frame(3, &list(BEGIN, 4, &[NULL, 0x43, 0x52, 99, 0x52, 99]));
-        for _ in 0..5 {
-            sent.extend(frame(3, &list(TRANSFER, 1, &[0x43])));
-            sent.extend(frame(4, &list(TRANSFER, 1, &[0x43])));
+        for transfer in &mut self.transfers {
+            transfer.frame.truncate(transfer.payload);
         }
-        sent.iter().for_each(|byte| repair.outgoing(&[*byte]));
-        assert_eq!(repair.sessions[0].next_outgoing_id, 5);
-    }
-
-    #[test]
-    fn what_is_not_amqp_passes() {
-        let mut repair = Repair::default();
-        let mut out = Vec::new();
-        let input = b"HTTP/1.1 400 Bad Request\r\n\r\n";
-        repair.incoming(input, &mut out);
-        assert_eq!(out, input);
-    }
-
-    proptest! {
-        #[test]
-        fn no_byte_is_lost_or_made_up_and_nothing_panics(
-            input in proptest::collection::vec(any::<u8>(), 0..400),
-            split in 0_usize..400,
-        ) {
-            let mut repair = repair_after_two_transfers();
-            let mut out = Vec::new();
-            let split = split.min(input.len());
-            repair.incoming(&input[..split], &mut out);
-            repair.incoming(&input[split..], &mut out);
-            prop_assert!(out.len() + repair.incoming.held.len() >= input.len());
+        if let Some(last) = self.transfers.last_mut() {
+            // An `amqp-value` section with null.
+            last.frame.extend(write_described(0x77, vec![NULL]));
         }
-
-        #[test]
-        fn mangled_frames_never_panic(
-            at in 0_usize..200,
-            byte: u8,
-        ) {
-            let (mut input, _) = conversation();
-            let at = at % input.len();
-            input[at] = byte;
-            let mut repair = repair_after_two_transfers();
-            repair.incoming(&input, &mut Vec::new());
-            repair.outgoing(&input);
+        for transfer in &mut self.transfers {
+            set_size(&mut transfer.frame);
         }
     }
 }
+
+/// Whether a message is a sequence of described values, at least one.
+fn is_message(mut bytes: &[u8]) -> bool {
+    let is_empty = bytes.is_empty();
+    while let [0x00, ..] = bytes {
+        let Some(length) = length(bytes) else {
+            return false;
+        };
+        bytes = &bytes[length..];
+    }
+    !is_empty && bytes.is_empty()
+}
+
+/// The fields of a performative.
+fn fields(frame: &[u8], list: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    entries(frame, list).into_iter().flatten()
+}
+
+/// Changes the fields of a performative. Fields that are not there are null.
+fn edit(head: Head, frame: &mut Vec<u8>, change: impl FnOnce(&mut Vec<Vec<u8>>)) {
+    /// No performative has more.
+    const MOST_FIELDS: usize = 14;
+    let Some(list) = length(&frame[head.list..]) else {
+        return;
+    };
+    let mut values: Vec<_> = fields(frame, head.list)
+        .map(|field| frame[field].to_vec())
+        .collect();
+    let count = values.len();
+    values.resize(count.max(MOST_FIELDS), vec![NULL]);
+    change(&mut values);
+    let used = values.iter().rposition(|value| *value != [NULL]);
+    values.truncate(count.max(used.map_or(0, |last| last + 1)));
+    frame.splice(head.list..head.list + list, write_list(&values));
+    set_size(frame);
+}
+
+fn shorten_idle_timeout(head: Head, frame: &mut Vec<u8>) {
+    let idle = fields(frame, head.list).nth(4);
+    // Zero is the same as none.
+    if let Some(idle) = idle
+        .and_then(|field| uint(&frame[field]))
+        .filter(|idle| *idle > 0)
+    {
+        let shorter = (idle / IDLE_PARTS).max(LEAST_IDLE_MS);
+        edit(head, frame, |fields| fields[4] = write_uint(shorter));
+    }
+}
+
+/// Makes sure that the library can decode the performative, which ends at `end`, and gives its new end.
+fn make_decodable(head: Head, frame: &mut Vec<u8>, end: usize) -> Result<usize, Malformed> {
+    if decodes(head, &frame[..end]) {
+        return Ok(end);
+    }
+    let after = frame.len() - end;
+    let mended = |field: &mut Vec<u8>, mend: fn(&[u8]) -> Vec<u8>| *field = mend(&mem::take(field));
+    edit(head, frame, |fields| match head.performative {
+        Performative::Disposition => {
+            // Settled: there will be no better state.
+            fields[3] = vec![TRUE];
+            mended(&mut fields[4], mend::outcome);
+        }
+        Performative::Transfer => fields[7] = vec![NULL],
+        Performative::Detach => mended(&mut fields[2], mend::error),
+        Performative::End | Performative::Close => mended(&mut fields[0], mend::error),
+        _ => {}
+    });
+    let end = frame.len() - after;
+    if decodes(head, &frame[..end]) {
+        return Ok(end);
+    }
+    let what = format!("{:?} that cannot be decoded", head.performative);
+    Err(Malformed::new(what))
+}
+
+fn decodes(head: Head, performative: &[u8]) -> bool {
+    head.performative == Performative::Disposition && is_plain(head, performative)
+        || from_slice::<performatives::Performative>(&performative[HEADER..]).is_ok()
+}
+
+/// Whether a disposition accepts, which is nearly all of what a hub says, and not worth decoding twice.
+fn is_plain(head: Head, performative: &[u8]) -> bool {
+    let mut fields = fields(performative, head.list).map(|field| &performative[field]);
+    let mut next = || fields.next().unwrap_or(&[NULL]);
+    let (role, first, last, settled, state) = (next(), next(), next(), next(), next());
+    is_bool(role)
+        && uint(first).is_some()
+        && (last == [NULL] || uint(last).is_some())
+        && is_bool(settled)
+        && ACCEPTED.contains(&state)
+        && fields.next().is_none_or(is_bool)
+}
+
+fn is_bool(value: &[u8]) -> bool {
+    matches!(value, [TRUE | FALSE])
+}
+
+const _: () = assert!(LARGEST_MESSAGE > LARGEST_FRAME);
+#[cfg(test)]
+mod tests;

@@ -7,18 +7,30 @@
 //!
 //! *Kill switch.* The library's own ways to end a connection wait for the peer, some of them while burning a core.
 //! [`Kill::now`] makes the stream end in both directions, so its tasks stop at once whatever the peer does.
+//!
+//! *Ends by itself.* The stream ends in both directions when the peer has closed its side, failed, or sent what is not
+//! AMQP; when the library has ended the session or the connection and the peer does not follow within [`FAREWELL`]; and
+//! when the peer takes no bytes for so long that it counts as silent. The library waits without a bound in each of
+//! these.
 
 use std::fmt;
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::frames::Malformed;
 use super::repair::Repair;
+
+/// How long a connection may take to say good-bye before it is cut.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Bytes that may wait for being written. Two TLS records: more would only add latency.
 const GATHER: usize = 32 * 1024;
@@ -26,22 +38,55 @@ const GATHER: usize = 32 * 1024;
 /// Bytes read from TLS at once: one record.
 const READ: usize = 16 * 1024;
 
-/// Ends a stream from outside.
+/// How long the library may take to tell why a connection has ended.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// Ends a stream from outside, and tells of its end.
 #[derive(Default)]
 pub(crate) struct Kill {
-    killed: AtomicBool,
+    killed: OnceLock<Instant>,
     reader: AtomicWaker,
+    ended: Notify,
+    fault: OnceLock<String>,
 }
 
 impl Kill {
     /// The stream reads its end and refuses writes from now on.
     pub(crate) fn now(&self) {
-        self.killed.store(true, Ordering::Release);
+        self.killed.get_or_init(Instant::now);
         self.reader.wake();
+        self.ended.notify_waiters();
+    }
+
+    /// Returns a moment after the stream has ended, in which the library tells why, if it does at all: some of its
+    /// calls wait for ever for what cannot come any more.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn ended(&self) {
+        let at = loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            match self.killed.get() {
+                Some(at) => break *at,
+                None => ended.await,
+            }
+        };
+        sleep_until(at + LAST_WORDS).await;
+    }
+
+    /// What was wrong with the peer, if the stream ended because of that. The library does not pass it on.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.fault.get().map(String::as_str)
+    }
+
+    /// Ends the stream for a reason.
+    fn because(&self, fault: &dyn fmt::Display) {
+        _ = self.fault.set(fault.to_string());
+        self.now();
     }
 
     fn is_killed(&self) -> bool {
-        self.killed.load(Ordering::Acquire)
+        self.killed.get().is_some()
     }
 }
 
@@ -54,6 +99,8 @@ pub(crate) struct HubStream<S> {
     /// Repaired bytes for the library, from `ready_from` on.
     ready: Vec<u8>,
     ready_from: usize,
+    /// What the peer sent after these.
+    malformed: Option<Malformed>,
     /// Bytes from the library that are not written yet, from `gathered_from` on.
     gathered: Vec<u8>,
     gathered_from: usize,
@@ -61,10 +108,15 @@ pub(crate) struct HubStream<S> {
     wrote: bool,
     /// The inner stream has bytes that it was not asked to flush.
     unflushed: bool,
+    /// How long the peer may take no bytes.
+    patience: Duration,
+    /// When the peer has taken none for too long, or has had time enough to say good-bye.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
-    pub(crate) fn new(inner: S) -> (Self, Arc<Kill>) {
+    /// A stream that ends when the peer takes no bytes for `patience`.
+    pub(crate) fn new(inner: S, patience: Duration) -> (Self, Arc<Kill>) {
         let kill = Arc::new(Kill::default());
         let stream = Self {
             inner,
@@ -73,15 +125,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
             scratch: vec![0; READ].into_boxed_slice(),
             ready: Vec::with_capacity(READ),
             ready_from: 0,
+            malformed: None,
             gathered: Vec::with_capacity(GATHER),
             gathered_from: 0,
             wrote: false,
             unflushed: false,
+            patience,
+            deadline: None,
         };
         (stream, kill)
     }
 
-    /// Writes what is gathered.
+    /// Ends the stream if its deadline is over.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) {
+        let is_over = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
+        if self.deadline.as_mut().is_some_and(is_over) {
+            self.deadline = None;
+            self.kill
+                .because(&"hub took no bytes, or did not answer a good-bye, in time");
+        }
+    }
+
+    /// Writes what is gathered and flushes it.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.poll_drain(cx);
+        if sent.is_ready() {
+            if !self.repair.left() {
+                self.deadline = None;
+            }
+            return sent;
+        }
+        let patience = self.patience;
+        self.deadline
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        self.poll_deadline(cx);
+        match self.kill.is_killed() {
+            true => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            false => Poll::Pending,
+        }
+    }
+
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.gathered_from < self.gathered.len() {
             let rest = &self.gathered[self.gathered_from..];
@@ -91,15 +174,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
             }
             self.gathered_from += written;
             self.unflushed = true;
+            if !self.repair.left() {
+                self.deadline = None;
+            }
         }
         self.gathered.clear();
         self.gathered_from = 0;
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes what is gathered and flushes it.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
         if self.unflushed {
             ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
             self.unflushed = false;
@@ -132,10 +212,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HubStream<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.kill.reader.register(cx.waker());
+        this.poll_deadline(cx);
         if this.kill.is_killed() {
             return Poll::Ready(Ok(()));
         }
-        this.send_when_idle(cx)?;
+        if let Err(error) = this.send_when_idle(cx) {
+            this.kill.now();
+            return Poll::Ready(Err(error));
+        }
         loop {
             let waiting = &this.ready[this.ready_from..];
             if !waiting.is_empty() {
@@ -144,15 +228,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HubStream<S> {
                 this.ready_from += count;
                 return Poll::Ready(Ok(()));
             }
+            if let Some(malformed) = this.malformed.take() {
+                this.kill.because(&malformed);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, malformed)));
+            }
             this.ready.clear();
             this.ready_from = 0;
             let mut scratch = ReadBuf::new(&mut this.scratch);
-            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut scratch))?;
-            if scratch.filled().is_empty() {
-                return Poll::Ready(Ok(()));
+            let read = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut scratch));
+            if read.is_err() || scratch.filled().is_empty() {
+                this.kill.now();
+                return Poll::Ready(read);
             }
             let before = this.repair.repaired_flows();
-            this.repair.incoming(scratch.filled(), &mut this.ready);
+            // What came before it is still good.
+            let repaired = this.repair.incoming(scratch.filled(), &mut this.ready);
+            this.malformed = repaired.err();
             if before == 0 && this.repair.repaired_flows() > 0 {
                 tracing::debug!("hub sends flow frames without next-incoming-id; repairing them");
             }
@@ -174,7 +265,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HubStream<S> {
             ready!(this.poll_send(cx))?;
         }
         this.gathered.extend_from_slice(buf);
+        let had_left = this.repair.left();
         this.repair.outgoing(buf);
+        if this.repair.left() && !had_left {
+            this.deadline = Some(Box::pin(sleep(FAREWELL)));
+        }
         this.wrote = true;
         Poll::Ready(Ok(buf.len()))
     }
@@ -197,6 +292,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HubStream<S> {
     }
 }
 
+impl<S> Drop for HubStream<S> {
+    fn drop(&mut self) {
+        self.kill.now();
+    }
+}
+
 impl<S> fmt::Debug for HubStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HubStream")
@@ -211,10 +312,12 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[tokio::test(start_paused = true)]
     async fn writes_are_gathered_and_leave_when_the_reader_is_idle() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, _kill) = HubStream::new(near);
+        let (mut stream, _kill) = HubStream::new(near, PATIENCE);
         stream.write_all(b"AMQP\x00\x01\x00\x00").await.unwrap();
         stream.flush().await.unwrap();
         let mut buffer = [0; 8];
@@ -230,7 +333,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_gathering_leaves_by_itself() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, _kill) = HubStream::new(near);
+        let (mut stream, _kill) = HubStream::new(near, PATIENCE);
         let mut frame = vec![0; GATHER];
         frame[..8].copy_from_slice(&[0, 0, 0x80, 0, 2, 1, 0, 0]);
         stream.write_all(&frame).await.unwrap();
@@ -241,7 +344,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_killed_stream_ends_in_both_directions() {
         let (near, _far) = duplex(64);
-        let (mut stream, kill) = HubStream::new(near);
+        let (mut stream, kill) = HubStream::new(near, PATIENCE);
         let waiting = tokio::spawn(async move {
             let end = stream.read(&mut [0; 8]).await;
             (end.unwrap(), stream.write(b"x").await.is_err())
@@ -255,7 +358,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn empty_frames_come_well_within_half_of_the_peers_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
-        let (stream, _kill) = HubStream::new(near);
+        let (stream, _kill) = HubStream::new(near, PATIENCE);
         let client = tokio::spawn(async move {
             let builder = fe2o3_amqp::Connection::builder()
                 .container_id("c")
@@ -294,7 +397,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_peer_is_left_after_our_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
-        let (stream, _kill) = HubStream::new(near);
+        let (stream, _kill) = HubStream::new(near, PATIENCE);
         let client = tokio::spawn(async move {
             let builder = fe2o3_amqp::Connection::builder()
                 .container_id("c")

@@ -32,6 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::amqp::reconnects::Reconnects;
+use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
 
 use super::link::{Delivery, Link, Prepared, detach_failure, read_answer, read_refused_handover};
@@ -67,8 +68,6 @@ pub(crate) struct Engine {
     /// The handle is gone: nothing more will come.
     closing: bool,
     prepared: Prepared,
-    /// The hub has refused our token since the last message that it accepted.
-    token_refused: bool,
     reconnects: Reconnects,
 }
 
@@ -112,7 +111,8 @@ struct Drive {
     flights: FuturesUnordered<Flight>,
     /// Flights whose waiter was told "unknown" because no answer came in time.
     forgotten: usize,
-    /// When the hub last did something for us.
+    /// When the hub last did something for us: an answer, or credit that was waited for. Or when it was first owed
+    /// something.
     progress: Instant,
 }
 
@@ -130,7 +130,6 @@ impl Engine {
             waiting: VecDeque::new(),
             closing: false,
             prepared: Prepared::default(),
-            token_refused: false,
         }
     }
 
@@ -149,14 +148,16 @@ impl Engine {
             let Some(connected) = connected else { break };
             self.state.send_replace(LinkState::Connected);
             let connected_at = Instant::now();
-            match self.drive(connected).await {
+            // What was in flight when a defect was met is told as closed by its reply's end.
+            let driven = supervised("sending", async { Ok(self.drive(connected).await) });
+            match driven.await.unwrap_or_else(End::lost) {
                 End::Closed => break,
                 End::Lost(failure) => {
                     warn!(hub = %self.client.host_name, error = %failure, "c2d link lost");
-                    if !failure.is_transient() && !self.forgives(&failure) {
+                    self.reconnects.lost(connected_at.elapsed());
+                    if self.reconnects.gives_up(&failure, &self.client.tokens) {
                         return self.fail(&failure);
                     }
-                    self.reconnects.lost(connected_at.elapsed());
                     since = SystemTime::now();
                     last_error = Some(failure);
                 }
@@ -202,7 +203,9 @@ impl Engine {
                     return Ok(Some(link));
                 }
                 Some(Ok(_)) => return Ok(None),
-                Some(Err(failure)) if !failure.is_transient() => return Err(failure),
+                Some(Err(failure)) if self.reconnects.gives_up(&failure, &self.client.tokens) => {
+                    return Err(failure);
+                }
                 Some(Err(failure)) => {
                     debug!(hub = %self.client.host_name, error = %failure, attempts, "c2d link not attached");
                     attempts += 1;
@@ -211,21 +214,6 @@ impl Engine {
             }
             wait = self.reconnects.next_wait();
         }
-    }
-
-    /// Whether a link that worked and then was refused may be tried once more, with a new token: the old one may have
-    /// run out on the hub's clock.
-    fn forgives(&mut self, failure: &ConnectionFailure) -> bool {
-        let unauthorised = matches!(
-            failure,
-            ConnectionFailure::Ended { condition, .. } if condition == "amqp:unauthorized-access"
-        );
-        if !unauthorised || self.token_refused {
-            return false;
-        }
-        self.token_refused = true;
-        self.client.tokens.invalidate();
-        true
     }
 
     /// Waits for `what` while taking commands in and telling those whose time is up. `None` and `false` when the handle
@@ -307,7 +295,13 @@ impl Engine {
             forgotten: 0,
             progress: Instant::now(),
         };
-        let end = self.drive_link(&mut link, &mut drive).await;
+        let end = match self.drive_link(&mut link, &mut drive).await {
+            End::Lost(failure) => match Arc::try_unwrap(failure) {
+                Ok(failure) => End::lost(link.connection.explained(failure)),
+                Err(shared) => End::Lost(shared),
+            },
+            closed => closed,
+        };
         drive.abandon(&end);
         if matches!(end, End::Closed) {
             let Link { sender, connection } = link;
@@ -355,7 +349,7 @@ impl Engine {
                     }
                 }
                 error = link.sender.on_detach() => return End::lost(detach_failure(&error)),
-                Ok(failure) = &mut link.connection.token_lost => return End::lost(failure),
+                failure = link.connection.ended() => return End::lost(failure),
             }
         }
     }
@@ -388,7 +382,11 @@ impl Engine {
             let _ = reply.send(SendReport::not_sent(NotSent::Timeout { connection: None }));
             return Ok(());
         }
+        if drive.in_flight() == 0 {
+            drive.progress = Instant::now();
+        }
         let mut prepared = std::mem::take(&mut self.prepared);
+        let mut waited = false;
         let result = {
             let sendable = prepared.get(&message, SystemTime::now());
             let mut handing = pin!(link.sender.send_batchable_ref(sendable));
@@ -396,11 +394,12 @@ impl Engine {
                 tokio::select! {
                     biased;
                     handed = &mut handing => break Ok(handed),
-                    Ok(failure) = &mut link.connection.token_lost => break Err(End::lost(failure)),
+                    failure = link.connection.ended() => break Err(End::lost(failure)),
                     Some((answer, waiter)) = drive.flights.next(), if !drive.flights.is_empty() => {
                         self.settle_answer(&link.connection.renew, drive, answer, waiter);
                     }
                     _ = sweep.tick() => {
+                        waited = true;
                         let now = Instant::now();
                         if let Err(end) = self.sweep(drive, now, true) {
                             break Err(end);
@@ -416,7 +415,10 @@ impl Engine {
         match result {
             Ok(Ok(delivery)) => {
                 let left_at = Instant::now();
-                drive.progress = left_at;
+                if waited {
+                    // The hub has given credit. To write, on the other hand, is no sign of the hub.
+                    drive.progress = left_at;
+                }
                 let waiter = Some(Waiter {
                     reply,
                     left_at,
@@ -487,12 +489,13 @@ impl Engine {
         };
         let outcome = match read_answer(answer) {
             SendOutcome::Accepted => {
-                self.token_refused = false;
+                self.reconnects.token_accepted();
                 SendOutcome::Accepted
             }
             // The first refusal of our token is answered by a new one; if that is refused too, it is the hub's word.
-            SendOutcome::Refused(refusal) if refusal.is_unauthorised() && !self.token_refused => {
-                self.token_refused = true;
+            SendOutcome::Refused(refusal)
+                if refusal.is_unauthorised() && self.reconnects.forgives_token() =>
+            {
                 renew.notify_one();
                 SendOutcome::NotSent(NotSent::TokenRefused(refusal))
             }

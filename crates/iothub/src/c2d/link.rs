@@ -10,8 +10,12 @@ use fe2o3_amqp_types::messaging::{
     ApplicationProperties, Data, Message, MessageId, Outcome, Properties,
 };
 use fe2o3_amqp_types::primitives::{Binary, Timestamp};
+use futures::TryFutureExt as _;
 
-use crate::amqp::connection::{HubConnection, broken, ended, sender_attach_failure};
+use crate::amqp::connection::{
+    HubConnection, attached, broken, ended, link_properties, sender_attach_failure,
+};
+use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
 
 use super::message::{Ack, C2dMessage, C2dTemplate, Expiry};
@@ -47,25 +51,26 @@ pub(crate) struct Prepared(Vec<(Arc<C2dTemplate>, Sendable<Data>)>);
 impl Link {
     /// Dials, authorises and attaches.
     pub(crate) async fn open(client: &Arc<ClientInner>) -> Result<Self, ConnectionFailure> {
+        supervised("opening the C2D link", Self::open_any(client)).await
+    }
+
+    async fn open_any(client: &Arc<ClientInner>) -> Result<Self, ConnectionFailure> {
         let mut connection = HubConnection::open(client, "c2d").await?;
         let name = format!(
             "{}-c2d-{}",
             client.options.application,
             uuid::Uuid::new_v4().simple()
         );
+        let kill = connection.kill();
         let attach = Sender::builder()
             .name(name)
             .target(TARGET)
             .sender_settle_mode(SenderSettleMode::Unsettled)
+            .properties(link_properties(client))
             .attach(&mut connection.session);
-        let limit = client.options.connect_timeout;
-        let sender = tokio::time::timeout(limit, attach)
-            .await
-            .map_err(|_| ConnectionFailure::Timeout {
-                stage: "attaching the C2D link",
-                limit,
-            })?
-            .map_err(|error| sender_attach_failure(&error))?;
+        let (stage, limit) = ("attaching the C2D link", client.options.connect_timeout);
+        let attach = attach.map_err(|error| sender_attach_failure(stage, &error));
+        let sender = attached(&kill, stage, limit, attach).await?;
         Ok(Self { sender, connection })
     }
 }

@@ -89,6 +89,14 @@ pub enum ConnectionFailure {
         /// What the hub says.
         description: String,
     },
+    /// The hub took no token just now, for a reason that is not the key's: busy, throttled, failing over.
+    #[error("hub did not take the token: status {}: {description}", status.map_or("unknown".to_owned(), |s| s.to_string()))]
+    TokenNotTaken {
+        /// The put-token status, if there was one that can be read.
+        status: Option<i32>,
+        /// What the hub says.
+        description: String,
+    },
     /// A stage of opening took too long.
     #[error("{stage} took longer than {limit:?}")]
     Timeout {
@@ -230,6 +238,11 @@ impl ConnectionFailure {
             ),
             _ => true,
         }
+    }
+
+    /// Whether the hub refused a link, session or connection for its token.
+    pub(crate) fn is_refused_link(&self) -> bool {
+        matches!(self, Self::Ended { condition, .. } if condition == "amqp:unauthorized-access")
     }
 
     fn disposition(&self) -> Disposition {

@@ -12,14 +12,18 @@ use fe2o3_amqp::link::{CreditMode, Receiver, ReceiverDisposer, RecvError};
 use fe2o3_amqp_types::definitions::Error as AmqpError;
 use fe2o3_amqp_types::messaging::{Body, Message};
 use fe2o3_amqp_types::primitives::Symbol;
+use futures::TryFutureExt as _;
 use serde_amqp::Value;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::amqp::connection::{HubConnection, broken, ended, receiver_attach_failure};
+use crate::amqp::connection::{
+    HubConnection, attached, broken, ended, link_properties, receiver_attach_failure,
+};
 use crate::amqp::reconnects::Reconnects;
+use crate::amqp::supervise::supervised;
 use crate::c2d::{ConnectionFailure, LinkState};
 use crate::client::{Client, ClientInner};
 use crate::hub_message::cut;
@@ -48,6 +52,9 @@ pub struct FeedbackReceiver {
     state: watch::Sender<LinkState>,
 }
 
+/// A message, or why it is none.
+type Decoded = Result<Message<Body<Value>>, serde_amqp::Error>;
+
 struct FeedbackLink {
     receiver: Receiver,
     connection: HubConnection,
@@ -71,7 +78,7 @@ pub struct FeedbackBatch {
     settle: Settle,
 }
 
-/// A feedback message that is not a JSON array.
+/// A feedback message that is not an AMQP message with a JSON array.
 #[derive(Debug, Error)]
 #[error("feedback message is not an array of records")]
 #[non_exhaustive]
@@ -79,7 +86,7 @@ pub struct UnparsableFeedback {
     /// Its body as text, cut to 1024 bytes.
     pub raw: String,
     /// What is wrong with it.
-    pub source: serde_json::Error,
+    pub source: Box<dyn std::error::Error + Send + Sync>,
     settle: Settle,
 }
 
@@ -191,7 +198,8 @@ impl FeedbackReceiver {
                     Err(_) => return Ok(None),
                     Ok(Ok((settle, message))) => {
                         self.reconnects.served();
-                        return read(settle, &message).map(Some);
+                        self.reconnects.token_accepted();
+                        return read(settle, message).map(Some);
                     }
                     Ok(Err(failure)) => {
                         warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
@@ -203,9 +211,9 @@ impl FeedbackReceiver {
                     }
                 },
             };
-            let transient = failure.is_transient();
+            let gives_up = self.reconnects.gives_up(&failure, &self.client.tokens);
             let failure = Arc::new(failure);
-            if !transient {
+            if gives_up {
                 self.state
                     .send_replace(LinkState::Failed(Arc::clone(&failure)));
                 return Err(FeedbackError::Failed(failure));
@@ -276,21 +284,25 @@ impl FeedbackReceiver {
 
 impl FeedbackLink {
     async fn open(client: &Arc<ClientInner>) -> Result<Self, ConnectionFailure> {
+        supervised("opening the feedback link", Self::open_any(client)).await
+    }
+
+    async fn open_any(client: &Arc<ClientInner>) -> Result<Self, ConnectionFailure> {
         let mut connection = HubConnection::open(client, "feedback").await?;
         let id = uuid::Uuid::new_v4().simple();
+        let kill = connection.kill();
         let attach = Receiver::builder()
             .name(format!("{}-feedback-{id}", client.options.application))
             .source(SOURCE)
             .credit_mode(CreditMode::Manual)
+            .properties(link_properties(client))
             .attach(&mut connection.session);
-        let limit = client.options.connect_timeout;
-        let receiver = tokio::time::timeout(limit, attach)
-            .await
-            .map_err(|_| ConnectionFailure::Timeout {
-                stage: "attaching the feedback link",
-                limit,
-            })?
-            .map_err(|error| receiver_attach_failure(&error))?;
+        let (stage, limit) = (
+            "attaching the feedback link",
+            client.options.connect_timeout,
+        );
+        let attach = attach.map_err(|error| receiver_attach_failure(stage, &error));
+        let receiver = attached(&kill, stage, limit, attach).await?;
         Ok(Self {
             receiver,
             connection,
@@ -298,17 +310,32 @@ impl FeedbackLink {
         })
     }
 
-    async fn receive(&mut self) -> Result<(Settle, Message<Body<Value>>), ConnectionFailure> {
-        // An absolute number: what an earlier call asked for and did not wait for is not asked for twice.
-        let granted = self.receiver.set_credit(CREDIT).await;
-        granted.map_err(|error| broken("asking for feedback", &error))?;
+    async fn receive(&mut self) -> Result<(Settle, Decoded), ConnectionFailure> {
+        let received = supervised("receiving feedback", self.receive_any()).await;
+        received.map_err(|failure| self.connection.explained(failure))
+    }
+
+    async fn receive_any(&mut self) -> Result<(Settle, Decoded), ConnectionFailure> {
+        let receiver = &mut self.receiver;
+        let received = async {
+            // An absolute number: what an earlier call asked for and did not wait for is not asked for twice.
+            let granted = receiver.set_credit(CREDIT).await;
+            granted.map_err(|error| broken("asking for feedback", &error))?;
+            let (delivery, message) = match receiver.recv::<Body<Value>>().await {
+                Ok(delivery) => {
+                    let (info, message) = delivery.into_parts();
+                    (info, Ok(message))
+                }
+                // The message alone is at fault; the link goes on.
+                Err(RecvError::MessageDecode(error)) => (error.info, Err(error.source)),
+                Err(error) => return Err(receive_failure(&error)),
+            };
+            let disposer = receiver.disposer();
+            Ok((Settle { disposer, delivery }, message))
+        };
         tokio::select! {
-            delivery = self.receiver.recv::<Body<Value>>() => {
-                let (info, message) = delivery.map_err(|error| receive_failure(&error))?.into_parts();
-                let disposer = self.receiver.disposer();
-                Ok((Settle { disposer, delivery: info }, message))
-            }
-            Ok(failure) = &mut self.connection.token_lost => Err(failure),
+            received = received => received,
+            failure = self.connection.ended() => Err(failure),
         }
     }
 
@@ -377,7 +404,18 @@ impl Settle {
     }
 }
 
-fn read(settle: Settle, message: &Message<Body<Value>>) -> Result<FeedbackBatch, FeedbackError> {
+fn read(settle: Settle, message: Decoded) -> Result<FeedbackBatch, FeedbackError> {
+    let unparsable = |raw, source, settle| {
+        FeedbackError::Unparsable(Box::new(UnparsableFeedback {
+            raw,
+            source,
+            settle,
+        }))
+    };
+    let message = match message {
+        Ok(message) => message,
+        Err(error) => return Err(unparsable(String::new(), error.into(), settle)),
+    };
     let body: Vec<u8> = match &message.body {
         Body::Data(sections) => sections
             .iter()
@@ -392,7 +430,7 @@ fn read(settle: Settle, message: &Message<Body<Value>>) -> Result<FeedbackBatch,
     };
     match read_records(&body) {
         Ok((records, unreadable)) => {
-            let enqueued_time = enqueued_time(message);
+            let enqueued_time = enqueued_time(&message);
             Ok(FeedbackBatch {
                 records,
                 unreadable,
@@ -402,11 +440,7 @@ fn read(settle: Settle, message: &Message<Body<Value>>) -> Result<FeedbackBatch,
         }
         Err(source) => {
             let raw = cut(&String::from_utf8_lossy(&body));
-            Err(FeedbackError::Unparsable(Box::new(UnparsableFeedback {
-                raw,
-                source,
-                settle,
-            })))
+            Err(unparsable(raw, source.into(), settle))
         }
     }
 }

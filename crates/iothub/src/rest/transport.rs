@@ -83,13 +83,8 @@ impl Transport {
         tls: &Arc<rustls::ClientConfig>,
         options: &ClientOptions,
     ) -> Result<Self, reqwest::Error> {
-        let agent = format!(
-            "{} twincast-iothub/{}",
-            options.application,
-            env!("CARGO_PKG_VERSION")
-        );
         let mut headers = HeaderMap::new();
-        if let Ok(agent) = HeaderValue::try_from(agent) {
+        if let Ok(agent) = HeaderValue::try_from(options.agent()) {
             headers.insert(USER_AGENT, agent);
         }
         let http = reqwest::Client::builder()
