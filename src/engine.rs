@@ -357,6 +357,24 @@ pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str
                 "give the certificate of the authority that signed the hub's (or your proxy's) certificate as ca_file",
             ),
         ),
+        HubTrouble::CertificateName => (
+            ExitCode::HubUnreachable,
+            Some(
+                "use the host name that the hub's (or your proxy's) certificate is for: check the HostName of the connection string",
+            ),
+        ),
+        HubTrouble::CertificateDates => (
+            ExitCode::HubUnreachable,
+            Some(
+                "check this machine's clock, and until when the hub's (or your proxy's) certificate is valid",
+            ),
+        ),
+        HubTrouble::Tls => (
+            ExitCode::HubUnreachable,
+            Some(
+                "check that what answers there is the hub and speaks TLS 1.2 or 1.3, and whether a proxy is in between",
+            ),
+        ),
         HubTrouble::Unauthorized => (
             ExitCode::HubRefused,
             Some(

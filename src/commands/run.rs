@@ -459,7 +459,9 @@ impl Watcher<'_> {
             };
             words.push(format!("hub {name}: {reason}"));
             let give_up = match trouble {
-                HubTrouble::Unauthorized | HubTrouble::Certificate => true,
+                HubTrouble::Unauthorized
+                | HubTrouble::Certificate
+                | HubTrouble::CertificateName => true,
                 // It opens again by itself.
                 HubTrouble::QuotaUsedUp => false,
                 _ => lasting >= self.give_up_after,

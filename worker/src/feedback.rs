@@ -416,8 +416,13 @@ impl Inner {
     /// Cancel safety: if dropped, the message is not answered, and some of its records may be merged.
     async fn take_in(&self, batch: FeedbackBatch) -> Found {
         let FeedbackBatch {
-            records, ticket, ..
+            records,
+            unreadable,
+            ticket,
+            ..
         } = batch;
+        let metrics = self.status.metrics();
+        metrics.feedback_unreadable.inc_by(unreadable);
         let all = records.len();
         let ours = match self.merge(records.clone()).await {
             Ok(ours) => ours,
@@ -428,7 +433,7 @@ impl Inner {
             }
         };
         let foreign = (all - ours) as u64;
-        self.status.metrics().feedback_foreign.inc_by(foreign);
+        metrics.feedback_foreign.inc_by(foreign);
         if ours == 0 {
             return Found::Foreign(ticket);
         }

@@ -110,7 +110,8 @@ impl Families {
             ),
             feedback: counters(
                 "twincast_feedback_records_total",
-                "Feedback records that came, as often as they came: ours, or those of others that use the hub.",
+                "Feedback records that came, as often as they came: ours, those of others that use the hub, or \
+                 unreadable.",
                 &["hub", "whose"],
             ),
             unheard: gauges(
@@ -169,6 +170,7 @@ impl Families {
             record_seconds: self.record_seconds.with_label_values(&hub),
             feedback_merged: self.feedback.with_label_values(&of("ours")),
             feedback_foreign: self.feedback.with_label_values(&of("others")),
+            feedback_unreadable: self.feedback.with_label_values(&of("unreadable")),
             unheard: self.unheard.with_label_values(&hub),
             foreign_in_front: self.foreign_in_front.with_label_values(&hub),
         }
@@ -198,6 +200,8 @@ pub struct HubMetrics {
     pub feedback_merged: IntCounter,
     /// Feedback records of other applications, as often as they came.
     pub feedback_foreign: IntCounter,
+    /// Feedback records, and whole messages, that could not be understood, as often as they came.
+    pub feedback_unreadable: IntCounter,
     unheard: IntGauge,
     foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,

@@ -52,6 +52,22 @@ fn counted(worker: &Working) -> (u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_counted_and_the_rest_is_merged() {
+    let bench = asking(&[3]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    bench
+        .hub
+        .push_odd_feedback([record("r.0.0.1", Outcome::Delivered)], 2);
+    bench.hub.until_feedback_answered(1).await;
+    assert_eq!(answers(&bench), [(0, Completed)]);
+    assert_eq!(counted(&worker), (1, 0));
+    let unreadable = &worker.hub().metrics().feedback_unreadable;
+    assert_eq!(unreadable.get(), 2);
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_became_of_messages_is_merged_and_then_completed() {
     let bench = asking(&[3, 3]).await;
     let worker = bench.start();

@@ -52,6 +52,7 @@ struct State {
 struct Message {
     number: usize,
     records: Vec<FeedbackRecord>,
+    unreadable: u64,
 }
 
 impl Default for FeedbackQueue {
@@ -64,11 +65,15 @@ impl Default for FeedbackQueue {
 }
 
 impl FeedbackQueue {
-    pub(crate) fn push(&self, records: Vec<FeedbackRecord>) {
+    pub(crate) fn push(&self, records: Vec<FeedbackRecord>, unreadable: u64) {
         let mut state = self.state();
         let number = state.pushed;
         state.pushed += 1;
-        state.waiting.push_back(Message { number, records });
+        state.waiting.push_back(Message {
+            number,
+            records,
+            unreadable,
+        });
         drop(state);
         self.changed.send_replace(());
     }
@@ -134,6 +139,7 @@ impl Feedback for Listener {
         let message: Message = message?;
         Ok(Some(FeedbackBatch {
             records: message.records.clone(),
+            unreadable: message.unreadable,
             enqueued_at: None,
             ticket: Box::new(Ticket {
                 queue: self.0.clone(),

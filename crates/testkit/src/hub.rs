@@ -225,7 +225,20 @@ impl ScriptedHub {
     /// # Panics
     /// When the hub gives no feedback.
     pub fn push_feedback(&self, records: impl IntoIterator<Item = FeedbackRecord>) {
-        self.feedback_queue().push(records.into_iter().collect());
+        self.feedback_queue().push(records.into_iter().collect(), 0);
+    }
+
+    /// The same, of which so many more records could not be read.
+    ///
+    /// # Panics
+    /// When the hub gives no feedback.
+    pub fn push_odd_feedback(
+        &self,
+        records: impl IntoIterator<Item = FeedbackRecord>,
+        unreadable: u64,
+    ) {
+        let records = records.into_iter().collect();
+        self.feedback_queue().push(records, unreadable);
     }
 
     /// The next `times` that somebody waits for feedback, the hub refuses them for good.

@@ -9,9 +9,11 @@ use twincast_core::ports::{
 };
 use twincast_core::time::Timestamp;
 use twincast_iothub::{
-    Client, ConnectionFailure, FeedbackBatch as HubBatch, FeedbackError, FeedbackReceiver,
+    Client, FeedbackBatch as HubBatch, FeedbackError, FeedbackReceiver,
     FeedbackRecord as HubRecord, FeedbackStatus, SettleError, UnparsableFeedback,
 };
+
+use crate::trouble;
 
 /// A hub's feedback, over a link of its own.
 pub(crate) struct HubFeedback {
@@ -32,15 +34,18 @@ impl HubFeedback {
     }
 
     fn batch(&mut self, mut batch: HubBatch) -> FeedbackBatch {
-        for unreadable in &batch.unreadable {
-            tracing::debug!(hub = %self.hub, raw = unreadable.raw, error = %unreadable.error, "not a feedback record");
+        if let Some(first) = batch.unreadable.first() {
+            let count = batch.unreadable.len();
+            tracing::warn!(hub = %self.hub, count, first = first.raw, error = %first.error, "feedback records that cannot be read are left out");
         }
+        let all = batch.records.len() + batch.unreadable.len();
         let records = std::mem::take(&mut batch.records);
-        let records = records
+        let records: Vec<_> = records
             .into_iter()
             .filter_map(|record| self.record(record))
             .collect();
         FeedbackBatch {
+            unreadable: (all - records.len()) as u64,
             records,
             enqueued_at: batch.enqueued_time.map(timestamp),
             ticket: self.ticket(Message::Batch(batch)),
@@ -69,7 +74,7 @@ impl HubFeedback {
 
     fn refused(&self, error: FeedbackError) -> HubError {
         let trouble = match &error {
-            FeedbackError::Failed(failure) => trouble(failure),
+            FeedbackError::Failed(failure) => trouble::of_link(failure),
             _ => HubTrouble::Other,
         };
         HubError {
@@ -87,9 +92,10 @@ impl Feedback for HubFeedback {
         match receiver.next_within(quiet).await {
             Ok(batch) => Ok(batch.map(|batch| self.batch(batch))),
             Err(FeedbackError::Unparsable(unparsable)) => {
-                tracing::debug!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "not a feedback message");
+                tracing::warn!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "feedback message that cannot be read is left out");
                 Ok(Some(FeedbackBatch {
                     records: Vec::new(),
+                    unreadable: 1,
                     enqueued_at: None,
                     ticket: self.ticket(Message::Unparsable(unparsable)),
                 }))
@@ -171,19 +177,6 @@ fn outcome(status: &FeedbackStatus) -> Option<Outcome> {
 fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)).min(Timestamp::MAX)
-}
-
-fn trouble(failure: &ConnectionFailure) -> HubTrouble {
-    match failure {
-        ConnectionFailure::Unauthorised { .. } => HubTrouble::Unauthorized,
-        ConnectionFailure::Connect(error) if !error.is_transient() => HubTrouble::Certificate,
-        ConnectionFailure::Ended { condition, .. } => match condition.as_str() {
-            "amqp:unauthorized-access" => HubTrouble::Unauthorized,
-            "com.microsoft:iot-hub-suspended" => HubTrouble::Shut,
-            _ => HubTrouble::Unreachable,
-        },
-        _ => HubTrouble::Unreachable,
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod feedback;
 mod links;
 mod queries;
 mod sends;
+mod trouble;
 
 use std::sync::{Arc, Mutex};
 

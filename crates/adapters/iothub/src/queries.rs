@@ -12,10 +12,14 @@ use twincast_core::ports::{DeviceQuery, DeviceRow, HubError, HubTrouble};
 use twincast_iothub::{Client, QueryPages, RestError};
 use twincast_retry::Policy;
 
+use crate::trouble;
+
 /// The largest page that hubs give (`iot-hub-devguide-query-language`).
 const PAGE: u32 = 100;
 /// How long a page is asked for again. Listing a large fleet takes hours on a small hub.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How often a page is asked for whose continuation the hub refuses.
+const CONTINUATION_TRIES: u32 = 4;
 
 /// Keeps queries within the hub's quota of pages.
 pub(crate) struct Throttle(DefaultDirectRateLimiter);
@@ -103,16 +107,24 @@ async fn next_page(
         .with_max_elapsed(PATIENCE)
         .expect("longer than nothing")
         .delays();
+    let mut refused = 0;
     loop {
         permit(throttle).await;
         let error = match pages.next_page().await {
             Ok(page) => return Ok(page.map(|page| page.items)),
-            Err(error) => hub_error(client, "list the devices", error),
+            Err(error) => error,
         };
-        let passing = matches!(
-            error.trouble,
-            HubTrouble::Unreachable | HubTrouble::Throttled
-        );
+        // A continuation that is over stays so; the hub may have erred, too.
+        refused += u32::from(matches!(error, RestError::Continuation(_)));
+        let error = hub_error(client, "list the devices", error);
+        let passing = refused < CONTINUATION_TRIES
+            && !matches!(
+                error.trouble,
+                HubTrouble::BadQuery
+                    | HubTrouble::Unauthorized
+                    | HubTrouble::Shut
+                    | HubTrouble::Other
+            );
         match delays.next_delay() {
             Some(delay) if started && passing => {
                 tracing::warn!(
@@ -165,9 +177,9 @@ fn tag(fields: &mut Map<String, Value>, index: usize) -> Option<Value> {
 
 fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
     let trouble = match &error {
-        RestError::Connect(connect) if connect.is_transient() => HubTrouble::Unreachable,
-        RestError::Connect(_) => HubTrouble::Certificate,
-        RestError::Transit(_) => HubTrouble::Unreachable,
+        RestError::Connect(connect) => trouble::of_connect(connect),
+        // The query itself was taken: listing the devices anew can help.
+        RestError::Transit(_) | RestError::Continuation(_) => HubTrouble::Unreachable,
         RestError::QueryTooLong { .. } => HubTrouble::BadQuery,
         RestError::Api(api) if api.is_throttled() => HubTrouble::Throttled,
         RestError::Api(api) => match api.status {

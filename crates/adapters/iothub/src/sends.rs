@@ -1,7 +1,7 @@
 //! Sends: messages to the client's form, its outcomes to ours.
 
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use twincast_core::error::in_words;
 use twincast_core::message::{Ack, Content, Outbound};
@@ -12,10 +12,13 @@ use twincast_iothub::{
     HubShutReason, InvalidMessage, LinkState, NotSent as HubNotSent, SendOutcome,
 };
 
-use crate::IotHub;
+use crate::{IotHub, trouble};
 
 /// How many contents are kept in the client's form.
 const TEMPLATES: usize = 8;
+
+/// How long a first connection may take before it counts as one that does not come.
+const MOMENT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
     let invalid = |error: &InvalidMessage| SendResult::Final {
@@ -33,7 +36,8 @@ pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
     };
     let sender = sender(hub);
     let outcome = sender.send(message).await;
-    if let SendOutcome::NotSent(HubNotSent::Failed(_)) = &outcome {
+    // It has failed for good, or met a defect: nobody else closes it.
+    if let SendOutcome::NotSent(HubNotSent::Failed(_) | HubNotSent::Closed) = &outcome {
         let mut current = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
         current.take_if(|current| Arc::ptr_eq(current, &sender));
     }
@@ -63,16 +67,25 @@ pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
     let state = sender.state();
     let state = state.borrow();
     match &*state {
-        // Not having failed yet is no hindrance.
         LinkState::Reconnecting {
-            since,
-            last_error: Some(error),
-            ..
-        } => Some(Hindrance {
-            trouble: HubTrouble::Unreachable,
-            lasting: since.elapsed().unwrap_or_default(),
-            reason: in_words(&**error),
-        }),
+            since, last_error, ..
+        } => {
+            let lasting = since.elapsed().unwrap_or_default();
+            match last_error {
+                Some(error) => Some(Hindrance {
+                    trouble: trouble::of_link(error),
+                    lasting,
+                    reason: in_words(&**error),
+                }),
+                // Every connection takes a moment.
+                None if lasting < MOMENT => None,
+                None => Some(Hindrance {
+                    trouble: HubTrouble::Unreachable,
+                    lasting,
+                    reason: "the hub does not answer".to_owned(),
+                }),
+            }
+        }
         _ => None,
     }
 }
@@ -141,10 +154,10 @@ fn in_our_words(outcome: &SendOutcome) -> SendResult {
             retry_after: until.and_then(|until| until.duration_since(now).ok()),
             reason: detail(outcome),
             trouble: match reason {
+                HubShutReason::Untrusted => untrusted(outcome),
                 HubShutReason::DailyQuota => HubTrouble::QuotaUsedUp,
                 // No key sends through a hub of a basic tier.
                 HubShutReason::Unauthorised | HubShutReason::NotInTier => HubTrouble::Unauthorized,
-                HubShutReason::Untrusted => HubTrouble::Certificate,
                 HubShutReason::NotFound => HubTrouble::Unreachable,
                 _ => HubTrouble::Shut,
             },
@@ -152,6 +165,14 @@ fn in_our_words(outcome: &SendOutcome) -> SendResult {
         Disposition::Unknown => SendResult::Unknown {
             detail: detail(outcome),
         },
+    }
+}
+
+/// What is wrong with the hub's certificate.
+fn untrusted(outcome: &SendOutcome) -> HubTrouble {
+    match outcome {
+        SendOutcome::NotSent(HubNotSent::Failed(failure)) => trouble::of_link(failure),
+        _ => HubTrouble::Certificate,
     }
 }
 

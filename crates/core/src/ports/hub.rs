@@ -36,8 +36,14 @@ pub struct DeviceRow {
 pub enum HubTrouble {
     /// No connection: name, address, port, or the network.
     Unreachable,
-    /// The hub's certificate is not trusted, or is for another name.
+    /// The hub's certificate is signed by an authority that is not trusted.
     Certificate,
+    /// The hub's certificate is for another name.
+    CertificateName,
+    /// The hub's certificate is not valid at this time, by this machine's clock.
+    CertificateDates,
+    /// Something answers at the hub's address, and does not speak TLS as the hub does.
+    Tls,
     /// The key or token is wrong, or lacks a permission.
     Unauthorized,
     /// The hub does not understand the query.
@@ -181,6 +187,8 @@ pub trait Feedback: Send + 'static {
 pub struct FeedbackBatch {
     /// Its records, except those that cannot be understood. May be empty.
     pub records: Vec<FeedbackRecord>,
+    /// How many records were left out; one for a message of which nothing can be understood.
+    pub unreadable: u64,
     /// When the hub has put the message into the queue, by the hub's clock, if it says so. Messages are handed out in the
     /// order in which they were put there, but for those that come again.
     pub enqueued_at: Option<Timestamp>,
@@ -220,6 +228,7 @@ impl std::fmt::Debug for FeedbackBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FeedbackBatch")
             .field("records", &self.records)
+            .field("unreadable", &self.unreadable)
             .finish_non_exhaustive()
     }
 }

@@ -242,6 +242,7 @@ impl Feedback for Receiver {
             };
             return Ok(Some(FeedbackBatch {
                 records,
+                unreadable: 0,
                 enqueued_at: None,
                 ticket: Box::new(ticket),
             }));

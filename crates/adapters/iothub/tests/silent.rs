@@ -1,0 +1,39 @@
+//! A hub that takes connections and says nothing.
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use twincast_core::ports::{Hub, HubTrouble};
+use twincast_hub_adapter::IotHub;
+use twincast_iothub::{Client, ClientOptions, Endpoint};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whoever decides when to give up must not have to wait for the first attempt to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_connection_that_does_not_come_is_a_hindrance_before_its_time_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut options = ClientOptions::default();
+    options.amqp = Endpoint {
+        host: Some("127.0.0.1".to_owned()),
+        port: Some(listener.local_addr().unwrap().port()),
+    };
+    assert!(options.connect_timeout > PATIENCE);
+    let connection = "HostName=h.example.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+    let client = Client::new(&connection.parse().unwrap(), options).unwrap();
+    let hub = IotHub::new(client, None);
+    assert!(!hub.is_ready());
+    assert_eq!(hub.hindrance(), None, "every connection takes a moment");
+    let hindered = async {
+        loop {
+            match hub.hindrance() {
+                Some(hindrance) => return hindrance,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let hindrance = timeout(PATIENCE, hindered).await.expect("no hindrance");
+    assert_eq!(hindrance.trouble, HubTrouble::Unreachable);
+    assert!(!hindrance.lasting.is_zero());
+}
