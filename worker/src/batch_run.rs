@@ -87,6 +87,10 @@ const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// How long it may take to tell the others of a throttle.
 const TELL: Duration = Duration::from_secs(1);
 
+/// A device whose send had no answer so often in a row may be what ends the connection. It is sent to alone, so that
+/// it takes no other device's answer with it.
+const SUSPECT_AFTER: u8 = 2;
+
 /// How often a hub that is not ready for sends is asked again.
 const READY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -147,6 +151,8 @@ struct Saved {
 struct Retry {
     delays: Delays,
     tries: u8,
+    /// How many sends in a row had no answer.
+    unanswered: u8,
 }
 
 impl Default for Retry {
@@ -154,6 +160,7 @@ impl Default for Retry {
         Self {
             delays: Policy::send_retry().delays(),
             tries: 0,
+            unanswered: 0,
         }
     }
 }
@@ -330,8 +337,12 @@ impl<'a> BatchRun<'a> {
         };
         let hub = Arc::clone(&self.inner.hub.hub);
         let status = Arc::clone(&self.inner.status);
-        let in_flight = OneMore::of(&status.metrics().in_flight);
+        let turns = Arc::clone(&self.inner.turns);
+        let tried = self.retries.get(&index);
+        let is_suspect = tried.is_some_and(|retry| retry.unanswered >= SUSPECT_AFTER);
         let sending = async move {
+            let _turn = turns.take(is_suspect).await;
+            let in_flight = OneMore::of(&status.metrics().in_flight);
             let sent_at = Instant::now();
             let result = hub.send(message).await;
             drop(in_flight);
@@ -374,11 +385,19 @@ impl<'a> BatchRun<'a> {
                         }
                     }
                 }
+                if cause != NotSent::NoConnection
+                    && let Some(retry) = self.retries.get_mut(&index)
+                {
+                    // The hub has answered: what it got did no harm.
+                    retry.unanswered = 0;
+                }
                 self.retry(index, cause, retry_after, &detail);
             }
             SendResult::Unknown { detail } => {
                 status.metrics().unanswered.inc();
                 if self.again {
+                    let retry = self.retries.entry(index).or_default();
+                    retry.unanswered = retry.unanswered.saturating_add(1);
                     // The hub may have it: that counts as a try, or a message whose answer never
                     // comes would be sent for ever.
                     self.retry(index, NotSent::Refused(0), None, &detail);

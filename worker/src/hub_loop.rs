@@ -27,6 +27,7 @@ use crate::metrics::OneMore;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
 use crate::told::Telling;
+use crate::turns::Turns;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
 
 /// When there are more rollouts than this, those that are not worked on just now are forgotten,
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
     /// Rollouts that are left to other workers, as the log says once of each.
     left_alone: Mutex<BTreeSet<RolloutName>>,
+    /// Who may send at the same time.
+    pub(crate) turns: Arc<Turns>,
     /// Told when a rollout is worked on that asks the hub for feedback.
     pub(crate) feedback_wanted: Notify,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
@@ -95,6 +98,7 @@ impl HubLoop {
                 tracer,
                 known: Mutex::default(),
                 left_alone: Mutex::default(),
+                turns: Arc::default(),
                 feedback_wanted: Notify::new(),
                 id: Uuid::new_v4(),
             }),

@@ -25,6 +25,7 @@ mod metrics;
 mod pacer;
 mod status;
 mod told;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
