@@ -86,6 +86,7 @@ fn start(bench: &Bench, hub: Arc<Fragile>) -> (CancellationToken, tokio::task::J
         Arc::clone(&bench.queue) as _,
         vec![WorkerHub {
             name: build::hub("a"),
+            host: build::host("a"),
             hub,
             limits: bench.limits,
         }],
