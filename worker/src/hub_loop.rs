@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::batch_run::{BatchRun, Ended, is_passing, next_delay};
 use crate::feedback;
+use crate::link;
 use crate::metrics::OneMore;
 use crate::pacer::Pacer;
 use crate::status::HubStatus;
@@ -55,7 +56,7 @@ pub(crate) struct Inner {
     pub(crate) feedback_wanted: Notify,
     /// This run of this worker. Every lease gets a holder of its own below it, so that a second
     /// dispatch of a batch that we hold is seen for what it is.
-    id: Uuid,
+    pub(crate) id: Uuid,
 }
 
 /// What all batches of a rollout need.
@@ -122,6 +123,7 @@ impl HubLoop {
         let slots = Arc::new(Semaphore::new(inner.config.slots));
         let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
         runs.spawn(feedback::listen(Arc::clone(&inner), stop.clone()));
+        runs.spawn(link::report(Arc::clone(&inner), stop.clone()));
         let result = loop {
             // A slot first, then a dispatch: the queue never waits for us. Every arm is
             // cancel-safe, by the contracts of semaphore, join set and `Deliveries::next`.

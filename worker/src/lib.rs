@@ -21,6 +21,7 @@
 mod batch_run;
 mod feedback;
 mod hub_loop;
+mod link;
 mod metrics;
 mod pacer;
 mod status;

@@ -32,6 +32,7 @@ pub(crate) struct Families {
     in_flight: IntGaugeVec,
     send_seconds: HistogramVec,
     quota: GaugeVec,
+    link_up: IntGaugeVec,
     shut: IntGaugeVec,
     batches: IntGaugeVec,
     batches_ended: IntCounterVec,
@@ -83,6 +84,12 @@ impl Families {
                 ),
                 &["hub"],
             )),
+            link_up: gauges(
+                "twincast_hub_link_up",
+                "1 while this worker has a link to the hub that messages can leave over, 0 while it has none. \
+                 No sample before it needs one.",
+                &["hub"],
+            ),
             shut: gauges(
                 "twincast_hub_shut",
                 "1 while the hub takes nothing: its daily quota is used up, it is suspended, or refuses the key.",
@@ -130,7 +137,7 @@ impl Families {
 
     /// What is exported.
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 16] = [
             Box::new(self.accepted.clone()),
             Box::new(self.throttled.clone()),
             Box::new(self.unanswered.clone()),
@@ -138,6 +145,7 @@ impl Families {
             Box::new(self.in_flight.clone()),
             Box::new(self.send_seconds.clone()),
             Box::new(self.quota.clone()),
+            Box::new(self.link_up.clone()),
             Box::new(self.shut.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batches_ended.clone()),
@@ -162,6 +170,7 @@ impl Families {
             resent: self.repeated.with_label_values(&hub),
             in_flight: self.in_flight.with_label_values(&hub),
             send_seconds: self.send_seconds.with_label_values(&hub),
+            link_up: (self.link_up.clone(), name.clone()),
             shut: self.shut.with_label_values(&hub),
             batches: self.batches.with_label_values(&hub),
             ended: Ended::ALL.map(|end| self.batches_ended.with_label_values(&of(end.as_str()))),
@@ -205,6 +214,8 @@ pub struct HubMetrics {
     unheard: IntGauge,
     foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,
+    /// Its child is made when there is something to say.
+    link_up: (IntGaugeVec, HubName),
     pub(crate) shut: IntGauge,
     pub(crate) batches: IntGauge,
     pub(crate) record_seconds: Histogram,
@@ -222,6 +233,13 @@ impl HubMetrics {
     pub(crate) fn heard(&self, ago: Duration, foreign: u64) {
         self.unheard.set(ago.as_secs().cast_signed());
         self.foreign_in_front.set(foreign.cast_signed());
+    }
+
+    /// Whether there is a link to the hub that messages can leave over.
+    pub(crate) fn link_up(&self, is_up: bool) {
+        let (family, hub) = &self.link_up;
+        let gauge = family.with_label_values(&[hub.as_str()]);
+        gauge.set(is_up.into());
     }
 
     /// An outcome was recorded.

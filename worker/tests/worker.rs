@@ -9,6 +9,7 @@ use std::time::Duration;
 use bench::{Bench, map};
 use tokio::time::Instant;
 use twincast_core::ids::BatchId;
+use twincast_core::link::{Impasse, LinkState, LinkStatus, REPORTED_EVERY};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Skip, Store, Tally,
@@ -482,6 +483,64 @@ async fn a_shut_hub_is_left_alone_and_tried_again() {
     assert_eq!(status.state(), HubState::Serving);
     worker.stopped().await;
     assert_eq!(bench.hub.sends(), 51);
+}
+
+/// The only report of a worker on its link, and its metric.
+async fn link(bench: &Bench, metrics: &prometheus::Registry) -> (LinkStatus, Option<f64>) {
+    let mut links = bench.store.links(&build::hub("a")).await.unwrap();
+    assert_eq!(links.len(), 1, "{links:?}");
+    let families = metrics.gather();
+    let mut families = families.iter();
+    let family = families.find(|family| family.name() == "twincast_hub_link_up");
+    let up = family.map(|family| family.get_metric()[0].get_gauge().get_value());
+    (links.remove(0), up)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whether_a_hub_can_be_sent_through_is_told() {
+    let mut bench = Bench::new(&[1]).await;
+    bench.limits.sends_per_minute = Some(100.0);
+    bench.hub.set_ready(false);
+    let worker = bench.start();
+    let metrics = prometheus::Registry::new();
+    worker.status.register(&metrics).unwrap();
+    tokio::time::sleep(Duration::from_millis(90_500)).await;
+    let (first, up) = link(&bench, &metrics).await;
+    let away = LinkState::hindered(HubTrouble::Unreachable, "no route");
+    assert_eq!((first.state.clone(), up), (away, Some(0.0)));
+    assert_eq!(first.lasting.as_secs(), 90);
+    assert!(first.reported_ago <= REPORTED_EVERY + Duration::from_secs(1));
+    assert!(Impasse::of(&[first]).is_some());
+
+    bench.hub.set_ready(true);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (second, up) = link(&bench, &metrics).await;
+    assert_eq!((second.state, up), (LinkState::Open, Some(1.0)));
+    bench.until_settled().await;
+
+    worker.stopped().await;
+    let (last, _) = link(&bench, &metrics).await;
+    assert_eq!(last.state, LinkState::Unused, "it has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_hub_is_shut_is_told() {
+    let bench = Bench::new(&[1]).await;
+    let refusal = SendResult::HubShut {
+        retry_after: None,
+        reason: "403002".into(),
+        trouble: HubTrouble::QuotaUsedUp,
+    };
+    bench.hub.answer_next([refusal]);
+    let worker = bench.start();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let links = bench.store.links(&build::hub("a")).await.unwrap();
+    let impasse = Impasse::of(&links).unwrap();
+    assert_eq!(
+        impasse.of_hub(&build::hub("a")),
+        "hub a, which has used up its daily quota, until midnight (UTC): 403002"
+    );
+    worker.stopped().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@
 //! heard-until time of all present listeners: each message in the queue by then was handed to a present listener, and
 //! is merged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::message::Ack;
 use crate::outcome::Counts;
 use crate::outcome::Outcome;
 use crate::ports::Tally;
+use crate::reports::{Reported, Reports};
 use crate::rollout::Rollout;
 use crate::spec::Rung;
 use crate::time::{Timestamp, ms};
@@ -119,40 +120,30 @@ impl ListenerStatus {
 
 /// The listeners to the feedback of hubs, as kept by a store within a single process.
 #[derive(Debug, Clone, Default)]
-pub struct Listeners(BTreeMap<HubName, BTreeMap<Holder, Known>>);
-
-#[derive(Debug, Clone)]
-struct Known {
-    heard: Option<Timestamp>,
-    reported: Timestamp,
-    state: ListenerState,
-}
+pub struct Listeners(Reports<ListenerState>);
 
 impl Listeners {
     /// Stores a report at `now`, and deletes reports older than [`FORGOTTEN`]. Returns `true` for a new listener.
     pub fn report(&mut self, hub: &HubName, report: &ListenerReport, now: Timestamp) -> bool {
-        let listeners = self.0.entry(hub.clone()).or_default();
-        listeners.retain(|_, known| now.since(known.reported) < FORGOTTEN);
-        let known = Known {
-            heard: report.heard_ago.map(|ago| now.minus(ago)),
-            reported: now,
-            state: report.state.clone(),
-        };
-        let listener = report.listener.clone();
-        listeners.insert(listener, known).is_none()
+        let (listener, heard_ago) = (&report.listener, report.heard_ago);
+        self.0.report(hub, listener, heard_ago, &report.state, now)
     }
 
     /// The listeners of a hub, with ages at `now`.
     #[must_use]
     pub fn of(&self, hub: &HubName, now: Timestamp) -> Vec<ListenerStatus> {
-        let listeners = self.0.get(hub).into_iter().flatten();
-        let status = |(listener, known): (&Holder, &Known)| ListenerStatus {
-            listener: listener.clone(),
-            heard_ago: known.heard.map(|heard| now.since(heard)),
-            reported_ago: now.since(known.reported),
-            state: known.state.clone(),
-        };
-        listeners.map(status).collect()
+        self.0.of(hub, now).map(ListenerStatus::from).collect()
+    }
+}
+
+impl From<Reported<ListenerState>> for ListenerStatus {
+    fn from(report: Reported<ListenerState>) -> Self {
+        Self {
+            listener: report.by,
+            heard_ago: report.at_ago,
+            reported_ago: report.reported_ago,
+            state: report.state,
+        }
     }
 }
 

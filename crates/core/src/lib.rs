@@ -13,7 +13,7 @@
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
 //! * [`trace`]: the spans that tell of a rollout, and how they belong together;
-//! * [`permits`]: the arithmetic of a hub's quota;
+//! * [`permits`]: the arithmetic of a hub's quota; [`link`]: whether anything can be sent through a hub;
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
 pub mod account;
@@ -26,12 +26,14 @@ pub mod gate;
 pub mod group;
 pub mod hub;
 pub mod ids;
+pub mod link;
 pub mod message;
 pub mod outcome;
 pub mod permits;
 pub mod plan;
 pub mod ports;
 pub mod query;
+pub mod reports;
 pub mod rollout;
 pub mod spec;
 pub mod time;

@@ -12,6 +12,7 @@ use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
+use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{Batch, Checksum};
@@ -231,6 +232,14 @@ impl Store for AwayStore {
 
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
         self.store().await?.listeners(hub).await
+    }
+
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError> {
+        self.store().await?.report_link(hub, report).await
+    }
+
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
+        self.store().await?.links(hub).await
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

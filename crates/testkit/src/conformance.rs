@@ -11,6 +11,7 @@
 
 pub mod budgets;
 pub mod lines;
+pub mod links;
 pub mod listeners;
 pub mod looks;
 pub mod permits;
@@ -187,6 +188,10 @@ macro_rules! store_conformance {
             a_listener_is_known_by_its_newest_report
             a_listener_says_why_it_does_not_hear
             old_reports_do_not_pile_up
+        }
+        $crate::cases! { $crate::conformance::links, $make().await;
+            a_link_is_known_by_its_newest_report
+            links_of_long_ago_do_not_pile_up
         }
         $crate::cases! { $crate::conformance::budgets, $make().await;
             a_batch_is_given_when_its_group_has_room

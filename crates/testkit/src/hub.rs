@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::ports::{
-    DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hub, HubError, HubTrouble, SendResult,
+    DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError, HubTrouble,
+    SendResult,
 };
 
 use crate::feedback::{FeedbackAnswered, FeedbackQueue};
@@ -57,7 +58,8 @@ struct State {
     always: HashMap<DeviceId, SendResult>,
     delay: Duration,
     down: bool,
-    ready: bool,
+    /// Since when no send can leave.
+    not_ready_since: Option<Instant>,
     sent: Vec<Sent>,
     under_way: usize,
     most_under_way: usize,
@@ -94,7 +96,7 @@ impl ScriptedHub {
                 always: HashMap::new(),
                 delay: Duration::ZERO,
                 down: false,
-                ready: true,
+                not_ready_since: None,
                 sent: Vec::new(),
                 under_way: 0,
                 most_under_way: 0,
@@ -163,7 +165,7 @@ impl ScriptedHub {
 
     /// Whether the hub says that a send would leave now. Sends that are made nevertheless arrive.
     pub fn set_ready(&self, ready: bool) {
-        self.state().ready = ready;
+        self.state().not_ready_since = (!ready).then(Instant::now);
     }
 
     /// From now on sends wait until they are let go. What has arrived goes on.
@@ -358,7 +360,20 @@ impl Hub for ScriptedHub {
     }
 
     fn is_ready(&self) -> bool {
-        self.state().ready
+        self.state().not_ready_since.is_none()
+    }
+
+    fn has_link(&self) -> Option<bool> {
+        Some(self.is_ready())
+    }
+
+    fn hindrance(&self) -> Option<Hindrance> {
+        let since = self.state().not_ready_since?;
+        Some(Hindrance {
+            trouble: HubTrouble::Unreachable,
+            lasting: since.elapsed(),
+            reason: "no route".into(),
+        })
     }
 
     fn feedback(&self) -> Option<Box<dyn Feedback>> {

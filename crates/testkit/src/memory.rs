@@ -13,6 +13,7 @@ use twincast_core::ids::{
     Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, Revision, RolloutName,
     StageIndex, Version,
 };
+use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::plan::{Batch, Checksum};
@@ -46,6 +47,7 @@ struct State {
     hosts: BTreeMap<HubName, HubHost>,
     links: BTreeMap<HubName, Links>,
     listeners: Listeners,
+    link_reports: LinkReports,
     lines: BTreeMap<GroupName, Line>,
     last_epoch: u64,
     roster: Roll,
@@ -620,6 +622,17 @@ impl Store for MemoryStore {
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
         let now = self.clock.now();
         Ok(self.state().listeners.of(hub, now))
+    }
+
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        self.state().link_reports.report(hub, report, now);
+        Ok(())
+    }
+
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
+        let now = self.clock.now();
+        Ok(self.state().link_reports.of(hub, now))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

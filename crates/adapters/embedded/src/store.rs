@@ -41,6 +41,7 @@ use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
+use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{Batch, Checksum};
@@ -65,6 +66,7 @@ pub struct EmbeddedStore {
     clock: Arc<dyn Clock>,
     permits: Mutex<Permits>,
     listeners: Mutex<Listeners>,
+    links: Mutex<LinkReports>,
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -115,6 +117,7 @@ impl EmbeddedStore {
             clock,
             permits: Mutex::default(),
             listeners,
+            links: Mutex::default(),
             requests: Some(requests),
             thread: Some(thread),
         })
@@ -145,6 +148,10 @@ impl EmbeddedStore {
         self.listeners
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn links(&self) -> MutexGuard<'_, LinkReports> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write<T: Send + 'static>(
@@ -488,6 +495,16 @@ impl Store for EmbeddedStore {
 
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
         Ok(self.listeners().of(hub, self.clock.now()))
+    }
+
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        self.links().report(hub, report, now);
+        Ok(())
+    }
+
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
+        Ok(self.links().of(hub, self.clock.now()))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

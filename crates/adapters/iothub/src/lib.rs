@@ -66,6 +66,10 @@ impl Hub for IotHub {
         sends::is_ready(self)
     }
 
+    fn has_link(&self) -> Option<bool> {
+        sends::has_link(self)
+    }
+
     fn hindrance(&self) -> Option<Hindrance> {
         sends::hindrance(self)
     }

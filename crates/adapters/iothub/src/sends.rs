@@ -58,24 +58,35 @@ pub(crate) fn is_ready(hub: &IotHub) -> bool {
     )
 }
 
+/// The state of the link, if one was needed so far.
+fn state(hub: &IotHub) -> Option<LinkState> {
+    let sender = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
+    sender
+        .as_ref()
+        .map(|sender| sender.state().borrow().clone())
+}
+
+pub(crate) fn has_link(hub: &IotHub) -> Option<bool> {
+    match state(hub)? {
+        LinkState::Connected => Some(true),
+        LinkState::Reconnecting {
+            last_error: None, ..
+        } => None,
+        _ => Some(false),
+    }
+}
+
 pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
-    let sender = hub
-        .sender
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()?;
-    let state = sender.state();
-    let state = state.borrow();
-    match &*state {
+    match state(hub)? {
         LinkState::Reconnecting {
             since, last_error, ..
         } => {
             let lasting = since.elapsed().unwrap_or_default();
             match last_error {
                 Some(error) => Some(Hindrance {
-                    trouble: trouble::of_link(error),
+                    trouble: trouble::of_link(&error),
                     lasting,
-                    reason: in_words(&**error),
+                    reason: in_words(&*error),
                 }),
                 // Every connection takes a moment.
                 None if lasting < MOMENT => None,

@@ -32,6 +32,11 @@ impl Keys {
         format!("{}active", self.prefix)
     }
 
+    /// Written to see whether it can be.
+    pub(crate) fn ping(&self) -> String {
+        format!("{}ping", self.prefix)
+    }
+
     /// Why and since when all are halted.
     pub(crate) fn halt(&self) -> String {
         format!("{}halt", self.prefix)
@@ -83,6 +88,11 @@ impl Keys {
     /// The listeners to a hub's feedback.
     pub(crate) fn listeners(&self, hub: &HubName) -> String {
         format!("{}{{hub:{hub}}}:listeners", self.prefix)
+    }
+
+    /// The workers' sending links to a hub.
+    pub(crate) fn senders(&self, hub: &HubName) -> String {
+        format!("{}{{hub:{hub}}}:senders", self.prefix)
     }
 
     /// A hub's budget for links.

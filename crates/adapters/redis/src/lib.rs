@@ -26,9 +26,11 @@
 //! | `{hub:<hub>}:host` | string | the host name that the hub's alias is bound to |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, each rollout's share while it matters, and the id of the server's `run` that was asked last |
 //! | `{hub:<hub>}:listeners` | hash | by listener to the hub's feedback: when it reported, until when it has heard, and its state (JSON) |
+//! | `{hub:<hub>}:senders` | hash | by worker: when it reported, since when its sending link is in its state, and the state (JSON) |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
 //! | `rollouts` | sorted set | the names of all rollouts |
 //! | `active` | sorted set | the names of the active ones, each with the version last stored |
+//! | `ping` | string | written by each process every two seconds, to see whether it can be |
 //! | `halt` | string | why and since when all are halted (JSON), if they are |
 //!
 //! A rollout has these ten keys however many batches it has, so a plan that is made anew is

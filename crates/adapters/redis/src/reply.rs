@@ -9,14 +9,15 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
-use twincast_core::evidence::ListenerStatus;
 use twincast_core::ids::{Attempt, Epoch, Holder, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::permits::LimiterState;
 use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, Report, Tally};
+use twincast_core::reports::Reported;
 use twincast_core::time::Timestamp;
 
 use crate::error::Misfit;
@@ -150,14 +151,14 @@ impl Reply {
         })
     }
 
-    /// The listeners to a hub's feedback.
-    pub(crate) fn listeners(mut self) -> Result<Vec<ListenerStatus>, Misfit> {
+    /// What processes report about a hub.
+    pub(crate) fn reports<S: DeserializeOwned>(mut self) -> Result<Vec<Reported<S>>, Misfit> {
         let now = Timestamp(self.next()?);
-        let mut reports = self.next_list()?;
-        let mut listeners = Vec::new();
-        while let Some(name) = reports.next_if_any::<String>() {
-            let (name, report) = (name?, reports.next::<String>()?);
-            let misfit = || Misfit(format!("a listener's report is {report:?}"));
+        let mut stored = self.next_list()?;
+        let mut reports = Vec::new();
+        while let Some(name) = stored.next_if_any::<String>() {
+            let (name, report) = (name?, stored.next::<String>()?);
+            let misfit = || Misfit(format!("a report of {name} is {report:?}"));
             let mut parts = report.splitn(3, ' ');
             let mut part = || parts.next().ok_or_else(misfit);
             let ago = |at: &str| {
@@ -165,18 +166,18 @@ impl Reply {
                 Ok::<_, Misfit>(now.since(Timestamp(at)))
             };
             let reported_ago = ago(part()?)?;
-            let heard_ago = match part()? {
+            let at_ago = match part()? {
                 "-" => None,
                 at => Some(ago(at)?),
             };
-            listeners.push(ListenerStatus {
-                listener: holder(&name)?,
-                heard_ago,
+            reports.push(Reported {
+                by: holder(&name)?,
+                at_ago,
                 reported_ago,
                 state: serde_json::from_str(part()?).map_err(|_| misfit())?,
             });
         }
-        Ok(listeners)
+        Ok(reports)
     }
 
     /// A page of batches.

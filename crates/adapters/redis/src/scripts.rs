@@ -51,8 +51,8 @@ pub(crate) struct Scripts {
     pub(crate) throttled: Script,
     pub(crate) limiter: Script,
     pub(crate) open_link: Script,
-    pub(crate) report_listener: Script,
-    pub(crate) listeners: Script,
+    pub(crate) report: Script,
+    pub(crate) reports: Script,
 }
 
 /// All scripts, put together when the first is run.
@@ -89,8 +89,8 @@ impl Scripts {
             throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
             limiter: Script::new(&hub, include_str!("scripts/limiter.lua")),
             open_link: Script::new(&common, include_str!("scripts/open_link.lua")),
-            report_listener: Script::new(&common, include_str!("scripts/report_listener.lua")),
-            listeners: Script::new(&common, include_str!("scripts/listeners.lua")),
+            report: Script::new(&common, include_str!("scripts/report.lua")),
+            reports: Script::new(&common, include_str!("scripts/reports.lua")),
         }
     }
 }

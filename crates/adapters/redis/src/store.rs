@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, GroupName, HubName, Lineage, Revision, RolloutName, Version};
+use twincast_core::ids::{BatchId, GroupName, Holder, HubName, Lineage, Revision, RolloutName, Version};
 use twincast_core::ports::StoreError;
+use twincast_core::reports::Reported;
 use twincast_core::rollout::Adding;
+use twincast_core::time::ms;
 
 use crate::check::check;
 use crate::error::{ConnectError, Misfit, store_error};
 use crate::keys::{FORMAT, Keys};
 use crate::link::Link;
 use crate::reply::{self, Refusal, Reply};
-use crate::scripts::{Run, Script};
+use crate::scripts::{Run, SCRIPTS, Script};
 use crate::settings::{Settings, TimeSource, addresses};
 
 /// How many records are looked up at once when names are listed.
@@ -70,13 +74,14 @@ impl RedisStore {
         })
     }
 
-    /// Whether Redis answers; in a cluster, the node that has the names of the rollouts.
+    /// Whether Redis answers and takes what is written; in a cluster, one of its nodes.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when it does not.
+    /// [`StoreError::Unavailable`] when it does not answer, [`StoreError::NotWritable`] when it is full or lets us not
+    /// write.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let exists = redis::cmd("EXISTS").arg(self.keys.active()).to_owned();
-        self.ask::<u64>("ask after", Subject::Rollouts, &exists)
+        let set = redis::cmd("SET").arg(self.keys.ping()).arg(1).to_owned();
+        self.ask::<String>("write about", Subject::Rollouts, &set)
             .await?;
         Ok(())
     }
@@ -105,6 +110,41 @@ impl RedisStore {
         let value = answered.map_err(|error| subject.failed(verb, error))?;
         let answer = reply::read(value).map_err(|misfit| subject.corrupt(verb, misfit))?;
         answer.map_err(|refusal| subject.refused(verb, refusal))
+    }
+
+    /// Keeps a report about a hub in the hash `key`. `at_ago` is the age of the moment that it names, if any.
+    async fn report(
+        &self,
+        key: String,
+        verb: &str,
+        hub: &HubName,
+        by: &Holder,
+        at_ago: Option<Duration>,
+        state: &impl Serialize,
+    ) -> Result<(), StoreError> {
+        let state = serde_json::to_string(state).expect("a state is plain data");
+        let at_ago = at_ago.map(|ago| ms(ago).to_string());
+        let run = self
+            .on_key(key, &SCRIPTS.report)
+            .arg(by.as_str())
+            .arg(at_ago.unwrap_or_default())
+            .arg(state);
+        self.run(verb, Subject::Hub(hub), &run).await?;
+        Ok(())
+    }
+
+    /// The reports about a hub in the hash `key`.
+    async fn reports<S: DeserializeOwned, T: From<Reported<S>>>(
+        &self,
+        key: String,
+        verb: &str,
+        hub: &HubName,
+    ) -> Result<Vec<T>, StoreError> {
+        let subject = Subject::Hub(hub);
+        let run = self.on_key(key, &SCRIPTS.reports);
+        let reports = self.run(verb, subject, &run).await?.reports();
+        let reports = reports.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        Ok(reports.into_iter().map(T::from).collect())
     }
 
     /// Asks one thing without a script.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::DeviceId;
@@ -32,7 +33,8 @@ pub struct DeviceRow {
 }
 
 /// What the matter is with a hub, so that a caller can tell what to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HubTrouble {
     /// No connection: name, address, port, or the network.
     Unreachable,
@@ -55,6 +57,7 @@ pub enum HubTrouble {
     /// The hub exists but serves nothing for now: suspended.
     Shut,
     /// Anything else.
+    #[serde(other)]
     Other,
 }
 
@@ -143,6 +146,12 @@ pub trait Hub: Send + Sync + 'static {
     /// permits that pile up behind a broken connection would all be used at once.
     fn is_ready(&self) -> bool {
         true
+    }
+
+    /// Whether there is a link that messages can leave over. `None` before one was first needed, and while the first
+    /// one is being opened.
+    fn has_link(&self) -> Option<bool> {
+        Some(true)
     }
 
     /// What keeps sends from leaving right now, if that is known. For showing, and for deciding

@@ -11,6 +11,7 @@ use crate::group::Line;
 use crate::ids::{
     Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
+use crate::link::{LinkReport, LinkStatus};
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::permits::{Grant, LimiterState, PermitRequest};
 use crate::plan::{Batch, BatchHeader, Checksum};
@@ -375,6 +376,15 @@ pub trait Store: Send + Sync + 'static {
     /// The listeners to a hub's feedback, with their newest reports, in no order. Those that were lost are among them,
     /// until they are forgotten.
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError>;
+
+    /// Keeps what a worker says of its sending link to a hub, in place of what it said before. A report that is older
+    /// than [`FORGOTTEN`](crate::evidence::FORGOTTEN) may be forgotten. It need not outlive the process of a store that
+    /// is a part of it.
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError>;
+
+    /// The workers' sending links to a hub, with their newest reports, in no order. Those of workers that have gone are
+    /// among them, until they are forgotten.
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError>;
 
     /// What a hub's limiter does now. Changes nothing.
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError>;

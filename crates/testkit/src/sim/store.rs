@@ -13,6 +13,7 @@ use twincast_core::ids::{
     Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
     Version,
 };
+use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{Batch, Checksum};
@@ -458,6 +459,24 @@ impl Store for SimStore {
                 None => listeners,
             })
         })
+        .await
+    }
+
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError> {
+        let (of, report) = (hub.clone(), report.clone());
+        self.call("report_link", hub, |truth, _| async move {
+            truth.report_link(&of, &report).await
+        })
+        .await
+    }
+
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
+        let of = hub.clone();
+        self.call(
+            "links",
+            hub,
+            |truth, _| async move { truth.links(&of).await },
+        )
         .await
     }
 

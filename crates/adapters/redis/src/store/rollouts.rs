@@ -11,6 +11,7 @@ use twincast_core::group::Line;
 use twincast_core::ids::{
     Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
 };
+use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest, THROTTLE_PAUSE};
 use twincast_core::plan::{Batch, Checksum};
@@ -380,27 +381,25 @@ impl Store for RedisStore {
         hub: &HubName,
         report: &ListenerReport,
     ) -> Result<(), StoreError> {
-        let state = serde_json::to_string(&report.state).expect("a state is plain data");
-        let run = self
-            .on_key(self.keys.listeners(hub), &SCRIPTS.report_listener)
-            .arg(report.listener.as_str())
-            .arg(
-                report
-                    .heard_ago
-                    .map(|ago| ms(ago).to_string())
-                    .unwrap_or_default(),
-            )
-            .arg(state);
-        self.run("report a listener to", Subject::Hub(hub), &run)
-            .await?;
-        Ok(())
+        let (key, verb) = (self.keys.listeners(hub), "report a listener to");
+        let (by, heard) = (&report.listener, report.heard_ago);
+        self.report(key, verb, hub, by, heard, &report.state).await
     }
 
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
-        let (verb, subject) = ("read the listeners to", Subject::Hub(hub));
-        let run = self.on_key(self.keys.listeners(hub), &SCRIPTS.listeners);
-        let listeners = self.run(verb, subject, &run).await?.listeners();
-        listeners.map_err(|misfit| subject.corrupt(verb, misfit))
+        let key = self.keys.listeners(hub);
+        self.reports(key, "read the listeners to", hub).await
+    }
+
+    async fn report_link(&self, hub: &HubName, report: &LinkReport) -> Result<(), StoreError> {
+        let (key, verb) = (self.keys.senders(hub), "report a link to");
+        let (by, since) = (&report.worker, Some(report.lasting));
+        self.report(key, verb, hub, by, since, &report.state).await
+    }
+
+    async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
+        let key = self.keys.senders(hub);
+        self.reports(key, "read the links to", hub).await
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {

@@ -131,6 +131,7 @@ async fn a_full_server_changes_nothing() {
             .await,
         store.release(&lease).await,
         store.open_link(&batches[0].header.hub).await.map(drop),
+        store.ping().await,
     ] {
         match refused {
             Err(StoreError::NotWritable { .. }) => {}

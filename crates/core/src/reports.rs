@@ -1,0 +1,70 @@
+//! What processes report about hubs, as a store within a single process keeps it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::evidence::FORGOTTEN;
+use crate::ids::{Holder, HubName};
+use crate::time::Timestamp;
+
+/// The newest report of each reporter on each hub. Reports older than [`FORGOTTEN`] are deleted with the next report.
+#[derive(Debug, Clone)]
+pub struct Reports<S>(BTreeMap<HubName, BTreeMap<Holder, Entry<S>>>);
+
+#[derive(Debug, Clone)]
+struct Entry<S> {
+    at: Option<Timestamp>,
+    reported: Timestamp,
+    state: S,
+}
+
+/// A report, with ages on the store's clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reported<S> {
+    /// The reporter.
+    pub by: Holder,
+    /// The age of the moment that the report is about, if it names one.
+    pub at_ago: Option<Duration>,
+    /// The age of the report.
+    pub reported_ago: Duration,
+    /// The content.
+    pub state: S,
+}
+
+impl<S> Default for Reports<S> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<S: Clone> Reports<S> {
+    /// Stores a report at `now` in place of the reporter's last one. Returns `true` for a new reporter.
+    pub fn report(
+        &mut self,
+        hub: &HubName,
+        by: &Holder,
+        at_ago: Option<Duration>,
+        state: &S,
+        now: Timestamp,
+    ) -> bool {
+        let reports = self.0.entry(hub.clone()).or_default();
+        reports.retain(|_, entry| now.since(entry.reported) < FORGOTTEN);
+        let entry = Entry {
+            at: at_ago.map(|ago| now.minus(ago)),
+            reported: now,
+            state: state.clone(),
+        };
+        reports.insert(by.clone(), entry).is_none()
+    }
+
+    /// The reports on a hub, with ages at `now`.
+    pub fn of(&self, hub: &HubName, now: Timestamp) -> impl Iterator<Item = Reported<S>> {
+        let reports = self.0.get(hub).into_iter().flatten();
+        reports.map(move |(by, entry)| Reported {
+            by: by.clone(),
+            at_ago: entry.at.map(|at| now.since(at)),
+            reported_ago: now.since(entry.reported),
+            state: entry.state.clone(),
+        })
+    }
+}

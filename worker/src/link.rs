@@ -1,0 +1,97 @@
+//! Reports to the store whether a worker can send through a hub, and why not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use twincast_core::ids::Holder;
+use twincast_core::link::{LinkReport, LinkState, REPORTED_EVERY};
+
+use crate::WorkerError;
+use crate::hub_loop::Inner;
+use crate::status::HubState;
+
+/// The interval between two looks at a link.
+const LOOK: Duration = Duration::from_secs(1);
+/// The time limit of a report.
+const REPORT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Reports the condition of the sending link until `stop`: at once when it changes, else every [`REPORTED_EVERY`]. The
+/// last report says that the link is not used any more.
+///
+/// A store that is away is no trouble of the link: the report is made again a second later.
+pub(crate) async fn report(inner: Arc<Inner>, stop: CancellationToken) -> Result<(), WorkerError> {
+    let mut reporter = Reporter {
+        worker: Holder::new(inner.id.simple().to_string()).expect("hexadecimal digits"),
+        inner,
+        last: None,
+    };
+    loop {
+        let (state, lasting) = reporter.inner.link_state();
+        reporter.report(state, lasting).await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = sleep(LOOK) => {}
+        }
+    }
+    reporter.report(LinkState::Unused, Duration::ZERO).await;
+    Ok(())
+}
+
+struct Reporter {
+    inner: Arc<Inner>,
+    worker: Holder,
+    /// The last report that the store has taken.
+    last: Option<(LinkState, Instant)>,
+}
+
+impl Reporter {
+    async fn report(&mut self, state: LinkState, lasting: Duration) {
+        if let Some((last, at)) = &self.last
+            && *last == state
+            && at.elapsed() < REPORTED_EVERY
+        {
+            return;
+        }
+        let hub = &self.inner.hub.name;
+        let report = LinkReport {
+            worker: self.worker.clone(),
+            lasting,
+            state,
+        };
+        let reported = self.inner.store.report_link(hub, &report);
+        match timeout(REPORT_WITHIN, reported).await {
+            Ok(Ok(())) => self.last = Some((report.state, Instant::now())),
+            _ => tracing::debug!(%hub, "the store does not take the state of the link"),
+        }
+    }
+}
+
+impl Inner {
+    /// The condition of the sending link, and for how long that of a hindered one has lasted.
+    fn link_state(&self) -> (LinkState, Duration) {
+        let has_link = self.hub.hub.has_link();
+        if let Some(has_link) = has_link {
+            self.status.metrics().link_up(has_link);
+        }
+        if let HubState::Shut {
+            since,
+            trouble,
+            reason,
+            ..
+        } = self.status.state()
+        {
+            return (LinkState::hindered(trouble, &reason), since.elapsed());
+        }
+        if let Some(is) = self.hub.hub.hindrance() {
+            return (LinkState::hindered(is.trouble, &is.reason), is.lasting);
+        }
+        let state = match has_link {
+            Some(true) => LinkState::Open,
+            Some(false) | None => LinkState::Unused,
+        };
+        (state, Duration::ZERO)
+    }
+}
