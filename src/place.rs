@@ -150,10 +150,8 @@ impl Place {
         };
         let mut hubs = Vec::new();
         for (name, hub) in &settings.hubs {
-            let limiter = store.limiter(name).await.map_err(engine::store_failure)?;
-            let listeners = store.listeners(name).await.map_err(engine::store_failure)?;
-            let limits = hub.limits();
-            hubs.push(HubView::of(name, limits, None, &limiter, &listeners, now()));
+            let hub = HubView::read(&**store, name, hub.limits(), None, now()).await;
+            hubs.push(hub.map_err(engine::store_failure)?);
         }
         Ok(HubList { hubs })
     }

@@ -1,12 +1,13 @@
 //! Notes what a running rollout is doing, for its [account](twincast_core::account).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use twincast_core::account::{Activity, Hold, NOTED_EVERY, Way};
 use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
+use twincast_core::link::Impasse;
 use twincast_core::plan::Group;
 use twincast_core::ports::StoreError;
 use twincast_core::rollout::Rollout;
@@ -15,8 +16,10 @@ use twincast_core::time::Timestamp;
 
 use crate::driver::Driver;
 
-/// How often it is looked whether the hubs are throttled.
+/// How often the hubs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// A hub whose batches no worker takes for less time is not told of: its workers are being replaced.
+const DESERTED: Duration = Duration::from_secs(10);
 
 /// What a driver remembers of what keeps a rollout's sends.
 #[derive(Debug)]
@@ -27,7 +30,14 @@ pub(crate) struct WaySeen {
     pub(crate) held_back: bool,
     /// The reason why none could be sent to, if there is one.
     pub(crate) hold: Option<Hold>,
-    is_throttled: bool,
+    /// Why the queue took no dispatch at the last pass, while nobody worked on any batch.
+    pub(crate) queue_away: Option<String>,
+    /// Since when no worker takes the batches of a hub.
+    deserted: BTreeMap<HubName, Instant>,
+    /// All hubs have refused sends for their quota of late.
+    are_throttled: bool,
+    /// The hubs that nothing can be sent through.
+    stuck: Vec<(HubName, Impasse)>,
     looked_at: Option<Instant>,
     /// When the rollout's clock was stored last.
     clock_saved_at: Option<Instant>,
@@ -39,9 +49,44 @@ impl Default for WaySeen {
             any_open: true,
             held_back: false,
             hold: None,
-            is_throttled: false,
+            queue_away: None,
+            deserted: BTreeMap::new(),
+            are_throttled: false,
+            stuck: Vec::new(),
             looked_at: None,
             clock_saved_at: None,
+        }
+    }
+}
+
+impl WaySeen {
+    /// Notes whether a worker takes the batches of a hub. A queue that did not say is not to be noted.
+    pub(crate) fn has_workers(&mut self, hub: &HubName, has_some: bool, now: Instant) {
+        if has_some {
+            self.deserted.remove(hub);
+        } else {
+            self.deserted.entry(hub.clone()).or_insert(now);
+        }
+    }
+
+    /// Whether what is to be sent through `hubs` can be, and why not all of it can.
+    fn way(&self, hubs: &BTreeSet<&HubName>, now: Instant) -> (Way, Option<Hold>) {
+        if let Some(why) = &self.queue_away {
+            return (Way::Blocked, Some(Hold::of_queue(why)));
+        }
+        let is_stuck = |hub: &HubName| self.stuck.iter().any(|(stuck, _)| stuck == hub);
+        let is_deserted = |hub: &HubName| matches!(self.deserted.get(hub), Some(since) if now >= *since + DESERTED);
+        let deserted: Vec<_> = hubs.iter().filter(|hub| is_deserted(hub)).collect();
+        let none = hubs.iter().filter(|hub| is_stuck(hub) || is_deserted(hub));
+        let others = hubs.len() - none.count();
+        let hold = match deserted.first() {
+            Some(hub) => Some(Hold::of_workers(hub)),
+            None => Hold::of_hubs(&self.stuck, others),
+        };
+        match others {
+            0 if hold.is_some() => (Way::Blocked, hold),
+            _ if self.are_throttled => (Way::Throttled, hold.or(Some(Hold::of_throttle(hubs)))),
+            _ => (Way::Clear, hold),
         }
     }
 }
@@ -57,15 +102,16 @@ impl Driver {
         seen: &mut WaySeen,
     ) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let way = match next {
-            Next::Send if is_closed(rollout, seen.any_open, now) => Way::OutsideWindow,
-            Next::Send if seen.held_back => Way::HeldBack,
-            Next::Send if self.are_throttled(hubs, seen).await? => Way::Throttled,
-            _ => Way::Clear,
-        };
-        let hold = match way {
-            Way::OutsideWindow | Way::HeldBack => seen.hold.clone(),
-            Way::Throttled | Way::Clear => None,
+        let (way, hold) = match next {
+            Next::Send if is_closed(rollout, seen.any_open, now) => {
+                (Way::OutsideWindow, seen.hold.clone())
+            }
+            Next::Send if seen.held_back => (Way::HeldBack, seen.hold.clone()),
+            Next::Send => {
+                self.look_at(hubs, seen).await?;
+                seen.way(hubs, Instant::now())
+            }
+            _ => (Way::Clear, None),
         };
         let doing = match next {
             Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
@@ -85,22 +131,26 @@ impl Driver {
         Ok(())
     }
 
-    /// All of the hubs have refused sends for their quota of late.
-    async fn are_throttled(
+    /// Looks whether anything can be sent through the hubs, and whether they throttle: once in [`LOOK`] at the most.
+    async fn look_at(
         &self,
         hubs: &BTreeSet<&HubName>,
         seen: &mut WaySeen,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         if seen.looked_at.is_some_and(|at| at.elapsed() < LOOK) {
-            return Ok(seen.is_throttled);
+            return Ok(());
         }
-        let mut all = true;
+        let (mut are_throttled, mut stuck) = (true, Vec::new());
         for hub in hubs {
             // Others need not be asked when one is not.
-            all = all && self.store.limiter(hub).await?.factor < 1.0;
+            are_throttled = are_throttled && self.store.limiter(hub).await?.factor < 1.0;
+            if let Some(impasse) = Impasse::of(&self.store.links(hub).await?) {
+                stuck.push(((*hub).clone(), impasse));
+            }
         }
-        (seen.is_throttled, seen.looked_at) = (all, Some(Instant::now()));
-        Ok(all)
+        (seen.are_throttled, seen.stuck) = (are_throttled, stuck);
+        seen.looked_at = Some(Instant::now());
+        Ok(())
     }
 }
 

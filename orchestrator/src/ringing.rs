@@ -47,7 +47,9 @@ impl Driver {
             };
             after = Some(last.header.id);
             for batch in &page {
-                if due.remove(&batch.header.hub) && self.ring(name, batch).await == Rang::Away {
+                if due.remove(&batch.header.hub)
+                    && let Rang::Away(_) = self.ring(name, batch).await
+                {
                     return Ok(());
                 }
             }
@@ -67,10 +69,13 @@ impl Driver {
         let now = Instant::now();
         let mut pass = Pass::Waited;
         let mut seen = HashMap::new();
-        let (mut any_open, mut any_held_back) = (false, false);
+        let (mut any_open, mut any_held_back, mut any_held) = (false, false, false);
         let (mut full_groups, mut holds) = (Vec::new(), Vec::new());
         for hub in hubs {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
+            if depth.waiting != usize::MAX {
+                rung.way.has_workers(hub, depth.consumers > 0, now);
+            }
             let released = self.config.per_consumer * depth.consumers + self.config.ahead;
             let Releasable {
                 batches,
@@ -81,12 +86,14 @@ impl Driver {
             full_groups.extend(full);
             holds.extend(closed);
             any_open |= !batches.is_empty();
+            any_held |= batches.iter().any(|batch| batch.held.is_some());
             any_held_back |= held_back.is_some();
             // Its groups have room again when devices are heard of, and somebody must listen: a worker does so once it
             // knows of the rollout.
             if let Some(batch) = held_back.filter(|_| rung.wakes(hub, now, self.config.ring_again))
-                && self.ring(name, &batch).await == Rang::Away
+                && let Rang::Away(why) = self.ring(name, &batch).await
             {
+                rung.way.queue_away = (!any_held).then_some(why);
                 return Ok(pass);
             }
             for batch in batches {
@@ -106,7 +113,10 @@ impl Driver {
                             Rang::Yes => {}
                             Rang::Full => continue,
                             // Each further one would wait as long.
-                            Rang::Away => return Ok(pass),
+                            Rang::Away(why) => {
+                                rung.way.queue_away = (!any_held).then_some(why);
+                                return Ok(pass);
+                            }
                         }
                         pass = Pass::Rang;
                         if before.is_some() {
@@ -121,6 +131,7 @@ impl Driver {
         }
         // What was not seen is done.
         rung.seen = seen;
+        rung.way.queue_away = None;
         rung.way.any_open = any_open || any_held_back;
         rung.way.held_back = any_held_back && !any_open;
         full_groups.sort_by(|one: &FullGroup, other| one.group.cmp(&other.group));
@@ -184,8 +195,9 @@ impl Driver {
             Ok(()) => Rang::Yes,
             Err(QueueError::Full { .. }) => Rang::Full,
             Err(error) => {
-                tracing::warn!(rollout = %name, error = in_words(&error), "dispatches wait for the broker");
-                Rang::Away
+                let why = in_words(&error);
+                tracing::warn!(rollout = %name, error = why, "dispatches wait for the broker");
+                Rang::Away(why)
             }
         }
     }
@@ -284,9 +296,10 @@ fn action(
 }
 
 /// What became of a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Rang {
     Yes,
     Full,
-    Away,
+    /// The queue cannot be reached, and why.
+    Away(String),
 }

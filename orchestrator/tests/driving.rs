@@ -8,10 +8,13 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::error::in_words;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{Attempt, BatchId, DeviceId};
+use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName};
+use twincast_core::link::{LinkReport, LinkState};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
-use twincast_core::ports::{Clock, LeaseReply, Queue, Store};
+use twincast_core::ports::{
+    Clock, Deliveries, Depth, Dispatch, HubTrouble, LeaseReply, Queue, QueueError, Store,
+};
 use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
@@ -20,6 +23,7 @@ use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::PlanProgress;
+use twincast_orchestrator::view::hubs::HubView;
 use twincast_orchestrator::view::{RolloutRow, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
@@ -630,4 +634,157 @@ async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
     bench.deliver_all().await;
     assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
     settling.abort();
+}
+
+impl Bench {
+    async fn reports(&self, worker: &str, lasting: u64, state: LinkState) {
+        let report = LinkReport {
+            worker: Holder::new(worker).unwrap(),
+            lasting: Duration::from_secs(lasting),
+            state,
+        };
+        let hub = build::hub("a");
+        self.store.report_link(&hub, &report).await.unwrap();
+    }
+
+    /// What the device waits for, as it is shown.
+    async fn device_waits_for(&self, device: &str) -> Option<String> {
+        let (rollout, now) = (self.rollout().await, self.driver.clock.now());
+        let explained = explain::read(&*self.store, &rollout, &build::device(device), now).await;
+        explained.unwrap().places.swap_remove(0).waits_for
+    }
+}
+
+/// A worker holds the only batch, and cannot reach the hub: nothing waits on the queue, and nothing is sent.
+#[tokio::test(start_paused = true)]
+async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
+    let bench = bench(100, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    let request = build::lease_request(&build::name("r"), delivery.dispatch.batch.0, "worker");
+    let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
+        panic!("nobody has it");
+    };
+    let seconds = async |n: u64, state: &LinkState| {
+        for second in 0..n {
+            bench.reports("w", second, state.clone()).await;
+            bench.store.record(&lease, &[], build::TTL).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    seconds(4, &LinkState::Open).await;
+    assert_eq!(bench.waits_for().await, None);
+    let away = LinkState::hindered(HubTrouble::Unreachable, "connection refused");
+    seconds(20, &away).await;
+    let words = "hub a, which cannot be reached: connection refused";
+    assert_eq!(bench.waits_for().await.as_deref(), Some(words));
+    let rollout = bench.rollout().await;
+    assert_eq!(rollout.account.doing(), Activity::Blocked);
+    let device = bench.device_waits_for("device-000007").await.unwrap();
+    assert!(
+        device.starts_with(&format!("{words}; then worker worker,")),
+        "{device}"
+    );
+    let now = bench.driver.clock.now();
+    let (name, limits) = (build::hub("a"), HubLimits::unlimited());
+    let hub = HubView::read(&*bench.store, &name, limits, None, now).await;
+    let links = hub.unwrap().links;
+    assert_eq!((links.open, links.hindered), (0, 1));
+    assert_eq!(
+        links.trouble.as_deref(),
+        Some("cannot be reached: connection refused")
+    );
+    assert_eq!(links.since, Some(now.minus(Duration::from_secs(20))));
+    // It is back.
+    seconds(10, &LinkState::Open).await;
+    assert_eq!(bench.waits_for().await, None);
+    bench.store.release(&lease).await.unwrap();
+    bench
+        .settle(delivery.dispatch.batch, Outcome::Enqueued)
+        .await;
+    delivery.ticket.ack().await.unwrap();
+    let rollout = driving.await.unwrap();
+    let spent = rollout.time_spent(rollout.changed_at);
+    let blocked = spent.on(Activity::Blocked).as_secs();
+    assert!((14..=24).contains(&blocked), "{blocked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_without_a_worker_says_so() {
+    let bench = bench(100, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(bench.waits_for().await, None, "they are being replaced");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let words = "a worker: none takes the batches of hub a";
+    assert_eq!(bench.waits_for().await.as_deref(), Some(words));
+    let device = bench.device_waits_for("device-000007").await.unwrap();
+    assert_eq!(device, format!("{words}; then a worker to take its batch"));
+    let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(bench.waits_for().await, None);
+    bench
+        .settle(delivery.dispatch.batch, Outcome::Enqueued)
+        .await;
+    delivery.ticket.ack().await.unwrap();
+    assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
+}
+
+/// The broker is away before a worker has heard of any batch.
+#[tokio::test(start_paused = true)]
+async fn a_rollout_whose_queue_is_out_of_reach_says_so() {
+    let mut bench = bench(100, DriverConfig::default());
+    let queue = Arc::new(NoQueue);
+    Arc::get_mut(&mut bench.driver).unwrap().queue = queue;
+    bench.accepted().await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let words = "the queue to take dispatches: cannot publish: no broker";
+    assert_eq!(bench.waits_for().await.as_deref(), Some(words));
+    bench.stop.cancel();
+    driving.await.unwrap();
+}
+
+/// The pace of a throttled hub is told of.
+#[tokio::test(start_paused = true)]
+async fn a_rollout_that_is_throttled_says_so() {
+    let bench = bench(100, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    let deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.store.throttled(&build::hub("a"), None).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let words = "the quota of hub a: it has refused sends of late, so they are slower";
+    assert_eq!(bench.waits_for().await.as_deref(), Some(words));
+    bench.stop.cancel();
+    driving.await.unwrap();
+    drop(deliveries);
+}
+
+/// A queue whose broker is away.
+struct NoQueue;
+
+#[async_trait::async_trait]
+impl Queue for NoQueue {
+    async fn publish(&self, _: &Dispatch) -> Result<(), QueueError> {
+        Err(away("publish"))
+    }
+    async fn consume(&self, _: &HubName, _: usize) -> Result<Box<dyn Deliveries>, QueueError> {
+        Err(away("consume"))
+    }
+    async fn depth(&self, _: &HubName) -> Result<Depth, QueueError> {
+        Err(away("look"))
+    }
+}
+
+fn away(doing: &'static str) -> QueueError {
+    QueueError::Unavailable {
+        doing,
+        source: "no broker".into(),
+    }
 }

@@ -1,6 +1,6 @@
 //! `twincast hubs`: the hubs, with their quotas and what their limiters give now.
 
-use twincast_orchestrator::view::hubs::{FeedbackView, HubView};
+use twincast_orchestrator::view::hubs::{FeedbackView, HubView, LinksView};
 
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
@@ -24,6 +24,7 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
             "wanted by",
             "waiting",
             "workers",
+            "sending",
             "feedback",
         ];
         table(&headings, &rows)
@@ -44,6 +45,21 @@ fn heard(feedback: &FeedbackView) -> String {
     parts.join("; ")
 }
 
+/// Whether workers can send through a hub, and why not.
+fn sending(links: &LinksView) -> String {
+    let trouble = links.trouble.as_ref().zip(links.since);
+    let trouble = trouble.map(|(trouble, since)| match links.open {
+        0 => format!("nothing since {since}: it {trouble}"),
+        _ => format!("{} cannot since {since}: it {trouble}", links.hindered),
+    });
+    let open = (links.open > 0).then(|| format!("by {}", thousands(links.open)));
+    let parts: Vec<_> = open.into_iter().chain(trouble).collect();
+    if parts.is_empty() {
+        return "-".to_owned();
+    }
+    parts.join("; ")
+}
+
 fn row(hub: &HubView) -> Vec<String> {
     let permits = &hub.permits;
     let count = |number: Option<u64>| number.map_or("-".to_owned(), thousands);
@@ -61,6 +77,7 @@ fn row(hub: &HubView) -> Vec<String> {
         permits.rollouts.join(", "),
         count(hub.dispatches_waiting),
         count(hub.workers),
+        sending(&hub.links),
         heard(&hub.feedback),
     ]
 }

@@ -8,7 +8,7 @@
 //! A transition books at its very moment. What a running rollout does changes without one, too: that is noted by
 //! its driver, at once after a transition, and then once in [`NOTED_EVERY`] at the most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
@@ -16,6 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::budget::FullGroup;
 use crate::gate::{Next, WaitsFor};
+use crate::ids::HubName;
+use crate::link::Impasse;
 use crate::rollout::{Event, Phase, Rollout};
 use crate::spec::Opening;
 use crate::time::{Timestamp, ms};
@@ -23,6 +25,9 @@ use crate::time::{Timestamp, ms};
 /// How often it is noted, at the most, that a running rollout does something else. What lasts for less may be
 /// booked to what came before or after it.
 pub const NOTED_EVERY: Duration = Duration::from_secs(5);
+
+/// The most hubs that a text names.
+const NAMED: usize = 3;
 
 /// What a rollout is doing. It does one of these at any time.
 #[derive(
@@ -40,6 +45,9 @@ pub enum Activity {
     /// Something is to be sent, and every hub that it is to be sent through has refused sends for its quota
     /// of late: its limiter has not climbed back to the quota yet.
     Throttled,
+    /// Something is to be sent, and there is no way for it: nothing can be sent through any of its hubs, no worker is
+    /// there, or the queue cannot be reached.
+    Blocked,
     /// All of a stage was sent, and its gate waits for what the devices say, as its budgets and its end may do.
     Feedback,
     /// Nothing can be said before the hub is heard, and it is not.
@@ -64,11 +72,12 @@ pub enum Activity {
 
 impl Activity {
     /// All of them, in the order of a rollout's life.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Queued,
         Self::Planning,
         Self::Sending,
         Self::Throttled,
+        Self::Blocked,
         Self::Feedback,
         Self::Evidence,
         Self::Baking,
@@ -89,6 +98,7 @@ impl Activity {
             Self::Planning => "planning",
             Self::Sending => "sending",
             Self::Throttled => "throttled",
+            Self::Blocked => "blocked",
             Self::Feedback => "feedback",
             Self::Evidence => "evidence",
             Self::Baking => "baking",
@@ -110,6 +120,7 @@ impl Activity {
             Self::Planning => "planning",
             Self::Sending => "sending",
             Self::Throttled => "throttled by the hub",
+            Self::Blocked => "without a way to the hub",
             Self::Feedback => "waiting for feedback",
             Self::Evidence => "waiting to hear the hub",
             Self::Baking => "baking",
@@ -147,6 +158,7 @@ impl Activity {
             Next::Send | Next::Wait(WaitsFor::Sends { .. }) => Some(match way {
                 Way::Clear => Self::Sending,
                 Way::Throttled => Self::Throttled,
+                Way::Blocked => Self::Blocked,
                 Way::OutsideWindow => Self::OutsideWindow,
                 Way::HeldBack => Self::Feedback,
             }),
@@ -172,6 +184,8 @@ pub enum Way {
     Clear,
     /// More slowly than the quota: see [`Activity::Throttled`].
     Throttled,
+    /// There is no way: see [`Activity::Blocked`].
+    Blocked,
     /// The schedule does not let it.
     OutsideWindow,
     /// Its budgets do not let it, until devices that are in progress are heard of.
@@ -205,6 +219,57 @@ impl Hold {
         let waits_for = FullGroup::waits_for(full)?;
         let until = None;
         Some(Self { waits_for, until })
+    }
+
+    /// Hubs that something is to be sent through, and that nothing can be sent through. `others` are those that it can.
+    /// `None` when there are none.
+    #[must_use]
+    pub fn of_hubs(stuck: &[(HubName, Impasse)], others: usize) -> Option<Self> {
+        let named = stuck.iter().take(NAMED);
+        let mut parts: Vec<_> = named.map(|(hub, is)| is.of_hub(hub)).collect();
+        match stuck.len() {
+            0 => return None,
+            n if n > NAMED => parts.push(format!("and {} more hubs", n - NAMED)),
+            _ => {}
+        }
+        match others {
+            0 => {}
+            1 => parts.push("1 other hub goes on".to_owned()),
+            n => parts.push(format!("{n} other hubs go on")),
+        }
+        let waits_for = parts.join("; ");
+        let until = None;
+        Some(Self { waits_for, until })
+    }
+
+    /// A hub whose batches no worker takes.
+    #[must_use]
+    pub fn of_workers(hub: &HubName) -> Self {
+        let waits_for = format!("a worker: none takes the batches of hub {hub}");
+        let until = None;
+        Self { waits_for, until }
+    }
+
+    /// Hubs that have refused sends for their quota of late.
+    #[must_use]
+    pub fn of_throttle(hubs: &BTreeSet<&HubName>) -> Self {
+        let names: Vec<_> = hubs.iter().take(NAMED).map(|hub| hub.as_str()).collect();
+        let names = match hubs.len().saturating_sub(NAMED) {
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
+        };
+        let waits_for =
+            format!("the quota of hub {names}: it has refused sends of late, so they are slower");
+        let until = None;
+        Self { waits_for, until }
+    }
+
+    /// A queue that takes no dispatches; `why` is for people.
+    #[must_use]
+    pub fn of_queue(why: &str) -> Self {
+        let waits_for = format!("the queue to take dispatches: {why}");
+        let until = None;
+        Self { waits_for, until }
     }
 
     /// The hold that ends first.
@@ -556,9 +621,9 @@ mod tests {
             parts.insert(activity, 999);
         }
         let spent = TimeSpent(parts);
-        assert_eq!(spent.total().as_secs(), 13);
+        assert_eq!(spent.total().as_secs(), 14);
         let seconds = spent.seconds();
-        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 13);
+        assert_eq!(seconds.iter().map(|(_, seconds)| seconds).sum::<u64>(), 14);
         assert!(seconds.iter().all(|(_, seconds)| *seconds <= 1));
     }
 
@@ -570,28 +635,35 @@ mod tests {
         let table = [
             (
                 Next::Send,
-                [A::Sending, A::Throttled, A::OutsideWindow, A::Feedback],
+                [
+                    A::Sending,
+                    A::Throttled,
+                    A::Blocked,
+                    A::OutsideWindow,
+                    A::Feedback,
+                ],
             ),
             (
                 waits(WaitsFor::Silent { devices: 1, until }),
-                [A::Feedback; 4],
+                [A::Feedback; 5],
             ),
             (
                 waits(WaitsFor::Evidence {
                     devices: 1,
                     in_the_way: String::new(),
                 }),
-                [A::Evidence; 4],
+                [A::Evidence; 5],
             ),
-            (Next::Measure, [A::Feedback; 4]),
-            (waits(WaitsFor::Bake { until }), [A::Baking; 4]),
-            (waits(WaitsFor::Approval { until: None }), [A::Approval; 4]),
-            (waits(WaitsFor::Joiners { look: None }), [A::Joiners; 4]),
+            (Next::Measure, [A::Feedback; 5]),
+            (waits(WaitsFor::Bake { until }), [A::Baking; 5]),
+            (waits(WaitsFor::Approval { until: None }), [A::Approval; 5]),
+            (waits(WaitsFor::Joiners { look: None }), [A::Joiners; 5]),
         ];
         for (next, expected) in table {
             let ways = [
                 Way::Clear,
                 Way::Throttled,
+                Way::Blocked,
                 Way::OutsideWindow,
                 Way::HeldBack,
             ];
@@ -643,7 +715,7 @@ mod tests {
         /// over what another has noted), the clock put back: it adds up from the first to the latest time seen.
         #[test]
         fn it_always_adds_up(
-            steps in prop::collection::vec((0u64..20_000, 0usize..30, 0usize..11, 0u64..40), 0..120), end in 0u64..100_000,
+            steps in prop::collection::vec((0u64..20_000, 0usize..30, 0usize..Activity::ALL.len() - 1, 0u64..40), 0..120), end in 0u64..100_000,
         ) {
             let mut rollout = accepted();
             let (mut now, mut latest) = (START, START);

@@ -7,6 +7,7 @@ use crate::account::Activity;
 use crate::batch::BatchStatus;
 use crate::budget::FullGroup;
 use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
+use crate::link::Impasse;
 use crate::outcome::Outcome;
 use crate::plan::Cohort;
 use crate::query;
@@ -85,6 +86,8 @@ pub struct Seat<'a> {
     pub outcome: Outcome,
     /// Groups of its batch that have no room for it.
     pub full: &'a [FullGroup],
+    /// What keeps everything from being sent through its hub, if something does.
+    pub impasse: Option<&'a Impasse>,
 }
 
 /// An attempt that was made, or is to be made, at devices of a batch.
@@ -214,7 +217,14 @@ fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> St
             Some(Order::Shuffled) | None => "a worker to take its batch".to_owned(),
         },
     };
+    if let Some(impasse) = seat.impasse {
+        return format!("{}; then {worker}", impasse.of_hub(&header.hub));
+    }
     match rollout.account.doing() {
+        Activity::Blocked => match rollout.account.held_back(now) {
+            Some(waits) => format!("{waits}; then {worker}"),
+            None => worker,
+        },
         Activity::Throttled => {
             format!("{worker}; the hub has refused sends for its quota of late, so they are slower")
         }
@@ -312,6 +322,7 @@ mod tests {
     use crate::ids::{BatchId, Holder, HubHost, HubName};
     use crate::outcome::Counts;
     use crate::plan::{BatchHeader, Group, Place};
+    use crate::ports::HubTrouble;
     use crate::rollout::Word;
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
@@ -460,6 +471,7 @@ mod tests {
             batch,
             outcome,
             full: &[],
+            impasse: None,
         };
         waits_for(seat, standstill, START).unwrap_or("nothing".into())
     }
@@ -543,9 +555,26 @@ mod tests {
                 batch: &batch(0),
                 outcome: Outcome::Pending,
                 full,
+                impasse: None,
             };
             waits_for(seat, None, START).unwrap()
         };
+        let impasse = Impasse {
+            trouble: HubTrouble::Unreachable,
+            reason: "no route".into(),
+            lasting: Duration::from_secs(60),
+        };
+        let out_of_reach = Seat {
+            rollout: &rollout,
+            batch: &held,
+            outcome: Outcome::Pending,
+            full: &[],
+            impasse: Some(&impasse),
+        };
+        assert_eq!(
+            waits_for(out_of_reach, None, START).unwrap(),
+            "hub h, which cannot be reached: no route; then worker w, which has its batch until 2026-09-21T14:13:30Z or longer"
+        );
         assert_eq!(
             held_back(&[full("site=oslo")]),
             "room in site=oslo (2 of 2 devices in progress)"

@@ -27,11 +27,9 @@ pub(crate) async fn hubs(State(shared): Context, caller: Caller) -> Result<Json<
     let mut hubs = Vec::new();
     for (name, handle) in &shared.api.hubs {
         let depth = shared.api.queue.depth(name).await.ok();
-        let limiter = shared.api.store.limiter(name).await?;
-        let listeners = shared.api.store.listeners(name).await?;
         let now = shared.api.intake.clock.now();
-        let hub = HubView::of(name, handle.limits, depth, &limiter, &listeners, now);
-        hubs.push(hub);
+        let store = &*shared.api.store;
+        hubs.push(HubView::read(store, name, handle.limits, depth, now).await?);
     }
     Ok(Json(HubList { hubs }))
 }

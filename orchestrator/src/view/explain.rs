@@ -7,6 +7,7 @@ use twincast_core::batch::BatchStatus;
 use twincast_core::budget::FullGroup;
 use twincast_core::explain::{self, Seat};
 use twincast_core::ids::{DeviceId, HubName, StageName};
+use twincast_core::link::Impasse;
 use twincast_core::outcome::{Class, Outcome};
 use twincast_core::plan::Cohort;
 use twincast_core::ports::{BatchWork, Store, StoreError, Tally};
@@ -196,6 +197,7 @@ pub async fn read(
     for place in &mut found {
         let batch = vec![place.batch.clone()];
         place.full = keep_budgets(store, &rollout.spec.name, batch).await?.full;
+        place.impasse = Impasse::of(&store.links(place.hub()).await?);
     }
     if found.is_empty() {
         return Err(Unexplained::Absent(absent(rollout, device)));
@@ -229,6 +231,8 @@ struct Found {
     code: Option<u32>,
     /// Groups of its batch that have no room for it.
     full: Vec<FullGroup>,
+    /// What keeps everything from being sent through its hub.
+    impasse: Option<Impasse>,
 }
 
 /// Looks through the batches of the plan, one after the other, until the device is found on each of `hubs`, or all were seen:
@@ -271,6 +275,7 @@ async fn find(
                 outcome,
                 code,
                 full: Vec::new(),
+                impasse: None,
             });
         }
     }
@@ -294,6 +299,7 @@ impl Found {
             batch: &self.batch,
             outcome: self.outcome,
             full: &self.full,
+            impasse: self.impasse.as_ref(),
         };
         let standstill = standing::waits_for(rollout, tallies, now);
         DevicePlace {

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use twincast_core::evidence::{ListenerStatus, Watermark};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
+use twincast_core::link::{Impasse, LinkState, LinkStatus};
 use twincast_core::permits::LimiterState;
-use twincast_core::ports::Depth;
+use twincast_core::ports::{Depth, Store, StoreError};
 use twincast_core::time::{Timestamp, ms};
 use utoipa::ToSchema;
 
@@ -29,10 +30,43 @@ pub struct HubView {
     pub dispatches_waiting: Option<u64>,
     /// Workers that take its batches; null when the broker does not say.
     pub workers: Option<u64>,
+    /// Whether workers can send through it.
+    #[serde(default)]
+    pub links: LinksView,
     /// What its limiter does now.
     pub permits: PermitsView,
     /// How far its feedback was heard.
     pub feedback: FeedbackView,
+}
+
+/// Whether workers can send through a hub, as they report it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinksView {
+    /// Workers with a link that messages can leave over.
+    pub open: u64,
+    /// Workers that can send nothing.
+    pub hindered: u64,
+    /// Why they cannot, of the one for which that has lasted longest, for people: words that follow "the hub".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Since when it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub since: Option<Timestamp>,
+}
+
+impl LinksView {
+    fn of(links: &[LinkStatus], now: Timestamp) -> Self {
+        let is_open = |link: &&LinkStatus| link.is_present() && link.state == LinkState::Open;
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let (impasse, hindered) = Impasse::partly(links).unzip();
+        Self {
+            open: count(links.iter().filter(is_open).count()),
+            hindered: count(hindered.unwrap_or_default()),
+            since: impasse.as_ref().map(|it| now.minus(it.lasting)),
+            trouble: impasse.map(|it| it.to_string()),
+        }
+    }
 }
 
 /// How far a hub's feedback was heard.
@@ -65,8 +99,26 @@ pub struct PermitsView {
 
 impl HubView {
     /// A hub as it is at `now`. `depth` is of its dispatch queue, if that is known.
-    #[must_use]
-    pub fn of(
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn read(
+        store: &dyn Store,
+        name: &HubName,
+        limits: HubLimits,
+        depth: Option<Depth>,
+        now: Timestamp,
+    ) -> Result<Self, StoreError> {
+        let limiter = store.limiter(name).await?;
+        let listeners = store.listeners(name).await?;
+        let links = store.links(name).await?;
+        Ok(Self {
+            links: LinksView::of(&links, now),
+            ..Self::of(name, limits, depth, &limiter, &listeners, now)
+        })
+    }
+
+    fn of(
         name: &HubName,
         limits: HubLimits,
         depth: Option<Depth>,
@@ -86,6 +138,7 @@ impl HubView {
             messages_per_day: limits.messages_per_day,
             dispatches_waiting: depth.map(|depth| count(depth.waiting)),
             workers: depth.map(|depth| count(depth.consumers)),
+            links: LinksView::default(),
             permits: PermitsView {
                 per_minute: quota.map(|quota| quota * limiter.factor),
                 reserved_ms: ms(limiter.ahead),

@@ -176,24 +176,31 @@ function heard({ heard_until, in_the_way }) {
   return [...(heard_until ? ['heard until ', when(heard_until)] : []), ...(in_the_way ? [` ${in_the_way}`] : [])];
 }
 
+/** Whether workers can send through it, and why not. */
+function sending({ open, hindered, trouble, since }) {
+  const through = open ? `by ${open}` : '';
+  if (!trouble) return through || '-';
+  return [open ? `${through}; ${hindered} cannot since ` : 'nothing since ', when(since), `: it ${trouble}`];
+}
+
 function showHubs({ hubs, letters, missing }) {
   const columns = [
     { head: 'Hub' }, { head: 'A minute', number: true }, { head: 'A day', number: true },
     { head: 'Now', number: true }, { head: 'Wanted by' },
     { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
-    { head: 'Feedback' },
+    { head: 'Sending' }, { head: 'Feedback' },
   ];
   const rows = hubs.map((hub) => ({
     key: hub.name,
     cells: [
       hub.name, quota(hub.messages_per_minute), quota(hub.messages_per_day),
       given(hub.permits), hub.permits.rollouts.join(', '),
-      count(hub.dispatches_waiting), count(hub.workers), heard(hub.feedback),
+      count(hub.dispatches_waiting), count(hub.workers), sending(hub.links), heard(hub.feedback),
     ],
   }));
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
-    el('p', { class: 'calm' }, 'What may be sent through each, what is given now and which rollouts want it, the batches that no worker has taken, the workers that take them, and until when answers of devices were heard.'),
+    el('p', { class: 'calm' }, 'What may be sent through each, what is given now and which rollouts want it, the batches that no worker has taken, the workers that take them, how many of them can send, and until when answers of devices were heard.'),
     table('Hubs', columns, rows),
     el('section', { 'aria-labelledby': 'letters' },
       el('h2', { id: 'letters' }, 'Dead letters'),

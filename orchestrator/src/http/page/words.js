@@ -47,6 +47,7 @@ const ACTIVITIES = {
   planning: 'planning',
   sending: 'sending',
   throttled: 'throttled by the hub',
+  blocked: 'without a way to the hub',
   feedback: 'waiting for feedback',
   evidence: 'waiting to hear the hub',
   baking: 'baking',
