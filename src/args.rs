@@ -394,6 +394,19 @@ pub(crate) struct HubArgs {
     #[arg(long)]
     pub(crate) added_devices_online: bool,
 
+    /// How far the hub's clock is ahead of this machine's.
+    #[arg(long, value_name = "SPAN", default_value = "0s")]
+    pub(crate) clock_ahead: Span,
+
+    /// How far it is behind.
+    #[arg(
+        long,
+        value_name = "SPAN",
+        default_value = "0s",
+        conflicts_with = "clock_ahead"
+    )]
+    pub(crate) clock_behind: Span,
+
     /// Fault switches to start with (JSON), as the control endpoint takes them.
     #[arg(long, value_name = "JSON")]
     pub(crate) faults: Option<String>,

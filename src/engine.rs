@@ -387,6 +387,10 @@ pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str
                 "look at the hub in the portal: its daily quota may be used up, or it is suspended",
             ),
         ),
+        HubTrouble::Clock => (
+            ExitCode::HubRefused,
+            Some("set this machine's clock; a message may live for two days at the most"),
+        ),
         HubTrouble::Throttled => (
             ExitCode::HubRefused,
             Some("other applications use the hub's quota up; lower `share`, or try later"),

@@ -79,6 +79,8 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         feedback_interval: args.feedback_batching.0,
         feedback_lock: args.feedback_lock.0,
         feedback_batch: args.feedback_records,
+        clock_ahead: args.clock_ahead.0,
+        clock_behind: args.clock_behind.0,
         ..HubConfig::default()
     };
     let devices = config.fleet.len();

@@ -381,7 +381,7 @@ class Particulars(unittest.TestCase):
             ports,
             {
                 "orchestrator": (["http"], [53, 53, 5671, 5672, 6379, 443, 9090]),
-                "worker": (["http"], [53, 53, 5671, 5672, 6379, 5671]),
+                "worker": (["http"], [53, 53, 5671, 5672, 6379, 5671, 443]),
             },
         )
         [test] = [one for one in of_kind("full", "NetworkPolicy") if one["metadata"]["name"].endswith("-test")]

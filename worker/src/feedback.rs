@@ -61,7 +61,7 @@ const AWAY: Duration = Duration::from_secs(3);
 const REPORT: Duration = Duration::from_secs(1);
 /// The time limit of a report.
 const REPORT_WITHIN: Duration = Duration::from_secs(5);
-/// How far the hub's clock may be ahead of the local clock.
+/// How far the clocks of a hub's machines may differ.
 const SKEW: Duration = Duration::from_secs(5);
 /// The most messages of other applications that are held at a time. Each takes some 300 bytes.
 const HELD: usize = 32_768;

@@ -72,6 +72,9 @@ impl Reporter {
 impl Inner {
     /// The condition of the sending link, and for how long that of a hindered one has lasted.
     fn link_state(&self) -> (LinkState, Duration) {
+        self.status
+            .metrics()
+            .clock_ahead(self.hub.hub.clock_ahead_ms());
         let has_link = self.hub.hub.has_link();
         if let Some(has_link) = has_link {
             self.status.metrics().link_up(has_link);

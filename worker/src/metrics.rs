@@ -33,6 +33,7 @@ pub(crate) struct Families {
     send_seconds: HistogramVec,
     quota: GaugeVec,
     link_up: IntGaugeVec,
+    clock: GaugeVec,
     shut: IntGaugeVec,
     batches: IntGaugeVec,
     batches_ended: IntCounterVec,
@@ -90,6 +91,14 @@ impl Families {
                  No sample before it needs one.",
                 &["hub"],
             ),
+            clock: vec(GaugeVec::new(
+                Opts::new(
+                    "twincast_hub_clock_ahead_seconds",
+                    "How far the hub's clock is ahead of this worker's, 0 when they may agree, negative when it is behind. \
+                     No sample while that is not known.",
+                ),
+                &["hub"],
+            )),
             shut: gauges(
                 "twincast_hub_shut",
                 "1 while the hub takes nothing: its daily quota is used up, it is suspended, or refuses the key.",
@@ -137,7 +146,7 @@ impl Families {
 
     /// What is exported.
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 16] = [
+        let all: [Box<dyn Collector>; 17] = [
             Box::new(self.accepted.clone()),
             Box::new(self.throttled.clone()),
             Box::new(self.unanswered.clone()),
@@ -146,6 +155,7 @@ impl Families {
             Box::new(self.send_seconds.clone()),
             Box::new(self.quota.clone()),
             Box::new(self.link_up.clone()),
+            Box::new(self.clock.clone()),
             Box::new(self.shut.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batches_ended.clone()),
@@ -170,7 +180,9 @@ impl Families {
             resent: self.repeated.with_label_values(&hub),
             in_flight: self.in_flight.with_label_values(&hub),
             send_seconds: self.send_seconds.with_label_values(&hub),
-            link_up: (self.link_up.clone(), name.clone()),
+            name: name.clone(),
+            link_up: self.link_up.clone(),
+            clock: self.clock.clone(),
             shut: self.shut.with_label_values(&hub),
             batches: self.batches.with_label_values(&hub),
             ended: Ended::ALL.map(|end| self.batches_ended.with_label_values(&of(end.as_str()))),
@@ -214,8 +226,10 @@ pub struct HubMetrics {
     unheard: IntGauge,
     foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,
-    /// Its child is made when there is something to say.
-    link_up: (IntGaugeVec, HubName),
+    name: HubName,
+    /// Its child is made when there is something to say, as that of the next one.
+    link_up: IntGaugeVec,
+    clock: GaugeVec,
     pub(crate) shut: IntGauge,
     pub(crate) batches: IntGauge,
     pub(crate) record_seconds: Histogram,
@@ -237,9 +251,18 @@ impl HubMetrics {
 
     /// Whether there is a link to the hub that messages can leave over.
     pub(crate) fn link_up(&self, is_up: bool) {
-        let (family, hub) = &self.link_up;
-        let gauge = family.with_label_values(&[hub.as_str()]);
+        let gauge = self.link_up.with_label_values(&[self.name.as_str()]);
         gauge.set(is_up.into());
+    }
+
+    /// How far the hub's clock is ahead, if that is known.
+    pub(crate) fn clock_ahead(&self, ms: Option<i64>) {
+        let hub = [self.name.as_str()];
+        match ms {
+            Some(ms) => self.clock.with_label_values(&hub).set(ms as f64 / 1_000.0),
+            // There is none before it was known.
+            None => _ = self.clock.remove_label_values(&hub),
+        }
     }
 
     /// An outcome was recorded.

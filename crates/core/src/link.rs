@@ -178,6 +178,7 @@ impl fmt::Display for Impasse {
             HubTrouble::Throttled => "refuses sends for its quota",
             HubTrouble::QuotaUsedUp => "has used up its daily quota, until midnight (UTC)",
             HubTrouble::Shut => "takes nothing",
+            HubTrouble::Clock => "refuses when messages expire, by its clock",
             HubTrouble::BadQuery | HubTrouble::Other => "cannot be sent through",
         };
         write!(f, "{what}: {}", self.reason)

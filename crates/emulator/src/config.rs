@@ -73,6 +73,10 @@ pub struct HubConfig {
     pub throttle_wait_max: Duration,
     /// How many connections are served at the same time.
     pub connections_max: usize,
+    /// How far the hub's clock is ahead of this machine's: of `Date` headers, expiries, tokens, and all that it tells.
+    pub clock_ahead: Duration,
+    /// How far it is behind.
+    pub clock_behind: Duration,
 }
 
 impl Default for HubConfig {
@@ -106,6 +110,8 @@ impl Default for HubConfig {
             throttle_tolerance: Duration::from_millis(250),
             throttle_wait_max: Duration::from_secs(10),
             connections_max: 4096,
+            clock_ahead: Duration::ZERO,
+            clock_behind: Duration::ZERO,
         }
     }
 }

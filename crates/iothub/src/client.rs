@@ -6,6 +6,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
 
+use crate::c2d::ConnectionFailure;
+use crate::clock::{ClockOffset, HubClock};
 use crate::connection_string::ConnectionString;
 use crate::options::{ClientOptions, Endpoint, OptionsError};
 use crate::rest::transport::Transport;
@@ -30,6 +32,7 @@ pub(crate) struct ClientInner {
     pub(crate) host_name: String,
     pub(crate) key_name: String,
     pub(crate) options: ClientOptions,
+    pub(crate) clock: Arc<HubClock>,
     pub(crate) tokens: TokenProvider,
     pub(crate) connector: TlsConnector,
     pub(crate) amqp: Target,
@@ -77,11 +80,14 @@ impl Client {
         );
         let http = Transport::new(connection.host_name(), https, &tls, &options)
             .map_err(ClientError::Http)?;
+        let clock = Arc::new(HubClock::default());
         Ok(Self {
             inner: Arc::new(ClientInner {
                 host_name: connection.host_name().to_owned(),
                 key_name: connection.key_name().to_owned(),
-                tokens: TokenProvider::new(connection, options.token_lifetime),
+                tokens: TokenProvider::new(connection, options.token_lifetime)
+                    .by_clock(Arc::clone(&clock)),
+                clock,
                 connector: TlsConnector::from(tls),
                 amqp: Target::new(
                     &options.amqp,
@@ -106,10 +112,40 @@ impl Client {
         &self.inner.options
     }
 
+    /// How far the hub's clock is ahead of this machine's, as its HTTP responses have told. `None` before the first
+    /// one, and right after this machine's clock was set. A sender asks for it when it connects, and every five
+    /// minutes.
+    #[must_use]
+    pub fn clock_offset(&self) -> Option<ClockOffset> {
+        self.inner.clock.offset()
+    }
+
     /// The maker of SAS tokens for this hub.
     #[must_use]
     pub fn tokens(&self) -> &TokenProvider {
         &self.inner.tokens
+    }
+}
+
+impl ClientInner {
+    /// Adds to a refusal of the credentials that this machine's clock is wrong, where it is: a token that was signed
+    /// before that was known has the wrong expiry.
+    pub(crate) fn with_clock(&self, failure: ConnectionFailure) -> ConnectionFailure {
+        match (failure, self.clock.wrong()) {
+            (
+                ConnectionFailure::Unauthorised {
+                    policy,
+                    status,
+                    description,
+                },
+                Some(offset),
+            ) => ConnectionFailure::Unauthorised {
+                policy,
+                status,
+                description: format!("{description} (this machine's clock is {offset} the hub's)"),
+            },
+            (failure, _) => failure,
+        }
     }
 }
 

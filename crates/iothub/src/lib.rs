@@ -9,6 +9,8 @@
 //!   not success.
 //! * **Stays up.** Tokens are renewed on the open connection, lost links come back with jitter, a hub that goes silent
 //!   is noticed, and the session window quirk of newer gateways is repaired.
+//! * **Goes by the hub's clock.** Tokens and messages expire when they should, also where this machine's clock is wrong,
+//!   which is told ([`Client::clock_offset`]).
 //! * **Tells people what to do.** Connection failures are told apart by name, TCP, certificate and credentials.
 //!
 //! It is not for devices, does not manage the registry, and needs a shared access policy (`service` suffices for
@@ -60,6 +62,7 @@
 mod amqp;
 mod c2d;
 mod client;
+mod clock;
 mod connect_error;
 mod connection_string;
 mod feedback;
@@ -72,11 +75,12 @@ mod tls;
 
 pub use c2d::{
     Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, ConnectionFailure, DeviceReason,
-    Disposition, Expiry, HubShutReason, InvalidMessage, LARGEST_MESSAGE, LONGEST_DEVICE_ID,
-    LONGEST_MESSAGE_ID, LONGEST_TTL, LinkState, Lost, NotSent, Refusal, SendOutcome, SendReport,
-    THROTTLE_PAUSE,
+    Disposition, EXPIRY_MARGIN, Expiry, HubShutReason, InvalidMessage, LARGEST_MESSAGE,
+    LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL, LinkState, Lost, NotSent, Refusal,
+    SendOutcome, SendReport, THROTTLE_PAUSE,
 };
 pub use client::{Client, ClientError};
+pub use clock::ClockOffset;
 pub use connect_error::ConnectError;
 pub use connection_string::{ConnectionString, ConnectionStringError, LoadConnectionStringError};
 pub use feedback::{

@@ -6,7 +6,7 @@
 //! IoT Hub access control). [`sign`] is pure; [`TokenProvider`] adds a clock and remembers the last token.
 
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -17,6 +17,7 @@ use rand::RngExt as _;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::clock::HubClock;
 use crate::connection_string::ConnectionString;
 use crate::secret::Secret;
 
@@ -30,6 +31,9 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// A token is renewed when this share of its life has passed; the exact share is drawn once per token.
 const RENEW_BETWEEN: (f64, f64) = (0.75, 0.85);
 
+/// A token is replaced when the hub's clock is found to be further from where it was thought to be.
+const OFFSET_CHANGES: Duration = Duration::from_secs(60);
+
 /// The `type` that a put-token request gives for such a token.
 pub const SAS_TOKEN_TYPE: &str = "servicebus.windows.net:sastoken";
 
@@ -39,6 +43,8 @@ pub struct SasToken {
     token: Secret,
     renew_at: SystemTime,
     expires_at: SystemTime,
+    /// Until when it was made to live, on this machine's clock.
+    lives_until: SystemTime,
 }
 
 /// Makes tokens for one hub and policy, and renews them at 75–85 % of their life (jittered, so that many workers do
@@ -48,6 +54,7 @@ pub struct TokenProvider {
     key_name: String,
     key: Zeroizing<Vec<u8>>,
     lifetime: Duration,
+    clock: Arc<HubClock>,
     current: Mutex<Option<SasToken>>,
 }
 
@@ -58,7 +65,7 @@ impl SasToken {
         &self.token
     }
 
-    /// From when on it should be replaced.
+    /// From when on it should be replaced, on this machine's clock.
     #[must_use]
     pub fn renew_at(&self) -> SystemTime {
         self.renew_at
@@ -68,6 +75,16 @@ impl SasToken {
     #[must_use]
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at
+    }
+
+    /// Whether the hub sees it expire when it was meant to, but for [`OFFSET_CHANGES`].
+    fn is_of_offset(&self, now: SystemTime, hub_now: SystemTime) -> bool {
+        let left = |until: SystemTime, now| match until.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(past) => -past.duration().as_secs_f64(),
+        };
+        let (meant, seen) = (left(self.lives_until, now), left(self.expires_at, hub_now));
+        (meant - seen).abs() < OFFSET_CHANGES.as_secs_f64()
     }
 }
 
@@ -84,8 +101,14 @@ impl TokenProvider {
             key_name: connection.key_name().to_owned(),
             key: Zeroizing::new(key),
             lifetime: lifetime.max(Duration::from_secs(60)),
+            clock: Arc::default(),
             current: Mutex::new(None),
         }
+    }
+
+    /// The same, whose tokens expire by a clock of the hub's.
+    pub(crate) fn by_clock(self, clock: Arc<HubClock>) -> Self {
+        Self { clock, ..self }
     }
 
     /// What the tokens are for: the bare, lower-case host name. It is the audience of a put-token, too.
@@ -94,24 +117,35 @@ impl TokenProvider {
         &self.resource
     }
 
-    /// The token to use at `now`: the last one while it is fresh, else a new one.
+    /// The token to use at `now`, where the hub's clock is the same: the last one while it is fresh, else a new one.
     pub fn token_at(&self, now: SystemTime) -> SasToken {
+        self.token_for(now, now)
+    }
+
+    /// The token to use at `now` on this machine's clock, when the hub's shows `hub_now`.
+    fn token_for(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
         let mut current = self
             .current
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*current {
-            // A token that expires further away than one lifetime was made by a clock that has since gone back.
-            Some(token) if now < token.renew_at && token.expires_at <= now + self.lifetime => {
+            // A token that expires further away than one lifetime was made by a clock that has since gone back, and
+            // one that the hub sees expire at another time than was meant before the hub's clock was known.
+            Some(token)
+                if now < token.renew_at
+                    && token.lives_until <= now + self.lifetime
+                    && token.is_of_offset(now, hub_now) =>
+            {
                 token.clone()
             }
-            _ => current.insert(self.mint(now)).clone(),
+            _ => current.insert(self.mint(now, hub_now)).clone(),
         }
     }
 
-    /// The token to use now, by the system's clock.
+    /// The token to use now, by the system's clock and what is known of the hub's.
     pub fn token(&self) -> SasToken {
-        self.token_at(SystemTime::now())
+        let now = SystemTime::now();
+        self.token_for(now, self.clock.hub_time(now))
     }
 
     /// Forgets the last token: the next one is new. For use after the hub refused one.
@@ -122,13 +156,14 @@ impl TokenProvider {
             .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    fn mint(&self, now: SystemTime) -> SasToken {
-        let expiry = now.duration_since(UNIX_EPOCH).unwrap_or_default() + self.lifetime;
+    fn mint(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
+        let expiry = hub_now.duration_since(UNIX_EPOCH).unwrap_or_default() + self.lifetime;
         let share = rand::rng().random_range(RENEW_BETWEEN.0..RENEW_BETWEEN.1);
         SasToken {
             token: sign(&self.resource, &self.key_name, &self.key, expiry.as_secs()),
             renew_at: now + self.lifetime.mul_f64(share),
             expires_at: UNIX_EPOCH + Duration::from_secs(expiry.as_secs()),
+            lives_until: now + self.lifetime,
         }
     }
 }
@@ -213,6 +248,22 @@ mod tests {
         let provider = provider(1_000);
         let first = provider.token_at(at(50_000));
         assert!(provider.token_at(at(10_000)).expires_at() < first.expires_at());
+    }
+
+    #[test]
+    fn a_token_expires_by_the_hubs_clock_and_is_renewed_by_this_machines() {
+        let provider = provider(1_000);
+        // The hub's clock is not known yet, then found to be a quarter of an hour ahead.
+        let first = provider.token_at(at(5_000));
+        assert_eq!(first.expires_at(), at(6_000));
+        let second = provider.token_for(at(5_010), at(5_910));
+        assert_eq!(second.expires_at(), at(6_910));
+        assert!((at(5_760)..at(5_861)).contains(&second.renew_at()));
+        // A second of difference between two observations is no reason for another one.
+        let third = provider.token_for(at(5_020), at(5_921));
+        assert_eq!(third.token().expose(), second.token().expose());
+        let behind = provider.token_for(at(5_030), at(1_000));
+        assert_eq!(behind.expires_at(), at(2_000));
     }
 
     #[test]

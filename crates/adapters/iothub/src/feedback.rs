@@ -18,6 +18,7 @@ use crate::trouble;
 /// A hub's feedback, over a link of its own.
 pub(crate) struct HubFeedback {
     hub: String,
+    client: Client,
     /// Taken when it is closed.
     receiver: Option<FeedbackReceiver>,
     /// A status that is new to us came before: that is told once, not for every record.
@@ -28,6 +29,7 @@ impl HubFeedback {
     pub(crate) fn new(client: &Client) -> Self {
         Self {
             hub: client.host_name().to_owned(),
+            client: client.clone(),
             receiver: Some(FeedbackReceiver::new(client)),
             told_of_status: false,
         }
@@ -47,9 +49,15 @@ impl HubFeedback {
         FeedbackBatch {
             unreadable: (all - records.len()) as u64,
             records,
-            enqueued_at: batch.enqueued_time.map(timestamp),
+            enqueued_at: self.on_our_clock(batch.enqueued_time),
             ticket: self.ticket(Message::Batch(batch)),
         }
+    }
+
+    /// A moment of the hub's clock, rather earlier than later.
+    fn on_our_clock(&self, theirs: Option<SystemTime>) -> Option<Timestamp> {
+        let offset = self.client.clock_offset()?;
+        theirs.map(|theirs| timestamp(offset.earliest(theirs)))
     }
 
     fn record(&mut self, record: HubRecord) -> Option<FeedbackRecord> {

@@ -15,7 +15,7 @@ use twincast_core::message::{Content, Outbound};
 use twincast_core::ports::{
     DeviceQuery, DeviceRow, Feedback, Hindrance, Hub, HubError, SendResult,
 };
-use twincast_iothub::{C2dSender, C2dTemplate, Client};
+use twincast_iothub::{C2dSender, C2dTemplate, Client, ClockOffset};
 
 pub use crate::links::link_budget;
 
@@ -72,6 +72,11 @@ impl Hub for IotHub {
 
     fn hindrance(&self) -> Option<Hindrance> {
         sends::hindrance(self)
+    }
+
+    fn clock_ahead_ms(&self) -> Option<i64> {
+        let offset = self.client.clock_offset();
+        offset.map(ClockOffset::nearest)
     }
 
     fn feedback(&self) -> Option<Box<dyn Feedback>> {

@@ -14,6 +14,9 @@ use twincast_iothub::{
 
 use crate::{IotHub, trouble};
 
+/// The hub's code for a message that expires too late (`InvalidMessageExpiryTime`).
+const BAD_EXPIRY: u32 = 403_009;
+
 /// How many contents are kept in the client's form.
 const TEMPLATES: usize = 8;
 
@@ -41,7 +44,24 @@ pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
         let mut current = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
         current.take_if(|current| Arc::ptr_eq(current, &sender));
     }
-    in_our_words(&outcome)
+    match in_our_words(&outcome) {
+        // The expiry is the same for all devices, and made by the hub's clock as far as that is known.
+        SendResult::Final { code, detail, .. } if code == BAD_EXPIRY => {
+            let clock = match hub.client.clock_offset() {
+                Some(offset) if offset.nearest() != 0 => {
+                    format!("this machine's clock is {offset} the hub's")
+                }
+                Some(_) => "this machine's clock and the hub's agree".to_owned(),
+                None => "the hub's clock is not known: port 443 of the hub tells it".to_owned(),
+            };
+            SendResult::HubShut {
+                retry_after: None,
+                reason: format!("{detail}; {clock}"),
+                trouble: HubTrouble::Clock,
+            }
+        }
+        result => result,
+    }
 }
 
 fn sender(hub: &IotHub) -> Arc<C2dSender> {

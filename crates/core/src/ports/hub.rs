@@ -56,6 +56,8 @@ pub enum HubTrouble {
     QuotaUsedUp,
     /// The hub exists but serves nothing for now: suspended.
     Shut,
+    /// The hub refuses when messages expire, by its own clock: this machine's is wrong.
+    Clock,
     /// Anything else.
     #[serde(other)]
     Other,
@@ -160,6 +162,12 @@ pub trait Hub: Send + Sync + 'static {
         None
     }
 
+    /// How many milliseconds the hub's clock is ahead of this machine's, as far as that is known: zero for clocks that
+    /// may agree, negative when it is behind. For showing.
+    fn clock_ahead_ms(&self) -> Option<i64> {
+        None
+    }
+
     /// A new receiver of the hub's feedback, `None` if the hub gives none. Nothing is dialled
     /// before its first [`next`](Feedback::next).
     fn feedback(&self) -> Option<Box<dyn Feedback>> {
@@ -198,8 +206,9 @@ pub struct FeedbackBatch {
     pub records: Vec<FeedbackRecord>,
     /// How many records were left out; one for a message of which nothing can be understood.
     pub unreadable: u64,
-    /// When the hub has put the message into the queue, by the hub's clock, if it says so. Messages are handed out in the
-    /// order in which they were put there, but for those that come again.
+    /// When the hub has put the message into the queue, on this machine's clock, and rather earlier than later. `None`
+    /// when the hub does not say it, and while its clock is not known. Messages are handed out in the order in which they
+    /// were put there, but for those that come again.
     pub enqueued_at: Option<Timestamp>,
     /// To answer for it.
     pub ticket: Box<dyn FeedbackTicket>,

@@ -101,7 +101,7 @@ impl Hub {
             config.delivery_count_max,
         );
         let throttled = (!config.unlimited).then_some(&limits);
-        let started_ms = SystemTime::now()
+        let started_ms = (SystemTime::now() + config.clock_ahead - config.clock_behind)
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_millis();

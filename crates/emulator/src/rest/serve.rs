@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::DATE;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -65,7 +66,25 @@ where
     }
 }
 
+/// Answers with the time on the hub's clock.
 async fn handle(hub: Arc<Hub>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let mut response = if request.uri().path() == "/" {
+        // Nothing of the interface: asked by those who want the time.
+        ApiError::new(StatusCode::NOT_FOUND, "NotFound", "there is nothing here").response()
+    } else {
+        handle_timeless(Arc::clone(&hub), request).await
+    };
+    let now = i64::try_from(hub.now_ms()).ok();
+    let now = now.and_then(|now| jiff::Timestamp::from_millisecond(now).ok());
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    let date = now.and_then(|now| printer.timestamp_to_rfc9110_string(&now).ok());
+    if let Some(date) = date.and_then(|date| HeaderValue::try_from(date).ok()) {
+        response.headers_mut().insert(DATE, date);
+    }
+    response
+}
+
+async fn handle_timeless(hub: Arc<Hub>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     hub.tallies.http_requests.one();
     let delay = hub.faults.http_delay();
     if !delay.is_zero() {

@@ -61,10 +61,12 @@ impl HubConnection {
         if let Some(before_link) = &client.options.before_link {
             before_link.wait().await;
         }
+        // Before the token is made, which expires by the hub's clock.
+        client.look_at_clock().await;
         let limit = client.options.connect_timeout;
         let stage = Stage::new("resolving the hub's name");
         match timeout(limit, Self::open_unbounded(client, purpose, &stage)).await {
-            Ok(result) => result,
+            Ok(result) => result.map_err(|failure| client.with_clock(failure)),
             Err(_) => Err(ConnectionFailure::Timeout {
                 stage: stage.get(),
                 limit,

@@ -388,7 +388,8 @@ impl Engine {
         let mut prepared = std::mem::take(&mut self.prepared);
         let mut waited = false;
         let result = {
-            let sendable = prepared.get(&message, SystemTime::now());
+            let hub_now = self.client.clock.hub_time(SystemTime::now());
+            let sendable = prepared.get(&message, hub_now);
             let mut handing = pin!(link.sender.send_batchable_ref(sendable));
             loop {
                 tokio::select! {

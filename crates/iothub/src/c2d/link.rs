@@ -18,7 +18,7 @@ use crate::amqp::connection::{
 use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
 
-use super::message::{Ack, C2dMessage, C2dTemplate, Expiry};
+use super::message::{Ack, C2dMessage, C2dTemplate, EXPIRY_MARGIN, Expiry, LONGEST_TTL};
 use super::outcome::{ConnectionFailure, Lost, NotSent, SendOutcome};
 use super::refusal::Refusal;
 
@@ -76,7 +76,7 @@ impl Link {
 }
 
 impl Prepared {
-    /// The encoded form of `message`, to be sent by reference.
+    /// The encoded form of `message`, to be sent by reference. `now` is what the hub's clock shows.
     pub(crate) fn get(&mut self, message: &C2dMessage, now: SystemTime) -> &Sendable<Data> {
         let found = self
             .0
@@ -106,6 +106,7 @@ impl Prepared {
             other => *other = Some(MessageId::String(message.message_id.clone())),
         }
         if let Expiry::After(ttl) = message.template.expiry() {
+            let ttl = ttl.min(LONGEST_TTL - EXPIRY_MARGIN);
             properties.absolute_expiry_time = Some(timestamp(now + ttl));
         }
         sendable
@@ -247,6 +248,27 @@ mod tests {
             assert_eq!(sendable.message.body.0.as_ref(), b"hello");
         }
         assert_eq!(prepared.0.len(), 1);
+    }
+
+    #[test]
+    fn the_longest_life_stays_a_margin_within_what_the_hub_takes() {
+        for (ttl, sent) in [
+            (LONGEST_TTL, LONGEST_TTL - EXPIRY_MARGIN),
+            (LONGEST_TTL - EXPIRY_MARGIN / 2, LONGEST_TTL - EXPIRY_MARGIN),
+            (
+                LONGEST_TTL - EXPIRY_MARGIN * 2,
+                LONGEST_TTL - EXPIRY_MARGIN * 2,
+            ),
+            (Duration::from_secs(120), Duration::from_secs(120)),
+        ] {
+            let template = C2dTemplate::builder("x").expiry(Expiry::After(ttl));
+            let message = C2dMessage::new("d", "m", template.build().unwrap()).unwrap();
+            let mut prepared = Prepared::default();
+            let sendable = prepared.get(&message, UNIX_EPOCH);
+            let properties = sendable.message.properties.as_ref().unwrap();
+            let expiry = properties.absolute_expiry_time.clone();
+            assert_eq!(expiry, Some(timestamp(UNIX_EPOCH + sent)), "{ttl:?}");
+        }
     }
 
     #[test]

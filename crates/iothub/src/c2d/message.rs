@@ -12,6 +12,10 @@ pub const LARGEST_MESSAGE: usize = 64 * 1024;
 /// The longest time to live of a C2D message, as IoT Hub documents it.
 pub const LONGEST_TTL: Duration = Duration::from_secs(48 * 60 * 60);
 
+/// How far within [`LONGEST_TTL`] a message is made to expire: the hub judges that by its own clock, and refuses the
+/// message for good if it is beyond.
+pub const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+
 /// The most bytes of a message id (recommended by IoT Hub, enforced here).
 pub const LONGEST_MESSAGE_ID: usize = 128;
 
@@ -51,7 +55,8 @@ pub enum Expiry {
     /// After the hub's own default (1 h unless configured).
     #[default]
     HubDefault,
-    /// So long after it is handed to the link.
+    /// So long after it is handed to the link, by the hub's clock as far as that is known; less [`EXPIRY_MARGIN`] of
+    /// the longest time to live.
     After(Duration),
     /// At this time.
     At(SystemTime),

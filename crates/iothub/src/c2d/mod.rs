@@ -8,8 +8,8 @@ mod refusal;
 mod sender;
 
 pub use message::{
-    Ack, C2dMessage, C2dTemplate, C2dTemplateBuilder, Expiry, InvalidMessage, LARGEST_MESSAGE,
-    LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL,
+    Ack, C2dMessage, C2dTemplate, C2dTemplateBuilder, EXPIRY_MARGIN, Expiry, InvalidMessage,
+    LARGEST_MESSAGE, LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL,
 };
 pub use outcome::{
     ConnectionFailure, DeviceReason, Disposition, HubShutReason, Lost, NotSent, SendOutcome,

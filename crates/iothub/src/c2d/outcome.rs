@@ -80,7 +80,7 @@ pub enum ConnectionFailure {
     #[error("failed to connect to the hub")]
     Connect(#[source] ConnectError),
     /// The hub refused our credentials. Not retried.
-    #[error("hub refused the credentials of policy {policy:?} with status {status}")]
+    #[error("hub refused the credentials of policy {policy:?} with status {status}: {description}")]
     Unauthorised {
         /// The shared access policy.
         policy: String,

@@ -98,13 +98,19 @@ impl C2dSender {
             },
         };
         let (told, state) = watch::channel(first);
+        let clock = Arc::clone(&client.inner);
         let engine = Engine::new(Arc::clone(&client.inner), received, told);
         Self {
             commands,
             state,
             send_timeout: client.options().send_timeout,
             leave_timeout: client.options().leave_timeout,
-            task: tokio::spawn(engine.run(link)),
+            task: tokio::spawn(async move {
+                tokio::select! {
+                    () = engine.run(link) => {}
+                    never = clock.keep_looking_at_clock() => match never {},
+                }
+            }),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use twincast_retry::Delays;
 
+use crate::clock::http_date;
 use crate::options::ClientOptions;
 
 use super::error::RestError;
@@ -113,20 +114,15 @@ impl Retries {
     }
 }
 
-/// Reads a `Retry-After` header: seconds, or an HTTP date seen from `now` (a date in the past means at once).
+/// Reads a `Retry-After` header: seconds, or an HTTP date seen from `now` on the hub's clock (a date in the past means
+/// at once).
 pub(crate) fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(header)
-        .ok()?;
-    Some(
-        SystemTime::from(date)
-            .duration_since(now)
-            .unwrap_or_default(),
-    )
+    let date = http_date(header)?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! One request to the hub: address, token, time-outs, retries, and errors told apart.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
+    AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
 use reqwest::{Method, Response};
 use thiserror::Error;
@@ -139,18 +140,20 @@ impl Transport {
                 )
                 .body(body.clone());
         }
+        let asked_at = SystemTime::now();
         let response = builder
             .send()
             .await
             .map_err(|error| self.sort(error, client))?;
+        client.note_time(asked_at, response.headers());
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_body(response).await?;
         if status.is_success() {
             return Ok(Answer { headers, body });
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let after =
-            text(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, SystemTime::now()));
+        let now = client.clock.hub_time(SystemTime::now());
+        let after = text(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, now));
         let body = String::from_utf8_lossy(&body);
         Err(RestError::Api(ApiError::read(
             status.as_u16(),
@@ -158,6 +161,13 @@ impl Transport {
             &body,
             after,
         )))
+    }
+
+    /// Asks for nothing but an answer, whose `Date` is what is wanted: any will do. Without a token, which the hub would
+    /// judge, and of a path that no quota is for.
+    async fn ask_time(&self) -> Result<HeaderMap, reqwest::Error> {
+        let url = format!("{}/?api-version={API_VERSION}", self.base);
+        Ok(self.http.get(url).send().await?.headers().clone())
     }
 
     /// Turns the HTTP library's error into one that says what to do.
@@ -195,7 +205,46 @@ impl Transport {
     }
 }
 
+/// How often it is looked whether the hub should be asked for the time: soon after this machine's clock was set.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+
+/// How long the hub may take to say what time it is.
+const TIME_WITHIN: Duration = Duration::from_secs(3);
+
 impl ClientInner {
+    /// Asks the hub what time it is, unless that is known since a few minutes. A hub that does not say is not asked
+    /// again before a few minutes have passed.
+    ///
+    /// Cancel safety: if dropped, the time is not known.
+    pub(crate) async fn look_at_clock(&self) {
+        if !self.clock.is_to_be_asked() {
+            return;
+        }
+        let asked_at = SystemTime::now();
+        match tokio::time::timeout(TIME_WITHIN, self.http.ask_time()).await {
+            Ok(Ok(headers)) => self.note_time(asked_at, &headers),
+            Ok(Err(error)) => {
+                let error = error.without_url();
+                debug!(hub = %self.host_name, %error, "the hub does not say what time it is");
+            }
+            Err(_) => debug!(hub = %self.host_name, "the hub does not say in time what time it is"),
+        }
+    }
+
+    /// Looks at the hub's clock now and then, for ever.
+    pub(crate) async fn keep_looking_at_clock(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK_AT_CLOCK).await;
+            self.look_at_clock().await;
+        }
+    }
+
+    fn note_time(&self, asked_at: SystemTime, headers: &HeaderMap) {
+        if let Some(date) = headers.get(DATE).and_then(|date| date.to_str().ok()) {
+            self.clock.observe(&self.host_name, asked_at, date);
+        }
+    }
+
     /// Makes `request`, again and again as the policies allow. All requests of this crate are safe to repeat.
     pub(crate) async fn request(&self, request: &Request<'_>) -> Result<Answer, RestError> {
         let mut retries = Retries::new(&self.options);

@@ -1,0 +1,99 @@
+//! The port against a hub whose clock is another one.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use twincast_core::message::{Ack, Content, Outbound};
+use twincast_core::ports::{Hub, HubTrouble, SendResult};
+use twincast_core::time::Timestamp;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+use twincast_hub_adapter::IotHub;
+use twincast_iothub::{Client, ClientOptions, Endpoint, Roots};
+use twincast_testkit::build;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const QUARTER: Duration = Duration::from_secs(900);
+
+async fn emulated(ahead: Duration, behind: Duration) -> RunningHub {
+    let config = HubConfig {
+        unlimited: true,
+        control_port: None,
+        feedback_interval: Duration::from_millis(20),
+        clock_ahead: ahead,
+        clock_behind: behind,
+        ..HubConfig::with_fleet(Fleet::plain(10, "d-{index}").unwrap())
+    };
+    twincast_emulator::start(config).await.unwrap()
+}
+
+fn port(running: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> IotHub {
+    let mut options = ClientOptions::default();
+    options.roots = Roots::Only(running.ca_pem().to_owned());
+    change(&mut options);
+    let connection = running.connection_string().parse().unwrap();
+    IotHub::new(Client::new(&connection, options).unwrap(), None)
+}
+
+async fn send(hub: &IotHub, ttl: Duration) -> SendResult {
+    let content = Content {
+        body: "hello".into(),
+        content_type: None,
+        content_encoding: None,
+        properties: vec![],
+        ttl: Some(ttl),
+        ack: Ack::Full,
+    };
+    let message = Outbound {
+        device: build::device("d-1"),
+        id: "r.0.0.1".into(),
+        content: Arc::new(content),
+    };
+    hub.send(message).await
+}
+
+/// The longest life, a hub whose clock is behind, and nothing that tells so: no device has failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
+    let running = emulated(Duration::ZERO, QUARTER).await;
+    let hub = port(&running, |options| {
+        options.https = Endpoint {
+            port: Some(1),
+            ..Endpoint::default()
+        };
+    });
+    let held = send(&hub, 2 * DAY).await;
+    let SendResult::HubShut {
+        reason, trouble, ..
+    } = held
+    else {
+        panic!("{held:?}");
+    };
+    assert_eq!(trouble, HubTrouble::Clock);
+    assert!(reason.contains("403009"), "{reason}");
+    assert!(reason.ends_with("port 443 of the hub tells it"), "{reason}");
+    assert_eq!(hub.clock_ahead_ms(), None);
+    assert_eq!(send(&hub, DAY).await, SendResult::Enqueued);
+}
+
+/// What was heard is not taken for newer than it is, wherever the hub's clock stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn moments_of_feedback_are_on_this_machines_clock() {
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Timestamp(u64::try_from(since.as_millis()).unwrap())
+    };
+    for (ahead, behind) in [(QUARTER, Duration::ZERO), (Duration::ZERO, QUARTER)] {
+        let running = emulated(ahead, behind).await;
+        let hub = port(&running, |_| {});
+        let before = now();
+        assert_eq!(send(&hub, DAY).await, SendResult::Enqueued);
+        let mut feedback = hub.feedback().unwrap();
+        let batch = feedback.next(Duration::from_secs(60)).await.unwrap();
+        let enqueued = batch.unwrap().enqueued_at.unwrap();
+        assert!(enqueued <= now(), "{ahead:?}");
+        let earliest = before.minus(Duration::from_secs(30));
+        assert!(enqueued >= earliest, "{ahead:?} {enqueued} {before}");
+        let seen = hub.clock_ahead_ms().unwrap().unsigned_abs();
+        assert!((870_000..=930_000).contains(&seen), "{seen}");
+    }
+}

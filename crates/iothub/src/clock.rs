@@ -1,0 +1,356 @@
+//! How far the hub's clock is from this machine's.
+//!
+//! The hub judges the expiry of messages and of tokens by its own clock. Every HTTP response says in its `Date` header
+//! what time that clock shows (RFC 9110, section 6.6.1), to the second. From the moments between which a response was
+//! made follow bounds for the offset; [`ClockOffset::nearest`] is the smallest offset within the bounds, so a clock
+//! that may be right is never corrected.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tracing::{info, warn};
+
+/// The resolution of a `Date` header.
+pub(crate) const DATE_RESOLUTION: Duration = Duration::from_secs(1);
+
+/// How often the hub is asked for the time, unless its answers to other requests have told it.
+const ASK_EVERY: Duration = Duration::from_secs(300);
+
+/// An offset that is at least as large is told.
+const WORTH_TELLING_MS: u64 = 5_000;
+
+/// This machine's clock has been set when it is so far from where it should be after a while.
+const STEP_MS: u64 = 2_000;
+
+/// How far another machine's clock is ahead of this one's: between two bounds, in milliseconds. Negative is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockOffset {
+    least_ms: i64,
+    most_ms: i64,
+}
+
+impl ClockOffset {
+    /// The bounds that follow from an answer. The other clock showed `theirs`, rounded down to `resolution`, at some
+    /// moment between `before` (the question was sent) and `after` (the answer has come), on this machine's clock.
+    /// `None` when this machine's clock was set back meanwhile.
+    #[must_use]
+    pub fn observed(
+        before: SystemTime,
+        theirs: SystemTime,
+        resolution: Duration,
+        after: SystemTime,
+    ) -> Option<Self> {
+        let least_ms = unix_ms(theirs).saturating_sub(unix_ms(after));
+        let most = unix_ms(theirs).saturating_add(millis(resolution));
+        let most_ms = most.saturating_sub(unix_ms(before));
+        (after >= before).then_some(Self { least_ms, most_ms })
+    }
+
+    /// The bounds that both observations allow; those of `newer` when a clock was set between the two.
+    #[must_use]
+    pub fn narrowed_by(self, newer: Self) -> Self {
+        let both = Self {
+            least_ms: self.least_ms.max(newer.least_ms),
+            most_ms: self.most_ms.min(newer.most_ms),
+        };
+        if both.least_ms <= both.most_ms {
+            both
+        } else {
+            newer
+        }
+    }
+
+    /// The smallest offset within the bounds, in milliseconds: zero for a clock that may be right.
+    #[must_use]
+    pub fn nearest(self) -> i64 {
+        0_i64.clamp(self.least_ms, self.most_ms)
+    }
+
+    /// The earliest moment on this machine's clock at which the other clock may have shown `theirs`.
+    #[must_use]
+    pub fn earliest(self, theirs: SystemTime) -> SystemTime {
+        moved(theirs, self.most_ms.saturating_neg())
+    }
+}
+
+/// As seen from this machine's clock: `900 s behind`, `12 s ahead of`.
+impl fmt::Display for ClockOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.nearest();
+        let seconds = (ms.unsigned_abs() + 500) / 1_000;
+        let way = if ms > 0 { "behind" } else { "ahead of" };
+        write!(f, "{seconds} s {way}")
+    }
+}
+
+/// A hub's clock, as far as it is known.
+#[derive(Debug, Default)]
+pub(crate) struct HubClock(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    known: Option<Known>,
+    asked_at: Option<Instant>,
+    /// The last offset that was told, in milliseconds.
+    told: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    offset: ClockOffset,
+    /// The moment of the observation, on both of this machine's clocks.
+    at: (SystemTime, Instant),
+}
+
+impl Known {
+    /// The offset, unless this machine's clock was set since, or the machine has slept.
+    fn offset(&self, (now, ticks): (SystemTime, Instant)) -> Option<ClockOffset> {
+        let ticked = millis(ticks.saturating_duration_since(self.at.1));
+        let expected = unix_ms(self.at.0).saturating_add(ticked);
+        let step = unix_ms(now).abs_diff(expected);
+        (step <= STEP_MS).then_some(self.offset)
+    }
+}
+
+impl HubClock {
+    /// The offset, if it is known.
+    pub(crate) fn offset(&self) -> Option<ClockOffset> {
+        self.offset_at(this_machine())
+    }
+
+    /// The offset, if it is known to be one that people are told of.
+    pub(crate) fn wrong(&self) -> Option<ClockOffset> {
+        let offset = self.offset();
+        offset.filter(|offset| offset.nearest().unsigned_abs() >= WORTH_TELLING_MS)
+    }
+
+    fn offset_at(&self, now: (SystemTime, Instant)) -> Option<ClockOffset> {
+        self.state().known.and_then(|known| known.offset(now))
+    }
+
+    /// What the hub's clock shows at `now` on this machine's; the same where the offset is not known.
+    pub(crate) fn hub_time(&self, now: SystemTime) -> SystemTime {
+        let offset = self.offset_at((now, Instant::now()));
+        offset.map_or(now, |offset| moved(now, offset.nearest()))
+    }
+
+    /// Notes an answer of `hub` that says what time it is, and tells people of a clock that is wrong.
+    pub(crate) fn observe(&self, hub: &str, before: SystemTime, date: &str) {
+        let now = this_machine();
+        let observed = http_date(date)
+            .and_then(|theirs| ClockOffset::observed(before, theirs, DATE_RESOLUTION, now.0));
+        let Some(offset) = observed else { return };
+        let mut state = self.state();
+        let before = state.known.and_then(|known| known.offset(now));
+        let offset = before.map_or(offset, |before| before.narrowed_by(offset));
+        state.known = Some(Known { offset, at: now });
+        state.asked_at = Some(now.1);
+        if !is_news(state.told, offset.nearest()) {
+            return;
+        }
+        state.told = offset.nearest();
+        drop(state);
+        if offset.nearest().unsigned_abs() < WORTH_TELLING_MS {
+            info!(hub, "this machine's clock and the hub's agree again");
+        } else {
+            warn!(
+                hub,
+                "this machine's clock is {offset} the hub's: messages and tokens are made to expire by the hub's clock; set this machine's"
+            );
+        }
+    }
+
+    /// Whether the hub should be asked for the time now. If so, it is not asked again for a while.
+    pub(crate) fn is_to_be_asked(&self) -> bool {
+        let now = this_machine();
+        let mut state = self.state();
+        let was_set = state.known.is_some_and(|known| known.offset(now).is_none());
+        let is_due = state
+            .asked_at
+            .is_none_or(|at| now.1.saturating_duration_since(at) >= ASK_EVERY);
+        if was_set {
+            state.known = None;
+        }
+        if is_due || was_set {
+            state.asked_at = Some(now.1);
+        }
+        is_due || was_set
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a date as HTTP headers have it.
+pub(crate) fn http_date(text: &str) -> Option<SystemTime> {
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new();
+    Some(parser.parse_timestamp(text).ok()?.into())
+}
+
+/// Whether people are to be told of an offset, who were told of another one last.
+fn is_news(told: i64, offset: i64) -> bool {
+    let is_wrong = |offset: i64| offset.unsigned_abs() >= WORTH_TELLING_MS;
+    match (is_wrong(told), is_wrong(offset)) {
+        (false, false) => false,
+        // One that grows slowly is told of each time it has doubled or halved.
+        (true, true) => {
+            told.signum() != offset.signum()
+                || told.unsigned_abs() >= offset.unsigned_abs() * 2
+                || offset.unsigned_abs() >= told.unsigned_abs() * 2
+        }
+        _ => true,
+    }
+}
+
+fn this_machine() -> (SystemTime, Instant) {
+    (SystemTime::now(), Instant::now())
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => millis(since),
+        Err(before) => -millis(before.duration()),
+    }
+}
+
+/// `time` moved by so many milliseconds; not at all where it could not be told any more.
+fn moved(time: SystemTime, ms: i64) -> SystemTime {
+    let by = Duration::from_millis(ms.unsigned_abs());
+    let moved = if ms < 0 {
+        time.checked_sub(by)
+    } else {
+        time.checked_add(by)
+    };
+    moved.unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(1_790_000_000_000 + ms)
+    }
+
+    /// An answer to a question sent at `sent`, made when a hub that is `ahead` had it after `way`, and that was back
+    /// after `back`; all in milliseconds.
+    fn answered(ahead: i64, sent: u64, way: u64, back: u64) -> ClockOffset {
+        let theirs = moved(at(sent + way), ahead);
+        let ms = unix_ms(theirs);
+        let date = moved(theirs, -ms.rem_euclid(1_000));
+        let (before, after) = (at(sent), at(sent + way + back));
+        ClockOffset::observed(before, date, DATE_RESOLUTION, after).unwrap()
+    }
+
+    #[test]
+    fn the_true_offset_is_within_the_bounds_whatever_the_way() {
+        let days = 3 * 86_400_000;
+        for ahead in [0, 50, -50, 999, 180_000, -180_000, 900_000, -900_000, days] {
+            for sent in [0, 1, 499, 500, 998, 999] {
+                for (way, back) in [(0, 0), (1, 1), (30, 30), (0, 900), (900, 0), (5_000, 3)] {
+                    let seen = answered(ahead, sent, way, back);
+                    assert!(
+                        (seen.least_ms..=seen.most_ms).contains(&ahead),
+                        "{ahead} {sent} {way} {back}: {seen:?}"
+                    );
+                    let width = i64::try_from(1_000 + way + back).unwrap();
+                    assert_eq!(seen.most_ms - seen.least_ms, width);
+                    let nearest = seen.nearest();
+                    assert!((nearest - ahead).abs() <= width && nearest.abs() <= ahead.abs());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_may_be_right_is_not_corrected() {
+        for sent in 0..1_000 {
+            assert_eq!(answered(0, sent, 3, 3).nearest(), 0);
+        }
+        assert_eq!(answered(-50, 500, 10, 10).nearest(), 0);
+        assert_eq!(answered(-50, 20, 10, 10).nearest(), -20, "it cannot be");
+        let back = ClockOffset::observed(at(5), at(0), DATE_RESOLUTION, at(4));
+        assert_eq!(back, None, "this machine's clock was set back meanwhile");
+    }
+
+    #[test]
+    fn observations_narrow_each_other_until_a_clock_is_set() {
+        let mut known = answered(900_123, 0, 20, 20);
+        for sent in (0..40_000).step_by(1_100) {
+            known = known.narrowed_by(answered(900_123, sent, 20, 20));
+        }
+        assert!(known.most_ms - known.least_ms < 200, "{known:?}");
+        assert!((known.nearest() - 900_123).abs() < 200, "{known:?}");
+        assert_eq!(known.to_string(), "900 s behind");
+        let set = answered(-7_000, 50_000, 20, 20);
+        assert_eq!(known.narrowed_by(set), set);
+        assert_eq!(answered(-7_900, 50_000, 20, 20).to_string(), "7 s ahead of");
+    }
+
+    #[test]
+    fn a_moment_of_the_other_clock_is_not_taken_for_later_than_it_was() {
+        for ahead in [0, 900_000, -900_000] {
+            let seen = answered(ahead, 400, 30, 30);
+            let then = at(777_000);
+            let earliest = seen.earliest(moved(then, ahead));
+            assert!(earliest <= then && earliest >= moved(then, -1_060));
+        }
+    }
+
+    #[test]
+    fn an_offset_is_forgotten_when_this_machines_clock_is_set() {
+        let ticks = Instant::now();
+        let offset = answered(900_000, 0, 1, 1);
+        let known = Known {
+            offset,
+            at: (at(0), ticks),
+        };
+        let after = |system: u64, ticked: u64| {
+            known.offset((at(system), ticks + Duration::from_millis(ticked)))
+        };
+        assert_eq!(after(60_000, 60_000), Some(offset));
+        assert_eq!(after(61_500, 60_000), Some(offset), "it is being slewed");
+        assert_eq!(after(960_000, 60_000), None, "it was set");
+        assert_eq!(after(7_200_000, 60_000), None, "the machine has slept");
+    }
+
+    #[test]
+    fn hubs_are_asked_now_and_then_and_their_dates_are_noted() {
+        let clock = HubClock::default();
+        let now = SystemTime::now();
+        assert_eq!((clock.offset(), clock.hub_time(now)), (None, now));
+        assert!(clock.is_to_be_asked());
+        assert!(!clock.is_to_be_asked(), "not twice");
+        clock.observe("h", now, "no date");
+        assert_eq!(clock.offset(), None);
+        let then = jiff::Timestamp::try_from(now + Duration::from_secs(900)).unwrap();
+        let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+        let date = printer.timestamp_to_rfc9110_string(&then).unwrap();
+        clock.observe("h", now, &date);
+        let ahead = clock.offset().unwrap().nearest();
+        assert!((898_000..=901_000).contains(&ahead), "{ahead}");
+        assert!(clock.hub_time(now) >= now + Duration::from_secs(898));
+    }
+
+    #[test]
+    fn people_are_told_when_it_matters() {
+        for (told, offset, is) in [
+            (0, 4_999, false),
+            (0, 5_000, true),
+            (0, -5_000, true),
+            (900_000, 905_000, false),
+            (900_000, -900_000, true),
+            (6_000, 12_000, true),
+            (12_000, 6_000, true),
+            (900_000, 0, true),
+        ] {
+            assert_eq!(is_news(told, offset), is, "{told} {offset}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A clock that is not the hub's: what expires, messages and tokens, does so by the hub's.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{client, client_with, config, message, options};
+use twincast_emulator::{Faults, HubConfig, RunningHub};
+use twincast_iothub::{C2dSender, C2dTemplate, Client, Endpoint, Expiry, LONGEST_TTL, SendOutcome};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A hub whose clock is ahead or behind.
+async fn hub(ahead: Duration, behind: Duration) -> RunningHub {
+    let config = HubConfig {
+        clock_ahead: ahead,
+        clock_behind: behind,
+        ..config(10, Faults::default())
+    };
+    twincast_emulator::start(config).await.unwrap()
+}
+
+fn living(ttl: Duration) -> Arc<C2dTemplate> {
+    let template = C2dTemplate::builder("hello").expiry(Expiry::After(ttl));
+    template.build().unwrap()
+}
+
+async fn send(sender: &C2dSender, template: &Arc<C2dTemplate>, id: u64) -> SendOutcome {
+    sender.send(message(template, id % 10, id)).await
+}
+
+/// Waits until the hub has done with all that it has accepted; gives how many were delivered, and how many expired.
+async fn ends(hub: &RunningHub) -> (u64, u64) {
+    loop {
+        let summary = hub.hub().summary();
+        if summary.pending == 0 {
+            return (summary.delivered, summary.expired);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_and_tokens_expire_by_the_hubs_clock() {
+    let zero = Duration::ZERO;
+    for (ahead, behind) in [
+        (zero, zero),
+        (Duration::from_secs(180), zero),
+        (zero, Duration::from_secs(180)),
+        (3 * HOUR, zero),
+        (zero, 3 * HOUR),
+        (Duration::from_millis(50), zero),
+        (zero, Duration::from_millis(50)),
+    ] {
+        let hub = hub(ahead, behind).await;
+        let client = client(&hub);
+        let sender = C2dSender::connect(&client).await.unwrap();
+        for (id, ttl) in [(1, Duration::from_secs(120)), (2, LONGEST_TTL)] {
+            let outcome = send(&sender, &living(ttl), id).await;
+            assert!(outcome.is_accepted(), "{ahead:?} {behind:?}: {outcome}");
+        }
+        assert_eq!(ends(&hub).await, (2, 0), "{ahead:?} {behind:?}");
+        sender.close().await;
+    }
+}
+
+/// A rejected token tells the time, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_answered_whatever_the_clock_shows() {
+    for (ahead, behind) in [(3 * HOUR, Duration::ZERO), (Duration::ZERO, 3 * HOUR)] {
+        let hub = hub(ahead, behind).await;
+        let client = client(&hub);
+        let mut pages = client.query("SELECT deviceId FROM devices", 100).unwrap();
+        let page = pages.next_page().await.unwrap().unwrap();
+        assert_eq!(page.items.len(), 10);
+        let seen = client.clock_offset().unwrap().nearest();
+        let meant = i64::try_from((ahead + behind).as_millis()).unwrap();
+        let meant = if behind.is_zero() { meant } else { -meant };
+        assert!((meant - seen).abs() < 30_000, "{seen}");
+    }
+}
+
+/// A client of a hub whose HTTPS port is closed to it.
+fn without_https(hub: &RunningHub) -> Client {
+    let mut options = options(hub);
+    options.https = Endpoint {
+        port: Some(1),
+        ..Endpoint::default()
+    };
+    client_with(hub, options)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_off_by_less_than_the_margin_does_no_harm_unknown() {
+    for ahead in [Duration::ZERO, Duration::from_secs(30)] {
+        let hub = hub(ahead, Duration::from_secs(30).saturating_sub(ahead)).await;
+        let client = without_https(&hub);
+        let sender = C2dSender::connect(&client).await.unwrap();
+        assert_eq!(client.clock_offset(), None);
+        let outcome = send(&sender, &living(LONGEST_TTL), 1).await;
+        assert!(outcome.is_accepted(), "{outcome}");
+        sender.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_token_says_that_the_clock_is_wrong() {
+    let hub = hub(3 * HOUR, Duration::ZERO).await;
+    let connection = hub.connection_string();
+    let (head, _) = connection.split_once("SharedAccessKey=").unwrap();
+    let wrong = format!("{head}SharedAccessKey=c2VjcmV0").parse().unwrap();
+    let client = Client::new(&wrong, options(&hub)).unwrap();
+    let error = C2dSender::connect(&client).await.unwrap_err().to_string();
+    assert!(error.contains("this machine's clock is 10"), "{error}");
+    assert!(error.contains(" s behind the hub's"), "{error}");
+}
