@@ -1,7 +1,7 @@
 //! RabbitMQ and Redis, as the processes of the distributed engine and their clients use them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokio::sync::watch;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_amqp::{Amqp, AmqpError, BrokerUrl, ConnectError as BrokerError, State};
 use twincast_core::error::in_words;
 use twincast_core::ports::QueueError;
+use twincast_iothub::ClockOffset;
 use twincast_orchestrator::events::Events;
 use twincast_redis::{ConnectError, RedisStore};
 use twincast_retry::Policy;
@@ -22,6 +23,8 @@ use crate::stores;
 const REFUSALS: u32 = 3;
 /// How often a store that is fine is asked whether it still is.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// From which difference on it is told that this machine's clock and Redis' differ, in milliseconds.
+const CLOCK_OFF_MS: u64 = 5_000;
 
 /// How the configured broker is reached; `role` is what it shows as this connection's name.
 fn broker_settings(settings: &Settings, role: &str) -> Result<twincast_amqp::Settings, Failure> {
@@ -155,6 +158,7 @@ impl Services {
 
     /// Asks the store now and then whether it is there, for readiness, until dropped.
     pub(crate) async fn watch_store(&self) {
+        let mut wrong = false;
         loop {
             let trouble = self
                 .store()
@@ -168,8 +172,33 @@ impl Services {
                 (Some(_), None) => tracing::info!("Redis answers again"),
                 _ => {}
             }
+            wrong = self.compare_clocks(wrong).await;
             tokio::time::sleep(ASK_AGAIN).await;
         }
+    }
+
+    /// Tells of a clock that is not Redis': moments that several machines note in records are compared. Gives whether
+    /// it is.
+    async fn compare_clocks(&self, was_wrong: bool) -> bool {
+        let before = SystemTime::now();
+        let Ok(time) = self.store().time().await else {
+            return was_wrong;
+        };
+        let theirs = UNIX_EPOCH + Duration::from_millis(time.0);
+        let resolution = Duration::from_millis(1);
+        let offset = ClockOffset::observed(before, theirs, resolution, SystemTime::now());
+        let Some(offset) = offset else {
+            return was_wrong;
+        };
+        let is_wrong = offset.nearest().unsigned_abs() >= CLOCK_OFF_MS;
+        match (was_wrong, is_wrong) {
+            (false, true) => {
+                tracing::warn!("this machine's clock is {offset} that of Redis: set it");
+            }
+            (true, false) => tracing::info!("this machine's clock and that of Redis agree again"),
+            _ => {}
+        }
+        is_wrong
     }
 }
 

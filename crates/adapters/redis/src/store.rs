@@ -16,7 +16,7 @@ use twincast_core::ids::{BatchId, GroupName, Holder, HubName, Lineage, Revision,
 use twincast_core::ports::StoreError;
 use twincast_core::reports::Reported;
 use twincast_core::rollout::Adding;
-use twincast_core::time::ms;
+use twincast_core::time::{Timestamp, ms};
 
 use crate::check::check;
 use crate::error::{ConnectError, Misfit, store_error};
@@ -84,6 +84,16 @@ impl RedisStore {
         self.ask::<String>("write about", Subject::Rollouts, &set)
             .await?;
         Ok(())
+    }
+
+    /// The server's time.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it does not answer.
+    pub async fn time(&self) -> Result<Timestamp, StoreError> {
+        let (verb, subject) = ("read the time of", Subject::Rollouts);
+        let time: (u64, u64) = self.ask(verb, subject, &redis::cmd("TIME")).await?;
+        Ok(Timestamp(time.0 * 1_000 + time.1 / 1_000))
     }
 
     /// The time for a script: nothing for the server's own.
