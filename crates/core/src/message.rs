@@ -6,6 +6,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use twincast_hub_limits::{LONGEST_ENCODED_ID, MessageSize, property};
 
 use crate::ids::{Attempt, BatchId, DeviceId, RolloutName};
 
@@ -27,7 +28,7 @@ pub enum Ack {
 /// What every device of a rollout is sent. The same for all, so it is shared and never copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// The body, at most 64 KiB together with the properties.
+    /// The body, at most 64 KiB together with properties and ids.
     pub body: Bytes,
     /// For example `application/json`.
     pub content_type: Option<String>,
@@ -43,13 +44,29 @@ pub struct Content {
 }
 
 impl Content {
-    /// What counts against the hub's limit on a message's size: body, properties and the two
-    /// content fields.
+    /// [`size`](Self::size) for the longest device id.
     #[must_use]
-    pub fn size(&self) -> usize {
-        let text = |field: &Option<String>| field.as_ref().map_or(0, String::len);
-        let properties: usize = self.properties.iter().map(|(k, v)| k.len() + v.len()).sum();
-        self.body.len() + properties + text(&self.content_type) + text(&self.content_encoding)
+    pub fn largest(&self, rollout: &RolloutName) -> usize {
+        self.size(rollout, LONGEST_ENCODED_ID)
+    }
+
+    /// What counts against the hub's limit on a message's size, at the most, for a rollout of this name. The device's id
+    /// is `device_id` bytes long, percent-encoded.
+    #[must_use]
+    pub fn size(&self, rollout: &RolloutName, device_id: usize) -> usize {
+        let length = |field: &Option<String>| field.as_ref().map(String::len);
+        let properties = self.properties.iter();
+        let size = MessageSize {
+            device_id,
+            message_id: MessageId::longest(rollout),
+            correlation_id: None,
+            content_type: length(&self.content_type),
+            content_encoding: length(&self.content_encoding),
+            properties: properties.map(|(k, v)| property(k.len(), v.len())).sum(),
+            ack: (self.ack != Ack::None).then_some("positive".len()),
+            body: self.body.len(),
+        };
+        size.encoded()
     }
 }
 
@@ -68,6 +85,20 @@ pub struct MessageId {
     pub index: u32,
     /// Which attempt.
     pub attempt: Attempt,
+}
+
+impl MessageId {
+    /// The length of the longest id of a rollout's messages.
+    #[must_use]
+    pub fn longest(rollout: &RolloutName) -> usize {
+        let longest = Self {
+            rollout: rollout.clone(),
+            batch: BatchId(u32::MAX),
+            index: u32::MAX,
+            attempt: Attempt(u16::MAX),
+        };
+        longest.to_string().len()
+    }
 }
 
 impl fmt::Display for MessageId {

@@ -632,6 +632,42 @@ rate: 600/min
         );
     }
 
+    /// A message counts with its address and id, which are as long as they may become.
+    #[test]
+    fn a_message_that_no_hub_takes_is_refused() {
+        let read = |target: &str, more: &str, bytes: usize| {
+            let body = "x".repeat(bytes);
+            let text =
+                format!("name: a\ntarget: {target}\nmessage: {{body: {{text: {body}}}{more}}}\n");
+            RolloutSpec::read("x", &text)
+        };
+        // What beside the body is counted: sections 45, expiry 9, address with its id, message id, `utf-8`.
+        let beside =
+            |id: usize| 45 + 9 + (5 + 30 + id) + (2 + "a.1z141z3.1z141z3.1ekf".len()) + (2 + 5);
+        let all = 65_536 - beside(384);
+        assert!(read("{all: true}", "", all).is_ok(), "{all}");
+        let error = read("{all: true}", "", all + 1).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!(
+                "this message has 65537; beside them is room for a body of {all}, and it has"
+            )),
+            "{error}"
+        );
+        assert!(read("{all: true}", "", 65_450).is_err());
+        // The ids of a list are known; `%` is three bytes in an address.
+        let listed = 65_536 - (beside("ab%25".len()) - 3);
+        assert!(read("{devices: [a, 'ab%']}", "", listed).is_ok());
+        assert!(read("{devices: [a, 'ab%']}", "", listed + 1).is_err());
+        // An ack and properties count, too.
+        for more in [
+            ", ack: full",
+            ", properties: {k: v}",
+            ", content_type: text/plain",
+        ] {
+            assert!(read("{all: true}", more, all).is_err(), "{more}");
+        }
+    }
+
     #[test]
     fn a_target_must_be_said() {
         let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use common::{Tally, client, client_with, hub, message, options, template};
 use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
-use twincast_emulator::{Chance, Cut, Faults};
+use twincast_emulator::{Chance, Cut, Faults, Fleet};
 use twincast_iothub::{
-    C2dSender, Client, ConnectError, ConnectionFailure, Disposition, HubShutReason, LinkState,
-    NotSent, Roots, SendOutcome,
+    Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, Client, ConnectError,
+    ConnectionFailure, Disposition, Expiry, HubShutReason, LinkState, NotSent, Roots, SendOutcome,
 };
 
 /// Longer than anything here should take; a hang fails instead of hanging.
@@ -46,6 +46,50 @@ async fn every_message_is_accepted_by_a_healthy_hub() {
         (5_000, 0)
     );
     timeout(PATIENCE, sender.close()).await.unwrap();
+}
+
+/// What is counted before a message is sent is never less than what the hub counts, and hardly more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_messages_are_taken_and_larger_ones_are_not_sent() {
+    let config = twincast_emulator::HubConfig {
+        fleet: Fleet::plain(1, "d%-{index}").unwrap(),
+        ..common::config(1, Faults::default())
+    };
+    let hub = twincast_emulator::start(config).await.unwrap();
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
+    type Made = fn(Vec<u8>) -> C2dTemplateBuilder;
+    let kinds: [Made; 4] = [
+        |body| C2dTemplate::builder(body),
+        |body| {
+            C2dTemplate::builder(body)
+                .ack(Ack::Positive)
+                .expiry(Expiry::After(PATIENCE))
+        },
+        |body| {
+            let made = C2dTemplate::builder(body).content_type("application/json");
+            made.content_encoding("utf-8")
+                .correlation_id("c".repeat(300))
+        },
+        |body| {
+            let made = (0..40).fold(C2dTemplate::builder(body), |made, n| {
+                made.property(format!("name-{n}"), "v".repeat(n * 20))
+            });
+            made.ack(Ack::Full)
+        },
+    ];
+    for (n, kind) in kinds.iter().enumerate() {
+        let made = |bytes: usize| {
+            let template = kind(vec![b'x'; bytes]).build().ok()?;
+            C2dMessage::new("d%-0", format!("r.{n}.zz.1"), template).ok()
+        };
+        let fits = |bytes: &usize| made(*bytes).is_some();
+        let largest = (40_000..65_536).rev().find(fits).unwrap();
+        let outcome = sender.send(made(largest).unwrap()).await;
+        assert!(outcome.is_accepted(), "{n}: {largest}: {outcome}");
+        assert_eq!(made(largest + 1), None);
+    }
+    assert_eq!(hub.hub().summary().otherwise_refused, 0);
+    sender.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

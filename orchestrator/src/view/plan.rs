@@ -150,7 +150,7 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
         handle.map_or_else(HubLimits::unlimited, |handle| handle.limits)
     };
     let stages = estimates(spec, &plan, &parts, |hubs, pace, before| {
-        estimate(hubs, limits, pace, before, content.size())
+        estimate(hubs, limits, pace, before, content.largest(&spec.name))
     });
     let of_stages: Vec<_> = stages.iter().map(|stage| stage.estimate.clone()).collect();
     let estimate = Estimate::of_stages(&of_stages).expect("there is always a stage for the rest");

@@ -26,7 +26,10 @@ const MOMENT: Duration = Duration::from_secs(1);
 pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
     let invalid = |error: &InvalidMessage| SendResult::Final {
         outcome: Outcome::Refused,
-        code: 400_004,
+        code: match error {
+            InvalidMessage::TooLarge { .. } => 413_001,
+            _ => 400_004,
+        },
         detail: error.to_string(),
     };
     let template = match template(hub, &message.content) {

@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use twincast_hub_limits::{LONGEST_ENCODED_ID, encoded_id};
+
 use super::document::Problem;
 use super::{
     AtMost, Exclusion, Gate, LATE, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target,
 };
 use crate::group::Conflict;
-use crate::message::Ack;
+use crate::message::{Ack, Content};
 use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
 
-/// The largest message that a hub takes from the cloud to a device: 64 KiB with its properties
-/// (reference: quotas and throttling, "cloud-to-device messages").
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-/// The longest time to live (`iot-hub-devguide-messages-c2d`).
-pub const MAX_TTL: Duration = Duration::from_secs(48 * 3600);
+/// The largest message that a hub takes from the cloud to a device, with its properties and ids.
+pub const MAX_MESSAGE_BYTES: usize = twincast_hub_limits::LARGEST_MESSAGE;
+/// The longest time to live.
+pub const MAX_TTL: Duration = twincast_hub_limits::LONGEST_TTL;
 /// The shortest time to live that a hub's own setting takes; shorter ones expire on the way.
 pub const MIN_TTL: Duration = Duration::from_secs(60);
 /// More devices belong into a file.
@@ -410,6 +411,26 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
     super::metric::check(&gate.metrics, field, problems);
 }
 
+/// A message that is larger than the hub takes, with the longest ids that may occur.
+fn too_large(spec: &RolloutSpec, content: &Content) -> Option<Problem> {
+    let target = &spec.target;
+    let listed = target.devices.iter().map(|id| encoded_id(id.as_str()));
+    // Where devices are found by the hub, any id may be among them.
+    let longest = listed.max().unwrap_or(LONGEST_ENCODED_ID);
+    let bytes = content.size(&spec.name, longest);
+    let body = content.body.len();
+    let spare = MAX_MESSAGE_BYTES.saturating_sub(bytes - body);
+    (bytes > MAX_MESSAGE_BYTES).then(|| {
+        Problem::new(
+            "message",
+            format!(
+                "a hub takes at most {MAX_MESSAGE_BYTES} bytes with properties, content fields and the longest ids: \
+                 this message has {bytes}; beside them is room for a body of {spare}, and it has {body}"
+            ),
+        )
+    })
+}
+
 fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     let message = &spec.message;
     if let Some(ttl) = message.ttl
@@ -444,17 +465,14 @@ fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         }
     }
     match message.content() {
-        Ok(content) if content.size() > MAX_MESSAGE_BYTES => problems.push(Problem::new(
-            "message",
-            format!(
-                "body, properties and content fields have {} bytes; a hub takes at most {MAX_MESSAGE_BYTES}",
-                content.size()
-            ),
-        )),
+        Ok(content) => problems.extend(too_large(spec, &content)),
         // A body in a file is checked once the file is read.
-        Ok(_) | Err(NoContent::File(_)) => {}
+        Err(NoContent::File(_)) => {}
         Err(NoContent::Base64(error)) => {
-            problems.push(Problem::new("message.body.base64", format!("is not base64: {error}")));
+            problems.push(Problem::new(
+                "message.body.base64",
+                format!("is not base64: {error}"),
+            ));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use twincast_hub_limits::LARGEST_MESSAGE;
 use uuid::Uuid;
 
 use super::delivery::FeedbackMessage;
@@ -24,8 +25,6 @@ use crate::policy::Policy;
 use crate::sas::{Grant, TokenError, verify};
 use crate::tier::Limits;
 
-/// The largest cloud-to-device message, properties included.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// A message on its way to a device, as the AMQP side has read it.
@@ -202,8 +201,8 @@ impl Hub {
         if !self.config.tier.has_commands() {
             return Err(Refusal::not_in_tier());
         }
-        if submission.size > MESSAGE_BYTES_MAX {
-            return Err(Refusal::too_large(submission.size, MESSAGE_BYTES_MAX));
+        if submission.size > LARGEST_MESSAGE {
+            return Err(Refusal::too_large(submission.size, LARGEST_MESSAGE));
         }
         let id = submission.device_id;
         let now_ms = self.now_ms();

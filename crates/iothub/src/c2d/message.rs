@@ -5,22 +5,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use thiserror::Error;
+use twincast_hub_limits::{MessageSize, encoded_id, property};
 
-/// The most bytes of a C2D message with its properties, as IoT Hub documents it.
-pub const LARGEST_MESSAGE: usize = 64 * 1024;
-
-/// The longest time to live of a C2D message, as IoT Hub documents it.
-pub const LONGEST_TTL: Duration = Duration::from_secs(48 * 60 * 60);
+pub use twincast_hub_limits::{
+    LARGEST_MESSAGE, LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL,
+};
 
 /// How far within [`LONGEST_TTL`] a message is made to expire: the hub judges that by its own clock, and refuses the
 /// message for good if it is beyond.
 pub const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-
-/// The most bytes of a message id (recommended by IoT Hub, enforced here).
-pub const LONGEST_MESSAGE_ID: usize = 128;
-
-/// The most bytes of a device id, as IoT Hub documents it.
-pub const LONGEST_DEVICE_ID: usize = 128;
 
 /// Which feedback the hub shall produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -86,9 +79,9 @@ pub struct C2dTemplateBuilder(C2dTemplate);
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidMessage {
-    /// Body and properties are larger than the hub takes.
+    /// Body, properties and ids are larger than the hub takes.
     #[error(
-        "message has {found} bytes with its properties, the hub takes {}",
+        "message has {found} bytes with its properties and ids, the hub takes {}",
         LARGEST_MESSAGE
     )]
     TooLarge {
@@ -209,17 +202,22 @@ impl C2dTemplate {
         self.expiry
     }
 
-    /// An estimate from above of what the hub counts against [`LARGEST_MESSAGE`]: body, properties and ids at their
-    /// longest are the caller's to keep small, so only what the template knows is counted.
-    #[must_use]
-    pub fn counted_size(&self) -> usize {
-        let text = |value: &Option<String>| value.as_ref().map_or(0, String::len);
-        let properties: usize = self.properties.iter().map(|(k, v)| k.len() + v.len()).sum();
-        self.body.len()
-            + properties
-            + text(&self.content_type)
-            + text(&self.content_encoding)
-            + text(&self.correlation_id)
+    /// From above, what the hub counts against [`LARGEST_MESSAGE`] of a message with ids of so many bytes, that of the
+    /// device percent-encoded.
+    fn size(&self, device_id: usize, message_id: usize) -> usize {
+        let length = |value: &Option<String>| value.as_ref().map(String::len);
+        let properties = self.properties.iter();
+        let size = MessageSize {
+            device_id,
+            message_id,
+            correlation_id: length(&self.correlation_id),
+            content_type: length(&self.content_type),
+            content_encoding: length(&self.content_encoding),
+            properties: properties.map(|(k, v)| property(k.len(), v.len())).sum(),
+            ack: (self.ack != Ack::None).then(|| self.ack.as_str().len()),
+            body: self.body.len(),
+        };
+        size.encoded()
     }
 }
 
@@ -268,7 +266,8 @@ impl C2dTemplateBuilder {
     /// bounds, or a symbol is not ASCII.
     pub fn build(self) -> Result<Arc<C2dTemplate>, InvalidMessage> {
         let template = self.0;
-        let found = template.counted_size();
+        // With the shortest ids; those of each message are counted when it is made.
+        let found = template.size(1, 1);
         if found > LARGEST_MESSAGE {
             return Err(InvalidMessage::TooLarge { found });
         }
@@ -313,7 +312,7 @@ impl C2dMessage {
     ///
     /// # Errors
     ///
-    /// When an id is empty or longer than 128 bytes.
+    /// When an id is empty or longer than 128 bytes, or the message with these ids is larger than the hub takes.
     pub fn new(
         device_id: impl Into<String>,
         message_id: impl Into<String>,
@@ -329,6 +328,10 @@ impl C2dMessage {
             return Err(InvalidMessage::MessageId {
                 found: message_id.len(),
             });
+        }
+        let found = template.size(encoded_id(&device_id), message_id.len());
+        if found > LARGEST_MESSAGE {
+            return Err(InvalidMessage::TooLarge { found });
         }
         Ok(Self {
             device_id,
@@ -365,10 +368,20 @@ mod tests {
         use InvalidMessage as E;
         let build = |b: C2dTemplateBuilder| b.build().unwrap_err();
         let body = || C2dTemplate::builder("x");
+        // 90 bytes are an address, a message id and sections, at the least.
+        let found = 65_447 + 90;
         assert_eq!(
-            build(C2dTemplate::builder(vec![0; 65_537])),
-            E::TooLarge { found: 65_537 }
+            build(C2dTemplate::builder(vec![0; 65_447])),
+            E::TooLarge { found }
         );
+        let largest = C2dTemplate::builder(vec![0; 65_446]).build().unwrap();
+        assert!(C2dMessage::new("d", "m", Arc::clone(&largest)).is_ok());
+        for (device, id) in [("d2", "m"), ("d", "m2")] {
+            let larger = C2dMessage::new(device, id, Arc::clone(&largest));
+            assert_eq!(larger, Err(E::TooLarge { found }));
+        }
+        let encoded = C2dMessage::new("@", "m", largest);
+        assert_eq!(encoded, Err(E::TooLarge { found: found + 1 }));
         assert_eq!(
             build(body().expiry(Expiry::After(Duration::ZERO))),
             E::Ttl {
