@@ -174,6 +174,9 @@ impl fmt::Display for Impasse {
         let what = match self.trouble {
             HubTrouble::Unreachable => "cannot be reached",
             HubTrouble::Certificate => "shows a certificate that is not trusted",
+            HubTrouble::CertificateName => "shows a certificate for another name",
+            HubTrouble::CertificateDates => "shows a certificate that is not valid now",
+            HubTrouble::Tls => "does not speak TLS",
             HubTrouble::Unauthorized => "refuses the key",
             HubTrouble::Throttled => "refuses sends for its quota",
             HubTrouble::QuotaUsedUp => "has used up its daily quota, until midnight (UTC)",

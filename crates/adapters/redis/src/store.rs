@@ -12,7 +12,9 @@ use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use twincast_core::batch::Lease;
-use twincast_core::ids::{BatchId, GroupName, Holder, HubName, Lineage, Revision, RolloutName, Version};
+use twincast_core::ids::{
+    BatchId, GroupName, Holder, HubName, Lineage, Revision, RolloutName, Version,
+};
 use twincast_core::ports::StoreError;
 use twincast_core::reports::Reported;
 use twincast_core::rollout::Adding;
