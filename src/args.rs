@@ -310,7 +310,8 @@ pub(crate) struct ExplainArgs {
     /// The rollout's name.
     pub(crate) rollout: String,
 
-    /// The device's id.
+    /// The device's id. It may begin with a `-`.
+    #[arg(allow_hyphen_values = true)]
     pub(crate) device: String,
 }
 

@@ -29,12 +29,26 @@ pub(crate) enum Place {
 }
 
 /// The newest rollouts.
+#[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) rows: Vec<RolloutRow>,
     /// How many others there are.
     pub(crate) older: usize,
     /// Those that a newer release has written.
     pub(crate) newer: Vec<RolloutName>,
+    /// Those whose records are damaged.
+    pub(crate) damaged: Vec<RolloutName>,
+}
+
+impl Listing {
+    /// The same with the newest `most` alone.
+    fn cut_to(mut self, most: usize) -> Self {
+        let rows = &mut self.rows;
+        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
+        self.older = rows.len().saturating_sub(most);
+        rows.truncate(most);
+        self
+    }
 }
 
 impl Place {
@@ -63,16 +77,10 @@ impl Place {
 
     /// The newest rollouts, `most` at the most.
     pub(crate) async fn newest(&self, most: usize) -> Result<Listing, Failure> {
-        let (mut rows, newer) = match self {
-            Self::Store(store) => {
-                return newest_of(store, most).await.map_err(engine::store_failure);
-            }
-            Self::Server(server) => server.rollouts().await?,
-        };
-        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
-        let older = rows.len().saturating_sub(most);
-        rows.truncate(most);
-        Ok(Listing { rows, older, newer })
+        match self {
+            Self::Store(store) => newest_of(store, most).await.map_err(engine::store_failure),
+            Self::Server(server) => Ok(server.rollouts().await?.cut_to(most)),
+        }
     }
 
     /// A rollout as it is now.
@@ -178,22 +186,28 @@ async fn record(store: &AnyStore, name: &RolloutName) -> Result<Rollout, Failure
 
 /// Only of the newest are the tallies read.
 async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError> {
-    let (mut rollouts, mut newer) = (Vec::new(), Vec::new());
+    let mut rollouts = Vec::new();
+    let mut listing = Listing::default();
     for name in store.rollouts().await? {
         match store.rollout(&name).await {
             Ok(rollout) => rollouts.extend(rollout),
-            Err(StoreError::Newer { .. }) => newer.push(name),
+            Err(StoreError::Newer { .. }) => listing.newer.push(name),
+            // It must not keep the others from being seen.
+            Err(StoreError::Corrupt { .. }) => listing.damaged.push(name),
             Err(error) => return Err(error),
         }
     }
     rollouts.sort_by_key(|rollout| std::cmp::Reverse(rollout.created_at));
-    let older = rollouts.len().saturating_sub(most);
-    let mut rows = Vec::new();
+    listing.older = rollouts.len().saturating_sub(most);
     for rollout in rollouts.iter().take(most) {
-        let tallies = store.tallies(&rollout.spec.name).await?;
-        rows.push(RolloutRow::of(rollout, &tallies, now()));
+        let name = &rollout.spec.name;
+        match store.tallies(name).await {
+            Ok(tallies) => listing.rows.push(RolloutRow::of(rollout, &tallies, now())),
+            Err(StoreError::Corrupt { .. }) => listing.damaged.push(name.clone()),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(Listing { rows, older, newer })
+    Ok(listing)
 }
 
 fn unexplained(error: Unexplained) -> Failure {

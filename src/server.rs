@@ -32,6 +32,7 @@ use twincast_retry::Policy;
 use crate::commander;
 use crate::config::{SecretText, Settings};
 use crate::exit::{ExitCode, Failure};
+use crate::place::Listing;
 
 use answer::Trouble;
 
@@ -77,6 +78,8 @@ struct Page {
     next: Option<String>,
     #[serde(default)]
     newer: Vec<RolloutName>,
+    #[serde(default)]
+    damaged: Vec<RolloutName>,
 }
 
 /// Messages that could not be used.
@@ -167,23 +170,30 @@ impl Server {
         name: &RolloutName,
         device: &DeviceId,
     ) -> Result<Explanation, Failure> {
+        if matches!(device.as_str(), "." | "..") {
+            // No URL can name it: these are steps of a path, also when they are encoded.
+            let message = format!("device {device} cannot be asked for over HTTP");
+            return Err(Failure::message(ExitCode::Refused, message)
+                .hint("ask the store: configure redis.url or --state, and no server"));
+        }
         let path = ["rollouts", name.as_str(), "devices", device.as_str()];
         self.get(&path).await
     }
 
-    /// All rollouts, by name; and which there are that a newer release has written.
-    pub(crate) async fn rollouts(&self) -> Result<(Vec<RolloutRow>, Vec<RolloutName>), Failure> {
+    /// All rollouts, by name, and those that cannot be shown.
+    pub(crate) async fn rollouts(&self) -> Result<Listing, Failure> {
         let limit = PAGE.to_string();
-        let (mut all, mut newer) = (Vec::new(), Vec::new());
+        let mut all = Listing::default();
         let mut after = String::new();
         loop {
             let part = [("limit", &*limit), ("after", &after)];
             let page: Page = self.json(Asked::Get, &["rollouts"], &part).await?;
-            all.extend(page.rollouts);
-            newer.extend(page.newer);
+            all.rows.extend(page.rollouts);
+            all.newer.extend(page.newer);
+            all.damaged.extend(page.damaged);
             match page.next {
                 Some(next) => after = next,
-                None => return Ok((all, newer)),
+                None => return Ok(all),
             }
         }
     }

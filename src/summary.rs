@@ -14,6 +14,7 @@ use twincast_orchestrator::command::State;
 use twincast_orchestrator::view::outcomes::{self, BudgetView, Outcomes};
 use twincast_orchestrator::view::{RampView, RolloutView};
 
+use crate::left_out;
 use crate::output::{Output, Style, table, thousands};
 use crate::stages;
 use crate::times;
@@ -79,6 +80,12 @@ impl Summary {
             lines.push(format!("  {}", budgets_in_words(budgets)));
         }
         lines.extend(self.unknown_zones());
+        let plan = self.plan();
+        let left_out = plan.as_ref().map(left_out::lines).unwrap_or_default();
+        if !left_out.is_empty() {
+            lines.push("  Left out of the plan:".to_owned());
+            lines.extend(left_out.iter().map(|line| format!("  {line}")));
+        }
         // One alone is that of a spec that has none.
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
@@ -106,11 +113,12 @@ impl Summary {
         lines.join("\n")
     }
 
+    fn plan(&self) -> Option<PlanSummary> {
+        plan_of(&self.rollout)
+    }
+
     fn unknown_zones(&self) -> Option<String> {
-        let plan = self.rollout.plan.clone()?;
-        let unknown = serde_json::from_value::<PlanSummary>(plan)
-            .ok()?
-            .unknown_zones;
+        let unknown = self.plan()?.unknown_zones;
         let devices = thousands(unknown.devices);
         let skips = self.rollout.spec["schedule"]["unknown_zone"] == "skip";
         let what = if skips {
@@ -180,6 +188,11 @@ impl Summary {
             .collect();
         table(&headings, &rows)
     }
+}
+
+/// What the plan came to, once it is whole.
+pub(crate) fn plan_of(rollout: &RolloutView) -> Option<PlanSummary> {
+    serde_json::from_value(rollout.plan.clone()?).ok()
 }
 
 fn ramp_in_words(ramp: &RampView) -> String {

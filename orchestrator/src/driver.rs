@@ -664,8 +664,7 @@ pub(crate) fn is_final(error: &PlanError) -> bool {
         | PlanError::NoHubs
         | PlanError::List(_)
         | PlanError::Interrupted => false,
-        PlanError::Device { .. }
-        | PlanError::TooManyExcluded
+        PlanError::TooManyExcluded
         | PlanError::TooManyBatches
         | PlanError::EmptyStage { .. }
         | PlanError::Cut(_) => true,

@@ -6,11 +6,13 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use twincast_core::ids::{DeviceId, InvalidName};
 
+/// The longest line that is read as one: far longer than an id with spaces around it, or a remark.
+const LONGEST_LINE: u64 = 64 * 1024;
 /// How many ids one pass keeps: about 60 MB.
 const IDS_A_PASS: u64 = 500_000;
 
@@ -128,15 +130,24 @@ fn for_each(path: &Path, mut take: impl FnMut(DeviceId) -> bool) -> Result<(), L
         source,
     };
     let mut file = BufReader::new(std::fs::File::open(path).map_err(read)?);
-    let mut line = String::new();
+    let mut line = Vec::new();
     let mut number = 0;
     loop {
         line.clear();
-        if file.read_line(&mut line).map_err(read)? == 0 {
+        // A file without an end of line must not be taken into memory whole.
+        let mut limited = (&mut file).take(LONGEST_LINE);
+        if limited.read_until(b'\n', &mut line).map_err(read)? == 0 {
             return Ok(());
         }
         number += 1;
-        let text = line.trim();
+        // What is no text is no device id either, and is told with its line.
+        let text = String::from_utf8_lossy(&line);
+        // Some editors mark a text as UTF-8 at its beginning.
+        let text = text
+            .strip_prefix('\u{feff}')
+            .filter(|_| number == 1)
+            .unwrap_or(&text);
+        let text = text.trim();
         if text.is_empty() || text == "#" || text.starts_with("# ") {
             continue;
         }
@@ -205,6 +216,14 @@ mod tests {
             error.to_string().ends_with(":3: not a device id"),
             "{error}"
         );
+        let mut file = list("a\n");
+        file.write_all(b"b\xff\n").unwrap();
+        let error = check(file.path()).unwrap_err();
+        assert!(
+            error.to_string().ends_with(":2: not a device id"),
+            "{error}"
+        );
+        assert_eq!(check(list("\u{feff}a;1\r\nb\n").path()).unwrap().ids, 2);
         assert!(matches!(
             check(list("\n# x\n").path()),
             Err(ListError::Empty { .. })

@@ -167,7 +167,7 @@ impl Look {
             // The last part's reading is the whole stock, with what was added for those before it.
             stock = Stock::default();
             let members = self.members(part, &mut stock).await?;
-            found.joined += self.add_joiners(&members, &mut stock).await?;
+            self.add_joiners(&members, &mut stock, &mut found).await?;
             found.left += self.skip_left(&members, &stock.waiting).await?;
         }
         found.checksum = stock.checksum;
@@ -197,8 +197,13 @@ impl Look {
         }
     }
 
-    /// Asks the hubs for the target and adds what is new; gives how many devices that were.
-    async fn add_joiners(&self, members: &Members, stock: &mut Stock) -> Result<u64, GivenUp> {
+    /// Asks the hubs for the target and adds what is new.
+    async fn add_joiners(
+        &self,
+        members: &Members,
+        stock: &mut Stock,
+        found: &mut Found,
+    ) -> Result<(), GivenUp> {
         let planner = Planner {
             spec: &self.spec,
             hubs: &self.hubs,
@@ -224,7 +229,11 @@ impl Look {
         for hub in &planned.hubs {
             stock.add(hub);
         }
-        Ok(planned.devices)
+        found.joined += planned.devices;
+        found.repeated += planned.repeated;
+        // The hubs are asked for all of the target for every part.
+        found.not_understood = planned.not_understood;
+        Ok(())
     }
 
     /// Skips known devices that were not seen in the target, as far as nothing was sent to them. A batch that somebody works on is

@@ -15,14 +15,14 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use twincast_core::ids::{
-    BatchId, DeviceId, HubHost, HubName, InvalidName, RolloutName, StageIndex, StageName,
+    BatchId, DeviceId, HubHost, HubName, RolloutName, StageIndex, StageName,
 };
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, CutMissed, Excluded,
-    Filled, Group, HubDigest, HubPlan, HubStager, PlanDigest, PlanSummary, StagePlan, StageRules,
-    UnknownZones, arrange, finish_stages,
+    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, PlanDigest, PlanSummary, StagePlan,
+    StageRules, UnknownZones, arrange, finish_stages,
 };
-use twincast_core::ports::{DeviceQuery, DeviceRow, HubError};
+use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, HubError, OddRow};
 use twincast_core::query::{self, TagPath};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
@@ -74,15 +74,6 @@ pub enum PlanError {
         /// What the matter is.
         #[source]
         source: HubError,
-    },
-    /// A hub gave an id that cannot be one.
-    #[error("hub {hub} names a device that cannot be sent to")]
-    Device {
-        /// The hub.
-        hub: HubName,
-        /// What is wrong with the id.
-        #[source]
-        source: InvalidName,
     },
     /// A device list is no good.
     #[error("a device list of the rollout cannot be used")]
@@ -259,6 +250,7 @@ fn summarize(
         stages: stages.collect(),
         excluded: excluded.counts(&spec.target.exclude),
         repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
+        not_understood: NotUnderstood::default(),
         unknown_zones: UnknownZones::default(),
     };
     let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
@@ -274,6 +266,7 @@ fn summarize(
         for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
             excluded.devices += devices;
         }
+        summary.not_understood.merge(part.not_understood);
         summary.unknown_zones.merge(part.unknown_zones);
         digest.add(part.plan.hub.clone(), part.digest);
         summary.hubs.push(part.plan);
@@ -365,6 +358,7 @@ struct Planned {
     listed: u64,
     found: u64,
     repeated: u64,
+    not_understood: NotUnderstood,
     unknown_zones: UnknownZones,
 }
 
@@ -386,6 +380,7 @@ impl<'a> HubPart<'a> {
                 listed: 0,
                 found: 0,
                 repeated: 0,
+                not_understood: NotUnderstood::default(),
                 unknown_zones: UnknownZones::default(),
             },
         }
@@ -436,7 +431,7 @@ impl<'a> HubPart<'a> {
                         tags: Vec::new(),
                     })
                     .collect();
-                self.take_page(rows, stager).await?;
+                self.take_devices(rows, stager).await?;
                 continue;
             }
             for part in queries_of(&chunk) {
@@ -486,7 +481,7 @@ impl<'a> HubPart<'a> {
         (receiver, reader)
     }
 
-    fn query(&self, condition: String) -> BoxStream<'a, Result<Vec<DeviceRow>, HubError>> {
+    fn query(&self, condition: String) -> BoxStream<'a, Result<DevicePage, HubError>> {
         let tags = self.shared.tags.clone();
         self.handle.hub.devices(DeviceQuery { condition, tags })
     }
@@ -526,7 +521,7 @@ impl<'a> HubPart<'a> {
 
     async fn take_rows(
         &mut self,
-        mut rows: BoxStream<'a, Result<Vec<DeviceRow>, HubError>>,
+        mut rows: BoxStream<'a, Result<DevicePage, HubError>>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
         while let Some(page) = rows.next().await {
@@ -538,36 +533,62 @@ impl<'a> HubPart<'a> {
 
     async fn take_page(
         &mut self,
-        page: Vec<DeviceRow>,
+        page: DevicePage,
+        stager: &mut HubStager<'_>,
+    ) -> Result<(), PlanError> {
+        for odd in page.odd {
+            if !odd.device.as_ref().is_some_and(|it| self.passes_over(it)) {
+                self.leave_out(odd);
+            }
+        }
+        self.take_devices(page.rows, stager).await
+    }
+
+    async fn take_devices(
+        &mut self,
+        rows: Vec<DeviceRow>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
         let Shared { planner, tags, .. } = self.shared;
-        let found = page.len() as u64;
+        let found = rows.len() as u64;
         planner.progress.devices.fetch_add(found, Ordering::Relaxed);
-        let mut assigned = Vec::with_capacity(page.len());
-        for row in page {
-            if self.shared.excluded.excludes(&row.device) {
+        let mut assigned = Vec::with_capacity(rows.len());
+        for row in rows {
+            if self.passes_over(&row.device) {
                 continue;
             }
-            if let Some(joiners) = &planner.joiners
-                && !joiners.members.is_new(&self.planned.plan.hub, &row.device)
-            {
-                continue;
-            }
-            let value = |index: usize| row.tags.get(index)?.as_ref();
-            let batch_by = planner.spec.batch_by.iter().enumerate();
-            let group = batch_by.map(|(index, tag)| (tag.to_string(), value(index).map(as_text)));
-            let group = Group(group.collect());
+            let group = match group_of(planner.spec, &row) {
+                Ok(group) => group,
+                Err(reason) => {
+                    self.leave_out(OddRow::of(row.device, reason));
+                    continue;
+                }
+            };
             if let Some(zone) = planner.spec.unknown_zone_in(&group) {
                 self.planned.unknown_zones.add(zone);
                 if planner.spec.skips_unknown_zones().is_some() {
                     continue;
                 }
             }
+            let value = |index: usize| row.tags.get(index)?.as_ref();
             let tag = |path: &TagPath| value(tags.iter().position(|tag| tag == path)?);
             stager.push(row.device, group, tag, &mut assigned);
         }
         self.batch(assigned).await
+    }
+
+    /// Whether a device is not to be planned, whatever its tags are: it is excluded, or in the rollout already.
+    fn passes_over(&mut self, device: &DeviceId) -> bool {
+        let Shared {
+            planner, excluded, ..
+        } = self.shared;
+        let is_new = |it: &Joiners<'_>| it.members.is_new(&self.planned.plan.hub, device);
+        excluded.excludes(device) || planner.joiners.as_ref().is_some_and(|it| !is_new(it))
+    }
+
+    fn leave_out(&mut self, row: OddRow) {
+        let planned = &mut self.planned;
+        planned.not_understood.add(&planned.plan.hub, row);
     }
 
     async fn batch(&mut self, devices: Vec<Assigned>) -> Result<(), PlanError> {
@@ -629,11 +650,27 @@ impl Planned {
     }
 }
 
-/// A tag's value as text; what is no text is written as JSON.
-fn as_text(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
+/// The tag group of a device, or what is odd about its tags.
+fn group_of(spec: &RolloutSpec, row: &DeviceRow) -> Result<Group, String> {
+    let tags = spec.batch_by.iter().enumerate().map(|(index, tag)| {
+        let value = row.tags.get(index).and_then(Option::as_ref);
+        let value = value.map(as_text).transpose();
+        let value = value.map_err(|kind| {
+            format!("tags.{tag} is {kind}; batches are made by texts, numbers, true, and false")
+        })?;
+        Ok((tag.to_string(), value))
+    });
+    Ok(Group(tags.collect::<Result<_, String>>()?))
+}
+
+/// A tag's value as text, or the kind of a value that is none.
+fn as_text(value: &Value) -> Result<String, &'static str> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Object(_) => Err("an object"),
+        Value::Array(_) => Err("a list"),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
+    }
 }
 
 /// The conditions that ask for these devices, each short enough to leave room for the rest.

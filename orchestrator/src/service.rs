@@ -194,12 +194,15 @@ impl Orchestrator {
             if is_known || claimed == self.config.claims_a_look {
                 continue;
             }
-            let held = self
-                .roster
-                .claim(&name, &self.id, self.config.claim)
-                .await?;
-            if held.is_some() {
-                continue;
+            match self.roster.claim(&name, &self.id, self.config.claim).await {
+                Ok(None) => {}
+                Ok(Some(_)) => continue,
+                // One that cannot be claimed must not keep the others from it.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::debug!(rollout = %name, error = in_words(&error), "not claimed");
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             claimed += 1;
             tracing::info!(rollout = %name, "driving");

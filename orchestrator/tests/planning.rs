@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::DeviceId;
 use twincast_core::plan::{Batch, Cohort, PlanSummary};
+use twincast_core::ports::{DevicePage, DeviceRow, OddRow};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_orchestrator::planner::{PlanError, PlanProgress, Planner, dry_run};
@@ -501,4 +503,70 @@ async fn a_list_has_stages_too() {
     let (summary, batches) = plan(&by_tag, &known, dir.path()).await.unwrap();
     assert_eq!(stages_of(&summary), [("one", 40), ("rest", 30)]);
     assert!(by_stage(&batches)[&0].contains("x-000002"));
+}
+
+fn row(device: &str, tags: Vec<Option<Value>>) -> DeviceRow {
+    let device = build::device(device);
+    DeviceRow { device, tags }
+}
+
+#[tokio::test]
+async fn an_odd_row_is_left_out_counted_and_named() {
+    let hub = ScriptedHub::of(0);
+    let group = |value: Value| vec![Some(value)];
+    hub.set_pages([
+        DevicePage {
+            rows: vec![
+                row("a;1", group("eu".into())),
+                row("b", group(json!({"eu": 1}))),
+                row("c", group(json!(["eu"]))),
+                row("d", group(json!(7))),
+            ],
+            odd: vec![OddRow::new("x y", "its id is no good")],
+        },
+        DevicePage {
+            rows: vec![row("e", vec![None]), row("f", group(json!(true)))],
+            odd: vec![
+                OddRow::of(build::device("g"), "its tags are odd"),
+                OddRow::of(build::device("h"), "it is excluded"),
+            ],
+        },
+    ]);
+    let hubs = hubs(&[("a", hub)], HubLimits::unlimited());
+    let spec = spec("all: true, exclude: [{devices: [h]}]", ", batch_by: [site]");
+    let (summary, batches) = plan(&spec, &hubs, Path::new("")).await.unwrap();
+    let planned = ids(&batches);
+    let planned: Vec<_> = planned.iter().map(|(_, id)| id.as_str()).collect();
+    assert_eq!(planned, ["a;1", "d", "e", "f"]);
+    assert_eq!(summary.excluded[0].devices, 1);
+    let odd = summary.not_understood;
+    assert_eq!(odd.rows, 4);
+    let named: Vec<_> = odd.examples.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        named,
+        [
+            "\"x y\" of hub a: its id is no good",
+            "\"b\" of hub a: tags.site is an object; batches are made by texts, numbers, true, and false",
+            "\"c\" of hub a: tags.site is a list; batches are made by texts, numbers, true, and false",
+            "\"g\" of hub a: its tags are odd",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_target_of_odd_rows_says_so() {
+    let hub = ScriptedHub::of(0);
+    hub.set_pages([DevicePage {
+        rows: vec![],
+        odd: vec![OddRow::new("x y", "its id is no good")],
+    }]);
+    let hubs = hubs(&[("a", hub)], HubLimits::unlimited());
+    let (summary, _) = plan(&spec("all: true", ""), &hubs, Path::new(""))
+        .await
+        .unwrap();
+    assert_eq!(
+        summary.empty(),
+        "the target matches no device; 1 row of the hubs' answers is not understood, and left out: \
+         \"x y\" of hub a: its id is no good"
+    );
 }

@@ -12,6 +12,7 @@ use crate::args::PlanArgs;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
+use crate::left_out;
 use crate::output::{Output, Style, table, thousands};
 use crate::overlaps;
 use crate::progress::Progress;
@@ -148,7 +149,8 @@ fn text(view: &PlanView, output: &Output) -> String {
             ));
         }
     }
-    if !plan.excluded.is_empty() || plan.repeated > 0 {
+    let left_out = left_out::lines(plan);
+    if !plan.excluded.is_empty() || !left_out.is_empty() {
         lines.push(String::new());
         lines.push("  Left out:".into());
         for excluded in &plan.excluded {
@@ -163,12 +165,7 @@ fn text(view: &PlanView, output: &Output) -> String {
                 excluded.rule
             ));
         }
-        if plan.repeated > 0 {
-            lines.push(format!(
-                "  {:>9}  listed more than once",
-                thousands(plan.repeated)
-            ));
-        }
+        lines.extend(left_out.iter().map(|line| format!("  {line}")));
     }
     lines.push(String::new());
     lines.push(times(view));

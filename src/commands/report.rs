@@ -14,8 +14,10 @@ use twincast_orchestrator::view::outcomes::reason_in;
 use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
+use crate::left_out;
 use crate::output::Output;
 use crate::place::Place;
+use crate::summary;
 
 pub(crate) async fn report(
     args: &ReportArgs,
@@ -27,8 +29,13 @@ pub(crate) async fn report(
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = write(&place, args, &wanted, output, &mut out).await;
     let flushed = written.and_then(|()| out.flush().map_err(ReportError::Write));
+    // The object of `--json` has the plan.
+    let whole = match flushed {
+        Ok(()) if !output.is_json() => note_left_out(&place, args, output).await,
+        flushed => flushed,
+    };
     place.close().await;
-    match flushed {
+    match whole {
         Ok(()) => Ok(ExitCode::Success),
         // `report | head` is no failure.
         Err(ReportError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -40,6 +47,22 @@ pub(crate) async fn report(
         }
         Err(ReportError::Read(failure)) => Err(failure),
     }
+}
+
+/// The devices of rows that nobody understood are in no list, so they are named beside it.
+async fn note_left_out(
+    place: &Place,
+    args: &ReportArgs,
+    output: &Output,
+) -> Result<(), ReportError> {
+    let rollout = place.rollout(&args.name).await?;
+    let plan = summary::plan_of(&rollout);
+    let lines = plan.as_ref().map(left_out::lines).unwrap_or_default();
+    if !lines.is_empty() {
+        output.note("Left out of the plan, and so of this report:");
+        lines.iter().for_each(|line| output.note(line));
+    }
+    Ok(())
 }
 
 async fn write(

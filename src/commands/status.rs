@@ -41,7 +41,12 @@ async fn one(place: &Place, name: &str, output: &Output) -> Result<ExitCode, Fai
 }
 
 async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
-    let Listing { rows, older, newer } = place.newest(LISTED).await?;
+    let Listing {
+        rows,
+        older,
+        newer,
+        damaged,
+    } = place.newest(LISTED).await?;
     let mut text = if rows.is_empty() {
         "No rollouts.".to_owned()
     } else {
@@ -53,9 +58,17 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
     for name in &newer {
         text.push_str(&format!("\n  {name} is of a newer release"));
     }
+    for name in &damaged {
+        text.push_str(&format!(
+            "\n  {name} cannot be shown: its record is damaged"
+        ));
+    }
     let mut shown = serde_json::json!({ "rollouts": rows });
     if !newer.is_empty() {
         shown["newer"] = serde_json::json!(newer);
+    }
+    if !damaged.is_empty() {
+        shown["damaged"] = serde_json::json!(damaged);
     }
     output.result(&shown, &text);
     Ok(ExitCode::Success)

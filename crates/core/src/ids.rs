@@ -157,11 +157,11 @@ name!(
     /// A device's id in its hub's registry. Case-sensitive.
     ///
     /// The allowed characters are those of the identity registry's documentation
-    /// (`iot-hub-devguide-identity-registry`), with `:` as newer lists have it.
-    DeviceId, "device id", r"^[A-Za-z0-9\-.+%_#*?!(),:=@$']{1,128}$",
-    "1 to 128 ASCII letters, digits or any of - . + % _ # * ? ! ( ) , : = @ $ '",
+    /// (`iot-hub-devguide-identity-registry`): all that any version of its list has.
+    DeviceId, "device id", r"^[A-Za-z0-9\-:.+%_#*?!(),=@;$']{1,128}$",
+    "1 to 128 ASCII letters, digits or any of - : . + % _ # * ? ! ( ) , = @ ; $ '",
     |text| (1..=128).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.+%_#*?!(),:=@$'".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-:.+%_#*?!(),=@;$'".contains(&b))
 );
 
 name!(
@@ -258,8 +258,21 @@ mod tests {
             let error = RolloutName::new(bad).unwrap_err();
             assert!(error.to_string().contains("1 to 64 letters"), "{error}");
         }
-        assert!(DeviceId::new("fridge-4711:eu@x'y").is_ok());
-        for bad in ["", "a/b", "a b", "a\"b", "é", &"x".repeat(129)] {
+        for good in ["fridge-4711:eu@x'y", "-:.+%_#*?!(),=@;$'", &"x".repeat(128)] {
+            assert!(DeviceId::new(good).is_ok(), "{good:?} was refused");
+        }
+        for bad in [
+            "",
+            "a/b",
+            "a b",
+            "a\"b",
+            "a\\b",
+            "a\nb",
+            "a|b",
+            "a&b",
+            "é",
+            &"x".repeat(129),
+        ] {
             assert!(DeviceId::new(bad).is_err(), "{bad:?} was taken");
         }
     }

@@ -12,6 +12,7 @@ mod digest;
 mod estimate;
 mod forecast;
 mod manifest;
+mod not_understood;
 mod order;
 mod overlap;
 mod sizes;
@@ -28,6 +29,7 @@ pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
 pub use forecast::{Forecast, Impossible, Share, StageForecast, StageShares, forecast, warnings};
 pub use manifest::{Batch, BatchHeader, DeviceList, Group};
+pub use not_understood::{NotUnderstood, OddExample};
 pub use order::{COMPARED, Place, arrange};
 pub use overlap::{Overlap, overlap};
 pub use sizes::BatchSizes;
@@ -54,11 +56,25 @@ pub struct PlanSummary {
     pub stages: Vec<StagePlan>,
     /// By exclusion rule, in the order of the spec.
     pub excluded: Vec<Excluded>,
-    /// Ids that the device list named more than once; each counts once.
+    /// How often a device was named again, by the device list or by its hub; each is in the plan once.
     pub repeated: u64,
+    /// Rows of the hubs' answers that are not understood, whose devices are left out. In a continuous rollout, those of the
+    /// newest look.
+    #[serde(default, skip_serializing_if = "NotUnderstood::is_empty")]
+    pub not_understood: NotUnderstood,
     /// Devices whose `zone_tag` holds no zone. Those that are left out for that are among the excluded, too.
     #[serde(default, skip_serializing_if = "UnknownZones::is_empty")]
     pub unknown_zones: UnknownZones,
+}
+
+impl PlanSummary {
+    /// What there is to be said of a plan without devices.
+    #[must_use]
+    pub fn empty(&self) -> String {
+        let odd = self.not_understood.in_short();
+        let odd = odd.map(|odd| format!("; {odd}")).unwrap_or_default();
+        format!("the target matches no device{odd}")
+    }
 }
 
 /// One hub's part of a plan.

@@ -10,8 +10,8 @@ mod store;
 
 pub use clock::Clock;
 pub use hub::{
-    DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, Hindrance,
-    Hub, HubError, HubTrouble, NotSent, SendResult,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket,
+    Hindrance, Hub, HubError, HubTrouble, NotSent, OddRow, SendResult,
 };
 pub use metric_source::{MetricSource, MetricSourceError};
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};

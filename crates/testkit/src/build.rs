@@ -79,6 +79,7 @@ pub fn plan_completed(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            not_understood: Default::default(),
             unknown_zones: Default::default(),
         },
     }
@@ -273,8 +274,7 @@ pub fn looked(joined: u64, left: u64) -> Event {
         found: Found {
             joined,
             left,
-            hubs: Vec::new(),
-            checksum: Checksum::default(),
+            ..Found::default()
         },
     }
 }

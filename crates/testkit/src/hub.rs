@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::ports::{
-    DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError, HubTrouble,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError, HubTrouble,
     SendResult,
 };
 
@@ -53,6 +53,7 @@ pub struct ScriptedHub {
 struct State {
     devices: Vec<(DeviceId, Tags)>,
     matching: Matching,
+    pages: Option<Vec<DevicePage>>,
     next: VecDeque<SendResult>,
     by_device: HashMap<DeviceId, VecDeque<SendResult>>,
     always: HashMap<DeviceId, SendResult>,
@@ -91,6 +92,7 @@ impl ScriptedHub {
             state: Arc::new(Mutex::new(State {
                 devices: devices.into_iter().collect(),
                 matching: Arc::new(|_, _, _| true),
+                pages: None,
                 next: VecDeque::new(),
                 by_device: HashMap::new(),
                 always: HashMap::new(),
@@ -155,6 +157,11 @@ impl ScriptedHub {
     pub fn set_devices(&self, devices: impl IntoIterator<Item = DeviceId>) {
         let devices = devices.into_iter().map(|device| (device, Tags::new()));
         self.state().devices = devices.collect();
+    }
+
+    /// Lists of devices are these pages from now on, whatever is asked for.
+    pub fn set_pages(&self, pages: impl IntoIterator<Item = DevicePage>) {
+        self.state().pages = Some(pages.into_iter().collect());
     }
 
     /// Cuts the hub off, or brings it back. While it is down, queries fail and sends find the
@@ -351,10 +358,16 @@ impl Hub for ScriptedHub {
         Ok(self.rows(&query)?.len() as u64)
     }
 
-    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>> {
-        let pages = match self.rows(&query) {
-            Ok(rows) => rows.chunks(PAGE).map(|page| Ok(page.to_vec())).collect(),
-            Err(error) => vec![Err(error)],
+    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
+        let page = |rows: &[DeviceRow]| DevicePage {
+            rows: rows.to_vec(),
+            odd: Vec::new(),
+        };
+        let scripted = self.state().pages.clone();
+        let pages = match (self.rows(&query), scripted) {
+            (Err(error), _) => vec![Err(error)],
+            (Ok(_), Some(pages)) => pages.into_iter().map(Ok).collect(),
+            (Ok(rows), None) => rows.chunks(PAGE).map(|rows| Ok(page(rows))).collect(),
         };
         stream::iter(pages).boxed()
     }

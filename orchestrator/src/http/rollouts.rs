@@ -5,10 +5,11 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::SemaphorePermit;
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Counts, Ends};
-use twincast_core::ports::StoreError;
+use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
@@ -33,6 +34,9 @@ pub(crate) struct RolloutPage {
     /// Names of this part of the list whose rollouts are of a newer release: ask an orchestrator of that release.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     newer: Vec<String>,
+    /// Names of this part of the list whose records are damaged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<String>,
 }
 
 /// Which part of a list.
@@ -71,7 +75,7 @@ pub(crate) async fn list(
     let names = names.by_ref().filter(|name| name.as_str() > after.as_str());
     let now = shared.api.intake.clock.now();
     let mut rollouts = Vec::new();
-    let mut newer = Vec::new();
+    let (mut newer, mut damaged) = (Vec::new(), Vec::new());
     let mut next = None;
     for name in names {
         if rollouts.len() == limit {
@@ -80,26 +84,37 @@ pub(crate) async fn list(
                 .map(|row: &RolloutRow| row.state.name.to_string());
             break;
         }
-        let rollout = match store.rollout(&name).await {
-            Ok(Some(rollout)) => rollout,
-            Ok(None) => continue,
-            Err(StoreError::Newer { .. }) => {
-                newer.push(name.to_string());
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
         let wanted = part.phase.as_deref();
-        if wanted.is_none_or(|phase| phase == rollout.phase.as_str()) {
-            let tallies = store.tallies(&name).await?;
-            rollouts.push(RolloutRow::of(&rollout, &tallies, now));
+        match row(&**store, &name, wanted, now).await {
+            Ok(row) => rollouts.extend(row),
+            Err(StoreError::Newer { .. }) => newer.push(name.to_string()),
+            // It must not keep the others from being seen.
+            Err(StoreError::Corrupt { .. }) => damaged.push(name.to_string()),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(Json(RolloutPage {
         rollouts,
         next,
         newer,
+        damaged,
     }))
+}
+
+/// A rollout's row, if it is there and in the phase that is wanted.
+async fn row(
+    store: &dyn Store,
+    name: &RolloutName,
+    wanted: Option<&str>,
+    now: Timestamp,
+) -> Result<Option<RolloutRow>, StoreError> {
+    let rollout = store.rollout(name).await?;
+    let is_wanted = |it: &Rollout| wanted.is_none_or(|phase| phase == it.phase.as_str());
+    let Some(rollout) = rollout.filter(is_wanted) else {
+        return Ok(None);
+    };
+    let tallies = store.tallies(name).await?;
+    Ok(Some(RolloutRow::of(&rollout, &tallies, now)))
 }
 
 /// One rollout: its spec, plan, stages, outcomes, what it waits for, and its history.

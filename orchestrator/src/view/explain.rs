@@ -412,7 +412,22 @@ fn not_planned(rollout: &Rollout) -> Absence {
 
 fn absent(rollout: &Rollout, device: &DeviceId) -> Absence {
     let name = &rollout.spec.name;
-    let absence = explain::why_absent(&rollout.spec, device);
+    let mut absence = explain::why_absent(&rollout.spec, device);
+    let odd = rollout.plan.as_ref().map(|plan| &plan.not_understood);
+    if let Some(odd) = odd.filter(|odd| !odd.is_empty()) {
+        let named = odd.examples.iter().find(|it| it.found == device.as_str());
+        if let Some(row) = named {
+            absence.certain = Some(format!(
+                "what hub {} says of it is not understood: {}",
+                row.hub, row.reason
+            ));
+        } else if odd.unnamed() > 0 {
+            let rows = odd.unnamed();
+            absence.possible.push(format!(
+                "it is in one of {rows} rows of the hubs that are not understood, and not named in the plan"
+            ));
+        }
+    }
     let head = format!("device {device} is not in the plan of rollout {name}");
     if let Some(certain) = absence.certain {
         return Absence::certain(format!("{head}: {certain}"));

@@ -82,7 +82,21 @@ pub async fn read(
         if found.len() == SHOWN {
             break;
         }
-        let rollout = store.rollout(&name).await?;
+        let rollout = match store.rollout(&name).await {
+            Ok(rollout) => rollout,
+            // What it sends to is not known, so it may be anything.
+            Err(StoreError::Newer { .. } | StoreError::Corrupt { .. }) => {
+                found.push(Overlapping {
+                    rollout: name,
+                    phase: "not understood".to_owned(),
+                    hubs: Vec::new(),
+                    devices: Devices::Possible,
+                    group: None,
+                });
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let active = rollout.filter(|rollout| !rollout.phase.is_ended());
         found.extend(active.and_then(|rollout| compare(spec, hubs, &rollout, configured)));
     }

@@ -105,15 +105,15 @@ pub enum Unplanned {
     #[error(transparent)]
     Message(#[from] NoContent),
     /// It has no devices.
-    #[error("the target matches no device")]
-    Empty,
+    #[error("{0}")]
+    Empty(String),
 }
 
 impl Unplanned {
     /// What can be done about it, where that is known.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
-        matches!(self, Self::Empty).then_some(
+        matches!(self, Self::Empty(_)).then_some(
             "check the tags and the condition; a tag that was set just now can take minutes to be found",
         )
     }
@@ -143,7 +143,7 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     });
     let plan = planned.await?;
     if plan.devices == 0 {
-        return Err(Unplanned::Empty);
+        return Err(Unplanned::Empty(plan.empty()));
     }
     let limits = |hub: &_| {
         let handle = planner.hubs.get(hub);

@@ -136,6 +136,7 @@ async fn plan(
         stages: vec![],
         excluded: vec![],
         repeated: 0,
+        not_understood: Default::default(),
         unknown_zones: Default::default(),
     };
     step(store, rollout, Event::PlanCompleted { plan }).await?;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use twincast_core::message::{Content, Outbound};
 use twincast_core::ports::{
-    DeviceQuery, DeviceRow, Feedback, Hindrance, Hub, HubError, SendResult,
+    DevicePage, DeviceQuery, Feedback, Hindrance, Hub, HubError, SendResult,
 };
 use twincast_iothub::{C2dSender, C2dTemplate, Client, ClockOffset};
 
@@ -54,7 +54,7 @@ impl Hub for IotHub {
         queries::count(&self.client, self.throttle.as_ref(), condition).await
     }
 
-    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>> {
+    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         queries::devices(&self.client, self.throttle.as_ref(), &query)
     }
 

@@ -1,14 +1,19 @@
 //! Twin queries: conditions to SQL, rows to devices.
+//!
+//! Each row of a page is read on its own, and each field of a row, so what is odd costs its own device only.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use twincast_core::ids::DeviceId;
-use twincast_core::ports::{DeviceQuery, DeviceRow, HubError, HubTrouble};
+use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, HubError, HubTrouble, OddRow};
+use twincast_core::query::TagPath;
 use twincast_iothub::{Client, QueryPages, RestError};
 use twincast_retry::Policy;
 
@@ -66,9 +71,9 @@ pub(crate) fn devices<'a>(
     client: &'a Client,
     throttle: Option<&'a Throttle>,
     query: &DeviceQuery,
-) -> BoxStream<'a, Result<Vec<DeviceRow>, HubError>> {
+) -> BoxStream<'a, Result<DevicePage, HubError>> {
     let sql = sql(query);
-    let tags = query.tags.len();
+    let tags = query.tags.clone();
     let pages = match client.query(&sql, PAGE) {
         Ok(pages) => pages,
         Err(error) => {
@@ -77,16 +82,12 @@ pub(crate) fn devices<'a>(
         }
     };
     // After an error the stream is over.
-    stream::unfold(Some((pages, 0u32)), move |state| async move {
-        let (mut pages, number) = state?;
-        match next_page(client, throttle, &mut pages, number > 0).await {
+    stream::unfold(Some((pages, tags, false)), move |state| async move {
+        let (mut pages, tags, started) = state?;
+        match next_page(client, throttle, &mut pages, started).await {
             Ok(Some(items)) => {
-                let rows: Result<Vec<_>, _> = items
-                    .into_iter()
-                    .map(|item| row(client, item, tags))
-                    .collect();
-                let rest = rows.is_ok().then_some((pages, number.saturating_add(1)));
-                Some((rows, rest))
+                let page = page(&items, &tags);
+                Some((Ok(page), Some((pages, tags, true))))
             }
             Ok(None) => None,
             Err(error) => Some((Err(error), None)),
@@ -102,7 +103,7 @@ async fn next_page(
     throttle: Option<&Throttle>,
     pages: &mut QueryPages,
     started: bool,
-) -> Result<Option<Vec<Value>>, HubError> {
+) -> Result<Option<Vec<Box<RawValue>>>, HubError> {
     let mut delays = Policy::reconnect()
         .with_max_elapsed(PATIENCE)
         .expect("longer than nothing")
@@ -110,7 +111,7 @@ async fn next_page(
     let mut refused = 0;
     loop {
         permit(throttle).await;
-        let error = match pages.next_page().await {
+        let error = match pages.next_page_as().await {
             Ok(page) => return Ok(page.map(|page| page.items)),
             Err(error) => error,
         };
@@ -153,26 +154,56 @@ fn sql(query: &DeviceQuery) -> String {
     sql
 }
 
-fn row(client: &Client, item: Value, tags: usize) -> Result<DeviceRow, HubError> {
-    let unexpected = |found: &dyn std::fmt::Display| HubError {
-        doing: format!("understand a device of hub {}", client.host_name()),
-        trouble: HubTrouble::Other,
-        source: format!("found {found}").into(),
+fn page(items: &[Box<RawValue>], tags: &[TagPath]) -> DevicePage {
+    let mut page = DevicePage::default();
+    for item in items {
+        match row(item, tags) {
+            Ok(row) => page.rows.push(row),
+            Err(odd) => page.odd.push(odd),
+        }
+    }
+    page
+}
+
+fn row(item: &RawValue, tags: &[TagPath]) -> Result<DeviceRow, OddRow> {
+    let odd = |reason: String| OddRow::new(item.get(), reason);
+    if !item.get().starts_with('{') {
+        return Err(odd("it is not an object".into()));
+    }
+    let fields: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_str(item.get()).map_err(|error| odd(unreadable(&error)))?;
+    let id = match fields.get("id").map(|id| read(id)) {
+        None | Some(Ok(Value::Null)) => return Err(odd("it has no id".into())),
+        Some(Ok(Value::String(id))) => id,
+        Some(Ok(_)) => return Err(odd("its id is not a text".into())),
+        Some(Err(error)) => return Err(odd(format!("its id: {}", unreadable(&error)))),
     };
-    let Value::Object(mut fields) = item else {
-        return Err(unexpected(&item));
-    };
-    let Some(Value::String(id)) = fields.remove("id") else {
-        return Err(unexpected(&Value::Object(fields)));
-    };
-    let device = DeviceId::new(&id).map_err(|error| unexpected(&error))?;
-    let tags = (0..tags).map(|index| tag(&mut fields, index)).collect();
+    let device = DeviceId::new(&id)
+        .map_err(|error| OddRow::new(&id, format!("its id is not {}", error.allowed)))?;
+    let mut values = Vec::with_capacity(tags.len());
+    for (index, tag) in tags.iter().enumerate() {
+        let value = fields.get(&format!("t{index}")).map(|value| read(value));
+        match value.transpose() {
+            Ok(value) => values.push(value.filter(|value| !value.is_null())),
+            Err(error) => {
+                let reason = format!("tags.{tag}: {}", unreadable(&error));
+                return Err(OddRow::of(device, reason));
+            }
+        }
+    }
+    let tags = values;
     Ok(DeviceRow { device, tags })
 }
 
-fn tag(fields: &mut Map<String, Value>, index: usize) -> Option<Value> {
-    let value = fields.remove(&format!("t{index}"))?;
-    (!value.is_null()).then_some(value)
+fn read(value: &RawValue) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(value.get())
+}
+
+/// The library's words for a fault of the syntax, without the place: a row is one line.
+fn unreadable(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    format!("it cannot be read ({what})")
 }
 
 fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
@@ -200,14 +231,83 @@ fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
 
 #[cfg(test)]
 mod tests {
-    use twincast_core::query::TagPath;
+    use serde_json::json;
 
     use super::*;
+
+    fn tag(path: &str) -> TagPath {
+        TagPath::new(path).unwrap()
+    }
+
+    /// A page as it comes from the hub.
+    fn page_of(text: &str) -> DevicePage {
+        let items: Vec<Box<RawValue>> = serde_json::from_str(text).unwrap();
+        page(&items, &[tag("region"), tag("site")])
+    }
+
+    #[test]
+    fn an_odd_row_costs_its_own_device() {
+        let long = "x".repeat(129);
+        let deep = format!("{}1{}", "[".repeat(300), "]".repeat(300));
+        let rows = [
+            (r#""text""#, "it is not an object"),
+            ("[1]", "it is not an object"),
+            ("null", "it is not an object"),
+            ("{}", "it has no id"),
+            (r#"{"id":null}"#, "it has no id"),
+            (r#"{"deviceId":"a"}"#, "it has no id"),
+            (r#"{"id":7}"#, "its id is not a text"),
+            (r#"{"id":{"a":1}}"#, "its id is not a text"),
+            (r#"{"id":""}"#, "its id is not 1 to 128 ASCII letters"),
+            (r#"{"id":"a b"}"#, "its id is not 1 to 128 ASCII letters"),
+            (
+                r#"{"id":"a\u0000"}"#,
+                "its id is not 1 to 128 ASCII letters",
+            ),
+            (
+                &format!(r#"{{"id":"{long}"}}"#),
+                "its id is not 1 to 128 ASCII letters",
+            ),
+            (r#"{"id":"\ud800"}"#, "its id: it cannot be read"),
+            (r#"{"\ud800":1,"id":"a"}"#, "it cannot be read"),
+            (
+                r#"{"id":"a","t0":"\ud800"}"#,
+                "tags.region: it cannot be read",
+            ),
+            (r#"{"id":"a","t1":1e999}"#, "tags.site: it cannot be read"),
+            (
+                &format!(r#"{{"id":"a","t1":{deep}}}"#),
+                "tags.site: it cannot be read",
+            ),
+        ];
+        for (row, reason) in rows {
+            let page = page_of(&format!(
+                r#"[{{"id":"first"}},{row},{{"id":"l;st","t1":{{"a":1}}}}]"#
+            ));
+            let devices: Vec<_> = page.rows.iter().map(|row| row.device.as_str()).collect();
+            assert_eq!(devices, ["first", "l;st"], "{row}");
+            assert_eq!(page.rows[1].tags, [None, Some(json!({"a": 1}))]);
+            let [odd] = &page.odd[..] else {
+                panic!("{row}: {:?}", page.odd);
+            };
+            assert!(odd.reason.starts_with(reason), "{row}: {odd:?}");
+            assert!(odd.found.chars().count() <= 141, "{odd:?}");
+            assert_eq!(odd.device.is_some(), reason.starts_with("tags"), "{odd:?}");
+            assert!(!odd.reason.contains("column"), "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn null_is_as_good_as_absent() {
+        let page = page_of(r#"[{"id":"a","t0":null,"t1":"x","more":[1e999]}]"#);
+        assert_eq!(page.rows[0].tags, [None, Some(json!("x"))]);
+        assert!(page.odd.is_empty());
+    }
 
     #[test]
     fn only_what_is_needed_is_asked_for() {
         let query = |condition: &str, tags: &[&str]| {
-            let tags = tags.iter().map(|tag| TagPath::new(*tag).unwrap()).collect();
+            let tags = tags.iter().map(|path| tag(path)).collect();
             sql(&DeviceQuery {
                 condition: condition.into(),
                 tags,

@@ -193,15 +193,20 @@ impl RedisStore {
         let listed: Vec<String> = self.ask("list", Subject::Rollouts, &range).await?;
         let mut names = Vec::new();
         for text in listed {
-            let name = RolloutName::new(text);
-            let name =
-                name.map_err(|e| Subject::Rollouts.corrupt("list", Misfit(e.to_string())))?;
-            names.push(name);
+            match RolloutName::new(text) {
+                Ok(name) => names.push(name),
+                // Nothing of ours; the others are.
+                Err(error) => tracing::debug!(%error, "a listed rollout is passed over"),
+            }
         }
         names.sort_unstable();
         let looked_up = futures::stream::iter(names).map(async |name| {
-            let revision = self.revision_of(&name).await?;
-            Ok(revision.map(|_| name))
+            match self.revision_of(&name).await {
+                Ok(revision) => Ok(revision.map(|_| name)),
+                // There is a record. What is wrong with it is for whoever reads that one.
+                Err(StoreError::Corrupt { .. }) => Ok(Some(name)),
+                Err(error) => Err(error),
+            }
         });
         let mut looked_up = looked_up.buffered(LOOKED_UP_AT_ONCE);
         let mut stored = Vec::new();

@@ -32,6 +32,55 @@ pub struct DeviceRow {
     pub tags: Vec<Option<Value>>,
 }
 
+/// Characters of an odd row that are kept: an id has 128 at the most.
+const FOUND_CHARS: usize = 140;
+
+/// A row of an answer that is not understood. It costs its own device, and no other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OddRow {
+    /// Its device, if that is understood.
+    pub device: Option<DeviceId>,
+    /// The device's id as the hub gives it, or the whole row if there is none; 140 characters and a mark at the most.
+    pub found: String,
+    /// What is wrong with it, in words.
+    pub reason: String,
+}
+
+impl OddRow {
+    /// A row whose device is not known.
+    #[must_use]
+    pub fn new(found: &str, reason: impl Into<String>) -> Self {
+        let mut cut: String = found.chars().take(FOUND_CHARS).collect();
+        if cut.len() < found.len() {
+            cut.push('…');
+        }
+        Self {
+            device: None,
+            found: cut,
+            reason: reason.into(),
+        }
+    }
+
+    /// A row of `device`, something else of which is odd.
+    #[must_use]
+    pub fn of(device: DeviceId, reason: impl Into<String>) -> Self {
+        let row = Self::new(device.as_str(), reason);
+        Self {
+            device: Some(device),
+            ..row
+        }
+    }
+}
+
+/// A page of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DevicePage {
+    /// The devices; may be none.
+    pub rows: Vec<DeviceRow>,
+    /// What is not understood.
+    pub odd: Vec<OddRow>,
+}
+
 /// What the matter is with a hub, so that a caller can tell what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -135,8 +184,9 @@ pub trait Hub: Send + Sync + 'static {
     async fn count(&self, condition: &str) -> Result<u64, HubError>;
 
     /// The devices that match, in pages. Pages may be short or empty; the end of the stream is
-    /// the end. An error ends it too.
-    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>>;
+    /// the end. An error ends it too; a row that is not understood is no error. A device whose twin changes meanwhile may be
+    /// named more than once, or be missed.
+    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>>;
 
     /// Sends one message and waits for the hub's answer. Many may be under way at once; the
     /// implementation bounds them, and bounds the wait. Never fails: the result says all.

@@ -340,7 +340,7 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
         (P::Accepted | P::Planning, E::Queued { .. }) => phase.clone(),
         (P::Accepted | P::Planning, E::PlanningStarted) => P::Planning,
         (P::Planning, E::PlanCompleted { plan }) if plan.devices == 0 => P::Failed {
-            reason: "the target matches no device".into(),
+            reason: plan.empty(),
         },
         (P::Planning, E::PlanCompleted { .. }) => P::Running,
         (P::Accepted | P::Planning, E::PlanningFailed { reason }) => P::Failed {

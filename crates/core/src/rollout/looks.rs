@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Phase, PlanId, Rollout};
-use crate::plan::{Checksum, HubPlan};
+use crate::plan::{Checksum, HubPlan, NotUnderstood};
 use crate::time::Timestamp;
 
 /// The number of a look, from 1.
@@ -57,6 +57,16 @@ pub struct Found {
     pub hubs: Vec<HubPlan>,
     /// The batches that the store must hold for the look to be complete.
     pub checksum: Checksum,
+    /// How often the hubs named a device again that has joined.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repeated: u64,
+    /// Rows of the hubs' answers that are not understood.
+    #[serde(default, skip_serializing_if = "NotUnderstood::is_empty")]
+    pub not_understood: NotUnderstood,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Found {
@@ -111,6 +121,9 @@ impl Rollout {
             return;
         };
         plan.hubs.clone_from(&found.hubs);
+        plan.repeated += found.repeated;
+        // A look asks for the whole target, so it meets what earlier ones have met.
+        plan.not_understood.clone_from(&found.not_understood);
         plan.devices = plan.hubs.iter().map(|hub| hub.devices).sum();
         plan.batches = plan.hubs.iter().map(|hub| hub.batches).sum();
         if let Some((late, others)) = plan.stages.split_last_mut() {
@@ -162,6 +175,15 @@ mod tests {
         }
     }
 
+    fn odd(rows: u64) -> NotUnderstood {
+        let mut odd = NotUnderstood::default();
+        for _ in 0..rows {
+            let row = crate::ports::OddRow::new("x y", "its id is not valid");
+            odd.add(&HubName::new("a").unwrap(), row);
+        }
+        odd
+    }
+
     /// One that runs since the first hour, with a plan of 10 devices.
     fn running(more: &str) -> Rollout {
         let accepted = accepted(more);
@@ -182,6 +204,7 @@ mod tests {
                 .collect(),
             excluded: Vec::new(),
             repeated: 0,
+            not_understood: Default::default(),
             unknown_zones: Default::default(),
         };
         after(&planning, Event::PlanCompleted { plan }, at(1))
@@ -227,6 +250,8 @@ mod tests {
             joined: 5,
             left: 0,
             hubs: vec![hub("a", 12, 3), hub("b", 3, 1)],
+            repeated: 2,
+            not_understood: odd(1),
             ..Found::default()
         };
         let looked = after(&again, Event::Looked { found }, at(4));
@@ -238,6 +263,23 @@ mod tests {
         assert_eq!((plan.stages[0].devices, plan.stages[0].batches), (10, 2));
         assert_eq!((plan.stages[1].devices, plan.stages[1].batches), (5, 2));
         assert_eq!(looked.history.len(), rollout.history.len() + 1);
+        assert_eq!((plan.repeated, &plan.not_understood), (2, &odd(1)));
+
+        // The next look meets the same rows, and counts others that are repeated.
+        let next = after(&looked, Event::LookStarted, at(5));
+        let found = Found {
+            repeated: 3,
+            not_understood: odd(1),
+            ..Found::default()
+        };
+        let next = after(&next, Event::Looked { found }, at(6));
+        let plan = next.plan.as_ref().unwrap();
+        assert_eq!((plan.repeated, &plan.not_understood), (5, &odd(1)));
+        assert_eq!(
+            next.history.len(),
+            looked.history.len(),
+            "it is nothing to tell"
+        );
 
         let paused = after(&again, Event::PauseRequested { reason: "x".into() }, at(4));
         assert_eq!(paused.adding(), None);

@@ -14,6 +14,7 @@ fn plan(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            not_understood: Default::default(),
             unknown_zones: Default::default(),
         },
     }

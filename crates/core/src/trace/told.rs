@@ -202,6 +202,7 @@ mod tests {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
+            not_understood: Default::default(),
             unknown_zones: Default::default(),
         };
         [Event::PlanningStarted, Event::PlanCompleted { plan }]

@@ -141,11 +141,12 @@ impl QueryPages {
             }
             error => error,
         })?;
-        let items: Vec<T> =
-            serde_json::from_slice(&answer.body).map_err(|source| RestError::Answer {
-                request: "query",
-                source,
-            })?;
+        // Bytes that are no text spoil the item that has them, not the page.
+        let text = String::from_utf8_lossy(&answer.body);
+        let items: Vec<T> = serde_json::from_str(&text).map_err(|source| RestError::Answer {
+            request: "query",
+            source,
+        })?;
         let continuation = answer
             .headers
             .get("x-ms-continuation")

@@ -140,6 +140,27 @@ async fn only_a_missing_continuation_ends_a_query() {
 }
 
 #[tokio::test]
+async fn bytes_that_are_no_text_spoil_one_item() {
+    let server = MockServer::start().await;
+    let body = b"[{\"id\":\"a\"},{\"id\":\"\xff\"},{\"id\":\"c\"}]".to_vec();
+    Mock::given(method("POST"))
+        .respond_with(ResponseTemplate::new(200).set_body_bytes(body))
+        .mount(&server)
+        .await;
+    let client = client(&server, quick_options());
+    let mut pages = client.query("SELECT * FROM devices", 10).unwrap();
+    let items = pages.next_page().await.unwrap().unwrap().items;
+    assert_eq!(
+        items,
+        [
+            json!({"id": "a"}),
+            json!({"id": "\u{fffd}"}),
+            json!({"id": "c"})
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_failed_page_can_be_asked_for_again() {
     let server = MockServer::start().await;
     let refused = ResponseTemplate::new(400)

@@ -12,7 +12,8 @@ use twincast_core::ids::{DeviceId, HubName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, SendResult,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, OddRow,
+    SendResult,
 };
 use twincast_core::query::TagPath;
 
@@ -124,12 +125,21 @@ impl SimHub {
         coming.is_none_or(|(from, to)| (*from..*to).contains(&age))
     }
 
-    /// A page of devices, after a device.
-    fn page(&self, query: &DeviceQuery, after: Option<&DeviceId>, age: Duration) -> Vec<DeviceRow> {
+    /// A page of devices, after a device, and whether there is more. It names that one again, as hubs do with twins that
+    /// change meanwhile, and ends in a row that nobody understands.
+    fn page(
+        &self,
+        query: &DeviceQuery,
+        after: Option<&DeviceId>,
+        age: Duration,
+    ) -> (DevicePage, bool) {
         let mut rows = self.rows(query);
-        rows.retain(|row| after < Some(&row.device) && self.has(&row.device, age));
-        rows.truncate(PAGE);
-        rows
+        rows.retain(|row| after <= Some(&row.device) && self.has(&row.device, age));
+        let again = usize::from(rows.first().is_some_and(|row| after == Some(&row.device)));
+        let is_last = rows.len() < PAGE + again;
+        rows.truncate(PAGE + again);
+        let odd = vec![OddRow::new("{}", "it has no id")];
+        (DevicePage { rows, odd }, is_last)
     }
 
     fn rows(&self, query: &DeviceQuery) -> Vec<DeviceRow> {
@@ -283,7 +293,7 @@ impl Hub for Connection {
             .await
     }
 
-    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>> {
+    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         // A page at a time, so that a process can crash between two of them.
         let pages = stream::unfold(Some(None), move |after: Option<Option<DeviceId>>| {
             let query = query.clone();
@@ -291,13 +301,13 @@ impl Hub for Connection {
                 let after = after?;
                 let sim = self.process.sim().clone();
                 let page = move |hub: &SimHub| hub.page(&query, after.as_ref(), sim.age());
-                let rows = match self.ask("devices", page).await {
-                    Ok(rows) => rows,
+                let (page, is_last) = match self.ask("devices", page).await {
+                    Ok(page) => page,
                     Err(error) => return Some((Err(error), None)),
                 };
-                let last = rows.last().map(|row| row.device.clone());
-                let next = last.filter(|_| rows.len() == PAGE);
-                Some((Ok(rows), next.map(Some)))
+                let last = page.rows.last().map(|row| row.device.clone());
+                let next = last.filter(|_| !is_last);
+                Some((Ok(page), next.map(Some)))
             }
         });
         pages.boxed()

@@ -94,7 +94,7 @@ const COLUMNS = [
   { head: 'Failed', number: true }, { head: 'Waits for, or why' }, { head: 'Accepted' },
 ];
 
-function showRollouts({ rollouts, next }, who, wanted, after) {
+function showRollouts({ rollouts, next, newer = [], damaged = [] }, who, wanted, after) {
   const rows = inOrder(rollouts).map((row) => ({
     key: row.name,
     cells: [
@@ -119,6 +119,8 @@ function showRollouts({ rollouts, next }, who, wanted, after) {
     rows.length > 0
       ? table('Rollouts', COLUMNS, rows)
       : nothing(wanted || after),
+    newer.length > 0 && el('p', { 'data-key': 'newer' }, `Of a newer release, and not shown: ${newer.join(', ')}.`),
+    damaged.length > 0 && el('p', { 'data-key': 'damaged' }, `Damaged, and not shown: ${damaged.join(', ')}.`),
     el('div', { class: 'buttons' },
       after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'From the first'),
       next && el('button', { type: 'button', class: 'quiet', 'data-choice': AFTER + next }, 'More')),

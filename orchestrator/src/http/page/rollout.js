@@ -121,7 +121,10 @@ function state(rollout) {
 function showProgress(rollout, rate, hubs) {
   const { ends } = rollout;
   if (allOf(ends) === 0) {
-    return el('p', {}, rollout.phase === 'planning' ? 'Its devices are being found.' : 'It has no devices.');
+    return [
+      el('p', {}, rollout.phase === 'planning' ? 'Its devices are being found.' : 'It has no devices.'),
+      ...leftOut(rollout.plan),
+    ];
   }
   const parts = classes.filter((name) => ends[name] > 0);
   const legend = parts.map((name) => el('li', { 'data-key': name },
@@ -132,6 +135,21 @@ function showProgress(rollout, rate, hubs) {
     el('div', { class: 'big' }, bar(ends)),
     el('ul', { class: 'legend' }, legend),
     byHub(rollout, hubs),
+    ...leftOut(rollout.plan),
+  ];
+}
+
+/** Devices that were named again, and rows that are not understood. */
+function leftOut(plan) {
+  const { repeated = 0, not_understood: odd } = plan ?? {};
+  const more = odd ? odd.rows - odd.examples.length : 0;
+  return [
+    repeated > 0 && el('p', { 'data-key': 'repeated' }, `${several(repeated, 'device')} named again, by the list or a hub; each counts once.`),
+    odd && el('div', { 'data-key': 'not-understood' },
+      el('p', {}, `Left out: ${several(odd.rows, 'row')} of the hubs’ answers, not understood.`),
+      el('ul', { class: 'devices' },
+        odd.examples.map(({ hub, found, reason }, index) => el('li', { 'data-key': String(index) }, el('code', {}, found), ` of hub ${hub}: ${reason}`)),
+        more > 0 && el('li', { 'data-key': 'more' }, `and ${number(more)} more`))),
   ];
 }
 

@@ -109,3 +109,29 @@ async fn unknown_fields_of_the_same_format_are_passed_over() {
     let read = store.rollout(&name("r")).await;
     assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
 }
+
+#[tokio::test]
+async fn an_odd_record_does_not_hide_the_others() {
+    let redis = Redis::shared().await;
+    let settings = settings(redis);
+    let store = connect(&settings).await;
+    for rollout in ["r", "s", "t"] {
+        store.create(&accepted(rollout)).await.unwrap();
+    }
+    let prefix = &settings.prefix;
+    for set in ["rollouts", "active"] {
+        redis
+            .ask(&format!("ZADD {prefix}{set} 0 \"no name\""))
+            .await;
+    }
+    redis.ask(&format!("HSET {prefix}{{s}} version x")).await;
+    redis.ask(&format!("HSET {prefix}{{t}} record x")).await;
+    let all = [name("r"), name("s"), name("t")];
+    assert_eq!(store.rollouts().await.unwrap(), all);
+    assert_eq!(store.active().await.unwrap(), all);
+    assert!(store.rollout(&name("r")).await.unwrap().is_some());
+    let read = store.version(&name("s")).await;
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+    let read = store.rollout(&name("t")).await;
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+}

@@ -29,6 +29,7 @@ fn rollout(gate: &str) -> Rollout {
         stages: vec![],
         excluded: vec![],
         repeated: 0,
+        not_understood: Default::default(),
         unknown_zones: Default::default(),
     };
     let rollout = Rollout::accepted(spec, Default::default(), START);
