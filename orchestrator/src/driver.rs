@@ -662,6 +662,7 @@ pub(crate) fn is_final(error: &PlanError) -> bool {
         PlanError::UnknownHub { .. }
         | PlanError::OtherHub { .. }
         | PlanError::NoHubs
+        | PlanError::Endless { .. }
         | PlanError::List(_)
         | PlanError::Interrupted => false,
         PlanError::TooManyExcluded

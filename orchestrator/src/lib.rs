@@ -30,6 +30,7 @@ pub mod planner;
 mod release;
 mod retry;
 mod ringing;
+mod seen;
 pub mod service;
 pub mod standing;
 pub mod traces;

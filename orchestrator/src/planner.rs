@@ -29,12 +29,15 @@ use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
 
 use crate::lists::{self, ListError};
 use crate::members::Members;
+use crate::seen::{Print, Seen};
 use crate::{HubHandle, Hubs};
 
 /// How many devices exclusions may list, all rules together: they are held in memory.
 pub const MAX_EXCLUDED_IDS: usize = 1_000_000;
 /// How many listed ids one query asks for; a page holds no more.
 const IDS_A_QUERY: usize = 100;
+/// Rows in a row that name known devices only, after which a list is given up: it goes round in circles.
+const MOST_REPEATS: u64 = 1_000_000;
 
 /// Why a rollout cannot be planned.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,14 @@ pub enum PlanError {
         /// What the matter is.
         #[source]
         source: HubError,
+    },
+    /// A hub names its devices without end.
+    #[error(
+        "hub {hub} has named {MOST_REPEATS} devices again, one after the other: its list has no end"
+    )]
+    Endless {
+        /// The hub.
+        hub: HubName,
     },
     /// A device list is no good.
     #[error("a device list of the rollout cannot be used")]
@@ -249,7 +260,8 @@ fn summarize(
         hubs: Vec::new(),
         stages: stages.collect(),
         excluded: excluded.counts(&spec.target.exclude),
-        repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0),
+        repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0)
+            + parts.iter().map(|part| part.again).sum::<u64>(),
         not_understood: NotUnderstood::default(),
         unknown_zones: UnknownZones::default(),
     };
@@ -342,6 +354,8 @@ struct HubPart<'a> {
     handle: &'a HubHandle,
     batcher: Batcher,
     planned: Planned,
+    /// Rows of known devices that came one after the other last.
+    again_in_a_row: u64,
 }
 
 struct Planned {
@@ -358,6 +372,8 @@ struct Planned {
     listed: u64,
     found: u64,
     repeated: u64,
+    /// Rows of devices that the hub had named before.
+    again: u64,
     not_understood: NotUnderstood,
     unknown_zones: UnknownZones,
 }
@@ -370,6 +386,7 @@ impl<'a> HubPart<'a> {
             shared,
             handle,
             batcher: Batcher::new(BatchLimits::for_rate(pace)),
+            again_in_a_row: 0,
             planned: Planned {
                 plan: HubPlan::none(hub, &handle.host),
                 stages: vec![(0, 0); stages],
@@ -380,6 +397,7 @@ impl<'a> HubPart<'a> {
                 listed: 0,
                 found: 0,
                 repeated: 0,
+                again: 0,
                 not_understood: NotUnderstood::default(),
                 unknown_zones: UnknownZones::default(),
             },
@@ -431,7 +449,8 @@ impl<'a> HubPart<'a> {
                         tags: Vec::new(),
                     })
                     .collect();
-                self.take_devices(rows, stager).await?;
+                // The list has each once.
+                self.take_devices(rows, None, stager).await?;
                 continue;
             }
             for part in queries_of(&chunk) {
@@ -524,9 +543,11 @@ impl<'a> HubPart<'a> {
         mut rows: BoxStream<'a, Result<DevicePage, HubError>>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
+        // Of a list, each query asks for other devices.
+        let mut seen = Seen::default();
         while let Some(page) = rows.next().await {
             let page = page.map_err(|source| self.failed(source))?;
-            self.take_page(page, stager).await?;
+            self.take_page(page, &mut seen, stager).await?;
         }
         Ok(())
     }
@@ -534,35 +555,56 @@ impl<'a> HubPart<'a> {
     async fn take_page(
         &mut self,
         page: DevicePage,
+        seen: &mut Seen,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
         for odd in page.odd {
-            if !odd.device.as_ref().is_some_and(|it| self.passes_over(it)) {
+            let print = odd.device.as_ref().map(Print::of);
+            if print.is_some_and(|print| seen.has(print)) {
+                self.count_again()?;
+            } else if !odd.device.as_ref().is_some_and(|it| self.passes_over(it)) {
+                // Not added: another row of the device may be understood.
                 self.leave_out(odd);
             }
         }
-        self.take_devices(page.rows, stager).await
+        self.take_devices(page.rows, Some(seen), stager).await
     }
 
+    /// Batches devices of which none was `seen`; without that, they are known to be different ones.
     async fn take_devices(
         &mut self,
         rows: Vec<DeviceRow>,
+        mut seen: Option<&mut Seen>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
         let Shared { planner, tags, .. } = self.shared;
-        let found = rows.len() as u64;
-        planner.progress.devices.fetch_add(found, Ordering::Relaxed);
         let mut assigned = Vec::with_capacity(rows.len());
         for row in rows {
-            if self.passes_over(&row.device) {
+            let print = seen.is_some().then(|| Print::of(&row.device));
+            let mut seen = seen.as_deref_mut().zip(print);
+            if seen.as_ref().is_some_and(|(seen, print)| seen.has(*print)) {
+                self.count_again()?;
                 continue;
             }
+            self.again_in_a_row = 0;
+            planner.progress.devices.fetch_add(1, Ordering::Relaxed);
+            if self.is_member(&row.device) {
+                continue;
+            }
+            let excluded = self.shared.excluded.excludes(&row.device);
             let group = match group_of(planner.spec, &row) {
-                Ok(group) => group,
+                _ if excluded => None,
+                Ok(group) => Some(group),
                 Err(reason) => {
                     self.leave_out(OddRow::of(row.device, reason));
                     continue;
                 }
+            };
+            if let Some((seen, print)) = &mut seen {
+                seen.add(*print);
+            }
+            let Some(group) = group else {
+                continue;
             };
             if let Some(zone) = planner.spec.unknown_zone_in(&group) {
                 self.planned.unknown_zones.add(zone);
@@ -577,13 +619,25 @@ impl<'a> HubPart<'a> {
         self.batch(assigned).await
     }
 
-    /// Whether a device is not to be planned, whatever its tags are: it is excluded, or in the rollout already.
-    fn passes_over(&mut self, device: &DeviceId) -> bool {
-        let Shared {
-            planner, excluded, ..
-        } = self.shared;
-        let is_new = |it: &Joiners<'_>| it.members.is_new(&self.planned.plan.hub, device);
-        excluded.excludes(device) || planner.joiners.as_ref().is_some_and(|it| !is_new(it))
+    /// Whether a device is not to be planned, whatever its tags are: it is in the rollout already, or excluded.
+    fn passes_over(&self, device: &DeviceId) -> bool {
+        self.is_member(device) || self.shared.excluded.excludes(device)
+    }
+
+    /// In a look: whether the device is in the rollout already.
+    fn is_member(&self, device: &DeviceId) -> bool {
+        let joiners = self.shared.planner.joiners.as_ref();
+        joiners.is_some_and(|it| !it.members.is_new(&self.planned.plan.hub, device))
+    }
+
+    fn count_again(&mut self) -> Result<(), PlanError> {
+        self.planned.again += 1;
+        self.again_in_a_row += 1;
+        if self.again_in_a_row > MOST_REPEATS {
+            let hub = self.planned.plan.hub.clone();
+            return Err(PlanError::Endless { hub });
+        }
+        Ok(())
     }
 
     fn leave_out(&mut self, row: OddRow) {

@@ -570,3 +570,70 @@ async fn a_target_of_odd_rows_says_so() {
          \"x y\" of hub a: its id is no good"
     );
 }
+
+fn page(devices: &[&str]) -> DevicePage {
+    DevicePage {
+        rows: devices.iter().map(|it| row(it, vec![])).collect(),
+        odd: vec![],
+    }
+}
+
+#[tokio::test]
+async fn a_device_in_two_pages_is_planned_once() {
+    let hub = ScriptedHub::of(0);
+    hub.set_pages([
+        page(&["a", "b", "b", "c"]),
+        page(&["c", "d", "x"]),
+        page(&["a", "x", "e"]),
+    ]);
+    let other = ScriptedHub::of(0);
+    other.set_pages([page(&["a", "b"]), page(&["b"])]);
+    let hubs = hubs(&[("one", hub), ("two", other)], HubLimits::unlimited());
+    let target = "all: true, exclude: [{devices: [x]}]";
+    let (summary, batches) = plan(&spec(target, ""), &hubs, Path::new("")).await.unwrap();
+    let planned = ids(&batches);
+    let planned: Vec<_> = planned
+        .iter()
+        .map(|(hub, id)| format!("{hub}/{id}"))
+        .collect();
+    assert_eq!(
+        planned,
+        [
+            "one/a", "one/b", "one/c", "one/d", "one/e", "two/a", "two/b"
+        ]
+    );
+    assert_eq!((summary.devices, summary.repeated), (7, 5));
+    assert_eq!(
+        summary.excluded[0].devices, 1,
+        "a device that is excluded counts once"
+    );
+}
+
+#[tokio::test]
+async fn an_odd_row_and_a_good_one_of_a_device_plan_it_once() {
+    let hub = ScriptedHub::of(0);
+    let odd = |device: &str| OddRow::of(build::device(device), "odd");
+    let with_odd = |rows: &[&str], odd: Vec<OddRow>| DevicePage { odd, ..page(rows) };
+    hub.set_pages([
+        with_odd(&["a"], vec![odd("b")]),
+        with_odd(&["b"], vec![odd("a")]),
+    ]);
+    let hubs = hubs(&[("h", hub)], HubLimits::unlimited());
+    let (summary, batches) = plan(&spec("all: true", ""), &hubs, Path::new(""))
+        .await
+        .unwrap();
+    assert_eq!(ids(&batches).len(), 2);
+    assert_eq!((summary.repeated, summary.not_understood.rows), (1, 1));
+}
+
+#[tokio::test]
+async fn a_listed_device_that_the_hub_repeats_is_planned_once() {
+    let hub = ScriptedHub::of(0);
+    hub.set_pages([page(&["a", "b"]), page(&["b", "a"])]);
+    let hubs = hubs(&[("h", hub)], HubLimits::unlimited());
+    // With a tag to batch by, the hub is asked for listed devices.
+    let spec = spec("devices: [a, b, a]", ", batch_by: [site]");
+    let (summary, batches) = plan(&spec, &hubs, Path::new("")).await.unwrap();
+    assert_eq!(ids(&batches).len(), 2);
+    assert_eq!(summary.repeated, 1 + 2);
+}
