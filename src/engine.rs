@@ -11,7 +11,7 @@ use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
+use twincast_iothub::{ClientOptions, ConnectionString, Roots};
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
 use twincast_orchestrator::{HubHandle, Hubs};
@@ -260,10 +260,10 @@ pub(crate) fn handle(
     // The worker bounds what is under way; the client must not bind below it.
     options.max_in_flight =
         (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);
-    let client = Client::new(connection, options)?;
+    let hub = IotHub::new(connection, options, limits.queries_per_minute)?;
     Ok(HubHandle {
         host: host_of(connection)?,
-        hub: Arc::new(IotHub::new(client, limits.queries_per_minute)),
+        hub: Arc::new(hub),
         limits,
     })
 }

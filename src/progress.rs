@@ -42,6 +42,14 @@ fn shape(trouble: Option<&str>) -> Option<String> {
     trouble.map(plain)
 }
 
+/// A line with what stands in the way: among many lines, the one that told of it is far away.
+fn with(text: String, trouble: Option<&str>) -> String {
+    match trouble {
+        Some(trouble) => format!("{text}  waiting: {trouble}"),
+        None => text,
+    }
+}
+
 impl Progress {
     pub(crate) fn new(output: Output) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -60,18 +68,29 @@ impl Progress {
         }
     }
 
-    /// Devices are being found: so many by now, if that is known.
-    pub(crate) fn planning(&mut self, devices: u64) {
+    /// Devices are being found: so many by now, if that is known. `trouble` stands in the way.
+    pub(crate) fn planning(&mut self, devices: u64, trouble: Option<&str>) {
         let text = match devices {
             0 => "finding devices".to_owned(),
             found => format!("finding devices: {}", thousands(found)),
         };
+        self.tell(trouble);
         match &self.bar {
             Some(bar) => {
                 bar.set_message(text);
                 bar.tick();
             }
-            None => self.line(&text),
+            None => self.line(&with(text, trouble)),
+        }
+    }
+
+    /// Says once what stands in the way.
+    fn tell(&mut self, trouble: Option<&str>) {
+        if shape(trouble) != shape(self.last_trouble.as_deref()) {
+            if let Some(trouble) = trouble {
+                self.print(&format!("waiting: {trouble}"));
+            }
+            self.last_trouble = trouble.map(str::to_owned);
         }
     }
 
@@ -84,12 +103,7 @@ impl Progress {
             self.samples.pop_front();
         }
         let text = self.describe(snapshot);
-        if shape(snapshot.trouble.as_deref()) != shape(self.last_trouble.as_deref()) {
-            if let Some(trouble) = &snapshot.trouble {
-                self.print(&format!("waiting: {trouble}"));
-            }
-            self.last_trouble.clone_from(&snapshot.trouble);
-        }
+        self.tell(snapshot.trouble.as_deref());
         match &self.bar {
             Some(bar) => {
                 let devices = snapshot.ends.total();
@@ -102,7 +116,7 @@ impl Progress {
                 bar.set_position(done);
                 bar.set_message(text);
             }
-            None => self.line(&text),
+            None => self.line(&with(text, snapshot.trouble.as_deref())),
         }
     }
 

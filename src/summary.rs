@@ -90,8 +90,13 @@ impl Summary {
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
             lines.push(stages::as_table(stages));
-        } else if let Some(waits) = &self.rollout.row.waits_for {
+        } else if let Some(waits) = &self.rollout.row.waits_for
+            && state.reason.is_none()
+        {
             lines.push(format!("  Waits for {waits}"));
+        }
+        if let Some(found) = self.rollout.devices_found.filter(|found| *found > 0) {
+            lines.push(format!("  Devices found so far: {}", thousands(found)));
         }
         if !self.outcomes.groups.is_empty() {
             lines.push(String::new());

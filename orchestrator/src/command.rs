@@ -140,7 +140,12 @@ impl State {
                 .phase
                 .reason()
                 .map(str::to_owned)
-                .or_else(|| rollout.waits_in_line()),
+                .or_else(|| rollout.waits_in_line())
+                .or_else(|| {
+                    rollout
+                        .waits_to_be_planned()
+                        .map(|it| format!("waits for {it}"))
+                }),
             stage: rollout
                 .stage_progress()
                 .filter(|_| rollout.spec.is_staged())

@@ -4,8 +4,10 @@
 //! could not be read or done again, so a driver may die at any point and another one go on.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -27,7 +29,7 @@ use twincast_core::trace::Tracer;
 use crate::Hubs;
 use crate::groups::Floor;
 use crate::hearing;
-use crate::looks::Looking;
+use crate::looks::{self, LookNews, Looking};
 use crate::measure::{self, NotMeasured};
 use crate::metric::Asking;
 use crate::metrics;
@@ -262,6 +264,7 @@ impl Driver {
 
     async fn plan(&self, rollout: &Rollout, stop: &CancellationToken) -> Result<(), DriveError> {
         let rollout = self.apply(rollout, Event::PlanningStarted).await?;
+        self.planning.devices.store(0, Ordering::Relaxed);
         let name = &rollout.spec.name;
         let planner = Planner {
             spec: &rollout.spec,
@@ -284,6 +287,7 @@ impl Driver {
             both = planning => both,
             () = stop.cancelled() => return Ok(()),
             changed = self.changed(&rollout) => return changed,
+            never = self.keep_noting_search(&rollout) => match never {},
         };
         stored.map_err(|source| DriveError::Store {
             rollout: name.clone(),
@@ -303,6 +307,44 @@ impl Driver {
         };
         self.apply(&rollout, event).await?;
         Ok(())
+    }
+
+    /// Notes in the record how far a try at planning is and what keeps it, now and then, until dropped. A store that does not
+    /// take it is met by those who store batches.
+    async fn keep_noting_search(&self, rollout: &Rollout) -> Infallible {
+        let mut rollout = rollout.clone();
+        loop {
+            tokio::time::sleep(self.config.longest_pass).await;
+            let now = self.clock.now();
+            let found = self.planning.devices.load(Ordering::Relaxed);
+            let hindrance = planner::hindrance(&rollout.spec, &self.hubs);
+            let standstill = hindrance.map(|(hub, it)| {
+                let since = now.minus(it.lasting);
+                (since, format!("hub {hub}: {}", it.reason))
+            });
+            let standstill = standstill.as_ref().map(|(since, why)| (*since, &**why));
+            if let Some(noted) = rollout.noting_search(found, standstill, now)
+                && self.store.save(&noted, noted.revision()).await.is_ok()
+            {
+                rollout = noted;
+            }
+        }
+    }
+
+    /// Notes in the record why a try at planning has failed, and that the next one begins `again` later, if it does.
+    pub async fn note_failed_try(&self, name: &RolloutName, why: &str, again: Option<Duration>) {
+        let noted = async {
+            let rollout = self.store.rollout(name).await?;
+            let now = self.clock.now();
+            let noted = rollout.and_then(|it| it.noting_failed_search(why, again, now));
+            match noted {
+                Some(noted) => self.store.save(&noted, noted.revision()).await,
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = noted.await {
+            tracing::debug!(rollout = %name, error = in_words(&error), "not noted why it is not planned");
+        }
     }
 
     /// Waits until somebody else has moved the rollout on.
@@ -394,7 +436,18 @@ impl Driver {
                     self.apply(rollout, event).await?;
                     return Ok(Released::LookAgain);
                 }
-                event = memory.looking.happened(rollout, &*self.clock) => {
+                news = memory.looking.happened(rollout, &*self.clock) => {
+                    let event = match news {
+                        LookNews::Happened(event) => event,
+                        LookNews::Failed(why) => {
+                            let now = self.clock.now();
+                            if let Some(noted) = rollout.noting_failed_search(&why, Some(looks::AGAIN), now) {
+                                self.store.save(&noted, noted.revision()).await.map_err(store_error)?;
+                                *rollout = noted;
+                            }
+                            continue;
+                        }
+                    };
                     let begins = event == Event::LookStarted;
                     let rollout = self.apply(rollout, event).await?;
                     if begins {

@@ -28,7 +28,7 @@ use crate::members::{Gathering, Members, Part};
 use crate::planner::{Joiners, PlanError, PlanProgress, Planner};
 
 /// How long after a look that failed another one begins.
-const AGAIN: Duration = Duration::from_secs(60);
+pub(crate) const AGAIN: Duration = Duration::from_secs(60);
 /// Batches that are read at once.
 const PAGE: usize = 256;
 
@@ -39,6 +39,15 @@ enum GivenUp {
     Store(#[from] StoreError),
     #[error("cannot ask the hubs for the target")]
     Hubs(#[source] PlanError),
+}
+
+/// What has become of a look.
+#[derive(Debug)]
+pub(crate) enum LookNews {
+    /// This happens to the rollout.
+    Happened(Event),
+    /// It was given up for this reason; another one begins [`AGAIN`] later.
+    Failed(String),
 }
 
 /// What a driver remembers of its look. Losing it costs a look that begins anew.
@@ -59,7 +68,7 @@ impl Looking {
     /// Waits until a look is to begin, or the one that was begun is over.
     ///
     /// Cancel safety: a look that is under way is gone on with by the next call.
-    pub(crate) async fn happened(&mut self, rollout: &Rollout, clock: &dyn Clock) -> Event {
+    pub(crate) async fn happened(&mut self, rollout: &Rollout, clock: &dyn Clock) -> LookNews {
         let Some(looks) = rollout.looks else {
             return pending().await;
         };
@@ -71,7 +80,7 @@ impl Looking {
             let ended = look.await;
             self.under_way = None;
             match ended {
-                Ok(found) => return Event::Looked { found },
+                Ok(found) => return LookNews::Happened(Event::Looked { found }),
                 Err(GivenUp::Store(StoreError::Regressed { what })) => {
                     let name = &rollout.spec.name;
                     tracing::warn!(rollout = %name, what, "the store has lost a part of a look, which begins anew");
@@ -80,6 +89,7 @@ impl Looking {
                     let (name, error) = (&rollout.spec.name, in_words(&error));
                     tracing::warn!(rollout = %name, error, "a look for devices that have joined was given up");
                     self.failed_at = Some(Instant::now());
+                    return LookNews::Failed(error);
                 }
             }
         }
@@ -87,7 +97,7 @@ impl Looking {
         let is_due = rollout.next_look().is_some_and(|at| clock.now() >= at);
         // One that is under way and not ours was given up by whoever began it.
         if !rests && (is_due || looks.under_way.is_some()) {
-            return Event::LookStarted;
+            return LookNews::Happened(Event::LookStarted);
         }
         pending().await
     }

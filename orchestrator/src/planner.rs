@@ -14,15 +14,13 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use twincast_core::ids::{
-    BatchId, DeviceId, HubHost, HubName, RolloutName, StageIndex, StageName,
-};
+use twincast_core::ids::{BatchId, DeviceId, HubHost, HubName, RolloutName, StageIndex, StageName};
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, CutMissed, Excluded,
-    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, PlanDigest, PlanSummary, StagePlan,
-    StageRules, UnknownZones, arrange, finish_stages,
+    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, PlanDigest, PlanSummary,
+    StagePlan, StageRules, UnknownZones, arrange, finish_stages,
 };
-use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, HubError, OddRow};
+use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, Hindrance, HubError, OddRow};
 use twincast_core::query::{self, TagPath};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
@@ -185,6 +183,16 @@ pub fn check_hubs(rollout: &Rollout, hubs: &Hubs) -> Result<(), PlanError> {
         }
     }
     Ok(())
+}
+
+/// What keeps a hub of a spec from answering questions just now, for longest, if one does not answer.
+#[must_use]
+pub fn hindrance<'a>(spec: &RolloutSpec, hubs: &'a Hubs) -> Option<(&'a HubName, Hindrance)> {
+    let hubs = hubs_of(spec, hubs).ok()?;
+    let silent = hubs
+        .into_iter()
+        .filter_map(|(name, handle)| Some((name, handle.hub.asking_hindrance()?)));
+    silent.max_by_key(|(_, hindrance)| hindrance.lasting)
 }
 
 /// A hub is not among those that are configured.

@@ -295,6 +295,11 @@ impl Orchestrator {
                 Err(error) => {
                     let wait = next_delay(delays);
                     tracing::warn!(rollout = %name, ?wait, error = in_words(&error), "rollout waits");
+                    if let DriveError::Plan { source, .. } = &error {
+                        driver
+                            .note_failed_try(name, &in_words(source), Some(wait))
+                            .await;
+                    }
                     wait
                 }
             };

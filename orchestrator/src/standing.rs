@@ -1,6 +1,6 @@
 //! Where a rollout stands, in words.
 
-use twincast_core::gate::{self, Next, Seen, metric};
+use twincast_core::gate::{self, Next, Seen, WaitsFor, metric};
 use twincast_core::plan::Group;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
@@ -45,11 +45,12 @@ pub fn of_stage(
     }
 }
 
-/// What a rollout that runs waits for: its schedule, room in its budgets, or its current stage's gate when all of it is sent.
+/// What a rollout waits for: that its devices can be found; and when it runs, its schedule, room in its budgets, or its
+/// current stage's gate when all of it is sent.
 #[must_use]
 pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<String> {
     if rollout.phase != Phase::Running {
-        return None;
+        return rollout.waits_to_be_planned();
     }
     let stage = rollout.stage();
     let here = tallies.iter().filter(|tally| tally.stage == stage);
@@ -66,6 +67,10 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
         evidence: &evidence,
     };
     match gate::next(&rollout, seen, now) {
+        Next::Wait(waits @ WaitsFor::Joiners { .. }) => Some(match rollout.search_trouble() {
+            Some(trouble) => format!("{waits}; looks are given up: {trouble}"),
+            None => waits.to_string(),
+        }),
         Next::Wait(waits) => Some(waits.to_string()),
         Next::Measure => Some(match rollout.clock.not_asked() {
             Some(why) => format!("the hub's word on how many devices have applied it: {why}"),

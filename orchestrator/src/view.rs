@@ -64,6 +64,9 @@ pub struct RolloutView {
     /// What the plan came to, once it is whole.
     #[serde(default)]
     pub plan: Option<Value>,
+    /// How many devices were found so far, while they are looked for, as far as it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices_found: Option<u64>,
     /// Devices by outcome, once the plan is whole.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
@@ -147,6 +150,13 @@ pub(crate) async fn batches(
     }
 }
 
+/// How many devices were found so far, while the plan is made.
+fn found_so_far(rollout: &Rollout) -> Option<u64> {
+    let search = rollout.search.as_ref();
+    let search = search.filter(|_| rollout.plan.is_none());
+    search.map(|search| search.found)
+}
+
 /// The name of a stage of a rollout with a whole plan.
 pub(crate) fn stage_name(rollout: &Rollout, stage: StageIndex) -> String {
     let progress = rollout.stages.get(usize::from(stage.0));
@@ -198,6 +208,7 @@ impl RolloutView {
             row: RolloutRow::of(rollout, tallies, now),
             spec: plain(&rollout.spec),
             plan: rollout.plan.as_ref().map(plain),
+            devices_found: found_so_far(rollout),
             counts: Tally::sum(tallies),
             hubs: hubs.collect(),
             rate_per_minute: rollout.rate_now(tallies).map(Rate::as_per_minute),

@@ -13,7 +13,8 @@ use twincast_core::link::{LinkReport, LinkState};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{
-    Clock, Deliveries, Depth, Dispatch, HubTrouble, LeaseReply, Queue, QueueError, Store,
+    Clock, Deliveries, Depth, DevicePage, DeviceRow, Dispatch, HubTrouble, LeaseReply, OddRow,
+    Queue, QueueError, Store,
 };
 use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
@@ -21,10 +22,11 @@ use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
+use twincast_orchestrator::command::State;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::view::hubs::HubView;
-use twincast_orchestrator::view::{RolloutRow, explain};
+use twincast_orchestrator::view::{RolloutRow, RolloutView, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
@@ -515,9 +517,17 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     assert!(third.looks.unwrap().newest.0 > 3, "{:?}", third.looks);
     assert_eq!(third.phase, Phase::Running);
     assert!(!driving.is_finished());
+    let waits = bench.waits_for().await.unwrap();
+    assert!(
+        waits.starts_with("devices to join: a look is under way; looks are given up: ")
+            && waits.contains("it is down; in vain since ")
+            && waits.contains(", next try at "),
+        "{waits}"
+    );
     bench.hub.set_down(false);
     let rollout = driving.await.unwrap();
     assert_eq!(rollout.phase, Phase::Succeeded);
+    assert_eq!(rollout.search, None);
     assert_eq!(bench.outcomes().await, [(150, 0), (41, 0)]);
     let spent = rollout.time_spent(rollout.changed_at);
     assert!(spent.on(Activity::Joiners) > 3 * 3600 * Duration::from_secs(1));
@@ -787,4 +797,75 @@ fn away(doing: &'static str) -> QueueError {
         doing,
         source: "no broker".into(),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_odd_rows_are_named() {
+    let bench = Arc::new(bench(0, DriverConfig::default()));
+    let page = |ids: std::ops::Range<u32>| DevicePage {
+        rows: devices(ids.start, ids.end)
+            .map(|device| DeviceRow {
+                device,
+                tags: vec![],
+            })
+            .collect(),
+        odd: vec![OddRow::new("x y", "its id is no good")],
+    };
+    bench.hub.set_pages([page(0..20)]);
+    let settling = bench.settles_all();
+    bench.accepts(continuous(4 * 3600)).await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench
+        .hub
+        .set_pages([page(0..30), page(25..40), page(10..12)]);
+    let rollout = driving.await.unwrap();
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    assert_eq!(bench.outcomes().await, [(20, 0), (20, 0)]);
+    let plan = rollout.plan.unwrap();
+    // Known devices that are listed again are no matter; the rows are those of one look, though there were several.
+    assert_eq!(
+        (plan.devices, plan.repeated, plan.not_understood.rows),
+        (40, 5, 3)
+    );
+    settling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
+    let bench = bench(1_000, DriverConfig::default());
+    bench.accepted().await;
+    bench.hub.set_silent(true);
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let rollout = bench.rollout().await;
+    assert_eq!(rollout.phase, Phase::Planning);
+    let waits = bench.waits_for().await.unwrap();
+    assert!(
+        waits.starts_with("its devices to be found: hub a: it is silent; in vain since "),
+        "{waits}"
+    );
+    let state = State::of(&rollout, &[]);
+    assert_eq!(
+        state.reason.as_deref(),
+        Some(&*format!("waits for {waits}"))
+    );
+    let view = RolloutView::of(&rollout, &[], bench.driver.clock.now());
+    assert_eq!(view.devices_found, Some(100));
+    let device = build::device("device-000001");
+    let explained = explain::read(&*bench.store, &rollout, &device, Timestamp(1)).await;
+    let absent = explained.unwrap_err().to_string();
+    assert!(
+        absent.ends_with(&format!("; it waits for {waits}")),
+        "{absent}"
+    );
+    // What is known is not written again and again, and is no event.
+    assert_eq!(rollout.history.len(), 2);
+
+    bench.hub.set_silent(false);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let rollout = bench.rollout().await;
+    assert_eq!((rollout.phase, rollout.search), (Phase::Running, None));
+    bench.stop.cancel();
+    driving.await.unwrap();
 }

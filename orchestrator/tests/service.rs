@@ -16,6 +16,7 @@ use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
+use twincast_orchestrator::view::RolloutRow;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
@@ -268,4 +269,38 @@ async fn what_was_halted_too_late_goes_on_by_itself() {
     };
     build::step(&bench.store, &running, halt).await;
     bench.until("r", |phase| *phase == Phase::Running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
+    let bench = Bench::new(150);
+    bench.hub.set_down(true);
+    bench.accept("r").await;
+    let _working = bench.start("one");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let rollout = bench.rollout("r").await;
+    assert_eq!(rollout.phase, Phase::Planning);
+    let row = RolloutRow::of(&rollout, &[], bench.clock.now());
+    let waits = row.waits_for.unwrap();
+    let start = "its devices to be found: cannot find the devices of hub a: cannot list devices on the scripted hub: it is \
+                 down; in vain since ";
+    assert!(waits.starts_with(start), "{waits}");
+    assert_eq!(
+        row.state.reason.as_deref(),
+        Some(&*format!("waits for {waits}"))
+    );
+    let trouble = rollout.search_trouble().unwrap();
+    assert!(
+        trouble.since < RuntimeClock::start().plus(Duration::from_secs(5)),
+        "{trouble}"
+    );
+    assert!(trouble.next_try > Some(bench.clock.now()), "{trouble}");
+    // Each try is one write more.
+    assert!(rollout.plan_id.0 < 40, "{:?}", rollout.plan_id);
+
+    // Another orchestrator shows it, too, and goes on.
+    bench.hub.set_down(false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let rollout = bench.rollout("r").await;
+    assert_eq!((rollout.phase, rollout.search), (Phase::Running, None));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use twincast_core::plan::Forecast;
 use twincast_core::spec::Continuous;
 use twincast_core::time::{Timestamp, friendly};
-use twincast_orchestrator::planner::{PlanProgress, Planner};
+use twincast_orchestrator::planner::{self, PlanProgress, Planner};
 use twincast_orchestrator::view::plan::{self, PlanView, StagePlanView, Unplanned};
 
 use crate::args::PlanArgs;
@@ -54,7 +54,7 @@ async fn here(file: &SpecFile, settings: &Settings, output: &Output) -> Result<P
     };
     let clock = engine::clock();
     let planned = plan::read(&planner, &*clock);
-    let view = show_while(planned, &progress, output).await;
+    let view = show_while(planned, &planner, output).await;
     let mut view = view.map_err(unplanned)?;
     view.overlaps = overlaps::find(&file.spec, &view.hubs(), settings, output).await;
     Ok(view)
@@ -71,7 +71,7 @@ fn unplanned(error: Unplanned) -> Failure {
 
 async fn show_while<T>(
     planning: impl Future<Output = T>,
-    progress: &PlanProgress,
+    planner: &Planner<'_>,
     output: &Output,
 ) -> T {
     let mut shown = Progress::new(*output);
@@ -83,7 +83,12 @@ async fn show_while<T>(
                 shown.finish();
                 return result;
             }
-            _ = ticks.tick() => shown.planning(progress.devices.load(std::sync::atomic::Ordering::Relaxed)),
+            _ = ticks.tick() => {
+                let trouble = planner::hindrance(planner.spec, planner.hubs);
+                let trouble = trouble.map(|(hub, it)| format!("hub {hub}: {}", it.reason));
+                let found = planner.progress.devices.load(std::sync::atomic::Ordering::Relaxed);
+                shown.planning(found, trouble.as_deref());
+            }
         }
     }
 }

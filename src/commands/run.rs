@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use twincast_core::account::Activity;
+use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::outcome::Ends;
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
@@ -17,8 +19,10 @@ use twincast_core::trace::Span;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
-use twincast_orchestrator::driver::Driver;
-use twincast_orchestrator::{planner, traces};
+use twincast_orchestrator::driver::{DriveError, Driver};
+use twincast_orchestrator::planner::{self, PlanError};
+use twincast_orchestrator::traces;
+use twincast_retry::Policy;
 use twincast_worker::{HubState, WorkerStatus};
 
 use crate::args::RunArgs;
@@ -309,7 +313,7 @@ async fn work(
     };
 
     let stopped = {
-        let drive = driver.drive(name, &stop).instrument(traces::log_span());
+        let drive = drive(&driver, name, &stop).instrument(traces::log_span());
         let mut drive = std::pin::pin!(drive);
         let watch = watcher.watch(&mut progress);
         tokio::select! {
@@ -320,6 +324,12 @@ async fn work(
                 match why {
                     Why::Signal => Stopped::ByUser(driven),
                     Why::Hub(failure) => Stopped::Driven(Err(failure)),
+                    Why::NotFound(failure) => {
+                        // For those who look at the rollout later.
+                        let why = failure.lines().join(": ");
+                        driver.note_failed_try(name, &why, None).await;
+                        Stopped::Driven(Err(failure))
+                    }
                 }
             }
             // Before anyone told it to: it has failed.
@@ -356,6 +366,49 @@ async fn work(
     }
 }
 
+/// Drives a rollout. A hub that does not let it be planned is asked again: the watcher decides when that makes no sense any
+/// more.
+async fn drive(
+    driver: &Driver,
+    name: &RolloutName,
+    stop: &CancellationToken,
+) -> Result<Rollout, DriveError> {
+    let mut delays = Policy::reconnect().delays();
+    loop {
+        let (error, wait) = match driver.drive(name, stop).await {
+            Err(DriveError::Plan { source, .. }) if may_pass(&source) && !stop.is_cancelled() => {
+                let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
+                (source, wait)
+            }
+            ended => return ended,
+        };
+        driver
+            .note_failed_try(name, &in_words(&error), Some(wait))
+            .await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Whether a hub may answer later what it has not answered now, as with sends.
+fn may_pass(error: &PlanError) -> bool {
+    let PlanError::Hub { source, .. } = error else {
+        return false;
+    };
+    match source.trouble {
+        HubTrouble::Unreachable
+        | HubTrouble::Throttled
+        | HubTrouble::QuotaUsedUp
+        | HubTrouble::Shut => true,
+        HubTrouble::Certificate
+        | HubTrouble::Unauthorized
+        | HubTrouble::BadQuery
+        | HubTrouble::Other => false,
+    }
+}
+
 /// What ended the work.
 enum Stopped {
     Driven(Result<Rollout, Failure>),
@@ -366,6 +419,17 @@ enum Stopped {
 enum Why {
     Signal,
     Hub(Failure),
+    /// A hub does not let the devices be found.
+    NotFound(Failure),
+}
+
+/// What is said of sends that a hub has refused for its quota of late.
+fn throttled(rollout: &Rollout) -> Option<String> {
+    let is_throttled = rollout.account.doing() == Activity::Throttled;
+    is_throttled.then(|| {
+        "the hub refuses sends for its quota: they are slowed down until it takes them again"
+            .to_owned()
+    })
 }
 
 /// Shows progress, and decides when waiting for a hub makes no sense any more.
@@ -386,14 +450,25 @@ impl Watcher<'_> {
                 () = &mut signal => return Why::Signal,
                 _ = ticks.tick() => {}
             }
-            let tallies = self.store.tallies(self.name).await.unwrap_or_default();
-            let (trouble, failure) = self.trouble(&tallies);
-            if let Some(failure) = failure {
-                return Why::Hub(failure);
-            }
             // Whatever is wrong with the store, worker and driver meet it too and say so.
-            if let Some(rollout) = self.planned().await {
+            let Ok(Some(rollout)) = self.store.rollout(self.name).await else {
+                continue;
+            };
+            let is_planned = rollout.plan.is_some();
+            let tallies = self.store.tallies(self.name).await.unwrap_or_default();
+            let (trouble, failure) = match is_planned {
+                true => self.trouble(&tallies),
+                false => self.search_trouble(&rollout),
+            };
+            if let Some(failure) = failure {
+                return match is_planned {
+                    true => Why::Hub(failure),
+                    false => Why::NotFound(failure),
+                };
+            }
+            if is_planned {
                 let trouble = trouble.or_else(|| stages::standstill(&rollout, &tallies));
+                let trouble = trouble.or_else(|| throttled(&rollout));
                 let answers = rollout.spec.message.answers();
                 progress.sending(&Snapshot {
                     ends: Ends::of(&Tally::sum(&tallies), answers),
@@ -401,7 +476,8 @@ impl Watcher<'_> {
                     trouble,
                 });
             } else {
-                progress.planning(self.driver.planning.devices.load(Ordering::Relaxed));
+                let found = self.driver.planning.devices.load(Ordering::Relaxed);
+                progress.planning(found, trouble.as_deref());
             }
         }
     }
@@ -413,10 +489,35 @@ impl Watcher<'_> {
         hubs.map(|hub| hub.limits.pace(rate)).sum()
     }
 
-    /// The rollout's record, once its plan is whole.
-    async fn planned(&self) -> Option<Rollout> {
-        let rollout = self.store.rollout(self.name).await.ok().flatten();
-        rollout.filter(|rollout| rollout.plan.is_some())
+    /// What keeps devices from being found, and the failure when it has lasted for too long. A plan needs all of its hubs.
+    fn search_trouble(&self, rollout: &Rollout) -> (Option<String>, Option<Failure>) {
+        let Some((name, hindrance)) = planner::hindrance(&rollout.spec, &self.driver.hubs) else {
+            return (None, None);
+        };
+        let Hindrance {
+            trouble,
+            lasting,
+            reason,
+        } = hindrance;
+        let give_up = self.gives_up(trouble, lasting);
+        let failure = give_up.then(|| {
+            let (code, hint) = engine::hub_trouble(trouble);
+            let message = format!("cannot find the devices of hub {name}: {reason}");
+            engine::with_hint(Failure::message(code, message), hint)
+        });
+        (Some(format!("hub {name}: {reason}")), failure)
+    }
+
+    /// Whether waiting makes no sense any more for a hub with this trouble.
+    fn gives_up(&self, trouble: HubTrouble, lasting: Duration) -> bool {
+        match trouble {
+            HubTrouble::Unauthorized | HubTrouble::Certificate | HubTrouble::CertificateName => {
+                true
+            }
+            // It opens again by itself.
+            HubTrouble::QuotaUsedUp => false,
+            _ => lasting >= self.give_up_after,
+        }
     }
 
     /// What stands in the way of the hubs that something is left to do on, and the failure when
@@ -458,15 +559,7 @@ impl Watcher<'_> {
                 continue;
             };
             words.push(format!("hub {name}: {reason}"));
-            let give_up = match trouble {
-                HubTrouble::Unauthorized
-                | HubTrouble::Certificate
-                | HubTrouble::CertificateName => true,
-                // It opens again by itself.
-                HubTrouble::QuotaUsedUp => false,
-                _ => lasting >= self.give_up_after,
-            };
-            if give_up {
+            if self.gives_up(trouble, lasting) {
                 let (code, hint) = engine::hub_trouble(trouble);
                 let failure =
                     Failure::message(code, format!("cannot send through hub {name}: {reason}"));

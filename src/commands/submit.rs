@@ -77,14 +77,16 @@ async fn until_ended(
     output: &Output,
 ) -> Result<State, Failure> {
     let question = Command::about(Kind::Status, Some(state.name.clone()));
-    let mut shown = (state.phase.clone(), Instant::now());
+    // What it waits for is told at once, and then like all else.
+    let gist = |state: &State| (state.phase.clone(), state.reason.is_some());
+    let mut shown = (gist(&state), Instant::now());
     loop {
         if state.is_ended() {
             return Ok(state);
         }
-        if shown.0 != state.phase || shown.1.elapsed() >= SHOW_EVERY {
+        if shown.0 != gist(&state) || shown.1.elapsed() >= SHOW_EVERY {
             output.note(&progress(&state));
-            shown = (state.phase.clone(), Instant::now());
+            shown = (gist(&state), Instant::now());
         }
         tokio::time::sleep(ASK_AGAIN).await;
         match commander.ask(question.clone()).await {

@@ -60,7 +60,7 @@ async fn until_ended(
                 trouble,
             });
         } else {
-            progress.planning(0);
+            progress.planning(rollout.devices_found.unwrap_or(0), trouble.as_deref());
         }
         phase.clone_from(&state.phase);
         let name = state.name.clone();
@@ -90,6 +90,9 @@ fn standstill(rollout: &RolloutView) -> Option<String> {
         "aborting" => Some(format!("being aborted: {reason}")),
         _ => {
             let waits = rollout.row.waits_for.as_ref()?;
+            if rollout.plan.is_none() {
+                return Some(format!("the rollout waits for {waits}"));
+            }
             let stage = &rollout.current_stage()?.progress.name;
             Some(stages::waiting(stage, rollout.sent_at.is_some(), waits))
         }

@@ -506,6 +506,7 @@ impl Books {
         }
         before.latest.account = rollout.account.clone();
         before.latest.clock = rollout.clock.clone();
+        before.latest.search = rollout.search.clone();
         if before.latest != *rollout {
             self.wrong
                 .push(format!("{name} changed, and its version did not"));

@@ -25,6 +25,7 @@ mod groups;
 mod interrupt;
 mod metrics;
 mod names;
+mod odd_devices;
 mod pace;
 mod planning_faults;
 mod refused_input;

@@ -50,3 +50,63 @@ fn slow_pages_are_waited_for() {
     let seen = finds_everyone(r#"{"http_delay_ms": 100}"#);
     assert_eq!(seen.query_pages, PAGES);
 }
+
+/// A user who waits for two seconds at the most.
+fn impatient(hub: &Hub) -> Room {
+    let room = Room::with(hub);
+    room.rollout("away", "");
+    room.set("TWINCAST__RUN__GIVE_UP_AFTER", "2s")
+}
+
+#[test]
+fn why_nothing_is_found_is_told_and_given_up_in_time() {
+    for (faults, code, words) in [
+        (r#"{"http_503": {"share": 1.0}}"#, 5, "503"),
+        (
+            r#"{"http_429": {"share": 1.0}, "retry_after_s": 3600}"#,
+            6,
+            "429",
+        ),
+        (
+            r#"{"http_429": {"share": 1.0}, "retry_after_s": 20}"#,
+            6,
+            "waiting: hub emulator: ",
+        ),
+        (
+            r#"{"http_delay_ms": 60000}"#,
+            5,
+            "no answer to a query for ",
+        ),
+    ] {
+        let hub = Hub::unlimited(&Fleet::of(20));
+        hub.faults(faults);
+        let room = impatient(&hub);
+        let ended = room.run(&["run", "away.yaml"]).expect(code);
+        ended.says(&[words, "cannot find the devices of hub emulator: "]);
+        // Whoever looks later is told, too.
+        let status = room.run(&["--json", "status", "away"]).expect(0).json();
+        assert_eq!(status["phase"], "planning");
+        let waits = status["waits_for"].as_str().unwrap_or_default();
+        assert!(
+            waits.starts_with("its devices to be found: ") && waits.contains("; in vain since "),
+            "{status}"
+        );
+
+        hub.faults(r#"{"http_503": {"share": 0}, "http_429": {"share": 0}, "http_delay_ms": 0}"#);
+        room.run(&["run", "away.yaml"]).expect(0);
+        assert_eq!(hub.summary().accepted, 20);
+    }
+}
+
+#[test]
+fn a_hub_that_comes_back_in_time_is_waited_for() {
+    let hub = Hub::unlimited(&Fleet::of(20));
+    // Longer than the client asks again by itself.
+    hub.faults(r#"{"http_503": {"next": 9, "share": 0}}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("back", "");
+    room.run(&["run", &spec])
+        .expect(0)
+        .says(&["waiting: hub emulator: ", "503"]);
+    assert_eq!(hub.summary().accepted, 20);
+}

@@ -23,6 +23,7 @@
 
 mod life;
 mod looks;
+mod planning;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ use crate::trace::TraceContext;
 
 pub use life::{Event, Owed, Phase, Wanted, transition};
 pub use looks::{Adding, Found, LookId, Looks};
+pub use planning::{Search, SearchTrouble};
 pub use refusal::IllegalTransition;
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
@@ -76,6 +78,9 @@ pub struct Rollout {
     pub plan_id: PlanId,
     /// What the plan came to, once it is whole.
     pub plan: Option<PlanSummary>,
+    /// How far the search for its devices is, while there is one and something is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
     /// Its stages, in order, once the plan is whole.
     #[serde(default)]
     pub stages: Vec<StageProgress>,
@@ -211,6 +216,7 @@ impl Rollout {
             phase: Phase::Accepted,
             plan_id: PlanId(0),
             plan: None,
+            search: None,
             stages: Vec::new(),
             behind: None,
             attempt: Attempt::FIRST,
@@ -368,6 +374,7 @@ impl Rollout {
         let noted = next.note(&event, now);
         noted.map_err(|refused| refused.of(&self.spec.name))?;
         next.phase = phase;
+        next.search_after(&event);
         if next.phase.owed() != Owed::Plan || event == Event::PlanningStarted {
             next.behind = None;
         }

@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use futures::{FutureExt as _, StreamExt};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError, HubTrouble,
-    SendResult,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError,
+    HubTrouble, SendResult,
 };
 
 use crate::feedback::{FeedbackAnswered, FeedbackQueue};
@@ -54,6 +54,7 @@ struct State {
     devices: Vec<(DeviceId, Tags)>,
     matching: Matching,
     pages: Option<Vec<DevicePage>>,
+    silent_since: Option<Instant>,
     next: VecDeque<SendResult>,
     by_device: HashMap<DeviceId, VecDeque<SendResult>>,
     always: HashMap<DeviceId, SendResult>,
@@ -93,6 +94,7 @@ impl ScriptedHub {
                 devices: devices.into_iter().collect(),
                 matching: Arc::new(|_, _, _| true),
                 pages: None,
+                silent_since: None,
                 next: VecDeque::new(),
                 by_device: HashMap::new(),
                 always: HashMap::new(),
@@ -162,6 +164,11 @@ impl ScriptedHub {
     /// Lists of devices are these pages from now on, whatever is asked for.
     pub fn set_pages(&self, pages: impl IntoIterator<Item = DevicePage>) {
         self.state().pages = Some(pages.into_iter().collect());
+    }
+
+    /// From now on, or no longer, it gives no answer to the question for devices that comes after its first page.
+    pub fn set_silent(&self, silent: bool) {
+        self.state().silent_since = silent.then(Instant::now);
     }
 
     /// Cuts the hub off, or brings it back. While it is down, queries fail and sends find the
@@ -369,7 +376,24 @@ impl Hub for ScriptedHub {
             (Ok(_), Some(pages)) => pages.into_iter().map(Ok).collect(),
             (Ok(rows), None) => rows.chunks(PAGE).map(|rows| Ok(page(rows))).collect(),
         };
-        stream::iter(pages).boxed()
+        let mut pages = stream::iter(pages);
+        let first = pages.next().now_or_never().flatten();
+        let rest = pages.then(async |page| {
+            while self.state().silent_since.is_some() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            page
+        });
+        stream::iter(first).chain(rest).boxed()
+    }
+
+    fn asking_hindrance(&self) -> Option<Hindrance> {
+        let since = self.state().silent_since?;
+        Some(Hindrance {
+            trouble: HubTrouble::Unreachable,
+            lasting: since.elapsed(),
+            reason: "it is silent".into(),
+        })
     }
 
     fn is_ready(&self) -> bool {
@@ -435,8 +459,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
-
     use super::*;
     use crate::build::device;
     use crate::conformance::run;

@@ -397,8 +397,10 @@ fn not_planned(rollout: &Rollout) -> Absence {
     let name = &rollout.spec.name;
     Absence::certain(match &rollout.phase {
         Phase::Accepted | Phase::Planning => {
-            let waits = rollout.waits_in_line();
-            let waits = waits
+            let in_line = rollout.waits_in_line();
+            let planned = || Some(format!("waits for {}", rollout.waits_to_be_planned()?));
+            let waits = in_line
+                .or_else(planned)
                 .map(|waits| format!("; it {waits}"))
                 .unwrap_or_default();
             format!("rollout {name} is not planned yet: which devices it has is not known{waits}")

@@ -1,6 +1,7 @@
 //! The hub port on Azure IoT Hub: translates between the engine's words and the client's, and
 //! keeps queries within the hub's query throttle. No decisions of its own.
 
+mod asking;
 mod feedback;
 mod links;
 mod queries;
@@ -15,10 +16,13 @@ use twincast_core::message::{Content, Outbound};
 use twincast_core::ports::{
     DevicePage, DeviceQuery, Feedback, Hindrance, Hub, HubError, SendResult,
 };
-use twincast_iothub::{C2dSender, C2dTemplate, Client, ClockOffset};
+use twincast_iothub::{
+    C2dSender, C2dTemplate, Client, ClientError, ClientOptions, ClockOffset, ConnectionString,
+};
 
 pub use crate::links::link_budget;
 
+use crate::asking::Asking;
 use crate::feedback::HubFeedback;
 use crate::queries::Throttle;
 
@@ -29,33 +33,43 @@ pub struct IotHub {
     /// failed for good, and then only when something is to be sent.
     sender: Mutex<Option<Arc<C2dSender>>>,
     throttle: Option<Throttle>,
+    asking: Asking,
     /// The newest few contents in the client's form. A rollout has one, so this is a hit but for
     /// a rollout's first message.
     templates: Mutex<Vec<(Arc<Content>, Arc<C2dTemplate>)>>,
 }
 
 impl IotHub {
-    /// A hub that is reached by `client`. Queries keep to `queries_per_minute` pages.
-    #[must_use]
-    pub fn new(client: Client, queries_per_minute: Option<f64>) -> Self {
-        let throttle = queries_per_minute.map(Throttle::new);
-        Self {
-            client,
+    /// A hub that is reached with `connection` and `options`, of which the hook for retries is replaced. Queries keep to
+    /// `queries_per_minute` pages. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// When the client cannot be made: see [`Client::new`].
+    pub fn new(
+        connection: &ConnectionString,
+        mut options: ClientOptions,
+        queries_per_minute: Option<f64>,
+    ) -> Result<Self, ClientError> {
+        let asking = Asking::default();
+        options.on_retry = Some(asking.hook());
+        Ok(Self {
+            client: Client::new(connection, options)?,
             sender: Mutex::default(),
-            throttle,
+            throttle: queries_per_minute.map(Throttle::new),
+            asking,
             templates: Mutex::default(),
-        }
+        })
     }
 }
 
 #[async_trait]
 impl Hub for IotHub {
     async fn count(&self, condition: &str) -> Result<u64, HubError> {
-        queries::count(&self.client, self.throttle.as_ref(), condition).await
+        queries::count(self, condition).await
     }
 
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
-        queries::devices(&self.client, self.throttle.as_ref(), &query)
+        queries::devices(self, &query)
     }
 
     async fn send(&self, message: Outbound) -> SendResult {
@@ -77,6 +91,10 @@ impl Hub for IotHub {
     fn clock_ahead_ms(&self) -> Option<i64> {
         let offset = self.client.clock_offset();
         offset.map(ClockOffset::nearest)
+    }
+
+    fn asking_hindrance(&self) -> Option<Hindrance> {
+        self.asking.hindrance()
     }
 
     fn feedback(&self) -> Option<Box<dyn Feedback>> {

@@ -17,7 +17,7 @@ use twincast_core::query::TagPath;
 use twincast_iothub::{Client, QueryPages, RestError};
 use twincast_retry::Policy;
 
-use crate::trouble;
+use crate::{IotHub, trouble};
 
 /// The largest page that hubs give (`iot-hub-devguide-query-language`).
 const PAGE: u32 = 100;
@@ -48,43 +48,38 @@ impl Throttle {
     }
 }
 
-async fn permit(throttle: Option<&Throttle>) {
-    if let Some(throttle) = throttle {
+async fn permit(hub: &IotHub) {
+    if let Some(throttle) = &hub.throttle {
         throttle.permit().await;
     }
 }
 
-pub(crate) async fn count(
-    client: &Client,
-    throttle: Option<&Throttle>,
-    condition: &str,
-) -> Result<u64, HubError> {
-    permit(throttle).await;
+pub(crate) async fn count(hub: &IotHub, condition: &str) -> Result<u64, HubError> {
+    permit(hub).await;
     let condition = Some(condition).filter(|condition| !condition.is_empty());
-    client
-        .count(condition)
-        .await
-        .map_err(|error| hub_error(client, "count the devices", error))
+    let asked = hub.asking.begin();
+    let counted = hub.client.count(condition).await;
+    asked.ended(&counted);
+    counted.map_err(|error| hub_error(&hub.client, "count the devices", error))
 }
 
 pub(crate) fn devices<'a>(
-    client: &'a Client,
-    throttle: Option<&'a Throttle>,
+    hub: &'a IotHub,
     query: &DeviceQuery,
 ) -> BoxStream<'a, Result<DevicePage, HubError>> {
     let sql = sql(query);
     let tags = query.tags.clone();
-    let pages = match client.query(&sql, PAGE) {
+    let pages = match hub.client.query(&sql, PAGE) {
         Ok(pages) => pages,
         Err(error) => {
-            let error = hub_error(client, "list the devices", error);
+            let error = hub_error(&hub.client, "list the devices", error);
             return stream::once(futures::future::ready(Err(error))).boxed();
         }
     };
     // After an error the stream is over.
     stream::unfold(Some((pages, tags, false)), move |state| async move {
         let (mut pages, tags, started) = state?;
-        match next_page(client, throttle, &mut pages, started).await {
+        match next_page(hub, &mut pages, started).await {
             Ok(Some(items)) => {
                 let page = page(&items, &tags);
                 Some((Ok(page), Some((pages, tags, true))))
@@ -99,8 +94,7 @@ pub(crate) fn devices<'a>(
 /// The next page. Under way (`started`), a hub that is away for a while does not cost the pages
 /// so far: the same page is asked for again, for about [`PATIENCE`].
 async fn next_page(
-    client: &Client,
-    throttle: Option<&Throttle>,
+    hub: &IotHub,
     pages: &mut QueryPages,
     started: bool,
 ) -> Result<Option<Vec<Box<RawValue>>>, HubError> {
@@ -110,14 +104,17 @@ async fn next_page(
         .delays();
     let mut refused = 0;
     loop {
-        permit(throttle).await;
-        let error = match pages.next_page_as().await {
+        permit(hub).await;
+        let asked = hub.asking.begin();
+        let page = pages.next_page_as().await;
+        asked.ended(&page);
+        let error = match page {
             Ok(page) => return Ok(page.map(|page| page.items)),
             Err(error) => error,
         };
         // A continuation that is over stays so; the hub may have erred, too.
         refused += u32::from(matches!(error, RestError::Continuation(_)));
-        let error = hub_error(client, "list the devices", error);
+        let error = hub_error(&hub.client, "list the devices", error);
         let passing = refused < CONTINUATION_TRIES
             && !matches!(
                 error.trouble,
@@ -129,7 +126,7 @@ async fn next_page(
         match delays.next_delay() {
             Some(delay) if started && passing => {
                 tracing::warn!(
-                    hub = client.host_name(),
+                    hub = hub.client.host_name(),
                     ?error,
                     "page of devices is asked for again"
                 );
@@ -206,8 +203,9 @@ fn unreadable(error: &serde_json::Error) -> String {
     format!("it cannot be read ({what})")
 }
 
-fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
-    let trouble = match &error {
+/// What an error of the client means.
+pub(crate) fn trouble_of(error: &RestError) -> HubTrouble {
+    match error {
         RestError::Connect(connect) => trouble::of_connect(connect),
         // The query itself was taken: listing the devices anew can help.
         RestError::Transit(_) | RestError::Continuation(_) => HubTrouble::Unreachable,
@@ -221,10 +219,13 @@ fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
             _ => HubTrouble::Other,
         },
         _ => HubTrouble::Other,
-    };
+    }
+}
+
+fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
     HubError {
         doing: format!("{doing} of hub {}", client.host_name()),
-        trouble,
+        trouble: trouble_of(&error),
         source: Box::new(error),
     }
 }

@@ -9,7 +9,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Feedback, FeedbackBatch, Hub, SendResult};
 use twincast_emulator::{Fleet, HubConfig, RunningHub, Summary};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{Client, ClientOptions, Roots};
+use twincast_iothub::{ClientOptions, Roots};
 use twincast_testkit::build;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,8 +25,8 @@ async fn emulated() -> (RunningHub, IotHub) {
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(running.ca_pem().to_owned());
     let connection = running.connection_string().parse().unwrap();
-    let client = Client::new(&connection, options).unwrap();
-    (running, IotHub::new(client, None))
+    let hub = IotHub::new(&connection, options, None).unwrap();
+    (running, hub)
 }
 
 /// Sends a message that asks for feedback, and waits until the hub has it.

@@ -218,6 +218,11 @@ pub trait Hub: Send + Sync + 'static {
         None
     }
 
+    /// The same of questions: what keeps counts and lists of devices from being answered right now.
+    fn asking_hindrance(&self) -> Option<Hindrance> {
+        None
+    }
+
     /// A new receiver of the hub's feedback, `None` if the hub gives none. Nothing is dialled
     /// before its first [`next`](Feedback::next).
     fn feedback(&self) -> Option<Box<dyn Feedback>> {

@@ -3,7 +3,7 @@ use crate::gate::metric::MetricResult;
 use crate::ids::MetricName;
 use crate::outcome::Counts;
 
-fn plan(devices: u64) -> Event {
+pub(super) fn plan(devices: u64) -> Event {
     Event::PlanCompleted {
         plan: PlanSummary {
             checksum: Default::default(),

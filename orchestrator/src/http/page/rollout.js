@@ -122,7 +122,7 @@ function showProgress(rollout, rate, hubs) {
   const { ends } = rollout;
   if (allOf(ends) === 0) {
     return [
-      el('p', {}, rollout.phase === 'planning' ? 'Its devices are being found.' : 'It has no devices.'),
+      el('p', {}, rollout.phase === 'planning' ? finding(rollout.devices_found) : 'It has no devices.'),
       ...leftOut(rollout.plan),
     ];
   }
@@ -137,6 +137,10 @@ function showProgress(rollout, rate, hubs) {
     byHub(rollout, hubs),
     ...leftOut(rollout.plan),
   ];
+}
+
+function finding(found) {
+  return found > 0 ? `Its devices are being found: ${number(found)} so far.` : 'Its devices are being found.';
 }
 
 /** Devices that were named again, and rows that are not understood. */

@@ -130,7 +130,7 @@ async fn an_odd_record_does_not_hide_the_others() {
     assert_eq!(store.rollouts().await.unwrap(), all);
     assert_eq!(store.active().await.unwrap(), all);
     assert!(store.rollout(&name("r")).await.unwrap().is_some());
-    let read = store.version(&name("s")).await;
+    let read = store.revision(&name("s")).await;
     assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
     let read = store.rollout(&name("t")).await;
     assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");

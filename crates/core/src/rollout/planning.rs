@@ -1,0 +1,247 @@
+//! How far the search for a rollout's devices is, as its driver has noted it: at planning, and in the looks of a continuous one.
+//!
+//! A note is no event. The record keeps its version, so whoever does not know of the note overwrites it without harm.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Event, Owed, Phase, Rollout};
+use crate::account::NOTED_EVERY;
+use crate::time::Timestamp;
+
+/// Characters of an error that are kept: a chain of causes is shorter.
+const ERROR_CHARS: usize = 600;
+
+/// How far the search for devices is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Search {
+    /// Devices that the newest try has found so far.
+    #[serde(default)]
+    pub found: u64,
+    /// What keeps it from being finished, if something does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<SearchTrouble>,
+    /// When this was noted.
+    noted_at: Timestamp,
+}
+
+/// What keeps a search for devices from being finished.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchTrouble {
+    /// Since when nothing was found.
+    pub since: Timestamp,
+    /// The last error, in words.
+    pub error: String,
+    /// When the next try begins; `None` while one is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Timestamp>,
+}
+
+impl std::fmt::Display for SearchTrouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; in vain since {}", self.error, self.since)?;
+        match self.next_try {
+            Some(at) => write!(f, ", next try at {at}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Rollout {
+    /// What keeps its devices from being found, if something does.
+    #[must_use]
+    pub fn search_trouble(&self) -> Option<&SearchTrouble> {
+        self.search.as_ref()?.trouble.as_ref()
+    }
+
+    /// What it waits for before its plan is whole, in words that follow "waits for", as far as it was noted.
+    #[must_use]
+    pub fn waits_to_be_planned(&self) -> Option<String> {
+        let trouble = self.search_trouble();
+        let trouble = trouble.filter(|_| self.phase.owed() == Owed::Plan)?;
+        Some(format!("its devices to be found: {trouble}"))
+    }
+
+    /// The record with how far a try at planning is that is under way: so many devices were `found`, and hubs do not answer
+    /// since `standstill`. `None` if that is noted, or is not to be noted yet.
+    #[must_use]
+    pub fn noting_search(
+        &self,
+        found: u64,
+        standstill: Option<(Timestamp, &str)>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let before = self.search.clone().unwrap_or_default();
+        let trouble = match standstill {
+            Some((since, error)) => Some(trouble(&before, since, error, None)),
+            // Before it has found anything, it is not known to go on.
+            None => before.trouble.clone().filter(|_| found == 0),
+        };
+        let is_early = before.noted_at <= now && now.since(before.noted_at) < NOTED_EVERY;
+        let is_known = before.found == found && before.trouble == trouble;
+        if self.phase.owed() != Owed::Plan || is_known || is_early {
+            return None;
+        }
+        Some(self.with_search(found, trouble, now))
+    }
+
+    /// The record after a try, or a look, that has failed; the next one begins `again` later, if that is known. `None` if nothing
+    /// is to be found any more.
+    #[must_use]
+    pub fn noting_failed_search(
+        &self,
+        error: &str,
+        again: Option<Duration>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let searches = self.phase.owed() == Owed::Plan || self.looks.is_some();
+        if !searches || self.phase.is_ended() {
+            return None;
+        }
+        let before = self.search.clone().unwrap_or_default();
+        let trouble = trouble(&before, now, error, again.map(|again| now.plus(again)));
+        Some(self.with_search(before.found, Some(trouble), now))
+    }
+
+    fn with_search(&self, found: u64, trouble: Option<SearchTrouble>, now: Timestamp) -> Self {
+        let search = Search {
+            found,
+            trouble,
+            noted_at: now,
+        };
+        Self {
+            search: Some(search),
+            ..self.clone()
+        }
+    }
+
+    /// What an event makes of the note. The trouble stays until a try has found something.
+    pub(super) fn search_after(&mut self, event: &Event) {
+        let is_over = matches!(
+            event,
+            Event::PlanCompleted { .. } | Event::PlanningFailed { .. } | Event::Looked { .. }
+        );
+        if is_over || self.phase.is_ended() || matches!(self.phase, Phase::Aborting { .. }) {
+            self.search = None;
+        } else if *event == Event::PlanningStarted
+            && let Some(search) = &mut self.search
+        {
+            search.found = 0;
+            if let Some(trouble) = &mut search.trouble {
+                trouble.next_try = None;
+            }
+        }
+    }
+}
+
+fn trouble(
+    before: &Search,
+    since: Timestamp,
+    error: &str,
+    next_try: Option<Timestamp>,
+) -> SearchTrouble {
+    let earlier = before.trouble.as_ref().map(|trouble| trouble.since);
+    let mut cut: String = error.chars().take(ERROR_CHARS).collect();
+    if cut.len() < error.len() {
+        cut.push('…');
+    }
+    SearchTrouble {
+        since: earlier.map_or(since, |earlier| earlier.min(since)),
+        error: cut,
+        next_try,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::Word;
+    use crate::rollout::tests::plan;
+    use crate::spec::RolloutSpec;
+
+    const START: Timestamp = Timestamp(1_790_000_000_000);
+
+    fn at(seconds: u64) -> Timestamp {
+        START.plus(Duration::from_secs(seconds))
+    }
+
+    fn planning() -> Rollout {
+        let spec = RolloutSpec::read(
+            "x",
+            "{name: r, target: {all: true}, message: {body: {text: x}}}",
+        );
+        let accepted = Rollout::accepted(spec.unwrap(), Default::default(), START);
+        after(&accepted, Event::PlanningStarted, 0)
+    }
+
+    fn after(rollout: &Rollout, event: Event, seconds: u64) -> Rollout {
+        rollout
+            .after(event, at(seconds))
+            .unwrap()
+            .expect("it changes")
+    }
+
+    #[test]
+    fn the_last_error_stays_until_something_is_found() {
+        let wait = Duration::from_secs(30);
+        let failed = planning()
+            .noting_failed_search("no route", Some(wait), at(1))
+            .unwrap();
+        let says = "its devices to be found: no route; in vain since 2026-09-21T14:13:21Z, next try at \
+                    2026-09-21T14:13:51Z";
+        assert_eq!(failed.waits_to_be_planned().as_deref(), Some(says));
+        assert_eq!(failed.version, planning().version, "it is no event");
+        // The next try begins: the error is what is known.
+        let again = after(&failed, Event::PlanningStarted, 31);
+        let says = "its devices to be found: no route; in vain since 2026-09-21T14:13:21Z";
+        assert_eq!(again.waits_to_be_planned().as_deref(), Some(says));
+        assert_eq!(
+            again.noting_search(0, None, at(40)),
+            None,
+            "nothing is known"
+        );
+        let stands = again
+            .noting_search(0, Some((at(31), "busy")), at(40))
+            .unwrap();
+        let trouble = stands.search_trouble().unwrap();
+        assert_eq!((trouble.since, &*trouble.error), (at(1), "busy"));
+        let goes_on = stands.noting_search(200, None, at(50)).unwrap();
+        assert_eq!(goes_on.search.as_ref().unwrap().found, 200);
+        assert_eq!(goes_on.waits_to_be_planned(), None);
+        let whole = after(&goes_on, plan(2), 60);
+        assert_eq!(whole.search, None);
+    }
+
+    #[test]
+    fn it_is_noted_now_and_then_and_bounded() {
+        let rollout = planning().noting_search(100, None, at(10)).unwrap();
+        assert_eq!(rollout.noting_search(200, None, at(12)), None, "too early");
+        assert_eq!(rollout.noting_search(100, None, at(20)), None, "known");
+        assert!(rollout.noting_search(200, None, at(15)).is_some());
+        // The end of a try is told at once.
+        let long = "x".repeat(5_000);
+        let failed = rollout.noting_failed_search(&long, None, at(11)).unwrap();
+        assert_eq!(failed.search_trouble().unwrap().error.chars().count(), 601);
+        let text = serde_json::to_string(&failed).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), failed);
+    }
+
+    #[test]
+    fn whoever_searches_no_more_has_no_trouble() {
+        let failed = planning()
+            .noting_failed_search("no route", None, at(1))
+            .unwrap();
+        let aborting = after(&failed, Event::AbortRequested { reason: "x".into() }, 2);
+        assert_eq!(aborting.search, None);
+        let running = after(&failed, plan(2), 2);
+        assert_eq!(running.noting_failed_search("x", None, at(3)), None);
+        assert_eq!(running.noting_search(1, None, at(9)), None);
+        let word = Word::default();
+        assert!(
+            failed
+                .after(Event::ResumeRequested { word }, at(3))
+                .is_err()
+        );
+    }
+}
