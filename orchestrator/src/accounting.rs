@@ -38,6 +38,8 @@ pub(crate) struct WaySeen {
     are_throttled: bool,
     /// The hubs that nothing can be sent through.
     stuck: Vec<(HubName, Impasse)>,
+    /// Hubs with something to be sent that are not configured here.
+    pub(crate) not_configured: Option<Hold>,
     looked_at: Option<Instant>,
     /// When the rollout's clock was stored last.
     clock_saved_at: Option<Instant>,
@@ -53,6 +55,7 @@ impl Default for WaySeen {
             deserted: BTreeMap::new(),
             are_throttled: false,
             stuck: Vec::new(),
+            not_configured: None,
             looked_at: None,
             clock_saved_at: None,
         }
@@ -113,6 +116,7 @@ impl Driver {
             }
             _ => (Way::Clear, None),
         };
+        let hold = hold.or_else(|| seen.not_configured.clone());
         let doing = match next {
             Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
             next => Activity::of_next(next, way),

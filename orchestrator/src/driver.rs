@@ -380,7 +380,7 @@ impl Driver {
             rollout: name.clone(),
             source,
         };
-        planner::check_hubs(rollout, &self.hubs).map_err(|source| DriveError::Plan {
+        planner::check_hosts(rollout, &self.hubs).map_err(|source| DriveError::Plan {
             rollout: name.clone(),
             source,
         })?;

@@ -163,17 +163,15 @@ pub fn hubs_of<'a>(
     spec.target.hubs.iter().map(find).collect()
 }
 
-/// Refuses a rollout whose plan is for a hub that is not configured, or is another hub in the configuration.
+/// Refuses a rollout whose plan is for a hub that is another hub in the configuration. Hubs that are not configured are not
+/// its concern.
 ///
 /// # Errors
-/// [`PlanError::UnknownHub`] or [`PlanError::OtherHub`].
-pub fn check_hubs(rollout: &Rollout, hubs: &Hubs) -> Result<(), PlanError> {
+/// [`PlanError::OtherHub`].
+pub fn check_hosts(rollout: &Rollout, hubs: &Hubs) -> Result<(), PlanError> {
     let planned = rollout.plan.iter().flat_map(|plan| &plan.hubs);
     for plan in planned.filter(|plan| plan.devices > 0) {
-        let Some(handle) = hubs.get(&plan.hub) else {
-            return Err(unknown_hub(&plan.hub, hubs));
-        };
-        if handle.host != plan.host {
+        if let Some(handle) = hubs.get(&plan.hub).filter(|it| it.host != plan.host) {
             return Err(PlanError::OtherHub {
                 rollout: rollout.spec.name.clone(),
                 hub: plan.hub.clone(),

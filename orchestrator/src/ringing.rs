@@ -71,7 +71,9 @@ impl Driver {
         let mut seen = HashMap::new();
         let (mut any_open, mut any_held_back, mut any_held) = (false, false, false);
         let (mut full_groups, mut holds) = (Vec::new(), Vec::new());
-        for hub in hubs {
+        let missing = hubs.iter().find(|hub| !self.hubs.contains_key(**hub));
+        rung.way.not_configured = missing.map(|hub| self.not_configured(name, hub, &rung.way));
+        for hub in hubs.into_iter().filter(|hub| self.hubs.contains_key(*hub)) {
             let depth = rung.depth_of(hub, &*self.queue, now).await;
             if depth.waiting != usize::MAX {
                 rung.way.has_workers(hub, depth.consumers > 0, now);
@@ -139,6 +141,20 @@ impl Driver {
         let hold = Hold::of_budgets(&full_groups).or(holds.into_iter().reduce(Hold::sooner));
         rung.way.hold = hold.filter(|_| !any_open);
         Ok(pass)
+    }
+
+    /// A hub without which the rollout cannot go on. Nobody here knows its quota, or whether the name means the same hub still.
+    fn not_configured(&self, name: &RolloutName, hub: &HubName, before: &WaySeen) -> Hold {
+        let configured: Vec<_> = self.hubs.keys().map(HubName::as_str).collect();
+        let configured = configured.join(", ");
+        let waits_for = format!(
+            "hub {hub}, which is not configured for the orchestrator; configured are: {configured}"
+        );
+        if before.not_configured.is_none() {
+            tracing::error!(rollout = %name, %hub, configured, "hub is not configured, its batches wait");
+        }
+        let until = None;
+        Hold { waits_for, until }
     }
 
     /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule, budgets and order.

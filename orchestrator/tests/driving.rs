@@ -869,3 +869,30 @@ async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
     bench.stop.cancel();
     driving.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_is_not_configured_any_more_is_named() {
+    let bench = bench(150, DriverConfig::default());
+    bench.accepted().await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.stop.cancel();
+    driving.await.unwrap();
+    let rung = bench.queue.depth(&build::hub("a")).await.unwrap();
+
+    let mut other = bench_on(ScriptedHub::of(1), DriverConfig::default());
+    let driver = Arc::get_mut(&mut other.driver).unwrap();
+    let hub = driver.hubs.remove(&build::hub("a")).unwrap();
+    driver.hubs.insert(build::hub("b"), hub);
+    (driver.store, driver.queue) = (bench.store.clone(), bench.queue.clone());
+    let driving = other.drive();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(
+        bench.waits_for().await.as_deref(),
+        Some("hub a, which is not configured for the orchestrator; configured are: b")
+    );
+    // Nobody is asked to work on it.
+    assert_eq!(bench.queue.depth(&build::hub("a")).await.unwrap(), rung);
+    other.stop.cancel();
+    driving.await.unwrap();
+}

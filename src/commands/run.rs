@@ -115,6 +115,10 @@ async fn roll_out_with(
     engine::bind_hubs(&*engine.store, &engine.driver.hubs).await?;
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
+        Accepted::Same(rollout) if let Some(refused) = not_configured(&rollout, settings) => {
+            engine.store.close().await;
+            return Err(refused);
+        }
         Accepted::Same(rollout) => take_up(*rollout, &engine.driver, how, output).await?,
         Accepted::Conflict {
             existing,
@@ -240,7 +244,7 @@ async fn take_up(
     output: &Output,
 ) -> Result<Rollout, Failure> {
     let name = &rollout.spec.name;
-    planner::check_hubs(&rollout, &driver.hubs).map_err(engine::plan_failure)?;
+    planner::check_hosts(&rollout, &driver.hubs).map_err(engine::plan_failure)?;
     if rollout.phase.is_ended() {
         output.note(&format!("{name} is over already; this is its summary. To send again, give the rollout another name."));
         return Ok(rollout);
@@ -271,6 +275,29 @@ async fn take_up(
             .map_err(engine::drive_failure);
     }
     Ok(rollout)
+}
+
+/// What is said of a rollout with something left to do on a hub that is not in the configuration any more.
+fn not_configured(rollout: &Rollout, settings: &Settings) -> Option<Failure> {
+    let plan = rollout.plan.as_ref()?;
+    let hubs = plan.hubs.iter().filter(|part| part.devices > 0);
+    let missing: Vec<_> = hubs
+        .map(|part| part.hub.as_str())
+        .filter(|hub| !settings.hubs.keys().any(|known| known.as_str() == *hub))
+        .collect();
+    if missing.is_empty() || rollout.phase.is_ended() {
+        return None;
+    }
+    let configured: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();
+    let message = format!(
+        "rollout {} has devices on hub {}, which is not configured; configured are: {}",
+        rollout.spec.name,
+        missing.join(", "),
+        configured.join(", ")
+    );
+    Some(Failure::message(ExitCode::Refused, message).hint(
+        "configure the hub again under this name, and the same command goes on; or end the rollout with `twincast abort`",
+    ))
 }
 
 fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> Failure {
@@ -399,10 +426,14 @@ fn may_pass(error: &PlanError) -> bool {
     };
     match source.trouble {
         HubTrouble::Unreachable
+        | HubTrouble::CertificateDates
+        | HubTrouble::Tls
         | HubTrouble::Throttled
         | HubTrouble::QuotaUsedUp
+        | HubTrouble::Clock
         | HubTrouble::Shut => true,
         HubTrouble::Certificate
+        | HubTrouble::CertificateName
         | HubTrouble::Unauthorized
         | HubTrouble::BadQuery
         | HubTrouble::Other => false,

@@ -1,6 +1,6 @@
 //! Configurations and connection strings that are refused, without a word of the key.
 
-use crate::harness::{Room, assert_refused};
+use crate::harness::{Fleet, Hub, Room, assert_refused};
 
 const SPEC: &str = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
 /// A key as it would be in a connection string that is wrong elsewhere.
@@ -218,4 +218,36 @@ fn a_connection_string_in_the_wrong_place_does_not_show() {
             assert!(matches!(ended.code, Some(0 | 3)), "{ended}");
         }
     }
+}
+
+#[test]
+fn a_rollout_whose_hub_is_not_configured_any_more_is_refused_at_once() {
+    let hub = Hub::unlimited(&Fleet::of(20));
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let room = Room::configured(&config);
+    for file in ["ca.pem", "connection-string"] {
+        std::fs::copy(hub.folder().join(file), room.path().join(file)).expect("our folder");
+    }
+    let spec = room.rollout(
+        "moved",
+        "stages: [{ name: first, max_devices: 5, gate: { approval: {} } }]",
+    );
+    room.run(&["run", &spec]).expect(8);
+    room.write(
+        "twincast.toml",
+        &config.replace("[hubs.emulator]", "[hubs.other]"),
+    );
+    let words = [
+        "rollout moved has devices on hub emulator, which is not configured; configured are: other",
+        "configure the hub again under this name",
+    ];
+    assert_refused(&room, &["run", &spec], 3, &words);
+    room.run(&["approve", "moved"]).expect(0);
+    assert_refused(&room, &["run", &spec], 3, &words);
+    assert_eq!(hub.summary().accepted, 5);
+    // What is known of it is shown all the same.
+    room.run(&["status", "moved"]).expect(0);
+    room.write("twincast.toml", &config);
+    room.run(&["run", &spec]).expect(0);
+    assert_eq!(hub.summary().accepted, 20);
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{DeviceQuery, DeviceRow, Hub, HubError, SendResult};
+use twincast_core::ports::{DevicePage, DeviceQuery, Hub, HubError, SendResult};
 use twincast_testkit::{RuntimeClock, ScriptedHub, build};
 use twincast_worker::{Worker, WorkerHub};
 
@@ -50,7 +50,7 @@ impl Hub for Fragile {
         self.hub.count(condition).await
     }
 
-    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<Vec<DeviceRow>, HubError>> {
+    fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         self.hub.devices(query)
     }
 
