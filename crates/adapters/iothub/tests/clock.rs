@@ -8,7 +8,7 @@ use twincast_core::ports::{Hub, HubTrouble, SendResult};
 use twincast_core::time::Timestamp;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{Client, ClientOptions, Endpoint, Roots};
+use twincast_iothub::{ClientOptions, Endpoint, Roots};
 use twincast_testkit::build;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -31,7 +31,7 @@ fn port(running: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> IotHub
     options.roots = Roots::Only(running.ca_pem().to_owned());
     change(&mut options);
     let connection = running.connection_string().parse().unwrap();
-    IotHub::new(Client::new(&connection, options).unwrap(), None)
+    IotHub::new(&connection, options, None).unwrap()
 }
 
 async fn send(hub: &IotHub, ttl: Duration) -> SendResult {
