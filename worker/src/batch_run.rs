@@ -12,13 +12,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use twincast_core::batch::Lease;
 use twincast_core::ids::Attempt;
@@ -31,7 +31,7 @@ use twincast_retry::{Delays, Policy};
 
 use crate::hub_loop::{Inner, Known};
 use crate::metrics::OneMore;
-use crate::pacer::Pacer;
+use crate::pacer::{LATE, Pacer};
 
 /// How a batch run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,12 +91,42 @@ const TELL: Duration = Duration::from_secs(1);
 /// it takes no other device's answer with it.
 const SUSPECT_AFTER: u8 = 2;
 
+/// How long a suspect waits to be alone.
+const ALONE_WITHIN: Duration = Duration::from_secs(2);
+
 /// How often a hub that is not ready for sends is asked again.
 const READY_AGAIN: Duration = Duration::from_millis(50);
 
 type Sending = BoxFuture<'static, (u32, SendResult)>;
 type Saving = BoxFuture<'static, Saved>;
 type Acquiring = BoxFuture<'static, Result<(), StoreError>>;
+
+/// Until when a run's sends may leave, for those that wait for their turn.
+#[derive(Clone)]
+struct Clearance(Arc<Mutex<Instant>>);
+
+impl Clearance {
+    fn until(at: Instant) -> Self {
+        Self(Arc::new(Mutex::new(at)))
+    }
+
+    fn set(&self, until: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    fn holds(&self) -> bool {
+        Instant::now() < *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A send that did not get its turn.
+fn not_now() -> SendResult {
+    SendResult::NotSent {
+        cause: NotSent::NoConnection,
+        retry_after: None,
+        detail: "another send of the hub is alone".to_owned(),
+    }
+}
 
 pub(crate) struct BatchRun<'a> {
     inner: &'a Inner,
@@ -126,6 +156,7 @@ pub(crate) struct BatchRun<'a> {
     saved_at: Instant,
     /// When the store was last asked what the rollout wants, and said that it is to go on.
     wanted_at: Instant,
+    clearance: Clearance,
     /// Since when the store does not answer.
     silent_since: Option<Instant>,
     /// Positions between their first step and their record.
@@ -211,6 +242,7 @@ impl<'a> BatchRun<'a> {
             save_delays: Policy::store_retry().delays(),
             saved_at: leased_at,
             wanted_at: leased_at,
+            clearance: Clearance::until(leased_at + inner.config.heartbeat * 2),
             silent_since: None,
             recorded: Counts::default(),
             ending: None,
@@ -340,8 +372,23 @@ impl<'a> BatchRun<'a> {
         let turns = Arc::clone(&self.inner.turns);
         let tried = self.retries.get(&index);
         let is_suspect = tried.is_some_and(|retry| retry.unanswered >= SUSPECT_AFTER);
+        let patience = if is_suspect { ALONE_WITHIN } else { LATE };
+        let (pacer, clearance) = (self.pacer.clone(), self.clearance.clone());
         let sending = async move {
-            let _turn = turns.take(is_suspect).await;
+            let asked_at = Instant::now();
+            let Ok(_turn) = timeout(patience, turns.take(is_suspect)).await else {
+                return (index, not_now());
+            };
+            // What its permit stood for is over, and the rollout may have been stopped.
+            if asked_at.elapsed() > LATE {
+                let is_paced = match pacer {
+                    Some(pacer) => pacer.acquire(0).await.is_ok(),
+                    None => true,
+                };
+                if !is_paced || !clearance.holds() {
+                    return (index, not_now());
+                }
+            }
             let in_flight = OneMore::of(&status.metrics().in_flight);
             let sent_at = Instant::now();
             let result = hub.send(message).await;
@@ -379,7 +426,7 @@ impl<'a> BatchRun<'a> {
                     status.metrics().throttled.inc();
                     if let Some(pacer) = &self.pacer {
                         // The batch's other answers, and its lease, must not wait for long.
-                        let told = tokio::time::timeout(TELL, pacer.throttled(retry_after)).await;
+                        let told = timeout(TELL, pacer.throttled(retry_after)).await;
                         if !matches!(told, Ok(Ok(()))) {
                             tracing::warn!(hub = %self.inner.hub.name, "throttle not passed on to others");
                         }
@@ -513,6 +560,10 @@ impl<'a> BatchRun<'a> {
                 self.silent_since = None;
                 let in_time = self.is_in_touch();
                 self.wanted_at = asked_at;
+                if self.ending.is_none() {
+                    self.clearance
+                        .set(asked_at + self.inner.config.heartbeat * 2);
+                }
                 for report in reports {
                     match report.outcome {
                         // Even when the batch is being put down: what is marked is never sent
@@ -538,6 +589,7 @@ impl<'a> BatchRun<'a> {
             }
             Err(StoreError::Superseded { .. }) => {
                 self.ending = Some(Ended::Fenced);
+                self.clearance.set(Instant::now());
                 Ok(())
             }
             // It may have taken effect. Recording again is harmless, the outcomes are a join.
@@ -572,6 +624,7 @@ impl<'a> BatchRun<'a> {
             self.open -= marks - self.unsaved.len();
         }
         self.ending.get_or_insert(how);
+        self.clearance.set(Instant::now());
         if how == Ended::Stopped {
             self.drained_at = Some(Instant::now() + self.inner.config.drain);
         }

@@ -37,7 +37,7 @@ const SPREAD: f64 = 1.25;
 const CATCH_UP: Duration = Duration::from_millis(20);
 /// How much later than the time it stands for a permit may be used. Later ones would come on top
 /// of what others send then.
-const LATE: Duration = Duration::from_millis(100);
+pub(crate) const LATE: Duration = Duration::from_millis(100);
 
 /// Permits that took longer to get here are not used: what they stand for may be over by as much.
 /// A little less than the jitter that the quota's headroom is for.
