@@ -58,6 +58,8 @@ pub struct View<'a> {
     pub gate: &'a Gate,
     /// The outcomes of the stage's devices.
     pub counts: &'a Counts,
+    /// A send is owed to a device of this stage or, after a retry, of a stage before.
+    pub left: bool,
     /// The progress of the stage.
     pub progress: &'a StageProgress,
     /// The newest measurement, with `counts: applied`.
@@ -292,7 +294,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
         metric::Sum::Undecided { because } => return Verdict::Undecided { because },
         other => other,
     };
-    if sorted.unsent > 0 {
+    if sorted.unsent > 0 || view.left {
         return Verdict::Waits(WaitsFor::Sends {
             left: sorted.unsent,
         });

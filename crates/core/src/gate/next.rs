@@ -129,6 +129,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let view = View {
         gate,
         counts,
+        left,
         progress,
         measured,
         ttl,

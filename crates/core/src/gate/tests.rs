@@ -85,6 +85,7 @@ fn in_words(
     at: Timestamp,
 ) -> String {
     let view = View {
+        left: false,
         gate,
         counts,
         progress,
@@ -538,6 +539,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
         clock.advance(true, &evidence, now);
         let progress = sent(START);
         let view = View {
+            left: false,
             gate: &gate,
             counts: &all,
             progress: &progress,
@@ -663,6 +665,7 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
         let view = View {
             gate: &gate,
             counts: &counts,
+            left: false,
             progress,
             measured: None,
             ttl: None,
@@ -732,6 +735,20 @@ fn happened(rollout: &Rollout, counts: &Counts, at: Timestamp) -> Rollout {
         Next::Happened(event) => rollout.after(event, at).unwrap().unwrap(),
         other => panic!("nothing happened: {other:?}"),
     }
+}
+
+/// A retry may have reopened devices of a stage that has passed: those are sent to first.
+#[test]
+fn a_gate_is_not_undecided_while_something_is_to_be_sent() {
+    let rollout = staged("counts: delivered, failure_above: 5%");
+    let skipped = counts(10, "10 skipped");
+    let rollout = happened(&rollout, &skipped, minutes(1));
+    let next = |left| next_when_heard(&rollout, &skipped, left, minutes(2));
+    assert_eq!(next(true), Next::Send);
+    assert!(matches!(
+        next(false),
+        Next::Happened(Event::GateUndecided { .. })
+    ));
 }
 
 #[test]
@@ -876,7 +893,7 @@ proptest! {
         let text: Vec<_> = names.iter().zip(&numbers).map(|(name, n)| format!("{n} {name}")).collect();
         let counts = counts(numbers.iter().sum(), &text.join(", "));
         let progress = sent(START);
-        let view = View { gate: &gate, counts: &counts, progress: &progress, measured: None, ttl: None,
+        let view = View { gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
             evidence: &Evidence::complete(), clock: &baked_until(minutes(after)) };
         let failed = numbers[1] + if delivered { numbers[3] } else { 0 };
         let succeeded = numbers[4] + if delivered { 0 } else { numbers[2] + numbers[3] };
