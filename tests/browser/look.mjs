@@ -225,6 +225,7 @@ async function byKeyboard(engine, browser) {
   await tabTo(page, 'Approve');
   await page.keyboard.press('Enter');
   await page.getByRole('cell', { name: 'ann: no complaints' }).waitFor();
+  await page.getByRole('dialog').waitFor({ state: 'hidden' });
   const focused = await page.evaluate(() => document.activeElement.tagName);
   assert.notEqual(focused, 'BODY', 'the focus is somewhere when its button has gone');
   await context.close();

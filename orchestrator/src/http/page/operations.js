@@ -100,20 +100,23 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
   part('mistake').textContent = '';
   part('do').textContent = label;
   part('do').className = look === 'quiet' ? 'main' : look;
-  part('do').disabled = false;
+  busy(false);
   part('reason').value = '';
   part('reason').required = Boolean(why);
 
   part('leave').onclick = () => part().close();
   part('form').onsubmit = async (submitted) => {
     submitted.preventDefault();
+    if (part('do').ariaDisabled === 'true') {
+      return;
+    }
     const reason = part('reason').value.trim();
     if (why && !reason) {
       mistake('Say why: it is kept in the history.');
       part('reason').focus();
       return;
     }
-    part('do').disabled = true;
+    busy(true);
     mistake('');
     const path = all ? `/${operation}` : `/rollouts/${encodeURIComponent(rollout)}/${operation}`;
     try {
@@ -123,11 +126,16 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
     } catch (error) {
       mistake(error.message);
     } finally {
-      part('do').disabled = false;
+      busy(false);
     }
   };
   part().showModal();
   part('reason').focus();
+}
+
+/** Whether an answer is awaited: some seconds, until the store keeps the effect. The button stays focusable. */
+function busy(waits) {
+  part('do').ariaDisabled = String(waits);
 }
 
 function mistake(text) {
