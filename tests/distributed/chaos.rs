@@ -2,7 +2,6 @@
 //! twice is accounted for, and all counts agree.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Member, scattered};
@@ -10,8 +9,7 @@ use crate::harness::{Chance, Hub, assert_same_ids};
 use crate::pipeline::start_scattered;
 use crate::repeats::{self, Batches, Budget};
 use crate::services::{OwnServices, wait};
-use crate::waiting::{long_or, throughout};
-use twincast_testkit::services::Redis;
+use crate::waiting::long_or;
 
 const ROLLOUT: &str = "chaos";
 const WORKERS: usize = 4;
@@ -84,6 +82,18 @@ fn with_every_write_on_disk_a_killed_redis_forgets_nothing() {
         units: long_or(5, 2),
         fsync: "always",
         disturbances: deck.into_iter().cycle().take(long_or(30, 4)).collect(),
+    };
+    chaos.run();
+}
+
+#[test]
+fn a_redis_that_forgets_again_and_again_costs_repeats_only() {
+    let chaos = Chaos {
+        seed: 20_263,
+        devices: long_or(100_000, 4_000),
+        units: long_or(5, 2),
+        fsync: "everysec",
+        disturbances: vec![D::PowerCutRedis; long_or(10, 2)],
     };
     chaos.run();
 }
@@ -178,20 +188,10 @@ impl Run {
 
     /// Kills Redis, and takes from its file what came in the last second.
     fn power_cut_redis(&mut self) {
-        let file = append_only_file(&self.services.redis);
-        let length = || std::fs::metadata(&file).expect("it writes one").len();
-        let (on_disk, sent) = (length(), self.engine.accepted());
-        throughout(FORGETS, || {});
-        wait(self.services.redis.kill());
+        let sent = self.engine.accepted();
+        let bytes = self.services.power_cut(FORGETS);
         let forgotten = self.engine.accepted() - sent;
-        println!(
-            "Redis forgets {} bytes, {forgotten} sends",
-            length() - on_disk
-        );
-        let opened = std::fs::OpenOptions::new().write(true).open(&file);
-        let cut = opened.and_then(|file| file.set_len(on_disk));
-        cut.expect("the file is ours");
-        wait(self.services.redis.start_again());
+        println!("Redis forgets {bytes} bytes, {forgotten} sends");
         self.budget.forgot(self.in_hand(), forgotten);
     }
 
@@ -230,18 +230,6 @@ impl Run {
         // Those that lived through it all are as sound as those that came later.
         self.engine.until_ready();
     }
-}
-
-/// What a Redis writes down of each change.
-fn append_only_file(redis: &Redis) -> PathBuf {
-    let folder = redis.folder().join("data/appendonlydir");
-    let files = std::fs::read_dir(folder).expect("it writes an append-only file");
-    let mut files = files.map(|file| file.expect("a file").path());
-    let newest = files.find(|path| {
-        path.extension().is_some_and(|kind| kind == "aof")
-            && path.to_string_lossy().contains(".incr.")
-    });
-    newest.expect("the newest part of it")
 }
 
 fn shuffle(disturbances: &mut [Disturbance], chance: &mut Chance) {

@@ -31,6 +31,7 @@ mod chaos;
 mod continuous;
 mod control;
 mod evidence;
+mod forgetting;
 mod groups;
 mod happy_path;
 mod metrics;

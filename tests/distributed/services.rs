@@ -2,11 +2,15 @@
 //! pair of its own that can be stopped, killed and cut off.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use twincast_testkit::services::{Proxy, RabbitMq, Redis};
+
+use crate::waiting::throughout;
 
 /// What services and proxies run on. It outlives every test.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
@@ -61,6 +65,27 @@ impl OwnServices {
         })
     }
 
+    /// How many bytes Redis has written down of its changes.
+    pub(crate) fn written(&self) -> u64 {
+        let file = append_only_file(&self.redis);
+        std::fs::metadata(file).expect("it writes one").len()
+    }
+
+    /// Kills Redis, and takes from its file what comes in this time from now on: as if its machine had lost power. Gives
+    /// how many bytes were lost.
+    pub(crate) fn power_cut(&self, lost: Duration) -> u64 {
+        let on_disk = self.written();
+        throughout(lost, || {});
+        wait(self.redis.kill());
+        let forgotten = self.written() - on_disk;
+        let file = append_only_file(&self.redis);
+        let opened = std::fs::OpenOptions::new().write(true).open(file);
+        let cut = opened.and_then(|file| file.set_len(on_disk));
+        cut.expect("the file is ours");
+        wait(self.redis.start_again());
+        forgotten
+    }
+
     /// The way to them, through the proxies.
     pub(crate) fn access(&self) -> Access {
         Access {
@@ -69,4 +94,16 @@ impl OwnServices {
             prefix: "twincast".to_owned(),
         }
     }
+}
+
+/// What a Redis writes down of each change.
+fn append_only_file(redis: &Redis) -> PathBuf {
+    let folder = redis.folder().join("data/appendonlydir");
+    let files = std::fs::read_dir(folder).expect("it writes an append-only file");
+    let mut files = files.map(|file| file.expect("a file").path());
+    let newest = files.find(|path| {
+        path.extension().is_some_and(|kind| kind == "aof")
+            && path.to_string_lossy().contains(".incr.")
+    });
+    newest.expect("the newest part of it")
 }

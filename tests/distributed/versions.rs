@@ -1,5 +1,6 @@
 //! Releases beside each other: what an older one has written is read, what a newer one has written is left alone.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -99,7 +100,8 @@ fn a_rollout_that_the_first_release_began_is_finished() {
         prefix: "recorded".to_owned(),
         ..Access::shared()
     };
-    restore(&fixture("v0.1/redis.txt"));
+    let host = format!("localhost:{}", hub.amqp_port());
+    restore(&fixture("v0.1/redis.txt"), &host);
     let mut engine = Engine::new(&access, vec![("north", hub)]);
     let recorded = engine.status("recorded");
     let canaries = recorded["counts"]["delivered"].as_u64().expect("a number");
@@ -138,15 +140,21 @@ fn fixture(path: &str) -> PathBuf {
     Path::new(folder).join(path)
 }
 
-/// Gives the shared Redis what a file of commands says.
-fn restore(commands: &Path) {
+/// Gives the recorded commands to Redis, as if they had been recorded with the hub of this host name.
+fn restore(commands: &Path, host: &str) {
     let address = wait(async { Redis::shared().await.address() });
-    let restored = Command::new("redis-cli")
+    let recorded = std::fs::read_to_string(commands).expect("the file");
+    let mut redis = Command::new("redis-cli")
         .args(["-p", &address.port().to_string()])
-        .stdin(std::fs::File::open(commands).expect("the file"))
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .output()
+        .spawn()
         .expect("redis-cli");
+    let mut stdin = redis.stdin.take().expect("a pipe");
+    let recorded = recorded.replace("RECORDED-HOST", host);
+    stdin.write_all(recorded.as_bytes()).expect("it reads");
+    drop(stdin);
+    let restored = redis.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&restored.stdout);
     assert!(restored.status.success(), "{said}");
     assert!(!said.contains("ERR"), "{said}");

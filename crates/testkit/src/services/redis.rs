@@ -13,18 +13,21 @@ use super::{Proxy, Service};
 /// How long a cluster may take to agree. It takes two seconds.
 const AGREEMENT: Duration = Duration::from_secs(60);
 
-/// A Redis that writes an append-only file each second, and forgets nothing for want of memory.
+/// A Redis that writes an append-only file, each second if not told otherwise, and forgets nothing for want of memory.
 #[derive(Debug)]
 pub struct Redis(Service);
 
 impl Redis {
-    /// The one that all tests of this process share; its data are whoever's.
+    /// The one that all tests of this process share; its data are whoever's. Each write is on disk before it is
+    /// acknowledged, so no test waits for that.
     ///
     /// # Panics
     /// When it cannot be started, as [`Redis::start`].
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Redis> = OnceCell::const_new();
-        SHARED.get_or_init(|| Self::start(&[])).await
+        SHARED
+            .get_or_init(|| Self::start(&["--appendfsync", "always"]))
+            .await
     }
 
     /// A new one that is ready, with options as `redis-server` takes them, such as
