@@ -39,7 +39,7 @@ mod tests {
         let plan = |repeated: u64, rows: u64| -> PlanSummary {
             let example = json!({"hub": "eu", "found": "x y", "reason": "its id is no good"});
             let plan = json!({
-                "devices": 5, "batches": 1, "digest": "", "hubs": [], "excluded": [], "repeated": repeated,
+                "devices": 5, "batches": 1, "digest": "", "checksum": {"batches": 1, "devices": 5, "sum": 0}, "hubs": [], "excluded": [], "repeated": repeated,
                 "not_understood": {"rows": rows, "examples": if rows > 0 { json!([example]) } else { json!([]) }},
             });
             serde_json::from_value(plan).expect("a plan")

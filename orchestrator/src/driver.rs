@@ -14,6 +14,7 @@ use prometheus::IntCounter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use twincast_core::account::{Activity, Hold};
 use twincast_core::error::in_words;
 use twincast_core::evidence::Evidence;
 use twincast_core::gate::{self, Measured, Next, Seen, WaitsFor};
@@ -195,6 +196,11 @@ impl Driver {
                 }) => {
                     self.repairs.0.inc();
                     tracing::warn!(rollout = %name, what, "the store has lost its last writes, they are made again");
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(self.config.longest_pass) => {}
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -380,10 +386,21 @@ impl Driver {
             rollout: name.clone(),
             source,
         };
-        planner::check_hosts(rollout, &self.hubs).map_err(|source| DriveError::Plan {
-            rollout: name.clone(),
-            source,
-        })?;
+        if let Err(source) = planner::check_hosts(rollout, &self.hubs) {
+            let waits_for = in_words(&source);
+            let hold = Hold {
+                waits_for,
+                until: None,
+            };
+            if let Some(noted) = rollout.noting(Activity::Blocked, Some(hold), self.clock.now()) {
+                let saved = self.store.save(&noted, noted.revision()).await;
+                saved.map_err(store_error)?;
+            }
+            return Err(DriveError::Plan {
+                rollout: name.clone(),
+                source,
+            });
+        }
         // What it is doing is noted in the record meanwhile.
         let rollout = &mut rollout.clone();
         let mut pass = self.config.pass;

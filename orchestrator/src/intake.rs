@@ -128,7 +128,10 @@ impl Intake {
             if self.is_in_effect(&command, at).await? {
                 break;
             }
-            match self.perform(&command).await {
+            let Some(begun) = command.begun else {
+                break;
+            };
+            match self.carry_out(&command, begun.context).await {
                 // It is there: that was the question.
                 Ok(again) if !again.changed && command.command == Kind::Start => break,
                 Ok(again) => {

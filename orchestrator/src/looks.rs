@@ -29,6 +29,8 @@ use crate::planner::{Joiners, PlanError, PlanProgress, Planner};
 
 /// How long after a look that failed another one begins.
 pub(crate) const AGAIN: Duration = Duration::from_secs(60);
+/// And after one of which the store has lost a part.
+const SOON: Duration = Duration::from_secs(1);
 /// Batches that are read at once.
 const PAGE: usize = 256;
 
@@ -54,7 +56,8 @@ pub(crate) enum LookNews {
 #[derive(Default)]
 pub(crate) struct Looking {
     under_way: Option<(LookId, BoxFuture<'static, Result<Found, GivenUp>>)>,
-    failed_at: Option<Instant>,
+    /// When another one may begin after one that failed.
+    rests_until: Option<Instant>,
 }
 
 impl std::fmt::Debug for Looking {
@@ -84,16 +87,17 @@ impl Looking {
                 Err(GivenUp::Store(StoreError::Regressed { what })) => {
                     let name = &rollout.spec.name;
                     tracing::warn!(rollout = %name, what, "the store has lost a part of a look, which begins anew");
+                    self.rests_until = Some(Instant::now() + SOON);
                 }
                 Err(error) => {
                     let (name, error) = (&rollout.spec.name, in_words(&error));
                     tracing::warn!(rollout = %name, error, "a look for devices that have joined was given up");
-                    self.failed_at = Some(Instant::now());
+                    self.rests_until = Some(Instant::now() + AGAIN);
                     return LookNews::Failed(error);
                 }
             }
         }
-        let rests = self.failed_at.is_some_and(|at| at.elapsed() < AGAIN);
+        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         let is_due = rollout.next_look().is_some_and(|at| clock.now() >= at);
         // One that is under way and not ours was given up by whoever began it.
         if !rests && (is_due || looks.under_way.is_some()) {
@@ -116,7 +120,7 @@ impl Looking {
             hubs: driver.hubs.clone(),
             base: driver.base.clone(),
         };
-        self.failed_at = None;
+        self.rests_until = None;
         self.under_way = Some((look.id, async move { look.through().await }.boxed()));
     }
 }

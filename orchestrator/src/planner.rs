@@ -50,9 +50,9 @@ pub enum PlanError {
     },
     /// The configuration gives the hub's name to another hub than the one that the rollout was planned for.
     #[error(
-        "rollout {rollout} was planned for hub {hub} at {planned}, and {hub} is {configured} in the configuration; \
-         nothing planned for one hub is sent through another: configure {planned} as {hub} again, give the other hub a \
-         name of its own, and start a rollout of another name for its devices"
+        "hub {hub} at {planned}, for which rollout {rollout} was planned: the configuration has {configured} under the \
+         name {hub}; configure {planned} as {hub} again, give the other hub a name of its own, and start a rollout of \
+         another name for its devices"
     )]
     OtherHub {
         /// The rollout.

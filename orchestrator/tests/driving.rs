@@ -204,6 +204,8 @@ async fn what_was_planned_for_one_hub_is_never_released_for_another() {
     for words in ["a.azure-devices.net", "production.azure-devices.net"] {
         assert!(refused.contains(words), "{refused}");
     }
+    let waits = moved.waits_for().await.unwrap_or_default();
+    assert!(waits.starts_with("hub a at a.azure-devices.net"), "{waits}");
     // A stop needs no hub.
     moved
         .event(Event::AbortRequested { reason: "x".into() })
