@@ -116,7 +116,12 @@ impl Driver {
             }
             _ => (Way::Clear, None),
         };
-        let hold = hold.or_else(|| seen.not_configured.clone());
+        let (way, hold) = match (way, hold, &seen.not_configured) {
+            (Way::Clear, _, Some(missing)) if !seen.any_open => {
+                (Way::Blocked, Some(missing.clone()))
+            }
+            (way, hold, missing) => (way, hold.or_else(|| missing.clone())),
+        };
         let doing = match next {
             Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
             next => Activity::of_next(next, way),

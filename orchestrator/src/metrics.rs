@@ -31,6 +31,7 @@ pub struct Metrics {
     phase: IntGaugeVec,
     stage: IntGaugeVec,
     awaits_approval: IntGaugeVec,
+    planning_blocked: IntGaugeVec,
     devices: IntGaugeVec,
     spent: IntGaugeVec,
 }
@@ -84,6 +85,11 @@ impl Default for Metrics {
                 "1 while an approval is all that a rollout waits for.",
                 &rollout,
             ),
+            planning_blocked: gauges(
+                "twincast_rollout_planning_blocked",
+                "1 while the devices of a rollout, or its joiners, cannot be found.",
+                &rollout,
+            ),
             devices: gauges(
                 "twincast_rollout_devices",
                 "A rollout's devices, by stage, class and outcome, once its plan is whole.",
@@ -104,7 +110,7 @@ impl Metrics {
     /// # Errors
     /// When it exports metrics of these names already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 13] = [
             Box::new(self.driven.clone()),
             Box::new(self.newer.clone()),
             Box::new(self.repairs.clone()),
@@ -115,6 +121,7 @@ impl Metrics {
             Box::new(self.phase.clone()),
             Box::new(self.stage.clone()),
             Box::new(self.awaits_approval.clone()),
+            Box::new(self.planning_blocked.clone()),
             Box::new(self.devices.clone()),
             Box::new(self.spent.clone()),
         ];
@@ -178,6 +185,8 @@ impl RolloutMetrics<'_> {
         });
         let awaiting = self.of.awaits_approval.with_label_values(&[name]);
         awaiting.set(i64::from(awaits));
+        let blocked = self.of.planning_blocked.with_label_values(&[name]);
+        blocked.set(i64::from(rollout.search_trouble().is_some()));
         for (activity, seconds) in rollout.time_spent(now).seconds() {
             let spent = self.of.spent.with_label_values(&[name, activity.as_str()]);
             spent.set(i64::try_from(seconds).unwrap_or(i64::MAX));
@@ -214,6 +223,7 @@ impl Drop for RolloutMetrics<'_> {
         }
         _ = self.of.stage.remove_label_values(&[name]);
         _ = self.of.awaits_approval.remove_label_values(&[name]);
+        _ = self.of.planning_blocked.remove_label_values(&[name]);
         for activity in Activity::ALL {
             _ = self
                 .of
@@ -299,6 +309,7 @@ mod tests {
                 r#"twincast_rollout_devices{class="pending",outcome="pending",rollout="r",stage="all"} 0"#,
                 r#"twincast_rollout_devices{class="sent",outcome="enqueued",rollout="r",stage="all"} 1"#,
                 r#"twincast_rollout_phase{phase="running",rollout="r"} 1"#,
+                r#"twincast_rollout_planning_blocked{rollout="r"} 0"#,
                 r#"twincast_rollout_stage{rollout="r"} 1"#,
             ]
         );

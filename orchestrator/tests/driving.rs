@@ -893,6 +893,10 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
         bench.waits_for().await.as_deref(),
         Some("hub a, which is not configured for the orchestrator; configured are: b")
     );
+    let spent = bench.rollout().await.time_spent(bench.driver.clock.now());
+    let blocked = spent.seconds().into_iter();
+    let blocked = blocked.filter(|(activity, _)| *activity == Activity::Blocked);
+    assert!(blocked.map(|(_, seconds)| seconds).sum::<u64>() > 60);
     // Nobody is asked to work on it.
     assert_eq!(bench.queue.depth(&build::hub("a")).await.unwrap(), rung);
     other.stop.cancel();
