@@ -53,6 +53,9 @@ const WIDEST_DISPOSITION: u64 = 2 * LARGEST_MAX_IN_FLIGHT as u64;
 /// records of a few hundred bytes.
 const LARGEST_MESSAGE: usize = 1024 * 1024;
 
+/// The descriptor of a disposition as hubs write it. The library does not take the code as an integer of other types.
+const DISPOSITION: &[u8] = &[0x00, 0x53, Performative::Disposition as u8];
+
 /// `accepted` as hubs write it.
 const ACCEPTED: [&[u8]; 2] = [&[0x00, 0x53, 0x24, 0x45], &[0x00, 0x53, 0x24, 0xc0, 1, 0]];
 
@@ -322,7 +325,7 @@ impl Partial {
 }
 
 /// Whether a message is a sequence of described values, at least one.
-fn is_message(mut bytes: &[u8]) -> bool {
+pub(crate) fn is_message(mut bytes: &[u8]) -> bool {
     let is_empty = bytes.is_empty();
     while let [0x00, ..] = bytes {
         let Some(length) = length(bytes) else {
@@ -396,12 +399,15 @@ fn make_decodable(head: Head, frame: &mut Vec<u8>, end: usize) -> Result<usize, 
 }
 
 fn decodes(head: Head, performative: &[u8]) -> bool {
-    head.performative == Performative::Disposition && is_plain(head, performative)
+    is_plain(head, performative)
         || from_slice::<performatives::Performative>(&performative[HEADER..]).is_ok()
 }
 
 /// Whether a disposition accepts, which is nearly all of what a hub says, and not worth decoding twice.
 fn is_plain(head: Head, performative: &[u8]) -> bool {
+    if !performative[HEADER..].starts_with(DISPOSITION) {
+        return false;
+    }
     let mut fields = fields(performative, head.list).map(|field| &performative[field]);
     let mut next = || fields.next().unwrap_or(&[NULL]);
     let (role, first, last, settled, state) = (next(), next(), next(), next(), next());

@@ -80,6 +80,22 @@ fn transfer(handle: u8, more: u8, payload: &[u8]) -> Vec<u8> {
     frame(5, &body)
 }
 
+/// The library takes a descriptor's code as a `ulong` only.
+#[test]
+fn a_code_of_another_integer_type_is_malformed() {
+    let accepted = disposition(TRUE, 0, 0, TRUE, &ACCEPTED);
+    for constructor in [0x50, 0x52, 0x54, 0x55] {
+        let mut odd = accepted.clone();
+        odd[9] = constructor;
+        let mut repair = repair_after_two_transfers();
+        let mut out = Vec::new();
+        repair.incoming(&opening(), &mut out).unwrap();
+        let malformed = repair.incoming(&odd, &mut out).unwrap_err();
+        let expected = "Disposition that cannot be decoded";
+        assert!(malformed.to_string().ends_with(expected), "{malformed}");
+    }
+}
+
 const MESSAGE: &[u8] = &[0x00, 0x53, 0x75, 0xa0, 2, b'h', b'i'];
 const EMPTY_MESSAGE: &[u8] = &[0x00, 0x53, 0x77, NULL];
 
