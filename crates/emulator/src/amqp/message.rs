@@ -67,6 +67,7 @@ impl<'a> Message<'a> {
     fn read_properties(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
         let mut fields = reader.list()?;
         self.message_id = fields.raw()?;
+        self.message_id.map_or(Ok(()), check_id)?;
         fields.skip(1)?;
         self.to = fields.get(Reader::text)?;
         fields.skip(5)?;
@@ -99,6 +100,18 @@ impl<'a> Message<'a> {
     #[cfg(test)]
     pub(crate) fn body_bytes(&self) -> Vec<u8> {
         body_bytes(self.body)
+    }
+}
+
+/// A message id is a `ulong`, a uuid, binary or text (AMQP 1.0, part 3, section 3.2.4). It is echoed as it came.
+fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
+    match raw {
+        [0x44 | 0x53 | 0x80 | 0x98 | 0xa0 | 0xb0, ..] => Ok(()),
+        [0xa1 | 0xb1, ..] => Reader::new(raw).text().map(|_| ()),
+        _ => Err(DecodeError::Unexpected {
+            code: raw.first().copied().unwrap_or_default(),
+            wanted: "a message id",
+        }),
     }
 }
 
@@ -228,6 +241,35 @@ mod tests {
             encode::binary(&mut out, part);
         }
         out
+    }
+
+    #[test]
+    fn a_message_id_is_of_one_of_its_four_types() {
+        for odd in [
+            // A boolean, a byte, an uint, a symbol, a list; text that is not UTF-8.
+            &[0x42][..],
+            &[0x50, 1],
+            &[0x43],
+            &[0xa3, 1, b'a'],
+            &[0x45],
+            &[0xa1, 1, 0xff],
+        ] {
+            let payload = sample(|items| {
+                items.raw(Some(odd));
+            });
+            assert!(Message::read(&payload).is_err(), "{odd:x?}");
+        }
+        for good in [
+            &[0x44][..],
+            &[0x53, 7],
+            &[0x80, 0, 0, 0, 0, 0, 0, 0, 7],
+            &[0x40],
+        ] {
+            let payload = sample(|items| {
+                items.raw(Some(good));
+            });
+            assert!(Message::read(&payload).is_ok(), "{good:x?}");
+        }
     }
 
     #[test]
