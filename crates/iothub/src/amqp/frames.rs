@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 
-use super::encoding::{Descriptor, described, entries, length};
+use super::encoding::{DESCRIBED, Descriptor, described, entries, length};
 
 /// The frame size that hubs announce themselves, and that is announced to them.
 pub(crate) const LARGEST_FRAME: usize = 65_536;
@@ -177,13 +177,13 @@ impl Incoming {
         }
         drop_extended_header(&mut frame);
         if self.phase == Phase::Sasl {
-            return match length(&frame[HEADER..]) {
-                Some(_) => {
-                    out.extend(frame);
-                    Ok(())
-                }
-                None => Err(Malformed::new("a SASL frame without a well-formed body")),
-            };
+            // The library reads sizes wherever it is led, and takes memory for them.
+            let body = &frame[HEADER..];
+            if !body.starts_with(&[DESCRIBED]) || length(body) != Some(body.len()) {
+                return Err(Malformed::new("a SASL frame without a well-formed body"));
+            }
+            out.extend(frame);
+            return Ok(());
         }
         let is_first = self.phase == Phase::Header;
         if frame.len() == HEADER && !is_first {

@@ -80,22 +80,6 @@ fn transfer(handle: u8, more: u8, payload: &[u8]) -> Vec<u8> {
     frame(5, &body)
 }
 
-/// The library takes a descriptor's code as a `ulong` only.
-#[test]
-fn a_code_of_another_integer_type_is_malformed() {
-    let accepted = disposition(TRUE, 0, 0, TRUE, &ACCEPTED);
-    for constructor in [0x50, 0x52, 0x54, 0x55] {
-        let mut odd = accepted.clone();
-        odd[9] = constructor;
-        let mut repair = repair_after_two_transfers();
-        let mut out = Vec::new();
-        repair.incoming(&opening(), &mut out).unwrap();
-        let malformed = repair.incoming(&odd, &mut out).unwrap_err();
-        let expected = "Disposition that cannot be decoded";
-        assert!(malformed.to_string().ends_with(expected), "{malformed}");
-    }
-}
-
 const MESSAGE: &[u8] = &[0x00, 0x53, 0x75, 0xa0, 2, b'h', b'i'];
 const EMPTY_MESSAGE: &[u8] = &[0x00, 0x53, 0x77, NULL];
 
@@ -301,6 +285,42 @@ fn a_symbolic_performative_is_looked_into_as_well() {
     let out = seen(&mut begun(), &frame(5, &wide)).unwrap();
     let cut = &disposition(TRUE, 0, 1, TRUE, &ACCEPTED)[HEADER + 3..];
     assert!(out.ends_with(cut), "{out:x?}");
+}
+
+/// The library takes a descriptor's code as a `ulong` only.
+#[test]
+fn a_code_of_another_integer_type_is_malformed() {
+    let accepted = disposition(TRUE, 0, 0, TRUE, &ACCEPTED);
+    for constructor in [0x50, 0x52, 0x54, 0x55] {
+        let mut odd = accepted.clone();
+        odd[9] = constructor;
+        let mut repair = repair_after_two_transfers();
+        let mut out = Vec::new();
+        repair.incoming(&opening(), &mut out).unwrap();
+        let malformed = repair.incoming(&odd, &mut out).unwrap_err();
+        let expected = "Disposition that cannot be decoded";
+        assert!(malformed.to_string().ends_with(expected), "{malformed}");
+    }
+}
+
+/// Whatever else stands there, the library reads sizes from it, and takes as much memory.
+#[test]
+fn the_body_of_a_sasl_frame_is_one_described_value() {
+    let outcome = &SASL_OUTCOME[HEADER..];
+    let huge = [0x00, 0xb3, 0xff, 0xff, 0xff, 0xff];
+    for body in [
+        [&[0x53, 0x44][..], &huge].concat(),
+        [outcome, &huge].concat(),
+        [&[0x00, 0x53, 0x44], &huge[1..]].concat(),
+        list(0x44, 1, &huge[1..]),
+        vec![0x00, 0x53],
+        Vec::new(),
+    ] {
+        let mut sasl = frame(0, &body);
+        sasl[5] = 1;
+        let out = seen(&mut Repair::default(), &[SASL_HEADER, &sasl].concat());
+        assert!(out.is_err(), "{body:x?}");
+    }
 }
 
 #[test]
