@@ -504,6 +504,22 @@ rate: 600/min
     }
 
     #[test]
+    fn numbers_of_a_body_keep_their_last_digit() {
+        let spec = RolloutSpec::read("x.yaml", FRIDGES).unwrap();
+        for step in 0..2000_u64 {
+            // From 6e-11 to 1e30, roughly.
+            let number = f64::from_bits(0x3dd0_0000_0000_0000 + step * 0x0001_1335_5779_9bbd);
+            let mut spec = spec.clone();
+            spec.message.body = Body::Json(serde_json::json!({ "number": number }));
+            // As a store keeps it, and as a command brings it.
+            let json = serde_json::to_string(&spec).unwrap();
+            let stored: RolloutSpec = serde_json::from_str(&json).unwrap();
+            assert_eq!(stored, spec);
+            assert_eq!(RolloutSpec::read("x.json", &json).unwrap(), spec);
+        }
+    }
+
+    #[test]
     fn every_problem_is_named_with_its_line() {
         let text = FRIDGES
             .replace("ttl: 24h", "ttl: 72h")
