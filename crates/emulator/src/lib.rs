@@ -12,6 +12,9 @@ mod config;
 mod control;
 mod faults;
 mod fleet;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod policy;
 mod query;

@@ -66,6 +66,9 @@ mod clock;
 mod connect_error;
 mod connection_string;
 mod feedback;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub_message;
 mod options;
 mod rest;

@@ -14,6 +14,9 @@
 //! * Nothing is said of a token's claims before its signature was checked.
 
 mod claims;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jws;
 mod keys;
 mod rejection;

@@ -3,6 +3,9 @@
 
 mod asking;
 mod feedback;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod links;
 mod queries;
 mod sends;

@@ -151,7 +151,7 @@ fn sql(query: &DeviceQuery) -> String {
     sql
 }
 
-fn page(items: &[Box<RawValue>], tags: &[TagPath]) -> DevicePage {
+pub(crate) fn page(items: &[Box<RawValue>], tags: &[TagPath]) -> DevicePage {
     let mut page = DevicePage::default();
     for item in items {
         match row(item, tags) {

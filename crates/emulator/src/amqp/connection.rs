@@ -107,7 +107,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let now = Instant::now();
         Self {
             hub,
@@ -189,7 +189,7 @@ impl Connection {
     }
 
     /// What is due now: permits, held-back answers, heartbeats, expired tokens and locks.
-    fn on_time(&mut self, now: Instant) {
+    pub(crate) fn on_time(&mut self, now: Instant) {
         self.rules = self.hub.faults.cut_rules();
         while let Some(later) = self.later.pop_due(now) {
             self.do_later(later);

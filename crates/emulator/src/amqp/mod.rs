@@ -4,9 +4,9 @@
 //! disagreement, and the hot path (one transfer) touches each byte once.
 
 mod address;
-mod cbs;
+pub(crate) mod cbs;
 mod command;
-mod connection;
+pub(crate) mod connection;
 mod decode;
 mod encode;
 mod feedback;

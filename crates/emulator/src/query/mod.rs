@@ -1,10 +1,10 @@
 //! The query language: text to tree, tree to rows.
 
-mod evaluate;
+pub(crate) mod evaluate;
 mod group;
 mod lexer;
 mod parser;
-mod scan;
+pub(crate) mod scan;
 mod select;
 mod tree;
 

@@ -330,7 +330,7 @@ fn generated<'a>(generator: &'a Generator, rest: &[String], position: u32) -> Fo
     (!value.is_null()).then_some(value)
 }
 
-fn in_document<'a>(document: &'a Value, path: &[String]) -> Found<'a> {
+pub(crate) fn in_document<'a>(document: &'a Value, path: &[String]) -> Found<'a> {
     let value = path
         .iter()
         .try_fold(document, |value, name| value.get(name))?;

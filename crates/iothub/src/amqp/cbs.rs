@@ -199,7 +199,7 @@ async fn until(time: SystemTime) {
     }
 }
 
-fn status(answer: &Message<Body<Value>>) -> (Option<i32>, String) {
+pub(crate) fn status(answer: &Message<Body<Value>>) -> (Option<i32>, String) {
     let properties = answer.application_properties.as_ref();
     let get = |name: &str| properties.and_then(|p| p.0.get(name));
     let description = match get("status-description") {

@@ -1,7 +1,7 @@
 //! Delivery feedback: what the hub says became of accepted messages.
 
-mod receiver;
-mod record;
+pub(crate) mod receiver;
+pub(crate) mod record;
 
 pub use receiver::{
     FeedbackBatch, FeedbackError, FeedbackReceiver, SettleError, UnparsableFeedback,

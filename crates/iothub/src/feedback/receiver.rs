@@ -416,18 +416,7 @@ fn read(settle: Settle, message: Decoded) -> Result<FeedbackBatch, FeedbackError
         Ok(message) => message,
         Err(error) => return Err(unparsable(String::new(), error.into(), settle)),
     };
-    let body: Vec<u8> = match &message.body {
-        Body::Data(sections) => sections
-            .iter()
-            .flat_map(|data| data.0.iter().copied())
-            .collect(),
-        Body::Value(value) => match &value.0 {
-            Value::String(text) => text.clone().into_bytes(),
-            Value::Binary(bytes) => bytes.to_vec(),
-            _ => Vec::new(),
-        },
-        _ => Vec::new(),
-    };
+    let body = body(&message);
     match read_records(&body) {
         Ok((records, unreadable)) => {
             let enqueued_time = enqueued_time(&message);
@@ -445,7 +434,23 @@ fn read(settle: Settle, message: Decoded) -> Result<FeedbackBatch, FeedbackError
     }
 }
 
-fn enqueued_time(message: &Message<Body<Value>>) -> Option<SystemTime> {
+/// The bytes of a body that is data, text or binary; else none.
+pub(crate) fn body(message: &Message<Body<Value>>) -> Vec<u8> {
+    match &message.body {
+        Body::Data(sections) => sections
+            .iter()
+            .flat_map(|data| data.0.iter().copied())
+            .collect(),
+        Body::Value(value) => match &value.0 {
+            Value::String(text) => text.clone().into_bytes(),
+            Value::Binary(bytes) => bytes.to_vec(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+pub(crate) fn enqueued_time(message: &Message<Body<Value>>) -> Option<SystemTime> {
     let annotations = message.message_annotations.as_ref()?;
     match annotations.0.get(&Symbol::from("iothub-enqueuedtime")
         as &dyn fe2o3_amqp_types::messaging::annotations::AnnotationKey)?
