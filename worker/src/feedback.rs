@@ -275,7 +275,7 @@ impl Listener {
             if !wait.is_zero() && self.merged.len() < MERGED {
                 return true;
             }
-            if !slept(wait, &self.stop).await {
+            if !wait.is_zero() && !slept(wait, &self.stop).await {
                 return false;
             }
             let Some(Merged {
@@ -424,8 +424,8 @@ impl Inner {
         let metrics = self.status.metrics();
         metrics.feedback_unreadable.inc_by(unreadable);
         let all = records.len();
-        let ours = match self.merge(records.clone()).await {
-            Ok(ours) => ours,
+        let (ours, merged) = match self.merge(records.clone()).await {
+            Ok(counted) => counted,
             Err(error) => {
                 // The message is not answered, and so not counted: the hub redelivers it when its lock ends.
                 tracing::error!(hub = %self.hub.name, error = in_words(&error), "feedback not recorded");
@@ -437,7 +437,7 @@ impl Inner {
         if ours == 0 {
             return Found::Foreign(ticket);
         }
-        self.status.metrics().feedback_merged.inc_by(ours as u64);
+        metrics.feedback_merged.inc_by(merged as u64);
         Found::Ours(Merged {
             ticket,
             records,
@@ -451,9 +451,9 @@ impl Inner {
         }
     }
 
-    /// Merges the records of known rollouts, and returns the number of those records.
-    async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<usize, StoreError> {
-        let mut ours = 0;
+    /// Merges the records of known rollouts. Returns the number of those records, and of those that were merged.
+    async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<(usize, usize), StoreError> {
+        let (mut ours, mut merged) = (0, 0);
         for (name, batches) in by_rollout(records) {
             let known = self.persistently(|| self.store.revision(&name)).await?;
             if known.is_none() {
@@ -463,7 +463,7 @@ impl Inner {
                 ours += reports.len();
                 let merge = || self.store.merge(&name, batch, attempt, &reports);
                 match self.persistently(merge).await {
-                    Ok(()) => {}
+                    Ok(()) => merged += reports.len(),
                     // Feedback on an older plan, or on a rollout of this name in another store.
                     Err(StoreError::NotFound { what }) => {
                         tracing::debug!(rollout = %name, what, "feedback on something that does not exist");
@@ -472,7 +472,7 @@ impl Inner {
                 }
             }
         }
-        Ok(ours)
+        Ok((ours, merged))
     }
 
     /// Like [`patiently`](Inner::patiently), but goes on while the worker is stopping. The caller bounds the time.

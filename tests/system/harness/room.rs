@@ -63,7 +63,10 @@ impl Room {
             hub.https_addr().port(),
         );
         self.write("twincast.toml", &toml);
-        self.write("connection-string", &hub.connection_string());
+        // The port is above: with another one it is the same hub still.
+        let port = format!(":{}", hub.amqp_addr().port());
+        let string = hub.connection_string().replace(&port, "");
+        self.write("connection-string", &string);
         self.write("ca.pem", hub.ca_pem());
     }
 
