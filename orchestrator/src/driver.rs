@@ -420,7 +420,7 @@ impl Driver {
             };
             match looked.map_err(store_error)? {
                 Pass::Happened(event) => {
-                    self.apply(rollout, event).await?;
+                    self.apply(rollout, *event).await?;
                     return Ok(Released::LookAgain);
                 }
                 Pass::AwaitsApproval if self.config.leave_at_approval => {
@@ -518,7 +518,7 @@ impl Driver {
                 let rate = rollout.rate_now(&tallies);
                 self.ring_for(rollout, hubs, rate, rung).await
             }
-            Next::Happened(event) => Ok(Pass::Happened(event)),
+            Next::Happened(event) => Ok(Pass::Happened(Box::new(event))),
             Next::Measure
                 if memory
                     .asked_in_vain
@@ -542,7 +542,7 @@ impl Driver {
             Next::Wait(_) => Ok(Pass::Waited),
             Next::Over => {
                 let counts = Tally::sum(&tallies);
-                Ok(Pass::Happened(Event::AllSettled { counts }))
+                Ok(Pass::Happened(Box::new(Event::AllSettled { counts })))
             }
         }
     }
@@ -714,7 +714,7 @@ enum Released {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// This has happened to the rollout.
-    Happened(Event),
+    Happened(Box<Event>),
     /// The devices that have applied the change must be counted.
     Measure,
     /// All that is missing is an approval.

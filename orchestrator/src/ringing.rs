@@ -105,7 +105,8 @@ impl Driver {
                         "batch {id} has brought down {} workers in a row; see their logs, then resume",
                         twincast_core::batch::MAX_STRIKES
                     );
-                    return Ok(Pass::Happened(Event::PauseRequested { reason }));
+                    let event = Box::new(Event::PauseRequested { reason });
+                    return Ok(Pass::Happened(event));
                 }
                 let before = rung.seen.get(&id).copied();
                 let seen_now = match action(&self.config, before, &batch, depth, now) {
