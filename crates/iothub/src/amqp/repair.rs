@@ -24,11 +24,14 @@
 //! Rejected alternatives: recycling the session every few thousand transfers costs a link open each, which the hub
 //! throttles; patching the library means carrying a fork.
 
+use std::io::Read as _;
 use std::mem;
 use std::ops::Range;
 
 use fe2o3_amqp_types::performatives;
-use serde_amqp::from_slice;
+use serde::Deserialize as _;
+use serde_amqp::de::Deserializer;
+use serde_amqp::read::IoReader;
 
 use super::encoding::{
     FALSE, NULL, TRUE, entries, integer, is_true, length, uint, write_described, write_list,
@@ -163,6 +166,9 @@ impl Mender {
 
     /// Passes an incoming frame on, as the library can take it.
     fn mend(&mut self, head: Head, mut frame: Vec<u8>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        if head.performative != Performative::Transfer {
+            drop_payload(head, &mut frame);
+        }
         match head.performative {
             Performative::Open => shorten_idle_timeout(head, &mut frame),
             Performative::Begin => self.learn_peer_channel(head, &frame),
@@ -398,9 +404,28 @@ fn make_decodable(head: Head, frame: &mut Vec<u8>, end: usize) -> Result<usize, 
     Err(Malformed::new(what))
 }
 
+/// Removes what stands after a performative. Only a transfer has a payload, and the library reads on into it when the
+/// last field is not of its type.
+fn drop_payload(head: Head, frame: &mut Vec<u8>) {
+    let list = length(&frame[head.list..]).unwrap_or_default();
+    if head.list + list < frame.len() {
+        frame.truncate(head.list + list);
+        set_size(frame);
+    }
+}
+
+/// Whether the library decodes a performative, and takes nothing of what comes after it.
 fn decodes(head: Head, performative: &[u8]) -> bool {
-    is_plain(head, performative)
-        || from_slice::<performatives::Performative>(&performative[HEADER..]).is_ok()
+    /// One byte: too few to be taken for a size.
+    const AFTER: &[u8] = &[NULL];
+    if is_plain(head, performative) {
+        return true;
+    }
+    let mut bytes = performative[HEADER..].chain(AFTER);
+    let mut deserializer = Deserializer::new(IoReader::new(&mut bytes));
+    let is_one = performatives::Performative::deserialize(&mut deserializer).is_ok();
+    let mut left = Vec::new();
+    is_one && bytes.read_to_end(&mut left).is_ok() && left == AFTER
 }
 
 /// Whether a disposition accepts, which is nearly all of what a hub says, and not worth decoding twice.

@@ -303,6 +303,22 @@ fn a_code_of_another_integer_type_is_malformed() {
     }
 }
 
+/// The library takes a code for the start of a described value, and reads on behind it.
+#[test]
+fn nothing_after_a_performative_is_taken_for_a_part_of_it() {
+    let after = [0x00, 0x53, 0x17, 0xd0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    let mut odd = disposition(TRUE, 0, 0, TRUE, &[0x53, 0x25]);
+    odd.extend(after);
+    set_size(&mut odd);
+    let settled = disposition(TRUE, 0, 0, TRUE, &mend::outcome(&[0x53, 0x25]));
+    assert_eq!(seen(&mut begun(), &odd).unwrap(), settled);
+    let mut good = disposition(TRUE, 0, 0, TRUE, &ACCEPTED);
+    let expected = good.clone();
+    good.extend(after);
+    set_size(&mut good);
+    assert_eq!(seen(&mut begun(), &good).unwrap(), expected);
+}
+
 /// Whatever else stands there, the library reads sizes from it, and takes as much memory.
 #[test]
 fn the_body_of_a_sasl_frame_is_one_described_value() {
