@@ -368,14 +368,15 @@ fn edit(head: Head, frame: &mut Vec<u8>, change: impl FnOnce(&mut Vec<Vec<u8>>))
 
 fn shorten_idle_timeout(head: Head, frame: &mut Vec<u8>) {
     let idle = fields(frame, head.list).nth(4);
-    // Zero is the same as none.
-    if let Some(idle) = idle
-        .and_then(|field| uint(&frame[field]))
-        .filter(|idle| *idle > 0)
-    {
-        let shorter = (idle / IDLE_PARTS).max(LEAST_IDLE_MS);
-        edit(head, frame, |fields| fields[4] = write_uint(shorter));
-    }
+    let Some(idle) = idle.and_then(|field| uint(&frame[field])) else {
+        return;
+    };
+    let shorter = match idle {
+        // The same as none, and the library's task for empty frames ends by a panic.
+        0 => vec![NULL],
+        _ => write_uint((idle / IDLE_PARTS).max(LEAST_IDLE_MS)),
+    };
+    edit(head, frame, |fields| fields[4] = shorter);
 }
 
 /// Makes sure that the library can decode the performative, which ends at `end`, and gives its new end.
