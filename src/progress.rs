@@ -33,7 +33,32 @@ pub(crate) struct Progress {
     line_at: Instant,
     /// Devices that are done, over the last while, for the rate.
     samples: VecDeque<(Instant, u64)>,
-    last_trouble: Option<String>,
+    told: Told,
+}
+
+/// The trouble that was told last, in a line of its own.
+#[derive(Default)]
+struct Told {
+    trouble: Option<String>,
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// Whether trouble is worth a line now: other than the last, and not right after it, since the words of one trouble
+    /// may change with each try.
+    fn is_news(&mut self, trouble: Option<&str>) -> bool {
+        if shape(trouble) == shape(self.trouble.as_deref()) {
+            return false;
+        }
+        if trouble.is_some() {
+            if self.at.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+                return false;
+            }
+            self.at = Some(Instant::now());
+        }
+        self.trouble = trouble.map(str::to_owned);
+        trouble.is_some()
+    }
 }
 
 /// A remark without its numbers: a new number alone is not worth a line of its own.
@@ -64,7 +89,7 @@ impl Progress {
             bar,
             line_at: Instant::now() + LINE_EVERY,
             samples: VecDeque::new(),
-            last_trouble: None,
+            told: Told::default(),
         }
     }
 
@@ -86,11 +111,8 @@ impl Progress {
 
     /// Says once what stands in the way.
     fn tell(&mut self, trouble: Option<&str>) {
-        if shape(trouble) != shape(self.last_trouble.as_deref()) {
-            if let Some(trouble) = trouble {
-                self.print(&format!("waiting: {trouble}"));
-            }
-            self.last_trouble = trouble.map(str::to_owned);
+        if self.told.is_news(trouble) {
+            self.print(&format!("waiting: {}", trouble.unwrap_or_default()));
         }
     }
 
@@ -170,5 +192,24 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_whose_words_change_with_each_try_is_told_now_and_then() {
+        let mut told = Told::default();
+        assert!(told.is_news(Some("no route, try 1")));
+        assert!(!told.is_news(Some("no route, try 2")));
+        assert!(!told.is_news(Some("no route")));
+        tokio::time::advance(LINE_EVERY).await;
+        assert!(told.is_news(Some("no route")));
+        tokio::time::advance(LINE_EVERY).await;
+        assert!(!told.is_news(Some("no route")));
+        assert!(!told.is_news(None));
+        assert!(told.is_news(Some("no route")));
     }
 }

@@ -67,7 +67,6 @@ export class Engine {
 url = "amqp://guest:guest@127.0.0.1:${rabbitmq.port}"
 [redis]
 url = "redis://127.0.0.1:${redis.port}"
-durable_after = "0s"
 [http]
 listen = "127.0.0.1:0"
 [api]

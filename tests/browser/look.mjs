@@ -226,8 +226,8 @@ async function byKeyboard(engine, browser) {
   await page.keyboard.press('Enter');
   await page.getByRole('cell', { name: 'ann: no complaints' }).waitFor();
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
-  const focused = await page.evaluate(() => document.activeElement.tagName);
-  assert.notEqual(focused, 'BODY', 'the focus is somewhere when its button has gone');
+  // The button that opened the dialog has gone.
+  await page.waitForFunction(() => document.activeElement.tagName === 'H1');
   await context.close();
 }
 

@@ -105,6 +105,7 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
   part('reason').required = Boolean(why);
 
   part('leave').onclick = () => part().close();
+  part().onclose = focusTheView;
   part('form').onsubmit = async (submitted) => {
     submitted.preventDefault();
     if (part('do').ariaDisabled === 'true') {
@@ -131,6 +132,15 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
   };
   part().showModal();
   part('reason').focus();
+}
+
+/** If the button that the focus goes back to has gone, whoever uses a keyboard goes on from the top of the view. */
+function focusTheView() {
+  const focused = document.activeElement;
+  // The browser takes the focus from what is hidden only when it paints.
+  if (!focused || focused === document.body || part().contains(focused)) {
+    document.querySelector('main h1')?.focus();
+  }
 }
 
 /** Whether an answer is awaited: some seconds, until the store keeps the effect. The button stays focusable. */
