@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutName, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::permits::Limiter;
@@ -70,6 +70,7 @@ fn one_send(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let id = MessageId {
         rollout: RolloutName::new("firmware-1.4.2").expect("a valid name"),
+        id: RolloutId(1_234_567_890_123),
         batch: BatchId(1_234),
         index: 5_678,
         attempt: Attempt(1),

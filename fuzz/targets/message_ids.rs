@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use twincast_core::ids::{Attempt, BatchId, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, RolloutId, RolloutName};
 use twincast_core::message::MessageId;
 
 twincast_fuzz::text!(|text: &str| {
@@ -13,6 +13,7 @@ twincast_fuzz::text!(|text: &str| {
     if let Ok(rollout) = RolloutName::new(text) {
         let number = hash(text);
         let id = MessageId {
+            id: RolloutId(u64::from(number) << (number % 33)),
             batch: BatchId(number),
             index: number.rotate_left(9),
             attempt: Attempt((number >> 16) as u16),

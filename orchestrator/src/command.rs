@@ -50,6 +50,8 @@ pub enum Kind {
     Promote,
     /// Send to devices again that failed, or of which nothing was heard.
     Retry,
+    /// Remove `rollout`, which has ended, with all that is stored of it. Its name is free then.
+    Delete,
     /// Say where `rollout` is. Changes nothing.
     Status,
 }
@@ -94,7 +96,7 @@ pub struct Answer {
     pub ok: bool,
     /// Whether the command changed anything. Asking twice does not.
     pub changed: bool,
-    /// The rollouts that it was about, as they are now.
+    /// The rollouts that it was about, as they are now; one that was deleted, as it was.
     pub rollouts: Vec<State>,
     /// Why nothing was changed, where that is not plain; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -309,7 +311,9 @@ impl Command {
         use Needs::{May, Must, No};
         let (rollout, stage, spec) = match self.command {
             Kind::Start => (No, No, Must),
-            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Status => (Must, No, No),
+            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Delete | Kind::Status => {
+                (Must, No, No)
+            }
             Kind::Approve | Kind::Reject | Kind::Retry => (Must, May, No),
             Kind::Promote => (Must, Must, No),
             Kind::StopAll | Kind::ResumeAll => (No, No, No),
@@ -385,7 +389,8 @@ impl Command {
     /// The command by its key, if it has one and may change something.
     pub(crate) fn keyed(&self) -> Option<Keyed> {
         let key = self.key.clone();
-        let key = key.filter(|_| self.command != Kind::Status)?;
+        // A rollout that is removed remembers no commands.
+        let key = key.filter(|_| !matches!(self.command, Kind::Status | Kind::Delete))?;
         let asks = Self {
             stage: self.stage.clone(),
             outcomes: self.outcomes.clone(),

@@ -55,7 +55,9 @@ pub async fn tell(
             .publish(&topic, &cloud_event(&rollout, entry))
             .await?;
     }
-    roster.set_announced(name, rollout.version).await?;
+    roster
+        .set_announced(name, rollout.id, rollout.version)
+        .await?;
     Ok(rollout.version)
 }
 

@@ -132,6 +132,27 @@ pub(crate) async fn join_for(
     join(store, group, &spec.name, version, alone, now).await
 }
 
+/// Takes a rollout that has ended out of its group's line.
+///
+/// # Errors
+/// When the store fails, or others keep changing the line ([`StoreError::Superseded`]).
+pub(crate) async fn leave(
+    store: &dyn Store,
+    group: &GroupName,
+    name: &RolloutName,
+) -> Result<(), StoreError> {
+    for _ in 0..TRIES {
+        let Some(next) = store.line(group).await?.without(name) else {
+            return Ok(());
+        };
+        match store.save_line(group, &next).await {
+            Err(StoreError::Superseded { .. }) => {}
+            saved => return saved,
+        }
+    }
+    Err(contended(group))
+}
+
 /// Others kept changing the line.
 fn contended(group: &GroupName) -> StoreError {
     StoreError::Superseded {

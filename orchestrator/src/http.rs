@@ -156,6 +156,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(operations::pause))
         .routes(routes!(operations::resume))
         .routes(routes!(operations::abort))
+        .routes(routes!(operations::delete))
         .routes(routes!(operations::retry))
         .routes(routes!(operations::approve))
         .routes(routes!(operations::reject))

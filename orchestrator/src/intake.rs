@@ -13,7 +13,7 @@ use twincast_core::trace::{Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
-use crate::{groups, retry, traces};
+use crate::{groups, removal, retry, traces};
 
 /// How often a change is tried again that others came before.
 const TRIES: usize = 20;
@@ -160,6 +160,13 @@ impl Intake {
             }
             // Whether the rollout of that name is the same one is found by starting it again.
             Kind::Start => return Ok(false),
+            Kind::Delete => {
+                let Some(name) = &command.rollout else {
+                    return Ok(true);
+                };
+                let found = self.store.rollout(name).await?;
+                return Ok(found.is_none_or(|another| another.created_at > at));
+            }
             _ => &command.rollout,
         };
         let Some((name, key)) = name.as_ref().zip(command.key.as_ref()) else {
@@ -212,6 +219,7 @@ impl Intake {
             (Kind::Reject, Some(about)) => self.change_by(about, &|it| rejected(it, command)).await,
             (Kind::Promote, Some(about)) => self.go_on(about, &|it| promoted(it, command)).await,
             (Kind::Retry, Some(about)) => self.retry(about, command).await,
+            (Kind::Delete, Some(about)) => self.delete(about.name, &reason).await,
             (Kind::StopAll, _) => self.stop_all(reason).await,
             (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
             (Kind::Status, Some(about)) => {
@@ -340,6 +348,45 @@ impl Intake {
         } else {
             self.change_by(about, event).await
         }
+    }
+
+    /// Removes a rollout that has ended. That there is none of its name is no refusal: the command may have come before.
+    async fn delete(&self, name: &RolloutName, because: &str) -> Result<Answer, NotDone> {
+        for _ in 0..TRIES {
+            let Some(rollout) = self.store.rollout(name).await? else {
+                return Ok(Answer {
+                    ok: true,
+                    changed: false,
+                    rollouts: Vec::new(),
+                    note: Some(format!("there is no rollout {name}")),
+                });
+            };
+            let phase = rollout.phase.as_str().replace('_', " ");
+            if !rollout.phase.is_ended() {
+                let error = format!(
+                    "rollout {name} is {phase}; only one that has ended can be deleted: abort it first, or wait for its end"
+                );
+                return Err(Refusal::new(Cause::NotPossible, error).into());
+            }
+            if let Some(roster) = &self.roster
+                && roster.active().await?.contains(name)
+            {
+                let error = format!(
+                    "rollout {name} is {phase}, and its end is still being published; try again in some seconds"
+                );
+                return Err(Refusal::new(Cause::NotPossible, error).into());
+            }
+            let answer = self.answer(true, std::slice::from_ref(&rollout)).await?;
+            match removal::remove(&*self.store, &rollout).await {
+                Ok(()) => {
+                    tracing::info!(rollout = %name, because, "rollout deleted");
+                    return Ok(answer);
+                }
+                Err(StoreError::Superseded { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(contended(name))
     }
 
     /// Applies an event to one rollout.

@@ -28,6 +28,7 @@ mod metric;
 pub mod metrics;
 pub mod planner;
 mod release;
+mod removal;
 mod retry;
 mod ringing;
 mod seen;

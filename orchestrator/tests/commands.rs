@@ -425,3 +425,41 @@ async fn while_all_is_stopped_a_refusal_says_so() {
         "cannot resume rollout r: all rollouts are stopped (fire); let them go on first, by resume-all"
     );
 }
+
+/// What has ended is removed, and its name is free for something else. A command that comes again finds nothing to do.
+#[tokio::test]
+async fn a_rollout_that_has_ended_is_deleted() {
+    let (intake, store) = intake();
+    let delete =
+        json!({"command": "delete", "rollout": "r", "reason": "audit is over", "by": "ann"});
+    run(&intake, &store, "r").await;
+    let refusal = refused(&intake, delete.clone()).await;
+    assert_eq!(refusal.cause, Cause::NotPossible);
+    assert_eq!(
+        refusal.error,
+        "rollout r is running; only one that has ended can be deleted: abort it first, or wait for its end"
+    );
+
+    done(&intake, json!({"command": "abort", "rollout": "r"})).await;
+    let aborting = store.rollout(&build::name("r")).await.unwrap().unwrap();
+    let counts = Default::default();
+    let ended = build::step(&store, &aborting, Event::AllSettled { counts }).await;
+    let refusal = refused(&intake, delete.clone()).await;
+    assert!(refusal.error.contains("its end is still being published"));
+
+    store.retire(&ended.spec.name, ended.version).await.unwrap();
+    let answer = done(&intake, delete.clone()).await;
+    assert!(answer.changed);
+    assert_eq!(answer.rollouts[0].phase, "aborted");
+    assert!(store.rollouts().await.unwrap().is_empty());
+    let again = done(&intake, delete).await;
+    assert_eq!(
+        (again.changed, again.note.as_deref()),
+        (false, Some("there is no rollout r"))
+    );
+
+    let mut other = spec("r");
+    other["message"]["body"]["text"] = "ho".into();
+    let answer = done(&intake, json!({"command": "start", "spec": other})).await;
+    assert!(answer.changed);
+}

@@ -421,11 +421,12 @@ impl Watch for Account {
                 let planned = books.gates.planned(&self.plan, name, batches);
                 books.is_right(planned);
             }
-            Witnessed::Merged(name, batch, attempt, reports) => {
+            Witnessed::Merged(name, id, batch, attempt, reports) => {
                 books.tally.feedback += reports.len() as u64;
+                let of = (*name, *id);
                 let merged = books
                     .gates
-                    .merged(&self.plan, name, *batch, *attempt, reports);
+                    .merged(&self.plan, of, *batch, *attempt, reports);
                 books.is_right(merged);
             }
             Witnessed::Reopened(name, batch, attempt, outcomes, reopened) => {

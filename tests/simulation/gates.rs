@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use twincast_core::batch::{Lease, Reopened};
-use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutName, StageName};
+use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
@@ -335,7 +335,7 @@ impl Gates {
     pub(crate) fn merged(
         &mut self,
         plan: &Plan,
-        name: &RolloutName,
+        (name, id): (&RolloutName, RolloutId),
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
@@ -343,6 +343,7 @@ impl Gates {
         for report in reports {
             let id = MessageId {
                 rollout: name.clone(),
+                id,
                 batch,
                 index: report.index,
                 attempt,

@@ -21,7 +21,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use twincast_core::batch::Lease;
-use twincast_core::ids::Attempt;
+use twincast_core::ids::{Attempt, RolloutId};
 use twincast_core::message::{Content, MessageId, Outbound};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::DeviceList;
@@ -131,6 +131,7 @@ fn not_now() -> SendResult {
 pub(crate) struct BatchRun<'a> {
     inner: &'a Inner,
     lease: Lease,
+    rollout: RolloutId,
     devices: DeviceList,
     attempt: Attempt,
     content: Arc<Content>,
@@ -224,6 +225,7 @@ impl<'a> BatchRun<'a> {
         Self {
             inner,
             lease,
+            rollout: work.rollout,
             pacer: known.pacer(work.batch.header.stage),
             devices: work.batch.devices,
             attempt: work.attempt,
@@ -358,6 +360,7 @@ impl<'a> BatchRun<'a> {
     fn transmit(&mut self, index: u32) {
         let id = MessageId {
             rollout: self.lease.rollout.clone(),
+            id: self.rollout,
             batch: self.lease.batch,
             index,
             attempt: self.attempt,

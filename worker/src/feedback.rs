@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
 use twincast_core::evidence::{ListenerReport, ListenerState, MARGIN};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules};
-use twincast_core::ids::{Attempt, BatchId, Holder, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, Holder, RolloutId, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::ports::{
     Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, Report, StoreError,
@@ -454,17 +454,17 @@ impl Inner {
     /// Merges the records of known rollouts. Returns the number of those records, and of those that were merged.
     async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<(usize, usize), StoreError> {
         let (mut ours, mut merged) = (0, 0);
-        for (name, batches) in by_rollout(records) {
+        for ((name, id), batches) in by_rollout(records) {
             let known = self.persistently(|| self.store.revision(&name)).await?;
             if known.is_none() {
                 continue;
             }
             for ((batch, attempt), reports) in batches {
                 ours += reports.len();
-                let merge = || self.store.merge(&name, batch, attempt, &reports);
+                let merge = || self.store.merge(&name, id, batch, attempt, &reports);
                 match self.persistently(merge).await {
                     Ok(()) => merged += reports.len(),
-                    // Feedback on an older plan, or on a rollout of this name in another store.
+                    // Feedback on an older plan, or on another rollout of this name.
                     Err(StoreError::NotFound { what }) => {
                         tracing::debug!(rollout = %name, what, "feedback on something that does not exist");
                     }
@@ -502,13 +502,13 @@ async fn drained(stop: &CancellationToken, drain: Duration) {
 }
 
 /// The records with a message id of Twincast, by rollout, batch and attempt.
-fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<RolloutName, ByBatch> {
-    let mut rollouts: BTreeMap<RolloutName, ByBatch> = BTreeMap::new();
+fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<(RolloutName, RolloutId), ByBatch> {
+    let mut rollouts: BTreeMap<_, ByBatch> = BTreeMap::new();
     for record in records {
         let Ok(id) = record.message_id.parse::<MessageId>() else {
             continue;
         };
-        let batches = rollouts.entry(id.rollout).or_default();
+        let batches = rollouts.entry((id.rollout, id.id)).or_default();
         let reports = batches.entry((id.batch, id.attempt)).or_default();
         reports.push(Report {
             index: id.index,
@@ -541,28 +541,38 @@ mod tests {
     #[test]
     fn records_are_sorted_and_those_of_others_left_out() {
         let sorted = by_rollout(vec![
-            record("r.1.7.1", Outcome::Delivered),
+            record("r.z.1.7.1", Outcome::Delivered),
             record("5f0e3c1e-6d8e-4a8e-9c6b-1f1d2a3b4c5d", Outcome::Delivered),
-            record("s.0.a.1", Outcome::Expired),
-            record("r.1.3.1", Outcome::Rejected),
-            record("r.1.3.2", Outcome::Delivered),
-            record("r.0.0.1", Outcome::Purged),
+            record("s.z.0.a.1", Outcome::Expired),
+            record("r.z.1.3.1", Outcome::Rejected),
+            record("r.z.1.3.2", Outcome::Delivered),
+            record("r.y.1.3.1", Outcome::Delivered),
+            record("r.z.0.0.1", Outcome::Purged),
         ]);
         let flat: Vec<_> = sorted
             .iter()
-            .flat_map(|(name, batches)| batches.iter().map(move |(batch, of)| (name, batch, of)))
-            .flat_map(|(name, batch, of)| of.iter().map(move |r| (name, batch, r)))
-            .map(|(name, (batch, of), r)| (name.as_str(), batch.0, of.0, r.index, r.outcome))
+            .flat_map(|(rollout, batches)| {
+                batches.iter().map(move |(batch, of)| (rollout, batch, of))
+            })
+            .flat_map(|(rollout, batch, of)| of.iter().map(move |r| (rollout, batch, r)))
+            .map(|((name, id), (batch, of), r)| {
+                let name = format!("{name}.{id}");
+                (name, batch.0, of.0, r.index, r.outcome)
+            })
             .collect();
         assert_eq!(
             flat,
             [
-                ("r", 0, 1, 0, Outcome::Purged),
-                ("r", 1, 1, 7, Outcome::Delivered),
-                ("r", 1, 1, 3, Outcome::Rejected),
-                ("r", 1, 2, 3, Outcome::Delivered),
-                ("s", 0, 1, 10, Outcome::Expired),
+                ("r.y", 1, 1, 3, Outcome::Delivered),
+                ("r.z", 0, 1, 0, Outcome::Purged),
+                ("r.z", 1, 1, 7, Outcome::Delivered),
+                ("r.z", 1, 1, 3, Outcome::Rejected),
+                ("r.z", 1, 2, 3, Outcome::Delivered),
+                ("s.z", 0, 1, 10, Outcome::Expired),
             ]
+            .map(|(name, batch, attempt, index, outcome)| {
+                (name.to_owned(), batch, attempt, index, outcome)
+            })
         );
     }
 

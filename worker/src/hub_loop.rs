@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use twincast_core::batch::Lease;
 use twincast_core::error::in_words;
-use twincast_core::ids::{BatchId, Holder, RolloutName, StageIndex};
+use twincast_core::ids::{BatchId, Holder, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::{Ack, Content};
 use twincast_core::plan::{BatchHeader, Group};
 use twincast_core::ports::{
@@ -61,6 +61,7 @@ pub(crate) struct Inner {
 
 /// What all batches of a rollout need.
 pub(crate) struct Known {
+    id: RolloutId,
     pub(crate) content: Arc<Content>,
     spec: RolloutSpec,
     /// The span of the command that started it, if there is one, and how many batches it has.
@@ -263,24 +264,21 @@ impl Inner {
             return Ok(Ended::HubShut);
         }
         // Known first: also of a batch that is not given, a rollout's feedback may be waited for.
-        let Some(known) = self.patiently(stop, || self.known(name)).await? else {
+        let Some(known) = self.patiently(stop, || self.known(name, None)).await? else {
             return Ok(Ended::Stopped);
         };
         let trace_id = known
             .trace
             .map(|trace| tracing::field::display(trace.trace));
         let log = tracing::error_span!("batch", trace_id);
-        self.work_on(name, batch, &known, stop)
-            .instrument(log)
-            .await
+        self.work_on(name, batch, stop).instrument(log).await
     }
 
-    /// Works on a batch of a rollout that is known.
+    /// Works on a batch.
     async fn work_on(
         &self,
         name: &RolloutName,
         batch: BatchId,
-        known: &Known,
         stop: &CancellationToken,
     ) -> Result<Ended, StoreError> {
         let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
@@ -309,6 +307,12 @@ impl Inner {
             self.leave_to_other_hub(name, work.header(), &lease).await;
             return Ok(Ended::OtherHub);
         }
+        // What was known may be of another rollout of that name, which was removed.
+        let known = || self.known(name, Some(work.rollout));
+        let Some(known) = self.patiently(stop, known).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let known = &*known;
         tracing::debug!(rollout = %name, %batch, "batch taken up");
         let closes_at = self.closes_at(&known.spec, &work.header().group);
         let telling = Telling::of(known, work.header(), &lease, self.clock.now());
@@ -425,16 +429,24 @@ impl Inner {
         }
     }
 
-    /// What all batches of a rollout need. A rollout never changes, so it is read once.
-    async fn known(&self, name: &RolloutName) -> Result<Arc<Known>, StoreError> {
+    /// What all batches of a rollout need: of `which` one, if several have had the name. A rollout never changes, so it is
+    /// read once.
+    async fn known(
+        &self,
+        name: &RolloutName,
+        which: Option<RolloutId>,
+    ) -> Result<Arc<Known>, StoreError> {
+        let is_it = |id| which.is_none_or(|which| which == id);
         let mut known = self.known.lock().await;
-        if let Some(known) = known.get(name) {
+        if let Some(known) = known.get(name).filter(|known| is_it(known.id)) {
             return Ok(Arc::clone(known));
         }
         let missing = || StoreError::NotFound {
             what: format!("rollout {name}"),
         };
-        let rollout = self.store.rollout(name).await?.ok_or_else(missing)?;
+        let rollout = self.store.rollout(name).await?;
+        let rollout = rollout.filter(|rollout| is_it(rollout.id));
+        let rollout = rollout.ok_or_else(missing)?;
         let content = rollout
             .spec
             .message
@@ -460,6 +472,7 @@ impl Inner {
             self.feedback_wanted.notify_one();
         }
         let new = Arc::new(Known {
+            id: rollout.id,
             content: Arc::new(content),
             pacers,
             spec: rollout.spec,

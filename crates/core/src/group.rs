@@ -4,8 +4,8 @@
 //! floor; only it may plan and send. The line is a small record that is changed by comparing its version, so two that
 //! come at the same moment are one behind the other, whoever looks.
 //!
-//! Nobody leaves the line: whoever comes or waits looks at the records of those ahead and removes the ones that have
-//! ended. That a rollout has ended is read *after* the line was. A rollout that ended joins again before it goes on, which
+//! Nobody leaves the line when it ends: whoever comes or waits looks at the records of those ahead and removes the ones
+//! that have ended. One that is deleted leaves. That a rollout has ended is read *after* the line was. A rollout that ended joins again before it goes on, which
 //! changes the line's version; so nobody is removed who is under way again.
 
 use std::time::Duration;
@@ -70,6 +70,15 @@ impl Line {
         self.members
             .iter()
             .take_while(move |member| member.name != *name)
+    }
+
+    /// The line without `name`; `None` when it is not in the line.
+    #[must_use]
+    pub fn without(&self, name: &RolloutName) -> Option<Self> {
+        let mut next = self.clone();
+        next.version.0 += 1;
+        next.members.retain(|member| member.name != *name);
+        (next.members.len() < self.members.len()).then_some(next)
     }
 
     /// The line without those that have ended, with `name` in it: where it was, or at its end. One that joins `anew`, for it

@@ -227,6 +227,11 @@ number!(
 );
 
 impl Lineage {
+    /// The id of a rollout whose record begins with this lineage.
+    pub(crate) fn id(self) -> RolloutId {
+        RolloutId(self.0)
+    }
+
     /// The lineage after a change at `now`, which `change` describes.
     #[must_use]
     pub(crate) fn then(self, change: &[u8], now: Timestamp) -> Self {
@@ -236,6 +241,63 @@ impl Lineage {
         all.extend(change);
         Self(xxh3_64(&all))
     }
+}
+
+/// What tells a rollout from others of its name, in this store and in all others: a name is free again once its rollout
+/// was deleted. Written in base 36, at most 13 characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RolloutId(pub u64);
+
+impl fmt::Display for RolloutId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&base36(self.0))
+    }
+}
+
+impl std::str::FromStr for RolloutId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        from_base36(text).map(Self).ok_or_else(|| InvalidName {
+            kind: "rollout id",
+            found: text.chars().take(140).collect(),
+            allowed: "1 to 13 digits or lower-case letters, without a leading zero",
+        })
+    }
+}
+
+impl Serialize for RolloutId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RolloutId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A number in base 36, with lower-case letters.
+pub(crate) fn base36(mut number: u64) -> String {
+    let mut digits = [0u8; 13];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];
+        number /= 36;
+        if number == 0 {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&digits[start..]).into_owned()
+}
+
+/// Reads what [`base36`] wrote, and nothing else: one number has one text.
+pub(crate) fn from_base36(text: &str) -> Option<u64> {
+    let number = u64::from_str_radix(text, 36).ok()?;
+    (base36(number) == text).then_some(number)
 }
 
 /// One state of a record.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use twincast_hub_limits::{LONGEST_ENCODED_ID, MessageSize, property};
 
-use crate::ids::{Attempt, BatchId, DeviceId, RolloutName};
+use crate::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, base36, from_base36};
 
 /// Which feedback the hub is asked to give on a message (`iothub-ack`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -73,12 +73,15 @@ impl Content {
 /// The deterministic id of one message: a device that is sent the same message twice (after a
 /// crash) can tell by it, and a feedback record finds its device without a look-up table.
 ///
-/// Written `<rollout>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 83 of the
-/// 128 characters that the hub allows.
+/// Written `<rollout>.<id>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 97 of the 128 characters that
+/// the hub allows. The [id](RolloutId) keeps messages of another rollout of the same name apart: a device that drops
+/// repeats does not take one for the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageId {
     /// The rollout.
     pub rollout: RolloutName,
+    /// Which one of that name.
+    pub id: RolloutId,
     /// The batch in its plan.
     pub batch: BatchId,
     /// The device's position in the batch's manifest.
@@ -93,6 +96,7 @@ impl MessageId {
     pub fn longest(rollout: &RolloutName) -> usize {
         let longest = Self {
             rollout: rollout.clone(),
+            id: RolloutId(u64::MAX),
             batch: BatchId(u32::MAX),
             index: u32::MAX,
             attempt: Attempt(u16::MAX),
@@ -103,27 +107,12 @@ impl MessageId {
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.rollout.as_str())?;
-        for number in [self.batch.0, self.index, u32::from(self.attempt.0)] {
-            f.write_str(".")?;
-            write_base36(f, number)?;
-        }
-        Ok(())
+        let (rollout, id) = (&self.rollout, self.id);
+        let batch = base36(self.batch.0.into());
+        let index = base36(self.index.into());
+        let attempt = base36(self.attempt.0.into());
+        write!(f, "{rollout}.{id}.{batch}.{index}.{attempt}")
     }
-}
-
-fn write_base36(f: &mut fmt::Formatter<'_>, mut number: u32) -> fmt::Result {
-    let mut digits = [0u8; 7];
-    let mut start = digits.len();
-    loop {
-        start -= 1;
-        digits[start] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];
-        number /= 36;
-        if number == 0 {
-            break;
-        }
-    }
-    f.write_str(std::str::from_utf8(&digits[start..]).expect("base 36 digits are ASCII"))
 }
 
 /// A text that is not one of our message ids: it belongs to another application.
@@ -136,27 +125,16 @@ impl FromStr for MessageId {
 
     /// Reads an id back. The rollout's name may hold dots, so the numbers are taken from the end.
     fn from_str(text: &str) -> Result<Self, ForeignMessageId> {
-        fn number(part: Option<&str>) -> Result<u32, ForeignMessageId> {
-            let part = part.ok_or(ForeignMessageId)?;
-            let canonical = !part.is_empty()
-                && (part == "0" || !part.starts_with('0'))
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
-            if !canonical {
-                return Err(ForeignMessageId);
-            }
-            u32::from_str_radix(part, 36).map_err(|_| ForeignMessageId)
-        }
-        let mut parts = text.rsplitn(4, '.');
-        let attempt = number(parts.next())?;
-        let index = number(parts.next())?;
-        let batch = number(parts.next())?;
+        let mut parts = text.rsplitn(5, '.');
+        let mut number = || parts.next().and_then(from_base36).ok_or(ForeignMessageId);
+        let (attempt, index, batch, id) = (number()?, number()?, number()?, number()?);
         let rollout = parts.next().ok_or(ForeignMessageId)?;
+        let narrow = |number: u64| u32::try_from(number).map_err(|_| ForeignMessageId);
         Ok(Self {
             rollout: RolloutName::new(rollout).map_err(|_| ForeignMessageId)?,
-            batch: BatchId(batch),
-            index,
+            id: RolloutId(id),
+            batch: BatchId(narrow(batch)?),
+            index: narrow(index)?,
             attempt: Attempt(u16::try_from(attempt).map_err(|_| ForeignMessageId)?),
         })
     }
@@ -183,10 +161,11 @@ mod tests {
         #[test]
         fn ids_read_back(
             name in "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-            batch in any::<u32>(), index in any::<u32>(), attempt in any::<u16>(),
+            id in any::<u64>(), batch in any::<u32>(), index in any::<u32>(), attempt in any::<u16>(),
         ) {
             let id = MessageId {
                 rollout: RolloutName::new(name).unwrap(),
+                id: RolloutId(id),
                 batch: BatchId(batch), index, attempt: Attempt(attempt),
             };
             let text = id.to_string();
@@ -200,14 +179,16 @@ mod tests {
         for text in [
             "",
             "a",
-            "a.1.2",
-            ".1.2.3",
-            "a.01.2.3",
-            "a.1.2.X",
-            "a.1..3",
-            "a.zzzzzzz.1.1",
+            "a.1.2.3",
+            ".0.1.2.3",
+            "a.0.01.2.3",
+            "a.0.1.2.X",
+            "a.0.1..3",
+            "a.0.+1.2.3",
+            "a.0.zzzzzzz.1.1",
+            "a.zzzzzzzzzzzzz.1.1.1",
             "2f1c9a52-5f5e-4b0c-9f43-0e2f4cf9f5a1",
-            "a.1.2.zzzz",
+            "a.0.1.2.zzzz",
         ] {
             assert_eq!(text.parse::<MessageId>(), Err(ForeignMessageId), "{text}");
         }

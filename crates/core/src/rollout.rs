@@ -35,7 +35,7 @@ use crate::account::Account;
 use crate::evidence::{Evidence, EvidenceClock};
 use crate::gate::metric::{self, MetricTally, Weighed};
 use crate::ids::{
-    Attempt, CommandKey, Lineage, Revision, RolloutName, StageIndex, StageName, Version,
+    Attempt, CommandKey, Lineage, Revision, RolloutId, RolloutName, StageIndex, StageName, Version,
 };
 use crate::outcome::Outcome;
 use crate::plan::{Checksum, PlanSummary};
@@ -59,6 +59,8 @@ pub struct PlanId(pub u32);
 /// A rollout as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
+    /// What tells it from other rollouts of its name.
+    pub id: RolloutId,
     /// The record's generation; a change is refused when it was made on an older one.
     pub version: Version,
     /// What led to this version. A store that lost its last writes may give a version twice, but no lineage.
@@ -207,9 +209,11 @@ impl Rollout {
         now: Timestamp,
     ) -> Self {
         let described = serde_json::to_vec(&(&spec, &files)).expect("a spec is plain data");
+        let lineage = Lineage::default().then(&described, now);
         Self {
+            id: lineage.id(),
             version: Version(1),
-            lineage: Lineage::default().then(&described, now),
+            lineage,
             relies_on: None,
             spec,
             files,

@@ -658,8 +658,9 @@ rate: 600/min
             RolloutSpec::read("x", &text)
         };
         // What beside the body is counted: sections 45, expiry 9, address with its id, message id, `utf-8`.
-        let beside =
-            |id: usize| 45 + 9 + (5 + 30 + id) + (2 + "a.1z141z3.1z141z3.1ekf".len()) + (2 + 5);
+        let beside = |id: usize| {
+            45 + 9 + (5 + 30 + id) + (2 + "a.3w5e11264sgsf.1z141z3.1z141z3.1ekf".len()) + (2 + 5)
+        };
         let all = 65_536 - beside(384);
         assert!(read("{all: true}", "", all).is_ok(), "{all}");
         let error = read("{all: true}", "", all + 1).unwrap_err().to_string();

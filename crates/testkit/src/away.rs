@@ -10,7 +10,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
 };
 use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
@@ -101,6 +101,10 @@ impl Store for AwayStore {
         self.store().await?.save(rollout, from).await
     }
 
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
+        self.store().await?.remove(name, revision).await
+    }
+
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -150,12 +154,13 @@ impl Store for AwayStore {
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
         let store = self.store().await?;
-        store.merge(name, batch, attempt, reports).await
+        store.merge(name, id, batch, attempt, reports).await
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::ids::{
-    BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex, StageName,
+    BatchId, DeviceId, Holder, HubHost, HubName, RolloutId, RolloutName, StageIndex, StageName,
 };
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
@@ -49,12 +49,19 @@ pub fn holder(text: &str) -> Holder {
     Holder::new(text).expect("a holder")
 }
 
-/// A rollout to all devices that was just accepted.
+/// A rollout to all devices that was just accepted. Its id is 0, as that of all that are made here.
 #[must_use]
 pub fn accepted(name: &str) -> Rollout {
     let text = format!("{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}}}");
     let spec = RolloutSpec::read("test", &text).expect("the spec is right");
-    Rollout::accepted(spec, Default::default(), Timestamp(1))
+    of_spec(spec)
+}
+
+fn of_spec(spec: RolloutSpec) -> Rollout {
+    Rollout {
+        id: RolloutId::default(),
+        ..Rollout::accepted(spec, Default::default(), Timestamp(1))
+    }
 }
 
 /// The record after an event that must be possible.
@@ -234,7 +241,13 @@ pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Roll
 }
 
 async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollout {
-    let rollout = plan(store, rollout).await;
+    store.create(rollout).await.expect("it can be created");
+    planned(store, rollout, batches).await
+}
+
+/// Plans a rollout that was created, with these batches. It runs then.
+pub async fn planned(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollout {
+    let rollout = step(store, rollout, Event::PlanningStarted).await;
     let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
     store
         .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), batches)
@@ -250,7 +263,7 @@ pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollo
          stages: [{{name: one, percent: 10%}}, {{name: two, percent: 50%}}]}}"
     );
     let spec = RolloutSpec::read("test", &text).expect("the spec is right");
-    let rollout = Rollout::accepted(spec, Default::default(), Timestamp(1));
+    let rollout = of_spec(spec);
     run(store, &rollout, batches).await
 }
 

@@ -18,6 +18,7 @@ pub mod permits;
 pub mod plans;
 pub mod queue;
 pub mod random;
+pub mod removal;
 pub mod retries;
 pub mod roster;
 pub mod work;
@@ -144,6 +145,11 @@ macro_rules! store_conformance {
             batches_are_released_in_their_order
             what_was_added_is_loaded
         }
+        $crate::cases! { $crate::conformance::removal, $make().await;
+            what_is_removed_is_gone_with_all_that_belongs_to_it
+            only_the_revision_that_was_seen_is_removed
+            the_name_of_a_removed_rollout_is_free
+        }
         $crate::cases! { $crate::conformance::retries, $make().await;
             a_retry_makes_the_chosen_devices_pending
             preparing_a_retry_twice_changes_nothing
@@ -254,6 +260,9 @@ macro_rules! roster_conformance {
             a_claim_lapses
             announcing_never_goes_back
             a_halt_stays_until_it_is_lifted
+        }
+        $crate::cases! { $crate::conformance::removal, $make().await;
+            the_roster_forgets_what_is_removed
         }
     };
 }

@@ -10,7 +10,7 @@ use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, Revision, RolloutName,
+    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
     StageIndex, Version,
 };
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
@@ -318,6 +318,18 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let stored = state.rollouts.get(name);
+        if stored.is_some_and(|entry| entry.rollout.revision() != revision) {
+            return Err(superseded(format!("rollout {name}")));
+        }
+        state.rollouts.remove(name);
+        state.roster.announced.remove(name);
+        state.roster.claims.remove(name);
+        Ok(())
+    }
+
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -416,10 +428,13 @@ impl Store for MemoryStore {
 
     async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
         let mut state = self.state();
-        let slot = state.entry(name)?.slot(batch)?;
+        let entry = state.entry(name)?;
+        let rollout = entry.rollout.id;
+        let slot = entry.slot(batch)?;
         let refused =
             |(index, _): &(u32, u32)| slot.outcomes.get(*index as usize) == Outcome::Refused;
         Ok(BatchWork {
+            rollout,
             batch: slot.batch.clone(),
             outcomes: slot.outcomes.clone(),
             codes: slot
@@ -456,12 +471,17 @@ impl Store for MemoryStore {
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
     ) -> Result<(), StoreError> {
         let mut state = self.state();
-        state.entry(name)?.slot(batch)?.merge(attempt, reports)
+        let entry = state.entry(name)?;
+        if entry.rollout.id != id {
+            return Err(not_found(format!("rollout {name} with the id {id}")));
+        }
+        entry.slot(batch)?.merge(attempt, reports)
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
@@ -698,8 +718,17 @@ impl Roster for MemoryStore {
             .unwrap_or_default())
     }
 
-    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+    async fn set_announced(
+        &self,
+        name: &RolloutName,
+        id: RolloutId,
+        version: Version,
+    ) -> Result<(), StoreError> {
         let mut state = self.state();
+        let entry = state.rollouts.get(name);
+        if entry.is_none_or(|entry| entry.rollout.id != id) {
+            return Ok(());
+        }
         let announced = state.roster.announced.entry(name.clone()).or_default();
         *announced = (*announced).max(version);
         Ok(())

@@ -5,12 +5,12 @@
 //!
 //! Either gives its bearer a role, which says what they may do:
 //!
-//! | role | looks | starts, pauses, resumes, aborts | approves, rejects, promotes |
-//! |---|---|---|---|
-//! | viewer | yes | | |
-//! | operator | yes | yes | |
-//! | approver | yes | | yes |
-//! | admin | yes | yes | yes |
+//! | role | looks | starts, pauses, resumes, aborts | approves, rejects, promotes | deletes |
+//! |---|---|---|---|---|
+//! | viewer | yes | | | |
+//! | operator | yes | yes | | |
+//! | approver | yes | | yes | |
+//! | admin | yes | yes | yes | yes |
 
 pub mod oidc;
 pub mod tokens;
@@ -46,6 +46,7 @@ pub(crate) enum Right {
     Look,
     Operate,
     Decide,
+    Delete,
 }
 
 impl Role {
@@ -83,6 +84,7 @@ impl Role {
             Right::Look => true,
             Right::Operate => matches!(self, Self::Operator | Self::Admin),
             Right::Decide => matches!(self, Self::Approver | Self::Admin),
+            Right::Delete => matches!(self, Self::Admin),
         }
     }
 }

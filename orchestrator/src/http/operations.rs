@@ -143,6 +143,11 @@ operation!(
     |said, command| { command.reason = said.reason; }
 );
 operation!(
+    /// Remove it, once it has ended, with all that is stored of it. Its name is free then.
+    delete, "/api/v1/rollouts/{name}/delete", Delete, Delete, Because,
+    |said, command| { command.reason = said.reason; }
+);
+operation!(
     /// A new attempt at devices that failed. A rollout that has ended runs again.
     retry, "/api/v1/rollouts/{name}/retry", Operate, Retry, Again,
     |said, command| {

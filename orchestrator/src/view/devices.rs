@@ -212,6 +212,7 @@ pub(super) fn message_id(
 ) -> String {
     let id = MessageId {
         rollout: name.clone(),
+        id: work.rollout,
         batch: work.header().id,
         index,
         attempt,

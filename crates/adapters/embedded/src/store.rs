@@ -39,7 +39,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
 };
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
 use twincast_core::outcome::Outcome;
@@ -244,6 +244,14 @@ impl Store for EmbeddedStore {
             .await
     }
 
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
+        let (doing, name) = (format!("remove rollout {name}"), name.clone());
+        self.write(doing, move |on| {
+            write_ops::remove(on.tables, &name, revision)
+        })
+        .await
+    }
+
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -351,6 +359,7 @@ impl Store for EmbeddedStore {
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
@@ -358,7 +367,7 @@ impl Store for EmbeddedStore {
         let doing = format!("merge reports into {}", batch_of(batch, name));
         let (name, reports) = (name.clone(), reports.to_vec());
         self.write(doing, move |on| {
-            write_ops::merge(on.tables, &name, batch, attempt, &reports)
+            write_ops::merge(on.tables, (&name, id), batch, attempt, &reports)
         })
         .await
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use twincast_core::ids::{Attempt, BatchId};
+use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::Batch;
@@ -87,6 +87,7 @@ async fn main() -> Result<(), Failure> {
         store
             .merge(
                 &name("r"),
+                RolloutId::default(),
                 BatchId(round % (batches - 1)),
                 Attempt::FIRST,
                 &reports,

@@ -70,6 +70,13 @@ impl Keys {
         .map(|part| format!("{head}{part}"))
     }
 
+    /// All keys of a rollout: [those](Self::rollout) that `rollout.lua` names, and its roster.
+    pub(crate) fn all_of(&self, name: &RolloutName) -> Vec<String> {
+        let mut keys = self.rollout(name).to_vec();
+        keys.push(self.roster(name));
+        keys
+    }
+
     /// A group's line.
     pub(crate) fn line(&self, group: &GroupName) -> String {
         format!("{}{{group:{group}}}:line", self.prefix)

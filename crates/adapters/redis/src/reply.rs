@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
-use twincast_core::ids::{Attempt, Epoch, Holder, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{Attempt, Epoch, Holder, HubName, InvalidName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::permits::LimiterState;
 use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
@@ -204,6 +204,7 @@ impl Reply {
 
     /// A batch with its devices.
     pub(crate) fn work(mut self) -> Result<BatchWork, Misfit> {
+        let id = self.next::<String>()?.parse();
         let header: BatchHeader = json(&self.next::<Vec<u8>>()?, "a batch's header")?;
         let devices = unpack(&self.next::<Vec<u8>>()?, header.devices)?;
         let outcomes = OutcomeList::from_bytes(&self.next::<Vec<u8>>()?, devices.len());
@@ -214,6 +215,7 @@ impl Reply {
         }
         let attempt = Attempt(self.next()?);
         Ok(BatchWork {
+            rollout: id.map_err(|error: InvalidName| Misfit(error.to_string()))?,
             batch: Batch { header, devices },
             outcomes: outcomes.map_err(|error| Misfit(error.to_string()))?,
             codes,

@@ -30,6 +30,8 @@ pub(crate) struct Script {
 pub(crate) struct Scripts {
     pub(crate) create: Script,
     pub(crate) save: Script,
+    pub(crate) remove: Script,
+    pub(crate) strike: Script,
     pub(crate) add_batches: Script,
     pub(crate) batches: Script,
     pub(crate) open_batches: Script,
@@ -68,6 +70,8 @@ impl Scripts {
         Self {
             create: Script::new(&rollout, include_str!("scripts/create.lua")),
             save: Script::new(&rollout, include_str!("scripts/save.lua")),
+            remove: Script::new(&rollout, include_str!("scripts/remove.lua")),
+            strike: Script::new(&common, include_str!("scripts/strike.lua")),
             add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),
             batches: Script::new(&rollout, include_str!("scripts/batches.lua")),
             open_batches: Script::new(&rollout, include_str!("scripts/open_batches.lua")),

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Held;
-use crate::ids::{Holder, RolloutName, Version};
+use crate::ids::{Holder, RolloutId, RolloutName, Version};
 use crate::time::Timestamp;
 
 use super::StoreError;
@@ -51,8 +51,14 @@ pub trait Roster: Send + Sync + 'static {
     /// Up to which version a rollout's transitions were announced; 0 if none was.
     async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError>;
 
-    /// Notes that they were, up to `version`. Never goes back.
-    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError>;
+    /// Notes that those of the rollout `id` were, up to `version`. Never goes back. Does nothing when the rollout of that
+    /// name is another one.
+    async fn set_announced(
+        &self,
+        name: &RolloutName,
+        id: RolloutId,
+        version: Version,
+    ) -> Result<(), StoreError>;
 
     /// Whether all rollouts are halted.
     async fn halted(&self) -> Result<Option<Halt>, StoreError>;

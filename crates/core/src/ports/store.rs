@@ -9,7 +9,8 @@ use crate::budget::{BudgetGroup, GroupProgress};
 use crate::evidence::{ListenerReport, ListenerStatus};
 use crate::group::Line;
 use crate::ids::{
-    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
+    StageIndex,
 };
 use crate::link::{LinkReport, LinkStatus};
 use crate::outcome::{Counts, Outcome, OutcomeList};
@@ -159,6 +160,8 @@ impl Skip {
 /// A batch with all that is known of its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchWork {
+    /// The rollout.
+    pub rollout: RolloutId,
     /// The manifest.
     pub batch: Batch,
     /// Their outcomes, in the manifest's order.
@@ -242,6 +245,12 @@ pub trait Store: Send + Sync + 'static {
     /// hold what the new record [relies on](Rollout::relies_on).
     async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError>;
 
+    /// Removes a rollout that has ended and is off the [roster](super::Roster), with its batches and outcomes. The name is
+    /// free afterwards. Nothing is changed when there is no rollout of that name. However large the rollout was, other
+    /// calls are not held up: what it took is given back after the call, piece by piece.
+    /// [`StoreError::Superseded`] when the stored revision is another.
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError>;
+
     /// Adds batches, all devices pending. Repeating a batch changes nothing. Gives the checksum of all batches that the
     /// rollout has then.
     /// [`StoreError::Superseded`] when that is not what the rollout's batches are
@@ -293,10 +302,11 @@ pub trait Store: Send + Sync + 'static {
     /// as [`record`](Self::record), but under no lease. `attempt` is that of the messages which the
     /// reports are about; those that no longer say anything of their device are passed over, see
     /// [`Attempts::admits`](crate::batch::Attempts::admits). Idempotent.
-    /// [`StoreError::NotFound`] when there is no such batch (any more).
+    /// [`StoreError::NotFound`] when there is no such batch (any more), or the rollout of that name is another one.
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use twincast_core::budget::{BudgetGroup, GroupProgress, Limit};
-use twincast_core::ids::{Attempt, BatchId, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, RolloutId, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{LeaseReply, Store};
@@ -59,7 +59,13 @@ async fn sent(store: &dyn Store, batch: u32, devices: u32) {
 async fn heard(store: &dyn Store, batch: u32, index: u32, outcome: Outcome) {
     let reports = [report(index, outcome)];
     let merged = store
-        .merge(&name("r"), BatchId(batch), Attempt::FIRST, &reports)
+        .merge(
+            &name("r"),
+            RolloutId::default(),
+            BatchId(batch),
+            Attempt::FIRST,
+            &reports,
+        )
         .await;
     merged.unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use twincast_core::batch::Lease;
-use twincast_core::ids::{Attempt, BatchId};
+use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Skip, Store, StoreError};
 use twincast_core::rollout::{Adding, Event, LookId, PlanId, Word};
@@ -168,7 +168,11 @@ impl Side {
                 let devices = batch(*id).header.devices;
                 let reports: Vec<_> = reports.iter().map(|r| within(*r, devices)).collect();
                 let (id, attempt) = (BatchId(*id), Attempt(*attempt));
-                answer(store.merge(&name("r"), id, attempt, &reports).await)
+                answer(
+                    store
+                        .merge(&name("r"), RolloutId::default(), id, attempt, &reports)
+                        .await,
+                )
             }
             Call::Release { lease } => match self.lease(*lease) {
                 Some(lease) => answer(store.release(lease).await),

@@ -1,7 +1,7 @@
 //! Cases: new attempts at a batch's devices, and the feedback on older ones.
 
 use twincast_core::batch::Reopened;
-use twincast_core::ids::{Attempt, BatchId};
+use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout, Wanted, Word};
@@ -42,7 +42,13 @@ async fn reopen(
 async fn merge(store: &dyn Store, of: u16, index: u32, outcome: Outcome) -> Outcome {
     let reports = [report(index, outcome)];
     store
-        .merge(&name("r"), BatchId(0), Attempt(of), &reports)
+        .merge(
+            &name("r"),
+            RolloutId::default(),
+            BatchId(0),
+            Attempt(of),
+            &reports,
+        )
         .await
         .unwrap();
     outcomes(store, 0).await[index as usize]

@@ -75,10 +75,15 @@ pub async fn a_claim_lapses(subject: RosterSubject) {
 /// Each rollout on its own.
 pub async fn announcing_never_goes_back(subject: RosterSubject) {
     let roster = &*subject.roster;
+    let rollout = accepted("r");
+    subject.store.create(&rollout).await.unwrap();
     assert_eq!(roster.announced(&name("r")).await.unwrap(), Version(0));
     for (noted, then) in [(3, 3), (2, 3), (11, 11)] {
         let noted = Version(noted);
-        roster.set_announced(&name("r"), noted).await.unwrap();
+        roster
+            .set_announced(&name("r"), rollout.id, noted)
+            .await
+            .unwrap();
         let announced = roster.announced(&name("r")).await.unwrap();
         assert_eq!(announced, Version(then));
     }

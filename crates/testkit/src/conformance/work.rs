@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use twincast_core::batch::MAX_STRIKES;
-use twincast_core::ids::{Attempt, BatchId, HubName, StageIndex};
+use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, LeaseReply, Report, Skip, Store};
 use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
@@ -484,7 +484,13 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     let learned = [report(0, Outcome::Delivered), report(1, Outcome::Expired)];
     for _ in 0..2 {
         let merged = store
-            .merge(&name("r"), BatchId(0), Attempt::FIRST, &learned)
+            .merge(
+                &name("r"),
+                RolloutId::default(),
+                BatchId(0),
+                Attempt::FIRST,
+                &learned,
+            )
             .await;
         merged.unwrap();
     }
@@ -500,20 +506,31 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     let beyond = [report(3, Outcome::Delivered)];
     assert_refused!(
         store
-            .merge(&name("r"), BatchId(0), Attempt::FIRST, &beyond)
+            .merge(
+                &name("r"),
+                RolloutId::default(),
+                BatchId(0),
+                Attempt::FIRST,
+                &beyond
+            )
             .await,
         NotFound
     );
     assert_refused!(
         store
-            .merge(&name("r"), BatchId(1), Attempt::FIRST, &learned)
+            .merge(
+                &name("r"),
+                RolloutId::default(),
+                BatchId(1),
+                Attempt::FIRST,
+                &learned
+            )
             .await,
         NotFound
     );
-    assert_refused!(
-        store
-            .merge(&name("s"), BatchId(0), Attempt::FIRST, &learned)
-            .await,
-        NotFound
-    );
+    for (of, id) in [("s", RolloutId::default()), ("r", RolloutId(1))] {
+        let of = name(of);
+        let merged = store.merge(&of, id, BatchId(0), Attempt::FIRST, &learned);
+        assert_refused!(merged.await, NotFound);
+    }
 }

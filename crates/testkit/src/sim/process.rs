@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use twincast_core::batch::{Lease, Reopened};
-use twincast_core::ids::{Attempt, BatchId, HubName, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
@@ -95,7 +95,7 @@ pub enum Witnessed<'a> {
     /// Reports were merged under a lease, or none, as a heartbeat.
     Recorded(&'a Lease, &'a [Report]),
     /// Reports were merged under no lease.
-    Merged(&'a RolloutName, BatchId, Attempt, &'a [Report]),
+    Merged(&'a RolloutName, RolloutId, BatchId, Attempt, &'a [Report]),
     /// A batch was made ready for a new attempt at devices with these outcomes, or not.
     Reopened(
         &'a RolloutName,

@@ -10,8 +10,8 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutName, StageIndex,
-    Version,
+    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
+    StageIndex, Version,
 };
 use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
@@ -172,6 +172,14 @@ impl Store for SimStore {
         .await
     }
 
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
+        let of = name.clone();
+        self.call("remove", name, |truth, _| async move {
+            truth.remove(&of, revision).await
+        })
+        .await
+    }
+
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -264,8 +272,10 @@ impl Store for SimStore {
             let wanted = match truth.record(&lease, &reports, ttl).await {
                 Err(StoreError::Superseded { .. }) if by.sim().has(Bug::NoFence) => {
                     let (of, batch) = (&lease.rollout, lease.batch);
-                    let attempt = truth.load(of, batch).await?.attempt;
-                    truth.merge(of, batch, attempt, &reports).await?;
+                    let work = truth.load(of, batch).await?;
+                    truth
+                        .merge(of, work.rollout, batch, work.attempt, &reports)
+                        .await?;
                     Wanted::GoOn
                 }
                 recorded => recorded?,
@@ -282,6 +292,7 @@ impl Store for SimStore {
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
@@ -291,8 +302,8 @@ impl Store for SimStore {
             if by.sim().has(Bug::ForgetsFeedback) && reports.len() > 1 {
                 reports.pop();
             }
-            truth.merge(&of, batch, attempt, &reports).await?;
-            by.witness(&Witnessed::Merged(&of, batch, attempt, &reports));
+            truth.merge(&of, id, batch, attempt, &reports).await?;
+            by.witness(&Witnessed::Merged(&of, id, batch, attempt, &reports));
             Ok(())
         })
         .await
@@ -533,10 +544,15 @@ impl Roster for SimStore {
         .await
     }
 
-    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+    async fn set_announced(
+        &self,
+        name: &RolloutName,
+        id: RolloutId,
+        version: Version,
+    ) -> Result<(), StoreError> {
         let of = name.clone();
         self.call("set_announced", name, |truth, _| async move {
-            truth.set_announced(&of, version).await
+            truth.set_announced(&of, id, version).await
         })
         .await
     }

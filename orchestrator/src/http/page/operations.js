@@ -49,6 +49,11 @@ const OPERATIONS = {
     fits: ({ phase }) => ['accepted', 'planning', ...OPEN].includes(phase),
     says: 'It ends for good. What was not sent is skipped.',
   },
+  delete: {
+    label: 'Delete', look: 'danger', may: ['admin'], why: true,
+    fits: ({ phase }) => !['accepted', 'planning', 'aborting', ...OPEN].includes(phase),
+    says: 'All that is stored of it is removed, with what became of each device. Its name is free then.',
+  },
   'stop-all': {
     label: 'Stop all', look: 'danger', may: OPERATE, all: true, why: true,
     says: 'Nothing is sent by any rollout, nor by those to come, until all are resumed.',

@@ -5,7 +5,9 @@ use std::ops::Bound;
 use redb::ReadableTable;
 use twincast_core::batch::{BatchStatus, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, HubHost, HubName, RolloutId, RolloutName, StageIndex,
+};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
 use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
@@ -22,6 +24,7 @@ use super::tables::{
 
 /// A batch as it is stored; unpacked by the caller's task.
 pub(super) struct StoredWork {
+    rollout: RolloutId,
     header: BatchHeader,
     manifest: Vec<u8>,
     outcomes: OutcomeList,
@@ -217,7 +220,8 @@ pub(super) fn load(
     name: &RolloutName,
     batch: BatchId,
 ) -> Result<StoredWork, Fault> {
-    let series = known_head(&tables.heads, name)?.series;
+    let head = known_head(&tables.heads, name)?;
+    let series = head.series;
     let key = key(series, batch);
     let header =
         header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
@@ -242,6 +246,7 @@ pub(super) fn load(
         }
     }
     Ok(StoredWork {
+        rollout: head.id,
         header,
         manifest,
         outcomes,
@@ -276,6 +281,7 @@ impl StoredWork {
             ));
         }
         Ok(BatchWork {
+            rollout: self.rollout,
             batch: Batch {
                 header: self.header,
                 devices,

@@ -33,7 +33,9 @@ use serde::de::value::{Error as ValueError, MapDeserializer};
 use serde::{Deserialize, Serialize};
 use twincast_core::batch::{Attempts, Lease};
 use twincast_core::evidence::ListenerState;
-use twincast_core::ids::{Attempt, BatchId, Lineage, Revision, RolloutName, StageIndex, Version};
+use twincast_core::ids::{
+    Attempt, BatchId, Lineage, Revision, RolloutId, RolloutName, StageIndex, Version,
+};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::{BatchHeader, Checksum};
 use twincast_core::rollout::{PlanId, Rollout, Wanted};
@@ -42,7 +44,7 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 4;
+pub(super) const FORMAT: u64 = 5;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -54,8 +56,8 @@ pub(super) type Series = u32;
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
-/// A place in `heads`: series, version, lineage, try, 1 if workers go on, stage.
-pub(super) type StoredHead = (u32, u64, u64, u32, u8, u16);
+/// A place in `heads`: series, id, version, lineage, try, 1 if workers go on, stage.
+pub(super) type StoredHead = (u32, u64, u64, u64, u32, u8, u16);
 
 /// The keys of `meta`.
 pub(super) mod meta {
@@ -145,6 +147,7 @@ pub(super) type Numbers = [u64; OUTCOMES];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) series: Series,
+    pub(super) id: RolloutId,
     pub(super) revision: Revision,
     pub(super) plan: PlanId,
     /// What a worker is to do.
@@ -157,6 +160,7 @@ impl Head {
     pub(super) fn of(rollout: &Rollout, series: Series) -> Self {
         Self {
             series,
+            id: rollout.id,
             revision: rollout.revision(),
             plan: rollout.plan_id,
             wanted: rollout.wanted(),
@@ -167,6 +171,7 @@ impl Head {
     pub(super) fn stored(self) -> StoredHead {
         (
             self.series,
+            self.id.0,
             self.revision.version.0,
             self.revision.lineage.0,
             self.plan.0,
@@ -184,13 +189,14 @@ pub(super) fn head(
     let Some(stored) = heads.get(name.as_str())? else {
         return Ok(None);
     };
-    let (series, version, lineage, plan, goes_on, stage) = stored.value();
+    let (series, id, version, lineage, plan, goes_on, stage) = stored.value();
     let wanted = match goes_on {
         1 => Wanted::GoOn,
         _ => Wanted::Stop,
     };
     Ok(Some(Head {
         series,
+        id: RolloutId(id),
         revision: Revision {
             version: Version(version),
             lineage: Lineage(lineage),

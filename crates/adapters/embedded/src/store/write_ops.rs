@@ -6,7 +6,9 @@ use std::time::Duration;
 use redb::ReadableTable;
 use twincast_core::batch::{Attempts, Held, Lease};
 use twincast_core::group::Line;
-use twincast_core::ids::{Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName};
+use twincast_core::ids::{
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName,
+};
 use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, BatchHeader, Checksum};
 use twincast_core::ports::{Created, Report, Skip};
@@ -77,6 +79,24 @@ pub(super) fn save(
     };
     holds(tables, series, rollout)?;
     put_rollout(tables, rollout, series)
+}
+
+pub(super) fn remove(
+    tables: &mut WriteTables<'_>,
+    name: &RolloutName,
+    revision: Revision,
+) -> Result<(), Fault> {
+    let Some(head) = head(&tables.heads, name)? else {
+        return Ok(());
+    };
+    if head.revision != revision {
+        return Err(Fault::superseded(format!("rollout {name}")));
+    }
+    tables.rollouts.remove(name.as_str())?;
+    tables.heads.remove(name.as_str())?;
+    tables.garbage.insert(head.series, ())?;
+    tables.wrote = true;
+    Ok(())
 }
 
 /// Refuses a record if the tables do not hold what the record relies on.
@@ -253,12 +273,15 @@ pub(super) fn record(
 
 pub(super) fn merge(
     tables: &mut WriteTables<'_>,
-    name: &RolloutName,
+    (name, id): (&RolloutName, RolloutId),
     batch: BatchId,
     attempt: Attempt,
     reports: &[Report],
 ) -> Result<(), Fault> {
     let head = known_head(&tables.heads, name)?;
+    if head.id != id {
+        return Err(Fault::not_found(format!("rollout {name} with the id {id}")));
+    }
     let key = key(head.series, batch);
     let header =
         header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;

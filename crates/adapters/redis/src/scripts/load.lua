@@ -1,5 +1,5 @@
 -- A batch with all that is known of its devices.
--- ARGV: time, batch. Gives header, manifest, outcomes, index, code, index, … of refusals, and the newest
+-- ARGV: time, batch. Gives the rollout's id, header, manifest, outcomes, index, code, index, … of refusals, and the newest
 -- attempt.
 
 if not stance then return { 'NO_ROLLOUT' } end
@@ -26,4 +26,4 @@ if row.counts[REFUSED] > 0 then
 end
 local header = redis.call('HGET', HEADERS, ARGV[2])
 local manifest = redis.call('HGET', MANIFESTS, ARGV[2])
-return { 'OK', header, manifest, bytes, codes, row.newest }
+return { 'OK', redis.call('HGET', HEAD, 'id'), header, manifest, bytes, codes, row.newest }

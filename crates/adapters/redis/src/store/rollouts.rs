@@ -9,7 +9,7 @@ use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex,
+    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
 };
 use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
@@ -95,6 +95,27 @@ impl Store for RedisStore {
                 .arg(checksum.sum),
         };
         self.run("save", Subject::Rollout(name), &run).await?;
+        Ok(())
+    }
+
+    async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
+        let (verb, subject) = ("remove", Subject::Rollout(name));
+        let listed = cmd("ZSCORE")
+            .arg(self.keys.rollouts())
+            .arg(name.as_str())
+            .to_owned();
+        let listed: Option<String> = self.ask(verb, subject, &listed).await?;
+        let run = SCRIPTS
+            .remove
+            .on(&self.keys.all_of(name), &self.now())
+            .arg(revision.version.0)
+            .arg(revision.lineage.0);
+        self.run(verb, subject, &run).await?;
+        let strike = self
+            .on_key(self.keys.rollouts(), &SCRIPTS.strike)
+            .arg(name.as_str())
+            .arg(listed.unwrap_or_default());
+        self.run(verb, subject, &strike).await?;
         Ok(())
     }
 
@@ -211,6 +232,7 @@ impl Store for RedisStore {
     async fn merge(
         &self,
         name: &RolloutName,
+        id: RolloutId,
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
@@ -218,6 +240,7 @@ impl Store for RedisStore {
         let run = self
             .on(name, &SCRIPTS.merge)
             .arg(batch.0)
+            .arg(id.to_string())
             .arg(attempt.0)
             .arg(encode(reports));
         self.run("merge reports into", Subject::Batch(name, batch), &run)
@@ -413,16 +436,17 @@ impl Store for RedisStore {
 
 impl RedisStore {
     /// Notes a rollout's name, and that it is active, before it is stored in this version: a crash
-    /// in between leaves a name without a record, never a record without a name.
+    /// in between leaves a name without a record, never a record without a name. Each time raises the name's score, by
+    /// which whoever removes another rollout of that name notices it.
     async fn enlist(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
         let subject = Subject::Rollout(name);
-        let known = cmd("ZADD")
+        let known = cmd("ZINCRBY")
             .arg(self.keys.rollouts())
-            .arg(0)
+            .arg(1)
             .arg(name.as_str())
             .to_owned();
-        self.ask::<u64>("enlist", subject, &known).await?;
+        self.ask::<String>("enlist", subject, &known).await?;
         let active = cmd("ZADD")
             .arg(self.keys.active())
             .arg("GT")
@@ -449,6 +473,7 @@ impl RedisStore {
 fn record_of(run: Run, rollout: &Rollout) -> Run {
     let record = serde_json::to_vec(rollout).expect("a rollout's record is plain data");
     run.arg(record)
+        .arg(rollout.id.to_string())
         .arg(rollout.version.0)
         .arg(rollout.lineage.0)
         .arg(rollout.plan_id.0)

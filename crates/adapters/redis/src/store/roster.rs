@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::Held;
-use twincast_core::ids::{Holder, RolloutName, Version};
+use twincast_core::ids::{Holder, RolloutId, RolloutName, Version};
 use twincast_core::ports::{Halt, Roster, StoreError};
 
 use super::{RedisStore, Subject};
@@ -74,9 +74,17 @@ impl Roster for RedisStore {
         Ok(Version(version.unwrap_or(0)))
     }
 
-    async fn set_announced(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
-        let run = self
-            .on_key(self.keys.roster(name), &SCRIPTS.set_announced)
+    async fn set_announced(
+        &self,
+        name: &RolloutName,
+        id: RolloutId,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        let keys = [self.keys.roster(name), self.keys.head(name)];
+        let run = SCRIPTS
+            .set_announced
+            .on(&keys, &self.now())
+            .arg(id.to_string())
             .arg(version.0);
         self.run("note what was announced of", Subject::Rollout(name), &run)
             .await?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use twincast_core::ids::{Attempt, BatchId};
+use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_core::rollout::{Adding, Event, PlanId};
@@ -127,7 +127,13 @@ async fn a_full_server_changes_nothing() {
             .map(drop),
         store.record(&lease, &reports, TTL).await.map(drop),
         store
-            .merge(&name("r"), BatchId(0), Attempt::FIRST, &reports)
+            .merge(
+                &name("r"),
+                RolloutId::default(),
+                BatchId(0),
+                Attempt::FIRST,
+                &reports,
+            )
             .await,
         store.release(&lease).await,
         store.open_link(&batches[0].header.hub).await.map(drop),

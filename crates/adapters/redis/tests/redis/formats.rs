@@ -1,7 +1,7 @@
 //! What other releases write: of the same format it is read, of a newer one it is left alone.
 
 use serde_json::{Value, json};
-use twincast_core::ids::BatchId;
+use twincast_core::ids::{BatchId, RolloutId};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Created, LeaseReply, Roster, Store, StoreError};
 use twincast_testkit::build::{
@@ -49,7 +49,11 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
     is_newer(store.lease(&lease_request(r, 1, "w")).await);
     is_newer(store.record(&lease, &sent, TTL).await);
     is_newer(store.release(&lease).await);
-    is_newer(store.merge(r, BatchId(0), rollout.attempt, &sent).await);
+    is_newer(
+        store
+            .merge(r, RolloutId::default(), BatchId(0), rollout.attempt, &sent)
+            .await,
+    );
     is_newer(store.tallies(r).await);
     assert_eq!(content().await, before);
 

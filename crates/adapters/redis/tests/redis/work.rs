@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use twincast_core::ids::{Attempt, BatchId};
+use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
 use twincast_redis::{RedisStore, Settings};
@@ -47,7 +47,13 @@ async fn work(store: Arc<RedisStore>, worker: u32, flush: Option<&'static Redis>
         }
         let other = BatchId(dice.roll(BATCHES));
         store
-            .merge(&name("r"), other, Attempt::FIRST, &reports(&mut dice))
+            .merge(
+                &name("r"),
+                RolloutId::default(),
+                other,
+                Attempt::FIRST,
+                &reports(&mut dice),
+            )
             .await
             .unwrap();
         if let Some(redis) = flush

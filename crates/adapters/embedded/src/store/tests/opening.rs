@@ -147,7 +147,7 @@ fn a_newer_format_is_refused() {
             error,
             OpenError::TooNew {
                 found: 9,
-                known: 4,
+                known: 5,
                 ..
             }
         ),

@@ -1,0 +1,105 @@
+//! Cases: rollouts that are removed.
+
+use twincast_core::ids::{Attempt, BatchId, Revision, RolloutId, Version};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Created, Store};
+use twincast_core::rollout::Rollout;
+
+use super::{RosterSubject, Subject};
+use crate::assert_refused;
+use crate::build::{TTL, accepted, batch, leased, name, planned, report, running};
+
+/// Removes the rollout `r`, and gives it as it was.
+async fn removed(store: &dyn Store) -> Rollout {
+    let rollout = store.rollout(&name("r")).await.unwrap().unwrap();
+    let gone = store.remove(&name("r"), rollout.revision()).await;
+    gone.unwrap();
+    rollout
+}
+
+/// Record, batches and outcomes; others keep theirs, and once more does nothing.
+pub async fn what_is_removed_is_gone_with_all_that_belongs_to_it(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "q", vec![batch(0, 2)]).await;
+    let before = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
+    for _ in 0..2 {
+        let gone = store.remove(&name("r"), before.revision()).await;
+        gone.unwrap();
+        assert_eq!(store.rollouts().await.unwrap(), [name("q")]);
+        assert_eq!(store.rollout(&name("r")).await.unwrap(), None);
+        assert_eq!(store.revision(&name("r")).await.unwrap(), None);
+        assert_refused!(store.batches(&name("r"), None, 9).await, NotFound);
+        assert_refused!(store.load(&name("r"), BatchId(0)).await, NotFound);
+        assert_refused!(store.tallies(&name("r")).await, NotFound);
+    }
+    let kept = store.load(&name("q"), BatchId(0)).await.unwrap();
+    assert_eq!(kept.batch.devices.len(), 2);
+}
+
+/// Somebody has changed it in the meantime.
+pub async fn only_the_revision_that_was_seen_is_removed(subject: Subject) {
+    let store = &*subject.store;
+    let rollout = running(store, "r", vec![batch(0, 1)]).await;
+    let older = Revision {
+        version: Version(rollout.version.0 - 1),
+        ..rollout.revision()
+    };
+    assert_refused!(store.remove(&name("r"), older).await, Superseded);
+    assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
+    assert_eq!(
+        store.load(&name("r"), BatchId(0)).await.unwrap().attempt,
+        Attempt::FIRST
+    );
+}
+
+/// What was sent, leased or heard of the rollout before says nothing of the next one.
+pub async fn the_name_of_a_removed_rollout_is_free(subject: Subject) {
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, 3)]).await;
+    let lease = leased(store, &name("r"), 0, "a").await;
+    let sent = [report(0, Outcome::Enqueued)];
+    store.record(&lease, &sent, TTL).await.unwrap();
+    let old = removed(store).await;
+    assert_refused!(store.record(&lease, &sent, TTL).await, Superseded);
+
+    let next = Rollout {
+        id: RolloutId(7),
+        ..accepted("r")
+    };
+    assert_eq!(store.create(&next).await.unwrap(), Created::New);
+    assert_eq!(store.rollouts().await.unwrap(), [name("r")]);
+    assert_refused!(store.remove(&name("r"), old.revision()).await, Superseded);
+    planned(store, &next, vec![batch(0, 3)]).await;
+    assert_refused!(store.record(&lease, &sent, TTL).await, Superseded);
+    let (r, heard) = (name("r"), [report(1, Outcome::Delivered)]);
+    let merged = store.merge(&r, old.id, BatchId(0), Attempt::FIRST, &heard);
+    assert_refused!(merged.await, NotFound);
+    let work = store.load(&name("r"), BatchId(0)).await.unwrap();
+    assert_eq!(work.rollout, next.id);
+    let outcomes: Vec<_> = work.outcomes.iter().collect();
+    assert_eq!(outcomes, [Outcome::Pending; 3]);
+}
+
+/// The next rollout of that name is told from its first version on, and is active.
+pub async fn the_roster_forgets_what_is_removed(subject: RosterSubject) {
+    let (roster, store) = (&*subject.roster, &*subject.store);
+    let old = running(store, "r", vec![batch(0, 1)]).await;
+    let (id, version) = (old.id, old.version);
+    roster.set_announced(&name("r"), id, version).await.unwrap();
+    roster.retire(&name("r"), version).await.unwrap();
+    removed(store).await;
+    assert!(roster.active().await.unwrap().is_empty());
+
+    let next = Rollout {
+        id: RolloutId(7),
+        ..accepted("r")
+    };
+    store.create(&next).await.unwrap();
+    assert_eq!(roster.active().await.unwrap(), [name("r")]);
+    assert_eq!(roster.announced(&name("r")).await.unwrap(), Version(0));
+    // Whoever was told of the old one only now.
+    roster.set_announced(&name("r"), id, version).await.unwrap();
+    assert_eq!(roster.announced(&name("r")).await.unwrap(), Version(0));
+    roster.retire(&name("r"), version).await.unwrap();
+    assert_eq!(roster.active().await.unwrap(), [name("r")]);
+}
