@@ -24,6 +24,7 @@ mod prometheus;
 mod server;
 mod services;
 mod signal;
+mod socket;
 mod specfile;
 mod stages;
 mod stores;

@@ -117,8 +117,8 @@ async fn change(
         _ => format!("{} is {phase}{already}", state.name),
     };
     output.result(&answer, &text);
-    if commander.is_local() && ["running", "aborting"].contains(&&*state.phase) {
-        output.note("`twincast run` goes on with it.");
+    if commander.is_local() && state.phase == "running" {
+        output.note("The `twincast run` that began it goes on with it.");
     }
     Ok(ExitCode::Success)
 }
