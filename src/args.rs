@@ -327,7 +327,8 @@ pub(crate) enum ReportFormat {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct HubArgs {
-    /// A fleet file (YAML). Default: 1000 refrigerators over four regions.
+    /// A fleet file (YAML). Default: 1000 refrigerators with the tags type (fridge), region (eu-north, eu-south, us-east,
+    /// us-west), ring (canary, early, main) and site (site-0000 ...), which report their firmware.
     #[arg(long, value_name = "FILE")]
     pub(crate) fleet: Option<PathBuf>,
 

@@ -1,6 +1,7 @@
 //! Has commands done: by a server, by an orchestrator over the queue, by the process that works on a state folder, or
 //! here on the folder when there is none.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -182,8 +183,16 @@ fn body_of(command: &Command) -> Result<Vec<u8>, Failure> {
 
 /// Who gives commands, if it is known.
 fn name(who: &Who) -> Option<String> {
-    let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
-    who.by.clone().or_else(user)
+    let given = |key| std::env::var(key).ok().filter(|user| !user.is_empty());
+    // Services and containers have a user's number alone.
+    let number = || {
+        let process = std::fs::metadata("/proc/self").ok()?;
+        Some(format!("user {}", process.uid()))
+    };
+    let by = who.by.clone();
+    by.or_else(|| given("USER"))
+        .or_else(|| given("LOGNAME"))
+        .or_else(number)
 }
 
 /// The one rollout that an answer is about.

@@ -31,7 +31,7 @@ use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
 use crate::otlp::Traces;
-use crate::output::{Output, thousands};
+use crate::output::{Output, counted, one_line};
 use crate::progress::{Progress, Snapshot};
 use crate::prometheus;
 use crate::signal::asked_to_stop;
@@ -173,7 +173,7 @@ async fn roll_out_with(
     if let Phase::Paused { reason } = &rollout.phase {
         let flag = if how.resumes { "" } else { " --resume" };
         let again = again("To go on", flag);
-        output.note(&format!("{name} is paused: {reason}.{again}"));
+        output.note(&format!("{name} is paused: {}.{again}", one_line(reason)));
         return Ok(ExitCode::NotRolledOut);
     }
     if let Some(waits) = rollout.waits_in_line() {
@@ -192,8 +192,8 @@ async fn roll_out_with(
         let ends = Ends::of(&summary.rollout.counts, true);
         let again = again("To take in what they say", "");
         output.note(&format!(
-            "{} devices have not answered yet.{again}",
-            thousands(ends.silent)
+            "{} not answered yet.{again}",
+            counted(ends.silent, "device has", "devices have")
         ));
         return Ok(match ends.failed() {
             0 => ExitCode::Success,
@@ -344,7 +344,7 @@ async fn work(
     let status = worker.status();
     let mut worker = tokio::spawn(worker.run(stop.clone()));
     let mut worked = None;
-    let mut progress = Progress::new(*output);
+    let mut progress = Progress::new(output.clone());
     let watcher = Watcher {
         store: &store,
         driver: &driver,

@@ -5,7 +5,7 @@ use twincast_orchestrator::view::RolloutView;
 use crate::args::WatchArgs;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::Output;
+use crate::output::{Output, does, one_line};
 use crate::place::Place;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
@@ -17,7 +17,7 @@ pub(crate) async fn watch(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let mut progress = Progress::new(*output);
+    let mut progress = Progress::new(output.clone());
     let watched = tokio::select! {
         watched = watched(args, settings, &mut progress) => Some(watched),
         () = asked_to_stop() => None,
@@ -81,7 +81,7 @@ async fn until_ended(
         }
         let trouble = standstill(&rollout);
         if phase != state.phase && trouble.is_none() {
-            progress.print(&format!("{} is {}", state.name, state.phase));
+            progress.print(&format!("{} {}", state.name, does(&state.phase)));
         }
         if rollout.plan.is_some() {
             progress.sending(&Snapshot {
@@ -113,7 +113,7 @@ async fn until_ended(
 /// Why nothing is being sent, if that is so.
 fn standstill(rollout: &RolloutView) -> Option<String> {
     let state = &rollout.row.state;
-    let reason = state.reason.as_deref().unwrap_or_default();
+    let reason = one_line(state.reason.as_deref().unwrap_or_default());
     match &*state.phase {
         "paused" => Some(format!("paused: {reason}")),
         "halted" => Some(format!("all rollouts are stopped: {reason}")),
