@@ -321,6 +321,8 @@ pub(crate) enum ReportFormat {
     Table,
     /// Comma-separated values with a header.
     Csv,
+    /// The same for spreadsheets: text that would be a formula begins with an apostrophe.
+    Spreadsheet,
     /// One JSON object a line.
     Jsonl,
 }

@@ -26,7 +26,7 @@ pub(crate) async fn report(
 ) -> Result<ExitCode, Failure> {
     let wanted = wanted(args)?;
     if output.is_json() && !matches!(args.format, ReportFormat::Table) {
-        let message = "--json writes one JSON object, and --format csv or jsonl a line for each device: give one of them";
+        let message = "--json writes one JSON object, and this --format a line for each device: give one of them";
         return Err(Failure::message(ExitCode::Usage, message));
     }
     let place = Place::open(settings).await?;
@@ -78,6 +78,7 @@ async fn write(
 ) -> Result<(), ReportError> {
     let format = match args.format {
         ReportFormat::Csv => Format::Csv,
+        ReportFormat::Spreadsheet => Format::Spreadsheet,
         _ => Format::JsonLines,
     };
     let devices = place.devices(&args.name, wanted, format).await?;
@@ -86,7 +87,7 @@ async fn write(
     }
     match args.format {
         ReportFormat::Table => write_table(place, args, devices, out).await,
-        ReportFormat::Csv | ReportFormat::Jsonl => {
+        ReportFormat::Csv | ReportFormat::Spreadsheet | ReportFormat::Jsonl => {
             each(devices, |piece| out.write_all(&piece)).await
         }
     }
