@@ -8,11 +8,13 @@
 The command is a JSON file; - is standard input. The exit codes are those of `twincast`:
 0 done, 3 refused, 4 some devices were not sent the message, or did not take it, 8 aborted, 9 no answer.
 With --wait a paused rollout is waited for; without it, 0 means that the command was done.
+With --env NAME, @NAME@ in the command's texts becomes what the environment has: a value is data, never a part of a script.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -21,6 +23,12 @@ import pika
 
 REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's: replies come over the channel that asked
 COMMAND = "application/vnd.twincast.command.v1+json"
+QUIET = 300  # seconds without an event, after which it is asked whether anybody is there
+REFUSED = (
+    pika.exceptions.AuthenticationError,
+    pika.exceptions.ProbableAuthenticationError,
+    pika.exceptions.ProbableAccessDeniedError,
+)
 ENDED = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
 
 
@@ -28,31 +36,66 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", type=argparse.FileType("rb"), help="a JSON file; - for standard input")
     parser.add_argument("--wait", action="store_true", help="wait until the rollout ends (only for a start)")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer (30)")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer, and for RabbitMQ (30)")
+    parser.add_argument("--away", type=float, default=600, help="seconds that all may be away while it waits (600)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="@NAME@ in the command becomes this variable")
     parser.add_argument("--url", default=os.environ.get("TWINCAST__AMQP__URL"), help="default: TWINCAST__AMQP__URL")
     parser.add_argument("--prefix", default="twincast", help="what the names of all queues begin with (twincast)")
     args = parser.parse_args()
     if not args.url:
         parser.error("give the broker with --url or TWINCAST__AMQP__URL")
     args.question = args.command.read()
+    for name in args.env:
+        if name not in os.environ:
+            parser.error(f"--env {name}: the environment has no {name}")
+    if args.env:
+        args.question = json.dumps(filled(json.loads(args.question), args.env)).encode()
 
+    args.accepted = False  # once it is, what is away for a while is waited for
+    args.heard = time.monotonic()
     while True:
         try:
             with Broker(args.url, args.prefix) as broker:
                 return run(broker, args)
-        except pika.exceptions.AMQPError as error:
-            if not args.wait:
-                print(f"no answer: {error!r}", file=sys.stderr)
+        except Away as error:
+            why = str(error)
+        except REFUSED as error:
+            why = f"RabbitMQ refuses the user, the password or the virtual host: {error!r}"
+            if not args.accepted:
+                print(why, file=sys.stderr)
                 return 9
-            print(f"waiting for RabbitMQ: {error!r}", file=sys.stderr)
-            time.sleep(5)
+        except (pika.exceptions.AMQPError, OSError) as error:
+            why = f"RabbitMQ cannot be used: {error!r}"
+        patience = args.away if args.accepted else args.timeout
+        left = args.heard + patience - time.monotonic()
+        if not args.wait or left <= 0:
+            print(f"no answer: {why}", file=sys.stderr)
+            return 9
+        print(f"waiting: {why}", file=sys.stderr)
+        time.sleep(min(5, left))
+
+
+def filled(value, names):
+    """The command with the environment's values in its texts."""
+    if isinstance(value, dict):
+        return {key: filled(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [filled(inner, names) for inner in value]
+    if isinstance(value, str):
+        # All at once: a value is not looked at again.
+        return re.sub(f"@({'|'.join(map(re.escape, names))})@", lambda found: os.environ[found[1]], value)
+    return value
+
+
+class Away(Exception):
+    """Nobody answers."""
 
 
 def run(broker, args):
     answer = broker.request(args.question, args.timeout)
     if answer is None:
-        print(f"no answer within {args.timeout:g} s; is an orchestrator running?", file=sys.stderr)
-        return 9
+        raise Away(f"no answer within {args.timeout:g} s; is an orchestrator running?")
+    args.heard = time.monotonic()
     print(json.dumps(answer))
     if not answer["ok"]:
         return 3
@@ -61,15 +104,18 @@ def run(broker, args):
     rollout = answer["rollouts"][0]
     # From here on, what is asked after a lost connection is only where it is.
     args.question = json.dumps({"command": "status", "rollout": rollout["name"]}).encode()
+    args.accepted = True
     if rollout["phase"] in ENDED:
         return ENDED[rollout["phase"]]
     for event in broker.events():
+        args.heard = time.monotonic()
         if event["subject"] != rollout["name"]:
             continue
         print(json.dumps(event))
         phase = event["data"]["phase"]
         if phase in ENDED:
             return ENDED[phase]
+    return run(broker, args)
 
 
 class Broker:
@@ -98,7 +144,7 @@ class Broker:
             if properties.correlation_id == wanted:
                 answers.append(json.loads(body))
 
-        self.channel.basic_consume(REPLIES, on_reply, auto_ack=True)
+        replies = self.channel.basic_consume(REPLIES, on_reply, auto_ack=True)
         self.channel.confirm_delivery()
         self.channel.basic_publish(
             exchange="",
@@ -116,12 +162,16 @@ class Broker:
         until = time.monotonic() + timeout
         while not answers and time.monotonic() < until:
             self.connection.process_data_events(time_limit=1)
+        self.channel.basic_cancel(replies)
         return answers[0] if answers else None
 
     def events(self):
-        """Gives events as they come. The same one may come twice: its id is the same then."""
-        for _method, _properties, body in self.channel.consume(self.queue, auto_ack=True):
+        """Gives events as they come, until none has come for a while. The same one may come twice: its id is the same then."""
+        for method, _properties, body in self.channel.consume(self.queue, auto_ack=True, inactivity_timeout=QUIET):
+            if method is None:
+                break
             yield json.loads(body)
+        self.channel.cancel()
 
 
 if __name__ == "__main__":

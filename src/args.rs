@@ -321,13 +321,16 @@ pub(crate) enum ReportFormat {
     Table,
     /// Comma-separated values with a header.
     Csv,
+    /// The same for spreadsheets: text that would be a formula begins with an apostrophe.
+    Spreadsheet,
     /// One JSON object a line.
     Jsonl,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct HubArgs {
-    /// A fleet file (YAML). Default: 1000 refrigerators over four regions.
+    /// A fleet file (YAML). Default: 1000 refrigerators with the tags type (fridge), region (eu-north, eu-south, us-east,
+    /// us-west), ring (canary, early, main) and site (site-0000 ...), which report their firmware.
     #[arg(long, value_name = "FILE")]
     pub(crate) fleet: Option<PathBuf>,
 

@@ -1,14 +1,19 @@
-//! Has commands done: by a server, by an orchestrator over the queue, or here on a state folder.
+//! Has commands done: by a server, by an orchestrator over the queue, by the process that works on a state folder, or
+//! here on the folder when there is none.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use twincast_amqp::{Amqp, AmqpError};
+use twincast_core::ids::RolloutName;
+use twincast_core::ports::Store as _;
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
 use twincast_core::trace::{TraceContext, Tracer};
 use twincast_embedded::EmbeddedStore;
-use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Refusal, State};
+use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Kind, Refusal, State};
 use twincast_orchestrator::intake::{Intake, NotDone};
 
 use crate::args::Who;
@@ -17,7 +22,7 @@ use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::server::Server;
 use crate::services;
-use crate::stores;
+use crate::stores::{self, Reached};
 
 /// Someone who gives commands.
 pub(crate) struct Commander {
@@ -60,7 +65,16 @@ impl Commander {
         if settings.server.url.is_some() || settings.is_distributed() {
             return Self::of_engine(settings, who).await;
         }
-        let store = Arc::new(stores::folder(settings)?);
+        let store = match stores::folder(settings).await? {
+            Reached::Store(store) => Arc::new(store),
+            Reached::AtWork(server) => {
+                return Ok(Self {
+                    to: Doer::Server(server),
+                    by: name(who),
+                    timeout: Duration::ZERO,
+                });
+            }
+        };
         let intake = Intake {
             store: Arc::clone(&store) as _,
             roster: None,
@@ -87,12 +101,17 @@ impl Commander {
         match &self.to {
             Doer::Server(server) => server.command(&command).await,
             Doer::Broker(amqp) => self.over(amqp, &command).await,
-            Doer::Folder { intake, .. } => {
+            Doer::Folder { store, intake } => {
                 let done = intake.handle(&body_of(&command)?, None).await;
-                done.map_err(|error| match error {
+                let answer = done.map_err(|error| match error {
                     NotDone::Refused(refusal) => refused(&refusal),
                     NotDone::Store(error) => engine::store_failure(error),
-                })
+                })?;
+                match (command.command, &command.rollout) {
+                    // Nobody else would skip what is left.
+                    (Kind::Abort, Some(name)) => aborted(store, name, answer).await,
+                    _ => Ok(answer),
+                }
             }
         }
     }
@@ -139,6 +158,20 @@ impl Commander {
     }
 }
 
+/// Ends a rollout that is being aborted in a folder where nobody works. It needs no hub: nothing is sent.
+async fn aborted(
+    store: &Arc<EmbeddedStore>,
+    name: &RolloutName,
+    mut answer: Answer,
+) -> Result<Answer, Failure> {
+    let driver = engine::idle_driver(Arc::clone(store));
+    let driven = driver.drive(name, &CancellationToken::new()).await;
+    let rollout = driven.map_err(engine::drive_failure)?;
+    let tallies = store.tallies(name).await.map_err(engine::store_failure)?;
+    answer.rollouts = vec![State::of(&rollout, &tallies)];
+    Ok(answer)
+}
+
 /// The span that this process is part of, by the environment: pipelines set it for their steps.
 pub(crate) fn caller() -> Option<TraceContext> {
     std::env::var("TRACEPARENT").ok()?.parse().ok()
@@ -150,8 +183,16 @@ fn body_of(command: &Command) -> Result<Vec<u8>, Failure> {
 
 /// Who gives commands, if it is known.
 fn name(who: &Who) -> Option<String> {
-    let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
-    who.by.clone().or_else(user)
+    let given = |key| std::env::var(key).ok().filter(|user| !user.is_empty());
+    // Services and containers have a user's number alone.
+    let number = || {
+        let process = std::fs::metadata("/proc/self").ok()?;
+        Some(format!("user {}", process.uid()))
+    };
+    let by = who.by.clone();
+    by.or_else(|| given("USER"))
+        .or_else(|| given("LOGNAME"))
+        .or_else(number)
 }
 
 /// The one rollout that an answer is about.

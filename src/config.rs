@@ -355,16 +355,22 @@ impl Settings {
             builder = builder.add_source(File::from(path));
             base = path.parent().map(Path::to_owned).unwrap_or_default();
         }
-        let values: Map<String, Value> = builder
-            .add_source(environment)
-            .build()
-            .and_then(Config::try_deserialize)
-            .map_err(refused)?;
+        let read = builder.add_source(environment).build().map_err(refused)?;
+        // As all paths of a file, it is seen from there; a variable's is seen from where the command is given.
+        let is_of_file = match &read.cache.kind {
+            config::ValueKind::Table(values) => values
+                .get("state")
+                .and_then(config::Value::origin)
+                .is_some_and(|origin| origin != "the environment"),
+            _ => false,
+        };
+        let values: Map<String, Value> = read.try_deserialize().map_err(refused)?;
         let mut sections = Sections {
             values,
             problems: Vec::new(),
         };
         let state: Option<PathBuf> = sections.take("state");
+        let state = state.map(|state| if is_of_file { base.join(state) } else { state });
         let log = sections.take("log");
         let worker: Option<WorkerSettings> = sections.take("worker");
         let run = sections.take("run");
@@ -630,9 +636,15 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            (settings.state.to_str(), settings.worker.slots),
-            (Some("x"), 7)
+            (settings.state.file_name(), settings.worker.slots),
+            (Some("x".as_ref()), 7)
         );
+        assert!(settings.state.is_absolute(), "it is beside the file");
+        let state = |toml: &str, environment: &[(&str, &str)]| {
+            load(toml, environment).unwrap().state.display().to_string()
+        };
+        assert_eq!(state("", &[]), "twincast-state");
+        assert_eq!(state("state = 'x'", &[("TWINCAST__STATE", "y")]), "y");
         let hub = &settings.hubs[&HubName::new("eu").unwrap()];
         assert_eq!(hub.limits().sends_per_minute, Some(10_000.0));
         let shown = serde_json::to_string(&settings).unwrap() + &format!("{settings:?}");

@@ -1,7 +1,7 @@
 //! Puts the local engine together: hubs, store, queue, worker and driver in one process.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -70,20 +70,11 @@ impl Engine {
         )
         .traced_by(tracer.clone());
         let driver = Driver {
-            store: Arc::clone(&store) as Arc<dyn Store>,
             queue,
             hubs,
-            metric_source: None,
-            clock: clock(),
-            config: DriverConfig {
-                leave_at_approval: true,
-                ..DriverConfig::default()
-            },
             base,
-            planning: PlanProgress::default(),
-            roster: None,
-            repairs: Repairs::default(),
             tracer: tracer.clone(),
+            ..idle_driver(Arc::clone(&store))
         };
         Self {
             store,
@@ -93,33 +84,52 @@ impl Engine {
     }
 }
 
+/// A driver for what needs no hub and no worker.
+pub(crate) fn idle_driver(store: Arc<EmbeddedStore>) -> Driver {
+    Driver {
+        store: store as Arc<dyn Store>,
+        queue: Arc::new(InProcessQueue::new(QUEUE_LIMIT)),
+        hubs: Hubs::default(),
+        metric_source: None,
+        clock: clock(),
+        config: DriverConfig {
+            leave_at_approval: true,
+            ..DriverConfig::default()
+        },
+        base: PathBuf::new(),
+        planning: PlanProgress::default(),
+        roster: None,
+        repairs: Repairs::default(),
+        tracer: Tracer::default(),
+    }
+}
+
 pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::start())
 }
 
-/// Opens the state folder.
-pub(crate) fn open_store(dir: &Path) -> Result<EmbeddedStore, Failure> {
-    EmbeddedStore::open(dir, clock()).map_err(|error| {
-        let hint = match &error {
-            OpenError::InUse { .. } => {
-                "wait for the other twincast to end, or give this one another folder with --state"
-            }
-            OpenError::NotAFolder { .. } | OpenError::NotWritable { .. } => {
-                "give a folder that can be written to with --state"
-            }
-            OpenError::NoRoom { .. } => {
-                "make room on the disk, or give another folder with --state"
-            }
-            OpenError::TooNew { .. } => {
-                "install the newest twincast, or give another folder with --state"
-            }
-            OpenError::Damaged { .. } => {
-                "restore the folder from a backup, or give another one with --state"
-            }
-            OpenError::System { .. } => "give another folder with --state",
-        };
-        Failure::new(ExitCode::State, error).hint(hint)
-    })
+/// Why a state folder cannot be used, and what to do.
+pub(crate) fn open_failure(error: OpenError) -> Failure {
+    let hint = match &error {
+        OpenError::InUse { .. } => {
+            "wait for the other twincast to end, or give this one another folder with --state"
+        }
+        OpenError::NotReadable { .. } => {
+            "ask its owner for the right to read it, or give another folder with --state"
+        }
+        OpenError::NotAFolder { .. } | OpenError::NotWritable { .. } => {
+            "give a folder that can be written to with --state"
+        }
+        OpenError::NoRoom { .. } => "make room on the disk, or give another folder with --state",
+        OpenError::TooNew { .. } => {
+            "install the newest twincast, or give another folder with --state"
+        }
+        OpenError::Damaged { .. } => {
+            "restore the folder from a backup, or give another one with --state"
+        }
+        OpenError::System { .. } => "give another folder with --state",
+    };
+    Failure::new(ExitCode::State, error).hint(hint)
 }
 
 /// All configured hubs, ready to be connected to. Nothing is dialled yet.

@@ -25,7 +25,7 @@ pub(crate) enum ExitCode {
     HubRefused = 6,
     /// The state folder cannot be used: in use, damaged, full, not writable.
     State = 7,
-    /// The rollout was aborted, or is paused or halted.
+    /// The rollout was aborted, is paused or halted, or nobody works on it.
     NotRolledOut = 8,
     /// RabbitMQ, Redis or the server cannot be used, or no orchestrator answers.
     Services = 9,
@@ -56,7 +56,7 @@ Exit codes:
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted, is paused or halted
+  8    the rollout was aborted, is paused or halted, or nobody works on it
   9    RabbitMQ, Redis or the server cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there";
 }

@@ -2,7 +2,7 @@
 
 use twincast_core::plan::PlanSummary;
 
-use crate::output::thousands;
+use crate::output::{one_line, thousands};
 
 /// A line for devices that were named again, and some for rows that are not understood.
 pub(crate) fn lines(plan: &PlanSummary) -> Vec<String> {
@@ -20,7 +20,7 @@ pub(crate) fn lines(plan: &PlanSummary) -> Vec<String> {
             thousands(odd.rows)
         ));
         let examples = odd.examples.iter();
-        lines.extend(examples.map(|it| format!("{:>9}  {it}", "")));
+        lines.extend(examples.map(|it| format!("{:>9}  {}", "", one_line(&it.to_string()))));
         if odd.unnamed() > 0 {
             lines.push(format!("{:>9}  and {} more", "", thousands(odd.unnamed())));
         }

@@ -4,6 +4,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogFormat, LogSettings};
+use crate::progress::AboveBar;
 
 /// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` both. `is_service`: this
 /// process runs for long and tells of itself in its log.
@@ -26,7 +27,7 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
             filter = filter.add_directive(directive);
         }
     }
-    let writer = BoxMakeWriter::new(std::io::stderr);
+    let writer = BoxMakeWriter::new(|| AboveBar);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer);

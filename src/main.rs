@@ -24,11 +24,14 @@ mod prometheus;
 mod server;
 mod services;
 mod signal;
+mod socket;
 mod specfile;
 mod stages;
 mod stores;
 mod summary;
 mod times;
+
+use std::io::Write as _;
 
 use clap::Parser as _;
 use twincast_orchestrator::command::Kind;
@@ -44,13 +47,19 @@ fn main() -> std::process::ExitCode {
         Err(error) => return usage(&error),
     };
     let output = Output::new(args.json);
-    let code = match start(args, &output) {
+    let mut code = match start(args, &output) {
         Ok(code) => code,
         Err(failure) => {
             output.failure(&failure);
             failure.code
         }
     };
+    if let Some(failure) = output.lost() {
+        output.complain(&failure);
+        if code == ExitCode::Success {
+            code = failure.code;
+        }
+    }
     std::process::ExitCode::from(code as u8)
 }
 
@@ -58,15 +67,16 @@ fn main() -> std::process::ExitCode {
 fn usage(error: &clap::Error) -> std::process::ExitCode {
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
         let message = error.render().to_string();
-        Output::new(true).failure(&Failure::message(ExitCode::Usage, message.trim()));
-    } else {
-        // A reader that went away is no error.
-        let _ = error.print();
+        let message = message.trim().trim_start_matches("error: ");
+        Output::new(true).failure(&Failure::message(ExitCode::Usage, message));
+        return std::process::ExitCode::from(ExitCode::Usage as u8);
     }
-    let code = if error.use_stderr() {
-        ExitCode::Usage
-    } else {
-        ExitCode::Success
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    let code = match printed {
+        _ if error.use_stderr() => ExitCode::Usage,
+        // A reader that went away is no error.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::Unexpected,
+        _ => ExitCode::Success,
     };
     std::process::ExitCode::from(code as u8)
 }

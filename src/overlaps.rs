@@ -8,9 +8,9 @@ use twincast_orchestrator::view::overlaps::{self, Overlapping};
 
 use crate::config::Settings;
 use crate::engine;
-use crate::exit::Failure;
+use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
-use crate::stores::{self, AnyStore};
+use crate::stores::{self, AnyStore, Reached};
 
 /// Finds them, if a store is at hand. One that cannot be looked at is noted: a plan needs none.
 pub(crate) async fn find(
@@ -37,7 +37,12 @@ async fn look(
     hubs: &[HubName],
     settings: &Settings,
 ) -> Result<Vec<Overlapping>, Failure> {
-    let store = stores::open(settings).await?;
+    let Reached::Store(store) = stores::look(settings).await? else {
+        return Err(Failure::message(
+            ExitCode::State,
+            "a rollout is run from this state folder now: `twincast status` shows it",
+        ));
+    };
     let found = among(&store, spec, hubs, settings).await;
     store.close().await;
     found.map_err(engine::store_failure)

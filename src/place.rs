@@ -1,5 +1,5 @@
 //! Where rollouts are to be seen: in a store, or through a server that has one. Commands look through it, and need not
-//! know which.
+//! know which. A process that works on a state folder is such a server.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::server::Server;
-use crate::stores::{self, AnyStore};
+use crate::stores::{self, AnyStore, Reached};
 use crate::summary::{self, Summary};
 
 /// Where rollouts are to be seen.
@@ -56,8 +56,21 @@ impl Place {
     pub(crate) async fn open(settings: &Settings) -> Result<Self, Failure> {
         match Server::configured(settings)? {
             Some(server) => Ok(Self::Server(server)),
-            None => Ok(Self::Store(stores::open(settings).await?)),
+            None => Ok(match stores::look(settings).await? {
+                Reached::Store(store) => Self::Store(store),
+                Reached::AtWork(server) => Self::Server(server),
+            }),
         }
+    }
+
+    /// A state folder that nobody works on: what is there stays as it is.
+    pub(crate) fn is_still(&self) -> bool {
+        matches!(self, Self::Store(AnyStore::Folder(_)))
+    }
+
+    /// A process that works on a state folder. When it does not answer any more, the folder is to be opened.
+    pub(crate) fn is_at_work(&self) -> bool {
+        matches!(self, Self::Server(server) if server.is_of_folder())
     }
 
     /// Lets go of it.

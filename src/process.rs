@@ -34,7 +34,7 @@ impl Process {
     ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         let signalled = stop.clone();
-        let told = *output;
+        let told = output.clone();
         tokio::spawn(async move {
             asked_to_stop().await;
             told.note(&format!("twincast {role} is stopping."));

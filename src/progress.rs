@@ -1,7 +1,8 @@
 //! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
 
 use std::collections::VecDeque;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -24,6 +25,31 @@ pub(crate) struct Snapshot {
     pub(crate) pace: Option<f64>,
     /// What stands in the way, if something does.
     pub(crate) trouble: Option<String>,
+}
+
+/// The bar that is on the terminal, which has one place for one.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
+    SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes to standard error above the bar, if there is one.
+pub(crate) struct AboveBar;
+
+impl Write for AboveBar {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let bar = shown().clone();
+        let write = || io::stderr().write_all(text).map(|()| text.len());
+        match bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Shows progress.
@@ -84,6 +110,9 @@ impl Progress {
             );
             bar
         });
+        if let Some(bar) = &bar {
+            *shown() = Some(bar.clone());
+        }
         Self {
             output,
             bar,
@@ -190,6 +219,7 @@ impl Progress {
     /// Takes the bar away.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
+            *shown() = None;
             bar.finish_and_clear();
         }
     }

@@ -4,7 +4,8 @@
 
 mod answer;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,6 +34,7 @@ use crate::commander;
 use crate::config::{SecretText, Settings};
 use crate::exit::{ExitCode, Failure};
 use crate::place::Listing;
+use crate::socket;
 
 use answer::Trouble;
 
@@ -40,6 +42,8 @@ use answer::Trouble;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a server may be silent in the midst of a stream.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long a process of this machine may take to answer; it waits for its disk, at the most.
+const FOLDER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most rollouts of a page.
 const PAGE: usize = 200;
 
@@ -69,6 +73,14 @@ pub(crate) struct Server {
     timeout: Duration,
     /// The server as it is shown.
     shown: String,
+    /// It works on a folder of this machine, and takes the name of who asks as it is given.
+    folder: Option<FolderServer>,
+}
+
+/// What is kept of a server on a state folder.
+struct FolderServer {
+    /// The folder, while its path is made from it being open.
+    _open: Option<File>,
 }
 
 /// A page of rollouts.
@@ -123,7 +135,33 @@ impl Server {
             token: token(settings)?,
             timeout: from.timeout.0,
             shown: format!("the server at {}", shown.as_str().trim_end_matches('/')),
+            folder: None,
         }))
+    }
+
+    /// The process that works on the state in `dir`, asked through its socket.
+    pub(crate) fn of_folder(
+        socket: PathBuf,
+        open: Option<File>,
+        dir: &Path,
+    ) -> Result<Self, Failure> {
+        // The library asks for one that the whole process uses, though nothing is encrypted here.
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder().unix_socket(socket).build();
+        let http = http.context("cannot set up HTTP").map_err(refused)?;
+        Ok(Self {
+            http,
+            base: Url::parse("http://localhost/api/v1").expect("a valid address"),
+            token: None,
+            timeout: FOLDER_TIMEOUT,
+            shown: format!("the twincast that works on {}", dir.display()),
+            folder: Some(FolderServer { _open: open }),
+        })
+    }
+
+    /// It works on a folder of this machine, for as long as that takes.
+    pub(crate) fn is_of_folder(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// The same with another limit on how long an answer is waited for.
@@ -150,7 +188,12 @@ impl Server {
             (_, None) => (vec![&*kind], said(command)),
         };
         let key = command.key.as_ref();
-        let asked = Asked::Post { body: &body, key };
+        let by = command.by.as_deref();
+        let asked = Asked::Post {
+            body: &body,
+            key,
+            by,
+        };
         self.json(asked, &path, &[]).await
     }
 
@@ -204,6 +247,7 @@ impl Server {
         let asked = Asked::Post {
             body: spec,
             key: None,
+            by: None,
         };
         let response = answer::of(self.request(asked, url)).await;
         self.read(response.map_err(|trouble| trouble.failure(&self.shown))?)
@@ -340,6 +384,12 @@ impl Server {
         if let Some(caller) = commander::caller() {
             request = request.header(TRACEPARENT, caller.to_string());
         }
+        if let Asked::Post { by: Some(by), .. } = asked
+            && self.is_of_folder()
+            && let Ok(by) = HeaderValue::from_bytes(by.as_bytes())
+        {
+            request = request.header(socket::BY, by);
+        }
         match asked {
             Asked::Post { key: Some(key), .. } => request.header(KEY_HEADER, key.as_str()),
             _ => request,
@@ -354,6 +404,8 @@ enum Asked<'a> {
     Post {
         body: &'a Value,
         key: Option<&'a CommandKey>,
+        /// Who asks, where no token says it.
+        by: Option<&'a str>,
     },
 }
 

@@ -8,7 +8,7 @@ use twincast_embedded::SystemClock;
 use twincast_orchestrator::standing;
 use twincast_orchestrator::view::StageView;
 
-use crate::output::{table, thousands};
+use crate::output::{one_line, table, thousands};
 
 /// What a rollout waits for at the system's time, with the stage's name.
 pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String> {
@@ -20,9 +20,9 @@ pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String>
 /// What is waited for: by a stage, or by the rollout when it is all sent.
 pub(crate) fn waiting(stage: &StageName, is_all_sent: bool, waits: &str) -> String {
     if is_all_sent {
-        format!("the rollout waits for {waits}")
+        format!("the rollout waits for {}", one_line(waits))
     } else {
-        format!("stage {stage} waits for {waits}")
+        format!("stage {stage} waits for {}", one_line(waits))
     }
 }
 

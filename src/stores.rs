@@ -1,15 +1,27 @@
 //! Where rollouts are kept: in Redis when one is configured, else in a state folder.
+//!
+//! A state folder is opened, or the process that works on it is asked.
 
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use twincast_core::ports::Store;
-use twincast_embedded::EmbeddedStore;
+use tokio::time::Instant;
+use twincast_core::ports::{Clock, Store};
+use twincast_embedded::{EmbeddedStore, OpenError};
 use twincast_redis::RedisStore;
 
 use crate::config::{Settings, secret_url};
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
+use crate::server::Server;
+use crate::socket;
+
+/// How long a folder is waited for that somebody has who does not answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// When it is tried again meanwhile.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// A store of either kind.
 pub(crate) enum AnyStore {
@@ -44,23 +56,74 @@ impl AnyStore {
     }
 }
 
-/// Opens the store that is configured, for looking at it.
-pub(crate) async fn open(settings: &Settings) -> Result<AnyStore, Failure> {
-    if settings.redis.is_configured() {
-        return Ok(AnyStore::Redis(redis(settings).await?));
-    }
-    Ok(AnyStore::Folder(Arc::new(folder(settings)?)))
+/// A store of ours, or the process that has it open.
+pub(crate) enum Reached<S> {
+    Store(S),
+    /// The process that works on the state folder.
+    AtWork(Server),
 }
 
-/// Opens the state folder, which must be there.
-pub(crate) fn folder(settings: &Settings) -> Result<EmbeddedStore, Failure> {
+/// Reaches the store that is configured, to look at it.
+pub(crate) async fn look(settings: &Settings) -> Result<Reached<AnyStore>, Failure> {
+    if settings.redis.is_configured() {
+        return Ok(Reached::Store(AnyStore::Redis(redis(settings).await?)));
+    }
+    exists(settings)?;
+    let reached = reach(&settings.state, EmbeddedStore::open_to_look).await?;
+    Ok(match reached {
+        Reached::Store(store) => Reached::Store(AnyStore::Folder(Arc::new(store))),
+        Reached::AtWork(server) => Reached::AtWork(server),
+    })
+}
+
+/// Reaches the state folder, which must be there, to change what is in it.
+pub(crate) async fn folder(settings: &Settings) -> Result<Reached<EmbeddedStore>, Failure> {
+    exists(settings)?;
+    reach(&settings.state, EmbeddedStore::open).await
+}
+
+/// Opens the state folder to work on it, and makes it if it is not there.
+pub(crate) async fn work_on(dir: &Path) -> Result<EmbeddedStore, Failure> {
+    match reach(dir, EmbeddedStore::open).await? {
+        Reached::Store(store) => Ok(store),
+        Reached::AtWork(_) => {
+            let dir = dir.to_owned();
+            Err(engine::open_failure(OpenError::InUse { dir }))
+        }
+    }
+}
+
+/// How a state folder is opened.
+type Open = fn(&Path, Arc<dyn Clock>) -> Result<EmbeddedStore, OpenError>;
+
+/// Opens the folder. One that is in use is waited for, for a moment: commands have it for no longer, and whoever has it
+/// for long answers.
+async fn reach(dir: &Path, open: Open) -> Result<Reached<EmbeddedStore>, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let error = match open(dir, engine::clock()) {
+            Ok(store) => return Ok(Reached::Store(store)),
+            Err(error @ OpenError::InUse { .. }) => error,
+            Err(error) => return Err(engine::open_failure(error)),
+        };
+        if let Some(server) = socket::at_work(dir).await? {
+            return Ok(Reached::AtWork(server));
+        }
+        if Instant::now() >= until {
+            return Err(engine::open_failure(error));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn exists(settings: &Settings) -> Result<(), Failure> {
     if !EmbeddedStore::is_in(&settings.state) {
         let message = format!("there is no state folder {}", settings.state.display());
         return Err(Failure::message(ExitCode::State, message).hint(
             "run this where `twincast run` was run, or give its --state; or give the Redis of the distributed engine as redis.url",
         ));
     }
-    engine::open_store(&settings.state)
+    Ok(())
 }
 
 /// Connects to the configured Redis.

@@ -15,7 +15,7 @@ use twincast_orchestrator::view::outcomes::{self, BudgetView, Outcomes};
 use twincast_orchestrator::view::{RampView, RolloutView};
 
 use crate::left_out;
-use crate::output::{Output, Style, table, thousands};
+use crate::output::{Output, Style, counted, one_line, table, thousands};
 use crate::stages;
 use crate::times;
 
@@ -74,6 +74,7 @@ impl Summary {
                 "running" => "",
                 _ => " when it goes on",
             };
+            let retry = one_line(&retry.to_string());
             lines.push(format!("  To be retried{when}: {retry}"));
         }
         if let Some(budgets) = &self.outcomes.budgets {
@@ -93,7 +94,7 @@ impl Summary {
         } else if let Some(waits) = &self.rollout.row.waits_for
             && state.reason.is_none()
         {
-            lines.push(format!("  Waits for {waits}"));
+            lines.push(format!("  Waits for {}", one_line(&waits.to_string())));
         }
         if let Some(found) = self.rollout.devices_found.filter(|found| *found > 0) {
             lines.push(format!("  Devices found so far: {}", thousands(found)));
@@ -103,8 +104,8 @@ impl Summary {
             lines.push(self.groups_table());
             if self.outcomes.other_groups > 0 {
                 lines.push(format!(
-                    "  and {} devices in further groups",
-                    thousands(self.outcomes.other_groups)
+                    "  and {} in further groups",
+                    counted(self.outcomes.other_groups, "device", "devices")
                 ));
             }
         }
@@ -124,15 +125,19 @@ impl Summary {
 
     fn unknown_zones(&self) -> Option<String> {
         let unknown = self.plan()?.unknown_zones;
-        let devices = thousands(unknown.devices);
+        let devices = counted(unknown.devices, "device", "devices");
         let skips = self.rollout.spec["schedule"]["unknown_zone"] == "skip";
         let what = if skips {
             "left out"
         } else {
             "the schedule's own zone holds"
         };
-        (!unknown.is_empty())
-            .then(|| format!("  {devices} devices with an unknown zone ({unknown}): {what}"))
+        (!unknown.is_empty()).then(|| {
+            format!(
+                "  {devices} with an unknown zone ({}): {what}",
+                one_line(&unknown.to_string())
+            )
+        })
     }
 
     /// The devices of a class that failed, by reason.
@@ -152,7 +157,7 @@ impl Summary {
             format!(
                 "  {:>9}  {}  {}",
                 thousands(failure.devices),
-                failure.reason,
+                one_line(&failure.reason),
                 output.paint(Style::Dim, &samples)
             )
         }));
@@ -165,7 +170,8 @@ impl Summary {
         let aborted = reason.filter(|_| matches!(&*state.phase, "aborting" | "aborted"));
         let why = outcomes::reason_in(aborted, Outcome::Skipped, 0);
         let devices = thousands(state.ends.skipped);
-        (state.ends.skipped > 0).then(|| format!("\n  Skipped:\n  {devices:>9}  {why}"))
+        (state.ends.skipped > 0)
+            .then(|| format!("\n  Skipped:\n  {devices:>9}  {}", one_line(&why)))
     }
 
     fn groups_table(&self) -> String {
@@ -222,13 +228,14 @@ fn budgets_in_words(budgets: &BudgetView) -> String {
             in_progress,
             at_most,
         } = full;
+        let group = one_line(&group.to_string());
         format!("{group} ({in_progress} of {at_most} in progress)")
     });
     let full = full.collect::<Vec<_>>().join(", ");
-    let held_back = thousands(budgets.held_back as u64);
+    let held_back = counted(budgets.held_back as u64, "batch waits", "batches wait");
     let more = match budgets.other_full {
         0 => String::new(),
         others => format!(" and {} more", thousands(others as u64)),
     };
-    format!("budgets: {held_back} batches wait for {full}{more}")
+    format!("budgets: {held_back} for {full}{more}")
 }

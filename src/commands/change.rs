@@ -8,7 +8,7 @@ use crate::commander::{self, Commander};
 use crate::commands::report::named;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::Output;
+use crate::output::{Output, does, one_line};
 
 /// Changes one rollout.
 pub(crate) async fn one(
@@ -101,24 +101,28 @@ async fn change(
         .stage
         .map(|stage| stage.to_string())
         .unwrap_or_default();
-    let phase = state.phase.replace('_', " ");
+    let does = does(&state.phase);
     let text = match (kind, answer.changed) {
         (Kind::Approve, true) => {
-            format!("{} is approved and {phase}, at stage {stage}", state.name)
+            format!("{} is approved, and {does}, at stage {stage}", state.name)
         }
         (Kind::Promote, true) => {
-            format!("{} is promoted and {phase}, at stage {stage}", state.name)
+            format!("{} is promoted, and {does}, at stage {stage}", state.name)
         }
-        (Kind::Retry, true) => format!("{} is to be retried, and is {phase}", state.name),
+        (Kind::Retry, true) => format!("{} is to be retried, and {does}", state.name),
         (Kind::Retry, false) => match &answer.note {
-            Some(note) => format!("nothing to retry: {note}; {} is {phase}", state.name),
-            None => format!("{} is {phase}, and its retry under way already", state.name),
+            Some(note) => format!(
+                "nothing to retry: {}; {} {does}",
+                one_line(note),
+                state.name
+            ),
+            None => format!("{} {does}, and its retry is under way already", state.name),
         },
-        _ => format!("{} is {phase}{already}", state.name),
+        _ => format!("{} {does}{already}", state.name),
     };
     output.result(&answer, &text);
-    if commander.is_local() && ["running", "aborting"].contains(&&*state.phase) {
-        output.note("`twincast run` goes on with it.");
+    if commander.is_local() && state.phase == "running" {
+        output.note("The `twincast run` that began it goes on with it.");
     }
     Ok(ExitCode::Success)
 }

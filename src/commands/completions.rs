@@ -22,10 +22,32 @@ pub(crate) fn completions(shell: Shell) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Writes a command's page, and those of its own commands.
+fn page(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
+    for below in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+        page(below, folder)?;
+    }
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    let name = name.to_owned();
+    let man = clap_mangen::Man::new(command.clone())
+        .title(name.to_uppercase())
+        .source(concat!("twincast ", env!("CARGO_PKG_VERSION")))
+        .manual("Twincast");
+    let mut text = Vec::new();
+    man.render(&mut text)?;
+    // What stands after the help is the exit codes.
+    let text = String::from_utf8_lossy(&text).replace(".SH EXTRA\n", ".SH \"EXIT STATUS\"\n");
+    std::fs::write(folder.join(format!("{name}.1")), text)
+}
+
 /// Writes a page for the program and one for each command into a folder.
 pub(crate) fn man(folder: &Path, output: &Output) -> Result<ExitCode, Failure> {
     let written = std::fs::create_dir_all(folder)
-        .and_then(|()| clap_mangen::generate_to(Args::command(), folder))
+        .and_then(|()| {
+            let mut program = Args::command().disable_help_subcommand(true);
+            program.build();
+            page(&program, folder)
+        })
         .with_context(|| format!("cannot write man pages into {}", folder.display()));
     written.map_err(|error| Failure::new(ExitCode::Refused, error))?;
     let text = format!("man -l {}", folder.join("twincast.1").display());

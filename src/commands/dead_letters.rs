@@ -9,7 +9,7 @@ use twincast_orchestrator::http::DeadLetters;
 use crate::args::{DeadLettersAction, DeadLettersArgs};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, table};
+use crate::output::{Output, one_line, set_in, table};
 use crate::server::Server;
 use crate::services::{self, broker_failure};
 
@@ -141,7 +141,7 @@ fn row(letter: &Value) -> Vec<String> {
     } else {
         ""
     };
-    let detail = format!("{short}{more}").replace('\n', " ");
+    let detail = format!("{short}{more}");
     let fields = ["id", "at", "queue", "cause"].map(|field| text(field).to_owned());
     [&fields[..], &[detail]].concat()
 }
@@ -161,10 +161,10 @@ fn whole(letter: &Value) -> String {
     let cut = ("cut, of", cut.map(|size| format!("{size} bytes")));
     let lines = fields.into_iter().chain([cut]);
     let mut lines: Vec<_> = lines
-        .filter_map(|(name, value)| Some(format!("{name:>12}: {}", value?)))
+        .filter_map(|(name, value)| Some(format!("{name:>12}: {}", one_line(&value?))))
         .collect();
     lines.push(String::new());
-    lines.push(letter["body"].as_str().unwrap_or_default().to_owned());
+    lines.push(set_in(letter["body"].as_str().unwrap_or_default()));
     lines.join("\n")
 }
 

@@ -20,6 +20,36 @@ use crate::specfile::SpecFile;
 
 const SPEC: &str = include_str!("../../examples/firmware.yaml");
 
+/// How this program is called from here: by its name where that leads to it, else by its path.
+fn program() -> String {
+    let name = "twincast";
+    let Ok(this) = std::env::current_exe() else {
+        return name.to_owned();
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name));
+    let first = found
+        .filter_map(|program| program.canonicalize().ok())
+        .next();
+    if first.is_some() && first == this.canonicalize().ok() {
+        return name.to_owned();
+    }
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| Some(this.strip_prefix(here).ok()?.to_owned()));
+    below.unwrap_or(this).display().to_string()
+}
+
+/// What to do after the demo. The emulator is as fast as the demo's.
+fn try_next(program: &str) -> String {
+    format!(
+        "\nTry next, with an emulator that stays up, and in another terminal the rollout to it:\n  \
+         {program} hub --tier S3 --units 10 --devices 10000\n\n  \
+         {program} --config twincast-hub/twincast.toml plan examples/firmware.yaml\n  \
+         {program} --config twincast-hub/twincast.toml run --no-wait examples/firmware.yaml\n  \
+         {program} report firmware-1.4.2 --failed"
+    )
+}
+
 pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, Failure> {
     let fleet = Fleet::from_yaml(&hub::refrigerators(args.devices, 1))
         .context("the demo's fleet is refused")?;
@@ -83,7 +113,11 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         output,
     )
     .await;
-    if code.is_ok() && !output.is_json() {
+    let is_interrupted = matches!(code, Ok(ExitCode::Interrupted));
+    if is_interrupted {
+        output.note("Nothing of the demo is kept: run again, it begins anew.");
+    }
+    if code.is_ok() && !is_interrupted && !output.is_json() {
         let seen = hub.hub().summary();
         output.note(&format!(
             "\n{}: {} messages accepted, to {} devices, {} repeated; at most {} in any minute (quota {})",
@@ -94,12 +128,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
             thousands(seen.accepted_in_any_minute_max),
             thousands((tier.sends_per_minute() * f64::from(units)) as u64),
         ));
-        output.note(
-            "\nTry next:\n  twincast hub                                       an emulator that stays up\n  \
-             twincast --config twincast-hub/twincast.toml plan examples/firmware.yaml\n  \
-             twincast --config twincast-hub/twincast.toml run examples/firmware.yaml\n  \
-             twincast report firmware-1.4.2 --failed            who was not sent it, and why",
-        );
+        output.note(&try_next(&program()));
     }
     hub.shutdown().await;
     // Some of the demo's devices are disabled on purpose: that is what is to be seen.

@@ -6,7 +6,7 @@ use twincast_orchestrator::view::explain::{DevicePlace, Explanation, Times, Try}
 use crate::args::ExplainArgs;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, thousands};
+use crate::output::{Output, Style, counted, does, one_line, thousands};
 use crate::place::Place;
 
 pub(crate) async fn explain(
@@ -25,12 +25,12 @@ pub(crate) async fn explain(
 }
 
 fn text(explanation: &Explanation, output: &Output) -> String {
-    let mut phase = explanation.phase.replace('_', " ");
+    let mut phase = does(&explanation.phase);
     if let Some(reason) = &explanation.reason {
-        phase = format!("{phase}: {reason}");
+        phase = format!("{phase}: {}", one_line(reason));
     }
     let device = output.paint(Style::Bold, &explanation.device);
-    let head = format!("{device} in {}, which is {phase}", explanation.rollout);
+    let head = format!("{device} in {}, which {phase}", explanation.rollout);
     let mut lines = vec![head];
     for place in &explanation.places {
         lines.push(String::new());
@@ -60,10 +60,10 @@ fn lines_of(place: &DevicePlace) -> Vec<String> {
     lines.push(line(
         "batch",
         format_args!(
-            "{}, as number {} of {} devices; {}",
+            "{}, as number {} of {}; {}",
             place.batch,
             thousands(u64::from(place.position) + 1),
-            thousands(place.batch_devices.into()),
+            counted(place.batch_devices.into(), "device", "devices"),
             place.group
         ),
     ));
@@ -112,7 +112,7 @@ fn times(known: &Times, stage: &str) -> Vec<String> {
 }
 
 fn line(heading: &str, text: impl std::fmt::Display) -> String {
-    format!("  {heading:<10} {text}")
+    format!("  {heading:<10} {}", one_line(&text.to_string()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use twincast_emulator::{Faults, Fleet, HubConfig, RunningHub, Tier};
 
 use crate::args::{HubArgs, HubTier};
 use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, thousands};
+use crate::output::{Output, Style, counted};
 use crate::signal::asked_to_stop;
 
 /// Refrigerators over four regions, some of them away, a few of them difficult.
@@ -173,9 +173,9 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
         "devices": devices,
     });
     let text = format!(
-        "{} with {} devices is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  look inside        curl {}/summary\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  look inside        curl {}/summary\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
         output.paint(Style::Bold, "IoT Hub emulator"),
-        thousands(devices),
+        counted(devices, "device", "devices"),
         hub.connection_string(),
         files.ca,
         hub.amqp_addr(),

@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::left_out;
-use crate::output::{Output, Style, table, thousands};
+use crate::output::{Output, Style, counted, one_line, table, thousands};
 use crate::overlaps;
 use crate::progress::Progress;
 use crate::prometheus;
@@ -74,7 +74,7 @@ async fn show_while<T>(
     planner: &Planner<'_>,
     output: &Output,
 ) -> T {
-    let mut shown = Progress::new(*output);
+    let mut shown = Progress::new(output.clone());
     let mut planning = std::pin::pin!(planning);
     let mut ticks = tokio::time::interval(Duration::from_millis(200));
     loop {
@@ -97,10 +97,10 @@ fn text(view: &PlanView, output: &Output) -> String {
     let plan = &view.plan;
     let mut lines = vec![
         format!(
-            "{}: {} devices in {} batches",
+            "{}: {} in {}",
             output.paint(Style::Bold, &view.rollout),
-            thousands(plan.devices),
-            thousands(u64::from(plan.batches))
+            counted(plan.devices, "device", "devices"),
+            counted(plan.batches.into(), "batch", "batches")
         ),
         String::new(),
     ];
@@ -162,12 +162,12 @@ fn text(view: &PlanView, output: &Output) -> String {
             let reason = excluded
                 .reason
                 .as_ref()
-                .map(|reason| format!(": {reason}"))
+                .map(|reason| format!(": {}", one_line(reason)))
                 .unwrap_or_default();
             lines.push(format!(
                 "  {:>9}  {}{reason}",
                 thousands(excluded.devices),
-                excluded.rule
+                one_line(&excluded.rule.to_string())
             ));
         }
         lines.extend(left_out.iter().map(|line| format!("  {line}")));

@@ -15,7 +15,7 @@ use crate::args::{ReportArgs, ReportFormat};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::left_out;
-use crate::output::Output;
+use crate::output::{Output, one_line};
 use crate::place::Place;
 use crate::summary;
 
@@ -25,6 +25,10 @@ pub(crate) async fn report(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let wanted = wanted(args)?;
+    if output.is_json() && !matches!(args.format, ReportFormat::Table) {
+        let message = "--json writes one JSON object, and this --format a line for each device: give one of them";
+        return Err(Failure::message(ExitCode::Usage, message));
+    }
     let place = Place::open(settings).await?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = write(&place, args, &wanted, output, &mut out).await;
@@ -73,7 +77,8 @@ async fn write(
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
     let format = match args.format {
-        ReportFormat::Csv if !output.is_json() => Format::Csv,
+        ReportFormat::Csv => Format::Csv,
+        ReportFormat::Spreadsheet => Format::Spreadsheet,
         _ => Format::JsonLines,
     };
     let devices = place.devices(&args.name, wanted, format).await?;
@@ -82,7 +87,7 @@ async fn write(
     }
     match args.format {
         ReportFormat::Table => write_table(place, args, devices, out).await,
-        ReportFormat::Csv | ReportFormat::Jsonl => {
+        ReportFormat::Csv | ReportFormat::Spreadsheet | ReportFormat::Jsonl => {
             each(devices, |piece| out.write_all(&piece)).await
         }
     }
@@ -134,8 +139,11 @@ async fn write_table(
         let (outcome, class) = (row.outcome.as_str(), row.class.as_str());
         writeln!(
             out,
-            "{:<32} {:<12} {outcome:<14} {class:<10} {:<28} {reason}",
-            row.device, row.hub, row.group
+            "{:<32} {:<12} {outcome:<14} {class:<10} {:<28} {}",
+            one_line(&row.device),
+            one_line(&row.hub),
+            one_line(&row.group),
+            one_line(&reason)
         )
     })
     .await

@@ -31,12 +31,14 @@ use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
 use crate::otlp::Traces;
-use crate::output::{Output, thousands};
+use crate::output::{Output, counted, one_line};
 use crate::progress::{Progress, Snapshot};
 use crate::prometheus;
 use crate::signal::asked_to_stop;
+use crate::socket::Desk;
 use crate::specfile::{self, SpecFile};
 use crate::stages;
+use crate::stores;
 use crate::summary;
 
 pub(crate) async fn run(
@@ -53,7 +55,7 @@ pub(crate) async fn run(
     prometheus::check(&file.spec, settings)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
     engine::note_guesses(&hubs, settings, output);
-    let store = engine::open_store(&settings.state)?;
+    let store = stores::work_on(&settings.state).await?;
     roll_out(file, hubs, store, settings, &how, output).await
 }
 
@@ -65,6 +67,14 @@ pub(crate) struct How {
     pub(crate) waits: bool,
     /// A rollout that is paused is resumed.
     pub(crate) resumes: bool,
+}
+
+impl How {
+    /// Answers others for as long as the rollout is run, where something is kept that they could ask for.
+    fn desk(&self, engine: &Engine, settings: &Settings) -> Result<Option<Desk>, Failure> {
+        let is_kept = self.again.is_some();
+        is_kept.then(|| Desk::open(engine, settings)).transpose()
+    }
 }
 
 /// The command line of this process, as one types it into a shell: options such as `--state` are
@@ -98,7 +108,18 @@ pub(crate) async fn roll_out(
     let mut engine = Engine::new(store, hubs, &settings.worker, file.base, tracer);
     engine.driver.metric_source = prometheus::server(settings)?;
     engine.driver.config.leave_when_sent = !how.waits;
-    let ended = roll_out_with(engine, file.spec, file.files, settings, how, output).await;
+    let store = Arc::clone(&engine.store);
+    let ended = match how.desk(&engine, settings) {
+        Ok(desk) => {
+            let ended = roll_out_with(engine, file.spec, file.files, settings, how, output).await;
+            if let Some(desk) = desk {
+                desk.close().await;
+            }
+            ended
+        }
+        Err(failure) => Err(failure),
+    };
+    store.close().await;
     told.close().await;
     ended
 }
@@ -116,7 +137,6 @@ async fn roll_out_with(
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
         Accepted::Same(rollout) if let Some(refused) = not_configured(&rollout, settings) => {
-            engine.store.close().await;
             return Err(refused);
         }
         Accepted::Same(rollout) => take_up(*rollout, &engine.driver, how, output).await?,
@@ -136,17 +156,10 @@ async fn roll_out_with(
         took = Some(started.elapsed());
         result
     };
-    let (rollout, interrupted) = match result {
-        Ok(done) => done,
-        Err(failure) => {
-            store.close().await;
-            return Err(failure);
-        }
-    };
+    let (rollout, interrupted) = result?;
     let summary = summary::read(&*store, &rollout)
         .await
         .map_err(engine::store_failure)?;
-    store.close().await;
     output.result(&summary, &summary.text(output, took));
     let again = |what: &str, flag: &str| match &how.again {
         Some(again) => format!(" {what}: {again}{flag}"),
@@ -160,7 +173,7 @@ async fn roll_out_with(
     if let Phase::Paused { reason } = &rollout.phase {
         let flag = if how.resumes { "" } else { " --resume" };
         let again = again("To go on", flag);
-        output.note(&format!("{name} is paused: {reason}.{again}"));
+        output.note(&format!("{name} is paused: {}.{again}", one_line(reason)));
         return Ok(ExitCode::NotRolledOut);
     }
     if let Some(waits) = rollout.waits_in_line() {
@@ -179,8 +192,8 @@ async fn roll_out_with(
         let ends = Ends::of(&summary.rollout.counts, true);
         let again = again("To take in what they say", "");
         output.note(&format!(
-            "{} devices have not answered yet.{again}",
-            thousands(ends.silent)
+            "{} not answered yet.{again}",
+            counted(ends.silent, "device has", "devices have")
         ));
         return Ok(match ends.failed() {
             0 => ExitCode::Success,
@@ -295,9 +308,10 @@ fn not_configured(rollout: &Rollout, settings: &Settings) -> Option<Failure> {
         missing.join(", "),
         configured.join(", ")
     );
-    Some(Failure::message(ExitCode::Refused, message).hint(
-        "configure the hub again under this name, and the same command goes on; or end the rollout with `twincast abort`",
-    ))
+    Some(Failure::message(ExitCode::Refused, message).hint(format!(
+        "configure the hub again under this name, and the same command goes on; or end the rollout with `twincast abort {}`",
+        rollout.spec.name
+    )))
 }
 
 fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> Failure {
@@ -330,7 +344,7 @@ async fn work(
     let status = worker.status();
     let mut worker = tokio::spawn(worker.run(stop.clone()));
     let mut worked = None;
-    let mut progress = Progress::new(*output);
+    let mut progress = Progress::new(output.clone());
     let watcher = Watcher {
         store: &store,
         driver: &driver,

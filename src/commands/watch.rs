@@ -5,35 +5,65 @@ use twincast_orchestrator::view::RolloutView;
 use crate::args::WatchArgs;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
-use crate::output::Output;
+use crate::output::{Output, does, one_line};
 use crate::place::Place;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
 use crate::stages;
+use crate::summary::Summary;
 
 pub(crate) async fn watch(
     args: &WatchArgs,
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let place = Place::open(settings).await?;
-    let rollout = place.rollout(&args.name).await?;
-    let mut progress = Progress::new(*output);
-    let ended = tokio::select! {
-        ended = until_ended(&place, rollout, &mut progress) => Some(ended),
+    let mut progress = Progress::new(output.clone());
+    let watched = tokio::select! {
+        watched = watched(args, settings, &mut progress) => Some(watched),
         () = asked_to_stop() => None,
     };
     progress.finish();
-    let Some(ended) = ended else {
+    let Some(watched) = watched else {
         output.note("Not watched any more. The rollout goes on.");
         return Ok(ExitCode::Interrupted);
     };
-    ended?;
-    let summary = place.summary(&args.name).await?;
-    place.close().await;
+    let summary = watched?;
     let text = summary.text(output, None);
     output.result(&summary, &text);
-    Ok(ExitCode::of(&summary.rollout.row.state.phase))
+    let state = &summary.rollout.row.state;
+    if state.is_ended() {
+        return Ok(ExitCode::of(&state.phase));
+    }
+    output.note(&format!(
+        "Nobody works on {} now. The `twincast run` that began it goes on with it.",
+        state.name
+    ));
+    Ok(ExitCode::NotRolledOut)
+}
+
+/// Watches a rollout until it has ended, or nobody works on it any more; gives how it is then.
+async fn watched(
+    args: &WatchArgs,
+    settings: &Settings,
+    progress: &mut Progress,
+) -> Result<Summary, Failure> {
+    loop {
+        let place = Place::open(settings).await?;
+        let seen = async {
+            if !place.is_still() {
+                let rollout = place.rollout(&args.name).await?;
+                until_ended(&place, rollout, progress).await?;
+            }
+            place.summary(&args.name).await
+        };
+        let seen = seen.await;
+        place.close().await;
+        match seen {
+            // It has ended its work: the folder says how it left it.
+            Err(failure) if place.is_at_work() && failure.may_pass() => {}
+            seen => return seen,
+        }
+    }
 }
 
 /// Shows what happens until the rollout has ended. A place that does not answer is waited for.
@@ -51,7 +81,7 @@ async fn until_ended(
         }
         let trouble = standstill(&rollout);
         if phase != state.phase && trouble.is_none() {
-            progress.print(&format!("{} is {}", state.name, state.phase));
+            progress.print(&format!("{} {}", state.name, does(&state.phase)));
         }
         if rollout.plan.is_some() {
             progress.sending(&Snapshot {
@@ -68,7 +98,7 @@ async fn until_ended(
             tokio::time::sleep(place.pace()).await;
             match place.rollout(name.as_str()).await {
                 Ok(rollout) => break rollout,
-                Err(failure) if failure.may_pass() => {
+                Err(failure) if failure.may_pass() && !place.is_at_work() => {
                     if !std::mem::replace(&mut is_away, true) {
                         progress.print(&format!("waiting: {}", failure.lines().join(": ")));
                     }
@@ -83,7 +113,7 @@ async fn until_ended(
 /// Why nothing is being sent, if that is so.
 fn standstill(rollout: &RolloutView) -> Option<String> {
     let state = &rollout.row.state;
-    let reason = state.reason.as_deref().unwrap_or_default();
+    let reason = one_line(state.reason.as_deref().unwrap_or_default());
     match &*state.phase {
         "paused" => Some(format!("paused: {reason}")),
         "halted" => Some(format!("all rollouts are stopped: {reason}")),

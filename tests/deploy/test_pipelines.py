@@ -58,8 +58,10 @@ class Files(unittest.TestCase):
 
     def test_install_the_client_that_is_tried_here(self):
         for name in FILES:
-            pins = re.findall(r"pip install (\S+)", (PIPELINES / f"{name}.yml").read_text())
-            self.assertEqual(pins, [f"pika=={pika.__version__}"], name)
+            pins = re.findall(r"pip install (.+)", (PIPELINES / f"{name}.yml").read_text())
+            self.assertEqual(pins, ["--require-hashes -r rollout/requirements.txt"], name)
+        wanted = (PIPELINES / "requirements.txt").read_text()
+        self.assertRegex(wanted, rf"^pika=={re.escape(pika.__version__)} \\\n    --hash=sha256:")
         self.assertIn(f"pika=={pika.__version__}", (HERE / "requirements.in").read_text())
 
     def test_keep_the_url_secret_and_the_tag_out_of_the_script(self):
@@ -69,6 +71,11 @@ class Files(unittest.TestCase):
             self.assertRegex(text, r"TWINCAST__AMQP__URL: \$.*TWINCAST_AMQP_URL")
             # What a tag's author writes is never a part of the script itself.
             self.assertNotRegex(step(name), r"\$\(|\$\{\{")
+
+    def test_actions_are_pinned_by_their_hashes(self):
+        uses = re.findall(r"uses: (\S+)", (PIPELINES / "github-actions.yml").read_text())
+        for action in uses:
+            self.assertRegex(action, r"@[0-9a-f]{40}$")
 
     def test_the_readme_has_all_of_them(self):
         readme = (PIPELINES / "README.md").read_text()
@@ -134,6 +141,37 @@ class Steps(unittest.TestCase):
                 log = (cls.folder / "orchestrator.log").read_text()
                 assert orchestrator.poll() is None and time.monotonic() < until, log
                 connection.sleep(0.1)
+
+    def publish(self, *args, url=None):
+        """Runs the example with a command that somebody would wait for. Gives its exit code."""
+        ran = subprocess.run(
+            [sys.executable, ROOT / "examples/publish.py", ROOT / "examples/start.json", "--wait", "--timeout=3", *args],
+            env={"PATH": os.environ["PATH"], "TWINCAST__AMQP__URL": url or self.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        self.output = ran.stdout + ran.stderr
+        return ran.returncode
+
+    def test_end_when_nobody_can_answer(self):
+        wrong = {
+            "password": self.url.replace("guest:guest", "guest:wrong"),
+            "virtual host": f"{self.url}/nowhere",
+            "port": "amqp://guest:guest@127.0.0.1:1",
+        }
+        for what, url in wrong.items():
+            with self.subTest(what):
+                self.assertEqual(self.publish(url=url), 9, self.output)
+        with self.subTest("no engine"):
+            self.assertEqual(self.publish("--prefix=nobody"), 9, self.output)
+
+    def test_a_tag_runs_no_command(self):
+        for name in FILES:
+            for tag in ["v/;1eid>/path;#", "v1$(id>path)", "v1`id>path`", 'v1"; id>path; "']:
+                with self.subTest(f"{name} {tag}"):
+                    self.assertEqual(self.run_step(step(name), tag), 3, self.output)
+                    self.assertNotIn("uid=", self.output)
 
     def run_step(self, script, version="1", change=lambda spec: None):
         """Runs a step in a repository as the README asks for. Gives its exit code."""

@@ -198,3 +198,78 @@ fn a_spec_may_come_from_standard_input_or_be_json() {
     // Standard input is empty in these tests.
     ended.says(&["-:1:1"]);
 }
+
+/// What people write about a rollout is shown in one line of text, whatever it does to a terminal.
+#[test]
+fn words_of_people_do_not_fake_lines() {
+    let hub = Hub::unlimited(&Fleet::of(5));
+    let room = Room::with(&hub);
+    // Opened by nobody: nothing is sent before it is paused.
+    let spec = room.rollout(
+        "odd",
+        "stages: [{ name: one, count: 1, gate: { approval: {} } }]",
+    );
+    room.run(&["run", &spec]).expect(8);
+    let reason = "x\nodd succeeded: 5 devices\u{1b}[2J\u{202e}";
+    room.run(&["pause", "odd", "--reason", reason, "--by", "a\rb"])
+        .expect(0);
+    for arguments in [
+        &["status"][..],
+        &["status", "odd"],
+        &["explain", "odd", "d-000001"],
+        &["watch", "odd"],
+        &["run", &spec],
+    ] {
+        let ended = room.run(arguments);
+        let text = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(text.contains(r"\nodd succeeded"), "{arguments:?}: {text}");
+        let is_faked = text.lines().any(|line| line.starts_with("odd succeeded"));
+        assert!(!is_faked, "{arguments:?}: {text}");
+        assert!(!text.contains(['\u{1b}', '\r', '\u{202e}']), "{text:?}");
+    }
+    let status = room.run(&["--json", "status", "odd"]).expect(0).json();
+    let told = status["reason"].as_str().unwrap_or_default();
+    assert!(told.contains(reason), "{told:?}");
+    let aborted = room.run(&["abort", "odd"]).expect(0).stdout;
+    assert_eq!(aborted, "odd was aborted\n");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_no_success() {
+    let room = Room::bare();
+    for arguments in [&["schema"][..], &["--help"], &["--print-config"]] {
+        let mut command = room.command(arguments);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        command.stdout(full.expect("the device"));
+        let ended = command.output().expect("the program");
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}");
+    }
+    let ended = room.run(&["--json", "report", "x", "--format", "csv"]);
+    assert!(
+        ended
+            .expect(2)
+            .stdout
+            .contains("--json writes one JSON object")
+    );
+}
+
+/// README's rollout is one for README's emulator: each stage has devices there.
+#[test]
+fn the_rollout_of_the_readme_fits_the_default_fleet() {
+    let mut room = Room::bare();
+    let hub = room.start(&["hub", "--amqp-port", "0", "--tier", "S3"]);
+    let config = room.path().join("twincast-hub/twincast.toml");
+    crate::harness::eventually("the hub", || hub.stdout().contains("is up").then_some(()));
+    room.set_for_all("TWINCAST_CONFIG", &config.display().to_string());
+    room.write("readme.yaml", &spec_of_the_readme());
+    let plan = room
+        .run(&["--json", "plan", "readme.yaml"])
+        .expect(0)
+        .json();
+    let stages = plan["stages"].as_array().expect("stages");
+    assert!(stages.len() >= 2, "{plan}");
+    for stage in stages {
+        assert!(stage["devices"].as_u64() > Some(0), "{stage}");
+    }
+    hub.kill();
+}

@@ -58,7 +58,7 @@ Exit codes:
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted, is paused or halted
+  8    the rollout was aborted, is paused or halted, or nobody works on it
   9    RabbitMQ, Redis or the server cannot be used, or no orchestrator answers
   130  interrupted; the same command goes on from there
 ";

@@ -27,12 +27,98 @@ fn a_folder_in_use_is_told() {
         "--state",
     ];
     assert_refused(&room, &["run", "second.yaml"], 7, &words);
-    assert_refused(&room, &["report", "first"], 7, &words);
     // Another folder is another matter.
     hub.faults(r#"{"disposition_delay_ms": 0}"#);
     room.run(&["--state", "other", "run", "second.yaml"])
         .expect(0);
     run.signal(Signal::Interrupt);
+}
+
+#[test]
+fn a_run_under_way_is_looked_at_and_changed() {
+    let hub = Hub::unlimited(&Fleet::of(2_000));
+    hub.faults(r#"{"disposition_delay_ms": 600000}"#);
+    let room = Room::with(&hub);
+    let spec = room.rollout("first", "");
+    let mut run = room.start(&["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted > 0).then_some(())
+    });
+    let status = room.run(&["--json", "status", "first"]).expect(0).json();
+    assert_eq!(status["phase"], "running");
+    let list = room.run(&["--json", "status"]).expect(0).json();
+    assert_eq!(list["rollouts"][0]["name"], "first");
+    let report = room.run(&["report", "first", "--format", "csv"]).expect(0);
+    assert_eq!(report.stdout.lines().count(), 2_001);
+    let device = report
+        .stdout
+        .lines()
+        .nth(1)
+        .and_then(|row| row.split(',').next());
+    let explained = room.run(&["explain", "first", device.expect("a device")]);
+    let explained = explained.expect(0).stdout;
+    assert!(
+        explained.contains("in first, which is running"),
+        "{explained}"
+    );
+    room.run(&["hubs"]).expect(0);
+    let paused = room.run(&[
+        "--json", "pause", "first", "--reason", "smoke", "--by", "Åse",
+    ]);
+    let paused = paused.expect(0).json();
+    assert_eq!(
+        (&paused["changed"], &paused["rollouts"][0]["phase"]),
+        (&true.into(), &"paused".into())
+    );
+    hub.faults(r#"{"disposition_delay_ms": 0}"#);
+    hub.drop_connections();
+    let ended = run.wait().expect(8);
+    assert!(ended.stderr.contains("smoke"), "{}", ended.stderr);
+    // Nobody works on it now: the folder itself is looked at, and changed.
+    let status = room.run(&["--json", "status", "first"]).expect(0).json();
+    assert_eq!(status["phase"], "paused");
+    assert!(
+        status["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("Åse"),
+        "{status}"
+    );
+    room.run(&["watch", "first"])
+        .expect(8)
+        .says(&["Nobody works on first"]);
+    let aborted = room.run(&["--json", "abort", "first"]).expect(0).json();
+    assert_eq!(aborted["rollouts"][0]["phase"], "aborted");
+    assert!(!room.path().join("twincast-state/state.sock").exists());
+}
+
+#[test]
+fn what_a_kill_leaves_of_a_run_is_looked_at_without_the_right_to_write() {
+    let hub = Hub::unlimited(&Fleet::of(2_000));
+    hub.faults(r#"{"disposition_delay_ms": 600000}"#);
+    // A path that is too long for a socket's name.
+    let folder = "deep/".repeat(30) + "state";
+    let room = Room::with(&hub).set("TWINCAST__STATE", &folder);
+    let spec = room.rollout("first", "");
+    let mut run = room.start(&["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted > 0).then_some(())
+    });
+    let status = room.run(&["status", "first"]).expect(0).stdout;
+    assert!(status.starts_with("first running"), "{status}");
+    run.kill();
+    let state = room.path().join(&folder).join("state.redb");
+    let before = fs::read(&state).expect("the state");
+    for arguments in [&["status"][..], &["report", "first"], &["watch", "first"]] {
+        let ended = room.run(arguments);
+        assert!(matches!(ended.code, Some(0 | 8)), "{}", ended.stderr);
+    }
+    assert!(
+        fs::read(&state).expect("the state") == before,
+        "it was written to"
+    );
 }
 
 #[test]

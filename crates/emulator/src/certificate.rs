@@ -6,6 +6,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::policy::seeded_key;
+
 /// The hub's TLS identity.
 pub(crate) struct Identity {
     /// The authority's certificate, to be trusted by clients.
@@ -30,13 +32,25 @@ pub enum IdentityError {
     Tls(#[from] rustls::Error),
 }
 
-/// Makes a fresh authority and a leaf for `names`.
-pub(crate) fn make(names: &[String]) -> Result<Identity, IdentityError> {
+/// What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410, section 7).
+const ED25519_PKCS8: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+/// The authority's key. It follows from the seed, and so does its certificate, byte for byte: Ed25519 signs without
+/// chance. Clients that trust a hub go on to trust it when it was restarted.
+fn authority_key(seed: u64) -> Result<KeyPair, rcgen::Error> {
+    let key = [&ED25519_PKCS8[..], &seeded_key(seed, &["authority"])].concat();
+    KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(key), &rcgen::PKCS_ED25519)
+}
+
+/// Makes the authority of the seed and a fresh leaf for `names`.
+pub(crate) fn make(names: &[String], seed: u64) -> Result<Identity, IdentityError> {
     let certificate = |source| IdentityError::Certificate {
         names: names.to_vec(),
         source,
     };
-    let ca_key = KeyPair::generate().map_err(certificate)?;
+    let ca_key = authority_key(seed).map_err(certificate)?;
     let mut ca = CertificateParams::new(Vec::<String>::new()).map_err(certificate)?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -66,4 +80,19 @@ pub(crate) fn make(names: &[String]) -> Result<Identity, IdentityError> {
         ca_pem: ca_certificate.pem(),
         server: Arc::new(server),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_gives_the_same_authority() {
+        let ca = |seed| {
+            let identity = make(&["localhost".to_owned()], seed);
+            identity.expect("a name").ca_pem
+        };
+        assert_eq!(ca(1), ca(1));
+        assert_ne!(ca(1), ca(2));
+    }
 }

@@ -49,7 +49,7 @@ pub enum StartError {
 ///
 /// Names the port that could not be bound, or what is wrong with the host name.
 pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
-    let identity = certificate::make(&config.names())?;
+    let identity = certificate::make(&config.names(), config.seed)?;
     let bind = async |purpose, port| {
         let address = SocketAddr::new(config.bind, port);
         TcpListener::bind(address)

@@ -97,6 +97,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Somebody whose name and role are known.
+    #[must_use]
+    pub fn new(name: String, role: Role) -> Self {
+        Self { name, role }
+    }
+
     /// The name that operations are recorded under.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -132,6 +138,8 @@ pub enum Door {
     Bearers(Bearers),
     /// Everybody, as an admin: for a listener on this machine only.
     Open,
+    /// Whoever the listener says: it puts a [`Caller`] into each request's extensions.
+    Known,
 }
 
 /// Whose tokens are known.
@@ -189,6 +197,10 @@ impl FromRequestParts<Arc<Shared>> for Caller {
                     .map(|(_, token)| token.trim())
                     .ok_or_else(|| unauthorized("a bearer token is needed"))?;
                 bearers.caller(token).await
+            }
+            Door::Known => {
+                let known = parts.extensions.get::<Self>().cloned();
+                known.ok_or_else(|| unauthorized("the listener does not know who asks"))
             }
             Door::Open => {
                 // A page of somewhere else, opened in a browser here, may ask by a name that leads here.

@@ -157,8 +157,9 @@ pub(crate) async fn export(
     let (format, content_type) = match how.format.as_deref() {
         None | Some("jsonl") => (Format::JsonLines, "application/x-ndjson"),
         Some("csv") => (Format::Csv, "text/csv; charset=utf-8"),
+        Some("spreadsheet") => (Format::Spreadsheet, "text/csv; charset=utf-8"),
         Some(other) => {
-            let detail = format!("format must be jsonl or csv, and is {other:?}");
+            let detail = format!("format must be jsonl, csv or spreadsheet, and is {other:?}");
             return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
         }
     };

@@ -1,5 +1,6 @@
 //! All devices of a rollout with their outcomes, in a stream.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -75,6 +76,8 @@ pub enum Format {
     JsonLines,
     /// Comma-separated values with a header.
     Csv,
+    /// The same for spreadsheets: no text in it is a formula.
+    Spreadsheet,
 }
 
 const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,class,code,message_id\n";
@@ -86,13 +89,14 @@ impl Format {
         match self {
             Self::JsonLines => "jsonl",
             Self::Csv => "csv",
+            Self::Spreadsheet => "spreadsheet",
         }
     }
 
     fn head(self) -> &'static str {
         match self {
             Self::JsonLines => "",
-            Self::Csv => COLUMNS,
+            Self::Csv | Self::Spreadsheet => COLUMNS,
         }
     }
 
@@ -105,23 +109,27 @@ impl Format {
                     text.push(b'\n');
                 }
             }
-            Self::Csv => {
+            Self::Csv | Self::Spreadsheet => {
+                let text_of: fn(&str) -> Cow<'_, str> = match self {
+                    Self::Spreadsheet => no_formula,
+                    _ => |text| Cow::Borrowed(text),
+                };
                 let mut writer = csv::WriterBuilder::new()
                     .has_headers(false)
                     .from_writer(&mut text);
                 for row in rows {
                     writer
                         .serialize((
-                            &row.device,
-                            &row.hub,
-                            &row.group,
-                            &row.stage,
+                            text_of(&row.device),
+                            text_of(&row.hub),
+                            text_of(&row.group),
+                            text_of(&row.stage),
                             row.batch,
                             row.index,
                             row.outcome,
                             row.class,
                             row.code,
-                            &row.message_id,
+                            text_of(&row.message_id),
                         ))
                         .expect("memory takes everything");
                 }
@@ -129,6 +137,16 @@ impl Format {
             }
         }
         text.into()
+    }
+}
+
+/// A cell that no spreadsheet takes for a formula: one that begins like one gets an apostrophe before it.
+fn no_formula(cell: &str) -> Cow<'_, str> {
+    let begins = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
+    if cell.starts_with(begins) {
+        Cow::Owned(format!("'{cell}"))
+    } else {
+        Cow::Borrowed(cell)
     }
 }
 
@@ -218,4 +236,21 @@ pub(super) fn message_id(
         attempt,
     };
     id.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cell_of_a_spreadsheet_is_a_formula() {
+        for formula in [
+            "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1",
+        ] {
+            assert_eq!(no_formula(formula), format!("'{formula}"));
+        }
+        for text in ["", "fridge-1", "a=b", "1"] {
+            assert_eq!(no_formula(text), text);
+        }
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! `state.redb` in the state's folder is a copy-on-write B-tree (redb): a commit is whole or not
 //! there at all, and a crash at any instant leaves the last one. `state.lock` beside it is
-//! locked for as long as the store is open, so there is one process at a time.
+//! locked for as long as the store is open, so there is one process at a time that works on it, or several that
+//! look at it (see [`overlay`]).
 //!
 //! What is durable and what is not:
 //!
@@ -20,6 +21,7 @@ mod disk;
 mod engine;
 mod error;
 mod leases;
+mod overlay;
 mod permits;
 mod read_ops;
 mod retry_ops;
@@ -85,6 +87,15 @@ impl EmbeddedStore {
     /// [`OpenError`], which says what to do about it.
     pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Self::start(Disk::folder(dir)?, clock)
+    }
+
+    /// Opens the state that is in the folder `dir` to look at it: every call that would change something is refused.
+    /// It needs the right to read alone, and keeps those out who would open it to change it. Several may look at once.
+    ///
+    /// # Errors
+    /// [`OpenError`], which says what to do about it.
+    pub fn open_to_look(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Self::start(Disk::to_look(dir)?, clock)
     }
 
     /// Whether there is a state in the folder `dir`.

@@ -12,6 +12,7 @@ use redb::{
 };
 
 use super::error::{Misfit, OpenError};
+use super::overlay::Overlay;
 use super::tables::{FORMAT, ReadTables, WriteTables, meta};
 
 /// The file's pages that are kept in memory. It bounds what the store takes, whatever the size
@@ -27,6 +28,8 @@ pub(super) struct Disk {
     dir: PathBuf,
     open: Opener,
     _lock: Option<File>,
+    /// What is written stays in memory, so nothing may be said to be written.
+    pub(super) is_to_look: bool,
 }
 
 /// A database that is open, and what its `meta` table says.
@@ -76,6 +79,35 @@ impl Disk {
         Ok(disk)
     }
 
+    /// The state that is in the folder `dir`, to look at. Nothing there is changed; whoever would change it is kept out
+    /// meanwhile, and others who look are not.
+    pub(super) fn to_look(dir: &Path) -> Result<Self, OpenError> {
+        let io_error = |error| OpenError::from_reading(dir.to_owned(), error);
+        let lock = match File::open(dir.join("state.lock")) {
+            Ok(lock) => Some(lock),
+            // Nobody has it open who would write: that begins with making this file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error(error)),
+        };
+        if let Some(lock) = &lock {
+            lock.try_lock_shared().map_err(|error| match error {
+                TryLockError::WouldBlock => OpenError::InUse {
+                    dir: dir.to_owned(),
+                },
+                TryLockError::Error(error) => io_error(error),
+            })?;
+        }
+        let file = File::open(dir.join(super::STATE_FILE)).map_err(io_error)?;
+        let mut overlay = Some(Overlay::on(file).map_err(io_error)?);
+        let mut disk = Self::new(dir.to_owned(), move |builder| {
+            let overlay = overlay.take().ok_or(DatabaseError::DatabaseAlreadyOpen)?;
+            builder.create_with_backend(overlay)
+        });
+        disk._lock = lock;
+        disk.is_to_look = true;
+        Ok(disk)
+    }
+
     /// Memory. Nothing can fail there, so it is never opened a second time.
     pub(super) fn memory() -> Self {
         let mut backend = Some(InMemoryBackend::new());
@@ -93,6 +125,7 @@ impl Disk {
             dir,
             open: Box::new(open),
             _lock: None,
+            is_to_look: false,
         }
     }
 

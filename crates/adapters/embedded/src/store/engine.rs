@@ -20,7 +20,7 @@ use twincast_core::ports::{Clock, StoreError};
 use twincast_core::time::Timestamp;
 
 use super::disk::Disk;
-use super::error::{Cause, Fault, Misfit, OpenError};
+use super::error::{Cause, Fault, Misfit, OpenError, ToLook};
 use super::leases::Leases;
 use super::tables::{LastListener, ReadTables, WriteTables, meta};
 use super::write_ops::{self, Swept};
@@ -294,6 +294,9 @@ impl Engine {
 
     /// Applies and commits a group.
     fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), GroupFault> {
+        if self.disk.is_to_look {
+            return Err(GroupFault::NotWritten(Cause(Arc::new(ToLook))));
+        }
         if self.database.is_none() {
             self.reopen().map_err(GroupFault::NotWritten)?;
         }

@@ -33,6 +33,15 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The system does not let us read there.
+    #[error("cannot read the state in {}", dir.display())]
+    NotReadable {
+        /// The folder.
+        dir: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// The disk is full.
     #[error("no room on the disk for the state in {}", dir.display())]
     NoRoom {
@@ -90,6 +99,13 @@ impl OpenError {
                 dir,
                 source: Box::new(source),
             },
+        }
+    }
+
+    pub(super) fn from_reading(dir: PathBuf, source: io::Error) -> Self {
+        match Self::from_io(dir, source) {
+            Self::NotWritable { dir, source } => Self::NotReadable { dir, source },
+            error => error,
         }
     }
 
@@ -184,6 +200,11 @@ impl Error for Cause {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Misfit(pub(super) String);
+
+/// The store was opened to look at it.
+#[derive(Debug, thiserror::Error)]
+#[error("the state was opened to look at it, and nothing of it can be changed")]
+pub(super) struct ToLook;
 
 /// The store was closed, or its thread has died.
 #[derive(Debug, thiserror::Error)]

@@ -92,6 +92,62 @@ fn one_process_at_a_time() {
 }
 
 #[test]
+fn several_look_at_once_and_nothing_is_changed() {
+    let dir = folder();
+    let file = dir.path().join("state.redb");
+    let before = std::fs::read(&file).unwrap();
+    let look = || EmbeddedStore::open_to_look(dir.path(), Arc::new(ManualClock::default()));
+    run(async {
+        let (first, second) = (look().unwrap(), look().unwrap());
+        for store in [&first, &second] {
+            store.verify(&name("r")).await.unwrap();
+            let rollout = store.rollout(&name("r")).await.unwrap().unwrap();
+            let refused = store.save(&rollout, rollout.revision()).await;
+            assert!(
+                matches!(refused, Err(StoreError::NotWritable { .. })),
+                "{refused:?}"
+            );
+        }
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    });
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    let worker = open(dir.path()).unwrap();
+    let error = look().unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    drop(worker);
+}
+
+#[test]
+fn a_state_that_was_not_closed_is_looked_at_as_it_was() {
+    let dir = folder();
+    let copy = tempfile::tempdir().unwrap();
+    run(async {
+        let store = open(dir.path()).unwrap();
+        let lease = leased(&store, &name("r"), 1, "w").await;
+        let reports = [report(1, Outcome::Enqueued)];
+        store.record(&lease, &reports, TTL).await.unwrap();
+        // As after a kill: it is open, so it is not marked as closed.
+        std::fs::copy(
+            dir.path().join("state.redb"),
+            copy.path().join("state.redb"),
+        )
+        .unwrap();
+        let before = std::fs::read(copy.path().join("state.redb")).unwrap();
+        let clock = Arc::new(ManualClock::default());
+        let seen = EmbeddedStore::open_to_look(copy.path(), clock).unwrap();
+        seen.verify(&name("r")).await.unwrap();
+        assert_eq!(
+            seen.tallies(&name("r")).await.unwrap(),
+            store.tallies(&name("r")).await.unwrap()
+        );
+        drop(seen);
+        let after = std::fs::read(copy.path().join("state.redb")).unwrap();
+        assert_eq!(after, before);
+    });
+}
+
+#[test]
 fn a_path_that_is_no_folder_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");

@@ -1,0 +1,226 @@
+//! The socket in a state folder: while a process works on the folder, others ask it.
+//!
+//! One process alone can have the state open to change it. It answers the HTTP API ([`twincast_orchestrator::http`]) on
+//! the Unix socket `state.sock` beside the state, so what can be looked at and asked for is the same as of a server, and
+//! an operation is answered when its effect is on disk.
+//!
+//! Who asks is known from the system: whoever may read the state may look; its owner and root may change it, too.
+//! What a process that was killed leaves behind of the socket answers nobody, and the next one takes its place.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use axum::extract::Request;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::middleware::{self, Next};
+use axum::serve::IncomingStream;
+use serde_json::Value;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use twincast_orchestrator::http::auth::{Caller, Door, Role};
+use twincast_orchestrator::http::{Api, DeadLetters};
+use twincast_orchestrator::intake::Intake;
+
+use crate::config::Settings;
+use crate::engine::Engine;
+use crate::exit::{ExitCode, Failure};
+use crate::server::Server;
+
+/// The socket in its folder.
+const SOCKET: &str = "state.sock";
+/// The header with the name that an operation is recorded under, as its sender gives it.
+pub(crate) const BY: &str = "twincast-by";
+/// The longest path that every system takes for a socket.
+const LONGEST: usize = 100;
+/// How long requests under way may take when the process ends.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// Answers those who ask for the folder that this process works on.
+pub(crate) struct Desk {
+    socket: PathBuf,
+    stop: CancellationToken,
+    serving: JoinHandle<io::Result<()>>,
+}
+
+impl Desk {
+    /// Answers for an engine that has the state in `settings.state` open.
+    pub(crate) fn open(engine: &Engine, settings: &Settings) -> Result<Self, Failure> {
+        let dir = &settings.state;
+        let (listener, owner) = listen(dir)
+            .with_context(|| format!("cannot make the socket {}", dir.join(SOCKET).display()))
+            .map_err(|error| Failure::new(ExitCode::State, error))?;
+        let driver = &engine.driver;
+        let intake = Intake {
+            store: Arc::clone(&engine.store) as _,
+            roster: None,
+            hubs: settings.hubs.keys().cloned().collect(),
+            measures: settings.prometheus.url.is_some(),
+            clock: Arc::clone(&driver.clock),
+            tracer: driver.tracer.clone(),
+        };
+        let api = Api {
+            store: Arc::clone(&engine.store) as _,
+            queue: Arc::clone(&driver.queue),
+            hubs: driver.hubs.clone(),
+            intake: Arc::new(intake),
+            letters: Arc::new(NoLetters),
+            door: Arc::new(Door::Known),
+        };
+        let introduced = middleware::from_fn(move |request, next| introduce(owner, request, next));
+        let service = api
+            .router()
+            .layer(introduced)
+            .into_make_service_with_connect_info::<Peer>();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let serving = async move {
+            axum::serve(listener, service)
+                .with_graceful_shutdown(stopped)
+                .await
+        };
+        Ok(Self {
+            socket: dir.join(SOCKET),
+            stop,
+            serving: tokio::spawn(serving),
+        })
+    }
+
+    /// Takes no more requests, and lets those under way end.
+    pub(crate) async fn close(mut self) {
+        // Whoever comes from here on waits for the state itself. An error leaves a file that answers nobody.
+        _ = fs::remove_file(&self.socket);
+        self.stop.cancel();
+        if tokio::time::timeout(LAST_REQUESTS, &mut self.serving)
+            .await
+            .is_err()
+        {
+            self.serving.abort();
+            _ = self.serving.await;
+        }
+    }
+}
+
+/// A path for the system to the socket in `dir`, and what must be kept open for as long as it is used: a long path is
+/// taken from its open folder.
+fn short(dir: &Path) -> io::Result<(PathBuf, Option<File>)> {
+    let path = dir.join(SOCKET);
+    if path.as_os_str().len() <= LONGEST {
+        return Ok((path, None));
+    }
+    let folder = File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    Ok((path.into(), Some(folder)))
+}
+
+/// A listener for whoever may read the state, and who owns it.
+fn listen(dir: &Path) -> io::Result<(UnixListener, u32)> {
+    let (path, _folder) = short(dir)?;
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    // To ask, the system wants the right to write to the socket.
+    let readers = fs::metadata(dir.join("state.redb"))?.mode() & 0o444;
+    fs::set_permissions(&path, Permissions::from_mode(readers | readers >> 1))?;
+    Ok((listener, fs::metadata(&path)?.uid()))
+}
+
+/// The process at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    user: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred();
+        Self {
+            user: credentials.ok().map(|it| it.uid()),
+        }
+    }
+}
+
+/// Tells the API who asks.
+async fn introduce(owner: u32, mut request: Request, next: Next) -> axum::response::Response {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    let user = peer.and_then(|ConnectInfo(peer)| peer.user);
+    let named = request.headers().get(BY);
+    let named = named.and_then(|name| std::str::from_utf8(name.as_bytes()).ok());
+    let caller = caller(owner, user, named);
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+fn caller(owner: u32, user: Option<u32>, named: Option<&str>) -> Caller {
+    let may_change = user.is_some_and(|user| user == owner || user == 0);
+    let shown = user.map_or("somebody".to_owned(), |user| format!("user {user}"));
+    if may_change {
+        Caller::new(named.map_or(shown, str::to_owned), Role::Admin)
+    } else {
+        Caller::new(shown, Role::Viewer)
+    }
+}
+
+/// No queue, so no messages on it that could not be used.
+struct NoLetters;
+
+#[async_trait]
+impl DeadLetters for NoLetters {
+    async fn list(&self, _most: usize) -> Result<Vec<Value>, String> {
+        Ok(Vec::new())
+    }
+}
+
+/// The process that works on the state in `dir`, if one answers.
+pub(crate) async fn at_work(dir: &Path) -> Result<Option<Server>, Failure> {
+    let doing = || {
+        format!(
+            "cannot ask the twincast that works on the state in {}",
+            dir.display()
+        )
+    };
+    let failed = |error: io::Error| {
+        let error = anyhow::Error::new(error).context(doing());
+        Failure::new(ExitCode::State, error)
+    };
+    let (path, folder) = short(dir).map_err(failed)?;
+    match UnixStream::connect(&path).await {
+        Ok(_) => Server::of_folder(path, folder, dir).map(Some),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+            _ => Err(failed(error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_and_root_change_and_others_look() {
+        let table = [
+            (Some(7), "ann", Role::Admin),
+            (Some(0), "ann", Role::Admin),
+            (Some(8), "user 8", Role::Viewer),
+            (None, "somebody", Role::Viewer),
+        ];
+        for (user, name, role) in table {
+            assert_eq!(
+                caller(7, user, Some("ann")),
+                Caller::new(name.to_owned(), role),
+                "{user:?}"
+            );
+        }
+        assert_eq!(caller(7, Some(7), None).name(), "user 7");
+    }
+}
