@@ -36,6 +36,8 @@ fn program() -> String {
     }
     let here = std::env::current_dir().ok();
     let below = here.and_then(|here| Some(this.strip_prefix(here).ok()?.to_owned()));
+    // A name alone would be looked for elsewhere.
+    let below = below.map(|below| std::path::Path::new(".").join(below));
     below.unwrap_or(this).display().to_string()
 }
 

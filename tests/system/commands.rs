@@ -207,7 +207,7 @@ fn words_of_people_do_not_fake_lines() {
     // Opened by nobody: nothing is sent before it is paused.
     let spec = room.rollout(
         "odd",
-        "stages: [{ name: one, count: 1, gate: { approval: {} } }]",
+        "stages: [{ name: one, percent: 40%, gate: { approval: {} } }]",
     );
     room.run(&["run", &spec]).expect(8);
     let reason = "x\nodd succeeded: 5 devices\u{1b}[2J\u{202e}";
@@ -268,7 +268,8 @@ fn the_rollout_of_the_readme_fits_the_default_fleet() {
         .json();
     let stages = plan["stages"].as_array().expect("stages");
     assert!(stages.len() >= 2, "{plan}");
-    for stage in stages {
+    // Devices that join later are in none of these yet.
+    for stage in stages.iter().filter(|stage| stage["stage"] != "late") {
         assert!(stage["devices"].as_u64() > Some(0), "{stage}");
     }
     hub.kill();

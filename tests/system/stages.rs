@@ -129,7 +129,7 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
     ];
     let said = room.run(&word).expect(0).stdout;
     assert!(
-        said.contains("staged is promoted and running, at stage canary"),
+        said.contains("staged is promoted, and is running, at stage canary"),
         "{said}"
     );
     room.run(&["run", "staged.yaml"]).expect(4);
