@@ -90,6 +90,8 @@ pub(crate) enum Command {
     Resume(ChangeArgs),
     /// End a rollout; what was not sent is skipped.
     Abort(ChangeArgs),
+    /// Remove a rollout that has ended, with all that is stored of it; its name is free then.
+    Delete(DeleteArgs),
     /// Say yes to a stage's gate.
     Approve(ApproveArgs),
     /// Say no to a stage's gate: the rollout is paused or aborted, as the gate says.
@@ -166,6 +168,17 @@ pub(crate) struct ChangeArgs {
 
     #[command(flatten)]
     pub(crate) who: Who,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+
+    /// Write the rollout and what became of each device to this new file first, as JSON lines: the rollout in the first
+    /// line, then one device a line, as in `report --format jsonl`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) archive: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

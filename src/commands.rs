@@ -3,6 +3,7 @@
 pub(crate) mod change;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
+pub(crate) mod delete;
 pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod hub;

@@ -142,6 +142,9 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
             Some(Command::Abort(change)) => {
                 commands::change::one(Kind::Abort, &change, &settings, output).await
             }
+            Some(Command::Delete(delete)) => {
+                commands::delete::delete(&delete, &settings, output).await
+            }
             Some(Command::Approve(judge)) => {
                 commands::change::judge(Kind::Approve, &judge, &settings, output).await
             }

@@ -70,7 +70,7 @@ pub(crate) async fn retry(
     change(command, &args.change.who, settings, output).await
 }
 
-fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
+pub(super) fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
     let name = RolloutName::new(name).map_err(refused)?;
     // It may be made again when its answer is lost, and come again from the broker.
     let key = CommandKey::new(uuid::Uuid::new_v4().to_string()).expect("digits and hyphens");

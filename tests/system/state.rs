@@ -1,7 +1,10 @@
 //! State folders that are in use, wrong, damaged or full.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+
+use serde_json::Value;
 
 use crate::harness::{
     Ended, Fleet, Hub, Room, Running, Signal, agree, assert_refused, assert_tidy, eventually,
@@ -32,6 +35,60 @@ fn a_folder_in_use_is_told() {
     room.run(&["--state", "other", "run", "second.yaml"])
         .expect(0);
     run.signal(Signal::Interrupt);
+}
+
+/// All of it is in the archive; the next rollout of that name is another one, with other message ids.
+#[test]
+fn a_rollout_that_has_ended_is_deleted() {
+    let hub = Hub::unlimited(&Fleet::of(300));
+    let room = Room::with(&hub);
+    let spec = room.rollout("first", "");
+    let ids = || {
+        let report = room.run(&["report", "first", "--format", "csv"]).expect(0);
+        let rows = report.stdout.lines().skip(1).map(|row| {
+            let id = row.rsplit(',').next().expect("a message id");
+            id.to_owned()
+        });
+        rows.collect::<BTreeSet<_>>()
+    };
+    room.run(&["run", &spec]).expect(0);
+    let before = ids();
+    assert_eq!(before.len(), 300);
+    let archive = ["delete", "first", "--archive", "first.jsonl"];
+    let deleted = room.run(&archive).expect(0);
+    assert_eq!(deleted.stdout, "first is deleted\n");
+    let archived = fs::read_to_string(room.path().join("first.jsonl")).expect("an archive");
+    let mut lines = archived.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line
+    });
+    let rollout = lines.next().expect("a rollout");
+    assert_eq!(rollout["rollout"]["phase"], "succeeded");
+    let archived = lines.map(|device| {
+        assert_eq!(device["outcome"], "enqueued");
+        device["message_id"].as_str().expect("an id").to_owned()
+    });
+    assert_eq!(archived.collect::<BTreeSet<_>>(), before);
+
+    // No archive is overwritten, and none is left of what is not there.
+    let words = ["there is no rollout first"];
+    assert_refused(
+        &room,
+        &["delete", "first", "--archive", "b.jsonl"],
+        3,
+        &words,
+    );
+    assert!(!room.path().join("b.jsonl").exists());
+    let again = room.run(&["delete", "first"]).expect(0);
+    assert_eq!(
+        again.stdout,
+        "nothing to delete: there is no rollout first\n"
+    );
+    room.run(&["run", &spec]).expect(0);
+    assert!(ids().is_disjoint(&before));
+    assert_eq!(hub.summary().repeats_by_message_id, 0);
+    let words = ["cannot write the archive first.jsonl"];
+    assert_refused(&room, &archive, 1, &words);
 }
 
 #[test]
