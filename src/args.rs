@@ -90,7 +90,7 @@ pub(crate) enum Command {
     Resume(ChangeArgs),
     /// End a rollout; what was not sent is skipped.
     Abort(ChangeArgs),
-    /// Remove a rollout that has ended, with all that is stored of it; its name is free then.
+    /// Remove a rollout that has ended; its name is free then.
     Delete(DeleteArgs),
     /// Say yes to a stage's gate.
     Approve(ApproveArgs),

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::error::in_words;
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName, RolloutId};
+use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName};
 use twincast_core::link::{LinkReport, LinkState};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
@@ -128,13 +128,10 @@ impl Bench {
             let reports: Vec<_> = reports
                 .map(|index| build::report(index, Outcome::Delivered))
                 .collect();
-            let merged = self.store.merge(
-                &name,
-                RolloutId::default(),
-                batch.header.id,
-                Attempt::FIRST,
-                &reports,
-            );
+            let rollout = self.store.rollout(&name).await.unwrap().unwrap();
+            let merged =
+                self.store
+                    .merge(&name, rollout.id, batch.header.id, Attempt::FIRST, &reports);
             merged.await.unwrap();
         }
     }

@@ -1,7 +1,7 @@
 //! `twincast delete`: removes a rollout that has ended.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, IntoInnerError, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -71,7 +71,7 @@ async fn archive(place: &Place, name: &str, path: &Path) -> Result<(), Failure> 
                 .with_context(in_words)
                 .map_err(failed)?;
         }
-        let file = out.into_inner().map_err(|error| error.into_error());
+        let file = out.into_inner().map_err(IntoInnerError::into_error);
         let kept = file.and_then(|file| file.sync_all());
         kept.with_context(in_words).map_err(failed)
     };

@@ -56,7 +56,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
         " of 5 devices; all\n",
         "\n  outcome    enqueued: the hub has the message for the device\n",
         "\n  class      sent\n",
-        "\n  attempt    1, message id staged.0.",
+        "\n  attempt    1, message id staged.",
         "\n  waits for  nothing\n",
         " stage canary sent\n",
     ] {

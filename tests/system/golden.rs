@@ -28,6 +28,7 @@ Commands:
   pause         Send nothing more of a rollout for now
   resume        Let a paused rollout go on
   abort         End a rollout; what was not sent is skipped
+  delete        Remove a rollout that has ended; its name is free then
   approve       Say yes to a stage's gate
   reject        Say no to a stage's gate: the rollout is paused or aborted, as the gate says
   promote       Take a stage's gate for passed, whatever it says, and go on

@@ -79,7 +79,7 @@ fn a_closed_port_is_told_while_sending_and_gone_on_from() {
 #[test]
 fn a_certificate_of_another_authority_is_not_trusted() {
     let hub = small_hub();
-    let other = Hub::start(&Fleet::of(1), &["--host-name", "other.example"]);
+    let other = Hub::start(&Fleet::of(1), &["--seed", "2"]);
     let room = room_with(&hub, str::to_owned);
     std::fs::copy(other.ca(), room.path().join("ca.pem")).expect("our folder");
     let words = ["hub emulator", "certificate"];

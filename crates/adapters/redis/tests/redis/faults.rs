@@ -270,6 +270,8 @@ async fn a_lease_that_the_server_lost_is_fenced() {
     redis
         .ask(&format!("HSET {head} epoch 0 0 \"{before}\""))
         .await;
+    // A crash takes longer than the clock's step.
+    while store.time().await.unwrap().0 <= first.epoch.0 {}
     let second = leased(&store, &name("r"), 0, "b").await;
     assert!(first.epoch < second.epoch);
 
