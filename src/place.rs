@@ -28,11 +28,11 @@ pub(crate) enum Place {
     Server(Server),
 }
 
-/// The newest rollouts.
+/// The rollouts that have not ended, and the newest others.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) rows: Vec<RolloutRow>,
-    /// How many others there are.
+    /// How many others there are; all of them have ended.
     pub(crate) older: usize,
     /// Those that a newer release has written.
     pub(crate) newer: Vec<RolloutName>,
@@ -41,14 +41,25 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// The same with the newest `most` alone.
+    /// The same with `most` at the most; those that have not ended are always there.
     fn cut_to(mut self, most: usize) -> Self {
-        let rows = &mut self.rows;
-        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
-        self.older = rows.len().saturating_sub(most);
-        rows.truncate(most);
+        let stands = |row: &RolloutRow| (row.state.is_ended(), row.created_at);
+        self.older = cut_to(&mut self.rows, most, stands);
         self
     }
+}
+
+/// Sorts what `stands` says has ended, and when it began, for a list: what has not ended first, and the newest first. Cuts
+/// it to `most`, or to all that have not ended if those are more; gives how many were cut off.
+fn cut_to<T>(list: &mut Vec<T>, most: usize, stands: impl Fn(&T) -> (bool, Timestamp)) -> usize {
+    list.sort_by_key(|it| {
+        let (is_ended, began) = stands(it);
+        (is_ended, std::cmp::Reverse(began))
+    });
+    let active = list.partition_point(|it| !stands(it).0);
+    let cut = list.len().saturating_sub(most.max(active));
+    list.truncate(list.len() - cut);
+    cut
 }
 
 impl Place {
@@ -88,7 +99,7 @@ impl Place {
         }
     }
 
-    /// The newest rollouts, `most` at the most.
+    /// The rollouts that have not ended, and the newest others: `most` at the most, unless more have not ended.
     pub(crate) async fn newest(&self, most: usize) -> Result<Listing, Failure> {
         match self {
             Self::Store(store) => newest_of(store, most).await.map_err(engine::store_failure),
@@ -210,9 +221,9 @@ async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError>
             Err(error) => return Err(error),
         }
     }
-    rollouts.sort_by_key(|rollout| std::cmp::Reverse(rollout.created_at));
-    listing.older = rollouts.len().saturating_sub(most);
-    for rollout in rollouts.iter().take(most) {
+    let stands = |rollout: &Rollout| (rollout.phase.is_ended(), rollout.created_at);
+    listing.older = cut_to(&mut rollouts, most, stands);
+    for rollout in &rollouts {
         let name = &rollout.spec.name;
         match store.tallies(name).await {
             Ok(tallies) => listing.rows.push(RolloutRow::of(rollout, &tallies, now())),
@@ -231,5 +242,28 @@ fn unexplained(error: Unexplained) -> Failure {
             engine::with_hint(failure, absence.hint.as_deref())
         }
         Unexplained::Store(error) => engine::store_failure(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_ended_is_never_cut_off() {
+        // Name, whether it has ended, when it began.
+        let all = [
+            ("a", false, 1),
+            ("b", true, 5),
+            ("c", true, 9),
+            ("d", false, 3),
+        ];
+        for (most, kept, cut) in [(9, "dacb", 0), (3, "dac", 1), (2, "da", 2), (1, "da", 2)] {
+            let mut list = all.to_vec();
+            let stands = |(_, is_ended, began): &(&str, bool, u64)| (*is_ended, Timestamp(*began));
+            assert_eq!(cut_to(&mut list, most, stands), cut, "{most}");
+            let names: String = list.iter().map(|(name, ..)| *name).collect();
+            assert_eq!(names, kept, "{most}");
+        }
     }
 }

@@ -172,7 +172,6 @@ impl Driver {
         let mut memory = Memory::default();
         loop {
             let rollout = self.read(name).await?;
-            traces::log_as(&rollout);
             if rollout.owed() == Owed::Nothing || stop.is_cancelled() {
                 return Ok(rollout);
             }

@@ -209,10 +209,13 @@ impl Orchestrator {
             let stop = stop.child_token();
             let (this, of, token) = (Arc::clone(self), name.clone(), stop.clone());
             let work = async move {
-                let left = this.drive(&of, &token).await;
+                // A rollout that cannot be read is driven, too: that says why.
+                let rollout = this.store.rollout(&of).await.ok().flatten();
+                let log = traces::log_span(rollout.and_then(|rollout| rollout.trace));
+                let left = this.drive(&of, &token).instrument(log).await;
                 (of, left)
             };
-            let task = tasks.spawn(work.instrument(traces::log_span()));
+            let task = tasks.spawn(work);
             let task = task.id();
             driving.insert(name, Driving { stop, task });
         }

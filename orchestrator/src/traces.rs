@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use tracing::field::{Empty, display};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::{self, Begun, Span, TraceContext, Tracer};
@@ -10,17 +9,13 @@ use twincast_core::trace::{self, Begun, Span, TraceContext, Tracer};
 use crate::command::{Answer, Command, Kind};
 use crate::intake::NotDone;
 
-/// What the log says about one rollout is said in here. It is an error's, so that no filter takes it from those.
+/// What the log says about a rollout of that trace is said in here. It is an error's, so that no filter takes it from those.
 #[must_use]
-pub fn log_span() -> tracing::Span {
-    tracing::error_span!("rollout", trace_id = Empty)
-}
-
-/// From here on, log lines carry the trace of this rollout.
-pub(crate) fn log_as(rollout: &Rollout) {
-    if let Some(trace) = rollout.trace {
-        tracing::Span::current().record("trace_id", display(trace.trace));
-    }
+pub fn log_span(trace: Option<TraceContext>) -> tracing::Span {
+    tracing::error_span!(
+        "rollout",
+        trace_id = trace.map(|trace| tracing::field::display(trace.trace))
+    )
 }
 
 /// Begins a command's span: in the trace of `caller`, or in one of its own.

@@ -152,7 +152,7 @@ async fn roll_out_with(
         Ok((rollout, false))
     } else {
         let started = Instant::now();
-        let result = work(engine, &name, settings, output).await;
+        let result = work(engine, &rollout, settings, output).await;
         took = Some(started.elapsed());
         result
     };
@@ -331,10 +331,11 @@ fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> F
 /// them. The flag says that the user did.
 async fn work(
     engine: Engine,
-    name: &RolloutName,
+    rollout: &Rollout,
     settings: &Settings,
     output: &Output,
 ) -> Result<(Rollout, bool), Failure> {
+    let name = &rollout.spec.name;
     let stop = CancellationToken::new();
     let Engine {
         store,
@@ -354,7 +355,7 @@ async fn work(
     };
 
     let stopped = {
-        let drive = drive(&driver, name, &stop).instrument(traces::log_span());
+        let drive = drive(&driver, name, &stop).instrument(traces::log_span(rollout.trace));
         let mut drive = std::pin::pin!(drive);
         let watch = watcher.watch(&mut progress);
         tokio::select! {

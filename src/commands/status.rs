@@ -9,7 +9,7 @@ use crate::output::{Output, table, thousands};
 use crate::place::{Listing, Place};
 use crate::stages;
 
-/// The newest rollouts that a list shows.
+/// How many rollouts a list shows, unless more have not ended.
 const LISTED: usize = 200;
 
 pub(crate) async fn status(
@@ -53,7 +53,10 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
         as_table(&rows)
     };
     if older > 0 {
-        text.push_str(&format!("\n  and {} older ones", thousands(older as u64)));
+        text.push_str(&format!(
+            "\n  and {} older that have ended",
+            thousands(older as u64)
+        ));
     }
     for name in &newer {
         text.push_str(&format!("\n  {name} is of a newer release"));
@@ -63,7 +66,7 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
             "\n  {name} cannot be shown: its record is damaged"
         ));
     }
-    let mut shown = serde_json::json!({ "rollouts": rows });
+    let mut shown = serde_json::json!({ "rollouts": rows, "older": older });
     if !newer.is_empty() {
         shown["newer"] = serde_json::json!(newer);
     }

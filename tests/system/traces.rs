@@ -20,6 +20,14 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
         ended.stderr.contains(&format!("trace_id={caller}")),
         "{ended}"
     );
+    let spans = ended
+        .stderr
+        .lines()
+        .map(|line| line.matches("trace_id=").count());
+    assert!(
+        spans.max() == Some(1),
+        "a line names its trace once: {ended}"
+    );
     let told = collector.told();
     let process = &told.first().expect("spans").process;
     assert!(told.iter().all(|span| span.process == *process));
