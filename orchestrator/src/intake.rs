@@ -13,7 +13,7 @@ use twincast_core::trace::{Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
 use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
-use crate::{groups, removal, retry, traces};
+use crate::{groups, retry, traces};
 
 /// How often a change is tried again that others came before.
 const TRIES: usize = 20;
@@ -377,7 +377,10 @@ impl Intake {
                 return Err(Refusal::new(Cause::NotPossible, error).into());
             }
             let answer = self.answer(true, std::slice::from_ref(&rollout)).await?;
-            match removal::remove(&*self.store, &rollout).await {
+            if let Some(group) = &rollout.spec.group {
+                groups::leave(&*self.store, group, name).await?;
+            }
+            match self.store.remove(name, rollout.revision()).await {
                 Ok(()) => {
                     tracing::info!(rollout = %name, because, "rollout deleted");
                     return Ok(answer);

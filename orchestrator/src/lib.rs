@@ -28,7 +28,6 @@ mod metric;
 pub mod metrics;
 pub mod planner;
 mod release;
-mod removal;
 mod retry;
 mod ringing;
 mod seen;

@@ -1,16 +1,15 @@
 //! `twincast delete`: removes a rollout that has ended.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, IntoInnerError, Write as _};
+use std::io::{self, BufWriter, IntoInnerError, Write as _};
 use std::path::Path;
 
-use anyhow::Context as _;
-use futures::TryStreamExt as _;
-use twincast_core::outcome::Outcome;
 use twincast_orchestrator::command::{Command, Kind};
+use twincast_orchestrator::view::RolloutView;
 use twincast_orchestrator::view::devices::{Format, Wanted};
 
 use super::change::about;
+use super::report::{Pieces, ReportError, each};
 use crate::args::DeleteArgs;
 use crate::commander::Commander;
 use crate::config::Settings;
@@ -51,33 +50,30 @@ pub(crate) async fn delete(
 /// whole is removed.
 async fn archive(place: &Place, name: &str, path: &Path) -> Result<(), Failure> {
     let rollout = place.rollout(name).await?;
-    let devices = Wanted::Outcomes(Outcome::ALL.to_vec());
-    let devices = place.devices(name, &devices, Format::JsonLines).await?;
-    let in_words = || format!("cannot write the archive {}", path.display());
-    let failed = |error| Failure::new(ExitCode::Unexpected, error);
-    let file = File::create_new(path)
-        .with_context(in_words)
-        .map_err(failed)?;
-    let mut out = BufWriter::new(file);
-    let written = async {
-        let rollout = serde_json::to_string(&rollout).with_context(in_words);
-        let rollout = rollout.map_err(failed)?;
-        writeln!(out, "{{\"rollout\":{rollout}}}")
-            .with_context(in_words)
-            .map_err(failed)?;
-        let mut devices = devices;
-        while let Some(piece) = devices.try_next().await? {
-            out.write_all(&piece)
-                .with_context(in_words)
-                .map_err(failed)?;
-        }
-        let file = out.into_inner().map_err(IntoInnerError::into_error);
-        let kept = file.and_then(|file| file.sync_all());
-        kept.with_context(in_words).map_err(failed)
+    let devices = place
+        .devices(name, &Wanted::all(), Format::JsonLines)
+        .await?;
+    let failed = |error| {
+        let error = anyhow::Error::new(error);
+        let error = error.context(format!("cannot write the archive {}", path.display()));
+        Failure::new(ExitCode::Unexpected, error)
     };
-    let written = written.await;
+    let file = File::create_new(path).map_err(failed)?;
+    let written = write(file, &rollout, devices).await;
     if written.is_err() {
         _ = fs::remove_file(path);
     }
-    written
+    written.map_err(|error| match error {
+        ReportError::Read(failure) => failure,
+        ReportError::Write(error) => failed(error),
+    })
+}
+
+async fn write(file: File, rollout: &RolloutView, devices: Pieces) -> Result<(), ReportError> {
+    let mut out = BufWriter::new(file);
+    let rollout = serde_json::to_string(rollout).map_err(io::Error::from)?;
+    writeln!(out, "{{\"rollout\":{rollout}}}")?;
+    each(devices, |piece| out.write_all(&piece)).await?;
+    let file = out.into_inner().map_err(IntoInnerError::into_error)?;
+    Ok(file.sync_all()?)
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
-use twincast_core::outcome::{Class, Outcome};
+use twincast_core::outcome::Class;
 use twincast_orchestrator::view::devices::{DeviceRow, Format, Wanted};
 use twincast_orchestrator::view::outcomes::reason_in;
 
@@ -158,7 +158,7 @@ fn wanted(args: &ReportArgs) -> Result<Wanted, Failure> {
     } else if !args.outcome.is_empty() {
         named(&args.outcome).map(Wanted::Outcomes)
     } else {
-        Ok(Wanted::Outcomes(Outcome::ALL.to_vec()))
+        Ok(Wanted::all())
     }
 }
 
@@ -173,7 +173,7 @@ where
 }
 
 #[derive(Debug)]
-enum ReportError {
+pub(super) enum ReportError {
     Read(Failure),
     Write(io::Error),
 }
@@ -191,9 +191,9 @@ impl From<io::Error> for ReportError {
 }
 
 /// Text in pieces, cut anywhere.
-type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
+pub(super) type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
 
-async fn each(
+pub(super) async fn each(
     mut pieces: Pieces,
     mut write: impl FnMut(Bytes) -> io::Result<()>,
 ) -> Result<(), ReportError> {

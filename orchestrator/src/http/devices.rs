@@ -14,7 +14,6 @@ use futures::stream::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, DeviceId};
-use twincast_core::outcome::Outcome;
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Right};
@@ -209,7 +208,7 @@ pub(crate) async fn explain(
 
 fn wanted(outcomes: Option<&str>, classes: Option<&str>) -> Result<Wanted, Problem> {
     match (outcomes, classes) {
-        (None, None) => Ok(Wanted::Outcomes(Outcome::ALL.to_vec())),
+        (None, None) => Ok(Wanted::all()),
         (Some(names), None) => named(names).map(Wanted::Outcomes),
         (None, Some(names)) => named(names).map(Wanted::Classes),
         (Some(_), Some(_)) => {

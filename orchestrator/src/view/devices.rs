@@ -55,6 +55,12 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// All devices.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::Outcomes(Outcome::ALL.to_vec())
+    }
+
     /// The outcomes of these devices in a rollout.
     #[must_use]
     pub fn outcomes(&self, rollout: &Rollout) -> Vec<Outcome> {

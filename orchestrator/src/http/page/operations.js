@@ -1,6 +1,7 @@
 // What can be done to a rollout, by whom, and the dialog that asks why.
 
 import { el } from './dom.js';
+import { isEnded } from './words.js';
 
 const OPERATE = ['operator', 'admin'];
 const DECIDE = ['approver', 'admin'];
@@ -51,7 +52,7 @@ const OPERATIONS = {
   },
   delete: {
     label: 'Delete', look: 'danger', may: ['admin'], why: true,
-    fits: ({ phase }) => !['accepted', 'planning', 'aborting', ...OPEN].includes(phase),
+    fits: ({ phase }) => isEnded(phase),
     says: 'All that is stored of it is removed, with what became of each device. Its name is free then.',
   },
   'stop-all': {
