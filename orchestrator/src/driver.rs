@@ -512,6 +512,7 @@ impl Driver {
         self.note(rollout, &next, &hubs, &mut memory.rung.way)
             .await?;
         let rung = &mut memory.rung;
+        self.wake_listeners(rollout, &tallies, rung).await?;
         match next {
             Next::Send => {
                 let rate = rollout.rate_now(&tallies);
@@ -527,17 +528,6 @@ impl Driver {
             }
             Next::Measure => Ok(Pass::Measure),
             Next::Wait(WaitsFor::Approval { .. }) => Ok(Pass::AwaitsApproval),
-            Next::Wait(
-                WaitsFor::Silent { .. }
-                | WaitsFor::Joiners { .. }
-                | WaitsFor::Evidence { .. }
-                | WaitsFor::Answers { .. }
-                | WaitsFor::Bake { .. },
-            ) => {
-                self.wake_listeners(&rollout.spec.name, &tallies, rung)
-                    .await?;
-                Ok(Pass::Waited)
-            }
             Next::Wait(_) => Ok(Pass::Waited),
             Next::Over => {
                 let counts = Tally::sum(&tallies);
@@ -610,9 +600,9 @@ impl Driver {
     ) -> Result<Measuring, DriveError> {
         let at = self.clock.now();
         let name = &rollout.spec.name;
-        match measure::applied(rollout, &*self.store, &self.hubs).await {
-            Ok(applied) => {
-                memory.measured = Some((rollout.stage(), Measured { applied, at }));
+        match measure::applied(rollout, &*self.store, &self.hubs, at).await {
+            Ok(measured) => {
+                memory.measured = Some((rollout.stage(), measured));
                 memory.asked_in_vain = None;
                 rollout.clock.asked(None);
                 Ok(Measuring::Measured)

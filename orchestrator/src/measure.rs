@@ -3,10 +3,12 @@
 //! What is counted is what the twins say now: a device that went back is not counted any more. So
 //! it is no outcome, which would only ever rise.
 
+use twincast_core::gate::Measured;
 use twincast_core::ids::{BatchId, DeviceId};
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::query;
 use twincast_core::rollout::Rollout;
+use twincast_core::time::Timestamp;
 
 use crate::Hubs;
 use crate::planner::{PlanError, queries_of, unknown_hub};
@@ -25,26 +27,31 @@ pub(crate) enum NotMeasured {
     Hub(PlanError),
 }
 
-/// How many devices of the current stage fulfil its gate's `applied_when`, of those that were sent
-/// to. Asks the hubs once for every hundred devices.
+/// How many devices of the current stage fulfil its gate's `applied_when`, of those that have the message. Asks the hubs once
+/// for every hundred devices.
 ///
 /// Cancel safety: may be dropped at any time.
 pub(crate) async fn applied(
     rollout: &Rollout,
     store: &dyn Store,
     hubs: &Hubs,
-) -> Result<u64, NotMeasured> {
+    at: Timestamp,
+) -> Result<Measured, NotMeasured> {
+    let mut measured = Measured {
+        applied: 0,
+        failed: 0,
+        at,
+    };
     let gate = rollout.spec.gate_of(rollout.stage());
     let Some(condition) = gate.and_then(|gate| gate.applied_when.as_deref()) else {
-        return Ok(0);
+        return Ok(measured);
     };
-    let mut applied = 0;
     let mut after: Option<BatchId> = None;
     loop {
         let page = store.batches(&rollout.spec.name, after, PAGE);
         let page = page.await.map_err(NotMeasured::Store)?;
         let Some(last) = page.last() else {
-            return Ok(applied);
+            return Ok(measured);
         };
         after = Some(last.header.id);
         for batch in page
@@ -53,7 +60,8 @@ pub(crate) async fn applied(
         {
             let work = store.load(&rollout.spec.name, batch.header.id);
             let work = work.await.map_err(NotMeasured::Store)?;
-            applied += applied_in(&work, condition, hubs)
+            measured.failed += work.outcomes.counts().failed();
+            measured.applied += applied_in(&work, condition, hubs)
                 .await
                 .map_err(NotMeasured::Hub)?;
         }

@@ -17,8 +17,8 @@ const HEAD_START: Duration = Duration::from_secs(3);
 #[derive(Debug, Default)]
 pub(crate) struct Releasable {
     pub(crate) batches: Vec<BatchStatus>,
-    /// When there are none, the first of those that budgets hold back.
-    pub(crate) held_back: Option<BatchStatus>,
+    /// There are none, because budgets hold them back.
+    pub(crate) held_back: bool,
     /// The groups that hold some back.
     pub(crate) full: Vec<FullGroup>,
     /// The closed schedule that opens first, if a schedule holds some back.
@@ -40,10 +40,10 @@ pub(crate) async fn keep_budgets(
         });
     }
     let progress = store.in_progress(name, &groups).await?;
-    let first = open.first().cloned();
+    let any_open = !open.is_empty();
     let (batches, full) = sort_out(open, &groups, &progress);
     Ok(Releasable {
-        held_back: first.filter(|_| batches.is_empty()),
+        held_back: any_open && batches.is_empty(),
         batches,
         full,
         closed: None,

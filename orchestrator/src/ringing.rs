@@ -11,8 +11,9 @@ use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
 use twincast_core::budget::FullGroup;
 use twincast_core::error::in_words;
+use twincast_core::evidence::{ListenerStatus, unanswered};
 use twincast_core::ids::{BatchId, HubName, RolloutName};
-use twincast_core::outcome::Outcome;
+use twincast_core::message::Ack;
 use twincast_core::ports::{Depth, Dispatch, Queue, QueueError, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::spec::Rate;
@@ -21,33 +22,49 @@ use crate::accounting::WaySeen;
 use crate::driver::{Driver, DriverConfig, Pass};
 use crate::release::{Releasable, keep_budgets, keep_order};
 
+/// The interval between two looks at whether a hub is listened to.
+const LISTENED: Duration = Duration::from_secs(5);
+
 impl Driver {
-    /// Devices are waited for, of which workers must hear. One listens once it knows of the rollout, and one that was
-    /// started since all was sent does not: it is rung for a batch that is done, now and then.
+    /// Makes sure that a worker listens to every hub that has unanswered devices. A worker listens once it knows of the rollout,
+    /// so one that was started since may not: it is rung for a batch of that hub.
     pub(crate) async fn wake_listeners(
         &self,
-        name: &RolloutName,
+        rollout: &Rollout,
         tallies: &[Tally],
         rung: &mut Rung,
     ) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let silent = tallies
-            .iter()
-            .filter(|tally| tally.counts.get(Outcome::Enqueued) > 0);
-        let hubs: BTreeSet<&HubName> = silent.map(|tally| &tally.hub).collect();
-        let mut due: BTreeSet<_> = hubs
-            .into_iter()
-            .filter(|hub| rung.wakes(hub, now, self.config.ring_again))
-            .collect();
+        if rollout.spec.message.ack == Ack::None {
+            return Ok(());
+        }
+        let (name, now) = (&rollout.spec.name, Instant::now());
+        let waited_for = tallies.iter().filter(|tally| unanswered(&tally.counts) > 0);
+        let hubs: BTreeSet<&HubName> = waited_for.map(|tally| &tally.hub).collect();
+        let mut unheard = BTreeSet::new();
+        for hub in hubs {
+            if rung.listened.get(hub).is_some_and(|until| now < *until) {
+                continue;
+            }
+            let listeners = self.store.listeners(hub).await?;
+            let is_heard = listeners.iter().any(ListenerStatus::is_present);
+            let until = match is_heard {
+                true => now + LISTENED,
+                false => now + self.config.ring_again,
+            };
+            rung.listened.insert(hub.clone(), until);
+            if !is_heard {
+                unheard.insert(hub);
+            }
+        }
         let mut after = None;
-        while !due.is_empty() {
+        while !unheard.is_empty() {
             let page = self.store.batches(name, after, 64).await?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
             after = Some(last.header.id);
             for batch in &page {
-                if due.remove(&batch.header.hub)
+                if unheard.remove(&batch.header.hub)
                     && let Rang::Away(_) = self.ring(name, batch).await
                 {
                     return Ok(());
@@ -89,15 +106,7 @@ impl Driver {
             holds.extend(closed);
             any_open |= !batches.is_empty();
             any_held |= batches.iter().any(|batch| batch.held.is_some());
-            any_held_back |= held_back.is_some();
-            // Its groups have room again when devices are heard of, and somebody must listen: a worker does so once it
-            // knows of the rollout.
-            if let Some(batch) = held_back.filter(|_| rung.wakes(hub, now, self.config.ring_again))
-                && let Rang::Away(why) = self.ring(name, &batch).await
-            {
-                rung.way.queue_away = (!any_held).then_some(why);
-                return Ok(pass);
-            }
+            any_held_back |= held_back;
             for batch in batches {
                 let id = batch.header.id;
                 if batch.quarantined {
@@ -228,8 +237,8 @@ pub(crate) struct Rung {
     depths: HashMap<HubName, (Instant, Depth)>,
     /// What keeps its sends, as far as it was seen.
     pub(crate) way: WaySeen,
-    /// When a worker was last woken to listen to a hub.
-    woken: HashMap<HubName, Instant>,
+    /// Until when it need not be asked whether a hub is listened to.
+    listened: HashMap<HubName, Instant>,
 }
 
 /// When a batch was last rung for or seen to be worked on, and how often it was rung for since.
@@ -240,15 +249,6 @@ struct Seen {
 }
 
 impl Rung {
-    /// Whether a worker is to be woken now to listen to a hub: at once, and again every so often.
-    fn wakes(&mut self, hub: &HubName, now: Instant, again: Duration) -> bool {
-        let is_due = self.woken.get(hub).is_none_or(|at| now >= *at + again);
-        if is_due {
-            self.woken.insert(hub.clone(), now);
-        }
-        is_due
-    }
-
     /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
     /// busy.
     async fn depth_of(&mut self, hub: &HubName, queue: &dyn Queue, now: Instant) -> Depth {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::error::in_words;
+use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName};
 use twincast_core::link::{LinkReport, LinkState};
@@ -262,6 +263,48 @@ async fn a_lost_dispatch_is_rung_again() {
     assert!((2..4).contains(&waited.as_secs()), "{waited:?}");
     assert!(bench.driver.repairs.count() >= 2);
     assert_eq!(driving.await.unwrap().phase, Phase::FinishedWithFailures);
+}
+
+/// Whether the message was sent is unknown for all devices, or they have not answered. No worker of today knows the rollout.
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
+    for outcome in [Outcome::Enqueued, Outcome::Unknown] {
+        let bench = bench(1, DriverConfig::default());
+        bench.accepts(with("full", "order: shuffled")).await;
+        let driving = bench.drive();
+        let hub = build::hub("a");
+        let mut deliveries = bench.queue.consume(&hub, 100).await.unwrap();
+        let mut next = async |within: u64| {
+            let next = deliveries.next();
+            let next = tokio::time::timeout(Duration::from_secs(within), next).await;
+            let delivery = next.ok()?.unwrap();
+            delivery.ticket.ack().await.unwrap();
+            Some(delivery.dispatch.batch)
+        };
+        let batch = next(10).await.expect("it is sent");
+        bench.settle(batch, outcome).await;
+        assert_eq!(next(10).await, Some(batch), "{outcome}: to listen");
+        let listening = async |seconds: u64| {
+            for _ in 0..seconds {
+                let report = ListenerReport {
+                    listener: Holder::new("worker").unwrap(),
+                    heard_ago: Some(Duration::ZERO),
+                    state: ListenerState {
+                        listening: true,
+                        ..ListenerState::default()
+                    },
+                };
+                bench.store.report_listener(&hub, &report).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        listening(600).await;
+        assert_eq!(next(1).await, None, "{outcome}: it listens");
+        // That worker was the last one.
+        assert_eq!(next(30).await, Some(batch), "{outcome}: to listen again");
+        bench.stop.cancel();
+        driving.await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

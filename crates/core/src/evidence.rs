@@ -104,7 +104,9 @@ pub struct ListenerStatus {
 }
 
 impl ListenerStatus {
-    fn is_present(&self) -> bool {
+    /// Whether the listener receives feedback now, as far as its reports tell.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
         self.state.listening && self.reported_ago <= PRESENT
     }
 

@@ -47,8 +47,25 @@ pub fn deadline(gate: &Gate, ttl: Option<Duration>, batching: Duration) -> Durat
 pub struct Measured {
     /// How many.
     pub applied: u64,
+    /// How many devices of the stage had failed by then. These were not asked for.
+    pub failed: u64,
     /// The time of the query.
     pub at: Timestamp,
+}
+
+impl Measured {
+    /// Devices that have failed since, and may be among those that had applied the change.
+    fn in_doubt(self, counts: &Counts) -> u64 {
+        counts.failed().saturating_sub(self.failed)
+    }
+
+    /// The same without devices in doubt: at least so many have applied the change.
+    fn at_least(self, counts: &Counts) -> Self {
+        Self {
+            applied: self.applied.saturating_sub(self.in_doubt(counts)),
+            ..self
+        }
+    }
 }
 
 /// The current state of a stage.
@@ -305,7 +322,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     {
         return verdict;
     }
-    let measured = match measure(view, sorted, now) {
+    let measured = match measure(view, now) {
         Ok(because) => because,
         Err(verdict) => return verdict,
     };
@@ -334,11 +351,13 @@ fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
 }
 
 /// Judges the devices' answers. `Ok`: why the shares hold, or `None` without shares. `Err`: the verdict.
-fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<String>, Verdict> {
-    let gate = view.gate;
+fn measure(view: View<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
+    let View { gate, counts, .. } = view;
     if !gate.measures() {
         return Ok(None);
     }
+    let measured = view.measured.map(|measured| measured.at_least(counts));
+    let sorted = Sorted::of(gate.counts, counts, measured);
     // All devices were sent to, which is about to be noted.
     let sent_at = view.progress.sent_at.unwrap_or(now);
     let deadline = sent_at.plus(deadline(gate, view.ttl, view.evidence.batching()));
@@ -368,8 +387,14 @@ fn measure(view: View<'_>, sorted: Sorted, now: Timestamp) -> Result<Option<Stri
             return Err(verdict);
         }
     }
-    if !is_settled {
-        in_the_end(gate, sorted)?;
+    if !is_settled && let Err(verdict) = in_the_end(gate, sorted) {
+        let in_doubt = view.measured.map_or(0, |it| it.in_doubt(counts));
+        let is_certain = gate.counts != Rung::Applied || in_doubt == 0;
+        return Err(if is_certain {
+            verdict
+        } else {
+            Verdict::Measure
+        });
     }
     let Sorted {
         succeeded,

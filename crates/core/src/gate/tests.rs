@@ -632,6 +632,7 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     let says = |applied, at, after| {
         let measured = Measured {
             applied,
+            failed: 0,
             at: minutes(at),
         };
         says_of(&gate, &counts, Some(measured), after)
@@ -653,6 +654,36 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     assert_eq!(
         says(0, 10, 10),
         "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed"
+    );
+}
+
+#[test]
+fn a_device_that_failed_after_it_was_measured_does_not_count_as_applied() {
+    let gate = gate("counts: applied, applied_when: x = 1, success_at_least: 90%, deadline: 10m");
+    let counts = counts(100, "97 delivered, 3 rejected");
+    let says = |applied, failed, minute| {
+        let measured = Measured {
+            applied,
+            failed,
+            at: minutes(minute),
+        };
+        says_of(&gate, &counts, Some(measured), minute)
+    };
+    let passed = |applied: u64| {
+        let silent = 97 - applied;
+        format!("passed: {applied} of 100 devices applied, 3 failed, {silent} silent")
+    };
+    // All three had failed before, one of them, or none.
+    assert_eq!(says(90, 3, 0), passed(90));
+    assert_eq!(says(92, 1, 0), passed(90));
+    assert_eq!(says(93, 0, 0), passed(90));
+    let waits = "waits for 8 silent devices to be heard of, until 1970-01-01T00:26:40Z";
+    assert_eq!(says(92, 0, 0), waits);
+    // Before it fails, the hub is asked of those that are left.
+    assert_eq!(says(92, 0, 10), "measure");
+    assert_eq!(
+        says(89, 3, 10),
+        "failed: 89 of 100 devices applied (89.0%), less than 90%"
     );
 }
 

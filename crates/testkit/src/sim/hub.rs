@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use serde_json::Value;
 use twincast_core::ids::{DeviceId, HubName};
-use twincast_core::message::{MessageId, Outbound};
+use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     DevicePage, DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, OddRow,
@@ -168,15 +168,6 @@ pub(super) struct Connection {
     under_way: Arc<Mutex<usize>>,
 }
 
-/// What chance depends on for a message: not on the id of its rollout, which is another one if the rollout begins a moment
-/// later.
-pub(super) fn place(message: &Outbound) -> String {
-    match message.id.parse::<MessageId>() {
-        Ok(MessageId { id, .. }) => message.id.replacen(&format!(".{id}."), ".", 1),
-        Err(_) => message.id.clone(),
-    }
-}
-
 impl Connection {
     pub(super) fn sky(&self) -> Option<&Sky> {
         self.hub.sky(self.process.sim().age())
@@ -184,7 +175,7 @@ impl Connection {
 
     /// What the hub does with a message that reached it now.
     fn answer(&self, message: &Outbound) -> SendResult {
-        let mut dice = self.process.dice("sky", &place(message));
+        let mut dice = self.process.dice("sky", &message.id);
         let detail = || "the sky".to_owned();
         let refuses = match self.hub.devices.contains_key(&message.device) {
             true => self.hub.refuses.get(&message.device).copied(),
@@ -259,7 +250,7 @@ impl Connection {
     }
 
     fn takes_time(&self, message: &Outbound) -> Duration {
-        let mut dice = self.process.dice("latency", &place(message));
+        let mut dice = self.process.dice("latency", &message.id);
         let slower = match self.sky() {
             Some(Sky::Slow { by }) => dice.time(Duration::ZERO..=*by),
             _ => Duration::ZERO,

@@ -14,7 +14,7 @@ use twincast_core::ports::{
     Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, HubTrouble,
 };
 
-use super::hub::{Connection, place};
+use super::hub::Connection;
 use super::process::{Odds, lock};
 use super::{Process, Sky, Witnessed};
 
@@ -108,7 +108,7 @@ impl Post {
             Ack::Negative => outcome != Outcome::Delivered,
             Ack::Full => true,
         };
-        let mut dice = process.dice("feedback", &place(message));
+        let mut dice = process.dice("feedback", &message.id);
         if !is_asked_for || dice.happens(telling.lost) {
             return;
         }
