@@ -309,7 +309,9 @@ impl Account {
             self.accuse(format!("the tallies of {name} have drifted"));
         }
         if rollout.plan.is_some() {
-            let is_whole = at_end && !matches!(rollout.phase, Phase::Aborted { .. });
+            // One without any device at its start fails.
+            let is_over = matches!(rollout.phase, Phase::Aborted { .. } | Phase::Failed { .. });
+            let is_whole = at_end && !is_over;
             self.is_target(name, &planned, twice, is_whole);
         }
         if at_end {
