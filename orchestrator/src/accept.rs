@@ -2,7 +2,7 @@
 
 use twincast_core::ids::Version;
 use twincast_core::ports::{Created, Store, StoreError};
-use twincast_core::rollout::{Phase, PlanId, Rollout};
+use twincast_core::rollout::{Phase, PlanId, Rollout, history};
 use twincast_core::spec::difference;
 
 use crate::groups::{self, NotAdmitted};
@@ -62,8 +62,7 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
                 entry.version = version;
             }
             next.history.splice(..0, existing.history);
-            let surplus = next.history.len().saturating_sub(Rollout::HISTORY);
-            next.history.drain(..surplus);
+            history::bound(&mut next.history);
             store.save(&next, from).await?;
             Ok(Accepted::New(Box::new(next)))
         }

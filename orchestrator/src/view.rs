@@ -26,7 +26,7 @@ use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, Ends};
 use twincast_core::ports::{Store, StoreError, Tally};
-use twincast_core::rollout::{Retry, Rollout, StageProgress};
+use twincast_core::rollout::{Retry, Rollout, StageProgress, history};
 use twincast_core::spec::Rate;
 use twincast_core::time::Timestamp;
 use utoipa::ToSchema;
@@ -91,7 +91,9 @@ pub struct RolloutView {
     /// For how many seconds it did what, and in all.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub time_seconds: TimeSpent,
-    /// What happened to it, and who wanted it, oldest first; the newest 200.
+    /// What happened to it, and who wanted it, oldest first. What people did and how gates were judged is all there. Of tries at
+    /// planning, measurements and looks there are the newest 200; those that repeat each other are one entry, the newest,
+    /// with how many `times` and `since` when.
     pub history: Vec<Value>,
 }
 
@@ -217,7 +219,10 @@ impl RolloutView {
             sent_at: rollout.sent_at,
             stages: stages.collect(),
             time_seconds: rollout.time_spent(now),
-            history: rollout.history.iter().map(plain).collect(),
+            history: history::folded(&rollout.history)
+                .iter()
+                .map(plain)
+                .collect(),
         }
     }
 

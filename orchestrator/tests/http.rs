@@ -449,6 +449,19 @@ async fn a_rollout_is_started_looked_at_and_changed() {
         names(&bench.get("/api/v1/rollouts?phase=aborting").await),
         ["r"]
     );
+    let first = bench.store.rollout(&build::name("a")).await.unwrap();
+    build::step(
+        &bench.store,
+        &first.unwrap(),
+        Event::PlanningFailed {
+            reason: "no device".into(),
+        },
+    )
+    .await;
+    for (ended, expected) in [(true, vec!["a"]), (false, vec!["b", "c", "r"])] {
+        let page = bench.get(&format!("/api/v1/rollouts?ended={ended}")).await;
+        assert_eq!(names(&page), expected, "{ended}");
+    }
 
     let (_, stopped) = bench
         .post("/api/v1/stop-all", json!({ "reason": "fire" }))

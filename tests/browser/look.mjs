@@ -6,13 +6,16 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 
-import { Engine } from './engine.mjs';
+import { Engine, eventually } from './engine.mjs';
 
 const DEVICES = 400;
 const WIDE = { width: 1280, height: 900 };
 const NARROW = { width: 360, height: 740 };
 const pictures = join(process.env.CARGO_TARGET_DIR ?? 'target', 'screenshots');
 const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+
+/** As long as a name may be. */
+const SECOND = 'early-adopters-of-all-regions-that-have-a-maintenance-contract';
 
 const spec = {
   name: 'firmware-1.4.2',
@@ -23,7 +26,7 @@ const spec = {
   rate: '4000/min',
   stages: [
     { name: 'canary', percent: '5%', gate: { counts: 'enqueued', approval: {} } },
-    { name: 'early', percent: '50%', gate: { counts: 'enqueued', failure_above: '5%', approval: {} } },
+    { name: SECOND, percent: '50%', gate: { counts: 'enqueued', failure_above: '5%', approval: {} } },
   ],
 };
 
@@ -142,11 +145,22 @@ async function watch(engine, browser) {
   step('paused and resumed by click');
   await page.locator('.chart .line').waitFor({ state: 'attached' });
 
-  await waitsFor(page, 'Stage early waits for an approval');
+  await waitsFor(page, `Stage ${SECOND} waits for an approval`);
   await ann.look('half');
+  // More have ended than a page of the list holds, and their names come first.
+  const names = Array.from({ length: 101 }, (_, n) => `archive-${n + 100}`);
+  while (names.length > 0) {
+    await Promise.all(names.splice(0, 20).map((name) => engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
+  }
+  await eventually('their end', async () => (await engine.get('/rollouts?ended=false')).rollouts.length === 1);
   await page.goto('/#/');
-  await page.getByRole('link', { name: spec.name }).waitFor();
+  await page.getByRole('link', { name: 'archive-199' }).waitFor();
+  assert.match(await page.locator('tbody tr').first().textContent(), new RegExp(`^${spec.name}`), 'what runs comes first');
   await ann.look('rollouts');
+  await page.getByRole('button', { name: 'More' }).click();
+  await page.getByRole('link', { name: 'archive-200' }).waitFor();
+  await page.getByRole('button', { name: 'From the first' }).click();
+  await page.getByRole('link', { name: spec.name }).waitFor();
   await page.goto(`/#/rollouts/${spec.name}`);
 
   await byKeyboard(engine, browser);
@@ -179,12 +193,14 @@ async function watch(engine, browser) {
   await ann.look('hubs');
   await page.goto('/#/rollouts/there-is-none');
   await page.getByText('there is no rollout there-is-none').waitFor();
-  const unasked = Visitor.complaints.filter((said) => !/status of 404.*there-is-none/.test(said));
+  await page.goto(`/#/rollouts/${spec.name}/devices/100%`);
+  await page.getByText('100%').first().waitFor();
+  const unasked = Visitor.complaints.filter((said) => !/status of 404.*(there-is-none|100%25)/.test(said));
   assert.deepEqual(unasked, [], 'what the browser complained of');
 
   // Nothing is ever quietly out of date.
   await page.goto('/#/');
-  await page.getByRole('link', { name: spec.name }).waitFor();
+  await page.getByRole('link', { name: 'archive-100' }).waitFor();
   await engine.end(engine.orchestrator);
   await page.getByRole('alert').filter({ hasText: 'No connection to the orchestrator.' }).waitFor();
   await ann.look('away');
@@ -213,13 +229,13 @@ async function byKeyboard(engine, browser) {
   await page.getByRole('link', { name: spec.name }).waitFor();
   await tabTo(page, spec.name);
   await page.keyboard.press('Enter');
-  await waitsFor(page, 'Stage early waits for an approval');
-  await tabTo(page, 'Approve early');
+  await waitsFor(page, `Stage ${SECOND} waits for an approval`);
+  await tabTo(page, `Approve ${SECOND}`);
   await page.keyboard.press('Enter');
   await page.getByRole('dialog').waitFor();
   await page.keyboard.press('Escape');
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
-  assert.equal(await page.evaluate(() => document.activeElement.textContent.trim()), 'Approve early', 'back where one was');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent.trim()), `Approve ${SECOND}`, 'back where one was');
   await page.keyboard.press('Enter');
   await page.keyboard.type('no complaints');
   await tabTo(page, 'Approve');

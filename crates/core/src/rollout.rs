@@ -21,6 +21,7 @@
 //! A retry lowers outcomes, which nothing else does. It is requested, then prepared, batch by batch; until
 //! it is, nothing is sent and no gate is asked.
 
+pub mod history;
 mod life;
 mod looks;
 mod planning;
@@ -44,6 +45,7 @@ use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
 use crate::trace::TraceContext;
 
+pub use history::HistoryEntry;
 pub use life::{Event, Owed, Phase, Wanted, transition};
 pub use looks::{Adding, Found, LookId, Looks};
 pub use planning::{Search, SearchTrouble};
@@ -114,7 +116,7 @@ pub struct Rollout {
     /// For how long it has done what. Older records have none.
     #[serde(default)]
     pub account: Account,
-    /// What happened to it, oldest first; the newest [`Rollout::HISTORY`].
+    /// What happened to it, oldest first, [bounded](history::bound).
     pub history: Vec<HistoryEntry>,
     /// Commands with a key that have changed it, oldest first; the newest [`Rollout::KEYS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -178,26 +180,7 @@ impl std::fmt::Display for Retry {
     }
 }
 
-/// One thing that happened to a rollout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HistoryEntry {
-    /// The record's version that it led to.
-    #[serde(default)]
-    pub version: Version,
-    /// When.
-    pub at: Timestamp,
-    /// The phase that it led to, by its name.
-    #[serde(default)]
-    pub phase: String,
-    /// What.
-    #[serde(flatten)]
-    pub event: Event,
-}
-
 impl Rollout {
-    /// How many history entries are kept.
-    pub const HISTORY: usize = 200;
-
     /// How many commands are known by their keys.
     pub const KEYS: usize = 64;
 
@@ -407,8 +390,7 @@ impl Rollout {
         if next.phase == Phase::Running && self.phase != Phase::Running {
             next.clock.go_on(now);
         }
-        let surplus = next.history.len().saturating_sub(Self::HISTORY);
-        next.history.drain(..surplus);
+        history::bound(&mut next.history);
         Ok(Some(next))
     }
 

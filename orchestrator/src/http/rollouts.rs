@@ -50,6 +50,16 @@ pub(crate) struct Part {
     limit: Option<u32>,
     /// Only rollouts in this phase.
     phase: Option<String>,
+    /// Only rollouts that have ended, or only those that have not.
+    ended: Option<bool>,
+}
+
+impl Part {
+    fn has(&self, rollout: &Rollout) -> bool {
+        let (phase, ended) = (rollout.phase.as_str(), rollout.phase.is_ended());
+        self.phase.as_deref().is_none_or(|wanted| wanted == phase)
+            && self.ended.is_none_or(|wanted| wanted == ended)
+    }
 }
 
 /// The rollouts, by name.
@@ -70,9 +80,13 @@ pub(crate) async fn list(
     let Query(part) = part?;
     let limit = limit(part.limit)?;
     let store = &shared.api.store;
-    let mut names = store.rollouts().await?.into_iter();
-    let after = part.after.unwrap_or_default();
-    let names = names.by_ref().filter(|name| name.as_str() > after.as_str());
+    let names = match &shared.api.intake.roster {
+        // Few, however many have ended.
+        Some(roster) if part.ended == Some(false) => roster.active().await?,
+        _ => store.rollouts().await?,
+    };
+    let after = part.after.as_deref().unwrap_or_default();
+    let names = names.into_iter().filter(|name| name.as_str() > after);
     let now = shared.api.intake.clock.now();
     let mut rollouts = Vec::new();
     let (mut newer, mut damaged) = (Vec::new(), Vec::new());
@@ -84,8 +98,7 @@ pub(crate) async fn list(
                 .map(|row: &RolloutRow| row.state.name.to_string());
             break;
         }
-        let wanted = part.phase.as_deref();
-        match row(&**store, &name, wanted, now).await {
+        match row(&**store, &name, &part, now).await {
             Ok(row) => rollouts.extend(row),
             Err(StoreError::Newer { .. }) => newer.push(name.to_string()),
             // It must not keep the others from being seen.
@@ -101,16 +114,15 @@ pub(crate) async fn list(
     }))
 }
 
-/// A rollout's row, if it is there and in the phase that is wanted.
+/// A rollout's row, if it is there and in the part that is wanted.
 async fn row(
     store: &dyn Store,
     name: &RolloutName,
-    wanted: Option<&str>,
+    part: &Part,
     now: Timestamp,
 ) -> Result<Option<RolloutRow>, StoreError> {
     let rollout = store.rollout(name).await?;
-    let is_wanted = |it: &Rollout| wanted.is_none_or(|phase| phase == it.phase.as_str());
-    let Some(rollout) = rollout.filter(is_wanted) else {
+    let Some(rollout) = rollout.filter(|it| part.has(it)) else {
         return Ok(None);
     };
     let tallies = store.tallies(name).await?;

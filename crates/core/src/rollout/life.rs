@@ -316,6 +316,35 @@ impl Event {
         }
     }
 
+    /// It comes again by itself, without an end: not what somebody did, nor how something ended.
+    #[must_use]
+    pub fn is_routine(&self) -> bool {
+        matches!(
+            self,
+            Self::Queued { .. }
+                | Self::PlanningStarted
+                | Self::MetricMeasured { .. }
+                | Self::LookStarted
+                | Self::Looked { .. }
+        )
+    }
+
+    /// What a routine event has in common with those that it repeats; `None` for events that are always told apart.
+    #[must_use]
+    pub fn repeats(&self) -> Option<String> {
+        match self {
+            Self::Queued { behind } => Some(format!("queued {behind}")),
+            Self::PlanningStarted => Some("planning".to_owned()),
+            Self::MetricMeasured {
+                stage,
+                metric,
+                result,
+                ..
+            } => Some(format!("{stage}/{metric} {result:?}")),
+            _ => None,
+        }
+    }
+
     /// The event's name as it is written.
     #[must_use]
     pub fn name(&self) -> String {

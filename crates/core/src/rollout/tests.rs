@@ -373,7 +373,8 @@ fn records_keep_a_bounded_history_and_read_back() {
             .unwrap()
             .unwrap();
     }
-    assert_eq!(rollout.history.len(), Rollout::HISTORY);
+    // Two tries at planning, and what people did.
+    assert_eq!(rollout.history.len(), 2 + 2 + 600);
     let text = serde_json::to_string(&rollout).unwrap();
     assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
 }

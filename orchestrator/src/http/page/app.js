@@ -74,12 +74,21 @@ async function ask(path, { body, signal = AbortSignal.timeout(PATIENCE) } = {}) 
 function chosen() {
   const [, name, device] = location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
   if (device) {
-    return deviceView(name, decodeURIComponent(device));
+    return deviceView(name, decoded(device));
   }
   if (name) {
     return rolloutView(name);
   }
   return location.hash === '#/hubs' ? hubsView() : rolloutsView();
+}
+
+/** A part of the address as text. What somebody has typed need not be encoded. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function open() {

@@ -51,26 +51,42 @@ export function standstill({ reason, waits_for }) {
 
 // --- rollouts
 
-/** A choice that begins so goes on after a name. */
-const AFTER = 'after:';
+/** A choice that begins so goes on after a name: among those that have not ended, have ended, or are in a phase. */
+const AFTER = /^after-(active|ended|phase):(.*)$/;
 
 export function rolloutsView() {
   let wanted = '';
+  let part = 'active';
   let after = '';
   return {
     of: 'rollouts',
     title: 'Rollouts',
     async load(ask) {
-      const query = new URLSearchParams({ limit: '100', ...(wanted && { phase: wanted }), ...(after && { after }) });
-      return ask(`/rollouts?${query}`);
+      const page = async (of, filter) => {
+        const query = new URLSearchParams({ limit: '100', ...filter, ...(part === of && after && { after }) });
+        const found = await ask(`/rollouts?${query}`);
+        return { ...found, next: found.next && `after-${of}:${found.next}` };
+      };
+      if (wanted) {
+        return page('phase', { phase: wanted });
+      }
+      const active = part === 'ended' ? null : await page('active', { ended: false });
+      if (active?.next) {
+        return active;
+      }
+      // All of those that have not ended stand before the first that has.
+      const ended = await page('ended', { ended: true });
+      const both = (of) => [...active?.[of] ?? [], ...ended[of] ?? []];
+      return { ...ended, rollouts: both('rollouts'), newer: both('newer'), damaged: both('damaged') };
     },
     news: (before, now) => changes(before.rollouts, now.rollouts),
     isOver: () => false,
     choose(choice, value) {
-      after = choice.startsWith(AFTER) ? choice.slice(AFTER.length) : '';
       if (choice === 'phase') {
         wanted = value;
       }
+      const [, of, name] = choice.match(AFTER) ?? [choice, wanted ? 'phase' : 'active', ''];
+      [part, after] = [of, name];
     },
     show: (data, who) => showRollouts(data, who, wanted, after),
   };
@@ -123,7 +139,7 @@ function showRollouts({ rollouts, next, newer = [], damaged = [] }, who, wanted,
     damaged.length > 0 && el('p', { 'data-key': 'damaged' }, `Damaged, and not shown: ${damaged.join(', ')}.`),
     el('div', { class: 'buttons' },
       after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'From the first'),
-      next && el('button', { type: 'button', class: 'quiet', 'data-choice': AFTER + next }, 'More')),
+      next && el('button', { type: 'button', class: 'quiet', 'data-choice': next }, 'More')),
   ];
 }
 

@@ -288,14 +288,15 @@ function historyTable(caption, entries) {
     key: `v${entry.version}-${entry.event}`,
     cells: [
       when(entry.at),
-      [event(entry.event), entry.stage && ` (${entry.stage})`],
+      [event(entry.event), entry.stage && ` (${entry.stage})`, entry.times && `, ${entry.times} times since ${when(entry.since)}`],
       whoAndWhy(entry),
     ],
   }));
   return table(caption, columns, rows);
 }
 
-function whoAndWhy({ by, reason, plan, behind }) {
-  const why = onTheClock(reason ?? behind ?? (plan ? several(plan.devices, 'device') : ''));
+function whoAndWhy({ by, reason, plan, behind, metric, found }) {
+  const measured = metric && `${metric}: ${found}`;
+  const why = onTheClock(reason ?? behind ?? measured ?? (plan ? several(plan.devices, 'device') : ''));
   return by && why ? `${by}: ${why}` : by ?? why;
 }

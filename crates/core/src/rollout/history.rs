@@ -1,0 +1,197 @@
+//! The history of a rollout.
+//!
+//! What people did and how gates were judged is kept for good. Events that come again by themselves (tries at planning,
+//! measurements, looks) would push that out, so only the newest of these are kept, and readers see repeats as one entry.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Event;
+use crate::ids::Version;
+use crate::time::Timestamp;
+
+/// How many entries that come again by themselves are kept: the newest.
+pub const ROUTINE: usize = 200;
+
+/// How many other entries are kept. Of more, those in the middle are left out.
+pub const KEPT: usize = 1_000;
+
+/// One thing that happened to a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// The record's version that it led to.
+    #[serde(default)]
+    pub version: Version,
+    /// When.
+    pub at: Timestamp,
+    /// The phase that it led to, by its name.
+    #[serde(default)]
+    pub phase: String,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Entries that repeat each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Repeated<'a> {
+    /// The newest.
+    #[serde(flatten)]
+    pub entry: &'a HistoryEntry,
+    /// How many there are, if there are several.
+    #[serde(skip_serializing_if = "is_one")]
+    pub times: usize,
+    /// The time of the oldest, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_one(times: &usize) -> bool {
+    *times == 1
+}
+
+/// Leaves out entries beyond [`ROUTINE`] and [`KEPT`]. The order stays.
+pub fn bound(history: &mut Vec<HistoryEntry>) {
+    let routine = history.iter().filter(|it| it.event.is_routine()).count();
+    let mut surplus = routine.saturating_sub(ROUTINE);
+    let others = history.len() - routine;
+    let left_out = KEPT / 2..KEPT / 2 + others.saturating_sub(KEPT);
+    let mut other = 0;
+    history.retain(|entry| {
+        if entry.event.is_routine() {
+            let is_kept = surplus == 0;
+            surplus = surplus.saturating_sub(1);
+            return is_kept;
+        }
+        let is_kept = !left_out.contains(&other);
+        other += 1;
+        is_kept
+    });
+}
+
+/// The history with repeats as one entry, in the place of the newest. Entries repeat each other when they say the same
+/// ([`Event::repeats`]) and nothing but routine lies between them.
+#[must_use]
+pub fn folded(history: &[HistoryEntry]) -> Vec<Repeated<'_>> {
+    let mut folded = Vec::new();
+    // From the newest to the oldest, the places of entries that may still be repeated.
+    let mut open = HashMap::new();
+    for entry in history.iter().rev() {
+        let repeats = entry.event.repeats();
+        if !entry.event.is_routine() {
+            open.clear();
+        }
+        if let Some(place) = repeats.as_ref().and_then(|repeats| open.get(repeats)) {
+            let newer: &mut Repeated<'_> = &mut folded[*place];
+            newer.times += 1;
+            newer.since = Some(entry.at);
+            continue;
+        }
+        if let Some(repeats) = repeats {
+            open.insert(repeats, folded.len());
+        }
+        folded.push(Repeated {
+            entry,
+            times: 1,
+            since: None,
+        });
+    }
+    folded.reverse();
+    folded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::metric::MetricResult;
+    use crate::ids::{MetricName, StageName};
+    use crate::rollout::Word;
+
+    fn entry(at: u64, event: Event) -> HistoryEntry {
+        HistoryEntry {
+            version: Version(at),
+            at: Timestamp(at),
+            phase: "running".into(),
+            event,
+        }
+    }
+
+    fn resumed() -> Event {
+        Event::ResumeRequested {
+            word: Word::default(),
+        }
+    }
+
+    fn measured(metric: &str, found: &str) -> Event {
+        Event::MetricMeasured {
+            stage: StageName::new("first").unwrap(),
+            metric: MetricName::new(metric).unwrap(),
+            result: MetricResult::Succeeded,
+            found: found.into(),
+        }
+    }
+
+    fn bounded(events: impl IntoIterator<Item = Event>) -> Vec<u64> {
+        let entries = (0..).zip(events).map(|(at, event)| entry(at, event));
+        let mut history = entries.collect();
+        bound(&mut history);
+        history.iter().map(|entry| entry.at.0).collect()
+    }
+
+    #[test]
+    fn routine_does_not_push_out_what_people_did() {
+        let routine = (0..5_000).map(|_| measured("errors", "0.1"));
+        let events = [resumed()].into_iter().chain(routine).chain([resumed()]);
+        let left: Vec<_> = [0].into_iter().chain(4_801..=5_001).collect();
+        assert_eq!(bounded(events), left);
+    }
+
+    #[test]
+    fn the_first_and_the_last_of_very_many_are_kept() {
+        let few: Vec<u64> = (0..1_000).collect();
+        assert_eq!(bounded((0..1_000).map(|_| resumed())), few);
+        let left: Vec<u64> = (0..500).chain(1_500..2_000).collect();
+        assert_eq!(bounded((0..2_000).map(|_| resumed())), left);
+    }
+
+    #[test]
+    fn repeats_are_one_entry_until_something_else_happens() {
+        let events = [
+            Event::PlanningStarted,
+            Event::PlanningStarted,
+            resumed(),
+            measured("errors", "0.1"),
+            measured("latency", "20"),
+            measured("errors", "0.2"),
+            measured("latency", "21"),
+            resumed(),
+            resumed(),
+            measured("errors", "0.3"),
+        ];
+        let history: Vec<_> = (0..).zip(events).map(|(at, it)| entry(at, it)).collect();
+        let folded = folded(&history);
+        let seen: Vec<_> = folded
+            .iter()
+            .map(|it| (it.entry.at.0, it.times, it.since.map(|at| at.0)))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (1, 2, Some(0)),
+                (2, 1, None),
+                (5, 2, Some(3)),
+                (6, 2, Some(4)),
+                (7, 1, None),
+                (8, 1, None),
+                (9, 1, None),
+            ]
+        );
+        let text = serde_json::to_value(&folded[0]).unwrap();
+        assert_eq!(text["times"], 2);
+        assert_eq!(text["event"], "planning_started");
+        let once = serde_json::to_value(&folded[1]).unwrap();
+        assert!(once.get("times").is_none() && once.get("since").is_none());
+    }
+}
