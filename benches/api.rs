@@ -16,7 +16,7 @@ mod common;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -24,13 +24,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use common::engine::{EVERYBODY, Engine, Services};
-use common::{Counter, Hub, Machine, Rounds};
+use common::turns::{self, pause};
+use common::{Hub, Machine, Rounds};
 
 /// How often a page that is open asks; so many are open.
 const PAGE_ASKS_EVERY: Duration = Duration::from_secs(1);
 const PAGES: usize = 5;
-/// How long the first send of the planned rollout may take.
-const SENDS_WITHIN: Duration = Duration::from_secs(60);
 /// Ended rollouts in the list.
 const OTHERS: usize = 100;
 
@@ -150,7 +149,7 @@ fn measure(args: &Args) -> Result<Figures> {
                 scope.spawn(move || visit(n == PAGES, api, asking, over, asked))
             })
             .collect();
-        let measured = take_turns(args.pairs, turn, &mut counter, &asking);
+        let measured = turns::take(args.pairs, turn, &mut counter, &asking);
         over.store(true, Ordering::Relaxed);
         for visitor in visitors {
             visitor.join().expect("a visitor")?;
@@ -169,42 +168,6 @@ fn measure(args: &Args) -> Result<Figures> {
             exported_devices: per_second(&asked.exported),
         })
     })
-}
-
-/// Sends a second of each pair of turns: alone, and asked.
-fn take_turns(
-    pairs: usize,
-    turn: Duration,
-    counter: &mut Counter,
-    asking: &AtomicBool,
-) -> Result<Vec<(f64, f64)>> {
-    let (before, begun) = (counter.read()?.accepted, Instant::now());
-    while counter.read()?.accepted == before {
-        ensure!(begun.elapsed() < SENDS_WITHIN, "nothing is sent");
-        pause(Duration::from_millis(10));
-    }
-    pause(Duration::from_secs(3));
-    let mut one = |is_asked: bool| {
-        asking.store(is_asked, Ordering::Relaxed);
-        // What the other turn has begun comes to its end.
-        pause(Duration::from_secs(1));
-        let (from, begun) = (counter.read()?.accepted, Instant::now());
-        pause(turn);
-        let sent = counter.read()?.accepted - from;
-        ensure!(sent > 0, "the rollout is over: give it more devices");
-        Ok(sent as f64 / begun.elapsed().as_secs_f64())
-    };
-    (0..pairs)
-        .map(|pair| {
-            if pair % 2 == 0 {
-                let alone = one(false)?;
-                Ok((alone, one(true)?))
-            } else {
-                let asked = one(true)?;
-                Ok((one(false)?, asked))
-            }
-        })
-        .collect()
 }
 
 /// Asks while it is to, over and over; an export at once when the one before is over, what a page shows once a second.
@@ -251,12 +214,4 @@ fn get(api: &str, path: &str, goes_on: impl Fn() -> bool) -> Result<u64> {
         lines += piece[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
     }
     Ok(lines)
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the beat of a measurement, not a wait for luck"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

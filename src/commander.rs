@@ -11,7 +11,7 @@ use twincast_core::ids::RolloutName;
 use twincast_core::ports::Store as _;
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
-use twincast_core::trace::{TraceContext, Tracer};
+use twincast_core::trace::TraceContext;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Kind, Refusal, State};
 use twincast_orchestrator::intake::{Intake, NotDone};
@@ -75,14 +75,7 @@ impl Commander {
                 });
             }
         };
-        let intake = Intake {
-            store: Arc::clone(&store) as _,
-            roster: None,
-            hubs: settings.hubs.keys().cloned().collect(),
-            measures: settings.prometheus.url.is_some(),
-            clock: engine::clock(),
-            tracer: Tracer::default(),
-        };
+        let intake = engine::intake_of(&store, settings);
         Ok(Self {
             to: Doer::Folder { store, intake },
             by: name(who),

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
 use twincast_core::ids::HubName;
 use twincast_core::spec::Span;
+use twincast_orchestrator::retention::Retention;
 
 use crate::exit::{ExitCode, Failure};
 use crate::oidc::OidcSettings;
@@ -28,6 +29,9 @@ const FEEDBACK_TIMES: std::ops::RangeInclusive<Duration> =
 /// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+
+/// A device may answer for an hour after its rollout, and people look at what has just ended.
+const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
 
 /// A question that takes longer would hold up the next one of its gate.
 const METRIC_TIMEOUTS: RangeInclusive<Duration> =
@@ -62,6 +66,7 @@ pub(crate) struct Settings {
     pub(crate) log: LogSettings,
     pub(crate) worker: WorkerSettings,
     pub(crate) run: RunSettings,
+    pub(crate) retention: RetentionSettings,
     pub(crate) amqp: AmqpSettings,
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
@@ -109,6 +114,24 @@ pub(crate) struct WorkerSettings {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunSettings {
     pub(crate) give_up_after: Span,
+}
+
+/// Which rollouts are deleted after their end. Without `keep`, none.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RetentionSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<Span>,
+    keep_at_least: u32,
+}
+
+impl RetentionSettings {
+    pub(crate) fn rule(&self) -> Option<Retention> {
+        Some(Retention {
+            keep: self.keep?.0,
+            keep_at_least: self.keep_at_least as usize,
+        })
+    }
 }
 
 /// RabbitMQ. Needed by the processes of the distributed engine only.
@@ -374,6 +397,7 @@ impl Settings {
         let log = sections.take("log");
         let worker: Option<WorkerSettings> = sections.take("worker");
         let run = sections.take("run");
+        let retention: Option<RetentionSettings> = sections.take("retention");
         let amqp = sections.take("amqp");
         let redis = sections.take("redis");
         let http = sections.take("http");
@@ -392,6 +416,13 @@ impl Settings {
                 (1..=10_000).contains(&worker.window),
                 "worker.window",
                 "must be 1 to 10000",
+            );
+        }
+        if let Some(keep) = retention.as_ref().and_then(|it| it.keep) {
+            sections.check(
+                keep.0 >= SHORTEST_KEEP,
+                "retention.keep",
+                "must be 1h or more",
             );
         }
         if let Some(prometheus) = &prometheus {
@@ -439,7 +470,7 @@ impl Settings {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, amqp, redis, http, api, server, prometheus, otlp and hubs",
+                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp and hubs",
             );
         }
         let services = (amqp, redis, http, api, server, prometheus, otlp);
@@ -448,6 +479,7 @@ impl Settings {
             Some(log),
             Some(worker),
             Some(run),
+            Some(retention),
             (
                 Some(amqp),
                 Some(redis),
@@ -463,6 +495,7 @@ impl Settings {
             log,
             worker,
             run,
+            retention,
             services,
             sections.problems.as_slice(),
         )
@@ -481,6 +514,7 @@ impl Settings {
             log,
             worker,
             run,
+            retention,
             amqp,
             redis,
             http,

@@ -13,6 +13,7 @@ use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, ConnectionString, Roots};
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
+use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
@@ -81,6 +82,27 @@ impl Engine {
             driver,
             worker,
         }
+    }
+
+    /// What does commands on the rollouts of its store.
+    pub(crate) fn intake(&self, settings: &Settings) -> Intake {
+        Intake {
+            clock: Arc::clone(&self.driver.clock),
+            tracer: self.driver.tracer.clone(),
+            ..intake_of(&self.store, settings)
+        }
+    }
+}
+
+/// What does commands on the rollouts of a state folder.
+pub(crate) fn intake_of(store: &Arc<EmbeddedStore>, settings: &Settings) -> Intake {
+    Intake {
+        store: Arc::clone(store) as Arc<dyn Store>,
+        roster: None,
+        hubs: settings.hubs.keys().cloned().collect(),
+        measures: settings.prometheus.url.is_some(),
+        clock: clock(),
+        tracer: Tracer::default(),
     }
 }
 

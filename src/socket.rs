@@ -27,7 +27,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use twincast_orchestrator::http::auth::{Caller, Door, Role};
 use twincast_orchestrator::http::{Api, DeadLetters};
-use twincast_orchestrator::intake::Intake;
 
 use crate::config::Settings;
 use crate::engine::Engine;
@@ -58,19 +57,11 @@ impl Desk {
             .with_context(|| format!("cannot make the socket {}", dir.join(SOCKET).display()))
             .map_err(|error| Failure::new(ExitCode::State, error))?;
         let driver = &engine.driver;
-        let intake = Intake {
-            store: Arc::clone(&engine.store) as _,
-            roster: None,
-            hubs: settings.hubs.keys().cloned().collect(),
-            measures: settings.prometheus.url.is_some(),
-            clock: Arc::clone(&driver.clock),
-            tracer: driver.tracer.clone(),
-        };
         let api = Api {
             store: Arc::clone(&engine.store) as _,
             queue: Arc::clone(&driver.queue),
             hubs: driver.hubs.clone(),
-            intake: Arc::new(intake),
+            intake: Arc::new(engine.intake(settings)),
             letters: Arc::new(NoLetters),
             door: Arc::new(Door::Known),
         };

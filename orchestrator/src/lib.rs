@@ -7,7 +7,7 @@
 //! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
 //!   nothing. It keeps no state that it could not read again;
 //! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
-//!   world what happened, [`metrics`] tells Prometheus;
+//!   world what happened, [`metrics`] tells Prometheus, [`retention`] deletes what ended long ago;
 //! * [`view`]: what there is to be seen of it all;
 //! * [`http`]: the same over HTTP, for people and programs.
 
@@ -28,6 +28,7 @@ mod metric;
 pub mod metrics;
 pub mod planner;
 mod release;
+pub mod retention;
 mod retry;
 mod ringing;
 mod seen;

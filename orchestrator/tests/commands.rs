@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use twincast_core::ids::CommandKey;
@@ -12,6 +13,7 @@ use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
 use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::retention::Retention;
 use twincast_testkit::{ManualClock, MemoryStore, build};
 
 fn intake() -> (Intake, MemoryStore) {
@@ -462,4 +464,46 @@ async fn a_rollout_that_has_ended_is_deleted() {
     other["message"]["body"]["text"] = "ho".into();
     let answer = done(&intake, json!({"command": "start", "spec": other})).await;
     assert!(answer.changed);
+}
+
+/// What runs, what has ended just now, and what is still being told of are left.
+#[tokio::test]
+async fn rollouts_that_ended_long_ago_are_deleted() {
+    let (intake, store) = intake();
+    let now = intake.clock.now();
+    let hours_ago = |hours: u64| now.minus(Duration::from_secs(hours * 3_600));
+    for (name, phase, hours, is_told) in [
+        ("older", Phase::Succeeded, 60, true),
+        ("old", Phase::FinishedWithFailures, 49, true),
+        ("recent", Phase::Succeeded, 47, true),
+        ("runs", Phase::Running, 90, false),
+        ("untold", Phase::Succeeded, 90, false),
+    ] {
+        let mut rollout = in_phase(name, phase);
+        rollout.changed_at = hours_ago(hours);
+        store.create(&rollout).await.unwrap();
+        if is_told {
+            let name = &rollout.spec.name;
+            store.retire(name, rollout.version).await.unwrap();
+        }
+    }
+    let rule = |keep_at_least| Retention {
+        keep: Duration::from_secs(48 * 3_600),
+        keep_at_least,
+    };
+    let left = async || -> Vec<String> {
+        let names = store.rollouts().await.unwrap();
+        names.iter().map(ToString::to_string).collect()
+    };
+    let pass = async |keep_at_least| {
+        rule(keep_at_least)
+            .pass(&intake, Duration::ZERO)
+            .await
+            .unwrap()
+    };
+    assert_eq!(pass(2).await, 1);
+    assert_eq!(left().await, ["old", "recent", "runs", "untold"]);
+    assert_eq!(pass(0).await, 1);
+    assert_eq!(left().await, ["recent", "runs", "untold"]);
+    assert_eq!(pass(0).await, 0);
 }

@@ -15,6 +15,7 @@ use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
 use twincast_orchestrator::http::Api;
 use twincast_orchestrator::intake::{Attempted, Intake, NotDone};
 use twincast_orchestrator::metrics::Metrics;
+use twincast_orchestrator::retention::Retention;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_retry::Policy;
 
@@ -106,12 +107,21 @@ pub(crate) async fn orchestrator(
     let ((), taken, answered) = tokio::select! {
         worked = process.until_stopped(work) => worked,
         () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
+        () = keep_to(settings.retention.rule(), &intake) => unreachable!("it deletes for ever"),
     };
     process.end().await;
     traces.close().await;
     taken.map_err(crate::services::broker_failure)?;
     answered?;
     Ok(ExitCode::Success)
+}
+
+/// Deletes rollouts that ended long ago, until dropped. Without a rule it deletes nothing.
+async fn keep_to(rule: Option<Retention>, intake: &Intake) {
+    match rule {
+        Some(rule) => rule.keep_to(intake).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Keeps count of the dead letters, until dropped.

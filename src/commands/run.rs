@@ -20,6 +20,7 @@ use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::driver::{DriveError, Driver};
+use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::planner::{self, PlanError};
 use twincast_orchestrator::traces;
 use twincast_retry::Policy;
@@ -109,9 +110,13 @@ pub(crate) async fn roll_out(
     engine.driver.metric_source = prometheus::server(settings)?;
     engine.driver.config.leave_when_sent = !how.waits;
     let store = Arc::clone(&engine.store);
+    let intake = engine.intake(settings);
     let ended = match how.desk(&engine, settings) {
         Ok(desk) => {
             let ended = roll_out_with(engine, file.spec, file.files, settings, how, output).await;
+            if let Ok(ExitCode::Success | ExitCode::FinishedWithFailures) = ended {
+                tidy_up(&intake, settings, output).await;
+            }
             if let Some(desk) = desk {
                 desk.close().await;
             }
@@ -122,6 +127,26 @@ pub(crate) async fn roll_out(
     store.close().await;
     told.close().await;
     ended
+}
+
+/// Deletes rollouts that ended long ago. One that cannot be deleted now is left to the next `run`.
+async fn tidy_up(intake: &Intake, settings: &Settings, output: &Output) {
+    let Some(rule) = settings.retention.rule() else {
+        return;
+    };
+    match rule.pass(intake, Duration::ZERO).await {
+        Ok(0) => {}
+        Ok(deleted) => {
+            let rollouts = counted(deleted as u64, "rollout", "rollouts");
+            output.note(&format!("Deleted {rollouts} by retention.keep."));
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = in_words(&error),
+                "rollouts that ended long ago are not deleted"
+            );
+        }
+    }
 }
 
 async fn roll_out_with(

@@ -1,0 +1,246 @@
+//! What deleting rollouts gives back, and whether it slows sending: a large rollout is sent while others are deleted and
+//! while none is, by turns.
+//!
+//! ```text
+//! cargo bench --bench retention -- [--old 200] [--old-devices 10000] [--devices 1000000] [--rate 100000/min] [--pairs 9]
+//! ```
+//!
+//! The old rollouts are sent, and end. A tenth of them is deleted while nothing else happens, for the memory of Redis that
+//! it gives back; the others during the turns, evenly. A ratio of 1 means that nothing is lost.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is what it is for"
+)]
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use serde::Serialize;
+use serde_json::json;
+
+use common::engine::{EVERYBODY, Engine, Services};
+use common::turns::{self, pause};
+use common::{Hub, Machine, Rounds};
+
+/// Submissions at a time: each of them waits until it is durable.
+const AT_ONCE: usize = 8;
+/// In which Redis gives back in the background what was removed.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(long, default_value_t = 200)]
+    old: usize,
+    #[arg(long, default_value_t = 10_000)]
+    old_devices: usize,
+    #[arg(long, default_value_t = 1_000_000)]
+    devices: usize,
+    /// The large rollout's rate.
+    #[arg(long, default_value = "100000/min")]
+    rate: String,
+    #[arg(long, default_value_t = 9)]
+    pairs: usize,
+    /// Seconds of each turn.
+    #[arg(long, default_value_t = 10)]
+    turn_s: u64,
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[arg(long, hide = true)]
+    test: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    /// Bytes of Redis that a rollout took, and that its deletion gave back.
+    taken: i64,
+    given_back: i64,
+    deleted_in_turns: usize,
+    /// Sends a second, alone and while rollouts are deleted.
+    alone: Rounds,
+    deleting: Rounds,
+    /// Of each pair, deleting by alone.
+    ratio: Rounds,
+    mean_ratio: f64,
+}
+
+fn main() -> Result<()> {
+    let mut args = Args::parse();
+    if common::is_smoke_test() {
+        (args.old, args.old_devices, args.devices) = (10, 100, 20_000);
+        (args.pairs, args.turn_s) = (1, 1);
+    }
+    let machine = Machine::look(common::folder()?.path())?;
+    let figures = measure(&args)?;
+    if args.json {
+        println!("{}", json!({ "machine": machine, "figures": figures }));
+        return Ok(());
+    }
+    println!(
+        "{} cores ({}), {} workers, {} rollouts of {} devices, {} pairs of {} s\n",
+        machine.cores,
+        machine.cpu,
+        args.workers,
+        args.old,
+        args.old_devices,
+        args.pairs,
+        args.turn_s
+    );
+    let bytes = |name: &str, bytes: i64| println!("{name:<32} {bytes:>12}");
+    bytes("bytes of Redis a rollout", figures.taken);
+    bytes("given back by its deletion", figures.given_back);
+    println!(
+        "{:<32} {:>12}",
+        "deleted in the turns", figures.deleted_in_turns
+    );
+    let line = |name: &str, of: Rounds, digits: usize| {
+        println!(
+            "{name:<32} {:>12.digits$}  ({:.digits$} to {:.digits$})",
+            of.median, of.least, of.most
+        );
+    };
+    line("sends a second, alone", figures.alone, 0);
+    line("sends a second, deleting", figures.deleting, 0);
+    line("ratio (goal 0.98)", figures.ratio, 4);
+    println!("{:<32} {:>12.4}", "mean ratio", figures.mean_ratio);
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<Figures> {
+    let folder = common::folder()?;
+    let services = Services::start(folder.path())?;
+    let hub = Hub::start(folder.path(), args.devices)?;
+    let engine = Engine {
+        hub: &hub,
+        services: &services,
+        folder: folder.path(),
+    };
+    let (_orchestrator, api) = engine.start_with_api()?;
+    let _workers: Vec<_> = (0..args.workers)
+        .map(|n| engine.start("worker", n))
+        .collect::<Result<_>>()?;
+    let list = folder.path().join("old.txt");
+    let ids: Vec<_> = (0..args.old_devices).map(common::device_id).collect();
+    std::fs::write(&list, ids.join("\n"))?;
+    let mut redis = services.redis()?;
+    let empty = redis.memory()?;
+    make_old(&engine, args.old)?;
+    pause(SETTLED_AFTER);
+    let full = redis.memory()?;
+    let next = AtomicUsize::new(0);
+    let at_rest = (args.old / 10).max(1);
+    while next.load(Ordering::Relaxed) < at_rest {
+        delete(&api, next.fetch_add(1, Ordering::Relaxed))?;
+    }
+    pause(SETTLED_AFTER);
+    let given_back = (full - redis.memory()?) / at_rest as i64;
+
+    engine.submit("bench", EVERYBODY, &format!("rate: {}", args.rate))?;
+    engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
+    let mut counter = hub.counter()?;
+    let (deleting, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let turn = Duration::from_secs(args.turn_s);
+    let a_turn = ((args.old - at_rest) / args.pairs).max(1);
+    let beat = turn / a_turn as u32;
+    let measured = std::thread::scope(|scope| {
+        let deleter = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                let left = next.load(Ordering::Relaxed) < args.old;
+                if left && deleting.load(Ordering::Relaxed) {
+                    let (api, number) = (&api, next.fetch_add(1, Ordering::Relaxed));
+                    // The answer comes when the deletion is durable.
+                    scope.spawn(move || {
+                        if let Err(error) = delete(api, number) {
+                            eprintln!("{error:#}");
+                        }
+                    });
+                    pause(beat);
+                } else {
+                    pause(Duration::from_millis(10));
+                }
+            }
+            Ok(())
+        });
+        let measured = turns::take(args.pairs, turn, &mut counter, &deleting);
+        over.store(true, Ordering::Relaxed);
+        deleter.join().expect("the deleter")?;
+        measured
+    })?;
+    let (alone, with): (Vec<_>, Vec<_>) = measured.into_iter().unzip();
+    let ratios: Vec<_> = alone.iter().zip(&with).map(|(a, w)| w / a).collect();
+    Ok(Figures {
+        taken: (full - empty) / args.old as i64,
+        given_back,
+        deleted_in_turns: next.load(Ordering::Relaxed) - at_rest,
+        alone: Rounds::of(alone),
+        deleting: Rounds::of(with),
+        mean_ratio: ratios.iter().sum::<f64>() / ratios.len() as f64,
+        ratio: Rounds::of(ratios),
+    })
+}
+
+fn old(number: usize) -> String {
+    format!("old-{number}")
+}
+
+/// Rolls out to the devices of the list, `many` times, and waits until all of that has ended.
+fn make_old(engine: &Engine<'_>, many: usize) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let submitting: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= many {
+                            return Ok(());
+                        }
+                        let name = old(number);
+                        engine.submit(&name, "devices_file: old.txt", "")?;
+                        engine.until(&name, |phase| phase == "succeeded")?;
+                    }
+                })
+            })
+            .collect();
+        for thread in submitting {
+            thread.join().expect("a thread that submits")?;
+        }
+        Ok(())
+    })
+}
+
+/// Deletes an old rollout, once its end is published.
+fn delete(api: &str, number: usize) -> Result<()> {
+    let body = r#"{"reason":"a benchmark"}"#;
+    let path = format!("/api/v1/rollouts/{}/delete", old(number));
+    let mut answer = String::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(api)?;
+        // Without tokens, an API answers this machine only, by its name.
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        answer.clear();
+        stream.read_to_string(&mut answer)?;
+        if answer.contains(" 200 ") {
+            return Ok(());
+        }
+        pause(Duration::from_millis(500));
+    }
+    ensure!(false, "{path}: {answer}");
+    Ok(())
+}

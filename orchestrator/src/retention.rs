@@ -1,0 +1,126 @@
+//! Deletes rollouts that ended long ago.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use twincast_core::error::in_words;
+use twincast_core::ids::RolloutName;
+use twincast_core::ports::StoreError;
+use twincast_core::time::{Timestamp, friendly};
+
+use crate::command::{Command, Kind};
+use crate::intake::{Intake, NotDone};
+
+/// The wait before the first pass, so that a restart is no load.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
+/// The wait between two passes.
+const EVERY: Duration = Duration::from_secs(3600);
+/// The wait between two deletions.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Which rollouts are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// How long a rollout is kept after its end.
+    pub keep: Duration,
+    /// How many of those that have ended are kept in any case: the newest.
+    pub keep_at_least: usize,
+}
+
+impl Retention {
+    /// Those of the ended rollouts that are to be deleted, the oldest first. Each comes with the time of its end.
+    fn surplus(
+        &self,
+        mut ended: Vec<(Timestamp, RolloutName)>,
+        now: Timestamp,
+    ) -> Vec<RolloutName> {
+        ended.sort_by_key(|(at, _)| Reverse(*at));
+        let beyond = ended.into_iter().skip(self.keep_at_least);
+        let old = beyond.filter(|(at, _)| now.since(*at) > self.keep);
+        let mut surplus: Vec<_> = old.map(|(_, name)| name).collect();
+        surplus.reverse();
+        surplus
+    }
+
+    /// Makes a pass about once an hour, until dropped. What fails is tried again by the next one.
+    pub async fn keep_to(&self, intake: &Intake) {
+        let mut wait = FIRST_AFTER;
+        loop {
+            tokio::time::sleep(wait).await;
+            wait = EVERY;
+            if let Err(error) = self.pass(intake, PAUSE).await {
+                tracing::warn!(
+                    error = in_words(&error),
+                    "rollouts that ended long ago are not deleted now"
+                );
+            }
+        }
+    }
+
+    /// Deletes what is to be deleted now, one rollout after the other with a `pause` after each. Gives how many were
+    /// deleted. A rollout that cannot be read or deleted is left.
+    ///
+    /// Several processes may do this at once. Cancel safety: may be dropped at any time.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn pass(&self, intake: &Intake, pause: Duration) -> Result<usize, StoreError> {
+        let mut ended = Vec::new();
+        for name in intake.store.rollouts().await? {
+            match intake.store.rollout(&name).await {
+                Ok(Some(rollout)) if rollout.phase.is_ended() => {
+                    ended.push((rollout.changed_at, name));
+                }
+                Ok(_) | Err(StoreError::Newer { .. } | StoreError::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut deleted = 0;
+        for name in self.surplus(ended, intake.clock.now()) {
+            let command = Command {
+                by: Some("retention".to_owned()),
+                reason: Some(format!("it ended more than {} ago", friendly(self.keep))),
+                ..Command::about(Kind::Delete, Some(name.clone()))
+            };
+            match intake.attempt(&command).await {
+                Ok(_) => deleted += 1,
+                Err(NotDone::Refused(refusal)) => {
+                    tracing::info!(rollout = %name, why = refusal.error, "rollout not deleted now");
+                }
+                Err(NotDone::Store(error)) => return Err(error),
+            }
+            tokio::time::sleep(pause).await;
+        }
+        Ok(deleted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_rollouts_are_deleted_but_for_the_newest() {
+        const DAY: u64 = 86_400_000;
+        let ended = |days: &[u64]| -> Vec<_> {
+            let name = |day: &u64| RolloutName::new(format!("d{day}")).unwrap();
+            days.iter()
+                .map(|day| (Timestamp(day * DAY), name(day)))
+                .collect()
+        };
+        let surplus = |keep: u64, keep_at_least, days: &[u64]| -> Vec<String> {
+            let keep = Duration::from_millis(keep * DAY);
+            let retention = Retention {
+                keep,
+                keep_at_least,
+            };
+            let names = retention.surplus(ended(days), Timestamp(100 * DAY));
+            names.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(surplus(10, 0, &[]), [""; 0]);
+        assert_eq!(surplus(10, 0, &[50, 95, 20, 90, 89]), ["d20", "d50", "d89"]);
+        assert_eq!(surplus(10, 1, &[50, 95, 20, 90, 89]), ["d20", "d50", "d89"]);
+        assert_eq!(surplus(10, 3, &[50, 95, 20, 90, 89]), ["d20", "d50"]);
+        assert_eq!(surplus(10, 9, &[50, 95, 20, 90, 89]), [""; 0]);
+    }
+}
