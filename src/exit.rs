@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use twincast_core::error::without_codes;
 use twincast_core::ports::StoreError;
 
 /// The exit codes. They are documented in the README and in `--help`, and do not change.
@@ -98,7 +99,7 @@ impl Failure {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for cause in self.error.chain() {
-            let text = scrub(&cause.to_string());
+            let text = scrub(&without_codes(&cause.to_string()));
             if !lines.iter().any(|line| line.contains(&text)) {
                 lines.push(text);
             }

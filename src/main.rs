@@ -29,6 +29,7 @@ mod specfile;
 mod stages;
 mod stores;
 mod summary;
+mod textfile;
 mod times;
 
 use std::io::Write as _;

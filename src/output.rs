@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use serde::Serialize;
 use serde_json::json;
 pub(crate) use twincast_core::outcome::thousands;
+use twincast_orchestrator::view::plan::MessageView;
 
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
@@ -189,6 +190,24 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> String {
 /// a line that looks like one of ours.
 pub(crate) fn one_line(words: &str) -> String {
     escaped(words, |_| false)
+}
+
+/// What each device is sent, in one line with its size; the first thousand characters of it.
+pub(crate) fn message(message: &MessageView) -> String {
+    const SHOWN: usize = 1_000;
+    let size = counted(message.body_bytes, "byte", "bytes");
+    let of_type = match &message.content_type {
+        Some(content_type) => format!("{size} of {}", one_line(content_type)),
+        None => size,
+    };
+    let Some(body) = &message.body else {
+        return format!("{of_type}, which are no text");
+    };
+    let shown: String = body.chars().take(SHOWN).collect();
+    match body.len() - shown.len() {
+        0 => format!("{of_type}: {}", one_line(&shown)),
+        rest => format!("{of_type}: {} and {rest} bytes more", one_line(&shown)),
+    }
 }
 
 /// The same of somebody's text that has lines, such as the body of a message: each is set in from the margin.

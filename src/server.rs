@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 use twincast_core::ids::{CommandKey, DeviceId, RolloutName};
+use twincast_core::json::Json;
 use twincast_core::outcome::{Class, Outcome};
 use twincast_core::spec::Span;
 use twincast_core::trace::TRACEPARENT;
@@ -35,6 +36,7 @@ use crate::config::{SecretText, Settings};
 use crate::exit::{ExitCode, Failure};
 use crate::place::Listing;
 use crate::socket;
+use crate::textfile;
 
 use answer::Trouble;
 
@@ -120,8 +122,9 @@ impl Server {
         if let Some(file) = &from.ca_file {
             let path = settings.base.join(file);
             let doing = || format!("cannot use server.ca_file {}", path.display());
-            let pem = std::fs::read(&path).with_context(doing);
-            let read = pem.and_then(|pem| Certificate::from_pem_bundle(&pem).with_context(doing));
+            let pem = textfile::read("server.ca_file", &path);
+            let bundle = |pem: String| Certificate::from_pem_bundle(pem.as_bytes());
+            let read = pem.and_then(|pem| bundle(pem).with_context(doing));
             http = http.tls_certs_merge(read.map_err(refused)?);
         }
         // The library asks for one that the whole process uses; there may be one already.
@@ -183,9 +186,13 @@ impl Server {
                     note: None,
                 });
             }
-            (Kind::Start, _) => (vec!["rollouts"], command.spec.clone().unwrap_or_default()),
-            (_, Some(name)) => (vec!["rollouts", name.as_str(), &kind], said(command)),
-            (_, None) => (vec![&*kind], said(command)),
+            (Kind::Start, _) => (vec!["rollouts"], command.spec.clone()),
+            (_, Some(name)) => (vec!["rollouts", name.as_str(), &kind], None),
+            (_, None) => (vec![&*kind], None),
+        };
+        let body = match body {
+            Some(spec) => spec,
+            None => Json::of(&said(command)).map_err(|error| refused(error.into()))?,
         };
         let key = command.key.as_ref();
         let by = command.by.as_deref();
@@ -242,7 +249,7 @@ impl Server {
     }
 
     /// What a spec would come to. It may take hours, and is asked for once: each time costs the hubs' quota for queries.
-    pub(crate) async fn plan(&self, spec: &Value) -> Result<PlanView, Failure> {
+    pub(crate) async fn plan(&self, spec: &Json) -> Result<PlanView, Failure> {
         let url = self.url(&["plan"], &[]);
         let asked = Asked::Post {
             body: spec,
@@ -402,7 +409,7 @@ impl Server {
 enum Asked<'a> {
     Get,
     Post {
-        body: &'a Value,
+        body: &'a Json,
         key: Option<&'a CommandKey>,
         /// Who asks, where no token says it.
         by: Option<&'a str>,
@@ -481,9 +488,7 @@ fn token(settings: &Settings) -> Result<Option<HeaderValue>, Failure> {
         (Some(token), _) => token.expose().to_owned(),
         (None, Some(file)) => {
             let path = settings.base.join(file);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read server.token_file {}", path.display()))
-                .map_err(refused)?
+            textfile::read("server.token_file", &path).map_err(refused)?
         }
         (None, None) => return Ok(None),
     };

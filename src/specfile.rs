@@ -8,13 +8,13 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
 use twincast_core::ids::DeviceId;
-use twincast_core::spec::{
-    Body, MAX_DEVICES_INLINE, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES, Problems, RolloutSpec,
-};
+use twincast_core::json::Json;
+use twincast_core::spec::{Body, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, Problems, RolloutSpec};
 use twincast_orchestrator::lists;
 
 use crate::exit::{ExitCode, Failure};
 use crate::output::thousands;
+use crate::textfile;
 
 /// A spec with its files read.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct SpecFile {
 
 impl SpecFile {
     /// The spec with everything in it that it names: whoever gets it cannot read our files.
-    pub(crate) fn self_contained(&self) -> Result<serde_json::Value, Failure> {
+    pub(crate) fn self_contained(&self) -> Result<Json, Failure> {
         let mut spec = self.spec.clone();
         if let Some(path) = spec.target.devices_file.take() {
             spec.target.devices = devices_of(&self.base.join(path))?;
@@ -39,7 +39,7 @@ impl SpecFile {
                 rule.devices = devices_of(&self.base.join(path))?;
             }
         }
-        serde_json::to_value(spec).map_err(|error| Failure::new(ExitCode::Unexpected, error))
+        Json::of(&spec).map_err(|error| Failure::new(ExitCode::Unexpected, error))
     }
 }
 
@@ -64,7 +64,8 @@ fn devices_of(path: &Path) -> Result<Vec<DeviceId>, Failure> {
 
 /// Reads and checks a spec and all its files. `-` is standard input.
 pub(crate) fn read(path: &Path) -> Result<SpecFile, Failure> {
-    let text = read_text(path)?;
+    let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
+    let text = textfile::read("the rollout's spec", path).map_err(refused)?;
     let mut spec = RolloutSpec::read(path.display().to_string(), &text)
         .map_err(|problems| Failure::new(ExitCode::Refused, problems))?;
     let base = path.parent().map(Path::to_owned).unwrap_or_default();
@@ -94,32 +95,18 @@ pub(crate) fn read(path: &Path) -> Result<SpecFile, Failure> {
     Ok(SpecFile { spec, files, base })
 }
 
-fn read_text(path: &Path) -> Result<String, Failure> {
-    let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
-    let mut text = Vec::new();
-    let limit = MAX_DOCUMENT_BYTES as u64 + 1;
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_end(&mut text)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text))
-    };
-    read.with_context(|| format!("cannot read the rollout's spec {}", path.display()))
-        .map_err(refused)?;
-    String::from_utf8(text)
-        .with_context(|| format!("{} is not UTF-8 text", path.display()))
-        .map_err(refused)
-}
-
 fn inline(path: &Path) -> Result<String, Failure> {
     let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
-    let bytes = std::fs::read(path)
+    let limit = MAX_MESSAGE_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         .with_context(|| format!("cannot read the message's body {}", path.display()))
         .map_err(refused)?;
     if bytes.len() > MAX_MESSAGE_BYTES {
         let message = format!(
-            "the message's body {} has {} bytes; a hub takes at most {MAX_MESSAGE_BYTES}",
-            path.display(),
-            bytes.len()
+            "the message's body {} has more than the {MAX_MESSAGE_BYTES} bytes that a hub takes",
+            path.display()
         );
         return Err(Failure::message(ExitCode::Refused, message));
     }

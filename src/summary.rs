@@ -126,7 +126,7 @@ impl Summary {
     fn unknown_zones(&self) -> Option<String> {
         let unknown = self.plan()?.unknown_zones;
         let devices = counted(unknown.devices, "device", "devices");
-        let skips = self.rollout.spec["schedule"]["unknown_zone"] == "skip";
+        let skips = self.rollout.spec.to_value()["schedule"]["unknown_zone"] == "skip";
         let what = if skips {
             "left out"
         } else {

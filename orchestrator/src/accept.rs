@@ -1,6 +1,7 @@
 //! Accepting a rollout.
 
 use twincast_core::ids::Version;
+use twincast_core::json::Json;
 use twincast_core::ports::{Created, Store, StoreError};
 use twincast_core::rollout::{Phase, PlanId, Rollout, history};
 use twincast_core::spec::difference;
@@ -82,8 +83,8 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
 
 /// What two rollouts of one name ask for differently.
 fn differences(old: &Rollout, new: &Rollout) -> Vec<String> {
-    let value = |spec| serde_json::to_value(spec).expect("a spec is plain data");
-    let mut lines = difference(&value(&old.spec), &value(&new.spec));
+    let json = |spec| Json::of(spec).expect("a spec is plain data");
+    let mut lines = difference(&json(&old.spec), &json(&new.spec));
     let changed = |path: &&String| {
         new.files
             .get(*path)

@@ -9,12 +9,12 @@
 //! Every command may be sent twice. The version of the format is in the content type.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
+use twincast_core::json::Json;
 use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Keyed, Rollout, Word};
-use twincast_core::spec::{Body, RolloutSpec};
+use twincast_core::spec::{Body, Document, RolloutSpec};
 use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
 
@@ -73,7 +73,7 @@ pub struct Command {
     pub outcomes: Vec<Outcome>,
     /// The rollout's spec, for `start`. Its files must be inlined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spec: Option<Value>,
+    pub spec: Option<Json>,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -281,26 +281,14 @@ impl Command {
     /// [`Refusal`] with what is wrong.
     pub fn read(body: &[u8], content_type: Option<&str>) -> Result<Self, Refusal> {
         check_content_type(content_type)?;
-        let value: Value = serde_json::from_slice(body).map_err(|error| {
-            Refusal::new(
-                Cause::Unreadable,
-                format!("the command is not JSON: {error}"),
-            )
-        })?;
-        // Serde would also take a list of the fields' values.
-        if !value.is_object() {
-            let error = "not a command: it must be a JSON object";
-            return Err(Refusal::new(Cause::InvalidCommand, error));
-        }
-        let command: Self = serde_path_to_error::deserialize(value).map_err(|error| {
-            let path = error.path().to_string();
-            let at = if path == "." {
-                String::new()
-            } else {
-                format!("{path}: ")
-            };
-            let error = format!("not a command: {at}{}", error.inner());
-            Refusal::new(Cause::InvalidCommand, error)
+        let unreadable = |what: String| Refusal::new(Cause::Unreadable, what);
+        let text = std::str::from_utf8(body)
+            .map_err(|_| unreadable("the command is not JSON: it is not UTF-8 text".into()))?;
+        let document = Document::parse_json("the command", text)
+            .map_err(|problems| unreadable(problems.in_one_line()))?;
+        let command: Self = document.read().map_err(|problems| {
+            let mistakes = problems.without_places().join("; ");
+            Refusal::new(Cause::InvalidCommand, format!("not a command: {mistakes}"))
         })?;
         command.check()?;
         Ok(command)
@@ -354,17 +342,10 @@ impl Command {
     /// # Errors
     /// [`Refusal`] with every mistake, each with its field.
     pub fn spec(&self) -> Result<RolloutSpec, Refusal> {
-        let text = self.spec.as_ref().unwrap_or(&Value::Null).to_string();
-        let spec = RolloutSpec::read("the spec", &text).map_err(|problems| {
-            // Lines and columns of a text that nobody has seen would only confuse.
-            let lines = problems
-                .problems
-                .iter()
-                .map(|problem| match &*problem.field {
-                    "" => problem.message.clone(),
-                    field => format!("{field}: {}", problem.message),
-                });
-            Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(lines.collect())
+        let text = self.spec.as_ref().map_or("null", Json::as_str);
+        let spec = RolloutSpec::read("the spec", text).map_err(|problems| {
+            let mistakes = problems.without_places();
+            Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(mistakes)
         })?;
         let files = files_of(&spec);
         if files.is_empty() {
@@ -432,7 +413,15 @@ fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {
     // Parameters say nothing new: JSON is UTF-8.
     let kind = found.map(|text| text.split(';').next().unwrap_or_default().trim());
     match kind {
-        None | Some("" | "application/json" | CONTENT_TYPE) => Ok(()),
+        None | Some("") => Ok(()),
+        // The case of letters says nothing (RFC 9110, 8.3.1).
+        Some(kind)
+            if ["application/json", CONTENT_TYPE]
+                .iter()
+                .any(|it| it.eq_ignore_ascii_case(kind)) =>
+        {
+            Ok(())
+        }
         Some(other) => Err(Refusal::new(
             Cause::UnsupportedVersion,
             format!(
@@ -482,6 +471,8 @@ mod tests {
         for content_type in [
             None,
             Some("application/json; charset=utf-8"),
+            Some("Application/JSON"),
+            Some("APPLICATION/VND.twincast.command.V1+JSON"),
             Some(CONTENT_TYPE),
         ] {
             let command = Command::read(body, content_type).unwrap();
@@ -493,21 +484,53 @@ mod tests {
     }
 
     #[test]
+    fn a_command_keeps_every_digit_and_takes_null_for_absent() {
+        let body = r#"{"command":"start","spec":{"name":"a","target":{"all":true},
+            "message":{"body":{"json":{"big":12345678901234567890123,"cents":1.10,"hash":1234567e8}}}},
+            "outcomes":null,"reason":null,"stage":null}"#;
+        let command = Command::read(body.as_bytes(), None).unwrap();
+        assert_eq!(command.outcomes, []);
+        let again = serde_json::to_vec(&command).unwrap();
+        let spec = Command::read(&again, None).unwrap().spec().unwrap();
+        let content = spec.message.content().unwrap();
+        let sent = br#"{"big":12345678901234567890123,"cents":1.10,"hash":1234567e8}"#;
+        assert_eq!(&content.body[..], sent);
+    }
+
+    #[test]
     fn whatever_is_wrong_is_named() {
         let cases = [
             ("{", None, Cause::Unreadable, "not JSON"),
+            (
+                r#"{"command":"pause","rollout":"a","rollout":"b"}"#,
+                None,
+                Cause::Unreadable,
+                "rollout: is here twice",
+            ),
+            (
+                r#"{"command":"start","spec":{"name":"a","message":{"body":{"json":{"a":1,"a":2}}}}}"#,
+                None,
+                Cause::Unreadable,
+                "spec.message.body.json.a: is here twice",
+            ),
+            (
+                r#"{"command":"start","spec":null}"#,
+                None,
+                Cause::InvalidCommand,
+                "spec is missing",
+            ),
             ("[]", None, Cause::InvalidCommand, "not a command"),
             (
                 r#"["pause","r",null,null,null]"#,
                 None,
                 Cause::InvalidCommand,
-                "must be a JSON object",
+                "is a list, and must be a map with fields such as command, rollout,",
             ),
             (
                 r#"{"command":"dance"}"#,
                 None,
                 Cause::InvalidCommand,
-                "command: unknown variant `dance`",
+                "command: \"dance\" is not one of start, pause,",
             ),
             (
                 r#"{"command":"pause"}"#,

@@ -24,6 +24,7 @@ use twincast_core::account::TimeSpent;
 use twincast_core::batch::BatchStatus;
 use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
+use twincast_core::json::Json;
 use twincast_core::outcome::{Counts, Ends};
 use twincast_core::ports::{Store, StoreError, Tally};
 use twincast_core::rollout::{Retry, Rollout, StageProgress, history};
@@ -60,7 +61,8 @@ pub struct RolloutView {
     #[serde(flatten)]
     pub row: RolloutRow,
     /// What was asked for.
-    pub spec: Value,
+    #[schema(value_type = Object)]
+    pub spec: Json,
     /// What the plan came to, once it is whole.
     #[serde(default)]
     pub plan: Option<Value>,
@@ -208,7 +210,7 @@ impl RolloutView {
         });
         Self {
             row: RolloutRow::of(rollout, tallies, now),
-            spec: plain(&rollout.spec),
+            spec: Json::of(&rollout.spec).expect("records are plain data"),
             plan: rollout.plan.as_ref().map(plain),
             devices_found: found_so_far(rollout),
             counts: Tally::sum(tallies),

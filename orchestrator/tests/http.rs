@@ -880,17 +880,17 @@ async fn mistakes_are_told_as_problems() {
         (
             raw("/api/v1/rollouts/r/pause", json, "{\"why\": 1}"),
             422,
-            "unknown field `why`",
+            "why: is not a field here; there are reason",
         ),
         (
             raw("/api/v1/rollouts/r/pause", json, "[]"),
             422,
-            "must be a JSON object",
+            "is a list, and must be a map with fields such as reason",
         ),
         (
             raw("/api/v1/rollouts/r/promote", json, "{\"stage\": \"s\"}"),
             422,
-            "missing field `reason`",
+            "reason: is missing",
         ),
         (
             raw("/api/v1/rollouts/no/pause", json, "{}"),

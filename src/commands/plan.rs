@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::left_out;
-use crate::output::{Output, Style, counted, one_line, table, thousands};
+use crate::output::{Output, Style, counted, message, one_line, table, thousands};
 use crate::overlaps;
 use crate::progress::Progress;
 use crate::prometheus;
@@ -102,6 +102,7 @@ fn text(view: &PlanView, output: &Output) -> String {
             counted(plan.devices, "device", "devices"),
             counted(plan.batches.into(), "batch", "batches")
         ),
+        format!("  message: {}", message(&view.message)),
         String::new(),
     ];
     let hubs = view.estimate.hubs.iter().map(|hub| {

@@ -3,12 +3,13 @@
 use serde_json::json;
 use twincast_core::gate::advice;
 use twincast_core::spec::{Problem, Problems, RolloutSpec};
+use twincast_orchestrator::view::plan::MessageView;
 
 use crate::args::ValidateArgs;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
-use crate::output::Output;
+use crate::output::{Output, message};
 use crate::prometheus;
 use crate::specfile;
 
@@ -39,13 +40,17 @@ pub(crate) fn validate(
         (false, true) => "all devices".to_owned(),
         (false, false) => format!("devices where {condition}"),
     };
+    let content = file.spec.message.content();
+    let content = content.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    let sent = MessageView::of(&file.spec.name, &content);
     let text = format!(
-        "{}: rollout {} is valid\n  target: {devices}",
+        "{}: rollout {} is valid\n  target: {devices}\n  message: {}",
         args.spec.display(),
-        file.spec.name
+        file.spec.name,
+        message(&sent)
     );
     output.result(
-        &json!({ "valid": true, "rollout": file.spec.name, "condition": condition }),
+        &json!({ "valid": true, "rollout": file.spec.name, "condition": condition, "message": sent }),
         &text,
     );
     Ok(ExitCode::Success)

@@ -92,6 +92,37 @@ fn a_plan_sends_nothing_keeps_nothing_and_is_what_run_does() {
     assert_ne!(other["plan"]["digest"], plan["plan"]["digest"]);
 }
 
+/// What is written arrives to the digit, and is seen before.
+#[test]
+fn the_body_is_shown_as_it_is_sent() {
+    let hub = Hub::unlimited(&Fleet::of(1));
+    let room = Room::with(&hub);
+    let body = r#"{"big":12345678901234567890123,"cents":1.10,"hash":"1234567e8","float":1e2}"#;
+    let written = "{ big: 12345678901234567890123, cents: 1.10, hash: '1234567e8', float: 1e2 }";
+    let spec = |body: &str| {
+        format!("name: a\ntarget: {{ all: true }}\nmessage: {{ body: {{ json: {body} }} }}\n")
+    };
+    room.write("spec.yaml", &spec(written));
+    let shown = format!(
+        "  message: {} bytes of application/json: {body}\n",
+        body.len()
+    );
+    for command in ["validate", "plan"] {
+        let told = room.run(&[command, "spec.yaml"]).expect(0);
+        assert!((told.stdout.clone() + "\n").contains(&shown), "{told}");
+        let told = room.run(&["--json", command, "spec.yaml"]).expect(0);
+        assert_eq!(told.json()["message"]["body"], body);
+    }
+    for number in ["0123", "08", "0x1F"] {
+        room.write("odd.yaml", &spec(&format!("{{ n: {number} }}")));
+        let told = room.run(&["validate", "odd.yaml"]).expect(3);
+        assert!(
+            told.stderr.contains(&format!("quote it (\"{number}\")")),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn the_readme_and_the_examples_are_valid() {
     let room = Room::bare();

@@ -88,6 +88,7 @@ message: { body: { text: hello } }
 
 const PLAN: &str = "\
 golden: 980 devices in 4 batches
+  message: 5 bytes: hello
 
   hub       devices  batches        pace  takes  of a day's quota
   emulator      980        4  49,500/min   1.2s              0.0%

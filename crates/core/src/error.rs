@@ -12,5 +12,43 @@ pub fn in_words(error: &dyn Error) -> String {
         words.push_str(&error.to_string());
         source = error.source();
     }
-    words
+    without_codes(&words)
+}
+
+/// Words without the number that the standard library puts after those of the system: ` (os error 2)`.
+#[must_use]
+pub fn without_codes(words: &str) -> String {
+    let mut out = String::with_capacity(words.len());
+    let mut rest = words;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        match after.split_once(')') {
+            Some((code, after)) if code.bytes().all(|b| b.is_ascii_digit()) => rest = after,
+            _ => {
+                out.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_the_system_are_left_out() {
+        for (words, expected) in [
+            (
+                "a: No such file or directory (os error 2)",
+                "a: No such file or directory",
+            ),
+            ("x (os error 111): y (os error 2)!", "x: y!"),
+            ("x (os error x) (os error ", "x (os error x) (os error "),
+            ("", ""),
+        ] {
+            assert_eq!(without_codes(words), expected);
+        }
+    }
 }

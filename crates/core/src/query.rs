@@ -133,7 +133,10 @@ impl JsonSchema for TagPath {
 
 /// A value that a tag is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "must be a text, a number, true or false, or a list of these; a nested tag is written with dots: location.site"
+)]
 pub enum TagValue {
     /// `true` or `false`.
     Bool(bool),
@@ -191,7 +194,10 @@ pub fn write_text_literal(text: &str, out: &mut String) {
 
 /// One value, or any of several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "must be a text, a number, true or false, or a list of these; a nested tag is written with dots: location.site"
+)]
 pub enum OneOrMany {
     /// The tag must equal this value.
     One(TagValue),

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 pub use budget::{AtMost, Budget, InvalidAtMost};
 pub use continuous::{Continuous, LATE, MAX_LOOK_EVERY, MIN_LOOK_EVERY};
-pub use document::{Document, MAX_DOCUMENT_BYTES, Problem, Problems};
+pub use document::{Document, Given, MAX_DOCUMENT_BYTES, Problem, Problems, difference};
 pub use metric::{
     Comparison, Condition, InvalidCondition, MAX_MEASUREMENTS, MAX_METRICS, MAX_PROMQL_CHARS,
     MIN_EVERY, Metric,
@@ -45,6 +45,7 @@ pub use validate::{
 
 use crate::group::Conflict;
 use crate::ids::{DeviceId, GroupName, HubName, RolloutName, StageIndex, StageName};
+use crate::json::Json;
 use crate::message::{Ack, Content};
 use crate::plan::Group;
 use crate::query::{TagPath, TagSelector};
@@ -134,8 +135,9 @@ pub struct Target {
     /// Device ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceId>,
-    /// A file with one device id a line, beside the spec. Empty lines and lines that start with
-    /// `#` followed by a space are passed over; an id that is listed twice counts once.
+    /// A file with device ids, beside the spec: one a line; or a registry's export, with a JSON object a line; or CSV with a
+    /// header and a column `id` or `deviceId`. Empty lines and lines that start with `#` followed by a space are passed
+    /// over; an id that is listed twice counts once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_file: Option<PathBuf>,
     /// Every device of the hubs. To be said in so many words.
@@ -156,7 +158,7 @@ pub struct Exclusion {
     /// Device ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceId>,
-    /// A file with one device id a line, beside the spec.
+    /// A file with device ids, beside the spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_file: Option<PathBuf>,
     /// Why, for people. The plan shows it.
@@ -200,8 +202,8 @@ impl MessageSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
-    /// Any JSON value, sent in its compact form.
-    Json(Value),
+    /// Any JSON value, sent in its compact form, with every number to the digit.
+    Json(Json),
     /// A text, sent as UTF-8.
     Text(String),
     /// The bytes of a file beside the spec, as they are when the rollout is accepted.
@@ -230,7 +232,7 @@ impl MessageSpec {
         use base64::Engine as _;
         let (body, content_type, encoding) = match &self.body {
             Body::Json(value) => (
-                value.to_string().into(),
+                value.as_str().to_owned().into(),
                 Some("application/json"),
                 Some("utf-8"),
             ),
@@ -281,14 +283,7 @@ impl RolloutSpec {
     /// # Errors
     /// Everything that is wrong, each with its field and line.
     pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
-        let document = Document::parse(origin, text)?;
-        let spec: Self = document.read()?;
-        let problems = validate::problems_of(&spec);
-        if problems.is_empty() {
-            Ok(spec)
-        } else {
-            Err(document.locate(problems))
-        }
+        Document::parse(origin, text)?.read_and_check(validate::problems_of)
     }
 
     /// What is wrong with a spec that was changed after it was read, as by inlining its files.
@@ -430,45 +425,6 @@ impl RolloutSpec {
     }
 }
 
-/// What differs between two specs, one line a field: `message.ttl: "1h" became "2h"`.
-#[must_use]
-pub fn difference(old: &Value, new: &Value) -> Vec<String> {
-    let mut lines = Vec::new();
-    differ("", old, new, &mut lines);
-    lines
-}
-
-fn differ(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
-    match (old, new) {
-        (Value::Object(a), Value::Object(b)) => {
-            let added = b.keys().filter(|key| !a.contains_key(*key));
-            for key in a.keys().chain(added) {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                match (a.get(key), b.get(key)) {
-                    (Some(x), Some(y)) => differ(&path, x, y, lines),
-                    (Some(x), None) => lines.push(format!("{path}: {} was removed", brief(x))),
-                    (None, Some(y)) => lines.push(format!("{path}: {} was added", brief(y))),
-                    (None, None) => {}
-                }
-            }
-        }
-        (a, b) if a != b => lines.push(format!("{path}: {} became {}", brief(a), brief(b))),
-        _ => {}
-    }
-}
-
-fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 60 {
-        return text;
-    }
-    text.chars().take(57).chain("...".chars()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -510,7 +466,8 @@ rate: 600/min
             // From 6e-11 to 1e30, roughly.
             let number = f64::from_bits(0x3dd0_0000_0000_0000 + step * 0x0001_1335_5779_9bbd);
             let mut spec = spec.clone();
-            spec.message.body = Body::Json(serde_json::json!({ "number": number }));
+            spec.message.body =
+                Body::Json(Json::of(&serde_json::json!({ "number": number })).unwrap());
             // As a store keeps it, and as a command brings it.
             let json = serde_json::to_string(&spec).unwrap();
             let stored: RolloutSpec = serde_json::from_str(&json).unwrap();
@@ -527,7 +484,9 @@ rate: 600/min
             .replace("      reason: asked", "      note: asked");
         let error = RolloutSpec::read("x.yaml", &text).unwrap_err().to_string();
         assert!(
-            error.starts_with("x.yaml:6:16: target.exclude[0].reason2: unknown field `reason2`"),
+            error.starts_with(
+                "x.yaml:6:7: target.exclude[0].reason2: is not a field here; there are tags, "
+            ),
             "{error}"
         );
 
@@ -545,10 +504,94 @@ rate: 600/min
             [
                 "x.yaml:8:7: target.exclude[1]",
                 "x.yaml:9:20: batch_by[1]",
-                "x.yaml:13:8: message.ttl"
+                "x.yaml:13:3: message.ttl"
             ],
             "{error}"
         );
+    }
+
+    /// Of type, unit, choice, bounds and unknown fields; with a place each, and without a word of the language that this is made of.
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "\
+nme: a
+name: 1.10
+conflict: replace
+target:
+  tags: {location: {site: x}, n: 12345678901234567890123}
+batch_by: region
+message:
+  body: {jsn: 1}
+  ttl: 3x
+  ack: yes
+rate: 600
+weight: -1
+stages:
+  - {name: a, percent: [1]}
+  - {nme: b}
+budgets: [{tag: region, at_most: 1.5}]
+";
+        let found = RolloutSpec::read("x", text).unwrap_err().to_string();
+        let fields: Vec<_> = found
+            .lines()
+            .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(": "))
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                "x:1:1: nme",
+                "x:2:1: name",
+                "x:3:1: conflict",
+                "x:5:10: target.tags.location",
+                "x:5:31: target.tags.n",
+                "x:6:1: batch_by",
+                "x:8:10: message.body.jsn",
+                "x:9:3: message.ttl",
+                "x:10:3: message.ack",
+                "x:11:1: rate",
+                "x:12:1: weight",
+                "x:14:15: stages[0].percent",
+                "x:15:5: stages[1].name",
+                "x:15:6: stages[1].nme",
+                "x:16:25: budgets[0].at_most",
+            ],
+            "{found}"
+        );
+        for word in [
+            "invalid type",
+            "struct",
+            "enum",
+            "variant",
+            "u32",
+            "`",
+            "sequence",
+            "integer",
+        ] {
+            assert!(!found.contains(word), "{word}: {found}");
+        }
+        // What comes from another mistake is not told, what does not is.
+        let text = "name: a\ntarget: {all: true}\nmessage: {body: {text: x}, ack: ful, ttl: 72h}\nweight: 0\nstages: [{name: s, gate: {failure_above: 1%, counts: delivered}}]\n";
+        let found = RolloutSpec::read("x", text).unwrap_err().to_string();
+        let fields: Vec<_> = found
+            .lines()
+            .map(|line| line.split(": ").nth(1).unwrap())
+            .collect();
+        assert_eq!(fields, ["message.ack", "message.ttl", "weight"], "{found}");
+    }
+
+    #[test]
+    fn what_is_null_is_absent() {
+        let text = "name: a\ndescription:\ntarget: {hubs: , tags: ~, all: true, exclude: null}\nbatch_by:\nmessage: {body: {text: x}, properties: , ttl: , ack: ~}\n\
+            stages:\nbudgets:\ncontinuous:\nweight:\ndelivery:\nconflict:\nschedule:\n";
+        let spec = RolloutSpec::read("x", text).unwrap();
+        let plain = "{name: a, target: {all: true}, message: {body: {text: x}}}";
+        assert_eq!(spec, RolloutSpec::read("x", plain).unwrap());
+        // A tag is no field: without it the target would be a larger one.
+        let text = "{name: a, target: {tags: {type: x, region: }}, message: {body: {text: x}}}";
+        assert!(RolloutSpec::read("x", text).is_err());
+        let text = "{name: , target: {all: true}, message: {body: {json: null}}}";
+        let found = RolloutSpec::read("x", text).unwrap_err().to_string();
+        assert_eq!(found, "x:1:2: name: is missing");
     }
 
     #[test]
@@ -575,19 +618,19 @@ rate: 600/min
             ),
             (
                 "  - {name: a, percent: 1%}\n  - {name: a}\n",
-                "x:6:12: stages[1].name: stage a is named twice",
+                "x:6:6: stages[1].name: stage a is named twice",
             ),
             (
                 "  - {name: a, percent: 20%}\n  - {name: b, percent: 20%}\n",
-                "x:6:24: stages[1].percent: is 20%, but it is cumulative",
+                "x:6:15: stages[1].percent: is 20%, but it is cumulative",
             ),
             (
                 "  - {name: a, percent: 0%}\n",
-                "x:5:24: stages[0].percent: is 0%",
+                "x:5:15: stages[0].percent: is 0%",
             ),
             (
                 "  - {name: a, max_devices: 0}\n",
-                "x:5:28: stages[0].max_devices: is 0",
+                "x:5:15: stages[0].max_devices: is 0",
             ),
             (
                 "  - {name: rest, percent: 1%}\n",
@@ -690,25 +733,10 @@ rate: 600/min
         let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";
         let error = RolloutSpec::read("x.yaml", text).unwrap_err().to_string();
         assert!(
-            error.contains("x.yaml:2:9: target: says no devices"),
+            error.contains("x.yaml:2:1: target: says no devices"),
             "{error}"
         );
         assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true}")).is_ok());
         assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true, devices: [a]}")).is_err());
-    }
-
-    #[test]
-    fn differences_are_told_by_field() {
-        let old = serde_json::json!({"a": {"b": 1, "c": 2}, "d": [1]});
-        let new = serde_json::json!({"a": {"b": 3}, "d": [1], "e": "x"});
-        assert_eq!(
-            difference(&old, &new),
-            [
-                "a.b: 1 became 3",
-                "a.c: 2 was removed",
-                "e: \"x\" was added"
-            ]
-        );
-        assert!(difference(&old, &old).is_empty());
     }
 }

@@ -6,10 +6,10 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
-use serde_json::Value;
 use twincast_core::error::in_words;
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
 use twincast_core::outcome::Outcome;
+use twincast_core::spec::Document;
 use twincast_core::trace::TRACEPARENT;
 use utoipa::ToSchema;
 
@@ -87,7 +87,7 @@ pub(crate) async fn start(
 ) -> Result<Json<Answer>, Problem> {
     caller.may(Right::Operate)?;
     let command = Command {
-        spec: Some(json_of(&headers, body)?),
+        spec: Some(said(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
     done(&shared, &caller, &headers, command).await
@@ -235,7 +235,7 @@ pub(crate) async fn plan(
 ) -> Result<Json<PlanView>, Problem> {
     caller.may(Right::Operate)?;
     let command = Command {
-        spec: Some(json_of(&headers, body)?),
+        spec: Some(said(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
     let spec = command.spec()?;
@@ -310,7 +310,7 @@ fn key(headers: &HeaderMap) -> Result<Option<CommandKey>, Problem> {
 }
 
 /// A JSON body. Its content type must say so: a page of somewhere else cannot send that without being asked.
-fn json_of(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
+fn document_of(headers: &HeaderMap, body: Body) -> Result<Document, Problem> {
     let body = body?;
     let content_type = headers.get(header::CONTENT_TYPE);
     let content_type = content_type
@@ -321,25 +321,17 @@ fn json_of(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
         let detail = format!("the content type must be application/json, and is {content_type:?}");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            format!("the body is not JSON: {error}"),
-        )
-    })
+    let not_json = |what: String| Problem::new(StatusCode::BAD_REQUEST, what);
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| not_json("the body is not JSON: it is not UTF-8 text".into()))?;
+    Document::parse_json("the body", text).map_err(|problems| not_json(problems.in_one_line()))
 }
 
 fn said<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
-    let value = json_of(headers, body)?;
-    if !value.is_object() {
-        let detail = "the body must be a JSON object";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    document_of(headers, body)?.read().map_err(|problems| {
         let detail = format!(
-            "the body has a mistake: {}: {}",
-            error.path(),
-            error.inner()
+            "the body has mistakes: {}",
+            problems.without_places().join("; ")
         );
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use twincast_core::gate::{self, advice};
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{HubName, StageIndex, StageName};
+use twincast_core::ids::{HubName, RolloutName, StageIndex, StageName};
+use twincast_core::message::Content;
 use twincast_core::plan::{
     BatchHeader, Estimate, Forecast, HubPlan, Impossible, PlanSummary, Share, StageForecast,
     StagePlan, StageShares, estimate, forecast, warnings,
@@ -25,6 +26,8 @@ const GROUPS: usize = 20;
 pub struct PlanView {
     /// The rollout's name.
     pub rollout: String,
+    /// What each device would be sent.
+    pub message: MessageView,
     /// Devices by hub and stage, what is left out and why.
     #[schema(value_type = Object)]
     pub plan: PlanSummary,
@@ -55,6 +58,35 @@ pub struct PlanView {
     pub overlaps: Vec<Overlapping>,
     /// What may not be what was meant.
     pub warnings: Vec<String>,
+}
+
+/// A message as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MessageView {
+    /// The bytes of its body.
+    pub body_bytes: u64,
+    /// What counts against the hub's limit of 64 KiB, with the longest device id.
+    pub bytes: u64,
+    /// What the body is said to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// The body, if it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+}
+
+impl MessageView {
+    /// The message of a rollout.
+    #[must_use]
+    pub fn of(rollout: &RolloutName, content: &Content) -> Self {
+        let body = std::str::from_utf8(&content.body).ok();
+        Self {
+            body_bytes: content.body.len() as u64,
+            bytes: content.largest(rollout) as u64,
+            content_type: content.content_type.clone(),
+            body: body.map(str::to_owned),
+        }
+    }
 }
 
 /// What a stage would come to.
@@ -172,6 +204,7 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
         });
     Ok(PlanView {
         rollout: spec.name.to_string(),
+        message: MessageView::of(&spec.name, &content),
         ramp: spec.ramp.as_ref().map(Ramp::to_string),
         budgets: spec.budgets.iter().map(Budget::to_string).collect(),
         stages: stage_results(spec, &plan, &stages, &forecast),

@@ -185,7 +185,7 @@ mod tests {
                 "order: {by: ring}",
                 "order.by: tag ring must be one of batch_by",
             ),
-            ("order: sorted", "unknown variant `sorted`"),
+            ("order: sorted", "\"sorted\" is not one of by, shuffled"),
             (
                 "stages: [{name: s, order: {by: ring}}]",
                 "stages[0].order.by: tag ring must be",

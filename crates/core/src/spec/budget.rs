@@ -39,7 +39,10 @@ pub enum AtMost {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "must be a number of devices such as 2, or a part of them such as \"10%\""
+)]
 enum AtMostText {
     Number(u32),
     Share(f64),

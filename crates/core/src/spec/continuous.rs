@@ -177,11 +177,11 @@ mod tests {
         for (given, wrong) in [
             (
                 "{every: 59s}",
-                "x:4:21: continuous.every: 59s is out of bounds",
+                "x:4:14: continuous.every: 59s is out of bounds",
             ),
             ("{every: 31d}", "continuous.every: 31d is out of bounds"),
             ("{until: 1999-01-01T00:00:00Z}", "continuous.until: is 1999"),
-            ("{often: 1h}", "unknown field `often`"),
+            ("{often: 1h}", "continuous.often: is not a field here"),
             ("sometimes", "true, or a map with every and until"),
         ] {
             let error = read(given).unwrap_err();

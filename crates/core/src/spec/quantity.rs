@@ -198,7 +198,7 @@ pub struct Percent {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a per cent such as \"5%\"")]
 enum PercentText {
     Number(f64),
     Text(String),

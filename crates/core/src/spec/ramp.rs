@@ -206,6 +206,8 @@ mod tests {
         serde_json::from_value(
             crate::spec::Document::parse("x", text)
                 .expect("YAML")
+                .to_json()
+                .expect("JSON")
                 .to_value(),
         )
         .expect("a ramp")
@@ -330,7 +332,7 @@ mod tests {
                 "base: 50/min, factor: 2, every: 10, of: succeeded",
                 "ramp.of: succeeded needs message.ack: full or positive",
             ),
-            ("base: 50/min, every: 10", "missing field `factor`"),
+            ("base: 50/min, every: 10", "ramp.factor: is missing"),
         ] {
             let found = with(ramp);
             assert!(found.contains(wrong), "{wrong:?} is not in {found:?}");

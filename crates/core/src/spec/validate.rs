@@ -66,7 +66,8 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         ramp(spec, given, "ramp", &mut problems);
     }
     if spec.group.is_none() && spec.conflict != Conflict::Reject {
-        problems.push(Problem::new("conflict", "has a meaning with `group` only"));
+        let what = "has a meaning with `group` only";
+        problems.push(Problem::new("conflict", what).given("group"));
     }
     stages(spec, &mut problems);
     continuous(spec, &mut problems);
@@ -81,7 +82,7 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             let what = format!(
                 "tag {tag} must be one of batch_by, so that all devices of a batch have one zone"
             );
-            problems.push(Problem::new("schedule.zone_tag", what));
+            problems.push(Problem::new("schedule.zone_tag", what).given("batch_by"));
         }
     }
     message(spec, &mut problems);
@@ -268,14 +269,14 @@ fn continuous(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     problems.extend(own.map(|(part, what)| Problem::new(format!("continuous.{part}"), what)));
     if spec.has_list() {
         let what = "needs a target by tags, where or all: no device joins a list";
-        problems.push(Problem::new("continuous", what));
+        problems.push(Problem::new("continuous", what).given("target"));
     }
 }
 
 fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     if !spec.budgets.is_empty() && spec.message.ack != Ack::Full {
         let what = "need message.ack: full, so that it is known who is done";
-        problems.push(Problem::new("budgets", what));
+        problems.push(Problem::new("budgets", what).given("message.ack"));
     }
     let mut seen = BTreeSet::new();
     for (index, budget) in spec.budgets.iter().enumerate() {
@@ -285,7 +286,7 @@ fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             let what = format!(
                 "tag {tag} must be one of batch_by, so that all devices of a batch have one value"
             );
-            problems.push(Problem::new(format!("{field}.tag"), what));
+            problems.push(Problem::new(format!("{field}.tag"), what).given("batch_by"));
         }
         if !seen.insert(tag) {
             let what = format!("tag {tag} has a budget already");
@@ -315,7 +316,7 @@ fn order(spec: &RolloutSpec, order: Option<&Order>, field: &str, problems: &mut 
         let what = format!(
             "tag {tag} must be one of batch_by, so that all devices of a batch have one place"
         );
-        problems.push(Problem::new(format!("{field}.by"), what));
+        problems.push(Problem::new(format!("{field}.by"), what).given("batch_by"));
     }
 }
 
@@ -324,14 +325,12 @@ fn ramp(spec: &RolloutSpec, ramp: &Ramp, field: &str, problems: &mut Vec<Problem
     problems.extend(own.map(|(part, what)| Problem::new(format!("{field}.{part}"), what)));
     if ramp.of == RampOf::Succeeded && matches!(spec.message.ack, Ack::None | Ack::Negative) {
         let what = "succeeded needs message.ack: full or positive, so that devices are heard of";
-        problems.push(Problem::new(format!("{field}.of"), what));
+        problems.push(Problem::new(format!("{field}.of"), what).given("message.ack"));
     }
 }
 
 fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &mut Vec<Problem>) {
-    let mut wrong = |part: &str, what: String| {
-        problems.push(Problem::new(format!("{field}.{part}"), what));
-    };
+    let wrong = |part: &str, what: String| Problem::new(format!("{field}.{part}"), what);
     let asks = gate.success_at_least.is_some()
         || gate.failure_above.is_some()
         || gate.bake.is_some()
@@ -339,19 +338,19 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
         || gate.approval.is_some();
     if !asks {
         let all = "success_at_least, failure_above, bake, metrics, approval";
-        wrong(
+        problems.push(wrong(
             "success_at_least",
             format!(
                 "is missing: the gate of stage {} asks nothing; give at least one of {all}",
                 stage.name
             ),
-        );
+        ));
     }
     if gate.counts != Rung::Enqueued && !gate.measures() {
-        wrong(
+        problems.push(wrong(
             "counts",
             "needs success_at_least or failure_above to count for".into(),
-        );
+        ));
     }
     if gate.counts == Rung::Delivered {
         let (missing, needed) = match spec.message.ack {
@@ -366,31 +365,32 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             Ack::Positive | Ack::Full => (false, ""),
         };
         if missing {
-            wrong("counts", format!("delivered needs {needed}"));
+            let what = format!("delivered needs {needed}");
+            problems.push(wrong("counts", what).given("message.ack"));
         }
     }
     match (&gate.applied_when, gate.counts) {
-        (None, Rung::Applied) => wrong(
+        (None, Rung::Applied) => problems.push(wrong(
             "applied_when",
             "is missing: how is it known that a device has applied it?".into(),
-        ),
-        (Some(_), Rung::Enqueued | Rung::Delivered) => wrong(
+        )),
+        (Some(_), Rung::Enqueued | Rung::Delivered) => problems.push(wrong(
             "applied_when",
             "has a meaning with `counts: applied` only".into(),
-        ),
+        )),
         (Some(condition), Rung::Applied) if condition.trim().is_empty() => {
-            wrong("applied_when", "is empty".into());
+            problems.push(wrong("applied_when", "is empty".into()));
         }
         (Some(condition), Rung::Applied) if condition.chars().count() > MAX_QUERY_CHARS / 4 => {
-            wrong(
+            problems.push(wrong(
                 "applied_when",
                 format!("is too long; at most {} characters", MAX_QUERY_CHARS / 4),
-            );
+            ));
         }
         _ => {}
     }
     if gate.min_sample == 0 {
-        wrong("min_sample", "is 0; from 1 is allowed".into());
+        problems.push(wrong("min_sample", "is 0; from 1 is allowed".into()));
     }
     let waits = [
         ("deadline", gate.deadline),
@@ -405,7 +405,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
         if let Some(wait) = wait
             && wait.0 > MAX_WAIT
         {
-            wrong(part, format!("{wait} is too long; at most 90d"));
+            problems.push(wrong(part, format!("{wait} is too long; at most 90d")));
         }
     }
     super::metric::check(&gate.metrics, field, problems);

@@ -1,0 +1,227 @@
+//! From YAML to the tree of a document.
+
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
+
+use super::MAX_DEPTH;
+use super::json::{self, Unreadable};
+use super::node::{Entry, Node, Value};
+
+/// Values that may come from aliases (`*name`). A few lines of them could stand for more than any memory holds.
+const MAX_REPEATED: usize = 100_000;
+
+/// Reads a text that is YAML.
+pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
+    let mut reader = Reader {
+        parser: Parser::new_from_str(text),
+        anchors: HashMap::new(),
+        repeated: 0,
+    };
+    let mut root = None;
+    loop {
+        let (event, span) = reader.next()?;
+        match event {
+            Event::StreamEnd => break,
+            Event::StreamStart | Event::DocumentEnd => {}
+            Event::DocumentStart(..) if root.is_some() => {
+                let what = "is a second document in the same text; write one";
+                return Err((begin(&span), what.to_owned()));
+            }
+            Event::DocumentStart(..) => {
+                let (event, span) = reader.next()?;
+                root = Some(reader.node(event, &span, 0)?);
+            }
+            _ => {}
+        }
+    }
+    Ok(root.unwrap_or(Node {
+        at: 0,
+        value: Value::Null,
+    }))
+}
+
+struct Reader<'a> {
+    parser: Parser<'a, StrInput<'a>>,
+    /// What `&name` stands before, by its number.
+    anchors: HashMap<usize, Node>,
+    repeated: usize,
+}
+
+fn begin(span: &Span) -> Option<usize> {
+    span.start.byte_offset()
+}
+
+fn unreadable(error: &ScanError) -> Unreadable {
+    (
+        error.marker().byte_offset(),
+        format!("is not YAML: {}", error.info()),
+    )
+}
+
+impl<'a> Reader<'a> {
+    fn next(&mut self) -> Result<(Event<'a>, Span), Unreadable> {
+        loop {
+            match self.parser.next_event() {
+                Some(Ok((Event::Comment(..), _))) => {}
+                Some(next) => return next.map_err(|error| unreadable(&error)),
+                None => return Ok((Event::StreamEnd, Span::default())),
+            }
+        }
+    }
+
+    fn node(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Node, Unreadable> {
+        let at = begin(span).unwrap_or_default();
+        let wrong = |what: &str| (Some(at), what.to_owned());
+        if depth > MAX_DEPTH {
+            return Err((Some(at), super::too_deep()));
+        }
+        if let Some(tag) = event.tag().filter(|tag| !is_known(tag)) {
+            return Err(wrong(&format!(
+                "the tag {} is not used here; leave it out",
+                tag.original()
+            )));
+        }
+        let (anchor, value) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let is_plain = style == ScalarStyle::Plain && !is_text(tag.as_deref());
+                let value = match is_plain {
+                    true => plain(&text),
+                    false => Value::Text(text.into_owned()),
+                };
+                (anchor, value)
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                let mut items = Vec::new();
+                loop {
+                    let (event, span) = self.next()?;
+                    if matches!(event, Event::SequenceEnd) {
+                        break;
+                    }
+                    items.push(self.node(event, &span, depth + 1)?);
+                }
+                (anchor, Value::List(items))
+            }
+            Event::MappingStart(_, anchor, _) => (anchor, self.map(depth)?),
+            Event::Alias(of) => {
+                let Some(found) = self.anchors.get(&of) else {
+                    return Err(wrong("stands for something that it is a part of"));
+                };
+                let node = Node {
+                    at,
+                    value: found.value.clone(),
+                };
+                self.repeated += size(&node);
+                if self.repeated > MAX_REPEATED {
+                    return Err(wrong("repeats too much: 100,000 values at the most"));
+                }
+                return Ok(node);
+            }
+            _ => return Err(wrong("is not YAML")),
+        };
+        let node = Node { at, value };
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn map(&mut self, depth: usize) -> Result<Value, Unreadable> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut merged = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            let at = begin(&span).unwrap_or_default();
+            let (key, style) = match event {
+                Event::MappingEnd => break,
+                Event::Scalar(text, style, _, _) => (text, style),
+                _ => return Err((Some(at), "a key must be a text".to_owned())),
+            };
+            let (event, span) = self.next()?;
+            let node = self.node(event, &span, depth + 1)?;
+            if key == "<<" && style == ScalarStyle::Plain {
+                merged.push(node);
+            } else {
+                let key = key.into_owned();
+                entries.push(Entry { at, key, node });
+            }
+        }
+        for node in merged {
+            let at = node.at;
+            let maps = match node.value {
+                Value::List(items) => items,
+                _ => vec![node],
+            };
+            for map in maps {
+                let Value::Map(more) = map.value else {
+                    let what = "what `<<` takes in must be a map, or a list of maps";
+                    return Err((Some(at), what.to_owned()));
+                };
+                for entry in more {
+                    if entries.iter().all(|own| own.key != entry.key) {
+                        entries.push(entry);
+                    }
+                }
+            }
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+fn size(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::List(items) => items.iter().map(size).sum(),
+        Value::Map(entries) => entries.iter().map(|entry| size(&entry.node)).sum(),
+        _ => 0,
+    }
+}
+
+/// Tags that say what is so without them, or that a value is a text.
+fn is_known(tag: &Tag) -> bool {
+    let known = ["str", "int", "float", "bool", "null", "seq", "map"];
+    tag.handle().is_empty() && tag.suffix() == "!"
+        || known.iter().any(|known| tag.is_yaml_core_schema_tag(known))
+}
+
+fn is_text(tag: Option<&Tag>) -> bool {
+    tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str") || !tag.is_yaml_core_schema())
+}
+
+/// What is written without quotes, by the core schema of YAML 1.2.
+fn plain(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => Value::Bool(true),
+        "false" | "False" | "FALSE" => Value::Bool(false),
+        number if is_number(number) => match json::check(number) {
+            Ok(()) => Value::Number(number.to_owned()),
+            Err(_) => Value::OddNumber(number.to_owned()),
+        },
+        text => Value::Text(text.to_owned()),
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let unsigned = |text: &'_ str| text.strip_prefix(['+', '-']).unwrap_or(text).to_owned();
+    if let Some(octal) = text.strip_prefix("0o") {
+        return !octal.is_empty() && octal.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    }
+    if let Some(hex) = text.strip_prefix("0x") {
+        return !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    }
+    let bare = unsigned(text);
+    if matches!(text, ".nan" | ".NaN" | ".NAN") || matches!(&*bare, ".inf" | ".Inf" | ".INF") {
+        return true;
+    }
+    let mantissa = match bare.split_once(['e', 'E']) {
+        Some((_, exponent)) if !digits(&unsigned(exponent)) => return false,
+        Some((mantissa, _)) => mantissa,
+        None => &bare,
+    };
+    match mantissa.split_once('.') {
+        None => digits(mantissa),
+        Some(("", fraction)) => digits(fraction),
+        Some((whole, fraction)) => digits(whole) && (fraction.is_empty() || digits(fraction)),
+    }
+}
