@@ -6,12 +6,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, Environment, File, FileFormat};
+use config::{Config, Environment, File, FileFormat, ValueKind};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
 use twincast_core::ids::HubName;
-use twincast_core::spec::Span;
+use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
 
 use crate::exit::{ExitCode, Failure};
@@ -19,13 +18,14 @@ use crate::oidc::OidcSettings;
 use crate::otlp::{OtlpSettings, is_address};
 use crate::prometheus::PrometheusSettings;
 use crate::server::ServerSettings;
+use crate::textfile;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
-/// Below a second, a hub that only slows us down would be taken for one that does not answer;
 /// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
 const FEEDBACK_TIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(300);
+/// Below a second, a hub that only slows us down would be taken for one that does not answer;
 /// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60 * 60);
@@ -38,8 +38,18 @@ const METRIC_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(60);
 
 /// A text that is never shown.
-#[derive(Clone, Deserialize)]
+#[derive(Clone)]
 pub(crate) struct SecretText(String);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        // What was found would be shown.
+        text.map(Self).map_err(|_| {
+            serde::de::Error::custom("must be a text, in quotes; what was found is not shown")
+        })
+    }
+}
 
 impl SecretText {
     pub(crate) fn expose(&self) -> &str {
@@ -221,10 +231,8 @@ pub(crate) fn secret_url(
         (Some(url), None) => Ok(url.expose().trim().to_owned()),
         (None, Some(file)) => {
             let path = base.join(file);
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                let doing = format!("cannot read {section}.url_file {}", path.display());
-                Failure::new(ExitCode::Refused, anyhow::Error::new(error).context(doing))
-            })?;
+            let text = textfile::read(&format!("{section}.url_file"), &path)
+                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
             Ok(text.trim().to_owned())
         }
         (Some(_), Some(_)) => Err(refused(format!(
@@ -356,8 +364,7 @@ impl Settings {
     pub(crate) fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, Failure> {
         let environment = Environment::with_prefix("TWINCAST")
             .prefix_separator("__")
-            .separator("__")
-            .try_parsing(true);
+            .separator("__");
         Self::load_from(file, environment, overrides)
     }
 
@@ -367,27 +374,39 @@ impl Settings {
         overrides: Overrides,
     ) -> Result<Self, Failure> {
         let refused = |error: config::ConfigError| {
-            Failure::new(
+            let origin = file.map(|path| format!(" {}", path.display()));
+            let origin = origin.unwrap_or_default();
+            let what = without_lines(&error.to_string());
+            Failure::message(
                 ExitCode::Refused,
-                anyhow::Error::new(error).context("cannot read the configuration"),
+                format!("cannot read the configuration{origin}: {what}"),
             )
         };
         let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-        let mut base = PathBuf::new();
+        let (mut base, mut is_of_file) = (PathBuf::new(), false);
         if let Some(path) = file {
-            builder = builder.add_source(File::from(path));
+            let text = textfile::read("the configuration", path)
+                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
+            let format = match path.extension().and_then(|it| it.to_str()) {
+                Some("yaml" | "yml") => FileFormat::Yaml,
+                _ => FileFormat::Toml,
+            };
+            let of_file = Config::builder().add_source(File::from_str(&text, format));
+            let of_file = of_file.build().map_err(refused)?;
+            is_of_file = of_file.get::<config::Value>("state").is_ok();
+            builder = builder.add_source(of_file);
             base = path.parent().map(Path::to_owned).unwrap_or_default();
         }
         let read = builder.add_source(environment).build().map_err(refused)?;
         // As all paths of a file, it is seen from there; a variable's is seen from where the command is given.
-        let is_of_file = match &read.cache.kind {
-            config::ValueKind::Table(values) => values
-                .get("state")
-                .and_then(config::Value::origin)
-                .is_some_and(|origin| origin != "the environment"),
-            _ => false,
+        if let ValueKind::Table(values) = &read.cache.kind {
+            let origin = values.get("state").and_then(config::Value::origin);
+            is_of_file &= origin != Some("the environment");
+        }
+        let Given::Map(values) = given(read.cache) else {
+            unreachable!("a configuration is a table");
         };
-        let values: Map<String, Value> = read.try_deserialize().map_err(refused)?;
+        let values = values.into_iter().collect();
         let mut sections = Sections {
             values,
             problems: Vec::new(),
@@ -541,30 +560,68 @@ impl Settings {
     }
 }
 
+/// What a parser says, without the lines of the file that it shows: there may be a secret in them.
+fn without_lines(words: &str) -> String {
+    let is_said = |line: &&str| {
+        let mark = line
+            .trim_start()
+            .trim_start_matches(|c: char| c.is_ascii_digit());
+        !mark.trim_start().starts_with('|') && !line.trim().is_empty()
+    };
+    let said = words.lines().filter(is_said).map(str::trim);
+    said.collect::<Vec<_>>().join(": ")
+}
+
+/// What a source gives. A variable of the environment is a text, whatever it looks like.
+fn given(value: config::Value) -> Given {
+    let is_of_environment = value.origin() == Some("the environment");
+    match value.kind {
+        ValueKind::Nil => Given::Nothing,
+        ValueKind::Boolean(value) => Given::Bool(value),
+        ValueKind::I64(number) => Given::Number(number.to_string()),
+        ValueKind::I128(number) => Given::Number(number.to_string()),
+        ValueKind::U64(number) => Given::Number(number.to_string()),
+        ValueKind::U128(number) => Given::Number(number.to_string()),
+        ValueKind::Float(number) => Given::Number(number.to_string()),
+        ValueKind::String(text) if is_of_environment => Given::Word(text),
+        ValueKind::String(text) => Given::Text(text),
+        ValueKind::Array(items) => Given::List(items.into_iter().map(given).collect()),
+        ValueKind::Table(entries) => {
+            let mut entries: Vec<_> = entries.into_iter().collect();
+            entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Given::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, it)| (key, given(it)))
+                    .collect(),
+            )
+        }
+    }
+}
+
 /// Reads section by section, so that a mistake in one does not hide those in another.
 struct Sections {
-    values: Map<String, Value>,
+    values: BTreeMap<String, Given>,
     problems: Vec<String>,
 }
 
 impl Sections {
     fn take<T: serde::de::DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let value = self.values.remove(key).unwrap_or(Value::Null);
+        let value = self.values.remove(key).unwrap_or(Given::Nothing);
         self.read(key, value)
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&mut self, at: &str, value: Value) -> Option<T> {
-        match serde_path_to_error::deserialize(value) {
+    fn read<T: serde::de::DeserializeOwned>(&mut self, at: &str, value: Given) -> Option<T> {
+        match Document::given(at, value).read() {
             Ok(section) => Some(section),
-            Err(error) => {
-                let path = error.path().to_string();
-                let path = if path == "." {
-                    at.to_owned()
-                } else {
-                    format!("{at}.{path}")
-                };
-                self.problems
-                    .push(format!("{path}: {}", error.into_inner()));
+            Err(problems) => {
+                for problem in problems.problems {
+                    let field = match &*problem.field {
+                        "" => at.to_owned(),
+                        field => format!("{at}.{field}"),
+                    };
+                    self.problems.push(format!("{field}: {}", problem.message));
+                }
                 None
             }
         }
@@ -574,11 +631,10 @@ impl Sections {
         let mut hubs = BTreeMap::new();
         let values = match self.values.remove("hubs") {
             None => return hubs,
-            Some(Value::Object(values)) => values,
-            Some(other) => {
-                self.problems.push(format!(
-                    "hubs: must be a table of hubs by name, not {other}"
-                ));
+            Some(Given::Map(values)) => values,
+            Some(_) => {
+                let what = "hubs: must be a table of hubs by name: [hubs.NAME]";
+                self.problems.push(what.to_owned());
                 return hubs;
             }
         };
@@ -652,7 +708,6 @@ mod tests {
         let source = Environment::with_prefix("TWINCAST")
             .prefix_separator("__")
             .separator("__")
-            .try_parsing(true)
             .source(Some(pairs));
         Settings::load_from(Some(file.path()), source, Overrides::default())
             .map_err(|failure| failure.lines().join("\n"))
@@ -707,6 +762,77 @@ mod tests {
     }
 
     #[test]
+    fn what_the_environment_says_is_a_text() {
+        let texts = [
+            ("TWINCAST__STATE", "007"),
+            ("TWINCAST__PROMETHEUS__TOKEN", "1234567890"),
+            ("TWINCAST__AMQP__PREFIX", "1e3"),
+            ("TWINCAST__LOG__FILTER", "true"),
+            ("TWINCAST__WORKER__SLOTS", "7"),
+            ("TWINCAST__REDIS__CLUSTER", "true"),
+            ("TWINCAST__HUBS__EU__CONNECTION_STRING", "12"),
+        ];
+        let settings = load("", &texts).unwrap();
+        assert_eq!(settings.state, Path::new("007"));
+        assert_eq!(settings.prometheus.token.unwrap().expose(), "1234567890");
+        assert_eq!(settings.amqp.prefix, "1e3");
+        assert_eq!(settings.log.filter.as_deref(), Some("true"));
+        assert_eq!((settings.worker.slots, settings.redis.cluster), (7, true));
+        let error = load("", &[("TWINCAST__WORKER__SLOTS", "many")]).unwrap_err();
+        assert!(
+            error.contains("worker.slots: is the text \"many\", and must be a whole number"),
+            "{error}"
+        );
+    }
+
+    /// Whatever is wrong with a secret, or with a text where a secret may be.
+    #[test]
+    fn no_mistake_shows_a_secret() {
+        for (toml, at) in [
+            (
+                "[prometheus]\ntoken = 12345670\n",
+                "prometheus.token: must be a text",
+            ),
+            (
+                "[prometheus]\ntoken = [\"12345670\"]\n",
+                "prometheus.token: must be a text",
+            ),
+            (
+                "[amqp]\nurl = { pass = \"12345670\" }\n",
+                "amqp.url: must be a text",
+            ),
+            (
+                "[otlp]\nheaders = 12345670.5\n",
+                "otlp.headers: must be a text",
+            ),
+            (
+                "[server]\ntoken = 12345670\n",
+                "server.token: must be a text",
+            ),
+            (
+                "[hubs.eu]\nconnection_string = 12345670\n",
+                "hubs.eu.connection_string: must be a text",
+            ),
+            ("hubs = \"12345670\"\n", "hubs: must be a table"),
+            (
+                "[hubs]\neu = \"12345670\"\n",
+                "hubs.eu: is a text, and must be a map",
+            ),
+            (
+                "redis = \"redis://:12345670@host\"\n",
+                "redis: is a text, and must be a map",
+            ),
+            ("[server]\ntoken = \"12345670\n", "line 2"),
+        ] {
+            let error = load(toml, &[]).unwrap_err();
+            assert!(error.contains(at), "{at}: {error}");
+            assert!(!error.contains("1234567"), "{error}");
+        }
+        let error = load("", &[("TWINCAST__REDIS", "redis://:12345670@host")]).unwrap_err();
+        assert!(!error.contains("1234567"), "{error}");
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
             "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nendpoint = 'collector:4318'\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
@@ -715,7 +841,7 @@ mod tests {
         .unwrap_err();
         for part in [
             "colour: is not a key",
-            "worker.windw: unknown field",
+            "worker.windw: is not a field here; there are slots, window",
             "hubs.eu: must have exactly one of",
             "hubs.eu.units: must be 1 to 10 for tier S3",
             "hubs.us.share: \"0%\" is not a share",

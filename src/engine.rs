@@ -21,6 +21,7 @@ use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
 use crate::config::{HubSettings, Settings, WorkerSettings};
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
+use crate::textfile;
 
 /// How long the store of a local engine may be silent: it is in the same process.
 const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -250,16 +251,20 @@ fn connectable(
             .expose()
             .parse::<ConnectionString>()
             .map_err(|error| refused(error.into()))?,
-        (None, Some(path)) => ConnectionString::from_file(settings.base.join(path))
-            .map_err(|error| refused(error.into()))?,
+        (None, Some(path)) => {
+            let path = settings.base.join(path);
+            let text = textfile::read("the connection string in", &path).map_err(refused)?;
+            let parsed = text.trim().parse::<ConnectionString>().with_context(|| {
+                format!("file {} does not hold a connection string", path.display())
+            });
+            parsed.map_err(refused)?
+        }
         (None, None) => return Err(refused(anyhow::anyhow!("it has no connection string"))),
     };
     let mut options = ClientOptions::default();
     if let Some(path) = &hub.ca_file {
         let path = settings.base.join(path);
-        let pem = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read the certificates in {}", path.display()))
-            .map_err(refused)?;
+        let pem = textfile::read("the certificates in", &path).map_err(refused)?;
         options.roots = Roots::SystemAnd(pem);
     }
     options.amqp.port = hub.amqp_port;

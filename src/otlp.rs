@@ -11,6 +11,7 @@ use twincast_otlp::{Otlp, OtlpConfig, SpanCounters};
 
 use crate::config::{SecretText, Settings, Share};
 use crate::exit::{ExitCode, Failure};
+use crate::textfile;
 
 /// How long the last spans may take when a process ends.
 const LAST: Duration = Duration::from_secs(3);
@@ -84,13 +85,8 @@ impl Traces {
 
 /// `None` without an endpoint.
 fn config(settings: &Settings, role: &str) -> Result<Option<OtlpConfig>, anyhow::Error> {
-    use anyhow::Context as _;
     let configured = &settings.otlp;
-    let read = |path: &PathBuf| {
-        let path = settings.base.join(path);
-        let text = std::fs::read_to_string(&path);
-        text.with_context(|| format!("cannot read {}", path.display()))
-    };
+    let read = |path: &PathBuf| textfile::read("", &settings.base.join(path));
     let variable = || std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
     let endpoint = configured.endpoint.clone().or_else(variable);
     let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {

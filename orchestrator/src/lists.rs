@@ -1,4 +1,7 @@
-//! Files with one device id a line.
+//! Files with device ids, as people have them: one a line; a registry's export, with a JSON object a line; CSV with a
+//! header and a column of ids. What kind a file is, its first line says.
+//!
+//! Lines may hold keys of devices, and are never shown.
 //!
 //! A list may be larger than memory. Ids that it names twice count once; to find those without
 //! holding the whole list, a large one is read in several passes, each of which keeps the ids
@@ -9,7 +12,9 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use twincast_core::ids::{DeviceId, InvalidName};
+use twincast_core::text::{self, NotText};
 
 /// The longest line that is read as one: far longer than an id with spaces around it, or a remark.
 const LONGEST_LINE: u64 = 64 * 1024;
@@ -28,16 +33,24 @@ pub enum ListError {
         #[source]
         source: io::Error,
     },
-    /// A line is no device id.
-    #[error("{}:{line}: not a device id", path.display())]
+    /// A line has no device id.
+    #[error("{}:{line}: {problem}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: u64,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// It is no text.
+    #[error("cannot read the device list {}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
         #[source]
-        source: InvalidName,
+        source: NotText,
     },
     /// It has no ids.
     #[error("the device list {} names no device", path.display())]
@@ -132,6 +145,7 @@ fn for_each(path: &Path, mut take: impl FnMut(DeviceId) -> bool) -> Result<(), L
     let mut file = BufReader::new(std::fs::File::open(path).map_err(read)?);
     let mut line = Vec::new();
     let mut number = 0;
+    let mut form: Option<Form> = None;
     loop {
         line.clear();
         // A file without an end of line must not be taken into memory whole.
@@ -140,26 +154,111 @@ fn for_each(path: &Path, mut take: impl FnMut(DeviceId) -> bool) -> Result<(), L
             return Ok(());
         }
         number += 1;
-        // What is no text is no device id either, and is told with its line.
-        let text = String::from_utf8_lossy(&line);
-        // Some editors mark a text as UTF-8 at its beginning.
-        let text = text
-            .strip_prefix('\u{feff}')
-            .filter(|_| number == 1)
-            .unwrap_or(&text);
-        let text = text.trim();
+        let wrong = |problem: String| ListError::Line {
+            path: path.to_owned(),
+            line: number,
+            problem,
+        };
+        let text = match text::of_file(&line) {
+            Ok(text) => text.trim(),
+            Err(source @ NotText::Utf16) if number == 1 => {
+                let path = path.to_owned();
+                return Err(ListError::NotText { path, source });
+            }
+            Err(error) => return Err(wrong(error.to_string())),
+        };
         if text.is_empty() || text == "#" || text.starts_with("# ") {
             continue;
         }
-        let id = DeviceId::new(text).map_err(|source| ListError::Line {
-            path: path.to_owned(),
-            line: number,
-            source,
-        })?;
+        let id = match &form {
+            Some(form) => form.id(text),
+            None => match Form::of(text) {
+                (begun, true) => {
+                    form = Some(begun);
+                    continue;
+                }
+                (begun, false) => form.insert(begun).id(text),
+            },
+        };
+        let id = id.and_then(|id| DeviceId::new(id).map_err(|error| not_an_id(&error)));
+        let id = id.map_err(wrong)?;
         if !take(id) {
             return Ok(());
         }
     }
+}
+
+fn not_an_id(error: &InvalidName) -> String {
+    format!("is not a device id, which is {}", error.allowed)
+}
+
+/// How a list is written.
+enum Form {
+    /// The line is the id.
+    Plain,
+    /// The line is an object.
+    Json,
+    /// The id is in the column of this number.
+    Csv { separator: char, column: usize },
+}
+
+/// Of an object of a registry's export, or of an answer of the hub.
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(alias = "deviceId")]
+    id: String,
+}
+
+impl Form {
+    /// The form of a list that begins with `line`, and whether that is a header.
+    fn of(line: &str) -> (Self, bool) {
+        if line.starts_with('{') {
+            return (Self::Json, false);
+        }
+        // An id may have any of these in it: it is a header only if a column has this name.
+        for separator in [',', ';', '\t'] {
+            let is_id = |cell: &String| {
+                let letters = cell.chars().filter(char::is_ascii_alphanumeric);
+                let name = letters.collect::<String>().to_ascii_lowercase();
+                matches!(&*name, "deviceid" | "id")
+            };
+            if let Some(column) = cells(line, separator).iter().position(is_id) {
+                return (Self::Csv { separator, column }, true);
+            }
+        }
+        (Self::Plain, false)
+    }
+
+    fn id(&self, line: &str) -> Result<String, String> {
+        match self {
+            Self::Plain => Ok(line.to_owned()),
+            Self::Json => serde_json::from_str(line)
+                .map(|listed: Listed| listed.id)
+                .map_err(|_| {
+                    "is not a JSON object with an id, as the lines before it are".to_owned()
+                }),
+            Self::Csv { separator, column } => {
+                let cell = cells(line, *separator).into_iter().nth(*column);
+                cell.ok_or_else(|| format!("has no column {}, where the ids are", column + 1))
+            }
+        }
+    }
+}
+
+/// The cells of a line of CSV (RFC 4180), without the space around them.
+fn cells(line: &str, separator: char) -> Vec<String> {
+    let (mut cells, mut quoted) = (vec![String::new()], false);
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let cell = cells.last_mut().expect("there is one");
+        match c {
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => cell.push('"'),
+            '"' => quoted = !quoted,
+            c if c == separator && !quoted => cells.push(String::new()),
+            c => cell.push(c),
+        }
+    }
+    cells.iter().map(|cell| cell.trim().to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -209,19 +308,90 @@ mod tests {
     }
 
     #[test]
+    fn lists_are_taken_as_people_have_them() {
+        let export = |id: &str| {
+            format!(
+                r#"{{"id":"{id}","eTag":"MA==","status":"enabled","authentication":{{"symmetricKey":{{"primaryKey":"c2VjcmV0"}}}}}}"#
+            )
+        };
+        for text in [
+            "a\nb;1\n".to_owned(),
+            "\u{feff}a\r\nb;1".to_owned(),
+            format!("{}\n{}\n", export("a"), export("b;1")),
+            "{\"deviceId\":\"a\"}\r\n\r\n{\"deviceId\":\"b;1\"}\r\n".to_owned(),
+            "name,Device ID,key\nx,a,s\n\"x, \"\"y\"\"\",\"b;1\",s\n".to_owned(),
+            "\u{feff}# export\nid;name\na;x\n\"b;1\";y\n".to_owned(),
+            "device_id\tkey\na\ts\nb;1\ts\n".to_owned(),
+            "deviceId\na\nb;1\n".to_owned(),
+        ] {
+            let mut ids = Vec::new();
+            let file = list(&text);
+            let repeats = for_each_unique(file.path(), |id| {
+                ids.push(id.to_string());
+                true
+            });
+            assert_eq!(repeats.unwrap(), 0, "{text}");
+            assert_eq!(ids, ["a", "b;1"], "{text}");
+        }
+    }
+
+    /// Whatever is wrong with a line, there may be a key in it.
+    #[test]
+    fn a_line_is_never_shown() {
+        for (text, says) in [
+            (
+                "a\n\nb secret\n",
+                ":3: is not a device id, which is 1 to 128",
+            ),
+            (
+                "a\n{\"id\":\"b\",\"primaryKey\":\"secret\"}\n",
+                ":2: is not a device id",
+            ),
+            (
+                "{\"id\":\"a\"}\n{\"key\":\"secret\"}\n",
+                ":2: is not a JSON object with an id",
+            ),
+            (
+                "{\"id\":\"a\"}\n{\"id\":\"b secret\"}\n",
+                ":2: is not a device id",
+            ),
+            ("{\"id\":\"a\"}\nsecret\n", ":2: is not a JSON object"),
+            ("key,id\nsecret\n", ":2: has no column 2, where the ids are"),
+            ("key,id\nsecret,\n", ":2: is not a device id"),
+            (
+                "HostName=secret.net;SharedAccessKey=secret\n\"x\n",
+                ":2: is not a device id",
+            ),
+        ] {
+            let error = check(list(text).path()).unwrap_err();
+            let words = twincast_core::error::in_words(&error);
+            assert!(words.contains(says), "{says}: {words}");
+            assert!(!words.contains("secret"), "{words}");
+        }
+    }
+
+    #[test]
     fn bad_lists_are_named() {
-        let file = list("a\n\nb c\n");
-        let error = check(file.path()).unwrap_err();
-        assert!(
-            error.to_string().ends_with(":3: not a device id"),
-            "{error}"
-        );
         let mut file = list("a\n");
         file.write_all(b"b\xff\n").unwrap();
         let error = check(file.path()).unwrap_err();
         assert!(
-            error.to_string().ends_with(":2: not a device id"),
+            error
+                .to_string()
+                .ends_with(":2: it is not UTF-8 text: byte 2 belongs to no character"),
             "{error}"
+        );
+        let wide: Vec<u8> = "\u{feff}a\nb\n"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let mut file = list("");
+        file.write_all(&wide).unwrap();
+        let error = check(file.path()).unwrap_err();
+        let words = twincast_core::error::in_words(&error);
+        assert!(
+            words.ends_with(": it is UTF-16; save it as UTF-8"),
+            "{words}"
         );
         assert_eq!(check(list("\u{feff}a;1\r\nb\n").path()).unwrap().ids, 2);
         assert!(matches!(

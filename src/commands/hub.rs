@@ -10,6 +10,7 @@ use crate::args::{HubArgs, HubTier};
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, counted};
 use crate::signal::asked_to_stop;
+use crate::textfile;
 
 /// Refrigerators over four regions, some of them away, a few of them difficult.
 pub(crate) fn refrigerators(devices: u64, seed: u64) -> String {
@@ -43,8 +44,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
     let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
     let (origin, text) = match &args.fleet {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the fleet file {}", path.display()));
+            let text = textfile::read("the fleet file", path);
             (path.display().to_string(), text.map_err(refused)?)
         }
         None => (

@@ -125,7 +125,7 @@ fn unknown_keys_and_wrong_values_are_refused() {
     );
     refused(
         "[worker]\nslot = 1\n",
-        &["worker.slot: unknown field", "slots"],
+        &["worker.slot: is not a field here", "slots"],
     );
     refused("[worker]\nslots = 'many'\n", &["worker.slots: ", "many"]);
     refused(

@@ -6,7 +6,6 @@
 //! string may hold the key anywhere.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -74,18 +73,10 @@ pub enum ConnectionStringError {
     HasSignature,
 }
 
-/// Why a connection string could not be loaded from a file or the environment.
+/// Why a connection string could not be loaded from the environment.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadConnectionStringError {
-    /// The file cannot be read.
-    #[error("failed to read connection string file {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
     /// The environment variable is not set.
     #[error("environment variable {0} is not set")]
     NotSet(String),
@@ -95,7 +86,7 @@ pub enum LoadConnectionStringError {
     /// What was loaded is not a connection string.
     #[error("{origin} does not hold a connection string")]
     Invalid {
-        /// The file or variable.
+        /// The variable.
         origin: String,
         /// What is wrong with it.
         source: ConnectionStringError,
@@ -138,27 +129,6 @@ impl ConnectionString {
             key,
             gateway_host_name: None,
         })
-    }
-
-    /// Reads and parses a file; white space around the text is dropped (secret mounts end in a newline).
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read or does not hold a connection string.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LoadConnectionStringError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
-            .map(Zeroizing::new)
-            .map_err(|source| LoadConnectionStringError::File {
-                path: path.to_owned(),
-                source,
-            })?;
-        text.trim()
-            .parse()
-            .map_err(|source| LoadConnectionStringError::Invalid {
-                origin: format!("file {}", path.display()),
-                source,
-            })
     }
 
     /// Reads and parses an environment variable.
@@ -390,20 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_end_in_a_newline_and_a_missing_one_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("hub");
-        std::fs::write(
-            &path,
-            format!("HostName=h;SharedAccessKeyName=s;SharedAccessKey={KEY}\n"),
-        )
-        .unwrap();
-        assert_eq!(
-            ConnectionString::from_file(&path).unwrap().key().expose(),
-            KEY
-        );
-        let error = ConnectionString::from_file(folder.path().join("none")).unwrap_err();
-        assert!(error.to_string().contains("none"), "{error}");
+    fn a_variable_that_is_not_set_is_named() {
         let error =
             ConnectionString::from_env("TWINCAST_TEST_VARIABLE_THAT_IS_NOT_SET").unwrap_err();
         assert!(matches!(error, LoadConnectionStringError::NotSet(_)));

@@ -1,6 +1,5 @@
 //! What a server says to a query.
 
-use std::io;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -15,7 +14,7 @@ pub(crate) enum Unusable {
     TokenFile {
         path: PathBuf,
         #[source]
-        source: io::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("the token has characters that no header may have")]
     Token,

@@ -15,6 +15,7 @@ use reqwest::{Client, Response, Url};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use twincast_core::ports::{MetricSource, MetricSourceError};
+use twincast_core::text;
 use url::form_urlencoded;
 
 use crate::answer::Unusable;
@@ -195,10 +196,13 @@ fn bearer(token: &Token) -> Result<HeaderValue, Unusable> {
     let text = match token {
         Token::Text(text) => text.clone(),
         Token::File(path) => {
-            std::fs::read_to_string(path).map_err(|source| Unusable::TokenFile {
+            let unusable = |source: Box<dyn std::error::Error + Send + Sync>| Unusable::TokenFile {
                 path: path.clone(),
                 source,
-            })?
+            };
+            let bytes = std::fs::read(path).map_err(|error| unusable(error.into()))?;
+            let text = text::of_file(&bytes).map_err(|error| unusable(error.into()))?;
+            text.to_owned()
         }
     };
     let mut value =

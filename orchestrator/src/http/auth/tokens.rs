@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use twincast_core::error::in_words;
+use twincast_core::text::{self, NotText};
 
 use super::{Caller, Role};
 
@@ -35,6 +36,9 @@ pub enum TokensFileError {
     /// It has more than there can be tokens.
     #[error("it is larger than 1 MiB")]
     TooLarge,
+    /// It is in another encoding.
+    #[error(transparent)]
+    NotText(#[from] NotText),
     /// One of its lines cannot be used.
     #[error(transparent)]
     Bad(#[from] BadTokens),
@@ -97,14 +101,14 @@ impl TokensFile {
 }
 
 async fn read(path: &Path) -> Result<Tokens, TokensFileError> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let file = tokio::fs::File::open(path).await;
     let mut file = file.map_err(TokensFileError::Read)?.take(LARGEST + 1);
-    let size = file.read_to_string(&mut text).await;
+    let size = file.read_to_end(&mut bytes).await;
     if size.map_err(TokensFileError::Read)? as u64 > LARGEST {
         return Err(TokensFileError::TooLarge);
     }
-    Ok(Tokens::read(&text)?)
+    Ok(Tokens::read(text::of_file(&bytes)?)?)
 }
 
 /// Tokens, known by their hashes.
