@@ -8,7 +8,8 @@
 //! * Keys are public ones, and each is tied to the algorithms of its kind: nothing in a token says how it is to be
 //!   checked, and `none` and shared secrets are not known here at all.
 //! * The keys are asked for every few minutes, and when a token names one that is not known: by one request at a
-//!   time, and not again for [`BETWEEN`], whoever asks. If the issuer is away, they serve for [`KEPT`].
+//!   time, and not again for [`BETWEEN`], whoever asks. So many wait for the answer as [`WAITING`] says. If the issuer
+//!   is away, the keys serve for [`KEPT`].
 //! * Signatures are checked by `ring`, which TLS brings already. A library for tokens would bring a second cryptography
 //!   for what is left: three parts, a few claims.
 //! * Nothing is said of a token's claims before its signature was checked.
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use twincast_core::error::in_words;
 use twincast_core::time::Timestamp;
@@ -44,6 +45,9 @@ use source::Source;
 pub const EVERY: Duration = Duration::from_secs(5 * 60);
 /// The least time between two questions, however many tokens name keys that are not known.
 pub const BETWEEN: Duration = Duration::from_secs(10);
+/// Tokens that wait at the same time for keys that are not known, at the most: whoever cannot sign one can make as many
+/// as they like.
+pub const WAITING: usize = 64;
 /// How long keys serve while the issuer does not answer. A day lets people stop a rollout during most outages.
 pub const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -71,6 +75,8 @@ struct Inner {
     held: RwLock<Option<Held>>,
     /// When the keys were last asked for. Whoever has the lock is asking.
     asked: Mutex<Option<Instant>>,
+    /// Places to wait for them.
+    waiting: Semaphore,
 }
 
 #[derive(Clone)]
@@ -98,6 +104,7 @@ impl Issuer {
             source,
             held: RwLock::new(None),
             asked: Mutex::new(None),
+            waiting: Semaphore::new(WAITING),
         })))
     }
 
@@ -125,11 +132,13 @@ impl Issuer {
     /// Cancel safe: a question for keys that is under way goes on.
     ///
     /// # Errors
-    /// Why it is not good; [`Rejection::NoKeys`] if that cannot be known now.
+    /// Why it is not good; [`Rejection::NoKeys`] and [`Rejection::Crowded`] if that cannot be known now.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Rejection> {
         let token = Parts::of(token)?;
         match self.0.check(&token) {
             Err(Rejection::Key { .. } | Rejection::NoKeys) => {
+                let place = self.0.waiting.try_acquire();
+                let _place = place.map_err(|_| Rejection::Crowded)?;
                 self.renew().await;
                 self.0.check(&token)?;
             }

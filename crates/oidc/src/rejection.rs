@@ -48,6 +48,9 @@ pub enum Rejection {
     /// There is nothing to check it with now. It may be good.
     #[error("the keys of the issuer cannot be had now")]
     NoKeys,
+    /// It names a key that is not known, and many wait to hear of that already. It may be good.
+    #[error("the issuer is being asked for its keys, and too many wait for the answer")]
+    Crowded,
 }
 
 impl Rejection {
@@ -64,6 +67,7 @@ impl Rejection {
             Self::Expired => "the token has expired",
             Self::NotYet => "the token is not valid yet",
             Self::NoKeys => "the keys of the issuer cannot be had now",
+            Self::Crowded => "the issuer is being asked for its keys",
         }
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use twincast_core::time::Timestamp;
 use twincast_oidc::{
-    BETWEEN, ConfigError, Issuer, IssuerConfig, KEPT, KeysAt, KeysError, Rejection,
+    BETWEEN, ConfigError, Issuer, IssuerConfig, KEPT, KeysAt, KeysError, Rejection, WAITING,
 };
 use twincast_testkit::TokenSigner;
 use wiremock::matchers::{method, path};
@@ -85,6 +85,43 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
     for _ in 0..20 {
         assert_eq!(issuer.verify(&strange, NOW).await, Err(unknown.clone()));
     }
+}
+
+#[tokio::test]
+async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
+    let signer = TokenSigner::new("one");
+    let keys = answer(&TokenSigner::key_set(&[&signer]));
+    let server = serving(vec![
+        ("/keys", keys.clone(), 1),
+        ("/slow", keys.set_delay(Duration::from_secs(3)), 1),
+    ])
+    .await;
+    let at = |path: &str| KeysAt::Url(format!("{}{path}", server.uri()));
+    let issuer_of = issuer("https://i", at("/slow"));
+    let other = TokenSigner::new("two").sign(&claims("https://i"));
+    let mut waiting: Vec<_> = (0..WAITING)
+        .map(|_| Box::pin(issuer_of.verify(&other, NOW)))
+        .collect();
+    for verifying in &mut waiting {
+        assert!(futures_pending(verifying).await);
+    }
+    assert_eq!(issuer_of.verify(&other, NOW).await, Err(Rejection::Crowded));
+    for verifying in waiting {
+        let rejected = verifying.await;
+        assert!(
+            matches!(rejected, Err(Rejection::Key { .. })),
+            "{rejected:?}"
+        );
+    }
+    // Whoever has a key that is known does not wait with them.
+    let issuer = issuer("https://i", at("/keys"));
+    issuer.load().await.unwrap();
+    assert!(
+        issuer
+            .verify(&signer.sign(&claims("https://i")), NOW)
+            .await
+            .is_ok()
+    );
 }
 
 /// Whether it has begun and waits.

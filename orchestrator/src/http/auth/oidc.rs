@@ -33,7 +33,7 @@ impl Oidc {
             Err(rejection) => {
                 tracing::info!(reason = %rejection, "a token was rejected");
                 Err(match rejection {
-                    Rejection::NoKeys => Problem::busy(rejection.shown()),
+                    Rejection::NoKeys | Rejection::Crowded => Problem::busy(rejection.shown()),
                     _ => Problem::bad_token(rejection.shown()),
                 })
             }
