@@ -1,33 +1,39 @@
 //! Where the HTTP API listens, and who may ask.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use twincast_orchestrator::http::auth::tokens::TokensFile;
 use twincast_orchestrator::http::auth::{Bearers, Door};
 
 use crate::config::{ApiSettings, Settings};
 use crate::exit::{ExitCode, Failure};
+use crate::http::tls::Tls;
+use crate::http::{Bounds, Server};
 use crate::oidc;
 use crate::output::Output;
 
 /// How long requests under way may take when the process is to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
+/// Connections at the most. An ingress has those of everybody.
+const BOUNDS: Bounds = Bounds {
+    most: 512,
+    most_of_one: 384,
+};
+
 /// A listener of the API.
 pub(crate) struct Listener {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<RustlsConfig>,
+    tls: Option<Arc<Tls>>,
     door: Arc<Door>,
-    handle: Handle<SocketAddr>,
 }
 
 impl Listener {
@@ -44,19 +50,15 @@ impl Listener {
             );
         }
         let listener = TcpListener::bind(wanted)
-            .and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            })
+            .await
             .with_context(|| format!("cannot listen on {wanted} (api.listen)"))
             .map_err(|error| Failure::new(ExitCode::Refused, error))?;
         let address = listener.local_addr()?;
         Ok(Some(Self {
             listener,
             address,
-            tls,
+            tls: tls.map(Arc::new),
             door: Arc::new(door),
-            handle: Handle::new(),
         }))
     }
 
@@ -72,37 +74,24 @@ impl Listener {
     }
 
     /// Answers until `stop`, then lets requests under way end.
-    pub(crate) async fn serve(
-        self,
-        router: Router,
-        stop: CancellationToken,
-    ) -> std::io::Result<()> {
-        let handle = self.handle.clone();
-        let stopping = async {
-            stop.cancelled().await;
-            handle.graceful_shutdown(Some(LAST_REQUESTS));
-            std::future::pending::<()>().await;
+    pub(crate) async fn serve(self, router: Router, stop: CancellationToken) {
+        let server = Server {
+            router,
+            tls: self.tls.clone(),
+            bounds: BOUNDS,
+            last_requests: LAST_REQUESTS,
         };
-        let following = async {
-            self.door.follow().await;
-            std::future::pending::<()>().await;
-        };
-        let service = router.into_make_service();
-        let serving = async {
-            match self.tls {
-                Some(tls) => {
-                    let server = axum_server::from_tcp_rustls(self.listener, tls)?;
-                    server.handle(self.handle).serve(service).await
-                }
-                None => {
-                    let server = axum_server::from_tcp(self.listener)?;
-                    server.handle(self.handle).serve(service).await
-                }
+        let renewing = async {
+            if let Some(tls) = &self.tls {
+                tls.follow().await;
             }
         };
+        let following = async {
+            tokio::join!(self.door.follow(), renewing);
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
-            served = serving => served,
-            () = stopping => unreachable!("it waits for ever"),
+            () = server.serve(self.listener, stop) => {}
             () = following => unreachable!("it waits for ever"),
         }
     }
@@ -147,23 +136,14 @@ async fn tokens(path: PathBuf, may_be_empty: bool) -> Result<TokensFile, Failure
     Ok(tokens)
 }
 
-async fn tls(settings: &ApiSettings, base: &Path) -> Result<Option<RustlsConfig>, Failure> {
+async fn tls(settings: &ApiSettings, base: &Path) -> Result<Option<Tls>, Failure> {
     match (&settings.tls_cert_file, &settings.tls_key_file) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            // The library asks for one that the whole process uses; there may be one already.
-            _ = rustls::crypto::ring::default_provider().install_default();
-            let (certificate, key) = (base.join(certificate), base.join(key));
-            let config = RustlsConfig::from_pem_file(&certificate, &key)
-                .await
-                .with_context(|| {
-                    let (certificate, key) = (certificate.display(), key.display());
-                    format!(
-                        "cannot use api.tls_cert_file {certificate} with api.tls_key_file {key}"
-                    )
-                })
-                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-            Ok(Some(config))
+            let tls = Tls::open(base.join(certificate), base.join(key)).await;
+            let tls = tls.context("cannot use api.tls_cert_file with api.tls_key_file");
+            let tls = tls.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+            Ok(Some(tls))
         }
         _ => Err(refused(
             "api.tls_cert_file and api.tls_key_file must be given together",

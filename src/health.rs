@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Json;
@@ -16,6 +17,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{ExitCode, Failure};
+use crate::http::{Bounds, Server};
+
+/// Connections at the most: there are few who watch.
+const BOUNDS: Bounds = Bounds {
+    most: 256,
+    most_of_one: 192,
+};
+/// How long requests under way may take when the process is to stop: nobody is left to wait for half a request.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Asks one thing that the process needs; gives what is wrong with it.
 pub(crate) type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
@@ -67,15 +77,19 @@ impl Health {
     }
 
     /// Answers until `stop`.
-    pub(crate) async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
+    pub(crate) async fn serve(self, stop: CancellationToken) {
         let router = axum::Router::new()
             .route("/livez", get(async || "alive\n"))
             .route("/readyz", get(readiness))
             .route("/metrics", get(metrics))
             .with_state(self.watched);
-        axum::serve(self.listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+        let server = Server {
+            router,
+            tls: None,
+            bounds: BOUNDS,
+            last_requests: LAST_REQUESTS,
+        };
+        server.serve(self.listener, stop).await;
     }
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod engine;
 mod exit;
 mod health;
+mod http;
 mod left_out;
 mod logging;
 mod oidc;

@@ -1,7 +1,6 @@
 //! A process of the distributed engine, from its start to its end.
 
 use std::future::Future;
-use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::task::JoinHandle;
@@ -20,7 +19,7 @@ pub(crate) struct Process {
     /// Cancelled when the process is asked to stop.
     pub(crate) stop: CancellationToken,
     registry: Registry,
-    health: Option<JoinHandle<std::io::Result<()>>>,
+    health: Option<JoinHandle<()>>,
     probes_stop: CancellationToken,
 }
 
@@ -97,8 +96,8 @@ impl Process {
         self.services.amqp.close().await;
         self.probes_stop.cancel();
         if let Some(health) = self.health {
-            // Nobody is left to be told that the probes ended badly, or to wait for half a request.
-            _ = tokio::time::timeout(Duration::from_secs(1), health).await;
+            // Nobody is left to be told that the probes ended badly.
+            _ = health.await;
         }
     }
 }
@@ -107,7 +106,7 @@ fn serve(
     health: Health,
     stop: &CancellationToken,
     output: &Output,
-) -> Result<JoinHandle<std::io::Result<()>>, Failure> {
+) -> Result<JoinHandle<()>, Failure> {
     let address = health
         .address()
         .map_err(|error| Failure::new(ExitCode::Unexpected, error))?;

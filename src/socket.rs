@@ -18,9 +18,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use axum::extract::Request;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::middleware::{self, Next};
-use axum::serve::IncomingStream;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -31,6 +30,7 @@ use twincast_orchestrator::http::{Api, DeadLetters};
 use crate::config::Settings;
 use crate::engine::Engine;
 use crate::exit::{ExitCode, Failure};
+use crate::http::{self, Bounds, Peer};
 use crate::server::Server;
 
 /// The socket in its folder.
@@ -39,6 +39,11 @@ const SOCKET: &str = "state.sock";
 pub(crate) const BY: &str = "twincast-by";
 /// The longest path that every system takes for a socket.
 const LONGEST: usize = 100;
+/// Connections at the most. The owner's are not those of another user.
+const BOUNDS: Bounds = Bounds {
+    most: 128,
+    most_of_one: 96,
+};
 /// How long requests under way may take when the process ends.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
@@ -46,7 +51,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 pub(crate) struct Desk {
     socket: PathBuf,
     stop: CancellationToken,
-    serving: JoinHandle<io::Result<()>>,
+    serving: JoinHandle<()>,
 }
 
 impl Desk {
@@ -64,38 +69,29 @@ impl Desk {
             intake: Arc::new(engine.intake(settings)),
             letters: Arc::new(NoLetters),
             door: Arc::new(Door::Known),
+            status: Arc::default(),
         };
         let introduced = middleware::from_fn(move |request, next| introduce(owner, request, next));
-        let service = api
-            .router()
-            .layer(introduced)
-            .into_make_service_with_connect_info::<Peer>();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
-        let serving = async move {
-            axum::serve(listener, service)
-                .with_graceful_shutdown(stopped)
-                .await
+        let server = http::Server {
+            router: api.router().layer(introduced),
+            tls: None,
+            bounds: BOUNDS,
+            last_requests: LAST_REQUESTS,
         };
+        let stop = CancellationToken::new();
         Ok(Self {
             socket: dir.join(SOCKET),
+            serving: tokio::spawn(server.serve(listener, stop.clone())),
             stop,
-            serving: tokio::spawn(serving),
         })
     }
 
     /// Takes no more requests, and lets those under way end.
-    pub(crate) async fn close(mut self) {
+    pub(crate) async fn close(self) {
         // Whoever comes from here on waits for the state itself. An error leaves a file that answers nobody.
         _ = fs::remove_file(&self.socket);
         self.stop.cancel();
-        if tokio::time::timeout(LAST_REQUESTS, &mut self.serving)
-            .await
-            .is_err()
-        {
-            self.serving.abort();
-            _ = self.serving.await;
-        }
+        _ = self.serving.await;
     }
 }
 
@@ -125,25 +121,12 @@ fn listen(dir: &Path) -> io::Result<(UnixListener, u32)> {
     Ok((listener, fs::metadata(&path)?.uid()))
 }
 
-/// The process at the other end of a connection.
-#[derive(Debug, Clone, Copy)]
-struct Peer {
-    user: Option<u32>,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred();
-        Self {
-            user: credentials.ok().map(|it| it.uid()),
-        }
-    }
-}
-
 /// Tells the API who asks.
 async fn introduce(owner: u32, mut request: Request, next: Next) -> axum::response::Response {
-    let peer = request.extensions().get::<ConnectInfo<Peer>>();
-    let user = peer.and_then(|ConnectInfo(peer)| peer.user);
+    let user = match request.extensions().get() {
+        Some(ConnectInfo(Peer::User(user))) => *user,
+        _ => None,
+    };
     let named = request.headers().get(BY);
     let named = named.and_then(|name| std::str::from_utf8(name.as_bytes()).ok());
     let caller = caller(owner, user, named);

@@ -198,6 +198,21 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All causes.
+    pub const ALL: [Self; 11] = [
+        Self::TooLarge,
+        Self::Unreadable,
+        Self::UnsupportedVersion,
+        Self::InvalidCommand,
+        Self::InvalidSpec,
+        Self::UnknownHub,
+        Self::Conflict,
+        Self::UnknownRollout,
+        Self::NotPossible,
+        Self::NewerRelease,
+        Self::Damaged,
+    ];
+
     /// The cause as it is written.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -386,6 +401,16 @@ impl Command {
     pub fn name(&self) -> String {
         let command = serde_json::to_value(self.command).unwrap_or_default();
         command.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The rollout that it is about, where it names one.
+    #[must_use]
+    pub fn subject(&self) -> Option<RolloutName> {
+        let of_spec = || {
+            let spec = self.spec.as_ref()?.to_value();
+            RolloutName::new(spec.get("name")?.as_str()?).ok()
+        };
+        self.rollout.clone().or_else(of_spec)
     }
 
     /// Who asks and why, in one line.

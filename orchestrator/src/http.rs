@@ -1,10 +1,11 @@
 //! The HTTP API: what can be asked for over the queue, and everything that can be looked at.
 //!
 //! ```text
-//!  client ──▶ limits ──▶ who asks? ──▶ handler ──▶ intake (changes) | store (looks)
+//!  client ──▶ who asks? may they? is there a place? ──▶ the body ──▶ handler ──▶ intake (changes) | store (looks)
 //! ```
 //!
 //! * [`auth`]: tokens, roles, and what each role may do;
+//! * `places`: how many requests are answered at the same time, in all and for one caller;
 //! * `operations` change something, `rollouts`, `devices`, `events` and `engine` look;
 //! * `traced`: every request has an id, which is that of its trace;
 //! * `problem`: every error is `application/problem+json`;
@@ -12,14 +13,17 @@
 //!
 //! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
 
+mod audit;
 pub mod auth;
 mod devices;
 mod engine;
 mod events;
 mod operations;
 mod page;
+mod places;
 mod problem;
 mod rollouts;
+mod streams;
 mod traced;
 
 use std::path::PathBuf;
@@ -34,7 +38,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use twincast_core::ports::{Queue, Store};
 use twincast_core::spec::{MAX_DOCUMENT_BYTES, RolloutSpec};
 use utoipa::OpenApi;
@@ -44,18 +47,12 @@ use utoipa_axum::routes;
 
 use crate::Hubs;
 use crate::intake::Intake;
+use crate::service::OrchestratorStatus;
 
 use auth::Door;
+use places::Places;
 use problem::Problem;
 
-/// Requests that are answered at the same time, at the most; others are told to come again.
-const REQUESTS: usize = 64;
-/// Streams (exports, events) that are open at the same time, at the most.
-const STREAMS: usize = 32;
-/// Plans that are tried at the same time, at the most.
-const PLANS: usize = 2;
-/// Requests that look through all batches of a rollout, at the same time, at the most.
-const SEARCHES: usize = 4;
 /// How long a request may take that is no stream and no plan.
 const TIME: Duration = Duration::from_secs(20);
 
@@ -80,15 +77,23 @@ pub struct Api {
     pub letters: Arc<dyn DeadLetters>,
     /// Who may ask.
     pub door: Arc<Door>,
+    /// Where commands are counted.
+    pub status: Arc<OrchestratorStatus>,
 }
 
 /// What handlers share.
 struct Shared {
     api: Api,
-    requests: Semaphore,
-    streams: Arc<Semaphore>,
-    plans: Semaphore,
-    searches: Semaphore,
+    /// For requests that are no emergency.
+    requests: Arc<Places>,
+    /// For what stops: they are there when all others are taken.
+    emergencies: Arc<Places>,
+    plans: Arc<Places>,
+    /// For requests that look through all batches of a rollout.
+    searches: Arc<Places>,
+    exports: Arc<Places>,
+    /// For streams of events.
+    followers: Arc<Places>,
     /// Where the files of specs are not: over HTTP they are inlined.
     base: PathBuf,
 }
@@ -100,10 +105,12 @@ impl Api {
     pub fn router(self) -> Router {
         let shared = Arc::new(Shared {
             api: self,
-            requests: Semaphore::new(REQUESTS),
-            streams: Arc::new(Semaphore::new(STREAMS)),
-            plans: Semaphore::new(PLANS),
-            searches: Semaphore::new(SEARCHES),
+            requests: Places::new("requests are being answered", 64, 16),
+            emergencies: Places::new("stops are being asked for", 16, 4),
+            plans: Places::new("plans are being tried", 4, 2),
+            searches: Places::new("requests look through batches", 4, 2),
+            exports: Places::new("exports are open", 16, 4),
+            followers: Places::new("streams of events are open", 32, 8),
             base: PathBuf::new(),
         });
         let (router, document) = documented().split_for_parts();
@@ -113,7 +120,7 @@ impl Api {
             .route("/api/v1/openapi.json", get(async move || Json(document)))
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_that_method)
-            .layer(middleware::from_fn_with_state(Arc::clone(&shared), limited))
+            .layer(middleware::map_response(kept_nowhere))
             .layer(DefaultBodyLimit::max(MAX_DOCUMENT_BYTES))
             .layer(middleware::from_fn_with_state(
                 Arc::clone(&shared),
@@ -224,12 +231,8 @@ async fn timed(request: Request, next: Next) -> Response {
     }
 }
 
-/// So many requests at once.
-async fn limited(State(shared): Context, request: Request, next: Next) -> Response {
-    let Ok(_place) = shared.requests.try_acquire() else {
-        return Problem::busy("too many requests are being answered").into_response();
-    };
-    let mut response = next.run(request).await;
+/// Nothing keeps an answer, or takes it for something else.
+async fn kept_nowhere(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(
         header::CACHE_CONTROL,
@@ -251,19 +254,6 @@ async fn not_that_method(method: Method, uri: Uri) -> Problem {
     let path = uri.path();
     let detail = format!("{method} is not for {path}; see /api/v1/openapi.json");
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
-}
-
-/// What is said of a stream that cannot be opened now.
-fn too_many_streams() -> Problem {
-    Problem::busy("too many streams are open")
-}
-
-/// An object for the log, of which one line is one operation: the audit trail.
-fn audit(who: &auth::Caller, operation: &str, rollout: Option<&str>, result: &str) {
-    tracing::info!(
-        target: "twincast_orchestrator::audit",
-        by = who.name(), role = who.role().as_str(), operation, rollout, result, "operation"
-    );
 }
 
 #[cfg(test)]

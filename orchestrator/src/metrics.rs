@@ -12,8 +12,13 @@ use twincast_core::ports::{Depth, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
-use crate::command::{Answer, Refusal};
+use crate::command::{Answer, Cause, Refusal};
 use crate::view::{counted, stage_name};
+
+/// Results of commands that are no causes of a refusal.
+const DONE: &str = "done";
+const UNCHANGED: &str = "unchanged";
+const DENIED: &str = "denied";
 
 /// The families.
 #[derive(Debug)]
@@ -53,13 +58,7 @@ impl Default for Metrics {
                 "twincast_dead_letters",
                 "Messages on the queue of dead letters, as this orchestrator last saw it.",
             )),
-            commands: made(IntCounterVec::new(
-                Opts::new(
-                    "twincast_commands_total",
-                    "Commands that were answered for: done, unchanged (it was so already), or the cause of a refusal.",
-                ),
-                &["result"],
-            )),
+            commands: commands(),
             waiting: gauges(
                 "twincast_dispatches_waiting",
                 "Batches on a hub's dispatch queue that no worker has taken yet.",
@@ -129,14 +128,20 @@ impl Metrics {
             .try_for_each(|family| registry.register(family))
     }
 
-    /// A command was answered for.
-    pub fn answered(&self, result: Result<&Answer, &Refusal>) {
+    /// A command was answered for; gives what is counted.
+    pub fn answered(&self, result: Result<&Answer, &Refusal>) -> &'static str {
         let result = match result {
-            Ok(answer) if answer.changed => "done",
-            Ok(_) => "unchanged",
+            Ok(answer) if answer.changed => DONE,
+            Ok(_) => UNCHANGED,
             Err(refusal) => refusal.cause.as_str(),
         };
         self.commands.with_label_values(&[result]).inc();
+        result
+    }
+
+    /// Somebody asked for what they may not.
+    pub(crate) fn denied(&self) {
+        self.commands.with_label_values(&[DENIED]).inc();
     }
 
     pub(crate) fn queue(&self, hub: &HubName, depth: Depth) {
@@ -243,6 +248,22 @@ pub(crate) fn repairs() -> IntCounter {
         "twincast_dispatches_repeated_total",
         "Batches that were released again, because nobody worked on them.",
     ))
+}
+
+/// What is counted of commands. All results are there from the start: the first of a kind is an increase, too.
+fn commands() -> IntCounterVec {
+    let family = made(IntCounterVec::new(
+        Opts::new(
+            "twincast_commands_total",
+            "Commands that were answered for, over the queue and HTTP: done, unchanged (it was so already), denied (by whoever may not), or the cause of a refusal.",
+        ),
+        &["result"],
+    ));
+    let causes = Cause::ALL.into_iter().map(Cause::as_str);
+    for result in [DONE, UNCHANGED, DENIED].into_iter().chain(causes) {
+        family.with_label_values(&[result]);
+    }
+    family
 }
 
 /// Names and labels are written down here, so a family that cannot be made is a defect.

@@ -39,6 +39,7 @@ impl DeadLetters for NoLetters {
 
 struct Bench {
     store: MemoryStore,
+    door: Arc<Door>,
     router: Router,
     /// By role, in the order of [`Role::ALL`].
     tokens: Vec<String>,
@@ -50,17 +51,20 @@ impl Bench {
             .into_iter()
             .map(|role| new_token(&format!("{}-ann", role.as_str()), role))
             .unzip();
+        let (bench, _) = Self::of_lines(&lines.join("\n")).await;
+        Self { tokens, ..bench }
+    }
+
+    /// One with a tokens file of these lines.
+    async fn of_lines(lines: &str) -> (Self, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        std::fs::write(file.path(), lines).unwrap();
         let ours = TokensFile::open(file.path().to_owned()).await.unwrap();
         let door = Door::Bearers(Bearers {
             tokens: Some(ours),
             oidc: None,
         });
-        Self {
-            tokens,
-            ..Self::with(door)
-        }
+        (Self::with(door), file)
     }
 
     /// One that takes the tokens of an issuer, too.
@@ -119,16 +123,19 @@ impl Bench {
             tracer: Tracer::default(),
             clock,
         };
+        let door = Arc::new(door);
         let api = Api {
             store: Arc::new(store.clone()),
             queue: Arc::new(InProcessQueue::new(10)),
             hubs: Hubs::from([(hub, handle)]),
             intake: Arc::new(intake),
             letters: Arc::new(NoLetters),
-            door: Arc::new(door),
+            door: Arc::clone(&door),
+            status: Arc::default(),
         };
         Self {
             store,
+            door,
             router: api.router(),
             tokens: Vec::new(),
         }
@@ -1029,4 +1036,146 @@ async fn the_page_is_for_everybody_and_needs_nothing_else() {
         assert_eq!(seen[path], kind);
     }
     assert!(seen.len() >= 8, "{seen:?}");
+}
+
+/// A request whose body never comes.
+fn bodiless(path: &str, token: &str) -> Request<Body> {
+    let mut request = request(Method::POST, path, Some(token), Some(json!({})));
+    *request.body_mut() =
+        Body::from_stream(futures::stream::pending::<Result<String, std::io::Error>>());
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_may_not_do_is_told_before_its_body_is_read() {
+    let bench = Bench::new().await;
+    let document = openapi();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        if operations.get("post").is_none() {
+            continue;
+        }
+        let path = path.replace("{name}", "r");
+        let (status, _, text) = bench.send(bodiless(&path, bench.token(Role::Viewer))).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {text}");
+        let (status, _, text) = bench.send(bodiless(&path, "twc_wrong")).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {text}");
+        // Nobody's body is waited for without end.
+        let begun = tokio::time::Instant::now();
+        let (status, _, text) = bench.send(bodiless(&path, bench.token(Role::Admin))).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{path}: {text}");
+        assert!(text.contains("did not come within 10s"), "{text}");
+        assert!(begun.elapsed().as_secs() < 20, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_others_hold_all_can_be_stopped() {
+    let people: Vec<_> = (0..5)
+        .map(|n| new_token(&format!("operator-{n}"), Role::Operator))
+        .collect();
+    let (viewer, viewer_line) = new_token("vic", Role::Viewer);
+    let (admin, admin_line) = new_token("ada", Role::Admin);
+    let lines: Vec<_> = people.iter().map(|(_, line)| &**line).collect();
+    let lines = [lines, vec![&viewer_line, &admin_line]].concat();
+    let (bench, _file) = Bench::of_lines(&lines.join("\n")).await;
+    let hold = |path: &str, token: &str| {
+        let (router, request) = (bench.router.clone(), bodiless(path, token));
+        tokio::spawn(async move { router.oneshot(request).await.unwrap().status() })
+    };
+    let held: Vec<_> = people
+        .iter()
+        .flat_map(|(token, _)| (0..30).map(|_| hold("/api/v1/rollouts", token)))
+        .collect();
+    let soon = || tokio::time::sleep(std::time::Duration::from_secs(1));
+    soon().await;
+    let whoami = |token| request(Method::GET, "/api/v1/whoami", Some(token), None);
+    let (status, _, text) = bench.send(whoami(&viewer)).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    assert!(
+        text.contains("too many requests are being answered"),
+        "{text}"
+    );
+    let emergencies: Vec<_> = people[..3]
+        .iter()
+        .flat_map(|(token, _)| (0..30).map(|_| hold("/api/v1/stop-all", token)))
+        .collect();
+    soon().await;
+    for path in ["stop-all", "rollouts/r/pause", "rollouts/r/abort"] {
+        let path = format!("/api/v1/{path}");
+        let stop = request(Method::POST, &path, Some(&admin), Some(json!({})));
+        let (status, _, text) = bench.send(stop).await;
+        assert!(
+            [StatusCode::OK, StatusCode::NOT_FOUND].contains(&status),
+            "{path}: {status}: {text}"
+        );
+    }
+    let mut found = BTreeMap::new();
+    for request in held.into_iter().chain(emergencies) {
+        *found.entry(request.await.unwrap().as_u16()).or_insert(0) += 1;
+    }
+    // So many were let in, so many were not; those by the share of one, and by that of all.
+    assert_eq!(
+        found,
+        BTreeMap::from([(408, 64 + 12), (503, 150 - 64 + 90 - 12)])
+    );
+    let (status, _, text) = bench.send(whoami(&viewer)).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+}
+
+#[tokio::test]
+async fn streams_of_one_leave_places_for_others() {
+    let bench = Bench::new().await;
+    build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
+    let open = async |role, what: &str| {
+        let path = format!("/api/v1/rollouts/r/{what}");
+        let request = request(Method::GET, &path, Some(bench.token(role)), None);
+        bench.router.clone().oneshot(request).await.unwrap()
+    };
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..32 {
+        let response = open(Role::Viewer, "events").await;
+        match response.status() {
+            StatusCode::OK => held.push(response),
+            _ => refused += 1,
+        }
+    }
+    assert_eq!((held.len(), refused), (8, 24));
+    assert_eq!(open(Role::Admin, "export").await.status(), StatusCode::OK);
+    assert_eq!(open(Role::Admin, "events").await.status(), StatusCode::OK);
+    held.pop();
+    assert_eq!(open(Role::Viewer, "events").await.status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_with_the_token_that_opened_it() {
+    let (ann, ann_line) = new_token("ann", Role::Viewer);
+    let (bob, bob_line) = new_token("bob", Role::Viewer);
+    let (bench, file) = Bench::of_lines(&format!("{ann_line}\n{bob_line}")).await;
+    build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
+    let open = async |token: &str| {
+        let path = "/api/v1/rollouts/r/events";
+        let request = request(Method::GET, path, Some(token), None);
+        let response = bench.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().into_data_stream()
+    };
+    let (mut of_ann, mut of_bob) = (open(&ann).await, open(&bob).await);
+    std::fs::write(file.path(), &bob_line).unwrap();
+    let ends = async {
+        // It is not its end in good order, after which it would count as complete.
+        while let Some(piece) = futures::StreamExt::next(&mut of_ann).await {
+            if let Err(error) = piece {
+                return error.to_string();
+            }
+        }
+        unreachable!("it ended as if it were complete")
+    };
+    let error = tokio::select! {
+        error = ends => error,
+        () = bench.door.follow() => unreachable!("it follows for ever"),
+    };
+    assert!(error.contains("the token is good no longer"), "{error}");
+    let piece = futures::StreamExt::next(&mut of_bob).await.unwrap();
+    assert!(piece.is_ok(), "the other one goes on");
 }

@@ -61,6 +61,7 @@ pub(crate) async fn orchestrator(
         clock: Arc::clone(&clock),
         tracer: traces.tracer(),
     });
+    let status = Arc::new(OrchestratorStatus::default());
     let api = listener.map(|listener| {
         listener.announce(output);
         let api = Api {
@@ -70,6 +71,7 @@ pub(crate) async fn orchestrator(
             intake: Arc::clone(&intake),
             letters: Arc::new(BrokerLetters(services.amqp.clone())),
             door: listener.door(),
+            status: Arc::clone(&status),
         };
         (listener, api.router())
     });
@@ -84,7 +86,7 @@ pub(crate) async fn orchestrator(
         config: OrchestratorConfig::default(),
         id: Holder::new(format!("orchestrator-{}", uuid::Uuid::new_v4().simple()))
             .expect("letters and digits"),
-        status: Arc::new(OrchestratorStatus::default()),
+        status,
         tracer: traces.tracer(),
     });
     process.export(|registry| service.status.metrics.register(registry))?;
@@ -92,9 +94,8 @@ pub(crate) async fn orchestrator(
     let stop = process.stop.clone();
     let metrics = &service.status.metrics;
     let answering = async {
-        match api {
-            Some((listener, router)) => listener.serve(router, stop.clone()).await,
-            None => Ok(()),
+        if let Some((listener, router)) = api {
+            listener.serve(router, stop.clone()).await;
         }
     };
     let work = async {
@@ -104,7 +105,7 @@ pub(crate) async fn orchestrator(
             answering
         )
     };
-    let ((), taken, answered) = tokio::select! {
+    let ((), taken, ()) = tokio::select! {
         worked = process.until_stopped(work) => worked,
         () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
         () = keep_to(settings.retention.rule(), &intake) => unreachable!("it deletes for ever"),
@@ -112,7 +113,6 @@ pub(crate) async fn orchestrator(
     process.end().await;
     traces.close().await;
     taken.map_err(crate::services::broker_failure)?;
-    answered?;
     Ok(ExitCode::Success)
 }
 

@@ -302,6 +302,16 @@ impl Member {
         });
     }
 
+    /// The most memory that it has had so far, in bytes.
+    pub(crate) fn most_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.id()));
+        let status = status.expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse().ok());
+        kib.map(|kib: u64| kib * 1024)
+            .expect("the system counts it")
+    }
+
     /// Ends it as a power cut would.
     pub(crate) fn kill(self) -> Ended {
         self.running.kill()

@@ -38,5 +38,6 @@ mod metrics;
 mod outages;
 mod quota;
 mod refusals;
+mod siege;
 mod upgrade;
 mod versions;

@@ -15,7 +15,9 @@
 pub mod oidc;
 pub mod tokens;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -25,7 +27,12 @@ use oidc::Oidc;
 use tokens::TokensFile;
 
 use super::Shared;
+use super::audit::Origin;
+use super::places::Place;
 use super::problem::Problem;
+
+/// How often it is looked whether the token of an open stream is still good.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a token stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +52,27 @@ pub enum Role {
 pub(crate) enum Right {
     Look,
     Operate,
+    /// To operate so that less is sent.
+    Stop,
     Decide,
     Delete,
 }
+
+/// A right as a type: what a handler needs stands in its signature.
+pub(crate) trait Needed: Send + Sync {
+    const RIGHT: Right;
+}
+
+macro_rules! needed {
+    ($($right:ident),*) => {$(
+        pub(crate) struct $right;
+        impl Needed for $right {
+            const RIGHT: Right = Right::$right;
+        }
+    )*};
+}
+
+needed!(Look, Operate, Stop, Decide, Delete);
 
 impl Role {
     /// All roles.
@@ -82,7 +107,7 @@ impl Role {
     fn has(self, right: Right) -> bool {
         match right {
             Right::Look => true,
-            Right::Operate => matches!(self, Self::Operator | Self::Admin),
+            Right::Operate | Right::Stop => matches!(self, Self::Operator | Self::Admin),
             Right::Decide => matches!(self, Self::Approver | Self::Admin),
             Right::Delete => matches!(self, Self::Admin),
         }
@@ -182,27 +207,21 @@ impl Bearers {
     }
 }
 
-impl FromRequestParts<Arc<Shared>> for Caller {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
+impl Door {
+    /// Who asks, by what a request's head says.
+    async fn caller(&self, parts: &Parts) -> Result<Caller, Problem> {
         let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, detail);
-        match &*shared.api.door {
-            Door::Bearers(bearers) => {
-                let header = parts.headers.get(header::AUTHORIZATION);
-                let header = header.and_then(|value| value.to_str().ok());
-                let token = header
-                    .and_then(|value| value.split_once(' '))
-                    .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                    .map(|(_, token)| token.trim())
-                    .ok_or_else(|| unauthorized("a bearer token is needed"))?;
+        match self {
+            Self::Bearers(bearers) => {
+                let token = token(parts);
+                let token = token.ok_or_else(|| unauthorized("a bearer token is needed"))?;
                 bearers.caller(token).await
             }
-            Door::Known => {
-                let known = parts.extensions.get::<Self>().cloned();
+            Self::Known => {
+                let known = parts.extensions.get::<Caller>().cloned();
                 known.ok_or_else(|| unauthorized("the listener does not know who asks"))
             }
-            Door::Open => {
+            Self::Open => {
                 // A page of somewhere else, opened in a browser here, may ask by a name that leads here.
                 let host = parts.headers.get(header::HOST);
                 let host = host.and_then(|host| host.to_str().ok());
@@ -211,10 +230,65 @@ impl FromRequestParts<Arc<Shared>> for Caller {
                     let detail = "without tokens only this machine is answered, by the name localhost or its address";
                     return Err(unauthorized(detail));
                 }
-                Ok(Self {
-                    name: "anonymous".to_owned(),
-                    role: Role::Admin,
-                })
+                Ok(Caller::new("anonymous".to_owned(), Role::Admin))
+            }
+        }
+    }
+}
+
+fn token(parts: &Parts) -> Option<&str> {
+    let header = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = header.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    is_bearer.then(|| token.trim())
+}
+
+/// Whoever may do what a handler does, with a place among those who are answered. It is the first that a handler asks
+/// for: nothing of a body is read for others.
+pub(crate) struct Admitted<R> {
+    /// Who asks.
+    pub(crate) caller: Caller,
+    /// Where from.
+    pub(crate) origin: Origin,
+    /// The token, if it was one that let them in.
+    token: Option<String>,
+    _place: Place,
+    _right: PhantomData<R>,
+}
+
+impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
+        let origin = Origin::of(parts);
+        let known = shared.api.door.caller(parts).await;
+        let known = known.and_then(|caller| caller.may(R::RIGHT).map(|()| caller));
+        let caller = known.inspect_err(|problem| shared.denied(parts, &origin, problem))?;
+        let places = match R::RIGHT {
+            Right::Stop => &shared.emergencies,
+            Right::Look | Right::Operate | Right::Decide | Right::Delete => &shared.requests,
+        };
+        Ok(Self {
+            _place: places.take(caller.name())?,
+            caller,
+            origin,
+            token: token(parts).map(str::to_owned),
+            _right: PhantomData,
+        })
+    }
+}
+
+impl<R> Admitted<R> {
+    /// Waits until their token is good no longer.
+    pub(super) fn is_over(&self, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<R> {
+        let door = Arc::clone(&shared.api.door);
+        let token = self.token.clone();
+        async move {
+            let (Door::Bearers(bearers), Some(token)) = (&*door, token) else {
+                return std::future::pending().await;
+            };
+            while bearers.caller(&token).await.is_ok() {
+                tokio::time::sleep(LOOK).await;
             }
         }
     }

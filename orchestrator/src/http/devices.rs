@@ -10,16 +10,17 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use futures::stream::StreamExt as _;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, DeviceId};
 use utoipa::{IntoParams, ToSchema};
 
-use super::auth::{Caller, Right};
+use super::Context;
+use super::auth::{Admitted, Look};
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
-use super::{Context, too_many_streams};
+use super::streams::until;
 use crate::view;
 use crate::view::devices::{DeviceRow, Format, Wanted, has_any, rows, written};
 use crate::view::explain::{self, Explanation};
@@ -79,11 +80,10 @@ pub(crate) struct Export {
 )]
 pub(crate) async fn page(
     State(shared): Context,
-    caller: Caller,
+    _by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<DevicePage>, Problem> {
-    caller.may(Right::Look)?;
     let Path(name) = name?;
     let Query(which) = which?;
     let limit = limit(which.limit)?;
@@ -132,7 +132,7 @@ pub(crate) async fn page(
     }
 }
 
-/// All devices with their outcomes, as JSON Lines or CSV, in a stream. It is cut off when the store stops answering.
+/// All devices with their outcomes, as JSON Lines or CSV, in a stream. It is cut off when the store stops answering, or the token is good no longer.
 #[utoipa::path(
     get, path = "/api/v1/rollouts/{name}/export", tag = "devices", security(("token" = [])),
     params(("name" = String, Path, description = "The rollout's name"), Export),
@@ -145,11 +145,10 @@ pub(crate) async fn page(
 )]
 pub(crate) async fn export(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
     how: Result<Query<Export>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    caller.may(Right::Look)?;
     let Path(name) = name?;
     let Query(how) = how?;
     let wanted = wanted(how.outcome.as_deref(), how.class.as_deref())?;
@@ -162,12 +161,11 @@ pub(crate) async fn export(
             return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
         }
     };
-    let place = Arc::clone(&shared.streams)
-        .try_acquire_owned()
-        .map_err(|_| too_many_streams())?;
+    let place = shared.exports.take(by.caller.name())?;
     let rollout = shared.rollout(&name).await?;
     let store = Arc::clone(&shared.api.store);
-    let lines = written(store, rollout, &wanted, format).map(move |line| {
+    let lines = written(store, rollout, &wanted, format).map_err(std::io::Error::other);
+    let lines = until(by.is_over(&shared), lines).map(move |line| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;
         line
@@ -192,15 +190,14 @@ pub(crate) async fn export(
 )]
 pub(crate) async fn explain(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Look>,
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<Explanation>, Problem> {
-    caller.may(Right::Look)?;
     let Path((name, device)) = path?;
     let device = DeviceId::new(device)
         .map_err(|error| Problem::new(StatusCode::NOT_FOUND, in_words(&error)))?;
     let rollout = shared.rollout(&name).await?;
-    let _place = shared.search()?;
+    let _place = shared.searches.take(by.caller.name())?;
     let now = shared.api.intake.clock.now();
     let explained = explain::read(&*shared.api.store, &rollout, &device, now).await;
     Ok(Json(explained?))

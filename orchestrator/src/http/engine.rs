@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::Context;
-use super::auth::{Caller, Right};
+use super::auth::{Admitted, Look};
 use super::problem::{Looking, Problem};
 use crate::view::hubs::{HubList, HubView};
 
@@ -22,8 +22,10 @@ const LETTERS: usize = 100;
         Looking,
     )
 )]
-pub(crate) async fn hubs(State(shared): Context, caller: Caller) -> Result<Json<HubList>, Problem> {
-    caller.may(Right::Look)?;
+pub(crate) async fn hubs(
+    State(shared): Context,
+    _by: Admitted<Look>,
+) -> Result<Json<HubList>, Problem> {
     let mut hubs = Vec::new();
     for (name, handle) in &shared.api.hubs {
         let depth = shared.api.queue.depth(name).await.ok();
@@ -52,9 +54,8 @@ pub(crate) struct LetterList {
 )]
 pub(crate) async fn dead_letters(
     State(shared): Context,
-    caller: Caller,
+    _by: Admitted<Look>,
 ) -> Result<Json<LetterList>, Problem> {
-    caller.may(Right::Look)?;
     let dead_letters = shared.api.letters.list(LETTERS).await;
     let dead_letters = dead_letters.map_err(Problem::busy)?;
     Ok(Json(LetterList { dead_letters }))
@@ -77,9 +78,9 @@ pub(crate) struct Who {
         Looking,
     )
 )]
-pub(crate) async fn whoami(caller: Caller) -> Json<Who> {
+pub(crate) async fn whoami(by: Admitted<Look>) -> Json<Who> {
     Json(Who {
-        name: caller.name().to_owned(),
-        role: caller.role().as_str().to_owned(),
+        name: by.caller.name().to_owned(),
+        role: by.caller.role().as_str().to_owned(),
     })
 }

@@ -1,6 +1,6 @@
 //! What happens to a rollout, as server-sent events.
 
-use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use twincast_core::ids::Version;
 use twincast_core::ports::Store;
 use twincast_core::rollout::Rollout;
 
-use super::auth::{Caller, Right};
+use super::Context;
+use super::auth::{Admitted, Look};
 use super::problem::{Looking, OfARollout, Problem};
-use super::{Context, too_many_streams};
+use super::streams::until;
 use crate::events::cloud_event;
 
 /// How often it is looked whether something has happened.
@@ -30,30 +31,28 @@ const LONGEST: Duration = Duration::from_secs(3600);
     get, path = "/api/v1/rollouts/{name}/events", tag = "rollouts", security(("token" = [])),
     params(("name" = String, Path, description = "The rollout's name"), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that is known")),
     responses(
-        (status = 200, description = "Events, until the client goes, or for an hour", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "Events, until the client goes or its token is good no longer, or for an hour", body = String, content_type = "text/event-stream"),
         Looking,
         OfARollout,
     )
 )]
 pub(crate) async fn follow(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    caller.may(Right::Look)?;
+) -> Result<Sse<impl Stream<Item = io::Result<Event>>>, Problem> {
     let Path(name) = name?;
-    let place = Arc::clone(&shared.streams)
-        .try_acquire_owned()
-        .map_err(|_| too_many_streams())?;
+    let place = shared.followers.take(by.caller.name())?;
     let rollout = shared.rollout(&name).await?;
     let told = headers.get("last-event-id");
     let told = told.and_then(|id| id.to_str().ok()?.trim().parse().ok());
     let told = Version(told.unwrap_or(0));
-    let events = happenings(Arc::clone(&shared.api.store), rollout, told).map(move |event| {
+    let events = happenings(Arc::clone(&shared.api.store), rollout, told).map(Ok);
+    let events = until(by.is_over(&shared), events).map(move |event| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;
-        Ok(event)
+        event
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }

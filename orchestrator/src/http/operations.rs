@@ -1,9 +1,11 @@
 //! What changes something. Each is a command, done as if it had come over the queue.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use twincast_core::error::in_words;
@@ -13,10 +15,11 @@ use twincast_core::spec::Document;
 use twincast_core::trace::TRACEPARENT;
 use utoipa::ToSchema;
 
-use super::auth::{Caller, Right};
+use super::auth::{Admitted, Decide, Delete, Needed, Operate, Stop};
 use super::problem::{OfARollout, Operating, Problem};
 use super::{Context, audit};
 use crate::command::{Answer, Command, KEY_HEADER, Kind};
+use crate::intake::NotDone;
 use crate::planner::{PlanProgress, Planner};
 use crate::view::overlaps;
 use crate::view::plan::{self, PlanView};
@@ -66,7 +69,28 @@ pub(crate) struct Override {
     reason: String,
 }
 
-type Body = Result<Bytes, BytesRejection>;
+/// How long a body may take to come.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// The body of a request, once all of it has come.
+pub(crate) struct Sent(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Sent {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let reading = Bytes::from_request(request, state);
+        match tokio::time::timeout(BODY_TIME, reading).await {
+            Ok(body) => Ok(Self(body?)),
+            Err(_) => {
+                let detail = format!("the body did not come within {BODY_TIME:?}");
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
+            }
+        }
+    }
+}
+
+type Body = Result<Sent, Problem>;
 type Name = Result<Path<String>, PathRejection>;
 
 /// Start a rollout. The same spec again is the same rollout, and changes nothing.
@@ -81,16 +105,15 @@ type Name = Result<Path<String>, PathRejection>;
 )]
 pub(crate) async fn start(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Operate>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
-    caller.may(Right::Operate)?;
     let command = Command {
         spec: Some(said(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
-    done(&shared, &caller, &headers, command).await
+    done(&shared, &by, &headers, command).await
 }
 
 macro_rules! operation {
@@ -112,24 +135,23 @@ macro_rules! operation {
         )]
         pub(crate) async fn $name(
             State(shared): Context,
-            caller: Caller,
+            by: Admitted<$right>,
             name: Name,
             headers: HeaderMap,
             body: Body,
         ) -> Result<Json<Answer>, Problem> {
-            caller.may(Right::$right)?;
             let Path(name) = name?;
             let $said: $body = said(&headers, body)?;
             let mut $command = Command::about(Kind::$kind, Some(rollout(&name)?));
             $($fill)*
-            done(&shared, &caller, &headers, $command).await
+            done(&shared, &by, &headers, $command).await
         }
     };
 }
 
 operation!(
     /// Send nothing more for now.
-    pause, "/api/v1/rollouts/{name}/pause", Operate, Pause, Because,
+    pause, "/api/v1/rollouts/{name}/pause", Stop, Pause, Because,
     |said, command| { command.reason = said.reason; }
 );
 operation!(
@@ -139,7 +161,7 @@ operation!(
 );
 operation!(
     /// End it. What was not sent is skipped.
-    abort, "/api/v1/rollouts/{name}/abort", Operate, Abort, Because,
+    abort, "/api/v1/rollouts/{name}/abort", Stop, Abort, Because,
     |said, command| { command.reason = said.reason; }
 );
 operation!(
@@ -182,7 +204,7 @@ operation!(
 );
 
 macro_rules! of_all {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $kind:ident) => {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $right:ident, $kind:ident) => {
         $(#[$doc])*
         #[utoipa::path(
             post, path = $path, tag = "operations", security(("token" = [])),
@@ -194,26 +216,25 @@ macro_rules! of_all {
         )]
         pub(crate) async fn $name(
             State(shared): Context,
-            caller: Caller,
+            by: Admitted<$right>,
             headers: HeaderMap,
             body: Body,
         ) -> Result<Json<Answer>, Problem> {
-            caller.may(Right::Operate)?;
             let said: Because = said(&headers, body)?;
             let mut command = Command::about(Kind::$kind, None);
             command.reason = said.reason;
-            done(&shared, &caller, &headers, command).await
+            done(&shared, &by, &headers, command).await
         }
     };
 }
 
 of_all!(
     /// Send nothing of any rollout, nor of those to come.
-    stop_all, "/api/v1/stop-all", StopAll
+    stop_all, "/api/v1/stop-all", Stop, StopAll
 );
 of_all!(
     /// Let all rollouts go on that stop-all has stopped.
-    resume_all, "/api/v1/resume-all", ResumeAll
+    resume_all, "/api/v1/resume-all", Operate, ResumeAll
 );
 
 /// What a spec would come to: devices by stage, hub and tag group, what is left out and why, when it is over, and what
@@ -229,19 +250,16 @@ of_all!(
 )]
 pub(crate) async fn plan(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Operate>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PlanView>, Problem> {
-    caller.may(Right::Operate)?;
     let command = Command {
         spec: Some(said(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
     let spec = command.spec()?;
-    let Ok(_place) = shared.plans.try_acquire() else {
-        return Err(Problem::busy("other plans are being tried"));
-    };
+    let _place = shared.plans.take(by.caller.name())?;
     let progress = PlanProgress::default();
     let planner = Planner {
         spec: &spec,
@@ -262,33 +280,28 @@ pub(crate) async fn plan(
 }
 
 /// Does a command in the name of whoever asks.
-async fn done(
+async fn done<R: Needed>(
     shared: &super::Shared,
-    caller: &Caller,
+    by: &Admitted<R>,
     headers: &HeaderMap,
     mut command: Command,
 ) -> Result<Json<Answer>, Problem> {
-    command.by = Some(caller.name().to_owned());
+    command.by = Some(by.caller.name().to_owned());
     command.key = key(headers)?;
-    command.check()?;
     let request = headers.get(TRACEPARENT);
     let request = request.and_then(|value| value.to_str().ok());
     command.begun = Some(shared.api.intake.begin(request));
-    let kind = command.name();
-    let rollout = command.rollout.clone();
-    let named = rollout.as_ref().map(RolloutName::as_str);
-    match shared.api.intake.execute(&command).await {
-        Ok(answer) => {
-            let result = if answer.changed { "done" } else { "unchanged" };
-            audit(caller, &kind, named, result);
-            Ok(Json(answer))
-        }
-        Err(error) => {
-            let problem = Problem::from(error);
-            audit(caller, &kind, named, "refused");
-            Err(problem)
-        }
-    }
+    let answered = match command.check() {
+        Ok(()) => shared.api.intake.execute(&command).await,
+        Err(refusal) => Err(refusal.into()),
+    };
+    let result = match &answered {
+        Ok(answer) => shared.api.status.metrics.answered(Ok(answer)),
+        Err(NotDone::Refused(refusal)) => shared.api.status.metrics.answered(Err(refusal)),
+        Err(NotDone::Store(_)) => "not done: the store does not answer",
+    };
+    audit::done(&by.caller, &by.origin, &command, result);
+    Ok(Json(answered?))
 }
 
 /// What the request is known by when it is made again.
@@ -311,7 +324,7 @@ fn key(headers: &HeaderMap) -> Result<Option<CommandKey>, Problem> {
 
 /// A JSON body. Its content type must say so: a page of somewhere else cannot send that without being asked.
 fn document_of(headers: &HeaderMap, body: Body) -> Result<Document, Problem> {
-    let body = body?;
+    let Sent(body) = body?;
     let content_type = headers.get(header::CONTENT_TYPE);
     let content_type = content_type
         .and_then(|value| value.to_str().ok())

@@ -62,6 +62,9 @@ pub(crate) enum Operating {
     /// The role does not allow it, or the token gives none
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
+    /// The body does not come in time
+    #[response(status = 408, content_type = "application/problem+json")]
+    Slow(Problem),
     /// Too large
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(Problem),
@@ -126,6 +129,11 @@ impl Problem {
     /// The same request will be answered later.
     pub(crate) fn busy(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// What was found, and what is allowed, for people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     pub(crate) fn not_found(what: &str) -> Self {

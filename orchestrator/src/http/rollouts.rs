@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
-use tokio::sync::SemaphorePermit;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Counts, Ends};
 use twincast_core::ports::{Store, StoreError};
@@ -12,7 +11,7 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 use utoipa::{IntoParams, ToSchema};
 
-use super::auth::{Caller, Right};
+use super::auth::{Admitted, Look};
 use super::operations::rollout;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::{Context, Shared};
@@ -73,10 +72,9 @@ impl Part {
 )]
 pub(crate) async fn list(
     State(shared): Context,
-    caller: Caller,
+    _by: Admitted<Look>,
     part: Result<Query<Part>, QueryRejection>,
 ) -> Result<Json<RolloutPage>, Problem> {
-    caller.may(Right::Look)?;
     let Query(part) = part?;
     let limit = limit(part.limit)?;
     let store = &shared.api.store;
@@ -141,10 +139,9 @@ async fn row(
 )]
 pub(crate) async fn one(
     State(shared): Context,
-    caller: Caller,
+    _by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RolloutView>, Problem> {
-    caller.may(Right::Look)?;
     let Path(name) = name?;
     let rollout = shared.rollout(&name).await?;
     let tallies = shared.api.store.tallies(&rollout.spec.name).await?;
@@ -164,13 +161,12 @@ pub(crate) async fn one(
 )]
 pub(crate) async fn outcomes(
     State(shared): Context,
-    caller: Caller,
+    by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Outcomes>, Problem> {
-    caller.may(Right::Look)?;
     let Path(name) = name?;
     let rollout = shared.rollout(&name).await?;
-    let _place = shared.search()?;
+    let _place = shared.searches.take(by.caller.name())?;
     Ok(Json(outcomes::read(&*shared.api.store, &rollout).await?))
 }
 
@@ -185,12 +181,6 @@ impl Shared {
                 Err(Problem::new(axum::http::StatusCode::NOT_FOUND, detail))
             }
         }
-    }
-
-    /// A place among those who look through all batches of a rollout.
-    pub(super) fn search(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        let place = self.searches.try_acquire();
-        place.map_err(|_| Problem::busy("others are looking through batches"))
     }
 }
 
@@ -247,11 +237,10 @@ pub(crate) struct BatchRow {
 )]
 pub(crate) async fn batches(
     State(shared): Context,
-    caller: Caller,
+    _by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
     part: Result<Query<BatchPart>, QueryRejection>,
 ) -> Result<Json<BatchPage>, Problem> {
-    caller.may(Right::Look)?;
     let Path(name) = name?;
     let Query(part) = part?;
     let limit = limit(part.limit)?;

@@ -114,16 +114,21 @@ impl Running {
         // The shell's own `kill`: there is no safe call for it in the standard library.
         let sent = Command::new("sh")
             .args(["-c", "kill -s \"$0\" \"$1\"", name])
-            .arg(self.child.id().to_string())
+            .arg(self.id().to_string())
             .status()
             .expect("there is a shell");
         assert!(sent.success(), "{} did not get SIG{name}", self.shown);
     }
 
+    /// Its number in the system.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// From now on, no file that it writes may reach beyond so many bytes.
     pub(crate) fn limit_file_size(&self, bytes: u64) {
         let limited = Command::new("prlimit")
-            .args(["--pid", &self.child.id().to_string()])
+            .args(["--pid", &self.id().to_string()])
             .arg(format!("--fsize={bytes}"))
             .status()
             .expect("there is prlimit (util-linux)");
