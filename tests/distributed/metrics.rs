@@ -121,6 +121,8 @@ fn shipped_queries() -> Vec<(String, String)> {
                 let query = query
                     .replace("$rollout", ".*")
                     .replace("$hub", ".*")
+                    .replace("$namespace", ".*")
+                    .replace("$engine", ".*")
                     .replace("$__rate_interval", "1m");
                 assert!(!query.contains('$'), "{place}: a variable in {query}");
                 queries.push((place, query));
