@@ -14,7 +14,7 @@ use twincast_core::json::Json;
 use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Keyed, Rollout, Word};
-use twincast_core::spec::{Body, Document, RolloutSpec};
+use twincast_core::spec::{Body, Document, MAX_BY_CHARS, MAX_TEXT_CHARS, RolloutSpec, too_long};
 use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
 
@@ -349,6 +349,16 @@ impl Command {
                 format!("not a command: {field} {problem} in a command {command}"),
             ));
         }
+        let texts = [
+            ("reason", &self.reason, MAX_TEXT_CHARS),
+            ("by", &self.by, MAX_BY_CHARS),
+        ];
+        for (field, text, most) in texts {
+            if let Some(problem) = too_long(text.as_deref().unwrap_or_default(), most) {
+                let error = format!("not a command: {field} {problem}");
+                return Err(Refusal::new(Cause::InvalidCommand, error));
+            }
+        }
         Ok(())
     }
 
@@ -520,6 +530,27 @@ mod tests {
         let content = spec.message.content().unwrap();
         let sent = br#"{"big":12345678901234567890123,"cents":1.10,"hash":1234567e8}"#;
         assert_eq!(&content.body[..], sent);
+    }
+
+    #[test]
+    fn what_is_stored_of_a_command_has_an_end() {
+        let command = |reason: usize, by: usize| {
+            let (reason, by) = ("\u{e4}".repeat(reason), "b".repeat(by));
+            format!(r#"{{"command":"pause","rollout":"r","reason":"{reason}","by":"{by}"}}"#)
+        };
+        assert!(Command::read(command(1_000, 128).as_bytes(), None).is_ok());
+        let table = [
+            (
+                command(1_001, 1),
+                "reason has 1001 characters; at most 1000",
+            ),
+            (command(1, 129), "by has 129 characters; at most 128"),
+        ];
+        for (body, part) in table {
+            let (cause, words) = refused(&body, None);
+            assert_eq!(cause, Cause::InvalidCommand);
+            assert!(words.contains(part), "{words}");
+        }
     }
 
     #[test]

@@ -258,6 +258,8 @@ async fn not_that_method(method: Method, uri: Uri) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use twincast_core::spec::MAX_TEXT_CHARS;
+
     use super::*;
 
     #[test]
@@ -285,6 +287,16 @@ mod tests {
             }
             Value::Array(items) => items.iter().for_each(|item| collect(item, references)),
             _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reason_has_the_bound_that_is_kept() {
+        let document = openapi();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for name in ["Because", "OfStage", "Again", "Override"] {
+            let reason = &schemas[name]["properties"]["reason"];
+            assert_eq!(reason["maxLength"], MAX_TEXT_CHARS, "{name}");
         }
     }
 

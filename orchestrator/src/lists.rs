@@ -18,6 +18,8 @@ use twincast_core::text::{self, NotText};
 
 /// The longest line that is read as one: far longer than an id with spaces around it, or a remark.
 const LONGEST_LINE: u64 = 64 * 1024;
+/// The largest list, in bytes: twenty million of the longest ids. A hub has a million devices, and some more on demand.
+const LARGEST: u64 = 20_000_000 * 130;
 /// How many ids one pass keeps: about 60 MB.
 const IDS_A_PASS: u64 = 500_000;
 
@@ -32,6 +34,14 @@ pub enum ListError {
         /// What the system says.
         #[source]
         source: io::Error,
+    },
+    /// It has no end, or is no list.
+    #[error("the device list {} has more than {most} bytes: it is none", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What is allowed.
+        most: u64,
     },
     /// A line has no device id.
     #[error("{}:{line}: {problem}", path.display())]
@@ -137,7 +147,15 @@ fn in_passes(
     Ok(repeats)
 }
 
-fn for_each(path: &Path, mut take: impl FnMut(DeviceId) -> bool) -> Result<(), ListError> {
+fn for_each(path: &Path, take: impl FnMut(DeviceId) -> bool) -> Result<(), ListError> {
+    for_each_within(LARGEST, path, take)
+}
+
+fn for_each_within(
+    most: u64,
+    path: &Path,
+    mut take: impl FnMut(DeviceId) -> bool,
+) -> Result<(), ListError> {
     let read = |source| ListError::Read {
         path: path.to_owned(),
         source,
@@ -146,13 +164,21 @@ fn for_each(path: &Path, mut take: impl FnMut(DeviceId) -> bool) -> Result<(), L
     let mut line = Vec::new();
     let mut number = 0;
     let mut form: Option<Form> = None;
+    let mut left = most;
     loop {
         line.clear();
         // A file without an end of line must not be taken into memory whole.
         let mut limited = (&mut file).take(LONGEST_LINE);
-        if limited.read_until(b'\n', &mut line).map_err(read)? == 0 {
+        let length = limited.read_until(b'\n', &mut line).map_err(read)?;
+        if length == 0 {
             return Ok(());
         }
+        left = left
+            .checked_sub(length as u64)
+            .ok_or_else(|| ListError::TooLarge {
+                path: path.to_owned(),
+                most,
+            })?;
         number += 1;
         let wrong = |problem: String| ListError::Line {
             path: path.to_owned(),
@@ -266,6 +292,21 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_list_has_an_end() {
+        let file = list("a\nb\nc\n");
+        let ids = |most| {
+            let mut ids = Vec::new();
+            let read = for_each_within(most, file.path(), |id| {
+                ids.push(id.to_string());
+                true
+            });
+            (read.is_ok(), ids.concat())
+        };
+        assert_eq!(ids(6), (true, "abc".to_owned()));
+        assert_eq!(ids(5), (false, "ab".to_owned()));
+    }
 
     fn list(lines: &str) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -818,6 +818,33 @@ async fn hubs_show_what_their_limiters_give() {
     );
 }
 
+#[tokio::test]
+async fn what_is_stored_of_a_request_has_an_end() {
+    let bench = Bench::new().await;
+    build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
+    let reason = |chars: usize| json!({ "reason": "\u{e4}".repeat(chars) });
+    let path = "/api/v1/rollouts/r/pause";
+    let (status, answer) = bench.post(path, reason(1_001)).await;
+    assert_eq!(status, 422, "{answer}");
+    let detail = answer["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("reason has 1001 characters; at most 1000"),
+        "{detail}"
+    );
+    assert_eq!(bench.post(path, reason(1_000)).await.0, 200);
+    let mut long = spec("long");
+    long["description"] = json!("x".repeat(1_001));
+    let (status, answer) = bench.post("/api/v1/rollouts", long).await;
+    assert_eq!(status, 422, "{answer}");
+    assert!(
+        answer["details"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("description: has 1001"),
+        "{answer}"
+    );
+}
+
 /// A request from this machine.
 fn request_of(path: &str) -> Request<Body> {
     let mut request = request(Method::GET, path, None, None);

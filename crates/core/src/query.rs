@@ -145,7 +145,7 @@ pub enum TagValue {
     /// A number with a fraction.
     Float(f64),
     /// A text.
-    Text(String),
+    Text(#[schemars(length(max = crate::spec::MAX_CONDITION_CHARS))] String),
 }
 
 impl TagValue {

@@ -40,7 +40,8 @@ pub use stage::{
     ApprovalRule, EVIDENCE_WITHIN, Gate, OnFailure, Rung, Stage, TooLittle, Unconfirmed,
 };
 pub use validate::{
-    MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TTL, MAX_WEIGHT, MIN_TTL,
+    MAX_BY_CHARS, MAX_CONDITION_CHARS, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES,
+    MAX_TEXT_CHARS, MAX_TTL, MAX_WEIGHT, MIN_TTL, too_long,
 };
 
 use crate::group::Conflict;
@@ -60,6 +61,7 @@ pub struct RolloutSpec {
     pub name: RolloutName,
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT_CHARS))]
     pub description: Option<String>,
     /// The group of rollouts that it belongs to, say `firmware`: of each group one at a time is under way. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +106,7 @@ pub struct RolloutSpec {
     /// What the devices' cohorts are made from. Rollouts with the same salt begin with the same devices.
     /// Default: the rollout's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT_CHARS))]
     pub salt: Option<String>,
     /// The rollout's share of a hub that several rollouts want at once, compared with theirs: 10
     /// gets ten times what 1 gets. 1 to 100.
@@ -131,6 +134,7 @@ pub struct Target {
     pub tags: TagSelector,
     /// A condition in the hub's own query language, for what `tags` cannot say.
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_CONDITION_CHARS))]
     pub condition: Option<String>,
     /// Device ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -163,6 +167,7 @@ pub struct Exclusion {
     pub devices_file: Option<PathBuf>,
     /// Why, for people. The plan shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT_CHARS))]
     pub reason: Option<String>,
 }
 
@@ -174,12 +179,15 @@ pub struct MessageSpec {
     pub body: Body,
     /// The `content-type` property. Default: `application/json` for a JSON body, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_MESSAGE_BYTES))]
     pub content_type: Option<String>,
     /// The `content-encoding` property. Default: `utf-8` for a JSON or text body, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_MESSAGE_BYTES))]
     pub content_encoding: Option<String>,
     /// Application properties. Texts only, as the hub wants it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = { "type": "string", "maxLength": MAX_MESSAGE_BYTES }))]
     pub properties: BTreeMap<String, String>,
     /// How long the hub keeps the message for a device that is away, from its send on: 1 minute
     /// to 2 days. Default: the hub's own (1 hour unless its owner changed it).
@@ -205,11 +213,11 @@ pub enum Body {
     /// Any JSON value, sent in its compact form, with every number to the digit.
     Json(Json),
     /// A text, sent as UTF-8.
-    Text(String),
+    Text(#[schemars(length(max = MAX_MESSAGE_BYTES))] String),
     /// The bytes of a file beside the spec, as they are when the rollout is accepted.
     File(PathBuf),
     /// Bytes, in base64. What `file` becomes when the rollout is accepted.
-    Base64(String),
+    Base64(#[schemars(length(max = MAX_MESSAGE_BYTES.div_ceil(3) * 4))] String),
 }
 
 /// Why there is no message yet.
@@ -738,5 +746,37 @@ budgets: [{tag: region, at_most: 1.5}]
         );
         assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true}")).is_ok());
         assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true, devices: [a]}")).is_err());
+    }
+
+    #[test]
+    fn texts_for_people_have_a_bound_that_the_schema_states() {
+        let spec = |length: usize| {
+            let text = "\u{e4}".repeat(length);
+            format!(
+                "name: r\ntarget: {{all: true, exclude: [{{devices: [a], reason: {text}}}]}}\n\
+                 message: {{body: {{text: hi}}}}\ndescription: {text}\nsalt: {text}\n\
+                 schedule: {{freeze: [{{from: 2026-12-24, reason: {text}}}]}}\n"
+            )
+        };
+        RolloutSpec::read("r", &spec(MAX_TEXT_CHARS)).unwrap();
+        let problems = RolloutSpec::read("r", &spec(MAX_TEXT_CHARS + 1)).unwrap_err();
+        let fields: Vec<_> = problems.problems.iter().map(|it| &*it.field).collect();
+        let texts = [
+            "target.exclude[0].reason",
+            "description",
+            "salt",
+            "schedule.freeze[0].reason",
+        ];
+        assert_eq!(fields, texts);
+        let schema = RolloutSpec::json_schema();
+        for path in [
+            "/properties/description",
+            "/properties/salt",
+            "/$defs/Exclusion/properties/reason",
+            "/$defs/Freeze/properties/reason",
+        ] {
+            let stated = schema.pointer(path).expect(path);
+            assert_eq!(stated["maxLength"], MAX_TEXT_CHARS, "{path}");
+        }
     }
 }

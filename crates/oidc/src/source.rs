@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, Url};
 use serde::Deserialize;
+use tokio::io::AsyncReadExt as _;
 
 use crate::keys::{BadKeys, KeySet};
 
@@ -231,11 +232,14 @@ fn authorities(path: &Path) -> Result<Vec<Certificate>, Box<dyn std::error::Erro
 }
 
 async fn in_file(path: &Path) -> Result<Vec<u8>, KeysError> {
-    let document = tokio::fs::read(path).await;
-    let document = document.map_err(|source| KeysError::File {
+    let failed = |source| KeysError::File {
         path: path.to_owned(),
         source,
-    })?;
+    };
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut document = Vec::new();
+    let mut file = file.take(LARGEST as u64 + 1);
+    file.read_to_end(&mut document).await.map_err(failed)?;
     if document.len() > LARGEST {
         let place = path.display().to_string();
         return Err(KeysError::TooLarge { place });

@@ -5,14 +5,19 @@ use std::net::IpAddr;
 use axum::extract::ConnectInfo;
 use axum::http::Method;
 use axum::http::request::Parts;
+use twincast_core::spec::MAX_TEXT_CHARS;
 
 use super::Shared;
 use super::auth::Caller;
 use super::problem::Problem;
 use crate::command::Command;
 
-/// The longest of what somebody says of where they come from that is logged.
-const LONGEST: usize = 200;
+/// The longest text of somebody's that is logged, in characters. What is done has no longer ones.
+const LONGEST: usize = MAX_TEXT_CHARS;
+
+fn shortened(text: &str) -> String {
+    text.chars().take(LONGEST).collect()
+}
 
 /// Where a request comes from.
 #[derive(Debug, Clone)]
@@ -30,7 +35,7 @@ impl Origin {
         let forwarded_for = forwarded_for.and_then(|value| value.to_str().ok());
         Self {
             address: address.map(|ConnectInfo(address)| *address),
-            forwarded_for: forwarded_for.map(|value| value.chars().take(LONGEST).collect()),
+            forwarded_for: forwarded_for.map(shortened),
         }
     }
 
@@ -65,12 +70,13 @@ impl Shared {
 
 /// Notes what came of an operation.
 pub(super) fn done(by: &Caller, origin: &Origin, command: &Command, result: &str) {
+    let reason = command.reason.as_deref().map(shortened);
     tracing::info!(
         target: "twincast_orchestrator::audit",
         by = by.name(), role = by.role().as_str(), operation = command.name(),
         rollout = command.subject().map(tracing::field::display),
         stage = command.stage.as_ref().map(tracing::field::display),
-        reason = command.reason, address = origin.address(), forwarded_for = origin.forwarded_for,
+        reason, address = origin.address(), forwarded_for = origin.forwarded_for,
         result, "operation"
     );
 }

@@ -29,6 +29,7 @@ use crate::view::plan::{self, PlanView};
 #[serde(deny_unknown_fields)]
 pub(crate) struct Because {
     /// Why, for people. Recorded with the name of whoever asks.
+    #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
@@ -40,6 +41,7 @@ pub(crate) struct OfStage {
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
     /// Why, for people. Recorded with the name of whoever asks.
+    #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
@@ -55,6 +57,7 @@ pub(crate) struct Again {
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
     /// Why, for people. Recorded with the name of whoever asks.
+    #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
@@ -66,6 +69,7 @@ pub(crate) struct Override {
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: String,
     /// Why. A gate is overridden for a reason.
+    #[schema(max_length = 1000)]
     reason: String,
 }
 

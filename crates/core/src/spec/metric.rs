@@ -33,6 +33,7 @@ pub struct Metric {
     /// Its name.
     pub name: MetricName,
     /// In PromQL. Gives a scalar, or a vector of samples.
+    #[schemars(length(max = MAX_PROMQL_CHARS))]
     pub query: String,
     /// What every sample must be: `>= 0.99`. At least one of `success` and `failure` is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -122,6 +122,7 @@ pub struct Freeze {
     pub to: Option<CivilDate>,
     /// Why, for people. Shown while it lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = super::MAX_TEXT_CHARS))]
     pub reason: Option<String>,
 }
 

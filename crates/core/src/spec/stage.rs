@@ -11,7 +11,7 @@ use super::order::Order;
 use super::quantity::{Percent, Rate, Span};
 use super::ramp::Ramp;
 use crate::ids::StageName;
-use crate::query::TagSelector;
+use crate::query::{MAX_QUERY_CHARS, TagSelector};
 
 /// An ordered slice of the target. A device belongs to the first stage that takes it: that is, to
 /// the first of which it fulfils all of `tags`, `percent` and `max_devices` that are given. What no stage
@@ -112,6 +112,7 @@ pub struct Gate {
     /// With `counts: applied`: a condition in the hub's own query language that a device fulfils when it has done what the
     /// rollout was to bring about. Asked when the bake is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_QUERY_CHARS / 4))]
     pub applied_when: Option<String>,
     /// Numbers that a Prometheus server is asked for, from the stage's start on. At most 10.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

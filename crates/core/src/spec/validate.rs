@@ -25,6 +25,13 @@ pub const MAX_DEVICES_INLINE: usize = 10_000;
 /// The largest share of a hub, compared with the smallest.
 pub const MAX_WEIGHT: u32 = 100;
 
+/// The longest condition on devices, in characters: it leaves room for the rest of the query.
+pub const MAX_CONDITION_CHARS: usize = MAX_QUERY_CHARS - 1024;
+/// The longest text for people that is stored, in characters: a description, or why something is done.
+pub const MAX_TEXT_CHARS: usize = 1_000;
+/// The longest name of whoever does something, in characters.
+pub const MAX_BY_CHARS: usize = 128;
+
 /// Stages that a rollout may have.
 pub const MAX_STAGES: usize = 50;
 /// The largest `max_devices`: those devices are held in memory while the rollout is planned.
@@ -85,15 +92,42 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             problems.push(Problem::new("schedule.zone_tag", what).given("batch_by"));
         }
     }
+    texts(spec, &mut problems);
     message(spec, &mut problems);
     let condition = spec.condition().chars().count();
-    if condition > MAX_QUERY_CHARS - 1024 {
+    if condition > MAX_CONDITION_CHARS {
         problems.push(Problem::new(
             "target",
-            format!("the query's condition would have {condition} characters; at most {} leave room for the rest of it", MAX_QUERY_CHARS - 1024),
+            format!("the query's condition would have {condition} characters; at most {MAX_CONDITION_CHARS} leave room for the rest of it"),
         ));
     }
     problems
+}
+
+/// What is wrong with a text, if it is longer than that.
+#[must_use]
+pub fn too_long(text: &str, most: usize) -> Option<String> {
+    let found = text.chars().count();
+    (found > most).then(|| format!("has {found} characters; at most {most} are allowed"))
+}
+
+/// What people say in a spec is kept for as long as its rollout is.
+fn texts(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
+    let mut texts = vec![
+        ("description".to_owned(), &spec.description),
+        ("salt".to_owned(), &spec.salt),
+    ];
+    for (index, rule) in spec.target.exclude.iter().enumerate() {
+        texts.push((format!("target.exclude[{index}].reason"), &rule.reason));
+    }
+    let freezes = spec.schedule.iter().flat_map(|schedule| &schedule.freeze);
+    for (index, freeze) in freezes.enumerate() {
+        texts.push((format!("schedule.freeze[{index}].reason"), &freeze.reason));
+    }
+    for (field, text) in texts {
+        let text = text.as_deref().unwrap_or_default();
+        problems.extend(too_long(text, MAX_TEXT_CHARS).map(|what| Problem::new(field, what)));
+    }
 }
 
 fn target(target: &Target, problems: &mut Vec<Problem>) {

@@ -2,7 +2,7 @@
 //!
 //! A token is 32 random bytes, so its plain SHA-256 tells nothing of it; only that is kept.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use twincast_core::error::in_words;
+use twincast_core::spec::{MAX_BY_CHARS, too_long};
 use twincast_core::text::{self, NotText};
 
 use super::{Caller, Role};
@@ -125,13 +126,13 @@ pub struct BadTokens {
 
 impl Tokens {
     /// Reads a tokens file: a token a line, as `NAME ROLE SHA256`. Empty lines and those that begin with `#`
-    /// are passed over.
+    /// are passed over. A name may have several tokens of one role: the next one beside the one that it replaces.
     ///
     /// # Errors
-    /// The first line that is not of that form, or repeats a name or a token.
+    /// The first line that is not of that form, repeats a token, or gives a name another role.
     fn read(text: &str) -> Result<Self, BadTokens> {
         let mut tokens = HashMap::new();
-        let mut names = HashSet::new();
+        let mut roles = HashMap::new();
         for (line, row) in (1..).zip(text.lines()) {
             let row = row.trim();
             if row.is_empty() || row.starts_with('#') {
@@ -150,8 +151,14 @@ impl Tokens {
             let mut known = [0; 32];
             hex::decode_to_slice(hash, &mut known)
                 .map_err(|_| bad("the hash must be 64 hexadecimal digits".to_owned()))?;
-            if !names.insert(name) {
-                return Err(bad(format!("{name} has a token already")));
+            if let Some(problem) = too_long(name, MAX_BY_CHARS) {
+                return Err(bad(format!("the name {problem}")));
+            }
+            if let Some(other) = roles.insert(name, role).filter(|other| *other != role) {
+                let (role, other) = (role.as_str(), other.as_str());
+                return Err(bad(format!(
+                    "{name} has a token with the role {other} already, and cannot be {role}, too"
+                )));
             }
             let caller = Caller {
                 name: name.to_owned(),
@@ -199,6 +206,16 @@ mod tests {
     }
 
     #[test]
+    fn a_new_token_and_the_one_that_it_replaces_overlap() {
+        let (old, old_line) = new_token("ann", Role::Operator);
+        let (new, new_line) = new_token("ann", Role::Operator);
+        let tokens = Tokens::read(&format!("{old_line}\n{new_line}")).unwrap();
+        let ann = Caller::new("ann".to_owned(), Role::Operator);
+        assert_eq!(tokens.bearer(&old), Some(&ann));
+        assert_eq!(tokens.bearer(&new), Some(&ann));
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let hash = "0".repeat(64);
         let table = [
@@ -210,13 +227,17 @@ mod tests {
             ("ann viewer xyz".to_owned(), "64 hexadecimal digits"),
             (
                 format!("ann viewer {hash}\nann admin {}", "1".repeat(64)),
-                "line 2: ann has a token",
+                "line 2: ann has a token with the role viewer already, and cannot be admin, too",
             ),
             (
                 format!("ann viewer {hash}\nbob admin {hash}"),
                 "line 2: this token stands",
             ),
         ];
+        let long = format!("{} viewer {hash}", "x".repeat(129));
+        let table = table
+            .into_iter()
+            .chain([(long, "the name has 129 characters")]);
         for (text, says) in table {
             let error = Tokens::read(&text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

@@ -259,6 +259,7 @@ impl JsonSchema for ZoneName {
         schemars::json_schema!({
             "type": "string",
             "minLength": 1,
+            "maxLength": 255,
             "description": "the IANA name of a time zone: `Europe/Berlin`, `UTC`",
         })
     }
