@@ -108,26 +108,52 @@ impl Failure {
     }
 }
 
-/// `text` without keys and signatures. A key can be in a text of ours only when it was put into a
-/// place where no key belongs, and the complaint about that place shows what was found.
+/// `text` without keys, signatures, and users and passwords of URLs. A secret can be in a text of ours only when it was put
+/// into a place where none belongs, and the complaint about that place, or the configuration, shows what was found.
 pub(crate) fn scrub(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
-    let marks = ["SharedAccessKey=", "sharedaccesskey=", "sig="];
+    let marks = ["SharedAccessKey=", "sharedaccesskey=", "sig=", "://"];
     while let Some((at, mark)) = marks
         .iter()
         .filter_map(|mark| Some((rest.find(mark)?, mark)))
         .min()
     {
-        let after = &rest[at + mark.len()..];
-        let end = after
-            .find(|c: char| c.is_whitespace() || ";&\"'`".contains(c))
-            .unwrap_or(after.len());
-        out.push_str(&rest[..at + mark.len()]);
-        out.push_str("(secret)");
-        rest = &after[end..];
+        let (before, after) = rest.split_at(at + mark.len());
+        let secret = match *mark {
+            "://" => user_of(after),
+            _ => Some(word(after, ";&")),
+        };
+        out.push_str(before);
+        if let Some(secret) = secret {
+            out.push_str("(secret)");
+            rest = &after[secret.len()..];
+        } else {
+            rest = after;
+        }
     }
     out + rest
+}
+
+/// The beginning of a text, up to a space, a quotation mark, or one of these.
+fn word<'a>(text: &'a str, ends: &str) -> &'a str {
+    let is_end = |c: char| c.is_whitespace() || "\"'`".contains(c) || ends.contains(c);
+    &text[..text.find(is_end).unwrap_or(text.len())]
+}
+
+/// User and password of a URL, by what comes after its `://`. A password may have characters that it must not have, so
+/// they are all up to the last `@`, unless what stands before the path is just a host with its port.
+fn user_of(text: &str) -> Option<&str> {
+    let url = word(text, "");
+    let authority = word(text, "/?#");
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_host = match authority.rsplit_once(':') {
+        Some((_, port)) => is_port(port) || authority.ends_with(']'),
+        None => true,
+    };
+    let has_user = authority.contains('@') || !is_host;
+    let end = url.rfind('@').filter(|_| has_user);
+    end.map(|end| &text[..end])
 }
 
 impl From<anyhow::Error> for Failure {
@@ -153,6 +179,28 @@ mod tests {
             scrub(text),
             "invalid type: string \"HostName=h;SharedAccessKey=(secret);X=1\", and sr=h&sig=(secret)&se=1"
         );
-        assert_eq!(scrub("nothing here"), "nothing here");
+        for nothing in [
+            "nothing here",
+            "https://twincast.example:8443/api/v1?at=a@b",
+            "http://[::1]:80/a@b and http://[::1]/",
+            "localhost:80",
+        ] {
+            assert_eq!(scrub(nothing), nothing);
+        }
+        let urls = [
+            ("https://ann:pass@host:1/x", "https://(secret)@host:1/x"),
+            (
+                "\"url\": \"https://token@host\",",
+                "\"url\": \"https://(secret)@host\",",
+            ),
+            (
+                "'amqps://u:p@ss/w@rd@host/v' and http://a:b@c",
+                "'amqps://(secret)@host/v' and http://(secret)@c",
+            ),
+            ("https://ann:pa/ss@host/", "https://(secret)@host/"),
+        ];
+        for (text, shown) in urls {
+            assert_eq!(scrub(text), shown);
+        }
     }
 }

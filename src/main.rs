@@ -39,7 +39,7 @@ use clap::Parser as _;
 use twincast_orchestrator::command::Kind;
 
 use crate::args::{Args, Command};
-use crate::config::{Overrides, Settings};
+use crate::config::{LogFormat, Overrides, Settings};
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 
@@ -95,6 +95,9 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     let settings = Settings::load(args.config.as_deref(), overrides)?;
     let is_service = matches!(args.command, Some(Command::Orchestrator | Command::Worker));
     logging::start(&settings.log, args.log.as_deref(), is_service);
+    if is_service && settings.log.format == LogFormat::Json {
+        output.say_in_log();
+    }
     if args.print_config {
         output.print_config(&settings);
         return Ok(ExitCode::Success);

@@ -3,6 +3,7 @@
 //! With `--json`, standard output carries exactly one JSON object.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
@@ -37,6 +38,8 @@ pub(crate) enum Style {
 pub(crate) struct Output {
     /// Why a result could not be written, if one could not.
     lost: Arc<OnceLock<io::Error>>,
+    /// What is said to people stands in the log, as lines of it.
+    logged: Arc<AtomicBool>,
     json: bool,
     colours_out: bool,
     colours_err: bool,
@@ -46,10 +49,20 @@ impl Output {
     pub(crate) fn new(json: bool) -> Self {
         Self {
             lost: Arc::default(),
+            logged: Arc::default(),
             json,
             colours_out: io::stdout().is_terminal() && colours_allowed(),
             colours_err: colours_wanted_on_stderr(),
         }
+    }
+
+    /// From now on, what is said to people becomes lines of the log: whoever collects it as JSON can read no others.
+    pub(crate) fn say_in_log(&self) {
+        self.logged.store(true, Ordering::Relaxed);
+    }
+
+    fn is_logged(&self) -> bool {
+        self.logged.load(Ordering::Relaxed)
     }
 
     /// Results are wanted as JSON.
@@ -99,6 +112,10 @@ impl Output {
 
     /// A remark for people, to standard error.
     pub(crate) fn note(&self, line: &str) {
+        if self.is_logged() {
+            tracing::info!(target: "twincast", "{line}");
+            return;
+        }
         let _ = writeln!(io::stderr().lock(), "{}", printable(line));
     }
 
@@ -122,6 +139,11 @@ impl Output {
     /// A failure, for people.
     pub(crate) fn complain(&self, failure: &Failure) {
         let lines = failure.lines();
+        if self.is_logged() {
+            let (error, hint) = (lines.join(": "), failure.hint.as_deref());
+            tracing::error!(target: "twincast", error, hint, exit_code = failure.code as u8, "the process ends with an error");
+            return;
+        }
         let mut text = paint(self.colours_err, Style::Bad, "error: ");
         text.push_str(&lines.join("\n  because: "));
         if let Some(hint) = &failure.hint {

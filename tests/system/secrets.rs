@@ -119,6 +119,32 @@ fn a_refused_key_does_not_show_either() {
 }
 
 #[test]
+fn passwords_of_addresses_do_not_show() {
+    let secret = "pass-word/that@is:not&to-show";
+    let room = Room::bare()
+        .set("TWINCAST__PROMETHEUS__URL", "https://metrics.example")
+        .set(
+            "TWINCAST_SERVER",
+            &format!("https://ann:{secret}@twincast.example"),
+        );
+    for (arguments, code) in [
+        (&["--print-config"][..], 0),
+        (&["status"], 3),
+        (&["--json", "status"], 3),
+    ] {
+        let ended = room.run(arguments).expect(code);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!said.contains("that"), "{ended}");
+    }
+    let shown = room.run(&["--print-config"]).expect(0).stdout;
+    assert!(
+        shown.contains("https://(secret)@twincast.example"),
+        "{shown}"
+    );
+    assert!(shown.contains("https://metrics.example"), "{shown}");
+}
+
+#[test]
 fn tokens_that_are_refused_while_sending_do_not_show() {
     let hub = Hub::unlimited(&Fleet::of(5));
     hub.faults(r#"{"refuse_cbs": true}"#);
