@@ -13,7 +13,7 @@ use twincast_embedded::SystemClock;
 use twincast_orchestrator::view::devices::{Format, Wanted, written};
 use twincast_orchestrator::view::explain::{self, Explanation, Unexplained};
 use twincast_orchestrator::view::hubs::{HubList, HubView};
-use twincast_orchestrator::view::{RolloutRow, RolloutView, no_such_rollout};
+use twincast_orchestrator::view::{RolloutRow, RolloutView, Stopped, no_such_rollout};
 
 use crate::config::Settings;
 use crate::engine;
@@ -38,6 +38,8 @@ pub(crate) struct Listing {
     pub(crate) newer: Vec<RolloutName>,
     /// Those whose records are damaged.
     pub(crate) damaged: Vec<RolloutName>,
+    /// That all rollouts are stopped, if that is so.
+    pub(crate) stopped: Option<Stopped>,
 }
 
 impl Listing {
@@ -185,7 +187,8 @@ impl Place {
             let hub = HubView::read(&**store, name, hub.limits(), None, now()).await;
             hubs.push(hub.map_err(engine::store_failure)?);
         }
-        Ok(HubList { hubs })
+        let stopped = store.stopped().await.map_err(engine::store_failure)?;
+        Ok(HubList { hubs, stopped })
     }
 }
 
@@ -211,7 +214,10 @@ async fn record(store: &AnyStore, name: &RolloutName) -> Result<Rollout, Failure
 /// Only of the newest are the tallies read.
 async fn newest_of(store: &AnyStore, most: usize) -> Result<Listing, StoreError> {
     let mut rollouts = Vec::new();
-    let mut listing = Listing::default();
+    let mut listing = Listing {
+        stopped: store.stopped().await?,
+        ..Listing::default()
+    };
     for name in store.rollouts().await? {
         match store.rollout(&name).await {
             Ok(rollout) => rollouts.extend(rollout),

@@ -28,7 +28,7 @@ use twincast_orchestrator::view::explain::Explanation;
 use twincast_orchestrator::view::hubs::HubList;
 use twincast_orchestrator::view::outcomes::Outcomes;
 use twincast_orchestrator::view::plan::PlanView;
-use twincast_orchestrator::view::{RolloutRow, RolloutView};
+use twincast_orchestrator::view::{RolloutRow, RolloutView, Stopped};
 use twincast_retry::Policy;
 
 use crate::commander;
@@ -94,6 +94,7 @@ struct Page {
     newer: Vec<RolloutName>,
     #[serde(default)]
     damaged: Vec<RolloutName>,
+    stopped: Option<Stopped>,
 }
 
 /// Messages that could not be used.
@@ -241,6 +242,7 @@ impl Server {
             all.rows.extend(page.rollouts);
             all.newer.extend(page.newer);
             all.damaged.extend(page.damaged);
+            all.stopped = page.stopped;
             match page.next {
                 Some(next) => after = next,
                 None => return Ok(all),

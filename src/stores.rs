@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::ports::{Clock, Store};
+use twincast_core::ports::{Clock, Roster as _, Store, StoreError};
 use twincast_embedded::{EmbeddedStore, OpenError};
+use twincast_orchestrator::view::Stopped;
 use twincast_redis::RedisStore;
 
 use crate::config::{Settings, secret_url};
@@ -45,6 +46,14 @@ impl AnyStore {
         match self {
             Self::Folder(store) => Arc::clone(store) as _,
             Self::Redis(store) => Arc::clone(store) as _,
+        }
+    }
+
+    /// That all rollouts are stopped, if that is so. Those of a folder are never stopped together.
+    pub(crate) async fn stopped(&self) -> Result<Option<Stopped>, StoreError> {
+        match self {
+            Self::Folder(_) => Ok(None),
+            Self::Redis(store) => Ok(store.halted().await?.map(Into::into)),
         }
     }
 

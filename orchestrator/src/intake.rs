@@ -220,7 +220,7 @@ impl Intake {
             (Kind::Promote, Some(about)) => self.go_on(about, &|it| promoted(it, command)).await,
             (Kind::Retry, Some(about)) => self.retry(about, command).await,
             (Kind::Delete, Some(about)) => self.delete(about.name, &reason).await,
-            (Kind::StopAll, _) => self.stop_all(reason).await,
+            (Kind::StopAll, _) => self.stop_all(reason, command.by.clone()).await,
             (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
             (Kind::Status, Some(about)) => {
                 let rollout = self.rollout(about.name).await?;
@@ -403,7 +403,11 @@ impl Intake {
         Ok(self.answer(changed, &[rollout]).await?)
     }
 
-    async fn halted(&self) -> Result<Option<Halt>, StoreError> {
+    /// What stop-all has said, while it is in force.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn halted(&self) -> Result<Option<Halt>, StoreError> {
         match &self.roster {
             Some(roster) => roster.halted().await,
             None => Ok(None),
@@ -460,9 +464,10 @@ impl Intake {
     }
 
     /// The switch first: what starts to run from here on finds it.
-    async fn stop_all(&self, reason: String) -> Result<Answer, NotDone> {
+    async fn stop_all(&self, reason: String, by: Option<String>) -> Result<Answer, NotDone> {
         let halt = Halt {
             reason: reason.clone(),
+            by,
             since: self.clock.now(),
         };
         let roster = self.roster()?;

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub driven: IntGauge,
     /// Active rollouts of a newer release, which this orchestrator leaves alone.
     pub newer: IntGauge,
+    /// Whether all rollouts are stopped.
+    pub(crate) stopped: IntGauge,
     pub(crate) repairs: IntCounter,
     /// Messages on the queue of dead letters.
     pub dead_letters: IntGauge,
@@ -52,6 +54,10 @@ impl Default for Metrics {
             newer: made(IntGauge::new(
                 "twincast_rollouts_newer",
                 "Active rollouts of a newer release, which this orchestrator leaves to newer ones.",
+            )),
+            stopped: made(IntGauge::new(
+                "twincast_stopped",
+                "1 while all rollouts are stopped: from stop-all to resume-all.",
             )),
             repairs: repairs(),
             dead_letters: made(IntGauge::new(
@@ -109,9 +115,10 @@ impl Metrics {
     /// # Errors
     /// When it exports metrics of these names already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 14] = [
             Box::new(self.driven.clone()),
             Box::new(self.newer.clone()),
+            Box::new(self.stopped.clone()),
             Box::new(self.repairs.clone()),
             Box::new(self.dead_letters.clone()),
             Box::new(self.commands.clone()),
@@ -292,6 +299,32 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("twincast_rollout_"));
         of_rollouts.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_result_of_a_command_is_counted_from_the_start() {
+        let metrics = Metrics::default();
+        let registry = Registry::new();
+        metrics.register(&registry).unwrap();
+        let told = || {
+            TextEncoder::new()
+                .encode_to_string(&registry.gather())
+                .unwrap()
+        };
+        for result in ["done", "unchanged", "denied"]
+            .into_iter()
+            .chain(Cause::ALL.map(Cause::as_str))
+        {
+            let sample = format!("twincast_commands_total{{result=\"{result}\"}} 0\n");
+            assert!(told().contains(&sample), "{result}: {}", told());
+        }
+        metrics.denied();
+        let refusal = Refusal::new(Cause::Damaged, "x");
+        assert_eq!(metrics.answered(Err(&refusal)), "damaged");
+        for result in ["denied", "damaged"] {
+            let sample = format!("twincast_commands_total{{result=\"{result}\"}} 1\n");
+            assert!(told().contains(&sample), "{result}");
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Orchestrator {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {
             () = Arc::clone(&self).drive_all(stop) => {}
-            () = self.watch_queues() => {}
+            () = self.watch_engine() => {}
         }
     }
 
@@ -370,9 +370,12 @@ impl Orchestrator {
         }
     }
 
-    /// Keeps what Prometheus is told of the hubs' queues up to date, until dropped.
-    async fn watch_queues(&self) {
+    /// Keeps what Prometheus is told of the whole engine up to date, until dropped.
+    async fn watch_engine(&self) {
         loop {
+            if let Ok(halt) = self.roster.halted().await {
+                self.status.metrics.stopped.set(halt.is_some().into());
+            }
             for hub in self.hubs.keys() {
                 if let Ok(depth) = self.queue.depth(hub).await {
                     self.status.metrics.queue(hub, depth);

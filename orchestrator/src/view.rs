@@ -26,7 +26,7 @@ use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
 use twincast_core::json::Json;
 use twincast_core::outcome::{Counts, Ends};
-use twincast_core::ports::{Store, StoreError, Tally};
+use twincast_core::ports::{Halt, Store, StoreError, Tally};
 use twincast_core::rollout::{Retry, Rollout, StageProgress, history};
 use twincast_core::spec::Rate;
 use twincast_core::time::Timestamp;
@@ -52,6 +52,39 @@ pub struct RolloutRow {
     /// What it waits for, if that is not that devices be sent to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+}
+
+/// That nothing is sent by any rollout, from `stop-all` to `resume-all`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stopped {
+    /// Since when, by the last `stop-all`.
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+    /// Who has stopped all, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, with who has said so.
+    pub reason: String,
+}
+
+impl From<Halt> for Stopped {
+    fn from(halt: Halt) -> Self {
+        Self {
+            since: halt.since,
+            by: halt.by,
+            reason: halt.reason,
+        }
+    }
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { since, reason, .. } = self;
+        write!(
+            f,
+            "All rollouts are stopped since {since}: {reason}. `twincast resume-all` lets them go on."
+        )
+    }
 }
 
 /// A rollout in full.

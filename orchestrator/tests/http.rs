@@ -819,6 +819,22 @@ async fn hubs_show_what_their_limiters_give() {
 }
 
 #[tokio::test]
+async fn that_all_is_stopped_is_seen_until_all_may_go_on() {
+    let bench = Bench::new().await;
+    for path in ["/api/v1/rollouts", "/api/v1/hubs"] {
+        assert_eq!(bench.get(path).await.get("stopped"), None);
+        let reason = json!({ "reason": "wrong build" });
+        assert_eq!(bench.post("/api/v1/stop-all", reason).await.0, 200);
+        let stopped = bench.get(path).await["stopped"].take();
+        assert_eq!(stopped["by"], "admin-ann");
+        assert_eq!(stopped["reason"], "wrong build (stop-all by admin-ann)");
+        assert!(stopped["since"].is_string(), "{stopped}");
+        assert_eq!(bench.post("/api/v1/resume-all", json!({})).await.0, 200);
+        assert_eq!(bench.get(path).await.get("stopped"), None);
+    }
+}
+
+#[tokio::test]
 async fn what_is_stored_of_a_request_has_an_end() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;

@@ -372,6 +372,7 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
 
     let halt = Halt {
         reason: "wrong build".into(),
+        by: Some("ann".to_owned()),
         since: bench.intake.clock.now(),
     };
     bench.store.set_halted(Some(&halt)).await.unwrap();

@@ -244,6 +244,7 @@ async fn nothing_starts_while_all_is_halted() {
     let bench = Bench::new(300);
     let halt = Halt {
         reason: "wrong build".into(),
+        by: Some("ann".to_owned()),
         since: bench.clock.now(),
     };
     bench.store.set_halted(Some(&halt)).await.unwrap();

@@ -12,7 +12,9 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
     let found = place.hubs(settings).await;
     place.close().await;
     let list = found?;
-    let text = if list.hubs.is_empty() {
+    let stopped = list.stopped.iter();
+    let mut text: String = stopped.map(|it| format!("{it}\n\n")).collect();
+    text += &if list.hubs.is_empty() {
         "No hub is configured.".to_owned()
     } else {
         let rows: Vec<_> = list.hubs.iter().map(row).collect();

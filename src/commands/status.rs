@@ -46,8 +46,10 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
         older,
         newer,
         damaged,
+        stopped,
     } = place.newest(LISTED).await?;
-    let mut text = if rows.is_empty() {
+    let mut text: String = stopped.iter().map(|it| format!("{it}\n\n")).collect();
+    text += &if rows.is_empty() {
         "No rollouts.".to_owned()
     } else {
         as_table(&rows)
@@ -72,6 +74,9 @@ async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
     }
     if !damaged.is_empty() {
         shown["damaged"] = serde_json::json!(damaged);
+    }
+    if let Some(stopped) = &stopped {
+        shown["stopped"] = serde_json::json!(stopped);
     }
     output.result(&shown, &text);
     Ok(ExitCode::Success)

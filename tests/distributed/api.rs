@@ -9,7 +9,7 @@ use twincast_testkit::TokenSigner;
 use wiremock::matchers::path;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, get};
 use crate::harness::{Ended, Fleet, Hub, Room, eventually};
 use crate::services::{Access, wait};
 use crate::waiting::within;
@@ -131,6 +131,15 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     });
     let (status, text) = viewer.ask(Method::POST, "/rollouts", Some(spec.clone()));
     assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
+    is_audited(
+        &engine,
+        &[
+            "operation=\"start\"",
+            "result=\"denied\"",
+            "viewer has the role viewer",
+            "address=\"127.0.0.1\"",
+        ],
+    );
     let started = admin.json(Method::POST, "/rollouts", Some(spec));
     assert_eq!(started["changed"], true, "{started}");
     let waiting = within(SOON, "the gate to wait", || {
@@ -161,11 +170,35 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     assert_eq!(engine.accepted(), DEVICES);
     let hubs = viewer.json(Method::GET, "/hubs", None);
     assert_eq!(hubs["hubs"][0]["workers"], 1, "{hubs}");
-    let log = engine.orchestrators[0].log();
-    assert!(
-        log.contains("by=\"rita\"") && log.contains("operation=\"approve\""),
-        "no audit trail"
+    is_audited(
+        &engine,
+        &[
+            "operation=\"start\"",
+            "rollout=over-http",
+            "by=\"admin\"",
+            "result=\"done\"",
+        ],
     );
+    is_audited(
+        &engine,
+        &[
+            "operation=\"approve\"",
+            "rollout=over-http",
+            "by=\"rita\"",
+            "reason=\"looks well\"",
+            "address=\"127.0.0.1\"",
+        ],
+    );
+    let probes = engine.orchestrators[0].probes();
+    let (_, told) = get(probes, "/metrics").expect("metrics");
+    for sample in [
+        "{result=\"done\"} 2",
+        "{result=\"denied\"} 1",
+        "{result=\"conflict\"} 0",
+    ] {
+        let sample = format!("twincast_commands_total{sample}\n");
+        assert!(told.contains(&sample), "{sample}: {told}");
+    }
     let remote = Remote {
         server: admin.base.trim_end_matches("/api/v1").to_owned(),
         certificate,
@@ -180,6 +213,56 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         assert!(!log.contains(token), "a token in the log");
     }
     engine.stop_all();
+}
+
+/// One line of the audit trail has all these.
+#[track_caller]
+fn is_audited(engine: &Engine, words: &[&str]) {
+    let log = engine.orchestrators[0].log();
+    let audit = log
+        .lines()
+        .filter(|line| line.contains("twincast_orchestrator::audit"));
+    let mut audit = audit.filter(|line| words.iter().all(|word| line.contains(word)));
+    assert!(audit.next().is_some(), "{words:?} is not in {log}");
+}
+
+#[test]
+fn a_log_in_json_has_no_other_lines() {
+    let hub = Hub::unlimited(&Fleet::of(1));
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.set("TWINCAST__LOG__FORMAT", "json");
+    engine.set("TWINCAST__API__LISTEN", "127.0.0.1:0");
+    engine.grow(1, 1);
+    let refused = engine
+        .room
+        .command(&["orchestrator"])
+        .env("TWINCAST__API__TOKENS_FILE", "there-is-none")
+        .output()
+        .expect("it runs");
+    assert_eq!(refused.status.code(), Some(3));
+    let mut logs = vec![String::from_utf8(refused.stderr).expect("a text")];
+    assert!(
+        logs[0].contains("cannot use api.tokens_file"),
+        "{}",
+        logs[0]
+    );
+    let members: Vec<_> = engine
+        .orchestrators
+        .drain(..)
+        .chain(engine.workers.drain(..))
+        .collect();
+    logs.extend(members.into_iter().map(|member| member.stop().stderr));
+    for log in &logs {
+        assert!(!log.is_empty());
+        for line in log.lines() {
+            let line: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert!(line["level"].is_string(), "{line}");
+        }
+    }
+    for said in ["Probes: http://", "API: http://", "is stopping"] {
+        assert!(logs[1].contains(said), "{said}: {}", logs[1]);
+    }
 }
 
 /// Users who have nothing but the server.
@@ -267,6 +350,19 @@ impl Remote {
         assert_eq!(done(&["resume", name]), "remote is running\n");
         let stopped = done(&["stop-all", "--reason", "fire"]);
         assert!(stopped.contains("remote: halted"), "{stopped}");
+        for room in [&remote, &engine.room] {
+            for command in ["status", "hubs"] {
+                let text = room.run(&[command]).expect(0).stdout;
+                let (line, _) = text.split_once('\n').expect("lines");
+                assert!(
+                    line.starts_with("All rollouts are stopped since 2"),
+                    "{text}"
+                );
+                assert!(line.contains(": fire (stop-all by admin). "), "{text}");
+                let shown = room.run(&["--json", command]).expect(0).json();
+                assert_eq!(shown["stopped"]["by"], "admin", "{shown}");
+            }
+        }
         assert!(done(&["resume-all"]).contains("remote: running"));
         assert_eq!(
             done(&["reject", name, "--reason", "too slow"]),

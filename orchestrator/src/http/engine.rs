@@ -33,7 +33,8 @@ pub(crate) async fn hubs(
         let store = &*shared.api.store;
         hubs.push(HubView::read(store, name, handle.limits, depth, now).await?);
     }
-    Ok(Json(HubList { hubs }))
+    let stopped = shared.api.intake.halted().await?.map(Into::into);
+    Ok(Json(HubList { hubs, stopped }))
 }
 
 /// Messages that could not be used.

@@ -17,7 +17,7 @@ use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::{Context, Shared};
 use crate::view;
 use crate::view::outcomes::{self, Outcomes};
-use crate::view::{RolloutRow, RolloutView, no_such_rollout};
+use crate::view::{RolloutRow, RolloutView, Stopped, no_such_rollout};
 
 /// The most that a page holds.
 const PAGE: usize = 200;
@@ -36,6 +36,9 @@ pub(crate) struct RolloutPage {
     /// Names of this part of the list whose records are damaged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<String>,
+    /// That all rollouts are stopped, if that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped: Option<Stopped>,
 }
 
 /// Which part of a list.
@@ -109,6 +112,7 @@ pub(crate) async fn list(
         next,
         newer,
         damaged,
+        stopped: shared.api.intake.halted().await?.map(Into::into),
     }))
 }
 

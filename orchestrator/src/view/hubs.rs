@@ -10,11 +10,16 @@ use twincast_core::ports::{Depth, Store, StoreError};
 use twincast_core::time::{Timestamp, ms};
 use utoipa::ToSchema;
 
+use super::Stopped;
+
 /// The configured hubs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HubList {
     /// By name.
     pub hubs: Vec<HubView>,
+    /// That nothing is sent through any of them, if that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
 }
 
 /// A hub.

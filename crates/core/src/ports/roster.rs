@@ -17,6 +17,9 @@ use super::StoreError;
 pub struct Halt {
     /// Why, for people.
     pub reason: String,
+    /// Who has said so, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// Since when.
     pub since: Timestamp,
 }

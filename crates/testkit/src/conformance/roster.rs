@@ -96,6 +96,7 @@ pub async fn a_halt_stays_until_it_is_lifted(subject: RosterSubject) {
     assert_eq!(roster.halted().await.unwrap(), None);
     let halt = Halt {
         reason: "bad \"build\"".into(),
+        by: Some("ann".to_owned()),
         since: Timestamp(5),
     };
     roster.set_halted(Some(&halt)).await.unwrap();

@@ -49,6 +49,19 @@ export function standstill({ reason, waits_for }) {
   return onTheClock(waits_for ?? reason ?? '');
 }
 
+/** That nothing is sent by any rollout, if that is so. */
+function standingStill(stopped) {
+  return stopped && el('p', { class: 'waits', 'data-key': 'stopped' }, 'All rollouts are stopped since ', when(stopped.since), `: ${stopped.reason}.`);
+}
+
+/** The same, when it has begun or ended. */
+function newsOfStop(before, now) {
+  if (Boolean(before.stopped) === Boolean(now.stopped)) {
+    return '';
+  }
+  return now.stopped ? `All rollouts are stopped: ${now.stopped.reason}.` : 'All rollouts may go on.';
+}
+
 // --- rollouts
 
 /** A choice that begins so goes on after a name: among those that have not ended, have ended, or are in a phase. */
@@ -79,7 +92,7 @@ export function rolloutsView() {
       const both = (of) => [...active?.[of] ?? [], ...ended[of] ?? []];
       return { ...ended, rollouts: both('rollouts'), newer: both('newer'), damaged: both('damaged') };
     },
-    news: (before, now) => changes(before.rollouts, now.rollouts),
+    news: (before, now) => [newsOfStop(before, now), changes(before.rollouts, now.rollouts)].join(' ').trim(),
     isOver: () => false,
     choose(choice, value) {
       if (choice === 'phase') {
@@ -110,7 +123,7 @@ const COLUMNS = [
   { head: 'Failed', number: true }, { head: 'Waits for, or why' }, { head: 'Accepted' },
 ];
 
-function showRollouts({ rollouts, next, newer = [], damaged = [] }, who, wanted, after) {
+function showRollouts({ rollouts, next, newer = [], damaged = [], stopped }, who, wanted, after) {
   const rows = inOrder(rollouts).map((row) => ({
     key: row.name,
     cells: [
@@ -128,6 +141,7 @@ function showRollouts({ rollouts, next, newer = [], damaged = [] }, who, wanted,
     el('div', { class: 'head' },
       el('h1', { tabindex: '-1' }, 'Rollouts'),
       el('div', { class: 'buttons' }, buttonsForAll(who))),
+    standingStill(stopped),
     el('p', { class: 'choice' },
       el('label', { for: 'phase' }, 'Phase'),
       el('select', { id: 'phase', 'data-choice': 'phase' },
@@ -163,12 +177,12 @@ export function hubsView() {
         }
         throw error;
       });
-      const [{ hubs }, { dead_letters, missing }] = await Promise.all([ask('/hubs'), letters]);
-      return { hubs, letters: dead_letters, missing };
+      const [{ hubs, stopped }, { dead_letters, missing }] = await Promise.all([ask('/hubs'), letters]);
+      return { hubs, stopped, letters: dead_letters, missing };
     },
     news(before, now) {
       const more = (now.letters?.length ?? 0) - (before.letters?.length ?? 0);
-      return more > 0 ? `${several(more, 'new dead letter')}.` : '';
+      return [newsOfStop(before, now), more > 0 && `${several(more, 'new dead letter')}.`].filter(Boolean).join(' ');
     },
     isOver: () => false,
     choose() {},
@@ -201,7 +215,7 @@ function sending({ open, hindered, trouble, since }) {
   return [open ? `${through}; ${hindered} cannot since ` : 'nothing since ', when(since), `: it ${trouble}`];
 }
 
-function showHubs({ hubs, letters, missing }) {
+function showHubs({ hubs, stopped, letters, missing }) {
   const columns = [
     { head: 'Hub' }, { head: 'A minute', number: true }, { head: 'A day', number: true },
     { head: 'Now', number: true }, { head: 'Wanted by' },
@@ -218,6 +232,7 @@ function showHubs({ hubs, letters, missing }) {
   }));
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
+    standingStill(stopped),
     el('p', { class: 'calm' }, 'What may be sent through each, what is given now and which rollouts want it, the batches that no worker has taken, the workers that take them, how many of them can send, and until when answers of devices were heard.'),
     table('Hubs', columns, rows),
     el('section', { 'aria-labelledby': 'letters' },
