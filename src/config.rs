@@ -16,6 +16,7 @@ use twincast_orchestrator::retention::Retention;
 use crate::exit::{ExitCode, Failure};
 use crate::oidc::OidcSettings;
 use crate::otlp::{OtlpSettings, is_address};
+use crate::output::counted;
 use crate::prometheus::PrometheusSettings;
 use crate::server::ServerSettings;
 use crate::textfile;
@@ -321,9 +322,16 @@ impl From<Share> for String {
 }
 
 impl HubSettings {
-    /// The hub's quota is a guess: nothing says what it is.
-    pub(crate) fn is_guessed(&self) -> bool {
-        !self.unlimited && self.tier.is_none()
+    /// What is kept to, if nothing says what the hub's quota is.
+    pub(crate) fn guess(&self) -> Option<String> {
+        if self.unlimited || self.tier.is_some() {
+            return None;
+        }
+        let units = counted(self.units.unwrap_or(1).into(), "unit", "units");
+        let rate = self.limits().sends_per_minute.unwrap_or_default();
+        Some(format!(
+            "its tier is not configured, so that of the smallest is kept to (S1, {units}, {rate} messages a minute). Set tier and units."
+        ))
     }
 
     /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
@@ -741,6 +749,32 @@ mod tests {
             shown.contains("(secret)") && !shown.contains("\"a\""),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_guess_is_what_is_kept_to() {
+        for (units, share, told) in [
+            ("", "", Some("(S1, 1 unit, 100 messages a minute)")),
+            (
+                "units = 3\n",
+                "",
+                Some("(S1, 3 units, 300 messages a minute)"),
+            ),
+            (
+                "units = 3\n",
+                "share = '50%'\n",
+                Some("(S1, 3 units, 150 messages a minute)"),
+            ),
+            ("units = 3\ntier = 'S1'\n", "", None),
+            ("unlimited = true\n", "", None),
+        ] {
+            let toml = format!("[hubs.eu]\nconnection_string = 'a'\n{units}{share}");
+            let settings = load(&toml, &[]).unwrap();
+            let guess = settings.hubs[&HubName::new("eu").unwrap()].guess();
+            assert_eq!(guess.is_some(), told.is_some(), "{toml}");
+            let guess = guess.unwrap_or_default();
+            assert!(guess.contains(told.unwrap_or_default()), "{guess}");
+        }
     }
 
     #[test]

@@ -227,10 +227,10 @@ pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, F
 
 /// Says which hubs' quotas are guesses.
 pub(crate) fn note_guesses(hubs: &Hubs, settings: &Settings, output: &Output) {
-    for name in hubs.keys().filter(|name| settings.hubs[*name].is_guessed()) {
-        output.note(&format!(
-            "Hub {name}: its tier is not configured, so the quota of the smallest is kept (S1, 1 unit, 100 a minute). Set tier and units."
-        ));
+    for name in hubs.keys() {
+        if let Some(guess) = settings.hubs[name].guess() {
+            output.note(&format!("Hub {name}: {guess}"));
+        }
     }
 }
 

@@ -153,9 +153,8 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
         from.url_file.as_deref(),
         &settings.base,
     )?;
-    let urls = url.split(',').map(|url| url.trim().to_owned()).collect();
     Ok(twincast_redis::Settings {
-        urls,
+        urls: twincast_redis::urls(&url),
         cluster: from.cluster,
         ca: from.ca_file.as_ref().map(|path| settings.base.join(path)),
         prefix: from.prefix.clone(),

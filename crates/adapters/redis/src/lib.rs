@@ -98,5 +98,5 @@ mod settings;
 mod store;
 
 pub use error::ConnectError;
-pub use settings::{Settings, TimeSource};
+pub use settings::{Settings, TimeSource, urls};
 pub use store::RedisStore;

@@ -85,10 +85,22 @@ impl Settings {
         }
         let mut servers = Vec::new();
         for (number, url) in self.urls.iter().enumerate() {
+            // The URL itself may hold a password.
+            let wrong = |what: &str| wrong(format!("URL number {}: {what}", number + 1));
+            // The library passes over what it does not look for there. Sockets have their database in it.
+            let is_tcp = ["redis://", "rediss://", "valkey://", "valkeys://"];
+            if is_tcp.iter().any(|scheme| url.starts_with(scheme)) && url.contains(['?', '#']) {
+                return wrong(
+                    "it has parameters (after ? or #), which nothing looks at; the database is the path, as in \
+                     redis://HOST/2, and these characters in a password are written %3F and %23",
+                );
+            }
             match url.as_str().into_connection_info() {
+                Ok(server) if self.cluster && server.redis_settings().db() != 0 => {
+                    return wrong("a cluster has no database but 0");
+                }
                 Ok(server) => servers.push(server),
-                // The URL itself may hold a password.
-                Err(error) => return wrong(format!("URL number {}: {error}", number + 1)),
+                Err(error) => return wrong(&error.to_string()),
             }
         }
         Ok(servers)
@@ -112,6 +124,25 @@ impl fmt::Debug for TimeSource {
             Self::Given(_) => "Given",
         })
     }
+}
+
+/// The URLs of a list with commas between them. A password may have commas in it.
+#[must_use]
+pub fn urls(list: &str) -> Vec<String> {
+    let mut urls: Vec<String> = Vec::new();
+    for piece in list.split(',') {
+        let scheme = piece
+            .trim_start()
+            .split_once("://")
+            .map(|(scheme, _)| scheme);
+        let begins =
+            scheme.is_some_and(|it| it.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+'));
+        match urls.last_mut() {
+            Some(last) if !begins => last.extend([",", piece]),
+            _ => urls.push(piece.to_owned()),
+        }
+    }
+    urls.iter().map(|url| url.trim().to_owned()).collect()
 }
 
 /// Where servers are, for people.
@@ -140,12 +171,41 @@ mod tests {
             (prefix, "brace"),
             (Settings::new("http://u:secret@x"), "URL number 1"),
             (Settings::new("redis://u:secret@x:port"), "URL number 1"),
+            (
+                Settings::new("redis://u:secret@x?db=2"),
+                "as in redis://HOST/2",
+            ),
+            (
+                Settings::new("rediss://u:secret@x/1#2"),
+                "as in redis://HOST/2",
+            ),
+            (Settings::new("redis://u:secr?secret@x"), "written %3F"),
+            (Settings::new("redis://u:secret@x/two"), "URL number 1"),
+            (Settings::cluster(["redis://u:secret@x/2"]), "but 0"),
         ] {
             let error = settings.servers().unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
             assert!(!error.contains("secret"), "{error}");
             assert!(!format!("{settings:?}").contains("secret"));
         }
+    }
+
+    #[test]
+    fn a_list_is_cut_where_a_url_begins() {
+        for (list, urls) in [
+            ("redis://:a,b@x", vec!["redis://:a,b@x"]),
+            (
+                " redis://u:a,b@x, rediss://u:a,b@y:1 ,redis://z",
+                vec!["redis://u:a,b@x", "rediss://u:a,b@y:1", "redis://z"],
+            ),
+            ("x,y", vec!["x,y"]),
+            ("", vec![""]),
+        ] {
+            assert_eq!(super::urls(list), urls);
+        }
+        let servers = Settings::new("redis://:a,b@x/3").servers().unwrap();
+        assert_eq!(servers[0].redis_settings().password(), Some("a,b"));
+        assert_eq!(servers[0].redis_settings().db(), 3);
     }
 
     #[test]
