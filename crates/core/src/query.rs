@@ -1,7 +1,7 @@
 //! From tag selectors to the condition of a twin query.
 //!
-//! Values are quoted so that no value can change the meaning of the query, and tag paths are
-//! limited to names that the query language takes (reference: `iot-hub-devguide-query-language`).
+//! Values and tags are quoted so that none can change the meaning of the query, and a condition that somebody wrote is
+//! one that can be put in brackets (reference: `iot-hub-devguide-query-language`).
 
 use std::fmt;
 
@@ -19,26 +19,13 @@ pub struct TagPath(String);
 
 /// Why a text is not a tag path that can be queried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidTagPath {
-    /// Not of the allowed shape.
-    #[error(
-        "tag {0:?} cannot be queried: allowed are letters, digits and '_', not starting with a digit, \
-         with '.' between the levels of a nested tag, without the leading \"tags.\""
-    )]
-    Shape(String),
-    /// A level is a word of the query language.
-    #[error(
-        "tag {path:?} cannot be queried: {word:?} is a word of the hub's query language and breaks the query; rename the tag"
-    )]
-    Keyword {
-        /// The whole path.
-        path: String,
-        /// The level that is a keyword.
-        word: String,
-    },
-}
+#[error(
+    "tag {0:?} cannot be queried: it has names with '.' between the levels of a nested tag, without the leading \"tags.\"; a name \
+     has no white space, no quotes, no brackets and no \\, and the whole has 256 bytes at the most"
+)]
+pub struct InvalidTagPath(String);
 
-/// Words that break a twin query when a tag has their name. No escape is known to work.
+/// Words of the query language. A tag with such a name is put in brackets.
 const KEYWORDS: [&str; 25] = [
     "select",
     "from",
@@ -74,22 +61,33 @@ impl TagPath {
     /// [`InvalidTagPath`], which says what is allowed.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidTagPath> {
         let text = text.into();
-        let levels_ok = text.split('.').all(|level| {
-            level.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        let is_allowed = |c: char| !c.is_control() && !c.is_whitespace() && !"[]'\"\\`".contains(c);
+        let levels_ok = text
+            .split('.')
+            .all(|level| !level.is_empty() && level.chars().all(is_allowed));
+        if !levels_ok || text.len() > 256 || text.starts_with("tags.") {
+            return Err(InvalidTagPath(text));
+        }
+        Ok(Self(text))
+    }
+
+    /// The path as a query has it: `tags.location.[[group]]`. Names that are words of the language, or have other characters
+    /// than letters, digits and `_`, are in brackets (`iot-hub-devguide-query-language`).
+    #[must_use]
+    pub fn in_query(&self) -> String {
+        let mut out = "tags".to_owned();
+        for level in self.0.split('.') {
+            let is_word = level.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
                 && level
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        });
-        if !levels_ok || text.len() > 256 || text.starts_with("tags.") {
-            return Err(InvalidTagPath::Shape(text));
+                && !KEYWORDS.iter().any(|word| word.eq_ignore_ascii_case(level));
+            match is_word {
+                true => out.extend([".", level]),
+                false => out.extend([".[[", level, "]]"]),
+            }
         }
-        let keyword = text
-            .split('.')
-            .find(|level| KEYWORDS.contains(&level.to_ascii_lowercase().as_str()));
-        match keyword.map(str::to_owned) {
-            Some(word) => Err(InvalidTagPath::Keyword { path: text, word }),
-            None => Ok(Self(text)),
-        }
+        out
     }
 
     /// The path as text, without `tags.`.
@@ -125,8 +123,8 @@ impl JsonSchema for TagPath {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
-            "pattern": "^[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z_][A-Za-z0-9_]*)*$",
-            "description": "the path of a tag below `tags`, for example `region` or `location.site`",
+            "pattern": r#"^[^\s.\[\]'"\\`]+(\.[^\s.\[\]'"\\`]+)*$"#,
+            "description": "the path of a tag below `tags`, for example `region`, `location.site` or `device-type`",
         })
     }
 }
@@ -228,7 +226,8 @@ pub fn not_matching(tags: &TagSelector) -> String {
     join(
         tags.iter().map(|(path, values)| {
             format!(
-                "NOT IS_DEFINED(tags.{path}) OR {}",
+                "NOT IS_DEFINED({}) OR {}",
+                path.in_query(),
                 compare(path, values, "!=", "NIN")
             )
         }),
@@ -251,7 +250,7 @@ pub fn matches<'t>(tags: &TagSelector, tag: impl Fn(&TagPath) -> Option<&'t Valu
 }
 
 fn compare(path: &TagPath, values: &OneOrMany, one: &str, many: &str) -> String {
-    let mut out = format!("tags.{path} ");
+    let mut out = path.in_query() + " ";
     match values {
         OneOrMany::One(value) => {
             out.push_str(one);
@@ -293,6 +292,62 @@ pub fn all_of<'a>(conditions: impl IntoIterator<Item = &'a str>) -> String {
             .collect::<Vec<_>>()
             .join(" AND "),
     }
+}
+
+/// What is wrong with a condition that somebody wrote. It must stay one condition when it is put in brackets: whatever it
+/// opens it closes, and nothing else.
+#[must_use]
+pub fn condition_problem(condition: &str) -> Option<String> {
+    let mut open = Vec::new();
+    let mut chars = condition.chars().zip(1..).peekable();
+    while let Some((c, at)) = chars.next() {
+        let next = chars.peek().map(|(c, _)| *c);
+        match (c, next) {
+            ('\'' | '"', _) => loop {
+                match chars.next() {
+                    None => {
+                        return Some(format!("has a text that does not end, from character {at}"));
+                    }
+                    Some(('\\', _)) => _ = chars.next(),
+                    Some((end, _)) if end == c => break,
+                    Some(_) => {}
+                }
+            },
+            // A name may have quotes in it.
+            ('[', Some('[')) => {
+                _ = chars.next();
+                let mut before = ' ';
+                loop {
+                    match chars.next() {
+                        None => {
+                            return Some(format!(
+                                "has a name that does not end, from character {at}"
+                            ));
+                        }
+                        Some((']', _)) if before == ']' => break,
+                        Some((c, _)) => before = c,
+                    }
+                }
+            }
+            ('(' | '[', _) => open.push((c, at)),
+            (')' | ']', _) => {
+                let opening = if c == ')' { '(' } else { '[' };
+                if open.pop().is_none_or(|(opened, _)| opened != opening) {
+                    return Some(format!("has a {c} that nothing opens, character {at}"));
+                }
+            }
+            ('-', Some('-')) | ('/', Some('*')) => {
+                return Some(format!(
+                    "has a remark ({c}{c}), character {at}; leave it out"
+                ));
+            }
+            _ => {}
+        }
+    }
+    let (opened, at) = open.pop()?;
+    Some(format!(
+        "has a {opened} that nothing closes, character {at}"
+    ))
 }
 
 #[cfg(test)]
@@ -400,22 +455,74 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_break_a_query_are_refused() {
+    fn paths_are_written_so_that_they_stay_paths() {
         for bad in [
-            "",
-            "a b",
-            "a-b",
-            "1a",
-            "a..b",
-            "tags.a",
-            "a'",
-            "group",
-            "location.Group",
-            "a]",
+            "", "a b", "a..b", ".", "a.", "tags.a", "a'", "a\"", "a]", "[a", "a\nb", "a\\",
+            "a\u{85}",
         ] {
             assert!(TagPath::new(bad).is_err(), "{bad:?} was taken");
         }
-        assert!(TagPath::new("location.site_7").is_ok());
+        for (path, written) in [
+            ("region", "tags.region"),
+            ("location.site_7", "tags.location.site_7"),
+            ("group", "tags.[[group]]"),
+            ("Order", "tags.[[Order]]"),
+            ("count", "tags.[[count]]"),
+            ("location.Group.x", "tags.location.[[Group]].x"),
+            ("device-type", "tags.[[device-type]]"),
+            ("2nd", "tags.[[2nd]]"),
+            ("$iotin:x", "tags.[[$iotin:x]]"),
+            ("größe", "tags.[[größe]]"),
+            ("a=1)OR(1=1", "tags.[[a=1)OR(1=1]]"),
+        ] {
+            assert_eq!(TagPath::new(path).unwrap().in_query(), written);
+        }
+        let tags = selector(&[("group", text("x")), ("order.by", text("y"))]);
+        assert_eq!(
+            matching(&tags),
+            "tags.[[group]] = 'x' AND tags.[[order]].[[by]] = 'y'"
+        );
+        assert_eq!(
+            not_matching(&selector(&[("2nd", text("x"))])),
+            "NOT IS_DEFINED(tags.[[2nd]]) OR tags.[[2nd]] != 'x'"
+        );
+    }
+
+    #[test]
+    fn a_condition_closes_what_it_opens_and_nothing_else() {
+        for good in [
+            "",
+            "tags.a = 'it\\'s )' AND (tags.b IN [1, 2] OR NOT IS_DEFINED(tags.c))",
+            "tags.a = \"(\" OR tags.[[it's (]] = '['",
+            "tags.n - -1 = 2",
+        ] {
+            assert_eq!(condition_problem(good), None, "{good}");
+        }
+        for (bad, says) in [
+            (
+                "tags.region='zz') OR (tags.type='fridge'",
+                "has a ) that nothing opens, character 17",
+            ),
+            ("(tags.a = 1", "has a ( that nothing closes, character 1"),
+            ("tags.a IN [1)", "has a ) that nothing opens, character 13"),
+            (
+                "tags.a = 'x",
+                "has a text that does not end, from character 10",
+            ),
+            (
+                "tags.a = 'x\\'",
+                "has a text that does not end, from character 10",
+            ),
+            (
+                "tags.[[a] = 1",
+                "has a name that does not end, from character 6",
+            ),
+            ("tags.a = 1 -- x", "has a remark (--), character 12"),
+            ("]", "has a ] that nothing opens, character 1"),
+        ] {
+            let found = condition_problem(bad).unwrap();
+            assert!(found.starts_with(says), "{bad}: {found}");
+        }
     }
 
     proptest! {

@@ -141,7 +141,7 @@ async fn next_page(
 fn sql(query: &DeviceQuery) -> String {
     let mut sql = "SELECT deviceId AS id".to_owned();
     for (index, tag) in query.tags.iter().enumerate() {
-        sql.push_str(&format!(", tags.{tag} AS t{index}"));
+        sql.push_str(&format!(", {} AS t{index}", tag.in_query()));
     }
     sql.push_str(" FROM devices");
     if !query.condition.is_empty() {

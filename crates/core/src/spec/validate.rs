@@ -11,7 +11,7 @@ use super::{
 };
 use crate::group::Conflict;
 use crate::message::{Ack, Content};
-use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector};
+use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector, condition_problem};
 
 /// The largest message that a hub takes from the cloud to a device, with its properties and ids.
 pub const MAX_MESSAGE_BYTES: usize = twincast_hub_limits::LARGEST_MESSAGE;
@@ -159,6 +159,9 @@ fn target(target: &Target, problems: &mut Vec<Problem>) {
             "target.where",
             "is empty; leave it out, or say `all: true` for every device",
         ));
+    }
+    if let Some(what) = target.condition.as_deref().and_then(condition_problem) {
+        problems.push(Problem::new("target.where", what));
     }
     if target.devices.len() > MAX_DEVICES_INLINE {
         problems.push(Problem::new(
@@ -414,6 +417,10 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
         )),
         (Some(condition), Rung::Applied) if condition.trim().is_empty() => {
             problems.push(wrong("applied_when", "is empty".into()));
+        }
+        (Some(condition), Rung::Applied) if condition_problem(condition).is_some() => {
+            let what = condition_problem(condition).unwrap_or_default();
+            problems.push(wrong("applied_when", what));
         }
         (Some(condition), Rung::Applied) if condition.chars().count() > MAX_QUERY_CHARS / 4 => {
             problems.push(wrong(

@@ -7,6 +7,8 @@ use super::tree::QueryError;
 pub(crate) enum Token {
     /// A name or keyword, as written.
     Word(String),
+    /// A name in brackets, `[[name]]`, which may be a keyword and have any characters.
+    Name(String),
     /// A quoted text, unescaped.
     Text(String),
     Integer(i64),
@@ -20,6 +22,7 @@ impl std::fmt::Display for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Word(word) => write!(f, "'{word}'"),
+            Self::Name(name) => write!(f, "'[[{name}]]'"),
             Self::Text(text) => write!(f, "the text {text:?}"),
             Self::Integer(number) => write!(f, "{number}"),
             Self::Float(number) => write!(f, "{number}"),
@@ -57,6 +60,8 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
             number(&chars, &mut at)?
         } else if c == '\'' || c == '"' {
             Token::Text(quoted(&chars, &mut at)?)
+        } else if c == '[' && chars.get(at + 1) == Some(&'[') {
+            Token::Name(bracketed(&chars, &mut at)?)
         } else if c == '>' && chars.get(at + 1) != Some(&'=') {
             at += 1;
             Token::Sign(">")
@@ -78,7 +83,7 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
 fn ends_operand(tokens: &[(Token, usize)]) -> bool {
     match tokens.last() {
         Some((Token::Word(word), _)) => !is_reserved(word),
-        Some((Token::Integer(_) | Token::Float(_), _)) => true,
+        Some((Token::Name(_) | Token::Integer(_) | Token::Float(_), _)) => true,
         Some((Token::Sign(sign), _)) => matches!(*sign, ")" | "]"),
         _ => false,
     }
@@ -132,6 +137,17 @@ fn hexadecimal(chars: &[char], start: usize, at: &mut usize) -> Result<Token, Qu
     i64::from_str_radix(&digits, 16)
         .map(Token::Integer)
         .map_err(|_| QueryError::new(start + 1, format!("'0x{digits}' is not a number")))
+}
+
+fn bracketed(chars: &[char], at: &mut usize) -> Result<String, QueryError> {
+    let start = *at;
+    let inner = &chars[start + 2..];
+    let end = inner.windows(2).position(|pair| pair == [']', ']']);
+    let end = end
+        .filter(|end| *end > 0)
+        .ok_or_else(|| QueryError::new(start + 1, "this name is empty, or has no closing ']]'"))?;
+    *at = start + 2 + end + 2;
+    Ok(inner[..end].iter().collect())
 }
 
 fn quoted(chars: &[char], at: &mut usize) -> Result<String, QueryError> {
@@ -224,6 +240,8 @@ mod tests {
             ("a = 0x", 5),
             ("a = 0xfg", 5),
             ("a = 0xffffffffffffffffff", 5),
+            ("tags.[[a] = 1", 6),
+            ("tags.[[]] = 1", 6),
         ] {
             assert_eq!(tokens(query).unwrap_err().position, position, "{query}");
         }

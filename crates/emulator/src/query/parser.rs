@@ -212,21 +212,14 @@ impl Parser {
     }
 
     fn name(&mut self) -> Result<String, QueryError> {
-        // `[[name]]` is how a name that is a keyword is written.
-        if self.take_sign("[") {
-            self.sign("[")?;
-            let Token::Word(word) = self.peek().clone() else {
-                return Err(self.unexpected("a name"));
-            };
-            self.at += 1;
-            self.sign("]")?;
-            self.sign("]")?;
-            return Ok(word);
-        }
         match self.peek().clone() {
             Token::Word(word) if !is_reserved(&word) => {
                 self.at += 1;
                 Ok(word)
+            }
+            Token::Name(name) => {
+                self.at += 1;
+                Ok(name)
             }
             _ => Err(self.unexpected("a property")),
         }
@@ -396,7 +389,7 @@ impl Parser {
         }
         match self.literal() {
             Some(value) => Ok(Operand::Literal(value)),
-            None if matches!(self.peek(), Token::Word(_) | Token::Sign("[")) => {
+            None if matches!(self.peek(), Token::Word(_) | Token::Name(_)) => {
                 Ok(Operand::Path(self.path()?))
             }
             None => Err(self.unexpected("a property or a value")),
@@ -450,6 +443,8 @@ mod tests {
             "SELECT properties.reported.telemetryConfig.status AS status, COUNT() AS numberOfDevices FROM devices GROUP BY properties.reported.telemetryConfig.status",
             "select avg(tags.n), min(tags.n) as least, devices.tags.b from devices where tags.a = 1 group by tags.a, tags.b",
             "SELECT SUM(properties.desired.$version) FROM devices",
+            "SELECT deviceId, tags.[[group]] AS t0, [[tags]].[[2nd]].x FROM devices WHERE tags.[[order]].[[$iotin:x]] IN ['a']",
+            "SELECT COUNT() AS n FROM devices WHERE IS_DEFINED(tags.[[it's a )]]) GROUP BY tags.[[group]]",
         ] {
             assert!(
                 Query::parse(query).is_ok(),

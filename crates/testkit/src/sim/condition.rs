@@ -146,6 +146,12 @@ fn tokens(condition: &str) -> Vec<String> {
             c if c.is_alphanumeric() => {
                 while let Some(c) = chars.next_if(|c| c.is_alphanumeric() || "._".contains(*c)) {
                     token.push(c);
+                    // `[[name]]`, which may have any characters.
+                    if c == '.' && chars.peek() == Some(&'[') {
+                        let name = chars.by_ref().skip_while(|c| *c == '[');
+                        token.extend(name.take_while(|c| *c != ']'));
+                        _ = chars.next();
+                    }
                 }
             }
             _ => {}
@@ -164,6 +170,7 @@ mod tests {
         let tags = Tags::from([
             ("region".into(), "eu".into()),
             ("a.b".into(), "it's".into()),
+            ("group.2-b".into(), "it's".into()),
         ]);
         for (condition, holds) in [
             ("", true),
@@ -172,6 +179,8 @@ mod tests {
             ("tags.region IN ['us', 'eu']", true),
             ("tags.region NIN ['us', 'eu']", false),
             ("tags.a.b = 'it\\'s'", true),
+            ("tags.[[group]].[[2-b]] = 'it\\'s'", true),
+            ("NOT IS_DEFINED(tags.[[group]].[[2-b]])", false),
             ("tags.none = 'x'", false),
             ("tags.none != 'x'", false),
             ("NOT tags.none = 'x'", false),

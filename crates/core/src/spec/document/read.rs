@@ -49,6 +49,9 @@ impl Error for Mistake {
             known.join(", ")
         ))
     }
+    fn duplicate_field(field: &'static str) -> Self {
+        Self::said(format!("has {field} twice"))
+    }
     fn missing_field(field: &'static str) -> Self {
         Self {
             path: Vec::new(),

@@ -109,7 +109,7 @@ fn what_does_not_read_says_why() {
             "unknown_zone: ignore",
             "unknown_zone: \"ignore\" is not one of default, skip",
         ),
-        ("zone_tag: 1a", "zone_tag: tag \"1a\" cannot be queried"),
+        ("zone_tag: a b", "zone_tag: tag \"a b\" cannot be queried"),
         ("windows: [{for: 1h}]", "windows[0].from: is missing"),
         (
             "windows: [{from: 7:00, for: 1h}]",
