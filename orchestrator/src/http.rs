@@ -20,6 +20,7 @@ mod engine;
 mod events;
 mod operations;
 mod page;
+mod parameters;
 mod places;
 mod problem;
 mod rollouts;

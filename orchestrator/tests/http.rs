@@ -957,8 +957,16 @@ async fn mistakes_are_told_as_problems() {
             400,
             "limit must be from 1 to 200",
         ),
-        (get("/api/v1/rollouts?limit=x"), 400, "invalid digit"),
-        (get("/api/v1/rollouts?frm=x"), 400, "unknown field `frm`"),
+        (
+            get("/api/v1/rollouts?limit=x"),
+            400,
+            "limit: is the text \"x\", and must be a whole number",
+        ),
+        (
+            get("/api/v1/rollouts?frm=x"),
+            400,
+            "frm: is not a field here; there are after, limit, phase",
+        ),
         (
             get("/api/v1/rollouts/no/devices?outcome=bad"),
             400,

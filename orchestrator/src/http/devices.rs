@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
@@ -18,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Context;
 use super::auth::{Admitted, Look};
+use super::parameters::Parameters;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
 use super::streams::until;
@@ -82,10 +83,10 @@ pub(crate) async fn page(
     State(shared): Context,
     _by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
-    which: Result<Query<Which>, QueryRejection>,
+    which: Result<Parameters<Which>, Problem>,
 ) -> Result<Json<DevicePage>, Problem> {
     let Path(name) = name?;
-    let Query(which) = which?;
+    let Parameters(which) = which?;
     let limit = limit(which.limit)?;
     let wanted = wanted(which.outcome.as_deref(), which.class.as_deref())?;
     let mut place = which.after.as_deref().map(place).transpose()?;
@@ -147,10 +148,10 @@ pub(crate) async fn export(
     State(shared): Context,
     by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
-    how: Result<Query<Export>, QueryRejection>,
+    how: Result<Parameters<Export>, Problem>,
 ) -> Result<Response, Problem> {
     let Path(name) = name?;
-    let Query(how) = how?;
+    let Parameters(how) = how?;
     let wanted = wanted(how.outcome.as_deref(), how.class.as_deref())?;
     let (format, content_type) = match how.format.as_deref() {
         None | Some("jsonl") => (Format::JsonLines, "application/x-ndjson"),

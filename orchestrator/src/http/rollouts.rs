@@ -1,8 +1,8 @@
 //! Rollouts, as they are now.
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Counts, Ends};
@@ -13,6 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Admitted, Look};
 use super::operations::rollout;
+use super::parameters::Parameters;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::{Context, Shared};
 use crate::view;
@@ -76,9 +77,9 @@ impl Part {
 pub(crate) async fn list(
     State(shared): Context,
     _by: Admitted<Look>,
-    part: Result<Query<Part>, QueryRejection>,
+    part: Result<Parameters<Part>, Problem>,
 ) -> Result<Json<RolloutPage>, Problem> {
-    let Query(part) = part?;
+    let Parameters(part) = part?;
     let limit = limit(part.limit)?;
     let store = &shared.api.store;
     let names = match &shared.api.intake.roster {
@@ -243,10 +244,10 @@ pub(crate) async fn batches(
     State(shared): Context,
     _by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
-    part: Result<Query<BatchPart>, QueryRejection>,
+    part: Result<Parameters<BatchPart>, Problem>,
 ) -> Result<Json<BatchPage>, Problem> {
     let Path(name) = name?;
-    let Query(part) = part?;
+    let Parameters(part) = part?;
     let limit = limit(part.limit)?;
     let rollout = shared.rollout(&name).await?;
     let after = part.after.map(BatchId);

@@ -1,6 +1,6 @@
 //! Dialling a hub: TCP, TLS, AMQP open, session, token. Every stage has a name and all of them share one time-out.
 
-use std::fmt::Debug;
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -301,11 +301,26 @@ pub(crate) fn ended(what: &'static str, error: &AmqpError) -> ConnectionFailure 
 }
 
 /// A failure that only the library explains. Its texts hold no secrets: they name states and conditions.
-pub(crate) fn broken(stage: &'static str, error: &dyn Debug) -> ConnectionFailure {
+pub(crate) fn broken(stage: &'static str, error: &dyn Error) -> ConnectionFailure {
     ConnectionFailure::Broken {
         stage,
-        detail: cut(&format!("{error:?}")),
+        detail: cut(&in_words(error)),
     }
+}
+
+/// An error with its causes; one that only repeats what was said is left out.
+pub(crate) fn in_words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
+            words.push_str(": ");
+            words.push_str(&cause_words);
+        }
+        source = cause.source();
+    }
+    words
 }
 
 /// Why a sender link was not attached in `stage`.

@@ -210,7 +210,15 @@ fn stopped(reason: &SessionStopReason) -> ConnectionFailure {
         SessionStopReason::ConnectionStopped(
             fe2o3_amqp::connection::ConnectionStopReason::RemoteClosedWithError(error),
         ) => ended("connection", error),
-        reason => broken("waiting on the connection", reason),
+        reason => ConnectionFailure::Broken {
+            stage: "waiting on the connection",
+            detail: match reason {
+                SessionStopReason::RemoteEnded => "the hub has ended the session",
+                SessionStopReason::ConnectionStopped(_) => "the connection is over",
+                _ => "the session was ended here",
+            }
+            .to_owned(),
+        },
     }
 }
 

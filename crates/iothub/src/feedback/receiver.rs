@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::amqp::connection::{
-    HubConnection, attached, broken, ended, link_properties, receiver_attach_failure,
+    HubConnection, attached, broken, ended, in_words, link_properties, receiver_attach_failure,
 };
 use crate::amqp::reconnects::Reconnects;
 use crate::amqp::supervise::supervised;
@@ -395,12 +395,12 @@ impl UnparsableFeedback {
 impl Settle {
     async fn complete(self) -> Result<(), SettleError> {
         let settled = self.disposer.accept(self.delivery).await;
-        settled.map_err(|error| SettleError(format!("{error:?}")))
+        settled.map_err(|error| SettleError(in_words(&error)))
     }
 
     async fn release(self) -> Result<(), SettleError> {
         let settled = self.disposer.release(self.delivery).await;
-        settled.map_err(|error| SettleError(format!("{error:?}")))
+        settled.map_err(|error| SettleError(in_words(&error)))
     }
 }
 
