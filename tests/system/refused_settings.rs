@@ -150,7 +150,7 @@ fn unknown_keys_and_wrong_values_are_refused() {
         &room,
         &["--config", "gone.toml", "run", "spec.yaml"],
         3,
-        &["configuration", "gone.toml", "not found"],
+        &["configuration", "gone.toml", "No such file"],
     );
     let room = Room::bare().set("TWINCAST__WORKER__SLOTS", "0");
     room.write("spec.yaml", SPEC);
