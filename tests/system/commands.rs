@@ -123,6 +123,68 @@ fn the_body_is_shown_as_it_is_sent() {
     }
 }
 
+/// Tags are used wherever a spec takes one, whatever they are called.
+#[test]
+fn a_tag_may_have_any_name() {
+    let fleet = "\
+seed: 1
+groups:
+  - name: odd
+    count: 40
+    id: \"d-{index:02}\"
+    tags:
+      group: { $choice: [a] }
+      order: { $choice: ['1', '2'] }
+      count: { $choice: [1, 2] }
+      device-type: fridge
+      2nd: { $choice: [x, y] }
+      iotin:x: { by: here }
+      zone-name: Europe/Berlin
+";
+    let hub = Hub::unlimited(&Fleet::written(fleet));
+    let room = Room::with(&hub);
+    let spec = "\
+name: odd
+target:
+  tags: { device-type: fridge, group: [a, b], 'iotin:x.by': here }
+  where: tags.[[device-type]] = 'fridge' OR tags.[[group]] = 'x'
+  exclude: [{ tags: { 2nd: y } }]
+batch_by: [group, order, 2nd, zone-name]
+order: { by: order }
+budgets: [{ tag: 2nd, at_most: 100% }]
+schedule: { zone_tag: zone-name }
+stages: [{ name: first, tags: { count: 1 } }]
+message: { body: { text: hi }, ack: full, ttl: 1m }
+";
+    room.write("spec.yaml", spec);
+    let plan = room.run(&["--json", "plan", "spec.yaml"]).expect(0).json();
+    let left_out = plan["plan"]["excluded"][0]["devices"]
+        .as_u64()
+        .expect("some");
+    assert!((5..35).contains(&left_out), "{plan}");
+    assert_eq!(plan["plan"]["devices"], 40 - left_out);
+    room.run(&["run", "--no-wait", "spec.yaml"]);
+    let summary = hub.summary();
+    assert_eq!(summary.accepted, 40 - left_out, "{summary:?}");
+}
+
+/// A condition does not reach beyond its brackets.
+#[test]
+fn a_condition_that_closes_more_than_it_opens_is_refused() {
+    let room = Room::bare();
+    let where_ = "tags.region='zz') OR (tags.type='fridge'";
+    let spec = format!(
+        "name: a\ntarget: {{ tags: {{ a: b }}, where: \"{where_}\" }}\nmessage: {{ body: {{ text: hi }} }}\n"
+    );
+    room.write("spec.yaml", &spec);
+    let told = room.run(&["validate", "spec.yaml"]).expect(3);
+    assert!(
+        told.stderr
+            .contains("2:27: target.where: has a ) that nothing opens, character 17"),
+        "{told}"
+    );
+}
+
 #[test]
 fn the_readme_and_the_examples_are_valid() {
     let room = Room::bare();

@@ -291,7 +291,13 @@ impl RolloutSpec {
     /// # Errors
     /// Everything that is wrong, each with its field and line.
     pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
-        Document::parse(origin, text)?.read_and_check(validate::problems_of)
+        const STAND_INS: [(&str, &str); 4] = [
+            ("name", r#""a""#),
+            ("target", r#"{"all":true}"#),
+            ("message", r#"{"body":{"text":""}}"#),
+            ("message.body", r#"{"text":""}"#),
+        ];
+        Document::parse(origin, text)?.read_and_check(&STAND_INS, validate::problems_of)
     }
 
     /// What is wrong with a spec that was changed after it was read, as by inlining its files.
@@ -578,6 +584,29 @@ budgets: [{tag: region, at_most: 1.5}]
             assert!(!found.contains(word), "{word}: {found}");
         }
         // What comes from another mistake is not told, what does not is.
+        let found = RolloutSpec::read("x", "description: x")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            found,
+            "x:1:1: name: is missing\nx:1:1: target: is missing\nx:1:1: message: is missing"
+        );
+        let text = "name: 7\ntarget: {al: 1}\nmessage: {bdy: {text: x}, ack: full, ttl: 72h}\nweight: 0\nbatch_by: [a, a]\n";
+        let found = RolloutSpec::read("x", text).unwrap_err().to_string();
+        let fields: Vec<_> = found
+            .lines()
+            .map(|line| line.split(": ").nth(1).unwrap())
+            .collect();
+        let all = [
+            "name",
+            "target.al",
+            "message.body",
+            "message.bdy",
+            "message.ttl",
+            "weight",
+            "batch_by[1]",
+        ];
+        assert_eq!(fields, all, "{found}");
         let text = "name: a\ntarget: {all: true}\nmessage: {body: {text: x}, ack: ful, ttl: 72h}\nweight: 0\nstages: [{name: s, gate: {failure_above: 1%, counts: delivered}}]\n";
         let found = RolloutSpec::read("x", text).unwrap_err().to_string();
         let fields: Vec<_> = found

@@ -244,7 +244,9 @@ async fn in_file(path: &Path) -> Result<Vec<u8>, KeysError> {
         let place = path.display().to_string();
         return Err(KeysError::TooLarge { place });
     }
-    Ok(document)
+    // Some editors put a mark before the text.
+    let text = document.strip_prefix(b"\xef\xbb\xbf");
+    Ok(text.unwrap_or(&document).to_vec())
 }
 
 async fn get(client: &Client, url: &Url) -> Result<Vec<u8>, KeysError> {

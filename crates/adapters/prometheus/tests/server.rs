@@ -38,6 +38,33 @@ async fn a_query_is_asked_with_its_token() {
     assert_eq!(asked(&config(&server)).await, Ok(vec![0.25]));
 }
 
+/// As some editors write it.
+#[tokio::test]
+async fn a_token_is_what_its_file_says_and_no_mark_before_it() {
+    let server = MockServer::start().await;
+    let body = r#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
+    Mock::given(header("authorization", "Bearer s3cr3t"))
+        .respond_with(ResponseTemplate::new(200).set_body_raw(body, "application/json"))
+        .expect(1)
+        .mount(&server)
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    let config = PrometheusConfig {
+        token: Some(Token::File(path.clone())),
+        ..config(&server)
+    };
+    std::fs::write(&path, "\u{feff}s3cr3t\r\n").unwrap();
+    assert_eq!(asked(&config).await, Ok(vec![]));
+    let wide: Vec<u8> = "s3cr3t\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    std::fs::write(&path, wide).unwrap();
+    let error = asked(&config).await.unwrap_err();
+    assert!(error.contains("it is UTF-16; save it as UTF-8"), "{error}");
+}
+
 #[tokio::test]
 async fn what_does_not_answer_in_time_or_size_is_an_error() {
     let server = MockServer::start().await;

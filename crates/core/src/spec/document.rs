@@ -262,15 +262,17 @@ impl Document {
     /// # Errors
     /// Everything in it that does not fit, each with its field and line.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problems> {
-        self.read_and_check(|_| Vec::new())
+        self.read_and_check(&[], |_| Vec::new())
     }
 
-    /// Reads the document as a `T`, and checks that.
+    /// Reads the document as a `T`, and checks that. So that the rest is read when a field is missing or wrong without which
+    /// there is no `T`, `stand_ins` have some value for such fields, as JSON.
     ///
     /// # Errors
     /// Everything in it that does not fit, and what `check` finds, each with its field and line.
     pub fn read_and_check<T: DeserializeOwned>(
         &self,
+        stand_ins: &[(&str, &str)],
         check: impl FnOnce(&T) -> Vec<Problem>,
     ) -> Result<T, Problems> {
         let mut problems = Vec::new();
@@ -288,9 +290,18 @@ impl Document {
                 What::Missing(missing) => {
                     let step = Step::Key(missing.to_owned());
                     let of = root.at_path(&path).and_then(|node| node.step(&step));
+                    let field = node::field(path.iter().chain([&step]));
                     if !of.is_some_and(Node::is_wrong) {
-                        let field = node::field(path.iter().chain([&step]));
-                        problems.push(Problem::new(field, "is missing"));
+                        problems.push(Problem::new(&field, "is missing"));
+                    }
+                    let stand_in = stand_ins.iter().find(|(of, _)| *of == field);
+                    let stand_in = stand_in.and_then(|(_, json)| json::read(json).ok());
+                    if let Some(stand_in) = stand_in
+                        && let Some(node) = root.at_path(&path)
+                    {
+                        node.set(missing, stand_in);
+                        unknown.push(field);
+                        continue;
                     }
                 }
                 What::Emptied => {}

@@ -186,6 +186,11 @@ impl FleetFile {
     ///
     /// Names the line and the field that is wrong, unknown fields included.
     pub fn parse(yaml: &str) -> Result<Self, FleetError> {
-        serde_saphyr::from_str(yaml).map_err(|error| FleetError::Syntax(error.to_string()))
+        let mut options = serde_saphyr::Options::default();
+        // `no` and `y` are texts, as in YAML 1.2.
+        options.strict_booleans = true;
+        options.with_snippet = false;
+        serde_saphyr::from_str_with_options(yaml, options)
+            .map_err(|error| FleetError::Syntax(error.to_string()))
     }
 }

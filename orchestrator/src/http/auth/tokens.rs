@@ -274,7 +274,8 @@ mod tests {
                 std::fs::write(&whole, text).unwrap();
                 std::fs::rename(&whole, &path).unwrap();
             };
-            put(&format!("{ann_line}\n{bob_line}"));
+            // As some editors write it.
+            put(&format!("\u{feff}{ann_line}\r\n{bob_line}"));
             become_known([true, true]).await;
             for bad in ["ann chief", "\u{1}\u{2}", &"#".repeat(1024 * 1024 + 1)] {
                 put(bad);

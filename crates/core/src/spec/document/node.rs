@@ -149,6 +149,19 @@ impl Node {
         entries.find(|entry| entry.key == key).map(|it| &it.node)
     }
 
+    /// Gives a key of a map another value.
+    pub(super) fn set(&mut self, key: &str, node: Self) {
+        if let Value::Map(entries) = &mut self.value {
+            entries.retain(|entry| entry.key != key);
+            let key = key.to_owned();
+            entries.push(Entry {
+                at: self.at,
+                key,
+                node,
+            });
+        }
+    }
+
     /// The value at the end of a path.
     pub(super) fn at_path(&mut self, path: &[Step]) -> Option<&mut Self> {
         let Some((step, rest)) = path.split_first() else {

@@ -187,7 +187,11 @@ macro_rules! whole_numbers {
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mistake> {
             match self.number().and_then(|written| written.parse::<$type>().ok()) {
                 Some(number) => visitor.$visit(number),
-                None => Err(self.is_not(&format!("a whole number from {} to {}", <$type>::MIN, <$type>::MAX))),
+                None => Err(self.is_not(&match (<$type>::MIN == 0, <$type>::BITS) {
+                    (true, 64) => "a whole number, 0 or above".to_owned(),
+                    (false, 64) => "a whole number".to_owned(),
+                    _ => format!("a whole number from {} to {}", <$type>::MIN, <$type>::MAX),
+                })),
             }
         }
     )* };
