@@ -153,6 +153,7 @@ impl Server {
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE)
+                .max_header_size(HEAD_BYTES)
                 .max_buf_size(HEAD_BYTES)
                 .serve_connection(TokioIo::new(io), service)
         );

@@ -50,6 +50,7 @@ use crate::Hubs;
 use crate::intake::Intake;
 use crate::service::OrchestratorStatus;
 
+use audit::Denials;
 use auth::Door;
 use places::Places;
 use problem::Problem;
@@ -95,6 +96,7 @@ struct Shared {
     exports: Arc<Places>,
     /// For streams of events.
     followers: Arc<Places>,
+    denials: Denials,
     /// Where the files of specs are not: over HTTP they are inlined.
     base: PathBuf,
 }
@@ -112,6 +114,7 @@ impl Api {
             searches: Places::new("requests look through batches", 4, 2),
             exports: Places::new("exports are open", 16, 4),
             followers: Places::new("streams of events are open", 32, 8),
+            denials: Denials::default(),
             base: PathBuf::new(),
         });
         let (router, document) = documented().split_for_parts();

@@ -136,7 +136,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         &[
             "operation=\"start\"",
             "result=\"denied\"",
-            "viewer has the role viewer",
+            "by=\"viewer\" role=\"viewer\"",
             "address=\"127.0.0.1\"",
         ],
     );

@@ -23,6 +23,8 @@ const LASTS: Duration = Duration::from_secs(2);
 const PROMISED: Duration = Duration::from_secs(1);
 /// What no request may take.
 const LONGEST: Duration = Duration::from_secs(8);
+/// How long the head of a first request may take.
+const FIRST_HEAD: Duration = Duration::from_secs(10);
 const MEMORY: u64 = 256 * 1024 * 1024;
 
 /// An issuer that takes its time.
@@ -131,6 +133,12 @@ fn all_is_stopped_under_siege_and_memory_stays() {
         },
     ];
     let probes = engine.orchestrators[0].probes();
+    std::thread::scope(|scope| {
+        for address in [api, probes] {
+            refuses_large_heads(address);
+            scope.spawn(move || ends_half_a_head(address));
+        }
+    });
     for siege in &sieges {
         let name = siege.name;
         let took = under(siege, api, || stop_and_go_on(api, &admin));
@@ -163,17 +171,21 @@ fn under(
     mut doing: impl FnMut() -> Duration,
 ) -> Vec<Duration> {
     let (over, connected) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
+    let begun = Instant::now();
+    let took = std::thread::scope(|scope| {
         let _ends = Ends(&over);
         besiege(scope, siege, target, &over, &connected);
         within(LONGEST, "the siege to begin", || {
             (connected.load(Ordering::Relaxed) >= siege.connections as u64).then_some(())
         });
+        println!("{}: begun after {:?}", siege.name, begun.elapsed());
         let mut took = Vec::new();
         throughout(LASTS, || took.push(doing()));
         took.sort();
         took
-    })
+    });
+    println!("{}: over after {:?}", siege.name, begun.elapsed());
+    took
 }
 
 /// Ends a siege, also when its test fails.
@@ -239,6 +251,35 @@ fn is_open(stream: &mut TcpStream, more: &[u8]) -> bool {
         Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     };
     is_open && (more.is_empty() || stream.write(more).is_ok())
+}
+
+fn refuses_large_heads(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let large = "x".repeat(33 * 1024);
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nhost: localhost\r\nx-large: {large}\r\n\r\n"
+    )
+    .expect("it is taken");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 431");
+}
+
+fn ends_half_a_head(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream
+        .set_read_timeout(Some(2 * FIRST_HEAD))
+        .expect("a time");
+    write!(stream, "GET / HTTP/1.1\r\nhost: localhost\r\n").expect("it is taken");
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .expect("an end, not in vain waited for");
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"),
+        "{answer:?}"
+    );
 }
 
 /// Stops all and lets all go on; gives how long the first took.

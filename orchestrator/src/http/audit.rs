@@ -1,6 +1,8 @@
-//! The audit trail: one line of the log for each operation, and for whatever was denied.
+//! The audit trail: one line of the log for each operation, and for what was denied: of that, anybody can ask for as
+//! much as they like, so there are [`DENIALS`] lines a second at the most, and each says how many were left out before.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use axum::extract::ConnectInfo;
 use axum::http::Method;
@@ -14,6 +16,37 @@ use crate::command::Command;
 
 /// The longest text of somebody's that is logged, in characters. What is done has no longer ones.
 const LONGEST: usize = MAX_TEXT_CHARS;
+
+/// Lines of what was denied, a second.
+const DENIALS: u32 = 20;
+
+/// How much was told of what was denied.
+#[derive(Debug, Default)]
+pub(super) struct Denials(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    second: u64,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Denials {
+    /// How many were left out before this one, if it is to be told.
+    fn next(&self, second: u64) -> Option<u64> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.second != second {
+            told.second = second;
+            told.lines = 0;
+        }
+        if told.lines == DENIALS {
+            told.left_out += 1;
+            return None;
+        }
+        told.lines += 1;
+        Some(std::mem::take(&mut told.left_out))
+    }
+}
 
 fn shortened(text: &str) -> String {
     text.chars().take(LONGEST).collect()
@@ -45,9 +78,19 @@ impl Origin {
 }
 
 impl Shared {
-    /// Notes that somebody asked for what they may not.
-    pub(super) fn denied(&self, parts: &Parts, origin: &Origin, problem: &Problem) {
-        let path = parts.uri.path();
+    /// Notes that somebody asked for what they may not. That it cannot be known now whether they may is no denial.
+    pub(super) fn denied(
+        &self,
+        parts: &Parts,
+        origin: &Origin,
+        by: Option<&Caller>,
+        problem: &Problem,
+    ) {
+        if !problem.is_denial() {
+            return;
+        }
+        let path = &*shortened(parts.uri.path());
+        let second = self.api.intake.clock.now().0 / 1_000;
         let steps: Vec<_> = path.trim_start_matches("/api/v1/").split('/').collect();
         let is_operation = parts.method == Method::POST;
         let (operation, rollout) = match (is_operation, &steps[..]) {
@@ -60,10 +103,14 @@ impl Shared {
         if is_operation {
             self.api.status.metrics.denied();
         }
+        let Some(left_out) = self.denials.next(second) else {
+            return;
+        };
         tracing::warn!(
             target: "twincast_orchestrator::audit",
-            operation, rollout, path, address = origin.address(), forwarded_for = origin.forwarded_for,
-            result = "denied", why = problem.detail(), "operation"
+            by = by.map(Caller::name), role = by.map(|by| by.role().as_str()), operation, rollout, path,
+            address = origin.address(), forwarded_for = origin.forwarded_for, result = "denied",
+            why = shortened(problem.in_log()), left_out = Some(left_out).filter(|it| *it > 0), "operation"
         );
     }
 }
@@ -79,4 +126,18 @@ pub(super) fn done(by: &Caller, origin: &Origin, command: &Command, result: &str
         reason, address = origin.address(), forwarded_for = origin.forwarded_for,
         result, "operation"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_denied_does_not_fill_the_log() {
+        let denials = Denials::default();
+        let told = (0..1_000).filter_map(|_| denials.next(7)).sum::<u64>();
+        assert_eq!(told, 0, "of the first second, none was left out before");
+        assert_eq!(denials.next(8), Some(1_000 - u64::from(DENIALS)));
+        assert_eq!(denials.next(8), Some(0));
+    }
 }

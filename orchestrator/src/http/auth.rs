@@ -261,9 +261,13 @@ impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
         let origin = Origin::of(parts);
-        let known = shared.api.door.caller(parts).await;
-        let known = known.and_then(|caller| caller.may(R::RIGHT).map(|()| caller));
-        let caller = known.inspect_err(|problem| shared.denied(parts, &origin, problem))?;
+        let denied = |caller: Option<&Caller>, problem: &Problem| {
+            shared.denied(parts, &origin, caller, problem);
+        };
+        let caller = shared.api.door.caller(parts).await;
+        let caller = caller.inspect_err(|problem| denied(None, problem))?;
+        let may = caller.may(R::RIGHT);
+        may.inspect_err(|problem| denied(Some(&caller), problem))?;
         let places = match R::RIGHT {
             Right::Stop => &shared.emergencies,
             Right::Look | Right::Operate | Right::Decide | Right::Delete => &shared.requests,

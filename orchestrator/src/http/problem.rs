@@ -102,6 +102,9 @@ pub(crate) struct Problem {
     /// There was a token, and it is no good.
     #[serde(skip)]
     is_about_the_token: bool,
+    /// What is for the log alone.
+    #[serde(skip)]
+    because: Option<Box<str>>,
 }
 
 impl Problem {
@@ -115,6 +118,7 @@ impl Problem {
             details: Vec::new(),
             hint: None,
             is_about_the_token: false,
+            because: None,
         }
     }
 
@@ -131,9 +135,21 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// What was found, and what is allowed, for people.
-    pub(crate) fn detail(&self) -> &str {
-        &self.detail
+    /// Whoever asks may not.
+    pub(crate) fn is_denial(&self) -> bool {
+        let denials = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        denials.iter().any(|status| status.as_u16() == self.status)
+    }
+
+    /// With more than whoever asks may know, for the log.
+    pub(crate) fn because(self, reason: impl std::fmt::Display) -> Self {
+        let because = Some(reason.to_string().into());
+        Self { because, ..self }
+    }
+
+    /// What is wrong, for the log.
+    pub(crate) fn in_log(&self) -> &str {
+        self.because.as_deref().unwrap_or(&self.detail)
     }
 
     pub(crate) fn not_found(what: &str) -> Self {

@@ -30,13 +30,10 @@ impl Oidc {
     pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
         match self.issuer.verify(token, wall_clock()).await {
             Ok(claims) => self.caller_of(&claims),
-            Err(rejection) => {
-                tracing::info!(reason = %rejection, "a token was rejected");
-                Err(match rejection {
-                    Rejection::NoKeys | Rejection::Crowded => Problem::busy(rejection.shown()),
-                    _ => Problem::bad_token(rejection.shown()),
-                })
+            Err(rejection @ (Rejection::NoKeys | Rejection::Crowded)) => {
+                Err(Problem::busy(rejection.shown()))
             }
+            Err(rejection) => Err(Problem::bad_token(rejection.shown()).because(rejection)),
         }
     }
 
@@ -45,22 +42,20 @@ impl Oidc {
             .into_iter()
             .find_map(|claim| claims.text(claim));
         let name = named.filter(|name| is_name(name)).ok_or_else(|| {
-            tracing::info!(
-                claim = self.name_claim,
-                "a good token does not name its bearer"
-            );
+            let claim = &self.name_claim;
             Problem::bad_token("the token does not say whose it is")
+                .because(format!("the token has no {claim} that can be a name"))
         })?;
         let said = claims.texts(&self.roles_claim);
         let roles = self.roles.iter();
         let roles = roles.filter(|(value, _)| said.contains(&&**value));
         let Some(role) = roles.map(|(_, role)| *role).reduce(Role::and) else {
-            tracing::info!(name, claim = self.roles_claim, found = ?said, "the bearer of a good token has no role");
             let detail = format!(
                 "{name} has no role: the token's {} has none of the values that are configured for one",
                 self.roles_claim
             );
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+            let because = format!("{detail}: {said:?}");
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail).because(because));
         };
         let name = name.to_owned();
         Ok(Caller { name, role })
