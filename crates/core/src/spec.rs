@@ -532,7 +532,7 @@ nme: a
 name: 1.10
 conflict: replace
 target:
-  tags: {location: {site: x}, n: 12345678901234567890123}
+  tags: {location: {site: x}, n: 12345678901234567890}
 batch_by: region
 message:
   body: {jsn: 1}

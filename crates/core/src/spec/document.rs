@@ -546,7 +546,7 @@ mod tests {
             ("a: {b: 1, b: 2}", "x:1:11: a.b: is here twice"),
             (&deep, "nested too deep"),
             (&deep_map, "nested too deep"),
-            (&laughs, "repeats too much"),
+            (&laughs, "repeats more than"),
             ("a: &a [*a]", "a part of"),
             ("a: 1\n---\nb: 1\n", "x:2:1: is a second document"),
             ("a: !x 1", "the tag !x is not used here"),

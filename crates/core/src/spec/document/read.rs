@@ -212,10 +212,12 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         match &self.0.value {
             Value::Null | Value::Wrong => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
-            Value::Number(written) => match (written.parse::<u64>(), written.parse::<i64>()) {
-                (Ok(number), _) => visitor.visit_u64(number),
-                (_, Ok(number)) => visitor.visit_i64(number),
-                _ => match exact(written) {
+            Value::Number(written) => match written.parse::<i64>() {
+                Ok(number) => match u64::try_from(number) {
+                    Ok(number) => visitor.visit_u64(number),
+                    Err(_) => visitor.visit_i64(number),
+                },
+                Err(_) => match exact(written) {
                     Some(number) => visitor.visit_f64(number),
                     None => Err(self.is_not(&format!(
                         "a number of fewer digits; quote it (\"{written}\") if it is a text"

@@ -4,12 +4,9 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
-use super::MAX_DEPTH;
 use super::json::{self, Unreadable};
 use super::node::{Entry, Node, Value};
-
-/// Values that may come from aliases (`*name`). A few lines of them could stand for more than any memory holds.
-const MAX_REPEATED: usize = 100_000;
+use super::{MAX_DEPTH, MAX_DOCUMENT_BYTES};
 
 /// Reads a text that is YAML.
 pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
@@ -111,19 +108,28 @@ impl<'a> Reader<'a> {
                     at,
                     value: found.value.clone(),
                 };
-                self.repeated += size(&node);
-                if self.repeated > MAX_REPEATED {
-                    return Err(wrong("repeats too much: 100,000 values at the most"));
-                }
+                self.repeats(&node)?;
                 return Ok(node);
             }
             _ => return Err(wrong("is not YAML")),
         };
         let node = Node { at, value };
         if anchor > 0 {
+            self.repeats(&node)?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
+    }
+
+    /// Counts what is kept for aliases (`*name`), and comes from them: a few lines of these could stand for more than any
+    /// memory holds. All of it is no more than a document may have.
+    fn repeats(&mut self, node: &Node) -> Result<(), Unreadable> {
+        self.repeated += size(node);
+        if self.repeated > MAX_DOCUMENT_BYTES {
+            let what = format!("repeats more than the {MAX_DOCUMENT_BYTES} bytes that are read");
+            return Err((Some(node.at), what));
+        }
+        Ok(())
     }
 
     fn map(&mut self, depth: usize) -> Result<Value, Unreadable> {
@@ -171,7 +177,11 @@ impl<'a> Reader<'a> {
 fn size(node: &Node) -> usize {
     1 + match &node.value {
         Value::List(items) => items.iter().map(size).sum(),
-        Value::Map(entries) => entries.iter().map(|entry| size(&entry.node)).sum(),
+        Value::Map(entries) => {
+            let sizes = entries.iter().map(|it| it.key.len() + size(&it.node));
+            sizes.sum()
+        }
+        Value::Text(text) => text.len(),
         _ => 0,
     }
 }
