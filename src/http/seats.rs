@@ -42,8 +42,28 @@ struct Sitting {
 #[derive(Debug, Default)]
 struct Held {
     sitting: HashMap<u64, Sitting>,
+    /// How many seats each peer has.
+    of_peers: HashMap<Peer, usize>,
     /// Rises with whatever happens.
     now: u64,
+}
+
+impl Held {
+    fn add(&mut self, number: u64, sitting: Sitting) {
+        *self.of_peers.entry(sitting.peer).or_default() += 1;
+        self.sitting.insert(number, sitting);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Sitting> {
+        let gone = self.sitting.remove(&number)?;
+        if let Some(seats) = self.of_peers.get_mut(&gone.peer) {
+            *seats -= 1;
+            if *seats == 0 {
+                self.of_peers.remove(&gone.peer);
+            }
+        }
+        Some(gone)
+    }
 }
 
 /// The seats of a server.
@@ -82,7 +102,7 @@ impl Seats {
             let leaving = leaving.filter(|(_, it)| it.doing != Doing::Answering);
             let leaving = leaving.min_by_key(|(_, it)| (it.doing, it.since));
             let number = leaving.map(|(number, _)| *number)?;
-            if let Some(gone) = held.sitting.remove(&number) {
+            if let Some(gone) = held.remove(number) {
                 gone.leave.cancel();
             }
         }
@@ -96,7 +116,7 @@ impl Seats {
             was_asked: false,
             leave: leave.clone(),
         };
-        held.sitting.insert(number, sitting);
+        held.add(number, sitting);
         Some(Seat {
             of: Arc::clone(self),
             number,
@@ -107,21 +127,15 @@ impl Seats {
 
 /// Whose seats one must be taken from before `peer` can have one, if that is so.
 fn crowd(held: &Held, peer: Peer, bounds: Bounds) -> Option<Peer> {
-    let mut seats: HashMap<Peer, usize> = HashMap::new();
-    for sitting in held.sitting.values() {
-        *seats.entry(sitting.peer).or_default() += 1;
-    }
-    if seats
-        .get(&peer)
-        .is_some_and(|own| *own >= bounds.most_of_one)
-    {
+    let own = held.of_peers.get(&peer);
+    if own.is_some_and(|own| *own >= bounds.most_of_one) {
         return Some(peer);
     }
     if held.sitting.len() < bounds.most {
         return None;
     }
-    let largest = seats.into_iter().max_by_key(|(_, seats)| *seats);
-    largest.map(|(peer, _)| peer)
+    let largest = held.of_peers.iter().max_by_key(|(_, seats)| **seats);
+    largest.map(|(peer, _)| *peer)
 }
 
 /// Who is taken for one peer: of IPv6 addresses everybody has as many as they like, out of one network.
@@ -163,7 +177,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.of.held().sitting.remove(&self.number);
+        self.of.held().remove(self.number);
     }
 }
 
@@ -232,5 +246,6 @@ mod tests {
         let seats = Seats::new(BOUNDS);
         drop(["10.0.0.1"; 3].map(|address| seats.take(machine(address))));
         assert!(seats.held().sitting.is_empty());
+        assert!(seats.held().of_peers.is_empty());
     }
 }

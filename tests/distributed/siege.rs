@@ -13,7 +13,7 @@ use wiremock::matchers::path;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use crate::engine::Engine;
-use crate::harness::{Fleet, Hub, eventually};
+use crate::harness::{Fleet, Hub, PATIENCE, eventually};
 use crate::services::{Access, wait};
 use crate::waiting::{throughout, within};
 
@@ -171,21 +171,17 @@ fn under(
     mut doing: impl FnMut() -> Duration,
 ) -> Vec<Duration> {
     let (over, connected) = (AtomicBool::new(false), AtomicU64::new(0));
-    let begun = Instant::now();
-    let took = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let _ends = Ends(&over);
         besiege(scope, siege, target, &over, &connected);
-        within(LONGEST, "the siege to begin", || {
+        within(PATIENCE, "the siege to begin", || {
             (connected.load(Ordering::Relaxed) >= siege.connections as u64).then_some(())
         });
-        println!("{}: begun after {:?}", siege.name, begun.elapsed());
         let mut took = Vec::new();
         throughout(LASTS, || took.push(doing()));
         took.sort();
         took
-    });
-    println!("{}: over after {:?}", siege.name, begun.elapsed());
-    took
+    })
 }
 
 /// Ends a siege, also when its test fails.
@@ -261,9 +257,13 @@ fn refuses_large_heads(address: SocketAddr) {
         "GET / HTTP/1.1\r\nhost: localhost\r\nx-large: {large}\r\n\r\n"
     )
     .expect("it is taken");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).expect("an answer");
-    assert_eq!(&answer, b"HTTP/1.1 431");
+    let mut answer = Vec::new();
+    // What was not read of it may take the answer with it.
+    _ = stream.read_to_end(&mut answer);
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"),
+        "{answer:?}"
+    );
 }
 
 fn ends_half_a_head(address: SocketAddr) {
