@@ -89,13 +89,15 @@ pub(crate) struct Problem {
     /// The HTTP status.
     status: u16,
     /// What was found, and what is allowed, for people.
-    detail: String,
+    #[schema(value_type = String)]
+    detail: Box<str>,
     /// Why an operation was refused, for machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     /// Mistakes, differences or reasons one by one, where there may be several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    details: Vec<String>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    details: Box<[String]>,
     /// What can be done about it, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<Box<str>>,
@@ -113,9 +115,9 @@ impl Problem {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
-            detail: detail.into(),
+            detail: detail.into().into(),
             cause: None,
-            details: Vec::new(),
+            details: Box::default(),
             hint: None,
             is_about_the_token: false,
             because: None,
@@ -203,7 +205,7 @@ impl From<Refusal> for Problem {
         };
         Self {
             cause: Some(refusal.cause.as_str()),
-            details: refusal.details,
+            details: refusal.details.into(),
             ..Self::new(status, refusal.error)
         }
     }
@@ -238,7 +240,7 @@ impl From<Unexplained> for Problem {
     fn from(error: Unexplained) -> Self {
         match error {
             Unexplained::Absent(absence) => Self {
-                details: absence.possible,
+                details: absence.possible.into(),
                 hint: absence.hint.map(Into::into),
                 ..Self::new(StatusCode::NOT_FOUND, absence.error)
             },
