@@ -916,6 +916,33 @@ async fn mistakes_are_told_as_problems() {
             "the body is not JSON",
         ),
         (
+            raw(
+                "/api/v1/rollouts",
+                json,
+                "{\"name\": \"r\", \"name\": \"s\"}",
+            ),
+            400,
+            "the body: name: is here twice",
+        ),
+        (
+            raw(
+                "/api/v1/rollouts/no/retry",
+                "Application/JSON",
+                "{\"outcomes\": null, \"reason\": null}",
+            ),
+            404,
+            "there is no rollout no",
+        ),
+        (
+            raw(
+                "/api/v1/rollouts/r/pause",
+                json,
+                "{\"why\": 1, \"reason\": 2}",
+            ),
+            422,
+            "reason: is the number 2, and must be a text",
+        ),
+        (
             raw("/api/v1/rollouts", "text/plain", "{}"),
             415,
             "must be application/json",
