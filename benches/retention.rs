@@ -131,12 +131,9 @@ fn measure(args: &Args) -> Result<Figures> {
     let _workers: Vec<_> = (0..args.workers)
         .map(|n| engine.start("worker", n))
         .collect::<Result<_>>()?;
-    let list = folder.path().join("old.txt");
-    let ids: Vec<_> = (0..args.old_devices).map(common::device_id).collect();
-    std::fs::write(&list, ids.join("\n"))?;
     let mut redis = services.redis()?;
     let empty = redis.memory()?;
-    make_old(&engine, args.old)?;
+    make_old(&engine, args.old, args.old_devices)?;
     pause(SETTLED_AFTER);
     let full = redis.memory()?;
     let next = AtomicUsize::new(0);
@@ -195,9 +192,10 @@ fn old(number: usize) -> String {
     format!("old-{number}")
 }
 
-/// Rolls out to the devices of the list, `many` times, and waits until all of that has ended.
-fn make_old(engine: &Engine<'_>, many: usize) -> Result<()> {
-    let next = AtomicUsize::new(0);
+/// Rolls out to the first devices, `many` times, and waits until all of that has ended.
+fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
+    let target = format!("where: \"deviceId < '{}'\"", common::device_id(devices));
+    let (next, target) = (AtomicUsize::new(0), &target);
     std::thread::scope(|scope| {
         let submitting: Vec<_> = (0..AT_ONCE)
             .map(|_| {
@@ -208,7 +206,7 @@ fn make_old(engine: &Engine<'_>, many: usize) -> Result<()> {
                             return Ok(());
                         }
                         let name = old(number);
-                        engine.submit(&name, "devices_file: old.txt", "")?;
+                        engine.submit(&name, target, "")?;
                         engine.until(&name, |phase| phase == "succeeded")?;
                     }
                 })

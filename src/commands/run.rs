@@ -15,6 +15,7 @@ use twincast_core::outcome::Ends;
 use twincast_core::ports::{Hindrance, HubTrouble, Store, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
+use twincast_core::time::friendly;
 use twincast_core::trace::Span;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
@@ -138,7 +139,10 @@ async fn tidy_up(intake: &Intake, settings: &Settings, output: &Output) {
         Ok(0) => {}
         Ok(deleted) => {
             let rollouts = counted(deleted as u64, "rollout", "rollouts");
-            output.note(&format!("Deleted {rollouts} by retention.keep."));
+            output.note(&format!(
+                "Deleted {rollouts} that ended more than {} ago (retention.keep).",
+                friendly(rule.keep)
+            ));
         }
         Err(error) => {
             tracing::warn!(

@@ -33,7 +33,7 @@ use crate::run::{Report, Setup};
 use crate::world::{CRASHES, Plan};
 
 /// How many seeds are run when nothing else is asked for.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 1_000;
 /// How many seeds are run with a store that forgets.
 const FORGETTING_SEEDS: u64 = 250;
 /// So many failures are told of; the lowest seed's in full.
