@@ -150,7 +150,7 @@ async function watch(engine, browser) {
   // More have ended than a page of the list holds, and their names come first.
   const names = Array.from({ length: 101 }, (_, n) => `archive-${n + 100}`);
   while (names.length > 0) {
-    await Promise.all(names.splice(0, 20).map((name) => engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
+    await Promise.all(names.splice(0, 10).map((name) => engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
   }
   await eventually('their end', async () => (await engine.get('/rollouts?ended=false')).rollouts.length === 1);
   await page.goto('/#/');
