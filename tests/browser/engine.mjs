@@ -122,7 +122,11 @@ ${hub}`);
 
   async #ask(path, request) {
     const headers = { Authorization: `Bearer ${this.admin}`, 'Content-Type': 'application/json' };
-    const response = await fetch(`${this.address}/api/v1${path}`, { headers, ...request });
+    // A machine that is busy with other tests may not answer in time; asked again, nothing is done twice.
+    const response = await eventually(path, async () => {
+      const answer = await fetch(`${this.address}/api/v1${path}`, { headers, ...request });
+      return answer.status === 503 ? null : answer;
+    });
     const text = await response.text();
     assert.ok(response.ok, `${path}: ${response.status}: ${text}`);
     return JSON.parse(text);
