@@ -24,8 +24,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use common::engine::{EVERYBODY, Engine, Services};
-use common::turns::{self, pause};
-use common::{Hub, Machine, Rounds};
+use common::turns::{self, Compared, pause};
+use common::{Hub, Machine};
 
 /// How often a page that is open asks; so many are open.
 const PAGE_ASKS_EVERY: Duration = Duration::from_secs(1);
@@ -65,13 +65,8 @@ struct Asked {
 
 #[derive(Debug, Serialize)]
 struct Figures {
-    /// Sends a second, alone and asked.
-    alone: Rounds,
-    asked: Rounds,
-    /// Of each pair, asked by alone.
-    ratios: Vec<f64>,
-    ratio: Rounds,
-    mean_ratio: f64,
+    #[serde(flatten)]
+    sends: Compared,
     /// A second, while it was asked.
     pages: f64,
     exported_devices: f64,
@@ -95,19 +90,10 @@ fn main() -> Result<()> {
         "{} cores ({}), {} workers, {} devices, {rate}, {} pairs of {} s\n",
         machine.cores, machine.cpu, args.workers, args.devices, args.pairs, args.turn_s
     );
-    let line = |name: &str, of: Rounds, digits: usize| {
-        println!(
-            "{name:<28} {:>10.digits$}  ({:.digits$} to {:.digits$})",
-            of.median, of.least, of.most
-        );
-    };
-    line("sends a second, alone", figures.alone, 0);
-    line("sends a second, asked", figures.asked, 0);
-    line("ratio (goal 0.98)", figures.ratio, 4);
-    println!("{:<28} {:>10.4}", "mean ratio", figures.mean_ratio);
-    println!("{:<28} {:>10.1}", "pages a second", figures.pages);
+    figures.sends.print("asked");
+    println!("{:<32} {:>12.1}", "pages a second", figures.pages);
     println!(
-        "{:<28} {:>10.0}",
+        "{:<32} {:>12.0}",
         "devices exported a second", figures.exported_devices
     );
     Ok(())
@@ -154,16 +140,10 @@ fn measure(args: &Args) -> Result<Figures> {
         for visitor in visitors {
             visitor.join().expect("a visitor")?;
         }
-        let (alone, with): (Vec<_>, Vec<_>) = measured?.into_iter().unzip();
-        let ratios: Vec<_> = alone.iter().zip(&with).map(|(a, w)| w / a).collect();
         let seconds = turn.as_secs_f64() * args.pairs as f64;
         let per_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
         Ok(Figures {
-            alone: Rounds::of(alone),
-            asked: Rounds::of(with),
-            mean_ratio: ratios.iter().sum::<f64>() / ratios.len() as f64,
-            ratio: Rounds::of(ratios.clone()),
-            ratios,
+            sends: measured?,
             pages: per_second(&asked.pages),
             exported_devices: per_second(&asked.exported),
         })

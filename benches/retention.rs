@@ -27,8 +27,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use common::engine::{EVERYBODY, Engine, Services};
-use common::turns::{self, pause};
-use common::{Hub, Machine, Rounds};
+use common::turns::{self, Compared, pause};
+use common::{Hub, Machine};
 
 /// Submissions at a time: each of them waits until it is durable.
 const AT_ONCE: usize = 8;
@@ -68,12 +68,8 @@ struct Figures {
     taken: i64,
     given_back: i64,
     deleted_in_turns: usize,
-    /// Sends a second, alone and while rollouts are deleted.
-    alone: Rounds,
-    deleting: Rounds,
-    /// Of each pair, deleting by alone.
-    ratio: Rounds,
-    mean_ratio: f64,
+    #[serde(flatten)]
+    sends: Compared,
 }
 
 fn main() -> Result<()> {
@@ -105,16 +101,7 @@ fn main() -> Result<()> {
         "{:<32} {:>12}",
         "deleted in the turns", figures.deleted_in_turns
     );
-    let line = |name: &str, of: Rounds, digits: usize| {
-        println!(
-            "{name:<32} {:>12.digits$}  ({:.digits$} to {:.digits$})",
-            of.median, of.least, of.most
-        );
-    };
-    line("sends a second, alone", figures.alone, 0);
-    line("sends a second, deleting", figures.deleting, 0);
-    line("ratio (goal 0.98)", figures.ratio, 4);
-    println!("{:<32} {:>12.4}", "mean ratio", figures.mean_ratio);
+    figures.sends.print("deleting");
     Ok(())
 }
 
@@ -151,7 +138,7 @@ fn measure(args: &Args) -> Result<Figures> {
     let turn = Duration::from_secs(args.turn_s);
     let a_turn = ((args.old - at_rest) / args.pairs).max(1);
     let beat = turn / a_turn as u32;
-    let measured = std::thread::scope(|scope| {
+    let sends = std::thread::scope(|scope| {
         let deleter = scope.spawn(|| -> Result<()> {
             while !over.load(Ordering::Relaxed) {
                 let left = next.load(Ordering::Relaxed) < args.old;
@@ -175,16 +162,11 @@ fn measure(args: &Args) -> Result<Figures> {
         deleter.join().expect("the deleter")?;
         measured
     })?;
-    let (alone, with): (Vec<_>, Vec<_>) = measured.into_iter().unzip();
-    let ratios: Vec<_> = alone.iter().zip(&with).map(|(a, w)| w / a).collect();
     Ok(Figures {
         taken: (full - empty) / args.old as i64,
         given_back,
         deleted_in_turns: next.load(Ordering::Relaxed) - at_rest,
-        alone: Rounds::of(alone),
-        deleting: Rounds::of(with),
-        mean_ratio: ratios.iter().sum::<f64>() / ratios.len() as f64,
-        ratio: Rounds::of(ratios),
+        sends,
     })
 }
 

@@ -7,18 +7,60 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::Counter;
+use serde::Serialize;
+
+use super::{Counter, Rounds};
 
 /// How long the first send of the planned rollout may take.
 const SENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Sends a second of each pair of turns: alone, and while `disturbs` is set.
+/// What pairs of turns came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Compared {
+    /// Sends a second, alone and disturbed.
+    alone: Rounds,
+    disturbed: Rounds,
+    /// Of each pair, disturbed by alone.
+    ratios: Vec<f64>,
+    ratio: Rounds,
+    mean_ratio: f64,
+}
+
+impl Compared {
+    fn of(pairs: Vec<(f64, f64)>) -> Self {
+        let (alone, disturbed): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let ratios: Vec<_> = alone.iter().zip(&disturbed).map(|(a, d)| d / a).collect();
+        Self {
+            alone: Rounds::of(alone),
+            disturbed: Rounds::of(disturbed),
+            mean_ratio: ratios.iter().sum::<f64>() / ratios.len() as f64,
+            ratio: Rounds::of(ratios.clone()),
+            ratios,
+        }
+    }
+
+    /// Prints the lines of a table; `disturbed` is what the second kind of turn is called.
+    pub(crate) fn print(&self, disturbed: &str) {
+        let line = |name: &str, of: Rounds, digits: usize| {
+            println!(
+                "{name:<32} {:>12.digits$}  ({:.digits$} to {:.digits$})",
+                of.median, of.least, of.most
+            );
+        };
+        line("sends a second, alone", self.alone, 0);
+        line(&format!("sends a second, {disturbed}"), self.disturbed, 0);
+        line("ratio (goal 0.98)", self.ratio, 4);
+        println!("{:<32} {:>12.4}", "mean ratio", self.mean_ratio);
+    }
+}
+
+/// Compares sends a second of each pair of turns: alone, and while `disturbs` is set.
 pub(crate) fn take(
     pairs: usize,
     turn: Duration,
     counter: &mut Counter,
     disturbs: &AtomicBool,
-) -> Result<Vec<(f64, f64)>> {
+) -> Result<Compared> {
     let (before, begun) = (counter.read()?.accepted, Instant::now());
     while counter.read()?.accepted == before {
         ensure!(begun.elapsed() < SENDS_WITHIN, "nothing is sent");
@@ -35,7 +77,7 @@ pub(crate) fn take(
         ensure!(sent > 0, "the rollout is over: give it more devices");
         Ok(sent as f64 / begun.elapsed().as_secs_f64())
     };
-    (0..pairs)
+    let pairs: Result<_> = (0..pairs)
         .map(|pair| {
             if pair % 2 == 0 {
                 let alone = one(false)?;
@@ -45,7 +87,8 @@ pub(crate) fn take(
                 Ok((one(false)?, disturbed))
             }
         })
-        .collect()
+        .collect();
+    Ok(Compared::of(pairs?))
 }
 
 #[expect(

@@ -64,14 +64,8 @@ impl Visitor {
 fn a_rollout_is_started_approved_and_exported_over_https() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
-    let token = |role: &str| {
-        let made = engine.room.run(&["--json", "token", role, "--role", role]);
-        let made = made.expect(0).json();
-        let part = |part: &str| made[part].as_str().expect("a text").to_owned();
-        (part("token"), part("line"))
-    };
-    let (admin, admin_line) = token("admin");
-    let (viewer, viewer_line) = token("viewer");
+    let (admin, admin_line) = engine.token("admin");
+    let (viewer, viewer_line) = engine.token("viewer");
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     engine
         .room

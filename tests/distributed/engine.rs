@@ -135,6 +135,14 @@ impl Engine {
         }
     }
 
+    /// Makes a token of a role for the HTTP API: the token, and its line for the tokens file.
+    pub(crate) fn token(&self, role: &str) -> (String, String) {
+        let made = self.room.run(&["--json", "token", role, "--role", role]);
+        let made = made.expect(0).json();
+        let part = |part: &str| made[part].as_str().expect("a text").to_owned();
+        (part("token"), part("line"))
+    }
+
     /// A client of RabbitMQ that knows nothing of Twincast but its documented messages.
     pub(crate) fn pipeline(&self) -> Pipeline {
         Pipeline::connect(&self.access)

@@ -53,14 +53,8 @@ struct Siege<'a> {
 fn all_is_stopped_under_siege_and_memory_stays() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
-    let token = |role: &str| {
-        let made = engine.room.run(&["--json", "token", role, "--role", role]);
-        let made = made.expect(0).json();
-        let part = |part: &str| made[part].as_str().expect("a text").to_owned();
-        (part("token"), part("line"))
-    };
-    let (admin, admin_line) = token("admin");
-    let (viewer, viewer_line) = token("viewer");
+    let (admin, admin_line) = engine.token("admin");
+    let (viewer, viewer_line) = engine.token("viewer");
     let tokens = format!("{admin_line}\n{viewer_line}\n");
     let tokens = engine.room.write("tokens", &tokens).display().to_string();
     engine.set("TWINCAST__API__LISTEN", "127.0.0.1:0");

@@ -389,11 +389,9 @@ fn measure(view: View<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
     }
     if !is_settled && let Err(verdict) = in_the_end(gate, sorted) {
         let in_doubt = view.measured.map_or(0, |it| it.in_doubt(counts));
-        let is_certain = gate.counts != Rung::Applied || in_doubt == 0;
-        return Err(if is_certain {
-            verdict
-        } else {
-            Verdict::Measure
+        return Err(match in_doubt {
+            0 => verdict,
+            _ => Verdict::Measure,
         });
     }
     let Sorted {
