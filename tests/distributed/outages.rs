@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::engine::{Engine, SLOTS, WINDOW, scattered};
-use crate::harness::{Hub, assert_same_ids};
+use crate::harness::{Hub, assert_same_ids, eventually};
 use crate::pipeline::start_scattered;
 use crate::repeats::{self, Budget};
 use crate::services::{OwnServices, wait};
@@ -96,8 +96,9 @@ fn waits_for(engine: &mut Engine, service: &str, time: Duration) {
 fn goes_on(engine: &mut Engine, said: &str) {
     let before = engine.accepted();
     engine.until_ready();
-    let log = engine.orchestrators[0].log();
-    assert!(log.contains(said), "{said:?} is not in its log");
+    eventually(&format!("an orchestrator to say {said:?}"), || {
+        engine.orchestrators[0].log().contains(said).then_some(())
+    });
     within(SOON, "sends to go on", || {
         (engine.accepted() > before).then_some(())
     });

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use twincast_testkit::services::Redis;
 
 use crate::engine::{Engine, get};
-use crate::harness::{Fleet, Hub, assert_same_ids};
+use crate::harness::{Fleet, Hub, assert_same_ids, eventually};
 use crate::pipeline::{about, about_all, start, start_with};
 use crate::services::{Access, wait};
 use crate::waiting::within;
@@ -70,9 +70,12 @@ fn what_a_newer_release_has_written_is_left_to_it() {
             let metrics = get(probes, "/metrics").expect("metrics").1;
             metrics.contains(sample).then_some(())
         });
-        let log = member.log();
-        let lines = log.matches(&format!("left to newer {role}s")).count();
-        assert_eq!(lines, told, "{log}");
+        let lines = || {
+            let log = member.log();
+            log.matches(&format!("left to newer {role}s")).count()
+        };
+        eventually("the log to say so", || (lines() >= told).then_some(()));
+        assert_eq!(lines(), told, "once each");
     }
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     assert_eq!(all["newer"], json!(["newer"]));
