@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use twincast_amqp::{Amqp, AmqpError};
 use twincast_core::ids::RolloutName;
-use twincast_core::ports::Store as _;
+use twincast_core::ports::Batches as _;
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
 use twincast_core::trace::TraceContext;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use twincast_core::ids::CommandKey;
-use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::ports::{Clock, Rollouts as _, Roster};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;

@@ -14,8 +14,8 @@ use twincast_core::link::{LinkReport, LinkState};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{
-    Clock, Deliveries, Depth, DevicePage, DeviceRow, Dispatch, HubTrouble, LeaseReply, OddRow,
-    Queue, QueueError, Store,
+    Batches as _, Clock, Deliveries, Depth, DevicePage, DeviceRow, Dispatch, HubTrouble,
+    LeaseReply, Limiter as _, OddRow, Presence as _, Queue, QueueError, Rollouts as _, Store,
 };
 use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
 use twincast_core::spec::RolloutSpec;

@@ -13,7 +13,9 @@ use twincast_core::group::{FORMING, Line};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{GroupName, Version};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Clock, LeaseReply, Queue, QueueError, Store, Tally};
+use twincast_core::ports::{
+    Batches as _, Clock, LeaseReply, Lines as _, Queue, QueueError, Rollouts as _, Tally,
+};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;

@@ -7,7 +7,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Clock, Delivery, LeaseReply, MetricSource, Queue, Store, Tally};
+use twincast_core::ports::{
+    Batches as _, Clock, Delivery, LeaseReply, MetricSource, Queue, Store, Tally,
+};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;

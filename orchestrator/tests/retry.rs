@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store, Tally};
+use twincast_core::ports::{
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, Rollouts as _, Roster, Tally,
+};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Clock, Halt, LeaseReply, Queue, QueueError, Roster, Store};
+use twincast_core::ports::{
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, Rollouts as _, Roster,
+};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;

@@ -15,7 +15,9 @@ use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId, DeviceId, Epoch, HubName, RolloutName};
 use twincast_core::message::{MessageId, Outbound};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{LeaseRequest, NotSent, Report, Roster as _, SendResult, Store, Tally};
+use twincast_core::ports::{
+    Batches as _, LeaseRequest, NotSent, Report, Rollouts as _, Roster as _, SendResult, Tally,
+};
 use twincast_core::rollout::{Event, Phase, Rollout, transition};
 use twincast_testkit::MemoryStore;
 use twincast_testkit::sim::{Process, Watch, Witnessed};
@@ -431,10 +433,10 @@ impl Watch for Account {
                     .merged(&self.plan, of, *batch, *attempt, reports);
                 books.is_right(merged);
             }
-            Witnessed::Reopened(name, batch, attempt, outcomes, reopened) => {
+            Witnessed::Reopened(name, batch, attempt, outcomes, devices) => {
                 let lowered = books
                     .gates
-                    .reopened(&self.plan, name, *batch, *attempt, outcomes, reopened);
+                    .reopened(&self.plan, name, *batch, *attempt, outcomes, *devices);
                 match lowered {
                     Ok(lowered) => books.reopened(name, *batch, *attempt, &lowered),
                     Err(wrong) => books.accuse(wrong),
@@ -794,7 +796,7 @@ impl Books {
         // What is marked is sent, however long the store took to say that it is marked: it
         // would be lost.
         let about = format!("{}/{}", id.rollout, id.batch);
-        let marked = by.troubled_until(&[("record", &about)]);
+        let marked = by.troubled_until(&[("batch", &about), ("record outcomes in", &about)]);
         let is_marked = once && marked.is_some_and(|until| now <= until + TAKES_HOLD);
         if is_marked {
             self.marked.insert(id.to_string());

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
-use twincast_core::ports::{Clock, QueueError, Roster as _, Store as _};
+use twincast_core::ports::{Clock, QueueError, Rollouts as _, Roster as _};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause};

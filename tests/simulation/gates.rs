@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::batch::{Lease, Reopened};
+use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageName};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
@@ -294,14 +294,11 @@ impl Gates {
         batch: BatchId,
         attempt: Attempt,
         outcomes: &[Outcome],
-        reopened: &Reopened,
+        devices: u64,
     ) -> Result<Vec<(u32, DeviceId)>, String> {
         let mut lowered = Vec::new();
-        let Reopened::Devices(devices) = reopened else {
-            return Ok(lowered);
-        };
         let course = self.rollouts.get_mut(name).ok_or("it is unknown")?;
-        if course.retry != Some(attempt) && *devices > 0 {
+        if course.retry != Some(attempt) && devices > 0 {
             return Err(format!(
                 "{name}/{batch} was reopened for {attempt}, which nobody wants"
             ));
@@ -315,7 +312,7 @@ impl Gates {
                 }
             }
         }
-        if lowered.len() != *devices as usize {
+        if lowered.len() as u64 != devices {
             let found = lowered.len();
             return Err(format!(
                 "{devices} devices of {name}/{batch} are sent to again, and {found} are meant"

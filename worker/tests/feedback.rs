@@ -13,7 +13,7 @@ use twincast_core::hub::FeedbackQueue;
 use twincast_core::ids::BatchId;
 use twincast_core::message::Ack;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{FeedbackRecord, Hub, Store};
+use twincast_core::ports::{Batches as _, FeedbackRecord, Hub, Presence as _};
 use twincast_core::time::Timestamp;
 use twincast_testkit::FeedbackAnswer::{Completed, Released};
 use twincast_testkit::{FeedbackAnswer, Way, build};

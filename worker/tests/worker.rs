@@ -12,7 +12,8 @@ use twincast_core::ids::BatchId;
 use twincast_core::link::{Impasse, LinkState, LinkStatus, REPORTED_EVERY};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Clock as _, HubTrouble, LeaseReply, NotSent, Queue, SendResult, Skip, Store, Tally,
+    Batches as _, Clock as _, HubTrouble, LeaseReply, NotSent, Presence as _, Queue, SendResult,
+    Skip, Tally,
 };
 use twincast_core::rollout::{Event, Word};
 use twincast_core::spec::{Delivery, Rate, RolloutSpec};

@@ -1,236 +1,105 @@
-//! A batch's life: who may work on it, and whether anything is left to do.
+//! A batch: what is known of its devices, who works on it, and all that may happen to it.
 //!
 //! ```text
 //!            lease                     last device settled
 //!   Open ───────────▶ Open, leased ─────────────────────────▶ Done
 //!    ▲                    │  │  ▲                               │
 //!    │   release, lapse   │  └──┘ record (renews),              │
-//!    ├────────────────────┘       take over (next epoch)        │
+//!    ├────────────────────┘       lease by another, once lapsed │
 //!    └──────────────────────────────────────────────────────────┘
-//!        reopened, for a new attempt at some of its devices
+//!        reopen, for a new attempt at some of its devices
 //! ```
+//!
+//! [`Batch`] decides, without a clock and without a store: an operation changes a copy, and the store
+//! [commits](crate::ports::Batches::commit) the copy if nobody else has changed the batch since it was read. So every
+//! rule about a batch is written here, once, for all stores.
 //!
 //! Whether a batch is done is not stored: it follows from its outcomes, so the two cannot differ.
 
+mod attempts;
+mod lease;
+mod status;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::ids::{Attempt, BatchId, Epoch, Holder, RolloutName, Version};
-use crate::outcome::{Counts, Outcome};
+use crate::budget::{Begun, GroupProgress};
+use crate::ids::Attempt;
+use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::plan::BatchHeader;
+use crate::rollout::{Adding, LookId, Stance, Wanted};
 use crate::time::Timestamp;
 
-/// A holder's claim on a batch. Every write to the batch carries it.
+pub use attempts::Attempts;
+pub use lease::{Fenced, Held, Lease, LeaseReply, LeaseRequest, MAX_STRIKES, Tenancy};
+pub use status::BatchStatus;
+
+/// A batch with all that changes about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
-    /// The rollout.
-    pub rollout: RolloutName,
-    /// The batch.
-    pub batch: BatchId,
-    /// Whose claim it is.
-    pub holder: Holder,
-    /// Which claim it is; the store refuses writes under an older one.
-    pub epoch: Epoch,
+pub struct Batch {
+    /// What it is. Never changes.
+    pub header: BatchHeader,
+    /// When the store took it in, by the store's clock.
+    pub added_at: Timestamp,
+    /// What is known of its devices, in the manifest's order.
+    pub outcomes: OutcomeList,
+    /// The hub's codes for the devices that it has refused, by position.
+    pub codes: BTreeMap<u32, u32>,
+    /// Which attempts were made at its devices.
+    pub attempts: Attempts,
+    /// Who works on it.
+    pub tenancy: Tenancy,
+    /// Its part in its budgets; unused without budgets.
+    pub begun: Begun,
 }
 
-/// Who holds a batch, as the store keeps it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tenancy {
-    epoch: Epoch,
-    current: Option<(Holder, Timestamp)>,
-    strikes: u32,
-    /// The rollout's version in which the strikes were counted.
-    counted_in: Version,
-}
-
-/// A batch that was left by this many holders in a row without a word and without one outcome
-/// recorded is suspected of bringing them down, and is left alone. The count begins anew when
-/// the rollout's record changes: somebody has looked, and lets it go on.
-pub const MAX_STRIKES: u32 = 5;
-
-/// Why a lease was not given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// Who holds it.
-    pub by: Holder,
-    /// Until when, unless it is renewed.
-    pub until: Timestamp,
-}
-
-/// A lease that no longer holds: somebody else has the batch, or had it since.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the lease of epoch {held} was superseded, the batch is at epoch {current}")]
-pub struct Fenced {
-    /// The epoch of the refused write.
-    pub held: Epoch,
-    /// The epoch that the store has seen.
-    pub current: Epoch,
-}
-
-/// Why a lease was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LeaseRefused {
-    /// Another one has it.
-    Held(Held),
-    /// It has [`MAX_STRIKES`].
-    Quarantined,
-}
-
-impl Tenancy {
-    /// Gives `holder` the lease `next` until `ttl` from now. Whoever holds it already may ask
-    /// again (its answer was lost), and gets a new lease. `next` must be an epoch that was never
-    /// given; `version` is that of the rollout's record.
-    ///
-    /// # Errors
-    /// [`LeaseRefused`]; then nothing changed but the count of strikes.
-    pub fn lease(
-        &mut self,
-        holder: &Holder,
-        next: Epoch,
-        version: Version,
-        now: Timestamp,
-        ttl: Duration,
-    ) -> Result<(), LeaseRefused> {
-        let left = match &self.current {
-            Some((by, until)) if *until > now && by != holder => {
-                return Err(LeaseRefused::Held(Held {
-                    by: by.clone(),
-                    until: *until,
-                }));
-            }
-            Some((by, _)) => by != holder,
-            None => false,
-        };
-        if version != self.counted_in {
-            (self.counted_in, self.strikes) = (version, 0);
-        } else if left {
-            self.strikes += 1;
-        }
-        if self.strikes >= MAX_STRIKES {
-            self.current = None;
-            return Err(LeaseRefused::Quarantined);
-        }
-        self.epoch = next;
-        self.current = Some((holder.clone(), now.plus(ttl)));
-        Ok(())
-    }
-
-    /// Makes sure that `epoch` is the newest, and renews its lease until `ttl` from now.
-    /// `progress` says that outcomes are recorded with it, which is what acquits a batch.
-    ///
-    /// A lease that lapsed but was taken by nobody is still good: nobody else has written.
-    ///
-    /// # Errors
-    /// [`Fenced`] when a newer lease was given, or this one was released.
-    pub fn renew(
-        &mut self,
-        epoch: Epoch,
-        progress: bool,
-        now: Timestamp,
-        ttl: Duration,
-    ) -> Result<(), Fenced> {
-        match &mut self.current {
-            Some((_, until)) if epoch == self.epoch => {
-                *until = now.plus(ttl);
-                if progress {
-                    self.strikes = 0;
-                }
-                Ok(())
-            }
-            _ => Err(Fenced {
-                held: epoch,
-                current: self.epoch,
-            }),
-        }
-    }
-
-    /// Whether a write under `epoch` is the newest holder's.
-    #[must_use]
-    pub fn holds(&self, epoch: Epoch) -> bool {
-        self.current.is_some() && epoch == self.epoch
-    }
-
-    /// Gives the lease back; does nothing if it is no longer held.
-    pub fn release(&mut self, epoch: Epoch) {
-        if epoch == self.epoch {
-            self.current = None;
-            self.strikes = 0;
-        }
-    }
-
-    /// Takes the batch from whoever had it last: nothing is recorded any more under a lease that was
-    /// given so far. The count of strikes begins anew.
-    pub fn vacate(&mut self) {
-        self.current = None;
-        self.strikes = 0;
-    }
-
-    /// Who holds the batch at `now`.
-    #[must_use]
-    pub fn held_at(&self, now: Timestamp) -> Option<Held> {
-        let (by, until) = self.current.as_ref().filter(|(_, until)| *until > now)?;
-        Some(Held {
-            by: by.clone(),
-            until: *until,
-        })
-    }
-
-    /// Its lease is over, but was not given back.
-    #[must_use]
-    pub fn has_lapsed_at(&self, now: Timestamp) -> bool {
-        self.current
-            .as_ref()
-            .is_some_and(|(_, until)| *until <= now)
-    }
-
-    /// Nobody is to touch the batch while the rollout's record has this version.
-    #[must_use]
-    pub fn is_quarantined(&self, version: Version) -> bool {
-        self.strikes >= MAX_STRIKES && self.counted_in == version
-    }
-}
-
-/// The attempts at a batch's devices, as far as they are told apart: by batch and not by device.
+/// A report on one device of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempts {
-    /// The one that is made at all of its devices that are pending.
-    pub newest: Attempt,
-    /// The newest that was made at its silent devices too: since then, no message of an older one
-    /// is the last that its device was sent, unless it failed for good and was left at that.
-    pub silent: Attempt,
+pub struct Report {
+    /// Its position in the manifest.
+    pub index: u32,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The hub's code for a [`Outcome::Refused`], else 0. The first that is recorded stands.
+    pub code: u32,
 }
 
-impl Default for Attempts {
-    fn default() -> Self {
-        Self {
-            newest: Attempt::FIRST,
-            silent: Attempt::FIRST,
-        }
-    }
+/// What an operation depends on beside the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The batch's rollout.
+    pub rollout: &'a Stance,
+    /// The groups of the batch's budgets, in the order of its header; none are needed once it is begun.
+    pub budgets: &'a [GroupProgress],
+    /// A crash of the store can undo neither the batch nor its plan any more.
+    pub durable: bool,
+    /// The store's time.
+    pub now: Timestamp,
 }
 
-impl Attempts {
-    /// Devices with one of these outcomes are made pending again, as `attempt`.
-    pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome]) {
-        self.newest = attempt;
-        if outcomes.contains(&Outcome::Enqueued) {
-            self.silent = attempt;
-        }
-    }
+/// Why reports were not recorded. Nothing was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The lease does not hold any more.
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
+    /// The batch has no device at this position.
+    #[error("the batch has no device {0}")]
+    NoDevice(u32),
+}
 
-    /// Whether `report`, which is about a message of attempt `of`, is to be merged into the outcome of
-    /// a device that is `known`.
-    ///
-    /// What is told of the newest attempt always is, and that a device has the message always is,
-    /// whichever attempt brought it. A failure of an older attempt counts only for a device whose
-    /// message that still is. One that is not yet sent to again is not `enqueued` (nor anything
-    /// above). One that is may have been chosen for the new attempt only if the silent ones were,
-    /// and then all of them were: failed ones have had all the feedback that they get.
-    #[must_use]
-    pub fn admits(&self, of: Attempt, known: Outcome, report: Outcome) -> bool {
-        of >= self.newest
-            || report >= Outcome::Delivered
-            || (of >= self.silent && known.was_enqueued())
-    }
+/// Which devices of a batch will not be sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Skip {
+    /// All that are left, for the rollout is being aborted: `pending` becomes `skipped`, `attempting` becomes `unknown`.
+    Rest,
+    /// Those that have left the target, as far as they are `pending`, which becomes `skipped`.
+    Left {
+        /// The look that has found it.
+        look: LookId,
+        /// Their positions in the manifest, ascending.
+        devices: Vec<u32>,
+    },
 }
 
 /// What became of the wish to reopen a batch.
@@ -243,190 +112,186 @@ pub enum Reopened {
     Held(Held),
 }
 
-/// A batch as the store shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchStatus {
-    /// What it is.
-    pub header: BatchHeader,
-    /// Its outcomes, counted.
-    pub counts: Counts,
-    /// Who works on it.
-    pub held: Option<Held>,
-    /// Nobody holds it now, but somebody did who has not let go of it.
-    pub lapsed: bool,
-    /// Nobody is to work on it: see [`MAX_STRIKES`].
-    pub quarantined: bool,
-    /// Its budgets count it already, so it is always given again. `false` without budgets.
-    pub begun: bool,
-}
-
-impl BatchStatus {
-    /// Nothing is owed to any of its devices.
+impl Batch {
+    /// A new one: all of its devices are pending.
     #[must_use]
-    pub fn is_done(&self) -> bool {
-        self.counts.unsettled() == 0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn holder(name: &str) -> Holder {
-        Holder::new(name).unwrap()
-    }
-
-    const TTL: Duration = Duration::from_secs(10);
-    const V: Version = Version(1);
-
-    fn until(by: &str, until: u64) -> LeaseRefused {
-        LeaseRefused::Held(Held {
-            by: holder(by),
-            until: Timestamp(until),
-        })
+    pub fn new(header: BatchHeader, added_at: Timestamp) -> Self {
+        Self {
+            outcomes: OutcomeList::pending(header.devices as usize),
+            header,
+            added_at,
+            codes: BTreeMap::new(),
+            attempts: Attempts::default(),
+            tenancy: Tenancy::default(),
+            begun: Begun::default(),
+        }
     }
 
-    #[test]
-    fn one_holder_at_a_time_and_old_ones_are_fenced() {
-        let (a, b) = (holder("a"), holder("b"));
-        let (first, second) = (Epoch(7), Epoch(8));
-        let mut tenancy = Tenancy::default();
-        assert_eq!(tenancy.lease(&a, first, V, Timestamp(0), TTL), Ok(()));
-        assert_eq!(
-            tenancy.lease(&b, second, V, Timestamp(9_999), TTL),
-            Err(until("a", 10_000))
-        );
-        assert_eq!(tenancy.renew(first, false, Timestamp(5_000), TTL), Ok(()));
-        assert_eq!(
-            tenancy.lease(&b, second, V, Timestamp(10_000), TTL),
-            Err(until("a", 15_000)),
-            "it was renewed"
-        );
-        assert_eq!(tenancy.lease(&b, second, V, Timestamp(15_000), TTL), Ok(()));
-        assert_eq!(
-            tenancy.renew(first, false, Timestamp(15_001), TTL),
-            Err(Fenced {
-                held: first,
-                current: second
-            })
-        );
-        tenancy.release(first);
-        assert!(
-            tenancy.held_at(Timestamp(15_001)).is_some(),
-            "an old holder cannot release a new one's lease"
-        );
-        assert_eq!(
-            tenancy.lease(&b, Epoch(9), V, Timestamp(15_002), TTL),
-            Ok(()),
-            "its answer was lost"
-        );
-        assert!(
-            tenancy
-                .renew(second, false, Timestamp(15_003), TTL)
-                .is_err()
-        );
-        tenancy.release(Epoch(9));
-        assert_eq!(tenancy.held_at(Timestamp(15_004)), None);
-        assert!(
-            tenancy
-                .renew(Epoch(9), false, Timestamp(15_004), TTL)
-                .is_err(),
-            "a released lease is gone"
-        );
+    /// Its outcomes, counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.outcomes.counts()
     }
 
-    #[test]
-    fn a_lapsed_lease_that_nobody_took_still_holds() {
-        let mut tenancy = Tenancy::default();
-        let leased = tenancy.lease(&holder("a"), Epoch(1), V, Timestamp(0), TTL);
-        assert_eq!(leased, Ok(()));
-        assert_eq!(tenancy.held_at(Timestamp(60_000)), None);
-        assert_eq!(
-            tenancy.renew(Epoch(1), false, Timestamp(60_000), TTL),
-            Ok(())
-        );
+    /// Its budgets are to count it from the next lease on, so they must have room for it.
+    #[must_use]
+    pub fn needs_room(&self) -> bool {
+        !self.header.budgets.is_empty() && !self.begun.is_open
     }
 
-    #[test]
-    fn a_batch_that_is_taken_away_is_nobodys() {
-        let mut tenancy = Tenancy::default();
-        let leased = tenancy.lease(&holder("a"), Epoch(1), V, Timestamp(0), TTL);
-        assert_eq!(leased, Ok(()));
-        tenancy.vacate();
-        assert_eq!(tenancy.held_at(Timestamp(1)), None);
-        assert!(!tenancy.holds(Epoch(1)) && !tenancy.has_lapsed_at(Timestamp(60_000)));
-        assert!(tenancy.renew(Epoch(1), true, Timestamp(1), TTL).is_err());
-        let leased = tenancy.lease(&holder("b"), Epoch(2), V, Timestamp(1), TTL);
-        assert_eq!(leased, Ok(()));
+    /// Gives the batch to whoever asks for it, if the rollout wants it to be worked on now, and nobody else has it.
+    ///
+    /// Only a batch of the stages up to the rollout's current one is given, and only one that all of its budgets have room
+    /// for: from then on they count it ([`budget`](crate::budget)).
+    pub fn lease(&mut self, request: &LeaseRequest, around: &Surroundings<'_>) -> LeaseReply {
+        let unsettled = self.counts().unsettled();
+        if unsettled == 0 {
+            return LeaseReply::Done;
+        }
+        let is_open = around.rollout.wanted == Wanted::GoOn && around.durable;
+        let is_early = self.header.stage > around.rollout.stage;
+        if !is_open || is_early || (self.needs_room() && !self.has_room(unsettled, around.budgets))
+        {
+            return LeaseReply::NotWanted;
+        }
+        let version = around.rollout.revision.version;
+        let given = self.tenancy.lease(request, version, around.now);
+        if !self.header.budgets.is_empty() && matches!(given, LeaseReply::Granted(_)) {
+            self.begun.given();
+        }
+        given
     }
 
-    #[test]
-    fn feedback_counts_for_the_message_that_it_is_about() {
-        use Outcome as O;
-        let (first, second, third) = (Attempt(1), Attempt(2), Attempt(3));
-        let mut attempts = Attempts::default();
-        assert!(
-            attempts.admits(first, O::Pending, O::Expired),
-            "it overtook the send's record"
-        );
-
-        attempts.reopen(second, &[O::Rejected, O::NotFound]);
-        assert!(attempts.admits(second, O::Pending, O::Expired));
-        assert!(
-            !attempts.admits(first, O::Pending, O::Rejected),
-            "it is to be sent to again"
-        );
-        assert!(
-            attempts.admits(first, O::Pending, O::Delivered),
-            "it has the message after all"
-        );
-        assert!(
-            attempts.admits(first, O::Enqueued, O::Expired),
-            "it was not chosen"
-        );
-        assert!(attempts.admits(first, O::Expired, O::Purged));
-
-        attempts.reopen(third, &[O::Enqueued]);
-        assert!(
-            !attempts.admits(second, O::Enqueued, O::Expired),
-            "another message replaced that"
-        );
-        assert!(attempts.admits(first, O::Enqueued, O::Delivered));
-        assert!(attempts.admits(third, O::Enqueued, O::Expired));
+    fn has_room(&self, devices: u64, budgets: &[GroupProgress]) -> bool {
+        let mut groups = self.header.budgets.iter().zip(budgets);
+        groups.all(|(group, progress)| progress.room(group.limit) >= devices)
     }
 
-    /// Leases the batch to `count` holders who each vanish.
-    fn vanish(tenancy: &mut Tenancy, from: u64, count: u64) -> Result<(), LeaseRefused> {
-        for n in from..from + count {
-            let by = holder(&format!("w{n}"));
-            tenancy.lease(&by, Epoch(n), V, Timestamp(n * 60_000), TTL)?;
+    /// Merges what the holder of `lease` reports, and renews the lease until `ttl` from `now`. With no reports it is a
+    /// heartbeat. A lease that lapsed and was taken by nobody still holds: nobody else has written.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn record(
+        &mut self,
+        lease: &Lease,
+        reports: &[Report],
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        self.tenancy.renew(lease, !reports.is_empty(), now, ttl)?;
+        // Whoever holds the batch sends its newest attempt.
+        self.merge(self.attempts.newest, reports)?;
+        if !reports.is_empty() && !self.header.budgets.is_empty() {
+            self.begun.recorded(&self.counts(), now);
         }
         Ok(())
     }
 
-    #[test]
-    fn a_batch_that_brings_down_its_holders_is_left_alone() {
-        let mut tenancy = Tenancy::default();
-        assert_eq!(vanish(&mut tenancy, 1, 5), Ok(()));
-        assert!(!tenancy.is_quarantined(V));
-        assert_eq!(vanish(&mut tenancy, 6, 1), Err(LeaseRefused::Quarantined));
-        assert!(tenancy.is_quarantined(V));
-        assert_eq!(vanish(&mut tenancy, 7, 1), Err(LeaseRefused::Quarantined));
-
-        let later = Version(2);
-        assert!(!tenancy.is_quarantined(later), "somebody has looked");
-        let leased = tenancy.lease(&holder("x"), Epoch(9), later, Timestamp(900_000), TTL);
-        assert_eq!(leased, Ok(()));
+    /// Merges what others than the batch's holder have learned, the hub's feedback above all. `attempt` is that of the
+    /// messages which the reports are about; those that say nothing of their device any more are passed over, see
+    /// [`Attempts::admits`]. Idempotent: within an attempt outcomes only rise.
+    ///
+    /// # Errors
+    /// [`Refused::NoDevice`].
+    pub fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> Result<(), Refused> {
+        let is_beyond = |report: &&Report| report.index >= self.header.devices;
+        if let Some(beyond) = reports.iter().find(is_beyond) {
+            return Err(Refused::NoDevice(beyond.index));
+        }
+        for report in reports {
+            let known = self.outcomes.get(report.index as usize);
+            if !self.attempts.admits(attempt, known, report.outcome) {
+                continue;
+            }
+            let (_, merged) = self.outcomes.merge(report.index as usize, report.outcome);
+            if merged != Outcome::Refused {
+                self.codes.remove(&report.index);
+            } else if report.outcome == Outcome::Refused && report.code != 0 {
+                self.codes.entry(report.index).or_insert(report.code);
+            }
+        }
+        self.begun.settled(&self.counts());
+        Ok(())
     }
 
-    #[test]
-    fn a_word_or_an_outcome_acquits_it() {
-        let mut tenancy = Tenancy::default();
-        assert_eq!(vanish(&mut tenancy, 1, 5), Ok(()));
-        let now = Timestamp(5 * 60_000);
-        assert_eq!(tenancy.renew(Epoch(5), true, now, TTL), Ok(()));
-        assert_eq!(vanish(&mut tenancy, 6, 4), Ok(()));
-        tenancy.release(Epoch(9));
-        assert_eq!(vanish(&mut tenancy, 10, 5), Ok(()));
+    /// Takes the batch back from the holder of `lease`. A word from the last holder acquits a batch that was taken from it
+    /// because of its strikes, too.
+    ///
+    /// # Errors
+    /// [`Refused::Fenced`].
+    pub fn release(&mut self, lease: &Lease) -> Result<(), Refused> {
+        Ok(self.tenancy.release(lease)?)
+    }
+
+    /// Settles devices that will not be sent to. Gives the holder if somebody works on the batch; then nothing is changed.
+    pub fn skip(&mut self, which: &Skip, now: Timestamp) -> Option<Held> {
+        let held = self.tenancy.held_at(now);
+        if held.is_some() {
+            return held;
+        }
+        for index in 0..self.header.devices {
+            let known = self.outcomes.get(index as usize);
+            if let Some(end) = which.end(index, known) {
+                self.outcomes.merge(index as usize, end);
+            }
+        }
+        self.begun.settled(&self.counts());
+        None
+    }
+
+    /// Makes the devices pending again that have one of `outcomes` (of those that
+    /// [can be retried](Outcome::can_be_retried)), as `attempt`, and forgets the hub's codes for them. Whoever had the
+    /// batch last is fenced: what they have not recorded by now is about an older attempt. With no such device, and when it
+    /// was reopened for this attempt or a newer one, nothing is changed.
+    pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome], now: Timestamp) -> Reopened {
+        if self.attempts.newest >= attempt {
+            return Reopened::Devices(0);
+        }
+        if let Some(held) = self.tenancy.held_at(now) {
+            return Reopened::Held(held);
+        }
+        let mut reopened = 0;
+        for index in 0..self.header.devices {
+            let known = self.outcomes.get(index as usize);
+            if known.can_be_retried() && outcomes.contains(&known) {
+                self.outcomes.reopen(index as usize);
+                self.codes.remove(&index);
+                reopened += 1;
+            }
+        }
+        if reopened > 0 {
+            self.attempts.reopen(attempt, outcomes);
+            self.tenancy.vacate();
+        }
+        Reopened::Devices(reopened)
     }
 }
+
+impl Skip {
+    /// What is to be recorded of the device at `index` whose outcome is `known`.
+    #[must_use]
+    pub fn end(&self, index: u32, known: Outcome) -> Option<Outcome> {
+        match (self, known) {
+            (Self::Rest, Outcome::Pending) => Some(Outcome::Skipped),
+            (Self::Rest, Outcome::Attempting) => Some(Outcome::Unknown),
+            (Self::Left { devices, .. }, Outcome::Pending) => {
+                let has_left = devices.binary_search(&index).is_ok();
+                has_left.then_some(Outcome::Skipped)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether that may happen to a batch of a rollout as it is.
+    #[must_use]
+    pub fn is_allowed(&self, rollout: &Stance) -> bool {
+        match self {
+            Self::Rest => rollout.aborting,
+            Self::Left { look, .. } => rollout.adding == Some(Adding::Look(*look)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

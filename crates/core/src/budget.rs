@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::BatchStatus;
+use crate::ids::BatchId;
 use crate::outcome::{Counts, Outcome};
 use crate::time::Timestamp;
 
@@ -111,9 +112,33 @@ pub struct GroupProgress {
     pub devices: u64,
     /// How many of them are in progress.
     pub in_progress: u64,
+    /// Its begun batches that have no device in progress any more: they need not be counted again.
+    pub over: Vec<BatchId>,
 }
 
 impl GroupProgress {
+    /// A group of so many devices at `now`, from the batches that its budget counts.
+    #[must_use]
+    pub fn of(
+        devices: u64,
+        counted: impl IntoIterator<Item = (BatchId, Begun, Counts)>,
+        silent_ms: u64,
+        now: Timestamp,
+    ) -> Self {
+        let mut progress = Self {
+            devices,
+            in_progress: 0,
+            over: Vec::new(),
+        };
+        for (batch, begun, counts) in counted {
+            match begun.in_progress(&counts, silent_ms, now) {
+                0 => progress.over.push(batch),
+                own => progress.in_progress += own,
+            }
+        }
+        progress
+    }
+
     /// How many more may be, by `limit`.
     #[must_use]
     pub fn room(&self, limit: Limit) -> u64 {
@@ -214,7 +239,7 @@ pub fn sort_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{BatchId, HubHost, HubName, StageIndex};
+    use crate::ids::{HubHost, HubName, StageIndex};
     use crate::plan::{BatchHeader, Group};
 
     #[test]
@@ -319,6 +344,7 @@ mod tests {
         let progress = [2, 0, 0].map(|in_progress| GroupProgress {
             devices: 100,
             in_progress,
+            over: Vec::new(),
         });
         let (given, full) = sort_out(batches, &groups, &progress);
         let ids: Vec<_> = given.iter().map(|batch| batch.header.id.0).collect();

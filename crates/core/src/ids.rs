@@ -300,8 +300,13 @@ pub(crate) fn from_base36(text: &str) -> Option<u64> {
     (base36(number) == text).then_some(number)
 }
 
+number!(
+    /// One state of a batch in a store. A store gives none twice, not even after it has lost its last writes.
+    BatchVersion(u64)
+);
+
 /// One state of a record.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
     /// The record's version.
     pub version: Version,

@@ -237,6 +237,17 @@ impl Counts {
         self.0[new as usize] += 1;
     }
 
+    /// The same after some of the devices, which were counted as `from`, have become `to`; `None` when they were not among
+    /// them.
+    #[must_use]
+    pub fn moved(&self, from: &Self, to: &Self) -> Option<Self> {
+        let mut moved = *self;
+        for (number, (from, to)) in moved.0.iter_mut().zip(from.0.iter().zip(to.0)) {
+            *number = (*number + to).checked_sub(*from)?;
+        }
+        Some(moved)
+    }
+
     /// Adds the counts of another set of devices.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
@@ -250,6 +261,13 @@ impl Counts {
             .into_iter()
             .map(|o| (o, self.get(o)))
             .filter(|(_, n)| *n > 0)
+    }
+}
+
+/// By outcome, lowest first.
+impl From<[u64; OUTCOMES]> for Counts {
+    fn from(numbers: [u64; OUTCOMES]) -> Self {
+        Self(numbers)
     }
 }
 

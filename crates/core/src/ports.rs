@@ -1,21 +1,34 @@
 //! The ports. Each has one conformance suite in `twincast-testkit`, which every
 //! implementation passes.
 
+mod batches;
 mod clock;
 mod hub;
+mod limiter;
+mod lines;
 mod metric_source;
+mod presence;
 mod queue;
+mod rollouts;
 mod roster;
 mod store;
 
+pub use batches::{
+    BatchWork, Batches, Begins, Change, Committed, KnownDevice, Leased, Loaded, Operation, Part,
+    Tally,
+};
 pub use clock::Clock;
 pub use hub::{
     DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket,
     Hindrance, Hub, HubError, HubTrouble, NotSent, OddRow, SendResult,
 };
+pub use limiter::Limiter;
+pub use lines::Lines;
 pub use metric_source::{MetricSource, MetricSourceError};
+pub use presence::Presence;
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
+pub use rollouts::{Created, Rollouts};
 pub use roster::{Halt, Roster};
-pub use store::{
-    BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
-};
+pub use store::{Store, StoreError};
+
+pub use crate::batch::{LeaseReply, LeaseRequest, Report, Skip};

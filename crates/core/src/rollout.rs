@@ -26,6 +26,7 @@ mod life;
 mod looks;
 mod planning;
 mod refusal;
+mod stance;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +51,7 @@ pub use life::{Event, Owed, Phase, Wanted, transition};
 pub use looks::{Adding, Found, LookId, Looks};
 pub use planning::{Search, SearchTrouble};
 pub use refusal::IllegalTransition;
+pub use stance::Stance;
 
 /// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
 #[derive(

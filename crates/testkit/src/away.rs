@@ -5,21 +5,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::batch::BatchStatus;
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
-use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
-};
+use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex};
 use twincast_core::link::{LinkReport, LinkStatus};
-use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
-    BatchWork, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
+    Batches, Change, Committed, Created, Limiter, Lines, Loaded, Part, Presence, Rollouts, Store,
+    StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout};
 
 /// How the way to a store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,11 +74,7 @@ impl AwayStore {
 }
 
 #[async_trait]
-impl Store for AwayStore {
-    fn durable_after(&self) -> Duration {
-        self.store.durable_after()
-    }
-
+impl Rollouts for AwayStore {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         self.store().await?.create(rollout).await
     }
@@ -103,6 +97,13 @@ impl Store for AwayStore {
 
     async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
         self.store().await?.remove(name, revision).await
+    }
+}
+
+#[async_trait]
+impl Batches for AwayStore {
+    fn durable_after(&self) -> Duration {
+        self.store.durable_after()
     }
 
     async fn add_batches(
@@ -134,59 +135,6 @@ impl Store for AwayStore {
         store.open_batches(name, hub, through, limit).await
     }
 
-    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
-        self.store().await?.lease(request).await
-    }
-
-    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
-        self.store().await?.load(name, batch).await
-    }
-
-    async fn record(
-        &self,
-        lease: &Lease,
-        reports: &[Report],
-        ttl: Duration,
-    ) -> Result<Wanted, StoreError> {
-        self.store().await?.record(lease, reports, ttl).await
-    }
-
-    async fn merge(
-        &self,
-        name: &RolloutName,
-        id: RolloutId,
-        batch: BatchId,
-        attempt: Attempt,
-        reports: &[Report],
-    ) -> Result<(), StoreError> {
-        let store = self.store().await?;
-        store.merge(name, id, batch, attempt, reports).await
-    }
-
-    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.store().await?.release(lease).await
-    }
-
-    async fn skip(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        which: &Skip,
-    ) -> Result<Option<Held>, StoreError> {
-        self.store().await?.skip(name, batch, which).await
-    }
-
-    async fn reopen(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        attempt: Attempt,
-        outcomes: &[Outcome],
-    ) -> Result<Reopened, StoreError> {
-        let store = self.store().await?;
-        store.reopen(name, batch, attempt, outcomes).await
-    }
-
     async fn in_progress(
         &self,
         name: &RolloutName,
@@ -199,6 +147,27 @@ impl Store for AwayStore {
         self.store().await?.tallies(name).await
     }
 
+    async fn batch(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        part: Part,
+    ) -> Result<Loaded, StoreError> {
+        self.store().await?.batch(name, batch, part).await
+    }
+
+    async fn commit(
+        &self,
+        name: &RolloutName,
+        from: &Loaded,
+        change: &Change,
+    ) -> Result<Committed, StoreError> {
+        self.store().await?.commit(name, from, change).await
+    }
+}
+
+#[async_trait]
+impl Lines for AwayStore {
     async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
         self.store().await?.line(group).await
     }
@@ -206,11 +175,10 @@ impl Store for AwayStore {
     async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
         self.store().await?.save_line(group, line).await
     }
+}
 
-    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
-        self.store().await?.bind_hub(hub, host).await
-    }
-
+#[async_trait]
+impl Limiter for AwayStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         self.store().await?.take_permits(request).await
     }
@@ -225,6 +193,17 @@ impl Store for AwayStore {
 
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         self.store().await?.limiter(hub).await
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        self.store().await?.open_link(hub).await
+    }
+}
+
+#[async_trait]
+impl Presence for AwayStore {
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        self.store().await?.bind_hub(hub, host).await
     }
 
     async fn report_listener(
@@ -245,9 +224,5 @@ impl Store for AwayStore {
 
     async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
         self.store().await?.links(hub).await
-    }
-
-    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
-        self.store().await?.open_link(hub).await
     }
 }

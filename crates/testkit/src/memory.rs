@@ -5,26 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use twincast_core::batch::{Attempts, BatchStatus, Held, Lease, LeaseRefused, Reopened, Tenancy};
-use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
+use twincast_core::batch::{Batch, BatchStatus, Held};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, Epoch, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
+    BatchId, BatchVersion, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
     StageIndex, Version,
 };
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
-use twincast_core::outcome::{Counts, Outcome, OutcomeList};
+use twincast_core::outcome::Counts;
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
-use twincast_core::plan::{Batch, Checksum};
+use twincast_core::plan::{self, Checksum, DeviceList};
 use twincast_core::ports::{
-    BatchWork, Clock, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store,
-    StoreError, Tally,
+    Batches, Begins, Change, Clock, Committed, Created, Halt, Limiter, Lines, Loaded, Part,
+    Presence, Rollouts, Roster, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Reliance, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Reliance, Rollout};
 use twincast_core::time::Timestamp;
 
-/// A [`Store`] in memory. Everything that is a sum is summed up when it is asked for.
+/// A [`Store`](twincast_core::ports::Store) in memory. Everything that is a sum is summed up when it is asked for.
 #[derive(Clone)]
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
@@ -49,10 +49,11 @@ struct State {
     listeners: Listeners,
     link_reports: LinkReports,
     lines: BTreeMap<GroupName, Line>,
-    last_epoch: u64,
+    /// The newest version of any batch.
+    newest: BatchVersion,
     roster: Roll,
     knows_no_stages: bool,
-    /// See [`Store::durable_after`].
+    /// See [`Batches::durable_after`].
     durable_after: Duration,
 }
 
@@ -70,17 +71,15 @@ struct Entry {
     /// When its plan was completed.
     whole_at: Timestamp,
     batches: BTreeMap<BatchId, Slot>,
+    /// See [`Loaded::begun`].
+    begun: u64,
 }
 
 #[derive(Clone)]
 struct Slot {
     batch: Batch,
-    added_at: Timestamp,
-    outcomes: OutcomeList,
-    codes: BTreeMap<u32, u32>,
-    attempts: Attempts,
-    tenancy: Tenancy,
-    begun: Begun,
+    version: BatchVersion,
+    devices: DeviceList,
 }
 
 impl std::fmt::Debug for MemoryStore {
@@ -114,7 +113,9 @@ impl MemoryStore {
     pub fn go_back(&self, to: AsItWas) {
         let now = self.clock.now();
         let mut state = self.state();
+        let newest = state.newest;
         *state = to.0;
+        state.newest = newest;
         let durable_after = state.durable_after;
         for permits in state.hubs.values_mut() {
             permits.lost(now, durable_after);
@@ -145,22 +146,23 @@ impl State {
         entry.ok_or_else(|| not_found(format!("rollout {name}")))
     }
 
-    /// The slot that `lease` is or was on.
-    fn leased(&mut self, lease: &Lease) -> Option<(Wanted, &mut Slot)> {
-        let entry = self.rollouts.get_mut(&lease.rollout)?;
-        let slot = entry.batches.get_mut(&lease.batch)?;
-        Some((entry.rollout.wanted(), slot))
+    /// A version that no batch has had.
+    fn next_version(&mut self) -> BatchVersion {
+        self.newest.0 += 1;
+        self.newest
     }
 }
 
 impl Entry {
-    fn slot(&mut self, batch: BatchId) -> Result<&mut Slot, StoreError> {
-        let slot = self.batches.get_mut(&batch);
-        slot.ok_or_else(|| not_found(format!("batch {batch}")))
-    }
-
     fn checksum(&self) -> Checksum {
-        self.batches.values().map(|slot| &slot.batch).collect()
+        let mut checksum = Checksum::default();
+        for slot in self.batches.values() {
+            checksum.add(&plan::Batch {
+                header: slot.batch.header.clone(),
+                devices: slot.devices.clone(),
+            });
+        }
+        checksum
     }
 
     /// Refuses a new record if the entry does not hold what the record relies on.
@@ -173,7 +175,7 @@ impl Entry {
             }
             Some(Reliance::Settled) => {
                 let mut unsettled = self.batches.values();
-                let unsettled = unsettled.find(|slot| slot.outcomes.counts().unsettled() > 0);
+                let unsettled = unsettled.find(|slot| slot.batch.counts().unsettled() > 0);
                 unsettled.map_or(Ok(()), |slot| {
                     regressed(format!("batch {} is not settled", slot.batch.header.id))
                 })
@@ -184,93 +186,40 @@ impl Entry {
 
     /// Neither the plan nor the batch can be lost in a crash any more.
     fn is_durable(&self, batch: BatchId, now: Timestamp, durable_after: Duration) -> bool {
-        let added_at = self.batches.get(&batch).map(|slot| slot.added_at);
+        let added_at = self.batches.get(&batch).map(|slot| slot.batch.added_at);
         let since = added_at.unwrap_or_default().max(self.whole_at);
         now >= since.plus(durable_after)
     }
 
     fn progress(&self, group: &BudgetGroup, now: Timestamp) -> GroupProgress {
-        let is_in = |slot: &&Slot| {
-            let mut budgets = slot.batch.header.budgets.iter();
+        let is_in = |batch: &&Batch| {
+            let mut budgets = batch.header.budgets.iter();
             budgets.any(|other| other.group == group.group)
         };
-        let mut progress = GroupProgress {
-            devices: 0,
-            in_progress: 0,
-        };
-        for slot in self.batches.values().filter(is_in) {
-            let counts = slot.outcomes.counts();
-            progress.devices += counts.total();
-            progress.in_progress += slot.begun.in_progress(&counts, group.silent_ms, now);
-        }
-        progress
-    }
-
-    fn has_room(&self, batch: BatchId, now: Timestamp) -> bool {
-        let Some(slot) = self.batches.get(&batch).filter(|slot| !slot.begun.is_open) else {
-            return true;
-        };
-        let counts = slot.outcomes.counts();
-        slot.batch.header.budgets.iter().all(|group| {
-            let room = self.progress(group, now).room(group.limit);
-            room >= counts.unsettled()
-        })
+        let members = || self.batches.values().map(|slot| &slot.batch).filter(is_in);
+        let devices = members().map(|batch| u64::from(batch.header.devices)).sum();
+        let counted = members().map(|batch| (batch.header.id, batch.begun, batch.counts()));
+        GroupProgress::of(devices, counted, group.silent_ms, now)
     }
 
     fn statuses(&self, now: Timestamp) -> impl Iterator<Item = BatchStatus> {
         let version = self.rollout.version;
-        self.batches.values().map(move |slot| BatchStatus {
-            header: slot.batch.header.clone(),
-            counts: slot.outcomes.counts(),
-            held: slot.tenancy.held_at(now),
-            lapsed: slot.tenancy.has_lapsed_at(now),
-            quarantined: slot.tenancy.is_quarantined(version),
-            begun: slot.begun.is_open && !slot.batch.header.budgets.is_empty(),
+        self.batches.values().map(move |Slot { batch, .. }| {
+            let (tenancy, begun) = (&batch.tenancy, batch.begun);
+            BatchStatus::of(
+                batch.header.clone(),
+                batch.counts(),
+                tenancy,
+                begun,
+                version,
+                now,
+            )
         })
     }
 }
 
-impl Slot {
-    fn new(batch: Batch, added_at: Timestamp) -> Self {
-        Self {
-            added_at,
-            outcomes: OutcomeList::pending(batch.devices.len()),
-            batch,
-            codes: BTreeMap::new(),
-            attempts: Attempts::default(),
-            tenancy: Tenancy::default(),
-            begun: Begun::default(),
-        }
-    }
-
-    /// `attempt` is that of the messages which the reports are about.
-    fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> Result<(), StoreError> {
-        let devices = self.outcomes.len();
-        let beyond = |report: &&Report| report.index as usize >= devices;
-        if let Some(bad) = reports.iter().find(beyond) {
-            return Err(not_found(format!("device {}", bad.index)));
-        }
-        for report in reports {
-            let known = self.outcomes.get(report.index as usize);
-            if !self.attempts.admits(attempt, known, report.outcome) {
-                continue;
-            }
-            let (_, new) = self.outcomes.merge(report.index as usize, report.outcome);
-            if (new, report.outcome) == (Outcome::Refused, Outcome::Refused) && report.code != 0 {
-                self.codes.entry(report.index).or_insert(report.code);
-            }
-        }
-        self.begun.settled(&self.outcomes.counts());
-        Ok(())
-    }
-}
-
 #[async_trait]
-impl Store for MemoryStore {
-    fn durable_after(&self) -> Duration {
-        self.state().durable_after
-    }
-
+impl Rollouts for MemoryStore {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let mut state = self.state();
         if let Some(existing) = state.rollouts.get(&rollout.spec.name) {
@@ -280,6 +229,7 @@ impl Store for MemoryStore {
             rollout: rollout.clone(),
             batches: BTreeMap::new(),
             whole_at: Timestamp(0),
+            begun: 0,
         };
         state.rollouts.insert(rollout.spec.name.clone(), entry);
         state.roster.active.insert(rollout.spec.name.clone());
@@ -329,22 +279,34 @@ impl Store for MemoryStore {
         state.roster.claims.remove(name);
         Ok(())
     }
+}
+
+#[async_trait]
+impl Batches for MemoryStore {
+    fn durable_after(&self) -> Duration {
+        self.state().durable_after
+    }
 
     async fn add_batches(
         &self,
         name: &RolloutName,
         by: Adding,
-        batches: Vec<Batch>,
+        batches: Vec<plan::Batch>,
     ) -> Result<Checksum, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
+        let version = state.next_version();
         let entry = state.entry(name)?;
         if entry.rollout.adding() != Some(by) {
             return Err(superseded(format!("{by} of rollout {name}")));
         }
-        for batch in batches {
-            let slot = entry.batches.entry(batch.header.id);
-            slot.or_insert_with(|| Slot::new(batch, now));
+        for plan::Batch { header, devices } in batches {
+            let slot = entry.batches.entry(header.id);
+            slot.or_insert_with(|| Slot {
+                batch: Batch::new(header, now),
+                version,
+                devices,
+            });
         }
         Ok(entry.checksum())
     }
@@ -388,173 +350,6 @@ impl Store for MemoryStore {
         Ok(open)
     }
 
-    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        // Higher than all that were given before a crash that the state forgets.
-        let next = Epoch(now.0.max(state.last_epoch + 1));
-        let durable_after = state.durable_after;
-        let all_stages = state.knows_no_stages;
-        let entry = state.entry(&request.rollout)?;
-        let wanted = entry.rollout.wanted();
-        let version = entry.rollout.version;
-        let stage = entry.rollout.stage();
-        let has_room = entry.has_room(request.batch, now);
-        let is_durable = entry.is_durable(request.batch, now, durable_after);
-        let slot = entry.slot(request.batch)?;
-        if slot.outcomes.counts().unsettled() == 0 {
-            return Ok(LeaseReply::Done);
-        }
-        let is_early = slot.batch.header.stage > stage && !all_stages;
-        if wanted == Wanted::Stop || is_early || !has_room || !is_durable {
-            return Ok(LeaseReply::NotWanted);
-        }
-        let granted = slot
-            .tenancy
-            .lease(&request.holder, next, version, now, request.ttl);
-        match granted {
-            Ok(()) => slot.begun.given(),
-            Err(LeaseRefused::Held(held)) => return Ok(LeaseReply::Held(held)),
-            Err(LeaseRefused::Quarantined) => return Ok(LeaseReply::Quarantined),
-        }
-        state.last_epoch = next.0;
-        Ok(LeaseReply::Granted(Lease {
-            rollout: request.rollout.clone(),
-            batch: request.batch,
-            holder: request.holder.clone(),
-            epoch: next,
-        }))
-    }
-
-    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
-        let mut state = self.state();
-        let entry = state.entry(name)?;
-        let rollout = entry.rollout.id;
-        let slot = entry.slot(batch)?;
-        let refused =
-            |(index, _): &(u32, u32)| slot.outcomes.get(*index as usize) == Outcome::Refused;
-        Ok(BatchWork {
-            rollout,
-            batch: slot.batch.clone(),
-            outcomes: slot.outcomes.clone(),
-            codes: slot
-                .codes
-                .iter()
-                .map(|(index, code)| (*index, *code))
-                .filter(refused)
-                .collect(),
-            attempt: slot.attempts.newest,
-        })
-    }
-
-    async fn record(
-        &self,
-        lease: &Lease,
-        reports: &[Report],
-        ttl: Duration,
-    ) -> Result<Wanted, StoreError> {
-        let now = self.clock.now();
-        let gone = || superseded(format!("the lease on batch {}", lease.batch));
-        let mut state = self.state();
-        let (wanted, slot) = state.leased(lease).ok_or_else(gone)?;
-        let mut tenancy = slot.tenancy.clone();
-        let renewed = tenancy.renew(lease.epoch, !reports.is_empty(), now, ttl);
-        renewed.map_err(|_| gone())?;
-        slot.merge(slot.attempts.newest, reports)?;
-        if !reports.is_empty() {
-            slot.begun.recorded(&slot.outcomes.counts(), now);
-        }
-        slot.tenancy = tenancy;
-        Ok(wanted)
-    }
-
-    async fn merge(
-        &self,
-        name: &RolloutName,
-        id: RolloutId,
-        batch: BatchId,
-        attempt: Attempt,
-        reports: &[Report],
-    ) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let entry = state.entry(name)?;
-        if entry.rollout.id != id {
-            return Err(not_found(format!("rollout {name} with the id {id}")));
-        }
-        entry.slot(batch)?.merge(attempt, reports)
-    }
-
-    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        if let Some((_, slot)) = self.state().leased(lease) {
-            slot.tenancy.release(lease.epoch);
-        }
-        Ok(())
-    }
-
-    async fn skip(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        which: &Skip,
-    ) -> Result<Option<Held>, StoreError> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        let entry = state.entry(name)?;
-        if !which.is_allowed(&entry.rollout) {
-            return Err(superseded(format!("rollout {name}")));
-        }
-        let slot = entry.slot(batch)?;
-        let held = slot.tenancy.held_at(now);
-        if held.is_some() {
-            return Ok(held);
-        }
-        for index in 0..slot.outcomes.len() {
-            let known = slot.outcomes.get(index);
-            let place = u32::try_from(index).expect("batches are small");
-            if let Some(end) = which.end(place, known) {
-                slot.outcomes.merge(index, end);
-            }
-        }
-        slot.begun.settled(&slot.outcomes.counts());
-        Ok(None)
-    }
-
-    async fn reopen(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        attempt: Attempt,
-        outcomes: &[Outcome],
-    ) -> Result<Reopened, StoreError> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        let entry = state.entry(name)?;
-        if !entry.rollout.prepares(attempt) {
-            return Err(superseded(format!("rollout {name}")));
-        }
-        let slot = entry.slot(batch)?;
-        if slot.attempts.newest >= attempt {
-            return Ok(Reopened::Devices(0));
-        }
-        if let Some(held) = slot.tenancy.held_at(now) {
-            return Ok(Reopened::Held(held));
-        }
-        let chosen = |outcome: Outcome| outcome.can_be_retried() && outcomes.contains(&outcome);
-        let mut devices = 0;
-        for index in 0..slot.outcomes.len() {
-            if chosen(slot.outcomes.get(index)) {
-                slot.outcomes.reopen(index);
-                slot.codes.retain(|at, _| *at as usize != index);
-                devices += 1;
-            }
-        }
-        if devices > 0 {
-            slot.attempts.reopen(attempt, outcomes);
-            slot.tenancy.vacate();
-        }
-        Ok(Reopened::Devices(devices))
-    }
-
     async fn in_progress(
         &self,
         name: &RolloutName,
@@ -573,7 +368,7 @@ impl Store for MemoryStore {
         for slot in state.entry(name)?.batches.values() {
             let header = &slot.batch.header;
             let sum = sums.entry((header.stage, header.hub.clone())).or_default();
-            sum.add(&slot.outcomes.counts());
+            sum.add(&slot.batch.counts());
         }
         Ok(sums
             .into_iter()
@@ -581,6 +376,70 @@ impl Store for MemoryStore {
             .collect())
     }
 
+    async fn batch(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        part: Part,
+    ) -> Result<Loaded, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let all_stages = state.knows_no_stages;
+        let entry = state.entry(name)?;
+        let slot = entry.batches.get(&batch);
+        let slot = slot.ok_or_else(|| not_found(format!("batch {batch} of rollout {name}")))?;
+        let mut stance = entry.rollout.stance();
+        if all_stages {
+            stance.stage = StageIndex(u16::MAX);
+        }
+        Ok(Loaded {
+            batch: slot.batch.clone(),
+            version: slot.version,
+            devices: (part == Part::Whole).then(|| slot.devices.clone()),
+            rollout: stance,
+            whole_at: entry.whole_at,
+            begun: entry.begun,
+            now,
+        })
+    }
+
+    async fn commit(
+        &self,
+        name: &RolloutName,
+        from: &Loaded,
+        change: &Change,
+    ) -> Result<Committed, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let version = state.next_version();
+        let Ok(entry) = state.entry(name) else {
+            return Ok(Committed::Overtaken);
+        };
+        let revision = entry.rollout.revision();
+        let slot = entry.batches.get_mut(&from.batch.header.id);
+        let slot = slot.filter(|slot| slot.version == from.version);
+        let is_taken = |begins: &Begins| begins.seen != entry.begun;
+        let (Some(slot), false, false) = (
+            slot,
+            change.under.is_some_and(|under| under != revision),
+            change.begins.as_ref().is_some_and(is_taken),
+        ) else {
+            return Ok(Committed::Overtaken);
+        };
+        if change.begins.is_some() {
+            entry.begun = version.0;
+        }
+        (slot.batch, slot.version) = (change.next.clone(), version);
+        Ok(Committed::Done {
+            version,
+            wanted: entry.rollout.wanted(),
+            now,
+        })
+    }
+}
+
+#[async_trait]
+impl Lines for MemoryStore {
     async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
         Ok(self.state().lines.get(group).cloned().unwrap_or_default())
     }
@@ -594,13 +453,10 @@ impl Store for MemoryStore {
         *stored = line.clone();
         Ok(())
     }
+}
 
-    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
-        let mut state = self.state();
-        let bound = state.hosts.entry(hub.clone());
-        Ok(bound.or_insert_with(|| host.clone()).clone())
-    }
-
+#[async_trait]
+impl Limiter for MemoryStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
@@ -629,6 +485,21 @@ impl Store for MemoryStore {
             .unwrap_or_default())
     }
 
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        Ok(state.links.entry(hub.clone()).or_default().open(now))
+    }
+}
+
+#[async_trait]
+impl Presence for MemoryStore {
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let mut state = self.state();
+        let bound = state.hosts.entry(hub.clone());
+        Ok(bound.or_insert_with(|| host.clone()).clone())
+    }
+
     async fn report_listener(
         &self,
         hub: &HubName,
@@ -653,12 +524,6 @@ impl Store for MemoryStore {
     async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
         let now = self.clock.now();
         Ok(self.state().link_reports.of(hub, now))
-    }
-
-    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        Ok(state.links.entry(hub.clone()).or_default().open(now))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{BatchId, HubHost, RolloutName};
 use twincast_core::outcome::Counts;
-use twincast_core::ports::{Dispatch, Queue, Store};
+use twincast_core::ports::{Batches as _, Dispatch, Queue, Rollouts as _};
 use twincast_core::rollout::{Adding, Event, Rollout};
 use twincast_embedded::InProcessQueue;
 use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, build};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use twincast_core::ids::{BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
-use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
+use twincast_core::ports::{Batches as _, Clock as _, LeaseRequest, Part, Report, Rollouts as _};
 use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
@@ -176,11 +176,11 @@ async fn work(
         holder: Holder::new(format!("worker-{batch}"))?,
         ttl: TTL,
     };
-    let LeaseReply::Granted(lease) = store.lease(&request).await? else {
+    let clock = SystemClock::start();
+    let Ok(mut leased) = store.take(&request, Part::Whole).await? else {
         return Err("the batch is not free".into());
     };
-    let work = store.load(name, batch).await?;
-    let devices = work.header().devices;
+    let devices = leased.header().devices;
     for first in (0..devices).step_by(window as usize) {
         let reports: Vec<_> = (first..devices.min(first + window))
             .map(|index| Report {
@@ -190,10 +190,10 @@ async fn work(
             })
             .collect();
         let begun = Instant::now();
-        store.record(&lease, &reports, TTL).await?;
+        leased.record(store, &reports, TTL, clock.now()).await?;
         times.push(begun.elapsed());
     }
-    store.release(&lease).await?;
+    leased.release(store, clock.now()).await?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 //!
 //! What is durable and what is not:
 //!
-//! * **On disk:** rollouts, lines, batches, manifests, outcomes, codes, counts and tallies. A call is
+//! * **On disk:** rollouts, lines, batches, manifests, outcomes, codes and tallies. A call is
 //!   answered after the sync of the commit that it is in.
 //! * **In memory:** leases and permits. The lock proves that no earlier process lives, so all
 //!   earlier leases have lapsed, and nothing that was reserved and not yet sent will be sent.
@@ -20,12 +20,11 @@ mod budgets;
 mod disk;
 mod engine;
 mod error;
-mod leases;
 mod overlay;
 mod permits;
 mod read_ops;
-mod retry_ops;
 mod tables;
+mod tenancies;
 mod write_ops;
 
 use std::fmt;
@@ -36,32 +35,29 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
-use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::batch::BatchStatus;
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
 use twincast_core::group::Line;
-use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
-};
+use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex};
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
-use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
-use twincast_core::plan::{Batch, Checksum};
+use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
-    BatchWork, Clock, Created, LeaseReply, LeaseRequest, Report, Skip, Store, StoreError, Tally,
+    Batches, Change, Clock, Committed, Created, Limiter, Lines, Loaded, Part, Presence, Rollouts,
+    StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Rollout};
 
 use disk::Disk;
 use engine::{Call, Engine, Reading, Request, WAITING, Writing};
 pub use error::OpenError;
 use error::{Closed, Fault, Misfit};
 use permits::Permits;
-use read_ops::Asked;
 use tables::{LastListener, batch_of, head};
 use write_ops::PackedBatch;
 
-/// A [`Store`] in one folder, or in memory.
+/// A [`Store`](twincast_core::ports::Store) in one folder, or in memory.
 ///
 /// Dropping it waits for the requests that are under way, and closes the file.
 pub struct EmbeddedStore {
@@ -219,7 +215,7 @@ impl Drop for EmbeddedStore {
 }
 
 #[async_trait]
-impl Store for EmbeddedStore {
+impl Rollouts for EmbeddedStore {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let rollout = rollout.clone();
         let doing = format!("create rollout {}", rollout.spec.name);
@@ -238,7 +234,7 @@ impl Store for EmbeddedStore {
     async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
         let wanted = name.clone();
         self.read(format!("read the revision of rollout {name}"), move |on| {
-            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.revision))
+            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.stance.revision))
         })
         .await
     }
@@ -262,12 +258,15 @@ impl Store for EmbeddedStore {
         })
         .await
     }
+}
 
+#[async_trait]
+impl Batches for EmbeddedStore {
     async fn add_batches(
         &self,
         name: &RolloutName,
         by: Adding,
-        batches: Vec<Batch>,
+        batches: Vec<plan::Batch>,
     ) -> Result<Checksum, StoreError> {
         let packed: Vec<_> = batches.into_iter().map(PackedBatch::new).collect();
         let (doing, name) = (format!("add batches to rollout {name}"), name.clone());
@@ -286,7 +285,7 @@ impl Store for EmbeddedStore {
         let (doing, name) = (format!("list the batches of rollout {name}"), name.clone());
         self.read(doing, move |on| {
             let page = read_ops::Page { after, limit };
-            read_ops::batches(on.tables, on.leases, on.now, &name, page)
+            read_ops::batches(on.tables, on.tenancies, on.now, &name, page)
         })
         .await
     }
@@ -306,122 +305,7 @@ impl Store for EmbeddedStore {
                 through,
                 limit,
             };
-            read_ops::open_batches(on.tables, on.leases, on.now, &name, &wanted)
-        })
-        .await
-    }
-
-    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
-        let request = request.clone();
-        let doing = format!("lease {}", batch_of(request.batch, &request.rollout));
-        let wanted = request.clone();
-        let asked = self
-            .read(doing.clone(), move |on| {
-                read_ops::lease(on.tables, on.leases, on.now, &wanted)
-            })
-            .await?;
-        match asked {
-            Asked::Answered(reply) => Ok(reply),
-            Asked::HasBudgets => {
-                self.write(doing, move |on| {
-                    budgets::lease(on.tables, on.leases, on.now, &request)
-                })
-                .await
-            }
-        }
-    }
-
-    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
-        let (doing, name) = (format!("load {}", batch_of(batch, name)), name.clone());
-        let stored = self
-            .read(doing.clone(), move |on| {
-                read_ops::load(on.tables, &name, batch)
-            })
-            .await?;
-        stored.unpack().map_err(|what| StoreError::Corrupt {
-            doing,
-            source: Box::new(Misfit(what)),
-        })
-    }
-
-    async fn record(
-        &self,
-        lease: &Lease,
-        reports: &[Report],
-        ttl: Duration,
-    ) -> Result<Wanted, StoreError> {
-        let doing = format!("record {}", batch_of(lease.batch, &lease.rollout));
-        let lease = lease.clone();
-        if reports.is_empty() {
-            // A heartbeat changes nothing on disk, so it need not wait for the disk.
-            return self
-                .read(doing, move |on| {
-                    read_ops::heartbeat(on.tables, on.leases, on.now, &lease, ttl)
-                })
-                .await;
-        }
-        let reports = reports.to_vec();
-        self.write(doing, move |on| {
-            write_ops::record(on.tables, on.leases, &lease, &reports, ttl, on.now)
-        })
-        .await
-    }
-
-    async fn merge(
-        &self,
-        name: &RolloutName,
-        id: RolloutId,
-        batch: BatchId,
-        attempt: Attempt,
-        reports: &[Report],
-    ) -> Result<(), StoreError> {
-        let doing = format!("merge reports into {}", batch_of(batch, name));
-        let (name, reports) = (name.clone(), reports.to_vec());
-        self.write(doing, move |on| {
-            write_ops::merge(on.tables, (&name, id), batch, attempt, &reports)
-        })
-        .await
-    }
-
-    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        let doing = format!("release {}", batch_of(lease.batch, &lease.rollout));
-        let lease = lease.clone();
-        self.read(doing, move |on| {
-            read_ops::release(on.tables, on.leases, &lease)
-        })
-        .await
-    }
-
-    async fn skip(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        which: &Skip,
-    ) -> Result<Option<Held>, StoreError> {
-        let doing = format!("skip devices of {}", batch_of(batch, name));
-        let (name, which) = (name.clone(), which.clone());
-        self.write(doing, move |on| {
-            write_ops::skip(on.tables, on.leases, &name, (batch, &which), on.now)
-        })
-        .await
-    }
-
-    async fn reopen(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        attempt: Attempt,
-        outcomes: &[Outcome],
-    ) -> Result<Reopened, StoreError> {
-        let doing = format!("retry devices of {}", batch_of(batch, name));
-        let (name, outcomes) = (name.clone(), outcomes.to_vec());
-        self.write(doing, move |on| {
-            let wanted = retry_ops::Wanted {
-                batch,
-                attempt,
-                outcomes: &outcomes,
-            };
-            retry_ops::reopen(on.tables, on.leases, &name, wanted, on.now)
+            read_ops::open_batches(on.tables, on.tenancies, on.now, &name, &wanted)
         })
         .await
     }
@@ -445,6 +329,52 @@ impl Store for EmbeddedStore {
             .await
     }
 
+    async fn batch(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        part: Part,
+    ) -> Result<Loaded, StoreError> {
+        let (doing, name) = (format!("load {}", batch_of(batch, name)), name.clone());
+        let stored = self
+            .read(doing.clone(), move |on| {
+                read_ops::batch(on.tables, on.tenancies, on.now, &name, (batch, part))
+            })
+            .await?;
+        stored.unpack().map_err(|what| StoreError::Corrupt {
+            doing,
+            source: Box::new(Misfit(what)),
+        })
+    }
+
+    async fn commit(
+        &self,
+        name: &RolloutName,
+        from: &Loaded,
+        change: &Change,
+    ) -> Result<Committed, StoreError> {
+        let batch = batch_of(from.batch.header.id, name);
+        let doing = format!("{} {batch}", change.operation.verb());
+        let is_of_tenancy = write_ops::is_of_tenancy(from, change);
+        let (name, from, change) = (name.clone(), from.clone(), change.clone());
+        if is_of_tenancy {
+            // It need not wait for the disk.
+            return self
+                .read(doing, move |on| {
+                    let made = (&from, &change);
+                    write_ops::commit_tenancy(on.tables, on.tenancies, &name, made, on.now)
+                })
+                .await;
+        }
+        self.write(doing, move |on| {
+            write_ops::commit(on.tables, on.tenancies, &name, (&from, &change), on.now)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Lines for EmbeddedStore {
     async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
         let (doing, group) = (format!("read the line of group {group}"), group.clone());
         self.read(doing, move |on| read_ops::line_of(&on.tables.lines, &group))
@@ -459,20 +389,10 @@ impl Store for EmbeddedStore {
         })
         .await
     }
+}
 
-    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
-        let doing = format!("bind hub {hub}");
-        let (hub, host, wanted) = (hub.clone(), host.clone(), hub.clone());
-        let bound = self.read(doing.clone(), move |on| {
-            read_ops::host_of(&on.tables.hosts, &wanted)
-        });
-        if let Some(bound) = bound.await? {
-            return Ok(bound);
-        }
-        self.write(doing, move |on| write_ops::bind_hub(on.tables, &hub, &host))
-            .await
-    }
-
+#[async_trait]
+impl Limiter for EmbeddedStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(permits.take(self.clock.now(), request))
@@ -491,6 +411,27 @@ impl Store for EmbeddedStore {
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(permits.state(self.clock.now(), hub))
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(permits.open_link(self.clock.now(), hub))
+    }
+}
+
+#[async_trait]
+impl Presence for EmbeddedStore {
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let doing = format!("bind hub {hub}");
+        let (hub, host, wanted) = (hub.clone(), host.clone(), hub.clone());
+        let bound = self.read(doing.clone(), move |on| {
+            read_ops::host_of(&on.tables.hosts, &wanted)
+        });
+        if let Some(bound) = bound.await? {
+            return Ok(bound);
+        }
+        self.write(doing, move |on| write_ops::bind_hub(on.tables, &hub, &host))
+            .await
     }
 
     async fn report_listener(
@@ -525,11 +466,6 @@ impl Store for EmbeddedStore {
 
     async fn links(&self, hub: &HubName) -> Result<Vec<LinkStatus>, StoreError> {
         Ok(self.links().of(hub, self.clock.now()))
-    }
-
-    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
-        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(permits.open_link(self.clock.now(), hub))
     }
 }
 

@@ -11,11 +11,12 @@ use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::Batch;
-use twincast_core::ports::{Skip, Store};
+use twincast_core::ports::{Batches as _, Clock as _, Limiter as _, Part, Skip, Store};
 use twincast_core::rollout::{Adding, PlanId};
 use twincast_redis::{RedisStore, Settings};
+use twincast_testkit::RuntimeClock;
 use twincast_testkit::build::{
-    TTL, aborted, batch, device, hub, leased, name, plan_completed, planning, report, step,
+    TTL, aborted, batch, device, hub, lease_request, name, plan_completed, planning, report, step,
 };
 use twincast_testkit::services::Redis;
 
@@ -138,16 +139,19 @@ async fn work(
     window: u32,
     times: &mut Vec<Duration>,
 ) -> Result<(), Failure> {
-    let lease = leased(store, &name("r"), id.0, &format!("w{id}")).await;
-    let devices = store.load(&name("r"), id).await?.header().devices;
+    let clock = RuntimeClock::default();
+    let request = lease_request(&name("r"), id.0, &format!("w{id}"));
+    let taken = store.take(&request, Part::Whole).await?;
+    let mut leased = taken.map_err(|reply| format!("batch {id}: {reply:?}"))?;
+    let devices = leased.header().devices;
     for first in (0..devices).step_by(window as usize) {
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
         let asked = Instant::now();
-        store.record(&lease, &reports, TTL).await?;
+        leased.record(store, &reports, TTL, clock.now()).await?;
         times.push(asked.elapsed());
     }
-    store.release(&lease).await?;
+    leased.release(store, clock.now()).await?;
     Ok(())
 }
 

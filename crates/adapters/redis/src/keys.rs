@@ -1,7 +1,6 @@
 //! The names of the keys, and what of a record is stored beside it.
 
 use twincast_core::ids::{GroupName, HubName, RolloutName};
-use twincast_core::rollout::{Owed, Phase, Rollout, Wanted};
 
 /// The format of a rollout's keys, of the record and headers in them, and of what scripts make of them: the newest that this
 /// release knows, and the one that it writes. To be raised by a change after which an older release would misread a rollout or
@@ -53,15 +52,14 @@ impl Keys {
     }
 
     /// The keys of a rollout and its plan, in the order in which `rollout.lua` names them.
-    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 10] {
+    pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 9] {
         let head = self.head(name);
         [
             "",
             ":numbers",
             ":headers",
             ":manifests",
-            ":outcomes",
-            ":codes",
+            ":states",
             ":open",
             ":tallies",
             ":groups",
@@ -105,47 +103,5 @@ impl Keys {
     /// A hub's budget for links.
     pub(crate) fn links(&self, hub: &HubName) -> String {
         format!("{}{{hub:{hub}}}:links", self.prefix)
-    }
-}
-
-/// What the scripts need to know of a rollout's phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stance {
-    /// Batches may be worked on.
-    Running,
-    /// Devices may be made pending again.
-    Preparing,
-    /// What is left may be skipped.
-    Aborting,
-    /// None of these.
-    Still,
-}
-
-impl Stance {
-    pub(crate) fn of(rollout: &Rollout) -> Self {
-        match &rollout.phase {
-            _ if rollout.owed() == Owed::PrepareRetry => Self::Preparing,
-            _ if rollout.wanted() == Wanted::GoOn => Self::Running,
-            Phase::Aborting { .. } => Self::Aborting,
-            _ => Self::Still,
-        }
-    }
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Preparing => "preparing",
-            Self::Aborting => "aborting",
-            Self::Still => "still",
-        }
-    }
-
-    /// What a worker is to do, by the stance as it is stored.
-    pub(crate) fn wanted(stored: &str) -> Wanted {
-        if stored == Self::Running.as_str() {
-            Wanted::GoOn
-        } else {
-            Wanted::Stop
-        }
     }
 }

@@ -11,12 +11,11 @@
 //!
 //! | key | type | what |
 //! |---|---|---|
-//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `version` and `lineage`, `plan`, `stance`, the current `stage`, the newest `attempt`, by what batches may be `adding`, the last `epoch`, the checksum of all batches (`batches`, `devices`, `sum`), when the plan was `whole_at`; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `id`, `version` and `lineage`, `plan`, what operations on batches depend on (`stance`, JSON), what is `wanted` of workers, by what batches may be `adding`, the checksum of all batches (`batches`, `devices`, `sum`), when the plan was `whole_at`, a stamp of when a budget last `begun` to count a batch; and for each batch, by its number, a row with counts and lease |
 //! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
 //! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |
-//! | `{<rollout>}:outcomes` | string | all batches' outcomes, two devices a byte; a row says where a batch begins |
-//! | `{<rollout>}:codes` | hash | by place in the outcomes: the hub's code for a refused device |
+//! | `{<rollout>}:states` | hash | by number: the outcomes of the batch's devices, two a byte, and the hub's codes; once there is one |
 //! | `{<rollout>}:open` | sorted set | `<hub>:<stage>:<place>-<number>` of the batches on which something is left to do |
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
 //! | `{<rollout>}:groups` | hash | by group that a budget is for: how many devices it has |
@@ -33,7 +32,7 @@
 //! | `ping` | string | written by each process every two seconds, to see whether it can be |
 //! | `halt` | string | why and since when all are halted (JSON), if they are |
 //!
-//! A rollout has these ten keys however many batches it has, so a plan that is made anew is
+//! A rollout has these nine keys however many batches it has, so a plan that is made anew is
 //! dropped in the same step as its successor is begun: by name at once, its memory by a
 //! thread of the server. There is nothing to sweep, and no crash to sweep after.
 //!
@@ -45,7 +44,7 @@
 //! Per device: half a byte for the outcome, and its id's share of the manifest: 14 bytes for 20
 //! random letters and digits (more than 13 is in them), 3 for ids that count up. Memory comes in
 //! steps, which adds up to a fifth. Per batch: some 300 bytes. That is 15 to 17 bytes a device
-//! with random ids, and 160 MB for ten million. A refused device takes some 50 bytes more for
+//! with random ids, and 160 MB for ten million. A refused device takes 8 bytes more for
 //! its code. All of it stays after the rollout has ended.
 //!
 //! While the server rewrites its file it may need as much again. Leave room: set `maxmemory` well
@@ -54,9 +53,9 @@
 //!
 //! # Commands
 //!
-//! A window of outcomes is one script of seven commands, a block of permits one of four,
-//! whatever their size: with windows of 128 that is less than a tenth of a command a device.
-//! Most of it is the server's one thread merging: some microseconds a device.
+//! A batch is changed by one script, which compares the batch's stamp and writes what was made of it; what that is, whoever
+//! changes it decides ([`Batch`](twincast_core::batch::Batch)). A window of outcomes is one script of some five commands, a
+//! block of permits one of four, whatever their size: with windows of 128 that is less than a tenth of a command a device.
 //!
 //! # Durability
 //!
@@ -93,6 +92,7 @@ mod error;
 mod keys;
 mod link;
 mod reply;
+mod row;
 mod scripts;
 mod settings;
 mod store;

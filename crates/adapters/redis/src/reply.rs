@@ -10,28 +10,31 @@ use flate2::write::DeflateEncoder;
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::de::value::{Error as ValueError, MapDeserializer};
-use twincast_core::batch::{BatchStatus, Held, MAX_STRIKES, Reopened};
-use twincast_core::ids::{Attempt, Epoch, Holder, HubName, InvalidName, RolloutName, StageIndex};
-use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
+use twincast_core::batch::{BatchStatus, Held};
+use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::ids::{
+    BatchId, BatchVersion, Holder, HubName, RolloutName, StageIndex, Version,
+};
+use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::permits::LimiterState;
-use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
-use twincast_core::ports::{BatchWork, LeaseReply, Report, Tally};
+use twincast_core::plan::{BatchHeader, Checksum, DeviceList};
+use twincast_core::ports::{Committed, Loaded, Tally};
 use twincast_core::reports::Reported;
+use twincast_core::rollout::Wanted;
 use twincast_core::time::Timestamp;
 
 use crate::error::Misfit;
+use crate::row::{self, Row};
 
 /// Why a script did nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NoRollout,
     NoBatch,
-    NoDevice(u64),
     Superseded,
+    Overtaken,
     Regressed(String),
     Newer(u32),
-    Damaged(String),
 }
 
 /// The rest of an answer, from front to back.
@@ -45,11 +48,10 @@ pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
         "OK" => return Ok(Ok(reply)),
         "NO_ROLLOUT" => Refusal::NoRollout,
         "NO_BATCH" => Refusal::NoBatch,
-        "NO_DEVICE" => Refusal::NoDevice(reply.next()?),
         "SUPERSEDED" => Refusal::Superseded,
+        "OVERTAKEN" => Refusal::Overtaken,
         "REGRESSED" => Refusal::Regressed(reply.next()?),
         "NEWER" => Refusal::Newer(reply.next()?),
-        "DAMAGED" => Refusal::Damaged(reply.next()?),
         other => return Err(Misfit(format!("a script answered {other:?}"))),
     };
     Ok(Err(refusal))
@@ -98,24 +100,6 @@ impl Reply {
         }))
     }
 
-    /// What became of a wish to lease; `granted` makes a lease of its epoch.
-    pub(crate) fn leased(
-        mut self,
-        granted: impl FnOnce(Epoch) -> LeaseReply,
-    ) -> Result<LeaseReply, Misfit> {
-        Ok(match self.next::<String>()?.as_str() {
-            "granted" => granted(Epoch(self.next()?)),
-            "held" => match self.held()? {
-                Some(held) => LeaseReply::Held(held),
-                None => return Err(Misfit("a lease is held by nobody".into())),
-            },
-            "done" => LeaseReply::Done,
-            "not_wanted" => LeaseReply::NotWanted,
-            "quarantined" => LeaseReply::Quarantined,
-            other => return Err(Misfit(format!("a lease was answered by {other:?}"))),
-        })
-    }
-
     /// The checksum of a rollout's batches.
     pub(crate) fn checksum(mut self) -> Result<Checksum, Misfit> {
         Ok(Checksum {
@@ -123,16 +107,6 @@ impl Reply {
             devices: self.next()?,
             sum: self.next()?,
         })
-    }
-
-    /// What became of a wish to reopen a batch.
-    pub(crate) fn reopened(mut self) -> Result<Reopened, Misfit> {
-        let devices: i64 = self.next()?;
-        match (u32::try_from(devices), self.held()?) {
-            (Ok(devices), None) => Ok(Reopened::Devices(devices)),
-            (Err(_), Some(held)) => Ok(Reopened::Held(held)),
-            _ => Err(Misfit(format!("a retry was answered by {devices}"))),
-        }
     }
 
     /// What a limiter does.
@@ -180,47 +154,73 @@ impl Reply {
         Ok(reports)
     }
 
-    /// A page of batches.
-    pub(crate) fn page(mut self) -> Result<Vec<BatchStatus>, Misfit> {
-        let (version, now) = (self.next::<String>()?, Timestamp(self.next()?));
+    /// A page of batches, and of each since when it and its plan are stored; and the time.
+    pub(crate) fn page(mut self) -> Result<(Vec<(BatchStatus, Timestamp)>, Timestamp), Misfit> {
+        let (version, now) = (Version(self.next()?), Timestamp(self.next()?));
+        let whole_at = Timestamp(self.next()?);
         let headers: Vec<Vec<u8>> = self.next()?;
         let rows: Vec<String> = self.next()?;
-        headers
-            .iter()
-            .zip(&rows)
-            .map(|(header, row)| {
-                let row = Row::read(row)?;
-                Ok(BatchStatus {
-                    header: json(header, "a batch's header")?,
-                    counts: counts(row.counts),
-                    lapsed: row.held.as_ref().is_some_and(|held| held.until <= now),
-                    held: row.held.filter(|held| held.until > now),
-                    quarantined: row.strikes >= MAX_STRIKES && row.counted_in == version,
-                    begun: row.begun,
-                })
-            })
-            .collect()
+        let page = headers.iter().zip(&rows).map(|(header, row)| {
+            let header = json(header, "a batch's header")?;
+            let row = Row::read(row)?;
+            let (counts, added_at) = (row.counts, row.added_at);
+            let status = BatchStatus::of(header, counts, &row.tenancy, row.begun, version, now);
+            Ok((status, added_at.max(whole_at)))
+        });
+        Ok((page.collect::<Result<_, Misfit>>()?, now))
     }
 
-    /// A batch with its devices.
-    pub(crate) fn work(mut self) -> Result<BatchWork, Misfit> {
-        let id = self.next::<String>()?.parse();
+    /// A batch, with its devices if its manifest is there.
+    pub(crate) fn batch(mut self) -> Result<Loaded, Misfit> {
+        let now = Timestamp(self.next()?);
+        let rollout = json(&self.next::<Vec<u8>>()?, "how the rollout stands")?;
+        let (whole_at, begun) = (Timestamp(self.next()?), self.next()?);
         let header: BatchHeader = json(&self.next::<Vec<u8>>()?, "a batch's header")?;
-        let devices = unpack(&self.next::<Vec<u8>>()?, header.devices)?;
-        let outcomes = OutcomeList::from_bytes(&self.next::<Vec<u8>>()?, devices.len());
-        let mut codes = Vec::new();
-        let mut pairs = self.next_list()?;
-        while !pairs.is_empty() {
-            codes.push((pairs.next()?, pairs.next()?));
-        }
-        let attempt = Attempt(self.next()?);
-        Ok(BatchWork {
-            rollout: id.map_err(|error: InvalidName| Misfit(error.to_string()))?,
-            batch: Batch { header, devices },
-            outcomes: outcomes.map_err(|error| Misfit(error.to_string()))?,
-            codes,
-            attempt,
+        let row = Row::read(&self.next::<String>()?)?;
+        let version = row.version;
+        let (state, manifest): (Vec<u8>, Vec<u8>) = (self.next()?, self.next()?);
+        let devices = (!manifest.is_empty()).then(|| unpack(&manifest, header.devices));
+        Ok(Loaded {
+            batch: row::batch(header, row, &state)?,
+            version,
+            devices: devices.transpose()?,
+            rollout,
+            whole_at,
+            begun,
+            now,
         })
+    }
+
+    /// What became of a change of a batch.
+    pub(crate) fn committed(mut self) -> Result<Committed, Misfit> {
+        Ok(Committed::Done {
+            version: BatchVersion(self.next()?),
+            wanted: match self.next::<u8>()? {
+                1 => Wanted::GoOn,
+                _ => Wanted::Stop,
+            },
+            now: Timestamp(self.next()?),
+        })
+    }
+
+    /// What budgets count of these groups.
+    pub(crate) fn in_progress(
+        mut self,
+        groups: &[BudgetGroup],
+    ) -> Result<Vec<GroupProgress>, Misfit> {
+        let now = Timestamp(self.next()?);
+        let progress = groups.iter().map(|group| {
+            let devices = self.next()?;
+            let numbers: Vec<u32> = self.next()?;
+            let rows: Vec<String> = self.next()?;
+            let counted = numbers.into_iter().zip(&rows).map(|(number, row)| {
+                let row = Row::read(row)?;
+                Ok((BatchId(number), row.begun, row.counts))
+            });
+            let counted = counted.collect::<Result<Vec<_>, Misfit>>()?;
+            Ok(GroupProgress::of(devices, counted, group.silent_ms, now))
+        });
+        progress.collect()
     }
 
     /// Tallies, by stage and hub.
@@ -243,48 +243,10 @@ impl Reply {
                 Ok(Tally {
                     stage,
                     hub,
-                    counts: counts(numbers),
+                    counts: Counts::from(numbers),
                 })
             })
             .collect()
-    }
-}
-
-/// A batch's row, see `rollout.lua`.
-struct Row<'a> {
-    strikes: u32,
-    counted_in: &'a str,
-    held: Option<Held>,
-    counts: [u64; OUTCOMES],
-    begun: bool,
-}
-
-impl<'a> Row<'a> {
-    fn read(text: &'a str) -> Result<Self, Misfit> {
-        Self::parse(text).ok_or_else(|| Misfit(format!("{text:?} is no batch's row")))
-    }
-
-    fn parse(text: &'a str) -> Option<Self> {
-        let mut words = text.split(' ');
-        // First device, devices, stage, hub and epoch are the scripts' own.
-        let (strikes, counted_in) = (words.nth(5)?.parse().ok()?, words.next()?);
-        let (until, by) = (words.next()?.parse().ok()?, words.next()?);
-        let mut counts = [0; OUTCOMES];
-        for count in &mut counts {
-            *count = words.next()?.parse().ok()?;
-        }
-        Some(Self {
-            strikes,
-            counted_in,
-            // Nobody's name is not a holder's.
-            held: Holder::new(by).ok().map(|by| Held {
-                by,
-                until: Timestamp(until),
-            }),
-            counts,
-            // The place is the scripts' own.
-            begun: words.nth(1) == Some("1"),
-        })
     }
 }
 
@@ -294,14 +256,6 @@ fn tally(field: &str) -> Option<(StageIndex, HubName, Outcome)> {
     let hub = HubName::new(parts.next()?).ok()?;
     let outcome = Outcome::from_code(parts.next()?.parse().ok()?)?;
     Some((stage, hub, outcome))
-}
-
-fn counts(numbers: [u64; OUTCOMES]) -> Counts {
-    let entries = Outcome::ALL
-        .into_iter()
-        .map(|outcome| (outcome.as_str(), numbers[outcome as usize]));
-    Counts::deserialize(MapDeserializer::<_, ValueError>::new(entries))
-        .expect("every outcome reads back by its name")
 }
 
 fn holder(text: &str) -> Result<Holder, Misfit> {
@@ -343,17 +297,6 @@ fn unpack(packed: &[u8], devices: u32) -> Result<DeviceList, Misfit> {
     }
 }
 
-/// Reports as the scripts read them: index, outcome and code, 9 bytes each.
-pub(crate) fn encode(reports: &[Report]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(reports.len() * 9);
-    for report in reports {
-        bytes.extend(report.index.to_le_bytes());
-        bytes.push(report.outcome as u8);
-        bytes.extend(report.code.to_le_bytes());
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use twincast_core::ids::DeviceId;
@@ -376,22 +319,6 @@ mod tests {
             assert!(unpack(bytes, devices).is_err());
         }
         assert_eq!(unpack(&pack(&DeviceList::default()), 0).unwrap().len(), 0);
-    }
-
-    #[test]
-    fn rows_read_back() {
-        let row = "0 3 1 eu 7 2 4 1790000000000 w-1 1 0 0 0 0 0 0 2 0 0 0 0 0 0";
-        let row = Row::read(row).unwrap();
-        assert_eq!((row.strikes, row.counted_in), (2, "4"));
-        let held = row.held.unwrap();
-        assert_eq!(
-            (held.by.as_str(), held.until),
-            ("w-1", Timestamp(1_790_000_000_000))
-        );
-        assert_eq!(counts(row.counts).get(Outcome::Enqueued), 2);
-        let nobody = "0 3 1 eu 7 0 4 0 - 3 0 0 0 0 0 0 0 0 0 0 0 0 0";
-        assert_eq!(Row::read(nobody).unwrap().held, None);
-        assert!(Row::read("0 3 1 eu").is_err());
     }
 
     #[test]

@@ -10,13 +10,11 @@
 use std::sync::LazyLock;
 
 use redis::{Cmd, Script as Digested, ToRedisArgs};
-use twincast_core::batch::MAX_STRIKES;
 use twincast_core::evidence;
-use twincast_core::outcome::{OUTCOMES, Outcome};
 use twincast_core::permits;
 use twincast_core::time::Timestamp;
 
-use crate::keys::{FORMAT, Stance};
+use crate::keys::FORMAT;
 
 /// One script.
 #[derive(Debug)]
@@ -35,13 +33,8 @@ pub(crate) struct Scripts {
     pub(crate) add_batches: Script,
     pub(crate) batches: Script,
     pub(crate) open_batches: Script,
-    pub(crate) lease: Script,
-    pub(crate) load: Script,
-    pub(crate) record: Script,
-    pub(crate) merge: Script,
-    pub(crate) release: Script,
-    pub(crate) skip: Script,
-    pub(crate) reopen: Script,
+    pub(crate) batch: Script,
+    pub(crate) commit: Script,
     pub(crate) tallies: Script,
     pub(crate) in_progress: Script,
     pub(crate) claim: Script,
@@ -65,7 +58,6 @@ impl Scripts {
         let common = constants() + include_str!("scripts/common.lua");
         let shared = common.clone() + include_str!("scripts/rollout.lua");
         let rollout = shared.clone() + include_str!("scripts/of_rollout.lua");
-        let batch = shared + include_str!("scripts/of_batch.lua");
         let hub = common.clone() + include_str!("scripts/hub.lua");
         Self {
             create: Script::new(&rollout, include_str!("scripts/create.lua")),
@@ -75,13 +67,8 @@ impl Scripts {
             add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),
             batches: Script::new(&rollout, include_str!("scripts/batches.lua")),
             open_batches: Script::new(&rollout, include_str!("scripts/open_batches.lua")),
-            lease: Script::new(&batch, include_str!("scripts/lease.lua")),
-            load: Script::new(&batch, include_str!("scripts/load.lua")),
-            record: Script::new(&batch, include_str!("scripts/record.lua")),
-            merge: Script::new(&batch, include_str!("scripts/merge.lua")),
-            release: Script::new(&batch, include_str!("scripts/release.lua")),
-            skip: Script::new(&batch, include_str!("scripts/skip.lua")),
-            reopen: Script::new(&batch, include_str!("scripts/reopen.lua")),
+            batch: Script::new(&shared, include_str!("scripts/batch.lua")),
+            commit: Script::new(&shared, include_str!("scripts/commit.lua")),
             tallies: Script::new(&rollout, include_str!("scripts/tallies.lua")),
             in_progress: Script::new(&rollout, include_str!("scripts/in_progress.lua")),
             claim: Script::new(&common, include_str!("scripts/claim.lua")),
@@ -158,30 +145,10 @@ fn constants() -> String {
     /// Other refusals of what was in flight at the first one are the same throttle.
     const ONE_THROTTLE_MS: u64 = 2_000;
 
-    let code = |outcome: Outcome| (outcome as u8).to_string();
     let us = |duration: std::time::Duration| duration.as_micros().to_string();
-    let unsettled: Vec<_> = Outcome::ALL
-        .into_iter()
-        .filter(|outcome| !outcome.is_settled())
-        .map(code)
-        .collect();
-    let quoted = |stance: Stance| format!("'{}'", stance.as_str());
     let constants = [
         ("FORMAT", FORMAT.to_string()),
         ("LATEST", Timestamp::MAX.0.to_string()),
-        ("OUTCOME_COUNT", OUTCOMES.to_string()),
-        ("PENDING", code(Outcome::Pending)),
-        ("ATTEMPTING", code(Outcome::Attempting)),
-        ("UNKNOWN", code(Outcome::Unknown)),
-        ("SKIPPED", code(Outcome::Skipped)),
-        ("REFUSED", code(Outcome::Refused)),
-        ("ENQUEUED", code(Outcome::Enqueued)),
-        ("DELIVERED", code(Outcome::Delivered)),
-        ("UNSETTLED", format!("{{{}}}", unsettled.join(", "))),
-        ("RUNNING", quoted(Stance::Running)),
-        ("PREPARING", quoted(Stance::Preparing)),
-        ("ABORTING", quoted(Stance::Aborting)),
-        ("MAX_STRIKES", MAX_STRIKES.to_string()),
         ("FORGOTTEN_MS", evidence::FORGOTTEN.as_millis().to_string()),
         ("HORIZON_US", us(permits::HORIZON)),
         ("BLOCK_US", us(permits::BLOCK)),
@@ -205,23 +172,10 @@ fn constants() -> String {
 mod tests {
     use super::*;
 
-    /// The scripts merge by taking the greater code.
-    #[test]
-    fn the_greater_code_is_the_higher_outcome() {
-        for (a, b) in Outcome::ALL
-            .into_iter()
-            .flat_map(|a| Outcome::ALL.map(|b| (a, b)))
-        {
-            assert_eq!(a.merge(b) as u8, (a as u8).max(b as u8));
-        }
-    }
-
     #[test]
     fn constants_are_lua() {
         let text = constants();
         for line in [
-            "local UNSETTLED = {0, 1}",
-            "local ABORTING = 'aborting'",
             "local CUT = 0.7",
             "local HORIZON_US = 1000000",
             "local LATEST = 253402207200000",

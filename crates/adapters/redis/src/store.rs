@@ -1,6 +1,8 @@
 //! The two ports on Redis: each call is one script, or a few commands in an order that a crash
 //! between them cannot hurt.
 
+mod batches;
+mod hubs;
 mod rollouts;
 mod roster;
 
@@ -11,7 +13,6 @@ use futures::StreamExt;
 use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use twincast_core::batch::Lease;
 use twincast_core::ids::{
     BatchId, GroupName, Holder, HubName, Lineage, Revision, RolloutName, Version,
 };
@@ -53,7 +54,6 @@ enum Subject<'a> {
     Rollout(&'a RolloutName),
     Adding(&'a RolloutName, Adding),
     Batch(&'a RolloutName, BatchId),
-    Lease(&'a Lease),
     Hub(&'a HubName),
     Line(&'a GroupName),
 }
@@ -118,10 +118,20 @@ impl RedisStore {
 
     /// Runs a script, and makes its refusals errors.
     async fn run(&self, verb: &str, subject: Subject<'_>, run: &Run) -> Result<Reply, StoreError> {
+        let answer = self.answer(verb, subject, run).await?;
+        answer.map_err(|refusal| subject.refused(refusal))
+    }
+
+    /// Runs a script.
+    async fn answer(
+        &self,
+        verb: &str,
+        subject: Subject<'_>,
+        run: &Run,
+    ) -> Result<Result<Reply, Refusal>, StoreError> {
         let answered = self.link.run(run).await;
         let value = answered.map_err(|error| subject.failed(verb, error))?;
-        let answer = reply::read(value).map_err(|misfit| subject.corrupt(verb, misfit))?;
-        answer.map_err(|refusal| subject.refused(verb, refusal))
+        reply::read(value).map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     /// Keeps a report about a hub in the hash `key`. `at_ago` is the age of the moment that it names, if any.
@@ -237,19 +247,13 @@ impl Subject<'_> {
         }
     }
 
-    fn refused(self, verb: &str, refusal: Refusal) -> StoreError {
+    fn refused(self, refusal: Refusal) -> StoreError {
         let (rollout, batch) = self.parts();
         let what = match refusal {
             Refusal::NoRollout => rollout,
             Refusal::NoBatch => batch,
-            Refusal::NoDevice(index) => format!("device {index} of {batch}"),
-            Refusal::Superseded => {
-                // What is refused for a batch is refused because of its rollout's phase.
-                let what = if matches!(self, Self::Batch(..)) {
-                    rollout
-                } else {
-                    self.to_string()
-                };
+            Refusal::Superseded | Refusal::Overtaken => {
+                let what = self.to_string();
                 return StoreError::Superseded { what };
             }
             Refusal::Regressed(found) => {
@@ -257,7 +261,6 @@ impl Subject<'_> {
                 return StoreError::Regressed { what };
             }
             Refusal::Newer(found) => return newer(rollout, found),
-            Refusal::Damaged(what) => return self.corrupt(verb, Misfit(what)),
         };
         StoreError::NotFound { what }
     }
@@ -267,10 +270,6 @@ impl Subject<'_> {
         let rollout = |name| Subject::Rollout(name).to_string();
         match self {
             Self::Batch(name, _) => (rollout(name), self.to_string()),
-            Self::Lease(lease) => {
-                let batch = Self::Batch(&lease.rollout, lease.batch);
-                (rollout(&lease.rollout), batch.to_string())
-            }
             Self::Adding(name, _) => (rollout(name), self.to_string()),
             Self::Rollouts | Self::Rollout(_) | Self::Hub(_) | Self::Line(_) => {
                 (self.to_string(), self.to_string())
@@ -286,13 +285,6 @@ impl fmt::Display for Subject<'_> {
             Self::Rollout(name) => write!(f, "rollout {name}"),
             Self::Adding(name, by) => write!(f, "{by} of rollout {name}"),
             Self::Batch(name, batch) => write!(f, "batch {batch} of rollout {name}"),
-            Self::Lease(lease) => {
-                write!(
-                    f,
-                    "the lease on batch {} of rollout {}",
-                    lease.batch, lease.rollout
-                )
-            }
             Self::Hub(hub) => write!(f, "hub {hub}"),
             Self::Line(group) => write!(f, "the line of group {group}"),
         }

@@ -148,7 +148,8 @@ impl Phase {
 }
 
 /// What the rollout wants of a worker; every record of a window is answered with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Wanted {
     /// Send on.
     GoOn,

@@ -17,7 +17,8 @@ use crate::time::Timestamp;
 pub struct LookId(pub u32);
 
 /// What batches are added by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Adding {
     /// A try at planning.
     Plan(PlanId),

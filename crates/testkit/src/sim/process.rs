@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
-use twincast_core::batch::{Lease, Reopened};
+use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
@@ -96,14 +96,8 @@ pub enum Witnessed<'a> {
     Recorded(&'a Lease, &'a [Report]),
     /// Reports were merged under no lease.
     Merged(&'a RolloutName, RolloutId, BatchId, Attempt, &'a [Report]),
-    /// A batch was made ready for a new attempt at devices with these outcomes, or not.
-    Reopened(
-        &'a RolloutName,
-        BatchId,
-        Attempt,
-        &'a [Outcome],
-        &'a Reopened,
-    ),
+    /// So many devices of a batch, which had one of these outcomes, were made pending for a new attempt.
+    Reopened(&'a RolloutName, BatchId, Attempt, &'a [Outcome], u64),
     /// What was left of a batch was skipped.
     Skipped(&'a RolloutName, BatchId, &'a Skip),
     /// All rollouts are to halt, or may go on.

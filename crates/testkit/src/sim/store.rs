@@ -5,30 +5,29 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use twincast_core::batch::{BatchStatus, Held, Lease, Reopened};
+use twincast_core::batch::{Batch, BatchStatus, Held, Lease};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{
-    Attempt, BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
-    StageIndex, Version,
+    BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
+    Version,
 };
 use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
-use twincast_core::plan::{Batch, Checksum};
+use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
-    BatchWork, Created, Halt, LeaseReply, LeaseRequest, Report, Roster, Skip, Store, StoreError,
-    Tally,
+    Batches, Change, Committed, Created, Halt, Limiter, Lines, Loaded, Operation, Part, Presence,
+    Rollouts, Roster, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Rollout, Wanted};
-use twincast_core::time::Timestamp;
 
 use super::process::Odds;
-use super::{Bug, Process, Witnessed};
+use super::{Bug, Process, Sim, Witnessed};
 use crate::MemoryStore;
 
-/// A [`Store`] and [`Roster`] that one process calls and all processes share.
+/// A [`Store`](twincast_core::ports::Store) and [`Roster`] that one process calls and all processes share.
 #[derive(Clone)]
 pub struct SimStore {
     process: Process,
@@ -48,7 +47,7 @@ impl SimStore {
     }
 
     /// The checksum of all batches that the process has added by then.
-    fn claim(&self, name: &RolloutName, adding: Adding, batches: &[Batch]) -> Checksum {
+    fn claim(&self, name: &RolloutName, adding: Adding, batches: &[plan::Batch]) -> Checksum {
         let mut claims = self.claims.lock().expect("no panic");
         let claim = claims.entry((name.clone(), adding.to_string()));
         let claim = claim.or_default();
@@ -90,12 +89,62 @@ fn of_batch(rollout: &RolloutName, batch: BatchId) -> String {
     format!("{rollout}/{batch}")
 }
 
-#[async_trait]
-impl Store for SimStore {
-    fn durable_after(&self) -> Duration {
-        self.truth.durable_after()
+/// Forgets one of the reports of a change, as some planted bugs do.
+fn forget_some(sim: &Sim, from: &Loaded, change: &mut Change) {
+    let mut next = from.batch.clone();
+    match &mut change.operation {
+        Operation::Record(lease, reports) if sim.has(Bug::ForgetsReports) && reports.len() > 2 => {
+            reports.pop();
+            let renewed = &change.next.tenancy.current;
+            let until = renewed.as_ref().map_or(from.now, |(_, until)| *until);
+            let recorded = next.record(lease, reports, until.since(from.now), from.now);
+            recorded.expect("it was made from the same batch");
+        }
+        Operation::Merge(attempt, reports)
+            if sim.has(Bug::ForgetsFeedback) && reports.len() > 1 =>
+        {
+            reports.pop();
+            let merged = next.merge(*attempt, reports);
+            merged.expect("it was made from the same batch");
+        }
+        _ => return,
     }
+    change.next = next;
+}
 
+/// Tells what has become of a batch.
+fn witness(by: &Process, name: &RolloutName, from: &Loaded, change: &Change) {
+    let id = from.batch.header.id;
+    match &change.operation {
+        Operation::Lease(request) => {
+            let tenancy = &change.next.tenancy;
+            if let Some((holder, _)) = &tenancy.current {
+                let lease = Lease {
+                    rollout: name.clone(),
+                    batch: id,
+                    holder: holder.clone(),
+                    epoch: tenancy.epoch,
+                };
+                by.witness(&Witnessed::Leased(request, &lease));
+            }
+        }
+        Operation::Record(lease, reports) => by.witness(&Witnessed::Recorded(lease, reports)),
+        Operation::Merge(attempt, reports) => {
+            let rollout = from.rollout.id;
+            by.witness(&Witnessed::Merged(name, rollout, id, *attempt, reports));
+        }
+        Operation::Release(lease) => by.witness(&Witnessed::Released(lease)),
+        Operation::Skip(which) => by.witness(&Witnessed::Skipped(name, id, which)),
+        Operation::Reopen(attempt, outcomes) => {
+            let pending = |batch: &Batch| batch.counts().get(Outcome::Pending);
+            let devices = pending(&change.next) - pending(&from.batch);
+            by.witness(&Witnessed::Reopened(name, id, *attempt, outcomes, devices));
+        }
+    }
+}
+
+#[async_trait]
+impl Rollouts for SimStore {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let rollout = rollout.clone();
         let name = rollout.spec.name.clone();
@@ -179,12 +228,19 @@ impl Store for SimStore {
         })
         .await
     }
+}
+
+#[async_trait]
+impl Batches for SimStore {
+    fn durable_after(&self) -> Duration {
+        self.truth.durable_after()
+    }
 
     async fn add_batches(
         &self,
         name: &RolloutName,
         adding: Adding,
-        batches: Vec<Batch>,
+        batches: Vec<plan::Batch>,
     ) -> Result<Checksum, StoreError> {
         let of = name.clone();
         let claimed = self.claim(name, adding, &batches);
@@ -236,129 +292,6 @@ impl Store for SimStore {
         .await
     }
 
-    async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
-        let request = request.clone();
-        let about = of_batch(&request.rollout, request.batch);
-        self.call("lease", about, |truth, by| async move {
-            let reply = truth.lease(&request).await?;
-            if let LeaseReply::Granted(lease) = &reply {
-                by.witness(&Witnessed::Leased(&request, lease));
-            }
-            Ok(reply)
-        })
-        .await
-    }
-
-    async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
-        let of = name.clone();
-        self.call("load", of_batch(name, batch), |truth, _| async move {
-            truth.load(&of, batch).await
-        })
-        .await
-    }
-
-    async fn record(
-        &self,
-        lease: &Lease,
-        reports: &[Report],
-        ttl: Duration,
-    ) -> Result<Wanted, StoreError> {
-        let (lease, mut reports) = (lease.clone(), reports.to_vec());
-        let about = of_batch(&lease.rollout, lease.batch);
-        self.call("record", about, |truth, by| async move {
-            if by.sim().has(Bug::ForgetsReports) && reports.len() > 2 {
-                reports.pop();
-            }
-            let wanted = match truth.record(&lease, &reports, ttl).await {
-                Err(StoreError::Superseded { .. }) if by.sim().has(Bug::NoFence) => {
-                    let (of, batch) = (&lease.rollout, lease.batch);
-                    let work = truth.load(of, batch).await?;
-                    truth
-                        .merge(of, work.rollout, batch, work.attempt, &reports)
-                        .await?;
-                    Wanted::GoOn
-                }
-                recorded => recorded?,
-            };
-            by.witness(&Witnessed::Recorded(&lease, &reports));
-            match by.sim().has(Bug::NeverStops) {
-                true => Ok(Wanted::GoOn),
-                false => Ok(wanted),
-            }
-        })
-        .await
-    }
-
-    async fn merge(
-        &self,
-        name: &RolloutName,
-        id: RolloutId,
-        batch: BatchId,
-        attempt: Attempt,
-        reports: &[Report],
-    ) -> Result<(), StoreError> {
-        let (of, mut reports) = (name.clone(), reports.to_vec());
-        self.call("merge", of_batch(name, batch), |truth, by| async move {
-            if by.sim().has(Bug::ForgetsFeedback) && reports.len() > 1 {
-                reports.pop();
-            }
-            truth.merge(&of, id, batch, attempt, &reports).await?;
-            by.witness(&Witnessed::Merged(&of, id, batch, attempt, &reports));
-            Ok(())
-        })
-        .await
-    }
-
-    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        let lease = lease.clone();
-        let about = of_batch(&lease.rollout, lease.batch);
-        self.call("release", about, |truth, by| async move {
-            truth.release(&lease).await?;
-            by.witness(&Witnessed::Released(&lease));
-            Ok(())
-        })
-        .await
-    }
-
-    async fn skip(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        which: &Skip,
-    ) -> Result<Option<Held>, StoreError> {
-        let (of, which) = (name.clone(), which.clone());
-        self.call("skip", of_batch(name, batch), |truth, by| async move {
-            if by.sim().has(Bug::NeverSkips) {
-                let (by, until) = (Holder::new("nobody").expect("a name"), Timestamp(0));
-                return Ok(Some(Held { by, until }));
-            }
-            let held = truth.skip(&of, batch, &which).await?;
-            if held.is_none() {
-                by.witness(&Witnessed::Skipped(&of, batch, &which));
-            }
-            Ok(held)
-        })
-        .await
-    }
-
-    async fn reopen(
-        &self,
-        name: &RolloutName,
-        batch: BatchId,
-        attempt: Attempt,
-        outcomes: &[Outcome],
-    ) -> Result<Reopened, StoreError> {
-        let (of, outcomes) = (name.clone(), outcomes.to_vec());
-        self.call("reopen", of_batch(name, batch), |truth, by| async move {
-            let reopened = truth.reopen(&of, batch, attempt, &outcomes).await?;
-            by.witness(&Witnessed::Reopened(
-                &of, batch, attempt, &outcomes, &reopened,
-            ));
-            Ok(reopened)
-        })
-        .await
-    }
-
     async fn in_progress(
         &self,
         name: &RolloutName,
@@ -387,6 +320,65 @@ impl Store for SimStore {
         .await
     }
 
+    async fn batch(
+        &self,
+        name: &RolloutName,
+        batch: BatchId,
+        part: Part,
+    ) -> Result<Loaded, StoreError> {
+        let of = name.clone();
+        self.call("batch", of_batch(name, batch), |truth, by| async move {
+            let mut loaded = truth.batch(&of, batch, part).await?;
+            if by.sim().has(Bug::NeverStops) {
+                loaded.rollout.wanted = Wanted::GoOn;
+            }
+            Ok(loaded)
+        })
+        .await
+    }
+
+    async fn commit(
+        &self,
+        name: &RolloutName,
+        from: &Loaded,
+        change: &Change,
+    ) -> Result<Committed, StoreError> {
+        let (of, from, mut change) = (name.clone(), from.clone(), change.clone());
+        let about = of_batch(name, from.batch.header.id);
+        self.call(change.operation.verb(), about, |truth, by| async move {
+            let sim = by.sim();
+            if sim.has(Bug::NeverSkips) && matches!(change.operation, Operation::Skip(_)) {
+                return Ok(Committed::Overtaken);
+            }
+            forget_some(sim, &from, &mut change);
+            let mut committed = truth.commit(&of, &from, &change).await?;
+            if committed == Committed::Overtaken
+                && sim.has(Bug::NoFence)
+                && let Operation::Record(lease, reports) = &change.operation
+            {
+                let (batch, attempt) = (lease.batch, from.batch.attempts.newest);
+                let id = from.rollout.id;
+                truth.merge(&of, id, batch, attempt, reports).await?;
+                committed = Committed::Done {
+                    version: from.version,
+                    wanted: Wanted::GoOn,
+                    now: from.now,
+                };
+            }
+            if let Committed::Done { wanted, .. } = &mut committed {
+                witness(&by, &of, &from, &change);
+                if by.sim().has(Bug::NeverStops) {
+                    *wanted = Wanted::GoOn;
+                }
+            }
+            Ok(committed)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Lines for SimStore {
     async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
         let of = group.clone();
         self.call(
@@ -404,15 +396,10 @@ impl Store for SimStore {
         })
         .await
     }
+}
 
-    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
-        let (hub, host) = (hub.clone(), host.clone());
-        self.call("bind_hub", hub.clone(), |truth, _| async move {
-            truth.bind_hub(&hub, &host).await
-        })
-        .await
-    }
-
+#[async_trait]
+impl Limiter for SimStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         let request = request.clone();
         let about = format!("{} on {}", request.rollout, request.hub);
@@ -445,6 +432,25 @@ impl Store for SimStore {
         let on = hub.clone();
         self.call("limiter", hub, |truth, _| async move {
             truth.limiter(&on).await
+        })
+        .await
+    }
+
+    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
+        let on = hub.clone();
+        self.call("open_link", hub, |truth, _| async move {
+            truth.open_link(&on).await
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Presence for SimStore {
+    async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
+        let (hub, host) = (hub.clone(), host.clone());
+        self.call("bind_hub", hub.clone(), |truth, _| async move {
+            truth.bind_hub(&hub, &host).await
         })
         .await
     }
@@ -488,14 +494,6 @@ impl Store for SimStore {
             hub,
             |truth, _| async move { truth.links(&of).await },
         )
-        .await
-    }
-
-    async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
-        let on = hub.clone();
-        self.call("open_link", hub, |truth, _| async move {
-            truth.open_link(&on).await
-        })
         .await
     }
 }

@@ -35,8 +35,6 @@ pub(super) struct Disk {
 /// A database that is open, and what its `meta` table says.
 pub(super) struct Opened {
     pub(super) database: Database,
-    /// How often it was opened, this time included.
-    pub(super) openings: u64,
     /// How many groups of requests were committed.
     pub(super) groups: u64,
     /// A plan that was given up waits to be removed.
@@ -134,7 +132,7 @@ impl Disk {
         &self.dir
     }
 
-    /// Opens the database and makes sure that it is ours. `first` counts the opening.
+    /// Opens the database and makes sure that it is ours. `first`: nothing was read of it yet.
     pub(super) fn open(&mut self, first: bool) -> Result<Opened, OpenError> {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
@@ -231,17 +229,14 @@ fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
     if first {
         let transaction = database.begin_write()?;
         let mut tables = WriteTables::open(&transaction)?;
-        let openings = tables.meta.get(meta::OPENINGS)?;
-        let openings = openings.map_or(0, |number| number.value());
         tables.meta.insert(meta::FORMAT, FORMAT)?;
-        tables.meta.insert(meta::OPENINGS, openings + 1)?;
         drop(tables);
         transaction.commit()?;
     }
     let transaction = database.begin_read()?;
     let tables = ReadTables::open(&transaction)?;
     let number = |key| tables.meta.get(key).map(|n| n.map_or(0, |n| n.value()));
-    let (openings, groups) = (number(meta::OPENINGS)?, number(meta::GROUPS)?);
+    let groups = number(meta::GROUPS)?;
     let garbage = !tables.garbage.is_empty()?;
     let listened_to = tables
         .listeners
@@ -251,7 +246,6 @@ fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
     drop((tables, transaction));
     Ok(Opened {
         database,
-        openings,
         groups,
         garbage,
         listened_to,

@@ -21,8 +21,8 @@ use twincast_core::time::Timestamp;
 
 use super::disk::Disk;
 use super::error::{Cause, Fault, Misfit, OpenError, ToLook};
-use super::leases::Leases;
 use super::tables::{LastListener, ReadTables, WriteTables, meta};
+use super::tenancies::Tenancies;
 use super::write_ops::{self, Swept};
 
 /// Requests that may wait. They hold what they want to write, at most a few hundred KiB each,
@@ -46,14 +46,14 @@ pub(super) enum Request {
 /// What an operation that writes works on.
 pub(super) struct Writing<'a, 't> {
     pub(super) tables: &'a mut WriteTables<'t>,
-    pub(super) leases: &'a mut Leases,
+    pub(super) tenancies: &'a mut Tenancies,
     pub(super) now: Timestamp,
 }
 
 /// What an operation that reads works on.
 pub(super) struct Reading<'a> {
     pub(super) tables: &'a ReadTables,
-    pub(super) leases: &'a mut Leases,
+    pub(super) tenancies: &'a mut Tenancies,
     pub(super) now: Timestamp,
 }
 
@@ -190,7 +190,7 @@ pub(super) struct Engine {
     groups: u64,
     garbage: bool,
     listened_to: Vec<(String, Vec<u8>)>,
-    leases: Leases,
+    tenancies: Tenancies,
     clock: Arc<dyn Clock>,
 }
 
@@ -203,7 +203,7 @@ impl Engine {
             groups: opened.groups,
             garbage: opened.garbage,
             listened_to: opened.listened_to,
-            leases: Leases::new(opened.openings),
+            tenancies: Tenancies::default(),
             clock,
         })
     }
@@ -323,12 +323,12 @@ impl Engine {
         let mut tables = WriteTables::open(&transaction).map_err(|e| before(e.into()))?;
         let now = self.clock.now();
         for write in writes.iter_mut() {
-            let leases = &mut self.leases;
+            let tenancies = &mut self.tenancies;
             let tables = &mut tables;
             write
                 .apply(Writing {
                     tables,
-                    leases,
+                    tenancies,
                     now,
                 })
                 .map_err(before)?;
@@ -349,7 +349,7 @@ impl Engine {
         }
         self.garbage = swept != Swept::Clean;
         if let Swept::Whole(series) = swept {
-            self.leases.forget(series);
+            self.tenancies.forget(series);
         }
         Ok(())
     }
@@ -368,7 +368,7 @@ impl Engine {
         for read in reads {
             read.answer(Ok(Reading {
                 tables: &tables,
-                leases: &mut self.leases,
+                tenancies: &mut self.tenancies,
                 now,
             }));
         }

@@ -1,35 +1,30 @@
-//! The operations that only read, and leases, which are kept in memory.
+//! The operations that only read.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use redb::ReadableTable;
-use twincast_core::batch::{BatchStatus, Lease};
+use twincast_core::batch::{Batch, BatchStatus};
 use twincast_core::group::Line;
-use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, RolloutId, RolloutName, StageIndex,
-};
-use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList};
-use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Tally};
-use twincast_core::rollout::{Rollout, Wanted};
+use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
+use twincast_core::outcome::{Counts, OutcomeList};
+use twincast_core::plan::{self, Checksum, DeviceList};
+use twincast_core::ports::{Loaded, Part, Tally};
+use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
 use super::budgets;
 use super::error::Fault;
-use super::leases::Leases;
 use super::tables::{
-    BatchKey, Head, ReadTables, Series, attempts_of, batch_counts, batch_of, checksum_of, head,
-    header, key, known_head, lease_on, numbers, open_key, to_counts, to_numbers, unsettled,
+    BatchKey, Head, ReadTables, Series, attempts_of, batch_of, checksum_of, counts, header, key,
+    known_head, open_key,
 };
+use super::tenancies::Tenancies;
 
-/// A batch as it is stored; unpacked by the caller's task.
-pub(super) struct StoredWork {
-    rollout: RolloutId,
-    header: BatchHeader,
-    manifest: Vec<u8>,
-    outcomes: OutcomeList,
-    codes: Vec<(u32, u32)>,
-    attempt: Attempt,
+/// A batch as it is stored; its manifest is unpacked by the caller's task.
+pub(super) struct StoredBatch {
+    loaded: Loaded,
+    manifest: Option<Vec<u8>>,
 }
 
 /// Which batches are asked for.
@@ -87,7 +82,7 @@ pub(super) fn rollouts(tables: &ReadTables) -> Result<Vec<RolloutName>, Fault> {
 
 pub(super) fn batches(
     tables: &ReadTables,
-    leases: &Leases,
+    tenancies: &Tenancies,
     now: Timestamp,
     name: &RolloutName,
     page: Page,
@@ -100,7 +95,7 @@ pub(super) fn batches(
     let range = (start, Bound::Included((head.series, u32::MAX)));
     let ids = keys(tables.batches.range::<BatchKey>(range)?, page.limit)?;
     ids.into_iter()
-        .map(|id| status(tables, leases, now, &head, id))
+        .map(|id| status(tables, tenancies, now, &head, id))
         .collect()
 }
 
@@ -116,7 +111,7 @@ pub(super) struct Open<'a> {
 /// local engine has few.
 pub(super) fn open_batches(
     tables: &ReadTables,
-    leases: &Leases,
+    tenancies: &Tenancies,
     now: Timestamp,
     name: &RolloutName,
     wanted: &Open<'_>,
@@ -130,7 +125,7 @@ pub(super) fn open_batches(
         if is_past || found.len() == wanted.limit {
             break;
         }
-        let status = status(tables, leases, now, &head, BatchId(id))?;
+        let status = status(tables, tenancies, now, &head, BatchId(id))?;
         if status.header.hub == *wanted.hub {
             found.push(status);
         }
@@ -140,21 +135,21 @@ pub(super) fn open_batches(
 
 fn status(
     tables: &ReadTables,
-    leases: &Leases,
+    tenancies: &Tenancies,
     now: Timestamp,
     head: &Head,
     id: BatchId,
 ) -> Result<BatchStatus, Fault> {
     let missing = || Fault::damaged(format!("batch {id} has no header"));
     let key = key(head.series, id);
-    Ok(BatchStatus {
-        header: header(&tables.batches, key)?.ok_or_else(missing)?,
-        counts: to_counts(&batch_counts(&tables.counts, key)?),
-        held: leases.held(head.series, id, now),
-        lapsed: leases.has_lapsed(head.series, id, now),
-        quarantined: leases.is_quarantined(head.series, id, head.revision.version),
-        begun: budgets::begun(&tables.begun, key)?.is_open,
-    })
+    let header = header(&tables.batches, key)?.ok_or_else(missing)?;
+    let counts = outcomes_of(&tables.outcomes, key, header.devices)?.counts();
+    let (tenancy, _) = tenancies.of(head.series, id);
+    let begun = budgets::begun(&tables.begun, key)?;
+    let version = head.stance.revision.version;
+    Ok(BatchStatus::of(
+        header, counts, &tenancy, begun, version, now,
+    ))
 }
 
 fn keys<V: redb::Value + 'static>(
@@ -166,93 +161,58 @@ fn keys<V: redb::Value + 'static>(
         .collect()
 }
 
-/// What became of a wish for a batch: an answer, or that it takes writing.
-pub(super) enum Asked {
-    Answered(LeaseReply),
-    /// The batch has budgets, which are to count it from then on.
-    HasBudgets,
-}
-
-pub(super) fn lease(
+pub(super) fn batch(
     tables: &ReadTables,
-    leases: &mut Leases,
+    tenancies: &Tenancies,
     now: Timestamp,
-    request: &LeaseRequest,
-) -> Result<Asked, Fault> {
-    let (head, header) =
-        match budgets::wanted(&tables.heads, &tables.batches, &tables.counts, request)? {
-            Ok(found) => found,
-            Err(reply) => return Ok(Asked::Answered(reply)),
-        };
-    if !header.budgets.is_empty() {
-        return Ok(Asked::HasBudgets);
-    }
-    Ok(Asked::Answered(budgets::give(leases, &head, request, now)))
-}
-
-/// Renews a lease and says what the rollout wants: a record without reports.
-pub(super) fn heartbeat(
-    tables: &ReadTables,
-    leases: &mut Leases,
-    now: Timestamp,
-    lease: &Lease,
-    ttl: std::time::Duration,
-) -> Result<Wanted, Fault> {
-    match head(&tables.heads, &lease.rollout)? {
-        Some(head) if leases.renew(head.series, lease, false, now, ttl) => Ok(head.wanted),
-        _ => Err(Fault::superseded(lease_on(lease))),
-    }
-}
-
-pub(super) fn release(
-    tables: &ReadTables,
-    leases: &mut Leases,
-    lease: &Lease,
-) -> Result<(), Fault> {
-    if let Some(head) = head(&tables.heads, &lease.rollout)? {
-        leases.release(head.series, lease);
-    }
-    Ok(())
-}
-
-pub(super) fn load(
-    tables: &ReadTables,
     name: &RolloutName,
-    batch: BatchId,
-) -> Result<StoredWork, Fault> {
+    (batch, part): (BatchId, Part),
+) -> Result<StoredBatch, Fault> {
     let head = known_head(&tables.heads, name)?;
     let series = head.series;
     let key = key(series, batch);
     let header =
         header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
+    let mut codes = BTreeMap::new();
+    let positions = (series, batch.0, 0)..(series, batch.0, header.devices);
+    for row in tables.codes.range(positions)? {
+        let (place, code) = row?;
+        codes.insert(place.value().2, code.value());
+    }
+    let manifest = match part {
+        Part::State => None,
+        Part::Whole => Some(manifest(tables, key)?),
+    };
+    let (tenancy, version) = tenancies.of(series, batch);
+    Ok(StoredBatch {
+        manifest,
+        loaded: Loaded {
+            batch: Batch {
+                outcomes: outcomes_of(&tables.outcomes, key, header.devices)?,
+                header,
+                added_at: Timestamp(0),
+                codes,
+                attempts: attempts_of(&tables.attempts, key)?,
+                tenancy,
+                begun: budgets::begun(&tables.begun, key)?,
+            },
+            version,
+            devices: None,
+            rollout: head.stance,
+            whole_at: Timestamp(0),
+            begun: tenancies.begun(series),
+            now,
+        },
+    })
+}
+
+fn manifest(tables: &ReadTables, (series, batch): BatchKey) -> Result<Vec<u8>, Fault> {
+    let pieces = (series, batch, 0)..=(series, batch, u16::MAX);
     let mut manifest = Vec::new();
-    for piece in tables
-        .manifests
-        .range((series, batch.0, 0)..=(series, batch.0, u16::MAX))?
-    {
+    for piece in tables.manifests.range(pieces)? {
         manifest.extend_from_slice(piece?.1.value());
     }
-    let outcomes = outcomes_of(&tables.outcomes, key, header.devices)?;
-    let mut codes = Vec::new();
-    for row in tables
-        .codes
-        .range((series, batch.0, 0)..(series, batch.0, header.devices))?
-    {
-        let (place, code) = row?;
-        let index = place.value().2;
-        // A device that was refused once and reached later is not refused.
-        if outcomes.get(index as usize) == Outcome::Refused {
-            codes.push((index, code.value()));
-        }
-    }
-    Ok(StoredWork {
-        rollout: head.id,
-        header,
-        manifest,
-        outcomes,
-        codes,
-        attempt: attempts_of(&tables.attempts, key)?.newest,
-    })
+    Ok(manifest)
 }
 
 pub(super) fn outcomes_of(
@@ -266,30 +226,34 @@ pub(super) fn outcomes_of(
     OutcomeList::from_bytes(stored.value(), devices as usize).map_err(Fault::damaged)
 }
 
-impl StoredWork {
+/// A batch's outcomes, counted.
+pub(super) fn counts_of(tables: &ReadTables, key: BatchKey) -> Result<Counts, Fault> {
+    let header = header(&tables.batches, key)?
+        .ok_or_else(|| Fault::damaged(format!("batch {} has no header", key.1)))?;
+    Ok(outcomes_of(&tables.outcomes, key, header.devices)?.counts())
+}
+
+impl StoredBatch {
     /// Unpacks the manifest. The error is in words.
-    pub(super) fn unpack(self) -> Result<BatchWork, String> {
-        let text = lz4_flex::decompress_size_prepended(&self.manifest)
-            .map_err(|error| error.to_string())?;
-        let text = String::from_utf8(text).map_err(|error| error.to_string())?;
-        let devices = DeviceList::from_text(&text).map_err(|error| error.to_string())?;
-        if devices.len() != self.header.devices as usize {
-            return Err(format!(
-                "a manifest of {} devices in a batch of {}",
-                devices.len(),
-                self.header.devices
-            ));
+    pub(super) fn unpack(self) -> Result<Loaded, String> {
+        let Self {
+            mut loaded,
+            manifest,
+        } = self;
+        if let Some(manifest) = manifest {
+            let text = lz4_flex::decompress_size_prepended(&manifest)
+                .map_err(|error| error.to_string())?;
+            let text = String::from_utf8(text).map_err(|error| error.to_string())?;
+            let devices = DeviceList::from_text(&text).map_err(|error| error.to_string())?;
+            let (found, meant) = (devices.len(), loaded.batch.header.devices);
+            if found != meant as usize {
+                return Err(format!(
+                    "a manifest of {found} devices in a batch of {meant}"
+                ));
+            }
+            loaded.devices = Some(devices);
         }
-        Ok(BatchWork {
-            rollout: self.rollout,
-            batch: Batch {
-                header: self.header,
-                devices,
-            },
-            outcomes: self.outcomes,
-            codes: self.codes,
-            attempt: self.attempt,
-        })
+        Ok(loaded)
     }
 }
 
@@ -300,7 +264,7 @@ pub(super) fn tallies(tables: &ReadTables, name: &RolloutName) -> Result<Vec<Tal
         .map(|(stage, hub)| {
             let stored = tables.tallies.get((series, stage.0, hub.as_str()))?;
             let stored = stored.ok_or_else(|| Fault::damaged("a tally has no counts"))?;
-            let counts = to_counts(&numbers(stored.value())?);
+            let counts = counts(stored.value())?;
             Ok(Tally { stage, hub, counts })
         })
         .collect()
@@ -330,31 +294,22 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
     if Head::of(&record, head.series) != head {
         return Err(Fault::damaged("a head is not that of its record"));
     }
-    let mut sums = std::collections::BTreeMap::new();
+    let mut sums = BTreeMap::<_, Counts>::new();
     let mut checksum = Checksum::default();
     let range = (head.series, 0)..=(head.series, u32::MAX);
+    let tenancies = Tenancies::default();
     for id in keys(tables.batches.range(range)?, usize::MAX)? {
-        let key = key(head.series, id);
-        let Some(header) = header(&tables.batches, key)? else {
-            continue;
-        };
-        let work = load(tables, name, id)?;
-        let recounted = to_numbers(&work.outcomes.counts());
-        let work = work.unpack().map_err(Fault::damaged)?;
-        checksum.add(&work.batch);
-        if recounted != batch_counts(&tables.counts, key)? {
-            return Err(Fault::damaged(format!("the counts of batch {id}")));
-        }
+        let stored = batch(tables, &tenancies, Timestamp(0), name, (id, Part::Whole))?;
+        let Loaded { batch, devices, .. } = stored.unpack().map_err(Fault::damaged)?;
+        let (header, recounted) = (batch.header.clone(), batch.counts());
         let is_open = tables.open.get(open_key(head.series, &header))?.is_some();
-        if is_open != (unsettled(&recounted) > 0) {
+        if is_open != (recounted.unsettled() > 0) {
             return Err(Fault::damaged(format!("the open mark of batch {id}")));
         }
-        let sum = sums
-            .entry((header.stage, header.hub))
-            .or_insert([0; OUTCOMES]);
-        for (sum, number) in sum.iter_mut().zip(recounted) {
-            *sum += number;
-        }
+        let sum = sums.entry((header.stage, header.hub.clone()));
+        sum.or_default().add(&recounted);
+        let devices = devices.unwrap_or_default();
+        checksum.add(&plan::Batch { header, devices });
     }
     for row in tables.open.range((head.series, 0, "", 0)..)? {
         let (mark, _) = row?;
@@ -373,11 +328,7 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
     let stored = tallies(tables, name)?;
     let summed: Vec<_> = sums
         .into_iter()
-        .map(|((stage, hub), sum)| Tally {
-            stage,
-            hub,
-            counts: to_counts(&sum),
-        })
+        .map(|((stage, hub), counts)| Tally { stage, hub, counts })
         .collect();
     if stored == summed {
         Ok(())

@@ -2,18 +2,17 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | what | a number: `format`, `openings`, `series`, `groups` |
+//! | `meta` | what | a number: `format`, `series`, `groups` |
 //! | `rollouts` | name | the record, JSON |
-//! | `heads` | name | what the other operations need of the record: series, version and lineage, try, whether workers go on, stage |
+//! | `heads` | name | what the other operations need of the record, JSON: series, try, how the rollout stands |
 //! | `batches` | series, batch | the header, JSON |
 //! | `checksums` | series | the checksum of the batches: batches, devices, sum |
-//! | `counts` | series, batch | the batch's outcomes, counted: 8 bytes each |
 //! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
 //! | `attempts` | series, batch | the newest attempt, and the newest at silent devices; only of a batch that was retried |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
-//! | `tallies` | series, stage, hub | the sum of `counts`: 8 bytes each |
+//! | `tallies` | series, stage, hub | its outcomes, counted: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
 //! | `hosts` | hub | the host name that the hub's alias is bound to |
 //! | `listeners` | hub | the last listener to the hub's feedback, JSON |
@@ -29,22 +28,19 @@ use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError,
     WriteTransaction,
 };
-use serde::de::value::{Error as ValueError, MapDeserializer};
 use serde::{Deserialize, Serialize};
-use twincast_core::batch::{Attempts, Lease};
+use twincast_core::batch::Attempts;
 use twincast_core::evidence::ListenerState;
-use twincast_core::ids::{
-    Attempt, BatchId, Lineage, Revision, RolloutId, RolloutName, StageIndex, Version,
-};
+use twincast_core::ids::{Attempt, BatchId, RolloutName};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::{BatchHeader, Checksum};
-use twincast_core::rollout::{PlanId, Rollout, Wanted};
+use twincast_core::rollout::{PlanId, Rollout, Stance};
 use twincast_core::time::Timestamp;
 
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 5;
+pub(super) const FORMAT: u64 = 6;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -56,15 +52,11 @@ pub(super) type Series = u32;
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
-/// A place in `heads`: series, id, version, lineage, try, 1 if workers go on, stage.
-pub(super) type StoredHead = (u32, u64, u64, u64, u32, u8, u16);
 
 /// The keys of `meta`.
 pub(super) mod meta {
     /// The format's number.
     pub(crate) const FORMAT: &str = "format";
-    /// How often the state was opened.
-    pub(crate) const OPENINGS: &str = "openings";
     /// The newest series.
     pub(crate) const SERIES: &str = "series";
     /// How many groups of requests were committed.
@@ -112,10 +104,9 @@ macro_rules! tables {
 tables! {
     meta: META &'static str => u64;
     rollouts: ROLLOUTS &'static str => &'static [u8];
-    heads: HEADS &'static str => StoredHead;
+    heads: HEADS &'static str => &'static [u8];
     batches: BATCHES BatchKey => &'static [u8];
     checksums: CHECKSUMS u32 => (u32, u64, u64);
-    counts: COUNTS BatchKey => &'static [u8];
     open: OPEN OpenKey<'static> => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
     codes: CODES (u32, u32, u32) => u32;
@@ -140,76 +131,40 @@ pub(super) struct LastListener {
     pub(super) ended: Option<Timestamp>,
 }
 
-/// Counts as plain numbers, by outcome: what is stored and added up.
-pub(super) type Numbers = [u64; OUTCOMES];
-
 /// What the operations on batches need of a rollout's record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) series: Series,
-    pub(super) id: RolloutId,
-    pub(super) revision: Revision,
     pub(super) plan: PlanId,
-    /// What a worker is to do.
-    pub(super) wanted: Wanted,
-    /// The stage up to which batches may be worked on.
-    pub(super) stage: StageIndex,
+    pub(super) stance: Stance,
 }
 
 impl Head {
     pub(super) fn of(rollout: &Rollout, series: Series) -> Self {
         Self {
             series,
-            id: rollout.id,
-            revision: rollout.revision(),
             plan: rollout.plan_id,
-            wanted: rollout.wanted(),
-            stage: rollout.stage(),
+            stance: rollout.stance(),
         }
-    }
-
-    pub(super) fn stored(self) -> StoredHead {
-        (
-            self.series,
-            self.id.0,
-            self.revision.version.0,
-            self.revision.lineage.0,
-            self.plan.0,
-            u8::from(self.wanted == Wanted::GoOn),
-            self.stage.0,
-        )
     }
 }
 
 /// The head of a rollout, if there is one of that name.
 pub(super) fn head(
-    heads: &impl ReadableTable<&'static str, StoredHead>,
+    heads: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &RolloutName,
 ) -> Result<Option<Head>, Fault> {
     let Some(stored) = heads.get(name.as_str())? else {
         return Ok(None);
     };
-    let (series, id, version, lineage, plan, goes_on, stage) = stored.value();
-    let wanted = match goes_on {
-        1 => Wanted::GoOn,
-        _ => Wanted::Stop,
-    };
-    Ok(Some(Head {
-        series,
-        id: RolloutId(id),
-        revision: Revision {
-            version: Version(version),
-            lineage: Lineage(lineage),
-        },
-        plan: PlanId(plan),
-        wanted,
-        stage: StageIndex(stage),
-    }))
+    serde_json::from_slice(stored.value())
+        .map(Some)
+        .map_err(|error| Fault::damaged(format!("the head of rollout {name}: {error}")))
 }
 
 /// The head of a rollout that must be there.
 pub(super) fn known_head(
-    heads: &impl ReadableTable<&'static str, StoredHead>,
+    heads: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &RolloutName,
 ) -> Result<Head, Fault> {
     head(heads, name)?.ok_or_else(|| Fault::not_found(format!("rollout {name}")))
@@ -226,17 +181,6 @@ pub(super) fn header(
     serde_json::from_slice(stored.value())
         .map(Some)
         .map_err(|error| Fault::damaged(format!("the header of batch {}: {error}", key.1)))
-}
-
-/// A batch's counts; a batch without any is damaged.
-pub(super) fn batch_counts(
-    counts: &impl ReadableTable<BatchKey, &'static [u8]>,
-    key: BatchKey,
-) -> Result<Numbers, Fault> {
-    match counts.get(key)? {
-        Some(stored) => numbers(stored.value()),
-        None => Err(Fault::damaged(format!("batch {} has no counts", key.1))),
-    }
 }
 
 /// The checksum of a plan's batches.
@@ -268,52 +212,30 @@ pub(super) fn attempts_of(
     })
 }
 
-/// Reads what [`numbers_to_bytes`] gave.
-pub(super) fn numbers(stored: &[u8]) -> Result<Numbers, Fault> {
-    let mut numbers = [0; OUTCOMES];
+/// Reads what [`counts_to_bytes`] gave.
+pub(super) fn counts(stored: &[u8]) -> Result<Counts, Fault> {
     let (words, rest) = stored.as_chunks::<8>();
-    if !rest.is_empty() || words.len() > OUTCOMES {
+    if !rest.is_empty() || words.len() != OUTCOMES {
         return Err(Fault::damaged(format!(
             "{} bytes are no counts",
             stored.len()
         )));
     }
+    let mut numbers = [0; OUTCOMES];
     for (number, word) in numbers.iter_mut().zip(words) {
         *number = u64::from_le_bytes(*word);
     }
-    Ok(numbers)
+    Ok(Counts::from(numbers))
 }
 
 /// Counts as they are stored.
-pub(super) fn numbers_to_bytes(numbers: &Numbers) -> [u8; OUTCOMES * 8] {
+pub(super) fn counts_to_bytes(counts: &Counts) -> [u8; OUTCOMES * 8] {
     let mut bytes = [0; OUTCOMES * 8];
-    for (word, number) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(numbers) {
-        *word = number.to_le_bytes();
+    let words = bytes.as_chunks_mut::<8>().0;
+    for (word, outcome) in words.iter_mut().zip(Outcome::ALL) {
+        *word = counts.get(outcome).to_le_bytes();
     }
     bytes
-}
-
-/// Counts for those who asked.
-pub(super) fn to_counts(numbers: &Numbers) -> Counts {
-    let entries = Outcome::ALL
-        .into_iter()
-        .map(|outcome| (outcome.as_str(), numbers[outcome as usize]));
-    Counts::deserialize(MapDeserializer::<_, ValueError>::new(entries))
-        .expect("every outcome reads back by its name")
-}
-
-/// Counts as plain numbers.
-pub(super) fn to_numbers(counts: &Counts) -> Numbers {
-    Outcome::ALL.map(|outcome| counts.get(outcome))
-}
-
-/// How many of the counted devices a send is still owed to.
-pub(super) fn unsettled(numbers: &Numbers) -> u64 {
-    Outcome::ALL
-        .into_iter()
-        .filter(|outcome| !outcome.is_settled())
-        .map(|outcome| numbers[outcome as usize])
-        .sum()
 }
 
 /// The key of a batch.
@@ -329,9 +251,4 @@ pub(super) fn open_key(series: Series, header: &BatchHeader) -> OpenKey<'_> {
 /// A batch in words.
 pub(super) fn batch_of(batch: BatchId, name: &RolloutName) -> String {
     format!("batch {batch} of rollout {name}")
-}
-
-/// A lease in words.
-pub(super) fn lease_on(lease: &Lease) -> String {
-    format!("the lease on {}", batch_of(lease.batch, &lease.rollout))
 }

@@ -1,29 +1,24 @@
 //! The operations that write. Each checks all that it has to check before it writes anything,
 //! so that one which is refused leaves no trace in the transaction that it shares with others.
 
-use std::time::Duration;
-
 use redb::ReadableTable;
-use twincast_core::batch::{Attempts, Held, Lease};
+use twincast_core::batch::Batch;
 use twincast_core::group::Line;
-use twincast_core::ids::{
-    Attempt, BatchId, GroupName, HubHost, HubName, Revision, RolloutId, RolloutName,
-};
-use twincast_core::outcome::{OUTCOMES, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, BatchHeader, Checksum};
-use twincast_core::ports::{Created, Report, Skip};
-use twincast_core::rollout::{Adding, Reliance, Rollout, Wanted};
+use twincast_core::ids::{GroupName, HubHost, HubName, Revision, RolloutName};
+use twincast_core::outcome::{Counts, OutcomeList};
+use twincast_core::plan::{self, BatchHeader, Checksum};
+use twincast_core::ports::{Change, Committed, Created, Loaded};
+use twincast_core::rollout::{Adding, Reliance, Rollout};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
 use super::error::Fault;
-use super::leases::Leases;
 use super::read_ops;
 use super::tables::{
-    BatchKey, Head, LastListener, Numbers, PIECE, Series, WriteTables, attempts_of, batch_counts,
-    batch_of, checksum_of, head, header, key, known_head, lease_on, meta, numbers,
-    numbers_to_bytes, open_key, unsettled,
+    BatchKey, Head, LastListener, PIECE, ReadTables, Series, WriteTables, checksum_of, counts,
+    counts_to_bytes, head, key, known_head, meta, open_key,
 };
+use super::tenancies::Tenancies;
 
 /// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
 /// others.
@@ -35,20 +30,13 @@ pub(super) struct PackedBatch {
 }
 
 impl PackedBatch {
-    pub(super) fn new(batch: Batch) -> Self {
+    pub(super) fn new(batch: plan::Batch) -> Self {
         Self {
             checksum: std::iter::once(&batch).collect(),
             manifest: lz4_flex::compress_prepend_size(batch.devices.as_text().as_bytes()),
             header: batch.header,
         }
     }
-}
-
-/// What a call does to a batch's outcomes.
-pub(super) struct Change {
-    pub(super) list: OutcomeList,
-    lost: Numbers,
-    gained: Numbers,
 }
 
 pub(super) fn create(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<Created, Fault> {
@@ -68,7 +56,7 @@ pub(super) fn save(
 ) -> Result<(), Fault> {
     let name = &rollout.spec.name;
     let old = known_head(&tables.heads, name)?;
-    if old.revision != from {
+    if old.stance.revision != from {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     let series = if old.plan == rollout.plan_id {
@@ -89,7 +77,7 @@ pub(super) fn remove(
     let Some(head) = head(&tables.heads, name)? else {
         return Ok(());
     };
-    if head.revision != revision {
+    if head.stance.revision != revision {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     tables.rollouts.remove(name.as_str())?;
@@ -183,9 +171,8 @@ fn put_rollout(
     let name = rollout.spec.name.as_str();
     let record = serde_json::to_vec(rollout).expect("a rollout's record is plain data");
     tables.rollouts.insert(name, record.as_slice())?;
-    tables
-        .heads
-        .insert(name, Head::of(rollout, series).stored())?;
+    let head = serde_json::to_vec(&Head::of(rollout, series)).expect("a head is plain data");
+    tables.heads.insert(name, head.as_slice())?;
     tables.wrote = true;
     Ok(())
 }
@@ -197,7 +184,7 @@ pub(super) fn add_batches(
     batches: &[PackedBatch],
 ) -> Result<Checksum, Fault> {
     let head = known_head(&tables.heads, name)?;
-    if known_record(tables, name)?.adding() != Some(by) {
+    if head.stance.adding != Some(by) {
         return Err(Fault::superseded(format!("{by} of rollout {name}")));
     }
     let mut checksum = checksum_of(&tables.checksums, head.series)?;
@@ -225,14 +212,10 @@ fn add_batch(
     batch: &PackedBatch,
 ) -> Result<(), Fault> {
     budgets::add(tables, key, &batch.header)?;
-    let mut pending = [0; OUTCOMES];
-    pending[Outcome::Pending as usize] = u64::from(batch.header.devices);
-    move_tally(tables, key.0, &batch.header, &[0; OUTCOMES], &pending)?;
+    let pending = Counts::pending(u64::from(batch.header.devices));
+    move_tally(tables, key.0, &batch.header, &Counts::default(), &pending)?;
     let header = serde_json::to_vec(&batch.header).expect("a batch's header is plain data");
     tables.batches.insert(key, header.as_slice())?;
-    tables
-        .counts
-        .insert(key, numbers_to_bytes(&pending).as_slice())?;
     let outcomes = OutcomeList::pending(batch.header.devices as usize);
     tables.outcomes.insert(key, outcomes.as_bytes())?;
     for (piece, bytes) in batch.manifest.chunks(PIECE).enumerate() {
@@ -246,211 +229,140 @@ fn add_batch(
     Ok(())
 }
 
-pub(super) fn record(
+/// Stores what was made of a batch, unless batch or rollout have changed since it was read.
+pub(super) fn commit(
     tables: &mut WriteTables<'_>,
-    leases: &mut Leases,
-    lease: &Lease,
-    reports: &[Report],
-    ttl: Duration,
+    tenancies: &mut Tenancies,
+    name: &RolloutName,
+    (from, change): (&Loaded, &Change),
     now: Timestamp,
-) -> Result<Wanted, Fault> {
-    let gone = || Fault::superseded(lease_on(lease));
-    let head = head(&tables.heads, &lease.rollout)?.ok_or_else(gone)?;
-    let key = key(head.series, lease.batch);
-    let header = header(&tables.batches, key)?.ok_or_else(gone)?;
-    if !leases.holds(head.series, lease) {
-        return Err(gone());
+) -> Result<Committed, Fault> {
+    let Some(head) = head(&tables.heads, name)? else {
+        return Ok(Committed::Overtaken);
+    };
+    if is_overtaken(&head, tenancies, from, change) {
+        return Ok(Committed::Overtaken);
     }
-    // Whoever holds the batch sends its newest attempt.
-    let newest = |_, _| true;
-    merge_into(tables, key, &header, &lease.rollout, reports, newest)?;
-    if !header.budgets.is_empty() && !reports.is_empty() {
-        budgets::recorded(tables, key, now)?;
+    let (old, new) = (&from.batch, &change.next);
+    let key = key(head.series, new.header.id);
+    if old.outcomes != new.outcomes {
+        put_outcomes(tables, key, old, new)?;
     }
-    leases.renew(head.series, lease, !reports.is_empty(), now, ttl);
-    Ok(head.wanted)
+    for index in old
+        .codes
+        .keys()
+        .filter(|index| !new.codes.contains_key(index))
+    {
+        tables.codes.remove((key.0, key.1, *index))?;
+    }
+    for (index, code) in new
+        .codes
+        .iter()
+        .filter(|(index, _)| !old.codes.contains_key(index))
+    {
+        tables.codes.insert((key.0, key.1, *index), *code)?;
+    }
+    if old.attempts != new.attempts {
+        let stored = (new.attempts.newest.0, new.attempts.silent.0);
+        tables.attempts.insert(key, stored)?;
+    }
+    if old.begun != new.begun {
+        tables
+            .begun
+            .insert(key, (new.begun.is_open, new.begun.sent_at.0))?;
+    }
+    if let Some(begins) = &change.begins {
+        budgets::begin(tables, head.series, &new.header, begins)?;
+    }
+    tables.wrote = true;
+    // Should the transaction fail, its holder is fenced for nothing, or has a lease that nobody was told of.
+    Ok(note(&head, tenancies, change, now))
 }
 
-pub(super) fn merge(
-    tables: &mut WriteTables<'_>,
-    (name, id): (&RolloutName, RolloutId),
-    batch: BatchId,
-    attempt: Attempt,
-    reports: &[Report],
-) -> Result<(), Fault> {
-    let head = known_head(&tables.heads, name)?;
-    if head.id != id {
-        return Err(Fault::not_found(format!("rollout {name} with the id {id}")));
+/// The same for a change of what is in memory only.
+pub(super) fn commit_tenancy(
+    tables: &ReadTables,
+    tenancies: &mut Tenancies,
+    name: &RolloutName,
+    (from, change): (&Loaded, &Change),
+    now: Timestamp,
+) -> Result<Committed, Fault> {
+    match head(&tables.heads, name)? {
+        Some(head) if !is_overtaken(&head, tenancies, from, change) => {
+            Ok(note(&head, tenancies, change, now))
+        }
+        _ => Ok(Committed::Overtaken),
     }
-    let key = key(head.series, batch);
-    let header =
-        header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
-    let attempts: Attempts = attempts_of(&tables.attempts, key)?;
-    let admitted = |known, report| attempts.admits(attempt, known, report);
-    merge_into(tables, key, &header, name, reports, admitted)
 }
 
-fn merge_into(
+/// Whether a change is of nothing that is on disk.
+pub(super) fn is_of_tenancy(from: &Loaded, change: &Change) -> bool {
+    let mut next = change.next.clone();
+    next.tenancy.clone_from(&from.batch.tenancy);
+    next == from.batch
+}
+
+fn is_overtaken(head: &Head, tenancies: &Tenancies, from: &Loaded, change: &Change) -> bool {
+    let (_, version) = tenancies.of(head.series, from.batch.header.id);
+    let begun = tenancies.begun(head.series);
+    let revision = head.stance.revision;
+    version != from.version
+        || change.under.is_some_and(|under| under != revision)
+        || change
+            .begins
+            .as_ref()
+            .is_some_and(|begins| begins.seen != begun)
+}
+
+fn note(head: &Head, tenancies: &mut Tenancies, change: &Change, now: Timestamp) -> Committed {
+    let (id, tenancy) = (change.next.header.id, change.next.tenancy.clone());
+    Committed::Done {
+        version: tenancies.put(head.series, id, tenancy, change.begins.is_some()),
+        wanted: head.stance.wanted,
+        now,
+    }
+}
+
+/// Writes outcomes, with everything that follows from them.
+fn put_outcomes(
     tables: &mut WriteTables<'_>,
     key: BatchKey,
-    header: &BatchHeader,
-    name: &RolloutName,
-    reports: &[Report],
-    admitted: impl Fn(Outcome, Outcome) -> bool,
+    old: &Batch,
+    new: &Batch,
 ) -> Result<(), Fault> {
-    if let Some(bad) = reports.iter().find(|report| report.index >= header.devices) {
-        let batch = batch_of(header.id, name);
-        return Err(Fault::not_found(format!("device {} of {batch}", bad.index)));
-    }
-    let mut change = Change::of(tables, key, header)?;
-    let mut codes = Vec::new();
-    for report in reports {
-        let known = change.list.get(report.index as usize);
-        if !admitted(known, report.outcome) {
-            continue;
-        }
-        let merged = change.merge(report.index as usize, report.outcome);
-        let refused = merged == Outcome::Refused && report.outcome == Outcome::Refused;
-        if refused && report.code != 0 {
-            codes.push((report.index, report.code));
-        }
-    }
-    apply(tables, key, header, &change)?;
-    for (index, code) in codes {
-        let place = (key.0, key.1, index);
-        if tables.codes.get(place)?.is_none() {
-            tables.codes.insert(place, code)?;
-            tables.wrote = true;
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn skip(
-    tables: &mut WriteTables<'_>,
-    leases: &Leases,
-    name: &RolloutName,
-    (batch, which): (BatchId, &Skip),
-    now: Timestamp,
-) -> Result<Option<Held>, Fault> {
-    let head = known_head(&tables.heads, name)?;
-    if !which.is_allowed(&known_record(tables, name)?) {
-        return Err(Fault::superseded(format!("rollout {name}")));
-    }
-    let key = key(head.series, batch);
-    let header =
-        header(&tables.batches, key)?.ok_or_else(|| Fault::not_found(batch_of(batch, name)))?;
-    if let Some(held) = leases.held(head.series, batch, now) {
-        return Ok(Some(held));
-    }
-    let mut change = Change::of(tables, key, &header)?;
-    for index in 0..header.devices {
-        let known = change.list.get(index as usize);
-        if let Some(end) = which.end(index, known) {
-            change.merge(index as usize, end);
-        }
-    }
-    apply(tables, key, &header, &change)?;
-    Ok(None)
-}
-
-/// A rollout's record, for what is too rare to be in its head.
-pub(super) fn known_record(tables: &WriteTables<'_>, name: &RolloutName) -> Result<Rollout, Fault> {
-    let record = read_ops::record_of(&tables.rollouts, name)?;
-    record.ok_or_else(|| Fault::not_found(format!("rollout {name}")))
-}
-
-impl Change {
-    pub(super) fn of(
-        tables: &WriteTables<'_>,
-        key: BatchKey,
-        header: &BatchHeader,
-    ) -> Result<Self, Fault> {
-        Ok(Self {
-            list: read_ops::outcomes_of(&tables.outcomes, key, header.devices)?,
-            lost: [0; OUTCOMES],
-            gained: [0; OUTCOMES],
-        })
-    }
-
-    fn merge(&mut self, index: usize, report: Outcome) -> Outcome {
-        let (old, new) = self.list.merge(index, report);
-        if old != new {
-            self.lost[old as usize] += 1;
-            self.gained[new as usize] += 1;
-        }
-        new
-    }
-
-    /// Makes a device pending for a new attempt.
-    pub(super) fn reopen(&mut self, index: usize) {
-        let old = self.list.reopen(index);
-        self.lost[old as usize] += 1;
-        self.gained[Outcome::Pending as usize] += 1;
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.lost == [0; OUTCOMES]
-    }
-}
-
-/// Writes a change of outcomes, with everything that follows from it.
-pub(super) fn apply(
-    tables: &mut WriteTables<'_>,
-    key: BatchKey,
-    header: &BatchHeader,
-    change: &Change,
-) -> Result<(), Fault> {
-    if change.is_empty() {
-        return Ok(());
-    }
-    let counts = batch_counts(&tables.counts, key)?;
-    let counts = moved(&counts, &change.lost, &change.gained)?;
+    let counts = new.counts();
     // The first write: it checks the tally, which is the last that can be found damaged.
-    move_tally(tables, key.0, header, &change.lost, &change.gained)?;
-    tables
-        .counts
-        .insert(key, numbers_to_bytes(&counts).as_slice())?;
-    tables.outcomes.insert(key, change.list.as_bytes())?;
-    if unsettled(&counts) == 0 {
-        tables.open.remove(open_key(key.0, header))?;
-    } else if change.gained[Outcome::Pending as usize] > 0 {
-        tables.open.insert(open_key(key.0, header), ())?;
-    }
-    if !header.budgets.is_empty() {
-        budgets::settled(tables, key)?;
-    }
+    move_tally(tables, key.0, &new.header, &old.counts(), &counts)?;
+    tables.outcomes.insert(key, new.outcomes.as_bytes())?;
+    let open = open_key(key.0, &new.header);
+    match counts.unsettled() {
+        0 => tables.open.remove(open)?,
+        _ => tables.open.insert(open, ())?,
+    };
     Ok(())
 }
 
+/// Moves the tally of a batch's stage and hub by what has changed of the batch's counts.
 fn move_tally(
     tables: &mut WriteTables<'_>,
     series: Series,
     header: &BatchHeader,
-    lost: &Numbers,
-    gained: &Numbers,
+    from: &Counts,
+    to: &Counts,
 ) -> Result<(), Fault> {
     let key = (series, header.stage.0, header.hub.as_str());
-    let old = match tables.tallies.get(key)? {
-        Some(stored) => numbers(stored.value())?,
-        None => [0; OUTCOMES],
+    let tally = match tables.tallies.get(key)? {
+        Some(stored) => counts(stored.value())?,
+        None => Counts::default(),
     };
-    let new = moved(&old, lost, gained)?;
+    let moved = tally.moved(from, to);
+    let moved =
+        moved.ok_or_else(|| Fault::damaged("the counts are not the sum of the outcomes"))?;
     tables
         .tallies
-        .insert(key, numbers_to_bytes(&new).as_slice())?;
+        .insert(key, counts_to_bytes(&moved).as_slice())?;
     tables.wrote = true;
     Ok(())
-}
-
-fn moved(from: &Numbers, lost: &Numbers, gained: &Numbers) -> Result<Numbers, Fault> {
-    let mut to = *from;
-    for (index, number) in to.iter_mut().enumerate() {
-        *number = (*number + gained[index])
-            .checked_sub(lost[index])
-            .ok_or_else(|| Fault::damaged("the counts are not the sum of the outcomes"))?;
-    }
-    Ok(to)
 }
 
 macro_rules! sweep_rows {
@@ -482,7 +394,6 @@ pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept,
     left -= sweep_open(tables, series, left)?;
     left -= budgets::sweep(tables, series, left)?;
     sweep_rows!(tables.begun, (series, 0), (series + 1, 0), left);
-    sweep_rows!(tables.counts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;
     tables.checksums.remove(series)?;
@@ -527,21 +438,4 @@ fn sweep_tallies(tables: &mut WriteTables<'_>, series: Series) -> Result<(), Fau
         tables.tallies.remove((series, stage.0, hub.as_str()))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_that_do_not_fit_are_damage_and_no_panic() {
-        let mut lost = [0; OUTCOMES];
-        lost[Outcome::Pending as usize] = 1;
-        assert!(matches!(
-            moved(&[0; OUTCOMES], &lost, &[0; OUTCOMES]),
-            Err(Fault::Damaged(_))
-        ));
-        let full = super::super::tables::to_numbers(&twincast_core::outcome::Counts::pending(2));
-        assert_eq!(unsettled(&moved(&full, &lost, &[0; OUTCOMES]).unwrap()), 1);
-    }
 }

@@ -1,9 +1,9 @@
 -- What all scripts begin with. ARGV[1] is the time in milliseconds since 1970, or nothing: then
 -- it is the server's.
 
-local function clock()
+local function clock(time)
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
-  local time = redis.call('TIME')
+  time = time or redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 

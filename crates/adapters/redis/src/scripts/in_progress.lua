@@ -1,11 +1,16 @@
--- How many devices groups have, and how many of them are in progress.
--- ARGV: time, and for each group: name, milliseconds of silence. Gives devices and in progress, for each.
+-- What the budgets of groups count.
+-- ARGV: time, and the groups' names. Gives the time, and for each group: how many devices it has, and the numbers and rows of
+-- the batches that its budget counts.
 
 if not version then return { 'NO_ROLLOUT' } end
-local now = clock()
-local answer = { 'OK' }
-for at = 2, #ARGV, 2 do
-  answer[#answer + 1] = tonumber(redis.call('HGET', GROUPS, ARGV[at]) or 0)
-  answer[#answer + 1] = (group_in_progress(ARGV[at], tonumber(ARGV[at + 1]), now))
+local answer = { 'OK', clock() }
+for at = 2, #ARGV do
+  local group = ARGV[at]
+  local names = redis.call('ZRANGEBYLEX', BEGUN, '[' .. group .. '\0', '(' .. group .. '\1')
+  local numbers = {}
+  for each, name in ipairs(names) do numbers[each] = whole(tonumber(string.sub(name, -10))) end
+  answer[#answer + 1] = redis.call('HGET', GROUPS, group) or 0
+  answer[#answer + 1] = numbers
+  answer[#answer + 1] = fields(HEAD, numbers)
 end
 return answer

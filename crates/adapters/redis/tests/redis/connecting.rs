@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use twincast_core::error::in_words;
-use twincast_core::ports::Store;
+use twincast_core::ports::Rollouts as _;
 use twincast_redis::{ConnectError, RedisStore, Settings};
 use twincast_testkit::build::accepted;
 use twincast_testkit::services::Redis;

@@ -1,10 +1,10 @@
 //! What a device costs: memory, and commands.
 
-use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
-use twincast_core::ports::Store;
-use twincast_testkit::build::{TTL, batch, hub, leased, name, report, running};
+use twincast_core::ports::{Part, Store};
+use twincast_core::time::Timestamp;
+use twincast_testkit::build::{TTL, batch, hub, lease_request, name, report, running};
 use twincast_testkit::services::Redis;
 
 use crate::common::{connect, random_batch, settings, verify};
@@ -54,16 +54,17 @@ async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
         weight: 1,
         limit: None,
     };
-    let lease = leased(store, &name(rollout), id, "w").await;
-    let work = store.load(&name(rollout), BatchId(id)).await.unwrap();
-    let devices = work.header().devices;
+    let request = lease_request(&name(rollout), id, "w");
+    let mut leased = store.take(&request, Part::Whole).await.unwrap().unwrap();
+    let devices = leased.header().devices;
     for first in (0..devices).step_by(window as usize) {
         store.take_permits(&permits).await.unwrap();
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
-        store.record(&lease, &reports, TTL).await.unwrap();
+        let recorded = leased.record(store, &reports, TTL, Timestamp(0)).await;
+        recorded.unwrap();
     }
-    store.release(&lease).await.unwrap();
+    leased.release(store, Timestamp(0)).await.unwrap();
 }
 
 /// All commands that the server carried out, those of scripts included.

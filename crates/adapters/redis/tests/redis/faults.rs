@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Outcome, OutcomeList};
-use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_core::ports::{Batches as _, Limiter as _, Rollouts as _, Roster, StoreError};
 use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use twincast_core::ids::{BatchId, RolloutId};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Created, LeaseReply, Roster, Store, StoreError};
+use twincast_core::ports::{Batches as _, Created, LeaseReply, Rollouts as _, Roster, StoreError};
 use twincast_testkit::build::{
     TTL, accepted, after, batch, lease_request, leased, name, paused, report, running,
 };

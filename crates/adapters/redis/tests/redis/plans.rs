@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use twincast_core::ids::{BatchId, Version};
 use twincast_core::outcome::{Outcome, OutcomeList};
-use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_core::ports::{Batches as _, Rollouts as _, Roster, StoreError};
 use twincast_core::rollout::{Adding, Event, PlanId, Word};
 use twincast_testkit::build::{
     TTL, accepted, batch, leased, name, paused, planning, report, running, step,
@@ -136,7 +136,9 @@ async fn damage_is_told() {
     running(&store, "r", vec![batch(0, 4)]).await;
     let lease = leased(&store, &name("r"), 0, "w").await;
     let head = format!("{}{{r}}", settings.prefix);
-    redis.ask(&format!("DEL {head}:outcomes")).await;
+    let first = [report(1, Outcome::Enqueued)];
+    store.record(&lease, &first, TTL).await.unwrap();
+    redis.ask(&format!("DEL {head}:states")).await;
     let load = store.load(&name("r"), BatchId(0)).await;
     let record = store
         .record(&lease, &[report(0, Outcome::Enqueued)], TTL)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{LeaseReply, Report, Store, StoreError};
+use twincast_core::ports::{Batches as _, LeaseReply, Report, StoreError};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{batch_on, lease_request, name, running};
 use twincast_testkit::services::{Redis, RedisCluster};

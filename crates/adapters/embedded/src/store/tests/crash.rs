@@ -7,7 +7,7 @@ use twincast_core::batch::Lease;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Outcome, OutcomeList};
 use twincast_core::plan::Batch;
-use twincast_core::ports::{Report, Store};
+use twincast_core::ports::{Batches as _, Report, Rollouts as _};
 use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, accepted, after, batch, hub, leased, name, plan_of};

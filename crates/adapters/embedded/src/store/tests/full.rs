@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Store, StoreError};
+use twincast_core::ports::{Batches as _, StoreError};
 use twincast_core::rollout::{Adding, PlanId, Wanted};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, batch, leased, name, plan_completed, planning, report, step};

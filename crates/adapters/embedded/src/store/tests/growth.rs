@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::Store;
+use twincast_core::ports::Batches as _;
 use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, batch, leased, name, planning, report, running, step};

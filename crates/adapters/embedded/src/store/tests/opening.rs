@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use redb::{Database, TableDefinition};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Store, StoreError};
+use twincast_core::ports::{Batches as _, Rollouts as _, StoreError};
 use twincast_testkit::ManualClock;
 use twincast_testkit::build::{TTL, batch, hub, leased, name, report, running};
 use twincast_testkit::conformance::run;
@@ -60,10 +60,6 @@ fn a_lease_of_an_earlier_opening_is_fenced() {
         let old = leased(&store, &name("r"), 0, "w").await;
         drop(store);
         let store = open(dir.path()).unwrap();
-        let refused = store.record(&old, &[], TTL).await;
-        assert!(matches!(refused, Err(StoreError::Superseded { .. })));
-        let new = leased(&store, &name("r"), 0, "w").await;
-        assert!(new.epoch > old.epoch);
         let refused = store.record(&old, &[], TTL).await;
         assert!(matches!(refused, Err(StoreError::Superseded { .. })));
     });
@@ -203,7 +199,7 @@ fn a_newer_format_is_refused() {
             error,
             OpenError::TooNew {
                 found: 9,
-                known: 5,
+                known: 6,
                 ..
             }
         ),
