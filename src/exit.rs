@@ -3,7 +3,7 @@
 use std::fmt;
 
 use twincast_core::error::without_codes;
-use twincast_core::ports::StoreError;
+use twincast_core::ports::{Disposition, StoreError};
 
 /// The exit codes. They are documented in the README and in `--help`, and do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +91,8 @@ impl Failure {
     /// Who waits may go on waiting: what does not answer now may do so later.
     pub(crate) fn may_pass(&self) -> bool {
         let store = self.error.downcast_ref::<StoreError>();
-        let is_away = matches!(store, Some(StoreError::Unavailable { .. }));
-        is_away || self.code == ExitCode::Services
+        let may_pass = store.is_some_and(|error| error.disposition() == Disposition::Retry);
+        may_pass || self.code == ExitCode::Services
     }
 
     /// The error and its causes, one a line. A cause that only repeats what was said is left out.

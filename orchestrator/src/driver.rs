@@ -22,7 +22,7 @@ use twincast_core::ids::{HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{
-    Clock, HubTrouble, MetricSource, Queue, Roster, Skip, Store, StoreError, Tally,
+    Clock, Disposition, HubTrouble, MetricSource, Queue, Roster, Skip, Store, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Rollout};
 use twincast_core::trace::Tracer;
@@ -183,26 +183,36 @@ impl Driver {
             };
             match result {
                 Ok(Released::LeftAlone) => return Ok(rollout),
-                // Somebody else moved it on: read again.
-                Ok(Released::LookAgain)
-                | Err(DriveError::Store {
-                    source: StoreError::Superseded { .. },
-                    ..
-                }) => {}
-                Err(DriveError::Store {
-                    source: StoreError::Regressed { what },
-                    ..
-                }) => {
-                    self.repairs.0.inc();
-                    tracing::warn!(rollout = %name, what, "the store has lost its last writes, they are made again");
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(self.config.longest_pass) => {}
-                    }
+                Ok(Released::LookAgain) => {}
+                // It is another one now: read again.
+                Err(DriveError::Store { source, .. })
+                    if source.disposition() == Disposition::Superseded =>
+                {
+                    self.note_superseded(name, &source, stop).await;
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Counts writes that the store has lost. Waits before it is asked again, unless somebody else moved the rollout on.
+    async fn note_superseded(
+        &self,
+        name: &RolloutName,
+        error: &StoreError,
+        stop: &CancellationToken,
+    ) {
+        if matches!(error, StoreError::Superseded { .. }) {
+            return;
+        }
+        if let StoreError::Regressed { what } = error {
+            self.repairs.0.inc();
+            tracing::warn!(rollout = %name, what, "the store has lost its last writes, they are made again");
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.config.longest_pass) => {}
         }
     }
 

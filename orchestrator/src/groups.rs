@@ -7,7 +7,7 @@
 use tokio_util::sync::CancellationToken;
 use twincast_core::group::{self, Admission, Conflict, LONGEST_LINE, Standing};
 use twincast_core::ids::{GroupName, RolloutName, Version};
-use twincast_core::ports::{Store, StoreError};
+use twincast_core::ports::{Disposition, Store, StoreError};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
@@ -298,12 +298,12 @@ impl Driver {
         };
         let reason = format!("superseded by {by}");
         match self.apply(&older, Event::AbortRequested { reason }).await {
-            Ok(_)
-            | Err(DriveError::Illegal { .. })
-            | Err(DriveError::Store {
-                source: StoreError::Superseded { .. },
-                ..
-            }) => Ok(()),
+            Ok(_) | Err(DriveError::Illegal { .. }) => Ok(()),
+            Err(DriveError::Store { source, .. })
+                if source.disposition() == Disposition::Superseded =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use twincast_core::error::in_words;
 use twincast_core::ids::{CommandKey, HubName, RolloutName, StageName, Version};
-use twincast_core::ports::{Clock, Halt, Roster, Store, StoreError};
+use twincast_core::ports::{Clock, Disposition, Halt, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, IllegalTransition, Keyed, Rollout, Word};
 use twincast_core::spec::{Gate, OnFailure, Stage};
 use twincast_core::time::Timestamp;
@@ -521,7 +521,7 @@ impl Intake {
         }
         match trouble {
             // Its driver, and its workers, meet the same damage.
-            Some(error @ StoreError::Corrupt { .. }) => {
+            Some(error) if error.disposition() == Disposition::Fatal => {
                 tracing::error!(error = in_words(&error), "a rollout could not be changed");
             }
             Some(error) => return Err(error.into()),

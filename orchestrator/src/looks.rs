@@ -18,7 +18,7 @@ use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, StageIndex};
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::{Checksum, HubPlan};
-use twincast_core::ports::{Clock, Skip, Store, StoreError};
+use twincast_core::ports::{Clock, Disposition, Skip, Store, StoreError};
 use twincast_core::rollout::{Adding, Event, Found, LookId, Rollout};
 use twincast_core::spec::RolloutSpec;
 
@@ -84,9 +84,9 @@ impl Looking {
             self.under_way = None;
             match ended {
                 Ok(found) => return LookNews::Happened(Event::Looked { found }),
-                Err(GivenUp::Store(StoreError::Regressed { what })) => {
-                    let name = &rollout.spec.name;
-                    tracing::warn!(rollout = %name, what, "the store has lost a part of a look, which begins anew");
+                Err(GivenUp::Store(error)) if error.disposition() == Disposition::Superseded => {
+                    let (name, error) = (&rollout.spec.name, in_words(&error));
+                    tracing::warn!(rollout = %name, error, "a look for devices that have joined begins anew");
                     self.rests_until = Some(Instant::now() + SOON);
                 }
                 Err(error) => {

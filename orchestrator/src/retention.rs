@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use twincast_core::error::in_words;
 use twincast_core::ids::RolloutName;
-use twincast_core::ports::StoreError;
+use twincast_core::ports::{Disposition, StoreError};
 use twincast_core::time::{Timestamp, friendly};
 
 use crate::command::{Command, Kind};
@@ -71,8 +71,8 @@ impl Retention {
                 Ok(Some(rollout)) if rollout.phase.is_ended() => {
                     ended.push((rollout.changed_at, name));
                 }
-                Ok(_) | Err(StoreError::Newer { .. } | StoreError::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) if error.disposition() != Disposition::Fatal => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
         let mut deleted = 0;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use twincast_core::error::in_words;
 use twincast_core::ids::{Holder, RolloutName, Version};
-use twincast_core::ports::{Clock, MetricSource, Queue, Roster, Store, StoreError};
+use twincast_core::ports::{Clock, Disposition, MetricSource, Queue, Roster, Store, StoreError};
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
 use twincast_core::trace::Tracer;
 use twincast_retry::{Delays, Policy};
@@ -198,7 +198,7 @@ impl Orchestrator {
                 Ok(None) => {}
                 Ok(Some(_)) => continue,
                 // One that cannot be claimed must not keep the others from it.
-                Err(error @ StoreError::Corrupt { .. }) => {
+                Err(error) if error.disposition() == Disposition::Fatal => {
                     tracing::debug!(rollout = %name, error = in_words(&error), "not claimed");
                     continue;
                 }

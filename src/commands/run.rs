@@ -12,7 +12,7 @@ use twincast_core::account::Activity;
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::outcome::Ends;
-use twincast_core::ports::{Batches as _, Hindrance, HubTrouble, Rollouts as _, Tally};
+use twincast_core::ports::{Batches as _, Disposition, Hindrance, HubTrouble, Rollouts as _, Tally};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::friendly;
@@ -468,20 +468,7 @@ fn may_pass(error: &PlanError) -> bool {
     let PlanError::Hub { source, .. } = error else {
         return false;
     };
-    match source.trouble {
-        HubTrouble::Unreachable
-        | HubTrouble::CertificateDates
-        | HubTrouble::Tls
-        | HubTrouble::Throttled
-        | HubTrouble::QuotaUsedUp
-        | HubTrouble::Clock
-        | HubTrouble::Shut => true,
-        HubTrouble::Certificate
-        | HubTrouble::CertificateName
-        | HubTrouble::Unauthorized
-        | HubTrouble::BadQuery
-        | HubTrouble::Other => false,
-    }
+    source.disposition() == Disposition::Retry
 }
 
 /// What ended the work.

@@ -3,6 +3,7 @@
 
 mod batches;
 mod clock;
+mod disposition;
 mod hub;
 mod limiter;
 mod lines;
@@ -18,6 +19,7 @@ pub use batches::{
     Tally,
 };
 pub use clock::Clock;
+pub use disposition::Disposition;
 pub use hub::{
     DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket,
     Hindrance, Hub, HubError, HubTrouble, NotSent, OddRow, SendResult,

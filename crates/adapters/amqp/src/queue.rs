@@ -235,9 +235,12 @@ impl Ticket for Answer {
 }
 
 fn unavailable(doing: &'static str, error: AmqpError) -> QueueError {
-    QueueError::Unavailable {
-        doing,
-        source: Box::new(error),
+    match error {
+        AmqpError::Closed => QueueError::Closed { doing },
+        error => QueueError::Unavailable {
+            doing,
+            source: Box::new(error),
+        },
     }
 }
 

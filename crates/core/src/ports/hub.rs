@@ -13,6 +13,8 @@ use crate::outcome::Outcome;
 use crate::query::TagPath;
 use crate::time::Timestamp;
 
+use super::Disposition;
+
 /// Which devices, and which of their tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceQuery {
@@ -123,6 +125,28 @@ pub struct HubError {
     /// What the client says.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl HubError {
+    /// What is to be done about it: a hub that is out of reach, throttles or is shut may answer later; one that refuses the
+    /// key or the question waits for a person.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self.trouble {
+            HubTrouble::Unreachable
+            | HubTrouble::CertificateDates
+            | HubTrouble::Tls
+            | HubTrouble::Throttled
+            | HubTrouble::QuotaUsedUp
+            | HubTrouble::Shut
+            | HubTrouble::Clock => Disposition::Retry,
+            HubTrouble::Certificate
+            | HubTrouble::CertificateName
+            | HubTrouble::Unauthorized
+            | HubTrouble::BadQuery
+            | HubTrouble::Other => Disposition::Fatal,
+        }
+    }
 }
 
 /// What became of one send.

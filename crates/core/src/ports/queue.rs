@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{BatchId, HubName, RolloutName};
 
+use super::Disposition;
+
 /// "Batch B of rollout R can be worked on."
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dispatch {
@@ -17,7 +19,7 @@ pub struct Dispatch {
     pub hub: HubName,
 }
 
-/// Why the queue did not do what it was asked. Every one of them is worth another try.
+/// Why the queue did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// The hub's queue holds as many dispatches as it may.
@@ -37,6 +39,23 @@ pub enum QueueError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// This process has closed its way to the queue.
+    #[error("cannot {doing}: the way to the queue was closed")]
+    Closed {
+        /// What was being done.
+        doing: &'static str,
+    },
+}
+
+impl QueueError {
+    /// What is to be done about it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Full { .. } | Self::Unavailable { .. } => Disposition::Retry,
+            Self::Closed { .. } => Disposition::Fatal,
+        }
+    }
 }
 
 /// Publishes and hands out dispatches.

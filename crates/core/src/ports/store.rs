@@ -1,6 +1,6 @@
 //! The store: the truth about every rollout. It is five ports, one for each subject.
 
-use super::{Batches, Limiter, Lines, Presence, Rollouts};
+use super::{Batches, Disposition, Limiter, Lines, Presence, Rollouts};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,21 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl StoreError {
+    /// What is to be done about it. A store of this machine that cannot be written waits for a person: whoever has one
+    /// says so ([`NotWritable`](Self::NotWritable)).
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Unavailable { .. } | Self::NotWritable { .. } => Disposition::Retry,
+            Self::Superseded { .. } | Self::NotFound { .. } | Self::Regressed { .. } => {
+                Disposition::Superseded
+            }
+            Self::Newer { .. } | Self::Corrupt { .. } => Disposition::Fatal,
+        }
+    }
 }
 
 /// All that is kept about rollouts: [`Rollouts`], [`Batches`], [`Lines`], [`Limiter`] and [`Presence`].
