@@ -45,7 +45,8 @@ use twincast_core::hub::{FeedbackQueue, FeedbackRules};
 use twincast_core::ids::{Attempt, BatchId, Holder, RolloutId, RolloutName};
 use twincast_core::message::MessageId;
 use twincast_core::ports::{
-    Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, Report, StoreError,
+    Disposition, Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, Report,
+    StoreError,
 };
 use twincast_core::time::{Timestamp, ms};
 use uuid::Uuid;
@@ -119,7 +120,11 @@ pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result
             Heard::Refused(error) => {
                 tracing::error!(hub = %listener.inner.hub.name, error = in_words(&error), "no feedback, the hub refuses");
                 listener.lose(&in_words(&error)).await;
-                let goes_on = listener.wait(REFUSED_PAUSE).await;
+                let pause = match error.disposition() {
+                    Disposition::Retry => LONGEST_PAUSE,
+                    Disposition::Superseded | Disposition::Fatal => REFUSED_PAUSE,
+                };
+                let goes_on = listener.wait(pause).await;
                 match listener.inner.hub.hub.feedback() {
                     Some(new) => feedback = new,
                     None => break,
@@ -465,8 +470,8 @@ impl Inner {
                 match self.persistently(merge).await {
                     Ok(()) => merged += reports.len(),
                     // Feedback on an older plan, or on another rollout of this name.
-                    Err(StoreError::NotFound { what }) => {
-                        tracing::debug!(rollout = %name, what, "feedback on something that does not exist");
+                    Err(error) if error.disposition() == Disposition::Superseded => {
+                        tracing::debug!(rollout = %name, error = in_words(&error), "feedback on something that does not exist");
                     }
                     Err(error) => return Err(error),
                 }

@@ -1,39 +1,39 @@
 //! One hub's loop: slots, dispatches, leases.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Mutex, Notify, Semaphore};
+use futures::{FutureExt as _, TryFutureExt as _};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use twincast_core::batch::Lease;
 use twincast_core::error::in_words;
-use twincast_core::ids::{BatchId, Holder, RolloutId, RolloutName, StageIndex};
-use twincast_core::message::{Ack, Content};
+use twincast_core::ids::{BatchId, RolloutId, RolloutName};
+use twincast_core::message::Ack;
 use twincast_core::plan::{BatchHeader, Group};
 use twincast_core::ports::{
-    Clock, Deliveries, Delivery, LeaseReply, LeaseRequest, Queue, QueueError, Store, StoreError,
+    Clock, Deliveries, Dispatch, Disposition, LeaseReply, Queue, QueueError, Store, StoreError,
+    Ticket,
 };
-use twincast_core::spec::{Delivery as DeliveryMode, Opening, RolloutSpec};
-use twincast_core::trace::{TraceContext, Tracer};
+use twincast_core::spec::{Opening, RolloutSpec};
+use twincast_core::trace::Tracer;
 use twincast_retry::Policy;
 use uuid::Uuid;
 
-use crate::batch_run::{BatchRun, Ended, is_passing, next_delay};
+use crate::batch::{BatchRun, Ended, HeldBatch, Taken};
 use crate::feedback;
+use crate::known::{KNOWN, Known, Rollouts};
+use crate::later::Later;
 use crate::link;
 use crate::metrics::OneMore;
 use crate::pacer::Pacer;
+use crate::patience::{Patience, Tries};
 use crate::status::HubStatus;
 use crate::told::Telling;
 use crate::turns::Turns;
 use crate::{WorkerConfig, WorkerError, WorkerHub};
-
-/// When there are more rollouts than this, those that are not worked on just now are forgotten,
-/// and read again when they are back.
-const KNOWN: usize = 64;
 
 pub(crate) struct HubLoop {
     inner: Arc<Inner>,
@@ -47,38 +47,30 @@ pub(crate) struct Inner {
     clock: Arc<dyn Clock>,
     pub(crate) status: Arc<HubStatus>,
     tracer: Tracer,
-    known: Mutex<BTreeMap<RolloutName, Arc<Known>>>,
+    known: Rollouts,
     /// Rollouts that are left to other workers, as the log says once of each.
     left_alone: Mutex<BTreeSet<RolloutName>>,
     /// Who may send at the same time.
     pub(crate) turns: Arc<Turns>,
     /// Told when a rollout is worked on that asks the hub for feedback.
     pub(crate) feedback_wanted: Notify,
-    /// This run of this worker. Every lease gets a holder of its own below it, so that a second
-    /// dispatch of a batch that we hold is seen for what it is.
+    /// This run of this worker.
     pub(crate) id: Uuid,
 }
 
-/// What all batches of a rollout need.
-pub(crate) struct Known {
-    id: RolloutId,
-    pub(crate) content: Arc<Content>,
-    spec: RolloutSpec,
-    /// The span of the command that started it, if there is one, and how many batches it has.
-    pub(crate) trace: Option<TraceContext>,
-    pub(crate) batches: u32,
-    /// By stage.
-    pacers: Vec<Option<Arc<Pacer>>>,
-    /// Unanswered sends are made again.
-    pub(crate) again: bool,
+/// What a slot is taken for.
+struct Work {
+    dispatch: Dispatch,
+    /// Its answer is owed; one that is remembered has been answered.
+    ticket: Option<Box<dyn Ticket>>,
 }
 
-impl Known {
-    /// What paces a stage, if it is paced.
-    pub(crate) fn pacer(&self, stage: StageIndex) -> Option<Arc<Pacer>> {
-        let pacer = self.pacers.get(usize::from(stage.0));
-        pacer.cloned().flatten()
-    }
+/// What became of a dispatch.
+enum Handled {
+    /// The batch was put down.
+    PutDown(Ended),
+    /// Somebody else has the batch.
+    Held,
 }
 
 impl HubLoop {
@@ -98,7 +90,7 @@ impl HubLoop {
                 clock,
                 status,
                 tracer,
-                known: Mutex::default(),
+                known: Rollouts::default(),
                 left_alone: Mutex::default(),
                 turns: Arc::default(),
                 feedback_wanted: Notify::new(),
@@ -118,39 +110,36 @@ impl HubLoop {
             hub: inner.hub.name.clone(),
             source,
         };
-        let Some(mut deliveries) = inner.subscribe(&*queue, &stop).await else {
+        let subscribed = inner.subscribe(&*queue, &stop).await;
+        let Some(mut deliveries) = subscribed.map_err(queue_error)? else {
             return Ok(());
         };
         let slots = Arc::new(Semaphore::new(inner.config.slots));
-        let mut runs: JoinSet<Result<(), WorkerError>> = JoinSet::new();
-        runs.spawn(feedback::listen(Arc::clone(&inner), stop.clone()));
-        runs.spawn(link::report(Arc::clone(&inner), stop.clone()));
+        // Each gives the dispatch back that it could not work on, because somebody else has the batch.
+        let mut runs: JoinSet<Result<Option<Dispatch>, WorkerError>> = JoinSet::new();
+        let mut later = Later::new(inner.config.lease);
+        for task in [
+            feedback::listen(Arc::clone(&inner), stop.clone()).boxed(),
+            link::report(Arc::clone(&inner), stop.clone()).boxed(),
+        ] {
+            runs.spawn(task.map_ok(|()| None));
+        }
         let result = loop {
-            // A slot first, then a dispatch: the queue never waits for us. Every arm is
-            // cancel-safe, by the contracts of semaphore, join set and `Deliveries::next`.
-            let next = async {
-                if let Some(until) = inner.status.shut_until() {
-                    tokio::time::sleep_until(until).await;
-                }
-                let slot = Arc::clone(&slots)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
-                (deliveries.next().await, slot)
-            };
+            let next = inner.next(&slots, &mut later, &mut *deliveries);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 Some(ended) = runs.join_next() => match ended {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(None)) => {}
+                    Ok(Ok(Some(held))) => later.put(held, Instant::now()),
                     Ok(Err(error)) => break Err(error),
                     Err(error) => break Err(WorkerError::Panicked(error)),
                 },
-                (delivery, slot) = next => match delivery {
-                    Ok(delivery) => {
+                (work, slot) = next => match work {
+                    Ok(work) => {
                         let (inner, stop) = (Arc::clone(&inner), stop.clone());
                         runs.spawn(async move {
-                            let result = inner.handle(delivery, stop).await;
+                            let result = inner.handle(work, stop).await;
                             drop(slot);
                             result
                         });
@@ -163,7 +152,8 @@ impl HubLoop {
         stop.cancel();
         let mut result = result;
         while let Some(ended) = runs.join_next().await {
-            result = result.and(ended.map_err(WorkerError::Panicked).and_then(|ended| ended));
+            let ended = ended.map_err(WorkerError::Panicked).and_then(|ended| ended);
+            result = result.and(ended.map(drop));
         }
         result
     }
@@ -174,83 +164,121 @@ impl Inner {
         &*self.clock
     }
 
+    /// A slot first, then something to do in it: the queue never waits for us.
+    ///
+    /// Cancel safety: if dropped, nothing is lost, by the contracts of semaphore and [`Deliveries::next`].
+    async fn next(
+        &self,
+        slots: &Arc<Semaphore>,
+        later: &mut Later,
+        deliveries: &mut dyn Deliveries,
+    ) -> (Result<Work, QueueError>, OwnedSemaphorePermit) {
+        if let Some(until) = self.status.shut_until() {
+            tokio::time::sleep_until(until).await;
+        }
+        let slot = Arc::clone(slots).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        let work = tokio::select! {
+            biased;
+            dispatch = later.next() => Ok(Work { dispatch, ticket: None }),
+            delivery = deliveries.next() => delivery.map(|delivery| Work {
+                dispatch: delivery.dispatch,
+                ticket: Some(delivery.ticket),
+            }),
+        };
+        (work, slot)
+    }
+
     /// Begins to take dispatches, trying for as long as it takes: a broker may be away, or be
     /// making the queue for another worker just now. `None` when told to stop.
     async fn subscribe(
         &self,
         queue: &dyn Queue,
         stop: &CancellationToken,
-    ) -> Option<Box<dyn Deliveries>> {
+    ) -> Result<Option<Box<dyn Deliveries>>, QueueError> {
         let mut delays = Policy::reconnect().delays();
         loop {
             let subscribed = tokio::select! {
                 biased;
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Ok(None),
                 subscribed = queue.consume(&self.hub.name, self.config.slots) => subscribed,
             };
             let error = match subscribed {
-                Ok(deliveries) => return Some(deliveries),
-                Err(error) => error,
+                Err(error) if error.disposition() == Disposition::Retry => error,
+                subscribed => return subscribed.map(Some),
             };
             let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
             tracing::warn!(hub = %self.hub.name, error = in_words(&error), ?wait, "waiting for the queue");
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    /// Answers for one dispatch.
-    async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), WorkerError> {
-        let Delivery {
-            dispatch, ticket, ..
-        } = delivery;
-        let store_error = |source| WorkerError::Store {
-            rollout: dispatch.rollout.clone(),
-            batch: dispatch.batch,
-            source,
+    /// Answers for one dispatch. Gives it back when it is to be tried once more.
+    async fn handle(
+        &self,
+        work: Work,
+        stop: CancellationToken,
+    ) -> Result<Option<Dispatch>, WorkerError> {
+        let Work { dispatch, ticket } = work;
+        let handled = match self.work(&dispatch.rollout, dispatch.batch, &stop).await {
+            Ok(handled) => handled,
+            Err(error) => Handled::PutDown(self.ended_by(&dispatch, error)?),
         };
-        let ended = match self.work(&dispatch.rollout, dispatch.batch, &stop).await {
-            Ok(ended) => ended,
-            // The rollout or its plan is gone: an old dispatch, with nothing left to ring for.
-            Err(StoreError::NotFound { what }) => {
-                tracing::warn!(what, batch = %dispatch.batch, rollout = %dispatch.rollout, "dispatch of something that does not exist");
-                Ended::Done
+        // A dispatch that comes back tells that its worker crashed, or only that its connection broke: it is tried once
+        // more, and needs no slot until then. A batch of a shut hub is rung for again; a dispatch that went back and forth
+        // would be taken for a poisonous one.
+        let is_new = ticket.is_some();
+        let answered = match (ticket, &handled) {
+            (None, _) => Ok(()),
+            (Some(ticket), Handled::PutDown(Ended::Stopped)) => ticket.requeue().await,
+            (Some(ticket), _) => ticket.ack().await,
+        };
+        if answered.is_err() {
+            // An unanswered dispatch comes back by itself; that costs time only.
+            tracing::warn!(rollout = %dispatch.rollout, batch = %dispatch.batch, "dispatch not answered");
+        }
+        Ok(match handled {
+            Handled::Held if is_new => Some(dispatch),
+            Handled::Held => None,
+            Handled::PutDown(ended) => {
+                tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
+                None
+            }
+        })
+    }
+
+    /// How work on a batch has ended that has failed, if the worker can go on.
+    fn ended_by(&self, dispatch: &Dispatch, error: StoreError) -> Result<Ended, WorkerError> {
+        let Dispatch { rollout, batch, .. } = dispatch;
+        match error.disposition() {
+            // An old dispatch, with nothing left to ring for.
+            Disposition::Superseded => {
+                tracing::warn!(%rollout, %batch, error = in_words(&error), "dispatch of something that does not exist");
+                Ok(Ended::Done)
             }
             // It is rung for again, until a newer worker hears it.
-            Err(error @ StoreError::Newer { .. }) => {
-                if self.leaves_alone(&dispatch.rollout, Ended::Newer).await {
-                    tracing::warn!(rollout = %dispatch.rollout, error = in_words(&error), "left to newer workers");
+            Disposition::Fatal if matches!(error, StoreError::Newer { .. }) => {
+                if self.leaves_alone(rollout, Ended::Newer) {
+                    tracing::warn!(%rollout, error = in_words(&error), "left to newer workers");
                 }
-                Ended::Newer
+                Ok(Ended::Newer)
             }
             // One batch that cannot be read must not stop the others; its lease lapses, and counts
             // against it.
-            Err(error @ StoreError::Corrupt { .. }) if self.config.give_up.is_none() => {
-                tracing::error!(batch = %dispatch.batch, rollout = %dispatch.rollout, error = in_words(&error), "batch cannot be worked on");
-                Ended::Fenced
+            Disposition::Fatal if self.config.give_up.is_none() => {
+                tracing::error!(%rollout, %batch, error = in_words(&error), "batch cannot be worked on");
+                Ok(Ended::Fenced)
             }
-            Err(source) => return Err(store_error(source)),
-        };
-        tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
-        let answered = match ended {
-            // A batch of a shut hub is rung for again; a dispatch that went back and forth would
-            // be taken for a poisonous one.
-            Ended::Done
-            | Ended::Unwanted
-            | Ended::Fenced
-            | Ended::HubShut
-            | Ended::Newer
-            | Ended::OtherHub => ticket.ack().await,
-            Ended::Stopped => ticket.requeue().await,
-        };
-        // An unanswered dispatch comes back by itself; that costs time only.
-        if let Err(QueueError::Unavailable { .. } | QueueError::Full { .. }) = answered {
-            tracing::warn!(rollout = %dispatch.rollout, batch = %dispatch.batch, "dispatch not answered");
+            Disposition::Fatal | Disposition::Retry => Err(WorkerError::Store {
+                rollout: rollout.clone(),
+                batch: *batch,
+                source: error,
+            }),
         }
-        Ok(())
     }
 
     async fn work(
@@ -258,14 +286,14 @@ impl Inner {
         name: &RolloutName,
         batch: BatchId,
         stop: &CancellationToken,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<Handled, StoreError> {
         if self.status.shut_until().is_some() {
             // It was on its way here when the hub was found shut. The loop waits, not the dispatch.
-            return Ok(Ended::HubShut);
+            return Ok(Handled::PutDown(Ended::HubShut));
         }
         // Known first: also of a batch that is not given, a rollout's feedback may be waited for.
         let Some(known) = self.patiently(stop, || self.known(name, None)).await? else {
-            return Ok(Ended::Stopped);
+            return Ok(Handled::PutDown(Ended::Stopped));
         };
         let trace_id = known
             .trace
@@ -280,63 +308,58 @@ impl Inner {
         name: &RolloutName,
         batch: BatchId,
         stop: &CancellationToken,
-    ) -> Result<Ended, StoreError> {
-        let holder = Holder::new(format!("{}-{}", self.id.simple(), Uuid::new_v4().simple()))
-            .expect("hexadecimal digits");
-        let request = LeaseRequest {
-            rollout: name.clone(),
-            batch,
-            holder,
-            ttl: self.config.lease,
-        };
-        let (lease, leased_at) = match self.lease(&request, stop).await? {
-            Some((LeaseReply::Granted(lease), asked_at)) => (lease, asked_at),
-            Some((LeaseReply::Done, _)) => return Ok(Ended::Done),
-            Some((LeaseReply::Held(_) | LeaseReply::NotWanted, _)) => return Ok(Ended::Unwanted),
-            Some((LeaseReply::Quarantined, _)) => {
-                tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
-                return Ok(Ended::Unwanted);
+    ) -> Result<Handled, StoreError> {
+        let stopped = Handled::PutDown(Ended::Stopped);
+        let ttl = self.config.lease;
+        let take = || HeldBatch::take(&self.store, self.id, name, batch, ttl);
+        let held = match self.patiently(stop, take).await? {
+            None => return Ok(stopped),
+            Some(Taken::Held(held)) => held,
+            Some(Taken::Not(LeaseReply::Held(_))) => return Ok(Handled::Held),
+            Some(Taken::Not(LeaseReply::Done)) => return Ok(Handled::PutDown(Ended::Done)),
+            Some(Taken::Not(reply)) => {
+                if reply == LeaseReply::Quarantined {
+                    tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
+                }
+                return Ok(Handled::PutDown(Ended::Unwanted));
             }
-            None => return Ok(Ended::Stopped),
         };
-        let load = || self.store.load(name, batch);
-        let Some(work) = self.patiently(stop, load).await? else {
-            return Ok(Ended::Stopped);
+        let Some(work) = self.patiently(stop, || held.load()).await? else {
+            return Ok(stopped);
         };
         if work.header().host != self.hub.host {
-            self.leave_to_other_hub(name, work.header(), &lease).await;
-            return Ok(Ended::OtherHub);
+            self.leave_to_other_hub(name, work.header(), held).await;
+            return Ok(Handled::PutDown(Ended::OtherHub));
         }
         // What was known may be of another rollout of that name, which was removed.
         let known = || self.known(name, Some(work.rollout));
         let Some(known) = self.patiently(stop, known).await? else {
-            return Ok(Ended::Stopped);
+            return Ok(stopped);
         };
-        let known = &*known;
         tracing::debug!(rollout = %name, %batch, "batch taken up");
         let closes_at = self.closes_at(&known.spec, &work.header().group);
-        let telling = Telling::of(known, work.header(), &lease, self.clock.now());
-        let mut run = BatchRun::new(self, lease, leased_at, work, known, closes_at);
-        let held = OneMore::of(&self.status.metrics().batches);
+        let telling = Telling::of(&known, work.header(), held.epoch(), self.clock.now());
+        let mut run = BatchRun::new(self, held, work, &known, closes_at);
+        let counted = OneMore::of(&self.status.metrics().batches);
         let ended = run.until_ended(stop).await?;
-        drop(held);
+        drop(counted);
         self.status.metrics().ended(ended);
         let end = self.clock.now();
         self.tracer
             .tell(telling.map(|it| it.ended(ended, run.recorded(), end)));
         if ended != Ended::Fenced
-            && let Err(error) = self.store.release(run.lease()).await
+            && let Some(held) = run.into_batch()
         {
-            // It lapses by itself; that costs time only.
-            tracing::warn!(rollout = %name, %batch, ?error, "batch not released");
+            held.release().await;
         }
-        Ok(ended)
+        Ok(Handled::PutDown(ended))
     }
 
     /// Counts a batch that is left to other workers. Whether it is the first of its rollout, as far as is remembered.
-    async fn leaves_alone(&self, name: &RolloutName, ended: Ended) -> bool {
+    fn leaves_alone(&self, name: &RolloutName, ended: Ended) -> bool {
         self.status.metrics().ended(ended);
-        let mut left_alone = self.left_alone.lock().await;
+        let left_alone = self.left_alone.lock();
+        let mut left_alone = left_alone.unwrap_or_else(PoisonError::into_inner);
         if left_alone.len() >= KNOWN {
             left_alone.clear();
         }
@@ -344,16 +367,14 @@ impl Inner {
     }
 
     /// Gives a batch back that was planned for another hub than the one of its name here.
-    async fn leave_to_other_hub(&self, name: &RolloutName, header: &BatchHeader, lease: &Lease) {
-        if self.leaves_alone(name, Ended::OtherHub).await {
+    async fn leave_to_other_hub(&self, name: &RolloutName, header: &BatchHeader, held: HeldBatch) {
+        if self.leaves_alone(name, Ended::OtherHub) {
             tracing::error!(
                 rollout = %name, hub = %header.hub, planned = %header.host, configured = %self.hub.host,
                 "its batches are not sent: this hub is another one in this worker's configuration"
             );
         }
-        if let Err(error) = self.store.release(lease).await {
-            tracing::warn!(rollout = %name, batch = %header.id, error = in_words(&error), "batch not released");
-        }
+        held.release().await;
     }
 
     /// When nothing more may be sent to a tag group, by its rollout's schedule: at once, if it is closed.
@@ -365,35 +386,6 @@ impl Inner {
         }
     }
 
-    /// Asks for a batch; when somebody has it, once more when that lease is over: a dispatch that
-    /// comes back tells that its worker crashed, or only that its connection broke. Gives the answer,
-    /// and when it was asked for.
-    async fn lease(
-        &self,
-        request: &LeaseRequest,
-        stop: &CancellationToken,
-    ) -> Result<Option<(LeaseReply, Instant)>, StoreError> {
-        let ask = || async {
-            let asked_at = Instant::now();
-            Ok((self.store.lease(request).await?, asked_at))
-        };
-        let reply = self.patiently(stop, ask).await?;
-        if !matches!(reply, Some((LeaseReply::Held(_), _))) {
-            return Ok(reply);
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(request.ttl) => {}
-        }
-        self.patiently(stop, ask).await
-    }
-
-    /// A full disk of this machine's: not for us to wait for.
-    pub(crate) fn is_local(&self, error: &StoreError) -> bool {
-        self.config.give_up.is_some() && matches!(error, StoreError::NotWritable { .. })
-    }
-
     /// Makes a call again for as long as the store does not answer. `None` when told to stop.
     pub(crate) async fn patiently<T, F>(
         &self,
@@ -403,87 +395,63 @@ impl Inner {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let since = Instant::now();
-        let mut delays = Policy::send_retry().delays();
+        let mut tries = Tries::new(self.patience(), &Policy::send_retry());
         loop {
             let called = tokio::select! {
                 biased;
                 called = call() => called,
                 () = stop.cancelled() => return Ok(None),
             };
-            match called {
-                Err(error) if is_passing(&error) && !self.is_local(&error) => {
-                    let limit = self.config.give_up;
-                    if limit.is_some_and(|limit| since.elapsed() >= limit) {
-                        return Err(error);
-                    }
-                    tracing::warn!(hub = %self.hub.name, error = in_words(&error), "the store does not answer");
-                }
-                result => return result.map(Some),
+            let error = match called {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(error) => error,
+            };
+            let words = in_words(&error);
+            let is_news = !tries.is_failing();
+            let wait = tries.failed(error, Instant::now())?;
+            if is_news {
+                tracing::warn!(hub = %self.hub.name, error = words, "the store does not answer");
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(next_delay(&mut delays)) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    /// What all batches of a rollout need: of `which` one, if several have had the name. A rollout never changes, so it is
-    /// read once.
+    fn patience(&self) -> Patience {
+        Patience(self.config.give_up)
+    }
+
+    /// What all batches of a rollout need: of `which` one, if several have had the name. A slow read keeps only those
+    /// waiting that need this rollout.
     async fn known(
         &self,
         name: &RolloutName,
         which: Option<RolloutId>,
     ) -> Result<Arc<Known>, StoreError> {
-        let is_it = |id| which.is_none_or(|which| which == id);
-        let mut known = self.known.lock().await;
-        if let Some(known) = known.get(name).filter(|known| is_it(known.id)) {
-            return Ok(Arc::clone(known));
+        if let Some(known) = self.known.get(name, which) {
+            return Ok(known);
         }
-        let missing = || StoreError::NotFound {
-            what: format!("rollout {name}"),
-        };
         let rollout = self.store.rollout(name).await?;
-        let rollout = rollout.filter(|rollout| is_it(rollout.id));
-        let rollout = rollout.ok_or_else(missing)?;
-        let content = rollout
-            .spec
-            .message
-            .content()
-            .map_err(|source| StoreError::Corrupt {
-                doing: format!("read the message of rollout {name}"),
-                source: Box::new(source),
-            })?;
-        let pacer = |stage| {
-            let store = Arc::clone(&self.store);
+        let rollout = rollout.filter(|rollout| which.is_none_or(|which| which == rollout.id));
+        let rollout = rollout.ok_or_else(|| StoreError::NotFound {
+            what: format!("rollout {name}"),
+        })?;
+        let known = Known::new(rollout, |spec, stage| {
             Pacer::new(
-                store,
-                &self.hub.name,
+                Arc::clone(&self.store),
+                Arc::clone(&self.status),
+                self.patience(),
                 self.hub.limits,
-                &rollout.spec,
-                StageIndex(stage),
+                &self.hub.name,
+                (spec, stage),
             )
-        };
-        let pacers = (0..).take(rollout.spec.all_stages().len());
-        let pacers = pacers.map(|stage| pacer(stage).map(Arc::new)).collect();
-        let again = rollout.spec.delivery == DeliveryMode::AtLeastOnce;
-        if content.ack != Ack::None {
+        })?;
+        if known.content.ack != Ack::None {
             self.feedback_wanted.notify_one();
         }
-        let new = Arc::new(Known {
-            id: rollout.id,
-            content: Arc::new(content),
-            pacers,
-            spec: rollout.spec,
-            trace: rollout.trace,
-            batches: rollout.plan.map_or(0, |plan| plan.batches),
-            again,
-        });
-        if known.len() >= KNOWN {
-            known.retain(|_, known| Arc::strong_count(known) > 1);
-        }
-        known.insert(name.clone(), Arc::clone(&new));
-        Ok(new)
+        Ok(self.known.put(known))
     }
 }

@@ -18,12 +18,16 @@
 //!
 //! Any number of workers may run at once: they share nothing but queue and store.
 
-mod batch_run;
+mod batch;
 mod feedback;
 mod hub_loop;
+mod known;
+mod later;
 mod link;
 mod metrics;
+mod pace;
 mod pacer;
+mod patience;
 mod status;
 mod told;
 mod turns;

@@ -11,7 +11,7 @@ use prometheus::{
 use twincast_core::ids::HubName;
 use twincast_core::outcome::{OUTCOMES, Outcome};
 
-use crate::batch_run::Ended;
+use crate::batch::Ended;
 
 /// From a hub near by to one that holds messages back: 12 s and more (`iot-hub-devguide-quotas-throttling`).
 const SEND_SECONDS: [f64; 12] = [
@@ -31,6 +31,7 @@ pub(crate) struct Families {
     repeated: IntCounterVec,
     in_flight: IntGaugeVec,
     send_seconds: HistogramVec,
+    permits_late: IntCounterVec,
     quota: GaugeVec,
     link_up: IntGaugeVec,
     clock: GaugeVec,
@@ -76,6 +77,11 @@ impl Families {
                 "twincast_send_duration_seconds",
                 "From a send to the hub's answer.",
                 &SEND_SECONDS,
+            ),
+            permits_late: counters(
+                "twincast_permits_late_total",
+                "Permits that the store gave too late to be used: it took more than half a second.",
+                &["hub"],
             ),
             quota: vec(GaugeVec::new(
                 Opts::new(
@@ -146,13 +152,14 @@ impl Families {
 
     /// What is exported.
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 17] = [
+        let all: [Box<dyn Collector>; 18] = [
             Box::new(self.accepted.clone()),
             Box::new(self.throttled.clone()),
             Box::new(self.unanswered.clone()),
             Box::new(self.repeated.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.send_seconds.clone()),
+            Box::new(self.permits_late.clone()),
             Box::new(self.quota.clone()),
             Box::new(self.link_up.clone()),
             Box::new(self.clock.clone()),
@@ -180,6 +187,7 @@ impl Families {
             resent: self.repeated.with_label_values(&hub),
             in_flight: self.in_flight.with_label_values(&hub),
             send_seconds: self.send_seconds.with_label_values(&hub),
+            permits_late: self.permits_late.with_label_values(&hub),
             name: name.clone(),
             link_up: self.link_up.clone(),
             clock: self.clock.clone(),
@@ -226,6 +234,7 @@ pub struct HubMetrics {
     unheard: IntGauge,
     foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,
+    pub(crate) permits_late: IntCounter,
     name: HubName,
     /// Its child is made when there is something to say, as that of the next one.
     link_up: IntGaugeVec,

@@ -1,26 +1,23 @@
 //! From blocks of permits to an even stream of sends.
 //!
-//! The store hands out permits for a hub in blocks, so that workers agree on the quota at a
-//! small cost. A block is spread by `governor` over most of the time it stands for, so that
-//! the hub sees a stream and not bursts. While one block is being used the next one is fetched,
-//! so that no time is lost between them, and the others see that this rollout wants more.
+//! The store hands out permits for a hub in blocks, so that workers agree on the quota at a small cost. A [`Line`] spreads
+//! them over most of the time that they stand for, so that the hub sees a stream and not bursts. Whoever waits for a permit
+//! takes one as a value and waits for its time; if they give up meanwhile, it is lost. Whoever waits also moves a fetch
+//! on, so there is no task, and no lock is held while the store is asked.
 //!
 //! A ramp's rate follows from the store's counts, which are read anew for a block when they are older than
 //! [`LOOK_AGAIN`]. Nothing else is remembered, so all workers come to the same rate, at most that much later. Counts
 //! only rise while devices are sent to, so an old one means a rate that is too low, never one too high.
 
-use std::num::NonZeroU32;
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::clock::Clock;
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
-use tokio::sync::Mutex;
-use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use tokio::time::{Instant, sleep, sleep_until};
+use twincast_core::error::in_words;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{HubName, StageIndex};
 use twincast_core::permits::{Grant, PermitRequest};
@@ -28,19 +25,12 @@ use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::{Rate, RolloutSpec, StagePace};
 use twincast_retry::Policy;
 
-use crate::batch_run::next_delay;
+use crate::pace::{Block, Line, Need, Permit};
+use crate::patience::{Patience, Tries, next_delay};
+use crate::status::HubStatus;
 
-/// How much faster than its average a block is sent, so that it is used up before the next one
-/// begins: smoothing must not be what limits the rate.
-const SPREAD: f64 = 1.25;
-/// What may go at once: timers are exact to a millisecond, and a block must not lose time to that.
-const CATCH_UP: Duration = Duration::from_millis(20);
-/// How much later than the time it stands for a permit may be used. Later ones would come on top
-/// of what others send then.
-pub(crate) const LATE: Duration = Duration::from_millis(100);
-
-/// Permits that took longer to get here are not used: what they stand for may be over by as much.
-/// A little less than the jitter that the quota's headroom is for.
+/// Permits that took longer to get here are not used: what they stand for may be over by as much. A little less than the
+/// jitter that the quota's headroom is for.
 const STALE: Duration = Duration::from_millis(500);
 
 /// How old the counts may be by which a ramp's rate is found, while it rises.
@@ -48,16 +38,207 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// And when it has reached the highest: counts fall when devices are tried again.
 const LOOK_AGAIN_AT_TOP: Duration = Duration::from_secs(5);
 
-/// The pace of one rollout on one hub.
+/// A fetch that nobody has waited for so long is begun anew: its answer would look late.
+const LEFT: Duration = Duration::from_millis(100);
+
+type Fetching = Shared<BoxFuture<'static, ()>>;
+
+/// The pace of one rollout's stage on one hub, for all of the worker's batches.
 pub(crate) struct Pacer {
+    asker: Arc<Asker>,
+    found: Arc<Mutex<Found>>,
+    fetch: Mutex<Fetch>,
+}
+
+/// What is being fetched, and for how many.
+struct Fetch {
+    under_way: Option<Fetching>,
+    /// How many permits those want that wait.
+    wanted: u32,
+    /// When the last of those that waited has gone.
+    left_at: Instant,
+}
+
+/// What was fetched.
+#[derive(Default)]
+struct Found {
+    line: Line,
+    /// Why the last fetch has failed for good, until somebody was told.
+    failed: Option<StoreError>,
+}
+
+impl Pacer {
+    /// The pacer of a rollout's stage on a hub; `None` when neither has a limit.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        status: Arc<HubStatus>,
+        patience: Patience,
+        limits: HubLimits,
+        hub: &HubName,
+        (spec, stage): (&RolloutSpec, StageIndex),
+    ) -> Option<Self> {
+        let pace = spec.pace_of(stage);
+        limits.pace(pace.rate_at(0))?;
+        let request = PermitRequest {
+            hub: hub.clone(),
+            wanted: 0,
+            // A limit of the hub's that cannot be reached stands for none.
+            per_minute: limits.pace(None).unwrap_or(1e9),
+            rollout: spec.name.clone(),
+            weight: spec.weight,
+            limit: None,
+        };
+        Some(Self {
+            asker: Arc::new(Asker {
+                store,
+                status,
+                patience,
+                request,
+                limits,
+                pace,
+                counted: Mutex::default(),
+                generation: AtomicU64::new(0),
+            }),
+            found: Arc::default(),
+            fetch: Mutex::new(Fetch {
+                under_way: None,
+                wanted: 0,
+                left_at: Instant::now(),
+            }),
+        })
+    }
+
+    /// Waits for the right to send one message now. The caller has `more` messages to send after this one.
+    ///
+    /// Cancel safety: if dropped, a permit may be lost, and none is used before its time.
+    pub(crate) async fn acquire(self: Arc<Self>, more: usize) -> Result<(), StoreError> {
+        let _wants = Wants::so_many(&self.fetch, more.saturating_add(1));
+        loop {
+            let turn = self.turn(Instant::now())?;
+            let has_fetched = async {
+                match turn.fetching {
+                    Some(fetching) => fetching.await,
+                    None => pending().await,
+                }
+                // The block after this one.
+                if turn.permit.is_some() {
+                    pending().await
+                }
+            };
+            let until = async {
+                match turn.until {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = has_fetched => {}
+                () = until => {}
+            }
+            let generation = self.asker.generation();
+            if turn
+                .permit
+                .is_some_and(|permit| permit.is_good(Instant::now(), generation))
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes a permit, if there is one, and begins a fetch, if that is to be done.
+    fn turn(&self, now: Instant) -> Result<Turn, StoreError> {
+        let mut fetch = lock(&self.fetch);
+        fetch.under_way.take_if(|it| it.peek().is_some());
+        let mut found = lock(&self.found);
+        if let Some(error) = found.failed.take() {
+            return Err(error);
+        }
+        let permit = found.line.take(now, self.asker.generation());
+        let need = found.line.need(now, fetch.wanted);
+        if let Need::Permits(wanted) = need
+            && fetch.under_way.is_none()
+        {
+            fetch.under_way = Some(self.fetch(wanted));
+        }
+        let until = match need {
+            Need::NothingUntil(at) => Some(at),
+            Need::Nothing | Need::Permits(_) => None,
+        };
+        Ok(Turn {
+            until: permit.map(|permit| permit.not_before).or(until),
+            permit,
+            fetching: fetch.under_way.clone(),
+        })
+    }
+
+    fn fetch(&self, wanted: u32) -> Fetching {
+        let (asker, found) = (Arc::clone(&self.asker), Arc::clone(&self.found));
+        let fetch = async move {
+            let block = asker.ask(wanted).await;
+            let mut found = lock(&found);
+            match block {
+                Ok(block) => found.line.put(block),
+                Err(error) => found.failed = Some(error),
+            }
+        };
+        fetch.boxed().shared()
+    }
+
+    /// The hub has refused a send for its quota: voids what is at hand.
+    pub(crate) fn void(&self) {
+        self.asker.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Slows everyone down, after a refusal for the quota.
+    pub(crate) async fn throttled(&self, retry_after: Option<Duration>) -> Result<(), StoreError> {
+        let Asker { store, request, .. } = &*self.asker;
+        store.throttled(&request.hub, retry_after).await
+    }
+}
+
+/// What somebody who waits for a permit waits for.
+struct Turn {
+    permit: Option<Permit>,
+    /// The permit's time, or that of the next look.
+    until: Option<Instant>,
+    fetching: Option<Fetching>,
+}
+
+/// So many permits are wanted, until it is dropped.
+struct Wants<'a>(&'a Mutex<Fetch>, u32);
+
+impl<'a> Wants<'a> {
+    fn so_many(fetch: &'a Mutex<Fetch>, these: usize) -> Self {
+        // Much more than a block has, and no sum of them overflows.
+        let these = these.min(1 << 20) as u32;
+        let mut locked = lock(fetch);
+        if locked.wanted == 0 && locked.left_at.elapsed() > LEFT {
+            locked.under_way = None;
+        }
+        locked.wanted += these;
+        Self(fetch, these)
+    }
+}
+
+impl Drop for Wants<'_> {
+    fn drop(&mut self) {
+        let mut fetch = lock(self.0);
+        fetch.wanted -= self.1;
+        fetch.left_at = Instant::now();
+    }
+}
+
+/// Asks the store for permits.
+struct Asker {
     store: Arc<dyn Store>,
+    status: Arc<HubStatus>,
+    patience: Patience,
     /// All but how much is wanted, and the limit.
     request: PermitRequest,
     limits: HubLimits,
     pace: StagePace,
-    counted: StdMutex<Option<Counted>>,
-    /// One sender at a time waits here, the others queue up behind it in order.
-    blocks: Mutex<Blocks>,
+    counted: Mutex<Option<Counted>>,
     /// Raised by a throttle: permits of an earlier generation are void.
     generation: AtomicU64,
 }
@@ -69,160 +250,9 @@ struct Counted {
     at: Instant,
 }
 
-/// Spreads permits over the time that they stand for.
-struct Rhythm {
-    per_minute: f64,
-    smoother: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
-}
-
-impl Rhythm {
-    fn at(per_minute: f64) -> Self {
-        let period =
-            Duration::from_secs_f64(60.0 / (per_minute * SPREAD)).max(Duration::from_nanos(1));
-        let burst = (CATCH_UP.as_secs_f64() / period.as_secs_f64()) as u32;
-        let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(period)
-            .expect("a period above zero")
-            .allow_burst(burst);
-        let clock = RuntimeClock(Instant::now());
-        Self {
-            per_minute,
-            smoother: RateLimiter::direct_with_clock(quota, clock),
-        }
-    }
-}
-
-struct Blocks {
-    rhythm: Rhythm,
-    current: Block,
-    /// Being fetched while the current one is used.
-    next: Option<AbortOnDropHandle<Result<Block, StoreError>>>,
-}
-
-/// Permits, with the time that they stand for.
-#[derive(Debug, Clone, Copy, Default)]
-struct Block {
-    permits: u32,
-    per_minute: f64,
-    start: Option<Instant>,
-    end: Option<Instant>,
-    generation: u64,
-}
-
-impl Block {
-    fn is_good(&self, generation: u64) -> bool {
-        self.permits > 0
-            && self.generation == generation
-            && self.end.is_some_and(|end| Instant::now() <= end)
-    }
-}
-
-/// The runtime's clock, which tests can pause.
-#[derive(Debug, Clone)]
-pub(crate) struct RuntimeClock(Instant);
-
-impl Clock for RuntimeClock {
-    type Instant = Duration;
-    fn now(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
-
-impl Pacer {
-    /// The pacer of a rollout's stage on a hub; `None` when neither has a limit.
-    pub(crate) fn new(
-        store: Arc<dyn Store>,
-        hub: &HubName,
-        limits: HubLimits,
-        spec: &RolloutSpec,
-        stage: StageIndex,
-    ) -> Option<Self> {
-        let pace = spec.pace_of(stage);
-        let at_first = limits.pace(pace.rate_at(0))?;
-        let request = PermitRequest {
-            hub: hub.clone(),
-            wanted: 0,
-            // A limit of the hub's that cannot be reached stands for none.
-            per_minute: limits.pace(None).unwrap_or(1e9),
-            rollout: spec.name.clone(),
-            weight: spec.weight,
-            limit: None,
-        };
-        let blocks = Blocks {
-            rhythm: Rhythm::at(at_first),
-            current: Block::default(),
-            next: None,
-        };
-        Some(Self {
-            store,
-            request,
-            limits,
-            pace,
-            counted: StdMutex::default(),
-            blocks: Mutex::new(blocks),
-            generation: AtomicU64::new(0),
-        })
-    }
-
-    /// Waits for the right to send one message, in order of asking. The caller has `more` messages
-    /// to send after this one.
-    ///
-    /// Cancel safety: if dropped, nothing is lost but the caller's place in the line.
-    pub(crate) async fn acquire(self: Arc<Self>, more: usize) -> Result<(), StoreError> {
-        let mut blocks = self.blocks.lock().await;
-        loop {
-            let generation = self.generation.load(Ordering::Acquire);
-            if !blocks.current.is_good(generation) {
-                self.next_block(&mut blocks, more).await?;
-                continue;
-            }
-            let smoother = &blocks.rhythm.smoother;
-            match smoother.check() {
-                Ok(()) => {
-                    blocks.current.permits -= 1;
-                    return Ok(());
-                }
-                Err(not_until) => {
-                    let wait = not_until.wait_time_from(smoother.clock().now());
-                    tokio::time::sleep(wait).await;
-                }
-            }
-        }
-    }
-
-    /// Makes the next block the current one when its time has come, and fetches the one after it
-    /// if that will be wanted.
-    async fn next_block(
-        self: &Arc<Self>,
-        blocks: &mut Blocks,
-        more: usize,
-    ) -> Result<(), StoreError> {
-        let wanted = u32::try_from(more + 1).unwrap_or(u32::MAX);
-        let fetching = match &mut blocks.next {
-            Some(fetching) => fetching,
-            none => none.insert(self.fetch(wanted)),
-        };
-        let fetched = fetching.await;
-        blocks.next = None;
-        let block =
-            fetched.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        blocks.current = block;
-        #[expect(clippy::float_cmp, reason = "the same rate gives the same number")]
-        if block.per_minute != blocks.rhythm.per_minute {
-            blocks.rhythm = Rhythm::at(block.per_minute);
-        }
-        if let Some(start) = block.start {
-            tokio::time::sleep_until(start).await;
-        }
-        if block.permits > 0 && wanted > block.permits {
-            blocks.next = Some(self.fetch(wanted - block.permits));
-        }
-        Ok(())
-    }
-
-    fn fetch(self: &Arc<Self>, wanted: u32) -> AbortOnDropHandle<Result<Block, StoreError>> {
-        let pacer = Arc::clone(self);
-        AbortOnDropHandle::new(tokio::spawn(async move { pacer.ask(wanted).await }))
+impl Asker {
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// The rate now, which follows from what is counted if there is a ramp.
@@ -230,7 +260,7 @@ impl Pacer {
         if self.pace.ramp().is_none() {
             return Ok(self.pace.rate_at(0));
         }
-        let last = *self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *lock(&self.counted);
         let is_good = |last: &Counted| {
             let rises = self.pace.next_step(last.devices).is_some();
             let age = if rises { LOOK_AGAIN } else { LOOK_AGAIN_AT_TOP };
@@ -242,8 +272,7 @@ impl Pacer {
         let at = Instant::now();
         let tallies = self.store.tallies(&self.request.rollout).await?;
         let devices = self.pace.counted(&tallies);
-        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Counted { devices, at });
+        *lock(&self.counted) = Some(Counted { devices, at });
         Ok(self.pace.rate_at(devices))
     }
 
@@ -266,40 +295,120 @@ impl Pacer {
 
     /// Asks for a block for as long as it takes: who waits for it is told to stop by others.
     async fn ask(&self, wanted: u32) -> Result<Block, StoreError> {
-        let mut delays = Policy::store_retry().delays();
-        let mut is_told = false;
+        let mut tries = Tries::new(self.patience, &Policy::store_retry());
         loop {
-            let generation = self.generation.load(Ordering::Acquire);
+            let generation = self.generation();
             let asked_at = Instant::now();
-            match self.ask_once(wanted).await {
-                Ok(_) if asked_at.elapsed() > STALE => {}
-                Ok((grant, per_minute)) => {
-                    let start = Instant::now() + grant.wait;
-                    let interval = Duration::from_secs_f64(60.0 / per_minute);
-                    let last = start + interval * grant.permits.saturating_sub(1);
-                    return Ok(Block {
-                        permits: grant.permits,
-                        per_minute,
-                        start: Some(start),
-                        end: Some(last + LATE),
-                        generation,
-                    });
-                }
-                Err(error @ StoreError::Unavailable { .. }) => {
-                    let delay = next_delay(&mut delays);
-                    if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(hub = %self.request.hub, ?error, "no permits, the store does not answer");
+            let error = match self.ask_once(wanted).await {
+                Ok((grant, _)) if grant.permits > 0 && asked_at.elapsed() > STALE => {
+                    self.status.permits_late(grant.permits, asked_at.elapsed());
+                    match self.until_prompt().await {
+                        Ok(()) => continue,
+                        Err(error) => error,
                     }
-                    tokio::time::sleep(delay).await;
                 }
-                Err(error) => return Err(error),
+                Ok((grant, per_minute)) => {
+                    if asked_at.elapsed() <= STALE {
+                        self.status.permits_in_time();
+                    }
+                    let now = Instant::now();
+                    return Ok(Block::new(grant, per_minute, generation, now));
+                }
+                Err(error) => error,
+            };
+            let is_news = !tries.is_failing();
+            let words = is_news.then(|| in_words(&error));
+            let delay = tries.failed(error, Instant::now())?;
+            if let Some(error) = words {
+                tracing::warn!(hub = %self.request.hub, error, "no permits, the store does not answer");
             }
+            sleep(delay).await;
         }
     }
 
-    /// The hub refused a send for its quota: voids what is at hand, and slows everyone down.
-    pub(crate) async fn throttled(&self, retry_after: Option<Duration>) -> Result<(), StoreError> {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.store.throttled(&self.request.hub, retry_after).await
+    /// Waits until the store answers in time, with a question that takes no permits.
+    async fn until_prompt(&self) -> Result<(), StoreError> {
+        let policy = Policy::store_retry();
+        let mut delays = policy.delays();
+        loop {
+            sleep(next_delay(&mut delays, policy.max())).await;
+            let asked_at = Instant::now();
+            self.store.limiter(&self.request.hub).await?;
+            if asked_at.elapsed() <= STALE {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Nothing panics while it holds one of these locks, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use twincast_core::ids::RolloutName;
+    use twincast_testkit::{AwayStore, MemoryStore, Way, build};
+
+    use super::*;
+    use crate::metrics::Families;
+
+    /// A pacer at 60,000 a minute, of a hub whose permits are reserved by others for the next 900 ms.
+    async fn behind_others() -> (Arc<Pacer>, Instant) {
+        let clock = Arc::new(twincast_testkit::RuntimeClock::default());
+        let store = Arc::new(MemoryStore::new(clock));
+        let way = AwayStore::new(Arc::clone(&store) as _);
+        way.set_of("take_permits", Way::Slow(Duration::from_millis(10)));
+        let spec = build::accepted("r").spec;
+        let hub = build::hub("a");
+        let limits = HubLimits {
+            sends_per_minute: Some(60_000.0),
+            ..HubLimits::unlimited()
+        };
+        let others = PermitRequest {
+            hub: hub.clone(),
+            wanted: u32::MAX,
+            per_minute: 60_000.0,
+            rollout: RolloutName::new("others").expect("a name"),
+            weight: 1,
+            limit: None,
+        };
+        let mut wait = Duration::ZERO;
+        while wait < Duration::from_millis(800) {
+            wait = store.take_permits(&others).await.unwrap().wait;
+        }
+        let free_at = Instant::now() + wait + Duration::from_millis(100);
+        let metrics = Families::new().hub(&hub);
+        let status = Arc::new(HubStatus::new(hub.clone(), metrics));
+        let stage = (&spec, StageIndex(0));
+        let patience = Patience(None);
+        let pacer = Pacer::new(Arc::new(way), status, patience, limits, &hub, stage);
+        (Arc::new(pacer.expect("a hub with limits")), free_at)
+    }
+
+    /// The answer to a question that was left alone is no late one.
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_nobody_waits_for_is_begun_anew() {
+        let (pacer, _) = behind_others().await;
+        let short = Duration::from_millis(1);
+        let waited = tokio::time::timeout(short, Arc::clone(&pacer).acquire(1_000)).await;
+        assert!(waited.is_err());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        Arc::clone(&pacer).acquire(1_000).await.unwrap();
+        let late = &pacer.asker.status.metrics().permits_late;
+        assert_eq!(late.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_wait_leaves_no_permit_that_may_be_used_early() {
+        let (pacer, free_at) = behind_others().await;
+        let short = Duration::from_millis(50);
+        for _ in 0..3 {
+            let waited = tokio::time::timeout(short, Arc::clone(&pacer).acquire(1_000)).await;
+            assert!(waited.is_err(), "a permit before its time");
+        }
+        Arc::clone(&pacer).acquire(1_000).await.unwrap();
+        assert!(Instant::now() >= free_at, "a permit before its time");
     }
 }

@@ -1,6 +1,7 @@
 //! What a worker is doing, for whoever watches it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,14 +34,19 @@ pub enum HubState {
 /// One hub, as a worker sees it.
 #[derive(Debug)]
 pub struct HubStatus {
+    name: HubName,
     state: Mutex<HubState>,
+    /// The store gives permits too late.
+    is_late: AtomicBool,
     metrics: HubMetrics,
 }
 
 impl HubStatus {
-    fn new(metrics: HubMetrics) -> Self {
+    pub(crate) fn new(name: HubName, metrics: HubMetrics) -> Self {
         Self {
+            name,
             state: Mutex::new(HubState::Serving),
+            is_late: AtomicBool::new(false),
             metrics,
         }
     }
@@ -88,6 +94,21 @@ impl HubStatus {
         is_news
     }
 
+    /// The store took so long to give permits that they cannot be used.
+    pub(crate) fn permits_late(&self, permits: u32, took: Duration) {
+        self.metrics.permits_late.inc_by(permits.into());
+        if !self.is_late.swap(true, Ordering::Relaxed) {
+            tracing::warn!(hub = %self.name, ?took, "no permits, the store answers too late");
+        }
+    }
+
+    /// The store has given permits that can be used.
+    pub(crate) fn permits_in_time(&self) {
+        if self.is_late.swap(false, Ordering::Relaxed) {
+            tracing::info!(hub = %self.name, "permits come in time again");
+        }
+    }
+
     /// When a shut hub is to be tried again, if that is still to come.
     pub(crate) fn shut_until(&self) -> Option<Instant> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -111,7 +132,7 @@ impl WorkerStatus {
             if let Some(per_minute) = hub.limits.sends_per_minute {
                 metrics.quota(&hub.name, per_minute);
             }
-            let status = HubStatus::new(metrics.hub(&hub.name));
+            let status = HubStatus::new(hub.name.clone(), metrics.hub(&hub.name));
             (hub.name.clone(), Arc::new(status))
         });
         Self {

@@ -1,13 +1,13 @@
 //! What is told of a run of a batch, in the trace of its rollout.
 
-use twincast_core::batch::Lease;
+use twincast_core::ids::Epoch;
 use twincast_core::outcome::Counts;
 use twincast_core::plan::BatchHeader;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Span;
 
-use crate::batch_run::Ended;
-use crate::hub_loop::Known;
+use crate::batch::Ended;
+use crate::known::Known;
 
 /// A run that is under way, and will be told of.
 pub(crate) struct Telling(Span);
@@ -17,7 +17,7 @@ impl Telling {
     pub(crate) fn of(
         known: &Known,
         header: &BatchHeader,
-        lease: &Lease,
+        epoch: Epoch,
         start: Timestamp,
     ) -> Option<Self> {
         let root = known.trace?;
@@ -25,10 +25,10 @@ impl Telling {
             return None;
         }
         // Each lease of a batch is another run.
-        let run = format_args!("batch {} {}", header.id, lease.epoch);
+        let run = format_args!("batch {} {}", header.id, epoch);
         let stage = root.of_stage(header.stage).span;
         let span = Span::new(root.derive(run), Some(stage), "batch", start..start)
-            .with("twincast.rollout", &lease.rollout)
+            .with("twincast.rollout", &known.spec.name)
             .with("twincast.hub", &header.hub)
             .with("twincast.batch", u64::from(header.id.0))
             .with("twincast.devices", u64::from(header.devices));

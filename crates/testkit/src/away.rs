@@ -1,5 +1,6 @@
-//! A store that can be away.
+//! A store that can be away, full or slow.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,19 +29,38 @@ pub enum Way {
     Broken,
     /// Calls wait until the way is another one.
     Silent,
+    /// Calls fail at once with [`StoreError::NotWritable`], and take no effect.
+    Full,
+    /// Calls take so much longer.
+    Slow(Duration),
+}
+
+/// The ways of calls.
+#[derive(Debug)]
+struct Ways {
+    /// Of some calls, by name.
+    of: BTreeMap<String, Way>,
+    /// Of all others.
+    others: Way,
+}
+
+impl Ways {
+    fn of(&self, call: &str) -> Way {
+        self.of.get(call).copied().unwrap_or(self.others)
+    }
 }
 
 /// A store that is reached over a [`Way`]; it begins open. Clones are the same store.
 #[derive(Clone)]
 pub struct AwayStore {
     store: Arc<dyn Store>,
-    way: Arc<watch::Sender<Way>>,
+    ways: Arc<watch::Sender<Ways>>,
 }
 
 impl std::fmt::Debug for AwayStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("AwayStore")
-            .field(&*self.way.borrow())
+            .field(&*self.ways.borrow())
             .finish()
     }
 }
@@ -51,23 +71,46 @@ impl AwayStore {
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
-            way: Arc::new(watch::Sender::new(Way::Open)),
+            ways: Arc::new(watch::Sender::new(Ways {
+                of: BTreeMap::new(),
+                others: Way::Open,
+            })),
         }
     }
 
-    /// Changes the way, for calls that wait too.
+    /// Changes the way of all calls that have none of their own, for those that wait too.
     pub fn set(&self, way: Way) {
-        self.way.send_replace(way);
+        self.ways.send_modify(|ways| ways.others = way);
+    }
+
+    /// Changes the way of one call: `throttled`, `take_permits`, or `rollout NAME`.
+    pub fn set_of(&self, call: &str, way: Way) {
+        self.ways
+            .send_modify(|ways| _ = ways.of.insert(call.to_owned(), way));
     }
 
     async fn store(&self) -> Result<&dyn Store, StoreError> {
-        let mut way = self.way.subscribe();
-        let found = way.wait_for(|way| *way != Way::Silent).await;
-        match *found.expect("this store keeps the sender") {
+        self.store_for("").await
+    }
+
+    async fn store_for(&self, call: &str) -> Result<&dyn Store, StoreError> {
+        let mut ways = self.ways.subscribe();
+        let found = ways.wait_for(|ways| ways.of(call) != Way::Silent).await;
+        let way = found.expect("this store keeps the sender").of(call);
+        let doing = || "reach the store".to_owned();
+        match way {
             Way::Broken => Err(StoreError::Unavailable {
-                doing: "reach the store".into(),
+                doing: doing(),
                 source: "the way to it is broken".into(),
             }),
+            Way::Full => Err(StoreError::NotWritable {
+                doing: doing(),
+                source: "it is full".into(),
+            }),
+            Way::Slow(time) => {
+                tokio::time::sleep(time).await;
+                Ok(&*self.store)
+            }
             Way::Open | Way::Silent => Ok(&*self.store),
         }
     }
@@ -80,7 +123,8 @@ impl Rollouts for AwayStore {
     }
 
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
-        self.store().await?.rollout(name).await
+        let store = self.store_for(&format!("rollout {name}")).await?;
+        store.rollout(name).await
     }
 
     async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
@@ -180,7 +224,8 @@ impl Lines for AwayStore {
 #[async_trait]
 impl Limiter for AwayStore {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
-        self.store().await?.take_permits(request).await
+        let store = self.store_for("take_permits").await?;
+        store.take_permits(request).await
     }
 
     async fn throttled(
@@ -188,7 +233,8 @@ impl Limiter for AwayStore {
         hub: &HubName,
         retry_after: Option<Duration>,
     ) -> Result<(), StoreError> {
-        self.store().await?.throttled(hub, retry_after).await
+        let store = self.store_for("throttled").await?;
+        store.throttled(hub, retry_after).await
     }
 
     async fn limiter(&self, hub: &HubName) -> Result<LimiterState, StoreError> {

@@ -1,0 +1,146 @@
+//! The worker on doubles, with the time paused: what it does while the store is full or slow, or a part of it does not
+//! answer.
+
+mod bench;
+
+use std::time::Duration;
+
+use bench::Bench;
+use tokio::time::{Instant, sleep};
+use twincast_core::ids::{BatchId, Holder, RolloutName};
+use twincast_core::outcome::Outcome;
+use twincast_core::ports::{Dispatch, LeaseReply, LeaseRequest, NotSent, Queue, SendResult, Store};
+use twincast_testkit::{Way, build};
+
+/// What was answered before is recorded when there is room again, and sent once.
+#[tokio::test(start_paused = true)]
+async fn a_full_store_is_waited_for_and_no_answer_is_lost() {
+    for per_minute in [None, Some(6_000.0)] {
+        let mut bench = Bench::new(&[500]).await;
+        bench.limits.sends_per_minute = per_minute;
+        bench.hub.set_delay(Duration::from_millis(200));
+        let worker = bench.start();
+        bench.hub.arrived(100).await;
+        bench.way.set(Way::Full);
+        sleep(Duration::from_secs(1)).await;
+        let sent = bench.hub.sends();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(bench.hub.sends(), sent, "nothing new meanwhile");
+        assert!(!worker.task.is_finished(), "{per_minute:?}");
+        bench.way.set(Way::Open);
+        bench.until_settled().await;
+        worker.stopped().await;
+        assert_eq!(bench.hub.sends(), 500);
+    }
+}
+
+/// A store of this machine that is full is no thing to wait for.
+#[tokio::test(start_paused = true)]
+async fn a_full_store_of_this_machine_ends_the_worker_at_once() {
+    for per_minute in [None, Some(6_000.0)] {
+        let mut bench = Bench::new(&[500]).await;
+        bench.limits.sends_per_minute = per_minute;
+        bench.config.give_up = Some(Duration::from_secs(30));
+        let mut worker = bench.start();
+        bench.hub.arrived(1).await;
+        bench.way.set(Way::Full);
+        let full_at = Instant::now();
+        let ended = (&mut worker.task).await.unwrap();
+        assert!(ended.is_err() && full_at.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_recorded_while_a_throttle_is_told() {
+    let mut bench = Bench::new(&[256]).await;
+    bench.limits.sends_per_minute = Some(60_000.0);
+    let throttled = SendResult::NotSent {
+        cause: NotSent::Throttled,
+        retry_after: None,
+        detail: "slow down".into(),
+    };
+    bench.hub.answer_next(vec![throttled; 100]);
+    bench.way.set_of("throttled", Way::Silent);
+    bench.hub.hold();
+    let worker = bench.start();
+    bench.hub.arrived(256).await;
+    bench.hub.let_all_go();
+    let answered_at = Instant::now();
+    bench
+        .until("recorded", |c| c.get(Outcome::Enqueued) >= 156)
+        .await;
+    assert!(answered_at.elapsed() < Duration::from_millis(200));
+    bench.until_settled().await;
+    worker.stopped().await;
+}
+
+/// Permits that come too late are not used, and not asked for in a loop either.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
+    let mut bench = Bench::new(&[200]).await;
+    bench.limits.sends_per_minute = Some(6_000.0);
+    bench.way.set(Way::Slow(Duration::from_millis(700)));
+    let worker = bench.start();
+    let metrics = prometheus::Registry::new();
+    worker.status.register(&metrics).unwrap();
+    let late = || {
+        let families = metrics.gather();
+        let mut families = families.iter();
+        let family = families.find(|family| family.name() == "twincast_permits_late_total");
+        let family = family.expect("it is counted");
+        family.get_metric()[0].get_counter().get_value()
+    };
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.hub.sends(), 0);
+    assert!((1.0..=20.0).contains(&late()), "{} were too late", late());
+    bench.way.set(Way::Open);
+    bench.until_settled().await;
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_read_of_one_rollout_keeps_no_other_waiting() {
+    let bench = Bench::new(&[100]).await;
+    let slow = RolloutName::new("slow").unwrap();
+    bench.way.set_of("rollout slow", Way::Silent);
+    let dispatch = Dispatch {
+        rollout: slow,
+        batch: BatchId(0),
+        hub: build::hub("a"),
+    };
+    bench.queue.publish(&dispatch).await.unwrap();
+    // The others of the rollout's calls come after that one.
+    bench.way.set(Way::Slow(Duration::from_millis(1)));
+    let worker = bench.start();
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(bench.hub.sends(), 100);
+    bench.way.set_of("rollout slow", Way::Open);
+    worker.stopped().await;
+}
+
+/// Batches that somebody else has take no slot while their leases are waited for, and are then worked on.
+#[tokio::test(start_paused = true)]
+async fn batches_that_are_held_keep_no_slot() {
+    let mut bench = Bench::new(&[10; 41]).await;
+    bench.config.slots = 4;
+    for batch in 0..40 {
+        let request = LeaseRequest {
+            rollout: bench.rollout.clone(),
+            batch: BatchId(batch),
+            holder: Holder::new("another").unwrap(),
+            ttl: Duration::from_secs(9),
+        };
+        let reply = bench.store.lease(&request).await.unwrap();
+        assert!(matches!(reply, LeaseReply::Granted(_)));
+    }
+    let started = Instant::now();
+    let worker = bench.start();
+    bench.hub.arrived(10).await;
+    assert!(started.elapsed() < Duration::from_secs(1));
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(bench.hub.sends(), 10, "leases are respected");
+    bench.until_settled().await;
+    assert!(started.elapsed() < Duration::from_secs(12));
+    worker.stopped().await;
+    assert_eq!(bench.hub.sends(), 410);
+}
