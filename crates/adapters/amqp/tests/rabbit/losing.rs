@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
 use twincast_amqp::{Amqp, AmqpQueue, COMMAND_TYPE, Settings, State};
 use twincast_core::error::in_words;
 use twincast_core::ports::{Deliveries, Queue};
@@ -18,15 +18,56 @@ async fn rough() -> MutexGuard<'static, RabbitMq> {
     ROUGH.get_or_init(start).await.lock().await
 }
 
+/// How much of some work is done.
+struct Done(watch::Sender<usize>);
+
+impl Done {
+    fn nothing() -> Self {
+        Self(watch::Sender::new(0))
+    }
+
+    fn one(&self) {
+        self.0.send_modify(|done| *done += 1);
+    }
+
+    fn so_far(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Waits until so much is done.
+    async fn reaches(&self, many: usize) {
+        let mut done = self.0.subscribe();
+        let reached = in_time(done.wait_for(|done| *done >= many)).await;
+        reached.expect("this keeps the sender");
+    }
+}
+
 /// Publishes these until each is confirmed.
 async fn publish(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
+    publish_counting(queue, batches, &Done::nothing()).await;
+}
+
+async fn publish_counting(
+    queue: &AmqpQueue,
+    batches: impl IntoIterator<Item = u32>,
+    confirmed: &Done,
+) {
     for batch in batches {
         while queue.publish(&dispatch(batch)).await.is_err() {}
+        confirmed.one();
     }
 }
 
 /// Takes and acks until all of these have come.
 async fn take_all(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
+    take_all_counting(queue, batches, &Done::nothing()).await;
+}
+
+async fn take_all_counting(
+    queue: &AmqpQueue,
+    batches: impl IntoIterator<Item = u32>,
+    acked: &Done,
+) {
     let mut missing: BTreeSet<_> = batches.into_iter().collect();
     let mut consumer = loop {
         if let Ok(consumer) = queue.consume(&hub(), 10).await {
@@ -36,8 +77,8 @@ async fn take_all(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
     while !missing.is_empty() {
         let delivery = next(&mut consumer).await;
         // Without the ack it comes again, which is all right.
-        if delivery.ticket.ack().await.is_ok() {
-            missing.remove(&delivery.dispatch.batch.0);
+        if delivery.ticket.ack().await.is_ok() && missing.remove(&delivery.dispatch.batch.0) {
+            acked.one();
         }
     }
 }
@@ -50,7 +91,7 @@ async fn through(proxy: &Proxy) -> Settings {
     }
 }
 
-/// However often it is cut, on both sides.
+/// However often it is cut, in the middle of publishing and in the middle of taking.
 #[tokio::test]
 async fn cut_connections_lose_nothing_that_was_confirmed() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
@@ -58,16 +99,19 @@ async fn cut_connections_lose_nothing_that_was_confirmed() {
     let publishing = connect(settings.clone()).await;
     let consuming = connect(settings).await;
     let (publisher, consumer) = (publishing.queue(), consuming.queue());
-    let cutting = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(150)).await;
+    let (confirmed, acked) = (Done::nothing(), Done::nothing());
+    let cutting = async |work: &Done| {
+        for many in (75..1_500).step_by(150) {
+            work.reaches(many).await;
             proxy.cut();
         }
     };
-    tokio::select! {
-        () = cutting => {}
-        _ = async { tokio::join!(publish(&publisher, 0..1500), take_all(&consumer, 0..1500)) } => {}
-    }
+    tokio::join!(
+        publish_counting(&publisher, 0..1_500, &confirmed),
+        take_all_counting(&consumer, 0..1_500, &acked),
+        cutting(&confirmed),
+        cutting(&acked),
+    );
     in_time(async { tokio::join!(publishing.close(), consuming.close()) }).await;
 }
 
@@ -82,13 +126,19 @@ async fn a_broker_that_was_killed_has_what_it_confirmed() {
     let amqp = connect(settings).await;
     let queue = amqp.queue();
     let mut commands = amqp.commands(1).await.unwrap();
+    let (confirmed, acked) = (Done::nothing(), Done::nothing());
     let killing = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::join!(confirmed.reaches(100), acked.reaches(50));
         broker.kill().await;
         until_lost(&amqp).await;
+        assert!(confirmed.so_far() < 1_000, "it is lost in the middle");
         broker.start_again().await;
     };
-    tokio::join!(killing, publish(&queue, 0..500), take_all(&queue, 0..500));
+    tokio::join!(
+        killing,
+        publish_counting(&queue, 0..1_000, &confirmed),
+        take_all_counting(&queue, 0..1_000, &acked),
+    );
     until_connected(&amqp).await;
     amqp.send_command(b"1".to_vec(), COMMAND_TYPE, None)
         .await
