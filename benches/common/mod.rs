@@ -115,6 +115,11 @@ struct Announcement {
 impl Hub {
     /// A hub with devices that are all away: it keeps every message and does nothing more about it.
     pub(crate) fn start(folder: &Path, devices: usize) -> Result<Self> {
+        Self::start_with(folder, devices, &["--unlimited"])
+    }
+
+    /// The same, with these limits.
+    pub(crate) fn start_with(folder: &Path, devices: usize, limits: &[&str]) -> Result<Self> {
         let out = folder.join("hub");
         fs::create_dir_all(&out)?;
         let fleet = folder.join("fleet.yaml");
@@ -125,14 +130,9 @@ impl Hub {
         fs::write(&fleet, text)?;
         let mut command = Command::new(TWINCAST);
         command
-            .args([
-                "hub",
-                "--unlimited",
-                "--json",
-                "--amqp-port",
-                "0",
-                "--fleet",
-            ])
+            .arg("hub")
+            .args(limits)
+            .args(["--json", "--amqp-port", "0", "--fleet"])
             .arg(&fleet)
             .arg("--out")
             .arg(&out)
