@@ -12,7 +12,9 @@ use twincast_core::account::Activity;
 use twincast_core::error::in_words;
 use twincast_core::ids::{HubName, RolloutName, StageName};
 use twincast_core::outcome::Ends;
-use twincast_core::ports::{Batches as _, Disposition, Hindrance, HubTrouble, Rollouts as _, Tally};
+use twincast_core::ports::{
+    Batches as _, Disposition, Hindrance, HubTrouble, Rollouts as _, Tally,
+};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::friendly;

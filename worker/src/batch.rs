@@ -21,6 +21,6 @@ mod run;
 mod send;
 mod state;
 
-pub(crate) use held::{HeldBatch, Taken};
+pub(crate) use held::{HeldBatch, wish};
 pub(crate) use run::BatchRun;
 pub(crate) use state::Ended;

@@ -22,7 +22,7 @@ use twincast_core::trace::Tracer;
 use twincast_retry::Policy;
 use uuid::Uuid;
 
-use crate::batch::{BatchRun, Ended, HeldBatch, Taken};
+use crate::batch::{self, BatchRun, Ended, HeldBatch};
 use crate::feedback;
 use crate::known::{KNOWN, Known, Rollouts};
 use crate::later::Later;
@@ -310,23 +310,21 @@ impl Inner {
         stop: &CancellationToken,
     ) -> Result<Handled, StoreError> {
         let stopped = Handled::PutDown(Ended::Stopped);
-        let ttl = self.config.lease;
-        let take = || HeldBatch::take(&self.store, self.id, name, batch, ttl);
-        let held = match self.patiently(stop, take).await? {
+        let wish = batch::wish(self.id, name, batch, self.config.lease);
+        let take = || HeldBatch::take(&self.store, &wish);
+        let mut held = match self.patiently(stop, take).await? {
             None => return Ok(stopped),
-            Some(Taken::Held(held)) => held,
-            Some(Taken::Not(LeaseReply::Held(_))) => return Ok(Handled::Held),
-            Some(Taken::Not(LeaseReply::Done)) => return Ok(Handled::PutDown(Ended::Done)),
-            Some(Taken::Not(reply)) => {
+            Some(Ok(held)) => held,
+            Some(Err(LeaseReply::Held(_))) => return Ok(Handled::Held),
+            Some(Err(LeaseReply::Done)) => return Ok(Handled::PutDown(Ended::Done)),
+            Some(Err(reply)) => {
                 if reply == LeaseReply::Quarantined {
                     tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
                 }
                 return Ok(Handled::PutDown(Ended::Unwanted));
             }
         };
-        let Some(work) = self.patiently(stop, || held.load()).await? else {
-            return Ok(stopped);
-        };
+        let work = held.work();
         if work.header().host != self.hub.host {
             self.leave_to_other_hub(name, work.header(), held).await;
             return Ok(Handled::PutDown(Ended::OtherHub));

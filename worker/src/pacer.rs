@@ -349,6 +349,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use twincast_core::ids::RolloutName;
+    use twincast_core::ports::Limiter as _;
     use twincast_testkit::{AwayStore, MemoryStore, Way, build};
 
     use super::*;

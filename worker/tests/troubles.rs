@@ -9,7 +9,9 @@ use bench::Bench;
 use tokio::time::{Instant, sleep};
 use twincast_core::ids::{BatchId, Holder, RolloutName};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Dispatch, LeaseReply, LeaseRequest, NotSent, Queue, SendResult, Store};
+use twincast_core::ports::{
+    Batches as _, Dispatch, LeaseReply, LeaseRequest, NotSent, Queue, SendResult,
+};
 use twincast_testkit::{Way, build};
 
 /// What was answered before is recorded when there is room again, and sent once.

@@ -6,64 +6,63 @@ use std::time::Duration;
 use tokio::time::Instant;
 use twincast_core::batch::Lease;
 use twincast_core::ids::{BatchId, Epoch, Holder, RolloutName};
-use twincast_core::ports::{BatchWork, LeaseReply, LeaseRequest, Report, Store, StoreError};
+use twincast_core::ports::{
+    BatchWork, LeaseReply, LeaseRequest, Leased, Part, Report, Store, StoreError,
+};
 use twincast_core::rollout::Wanted;
+use twincast_core::time::{Timestamp, ms};
 use uuid::Uuid;
 
 /// A batch that this worker has a lease of.
 pub(crate) struct HeldBatch {
     store: Arc<dyn Store>,
-    lease: Lease,
+    leased: Leased,
     /// When the lease was asked for: what the store said then of the rollout is not older.
     pub(crate) leased_at: Instant,
 }
 
-/// What became of the wish to work on a batch.
-pub(crate) enum Taken {
-    /// Here it is.
-    Held(HeldBatch),
-    /// It is not ours.
-    Not(LeaseReply),
+/// A wish for a batch. Every lease has a holder of its own below the `worker`, so that a second dispatch of a batch that
+/// we hold is seen for what it is.
+pub(crate) fn wish(
+    worker: Uuid,
+    rollout: &RolloutName,
+    batch: BatchId,
+    ttl: Duration,
+) -> LeaseRequest {
+    let holder = format!("{}-{}", worker.simple(), Uuid::new_v4().simple());
+    LeaseRequest {
+        rollout: rollout.clone(),
+        batch,
+        holder: Holder::new(holder).expect("hexadecimal digits"),
+        ttl,
+    }
 }
 
 impl HeldBatch {
-    /// Asks for a batch. Every lease has a holder of its own below the `worker`, so that a second dispatch of a batch that
-    /// we hold is seen for what it is.
+    /// Asks for a batch. The same wish may be made again when its answer was lost.
     ///
     /// Cancel safety: if dropped, it may be held until the lease lapses.
     pub(crate) async fn take(
         store: &Arc<dyn Store>,
-        worker: Uuid,
-        rollout: &RolloutName,
-        batch: BatchId,
-        ttl: Duration,
-    ) -> Result<Taken, StoreError> {
-        let holder = format!("{}-{}", worker.simple(), Uuid::new_v4().simple());
-        let request = LeaseRequest {
-            rollout: rollout.clone(),
-            batch,
-            holder: Holder::new(holder).expect("hexadecimal digits"),
-            ttl,
-        };
+        wish: &LeaseRequest,
+    ) -> Result<Result<Self, LeaseReply>, StoreError> {
         let leased_at = Instant::now();
-        Ok(match store.lease(&request).await? {
-            LeaseReply::Granted(lease) => Taken::Held(Self {
-                store: Arc::clone(store),
-                lease,
-                leased_at,
-            }),
-            not => Taken::Not(not),
-        })
+        let taken = store.take(wish, Part::Whole).await?;
+        Ok(taken.map(|leased| Self {
+            store: Arc::clone(store),
+            leased,
+            leased_at,
+        }))
     }
 
     /// Which lease of the batch it is.
     pub(crate) fn epoch(&self) -> Epoch {
-        self.lease.epoch
+        self.leased.lease().epoch
     }
 
     /// The batch, with what is known of it.
-    pub(crate) async fn load(&self) -> Result<BatchWork, StoreError> {
-        self.store.load(&self.lease.rollout, self.lease.batch).await
+    pub(crate) fn work(&mut self) -> BatchWork {
+        self.leased.take_work()
     }
 
     /// Records outcomes, renews the lease, and says what the rollout wants.
@@ -72,14 +71,21 @@ impl HeldBatch {
         reports: &[Report],
         ttl: Duration,
     ) -> Result<Wanted, StoreError> {
-        self.store.record(&self.lease, reports, ttl).await
+        let now = self.now();
+        self.leased.record(&*self.store, reports, ttl, now).await
     }
 
     /// Lets go of it. If that fails, the lease lapses by itself; that costs time only.
-    pub(crate) async fn release(self) {
-        if let Err(error) = self.store.release(&self.lease).await {
-            let Lease { rollout, batch, .. } = &self.lease;
+    pub(crate) async fn release(mut self) {
+        let now = self.now();
+        if let Err(error) = self.leased.release(&*self.store, now).await {
+            let Lease { rollout, batch, .. } = self.leased.lease();
             tracing::warn!(%rollout, %batch, ?error, "batch not released");
         }
+    }
+
+    /// A time of our own, for what the store's time has become since its last answer.
+    fn now(&self) -> Timestamp {
+        Timestamp(ms(self.leased_at.elapsed()))
     }
 }

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Batches, Change, Committed, Loaded, Operation, Part, TRIES, contended};
+use super::{BatchWork, Batches, Change, Committed, Loaded, Operation, Part, TRIES, contended};
 use crate::batch::{Batch, Lease, Refused, Report};
-use crate::ids::{Attempt, RolloutId};
-use crate::outcome::Outcome;
-use crate::plan::{BatchHeader, DeviceList};
+use crate::plan::BatchHeader;
 use crate::ports::StoreError;
 use crate::rollout::Wanted;
 use crate::time::Timestamp;
@@ -38,33 +36,19 @@ impl Leased {
         &self.lease
     }
 
-    /// The rollout.
-    #[must_use]
-    pub fn rollout(&self) -> RolloutId {
-        self.loaded.rollout.id
-    }
-
     /// What the batch is.
     #[must_use]
     pub fn header(&self) -> &BatchHeader {
         &self.loaded.batch.header
     }
 
-    /// The ids of its devices, if it was taken [whole](Part::Whole). The second call gives none.
+    /// The batch with what is known of its devices, if it was taken [whole](Part::Whole). Their ids are given once.
     #[must_use]
-    pub fn take_devices(&mut self) -> Option<DeviceList> {
-        self.loaded.devices.take()
-    }
-
-    /// What is known of its devices, in the manifest's order.
-    pub fn outcomes(&self) -> impl Iterator<Item = Outcome> + '_ {
-        self.loaded.batch.outcomes.iter()
-    }
-
-    /// The attempt that is made at the devices that are pending.
-    #[must_use]
-    pub fn attempt(&self) -> Attempt {
-        self.loaded.batch.attempts.newest
+    pub fn take_work(&mut self) -> BatchWork {
+        let devices = self.loaded.devices.take();
+        let mut loaded = self.loaded.clone();
+        loaded.devices = devices;
+        loaded.into_work()
     }
 
     /// Merges reports, renews the lease until `ttl` from now, and says what the rollout wants. With no reports it is a
