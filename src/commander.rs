@@ -1,5 +1,4 @@
-//! Has commands done: by a server, by an orchestrator over the queue, by the process that works on a state folder, or
-//! here on the folder when there is none.
+//! Has commands done: over the API, or by an orchestrator over the queue, where the distributed engine has no server.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
@@ -11,18 +10,16 @@ use twincast_core::ids::RolloutName;
 use twincast_core::ports::Batches as _;
 use twincast_core::spec::Span;
 use twincast_core::time::friendly;
-use twincast_core::trace::TraceContext;
 use twincast_embedded::EmbeddedStore;
-use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Cause, Command, Kind, Refusal, State};
-use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::command::{Answer, CONTENT_TYPE, Command, Kind, Refusal, State};
 
 use crate::args::Who;
+use crate::client::{Client, of_refusal};
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
-use crate::server::Server;
+use crate::otlp;
 use crate::services;
-use crate::stores::{self, Reached};
 
 /// Someone who gives commands.
 pub(crate) struct Commander {
@@ -33,13 +30,8 @@ pub(crate) struct Commander {
 
 /// Who does them.
 enum Doer {
-    Server(Server),
+    Api(Client),
     Broker(Amqp),
-    /// While nobody runs a rollout from it.
-    Folder {
-        store: Arc<EmbeddedStore>,
-        intake: Intake,
-    },
 }
 
 impl Commander {
@@ -49,8 +41,8 @@ impl Commander {
             .timeout
             .parse()
             .map_err(|error| Failure::message(ExitCode::Usage, format!("--timeout: {error}")))?;
-        let to = match Server::configured(settings)? {
-            Some(server) => Doer::Server(server.with_timeout(timeout.0)),
+        let to = match Client::of_server(settings)? {
+            Some(server) => Doer::Api(server.with_timeout(timeout.0)),
             None => Doer::Broker(services::broker(settings, "cli").await?),
         };
         Ok(Self {
@@ -65,52 +57,38 @@ impl Commander {
         if settings.server.url.is_some() || settings.is_distributed() {
             return Self::of_engine(settings, who).await;
         }
-        let store = match stores::folder(settings).await? {
-            Reached::Store(store) => Arc::new(store),
-            Reached::AtWork(server) => {
-                return Ok(Self {
-                    to: Doer::Server(server),
-                    by: name(who),
-                    timeout: Duration::ZERO,
-                });
-            }
-        };
-        let intake = engine::intake_of(&store, settings);
         Ok(Self {
-            to: Doer::Folder { store, intake },
+            to: Doer::Api(Client::of_folder(settings).await?),
             by: name(who),
             timeout: Duration::ZERO,
         })
     }
 
-    /// Nobody goes on with the rollout until somebody runs it.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.to, Doer::Folder { .. })
+    /// The state folder, if nobody goes on with the rollout until somebody runs it.
+    pub(crate) fn still(&self) -> Option<&Arc<EmbeddedStore>> {
+        match &self.to {
+            Doer::Api(client) => client.still(),
+            Doer::Broker(_) => None,
+        }
     }
 
     /// Has a command done; gives the answer when its effect is durable.
     pub(crate) async fn ask(&self, mut command: Command) -> Result<Answer, Failure> {
         command.by = command.by.or_else(|| self.by.clone());
-        match &self.to {
-            Doer::Server(server) => server.command(&command).await,
+        let answer = match &self.to {
+            Doer::Api(client) => client.command(&command).await,
             Doer::Broker(amqp) => self.over(amqp, &command).await,
-            Doer::Folder { store, intake } => {
-                let done = intake.handle(&body_of(&command)?, None).await;
-                let answer = done.map_err(|error| match error {
-                    NotDone::Refused(refusal) => refused(&refusal),
-                    NotDone::Store(error) => engine::store_failure(error),
-                })?;
-                match (command.command, &command.rollout) {
-                    // Nobody else would skip what is left.
-                    (Kind::Abort, Some(name)) => aborted(store, name, answer).await,
-                    _ => Ok(answer),
-                }
-            }
+        }?;
+        match (command.command, &command.rollout, self.still()) {
+            // Nobody else would skip what is left.
+            (Kind::Abort, Some(name), Some(store)) => aborted(store, name, answer).await,
+            _ => Ok(answer),
         }
     }
 
     async fn over(&self, amqp: &Amqp, command: &Command) -> Result<Answer, Failure> {
-        let body = body_of(command)?;
+        let body = serde_json::to_vec(command);
+        let body = body.map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
         let most = twincast_amqp::MAX_COMMAND_BYTES;
         if body.len() > most {
             let message = format!(
@@ -120,7 +98,7 @@ impl Commander {
             return Err(Failure::message(ExitCode::Refused, message));
         }
         let reply = amqp
-            .request(body, CONTENT_TYPE, caller(), self.timeout)
+            .request(body, CONTENT_TYPE, otlp::caller(), self.timeout)
             .await;
         let reply = reply.map_err(|error| match error {
             AmqpError::TimedOut { after } => {
@@ -132,7 +110,7 @@ impl Commander {
             error => services::broker_failure(error),
         })?;
         if let Ok(refusal) = serde_json::from_slice::<Refusal>(&reply) {
-            return Err(refused(&refusal));
+            return Err(of_refusal(&refusal));
         }
         serde_json::from_slice(&reply).map_err(|error| {
             let error =
@@ -144,9 +122,8 @@ impl Commander {
     /// Lets go of what it holds.
     pub(crate) async fn close(&self) {
         match &self.to {
-            Doer::Server(_) => {}
+            Doer::Api(client) => client.close().await,
             Doer::Broker(amqp) => amqp.close().await,
-            Doer::Folder { store, .. } => store.close().await,
         }
     }
 }
@@ -163,15 +140,6 @@ async fn aborted(
     let tallies = store.tallies(name).await.map_err(engine::store_failure)?;
     answer.rollouts = vec![State::of(&rollout, &tallies)];
     Ok(answer)
-}
-
-/// The span that this process is part of, by the environment: pipelines set it for their steps.
-pub(crate) fn caller() -> Option<TraceContext> {
-    std::env::var("TRACEPARENT").ok()?.parse().ok()
-}
-
-fn body_of(command: &Command) -> Result<Vec<u8>, Failure> {
-    serde_json::to_vec(command).map_err(|error| Failure::new(ExitCode::Unexpected, error))
 }
 
 /// Who gives commands, if it is known.
@@ -192,15 +160,4 @@ fn name(who: &Who) -> Option<String> {
 pub(crate) fn one(answer: &Answer) -> Result<State, Failure> {
     let state = answer.rollouts.first().cloned();
     state.ok_or_else(|| Failure::message(ExitCode::Unexpected, "the answer names no rollout"))
-}
-
-pub(crate) fn refused(refusal: &Refusal) -> Failure {
-    let message = [vec![refusal.error.clone()], refusal.details.clone()].concat();
-    let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
-    match refusal.cause {
-        Cause::Conflict => failure.hint(
-            "a rollout never changes once it is started: give this one another name, or undo the change",
-        ),
-        _ => failure,
-    }
 }

@@ -18,7 +18,6 @@ use crate::oidc::OidcSettings;
 use crate::otlp::{OtlpSettings, is_address};
 use crate::output::counted;
 use crate::prometheus::PrometheusSettings;
-use crate::server::ServerSettings;
 use crate::textfile;
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -170,6 +169,13 @@ impl Settings {
     pub(crate) fn is_distributed(&self) -> bool {
         self.amqp.is_configured() || self.redis.is_configured()
     }
+
+    /// How fast each hub may be used.
+    pub(crate) fn limits(&self) -> BTreeMap<HubName, HubLimits> {
+        let hubs = self.hubs.iter();
+        hubs.map(|(name, hub)| (name.clone(), hub.limits()))
+            .collect()
+    }
 }
 
 /// Redis. Likewise.
@@ -194,6 +200,22 @@ impl RedisSettings {
     pub(crate) fn is_configured(&self) -> bool {
         self.url.is_some() || self.url_file.is_some()
     }
+}
+
+/// The server that is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServerSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) allow_http: bool,
+    pub(crate) timeout: Span,
 }
 
 /// The endpoint for probes and metrics.

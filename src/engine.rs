@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use twincast_core::ids::{HubHost, HubName};
-use twincast_core::ports::{Clock, HubTrouble, Store, StoreError};
+use twincast_core::ports::{Clock, HubTrouble, Roster, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
@@ -40,13 +40,12 @@ pub(crate) struct Engine {
 impl Engine {
     /// Puts an engine together for the hubs of one rollout.
     pub(crate) fn new(
-        store: EmbeddedStore,
+        store: Arc<EmbeddedStore>,
         hubs: Hubs,
         settings: &WorkerSettings,
         base: PathBuf,
         tracer: &Tracer,
     ) -> Self {
-        let store = Arc::new(store);
         let queue = Arc::new(InProcessQueue::new(QUEUE_LIMIT));
         let config = WorkerConfig {
             slots: settings.slots,
@@ -90,16 +89,20 @@ impl Engine {
         Intake {
             clock: Arc::clone(&self.driver.clock),
             tracer: self.driver.tracer.clone(),
-            ..intake_of(&self.store, settings)
+            ..intake_of(Arc::clone(&self.store) as _, None, settings)
         }
     }
 }
 
-/// What does commands on the rollouts of a state folder.
-pub(crate) fn intake_of(store: &Arc<EmbeddedStore>, settings: &Settings) -> Intake {
+/// What does commands on the rollouts of a store.
+pub(crate) fn intake_of(
+    store: Arc<dyn Store>,
+    roster: Option<Arc<dyn Roster>>,
+    settings: &Settings,
+) -> Intake {
     Intake {
-        store: Arc::clone(store) as Arc<dyn Store>,
-        roster: None,
+        store,
+        roster,
         hubs: settings.hubs.keys().cloned().collect(),
         measures: settings.prometheus.url.is_some(),
         clock: clock(),
@@ -453,9 +456,11 @@ pub(crate) fn worker_failure(error: WorkerError) -> Failure {
     }
 }
 
-/// What a failure of the store means for the user.
-pub(crate) fn store_failure(error: StoreError) -> Failure {
-    let hint = store_hint(&error);
+/// What a failure of the store means for the user. It may have come through what reads from the store.
+pub(crate) fn store_failure(error: impl Into<anyhow::Error>) -> Failure {
+    let error = error.into();
+    let of_store = error.chain().find_map(|it| it.downcast_ref());
+    let hint = of_store.and_then(store_hint);
     with_hint(Failure::new(ExitCode::State, error), hint)
 }
 

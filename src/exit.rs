@@ -90,8 +90,11 @@ impl Failure {
 
     /// Who waits may go on waiting: what does not answer now may do so later.
     pub(crate) fn may_pass(&self) -> bool {
-        let store = self.error.downcast_ref::<StoreError>();
-        let may_pass = store.is_some_and(|error| error.disposition() == Disposition::Retry);
+        let mut causes = self.error.chain();
+        let may_pass = causes.any(|it| {
+            let error = it.downcast_ref::<StoreError>();
+            error.is_some_and(|error| error.disposition() == Disposition::Retry)
+        });
         may_pass || self.code == ExitCode::Services
     }
 

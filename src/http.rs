@@ -10,7 +10,7 @@ mod seats;
 pub(crate) mod tls;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
-pub(crate) use seats::Bounds;
+pub(crate) use seats::{Bounds, Peer};
 use seats::{Doing, Seat, Seats};
 use tls::Tls;
 
@@ -45,15 +45,6 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(75);
 /// How long a part of an answer may wait to be read, over TCP.
 const UNREAD: Duration = Duration::from_secs(30);
-
-/// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Peer {
-    /// A machine.
-    Machine(IpAddr),
-    /// A user of this machine, as far as the system knows which.
-    User(Option<u32>),
-}
 
 /// A listener that knows who connects.
 pub(crate) trait Accepting: Listener {

@@ -5,6 +5,7 @@
 
 mod api;
 mod args;
+mod client;
 mod commander;
 mod commands;
 mod config;
@@ -18,11 +19,9 @@ mod oidc;
 mod otlp;
 mod output;
 mod overlaps;
-mod place;
 mod process;
 mod progress;
 mod prometheus;
-mod server;
 mod services;
 mod signal;
 mod socket;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
-use twincast_core::trace::Tracer;
+use twincast_core::trace::{TraceContext, Tracer};
 use twincast_iothub::Roots;
 use twincast_otlp::{Otlp, OtlpConfig, SpanCounters};
 
@@ -81,6 +81,11 @@ impl Traces {
             otlp.close(LAST).await;
         }
     }
+}
+
+/// The span that this process is part of, by the environment: pipelines set it for their steps.
+pub(crate) fn caller() -> Option<TraceContext> {
+    std::env::var("TRACEPARENT").ok()?.parse().ok()
 }
 
 /// `None` without an endpoint.

@@ -1,7 +1,7 @@
 //! Active rollouts that a planned one may overlap with, in the store that is at hand.
 
 use twincast_core::ids::HubName;
-use twincast_core::ports::{Roster as _, StoreError};
+use twincast_core::ports::StoreError;
 use twincast_core::spec::RolloutSpec;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::view::overlaps::{self, Overlapping};
@@ -54,10 +54,10 @@ async fn among(
     hubs: &[HubName],
     settings: &Settings,
 ) -> Result<Vec<Overlapping>, StoreError> {
-    let names = match store {
-        AnyStore::Redis(store) => store.active().await?,
-        AnyStore::Folder(_) => store.rollouts().await?,
+    let names = match store.roster() {
+        Some(roster) => roster.active().await?,
+        None => store.shared().rollouts().await?,
     };
     let configured: Vec<_> = settings.hubs.keys().cloned().collect();
-    overlaps::read(&**store, names, spec, hubs, &configured).await
+    overlaps::read(&*store.shared(), names, spec, hubs, &configured).await
 }

@@ -16,22 +16,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_trait::async_trait;
 use axum::extract::Request;
 use axum::extract::connect_info::ConnectInfo;
 use axum::middleware::{self, Next};
-use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use twincast_orchestrator::http::auth::{Caller, Door, Role};
-use twincast_orchestrator::http::{Api, DeadLetters};
+use twincast_orchestrator::http::{Api, TIME};
 
 use crate::config::Settings;
 use crate::engine::Engine;
 use crate::exit::{ExitCode, Failure};
 use crate::http::{self, Bounds, Peer};
-use crate::server::Server;
 
 /// The socket in its folder.
 const SOCKET: &str = "state.sock";
@@ -64,12 +61,14 @@ impl Desk {
         let driver = &engine.driver;
         let api = Api {
             store: Arc::clone(&engine.store) as _,
-            queue: Arc::clone(&driver.queue),
+            queue: Some(Arc::clone(&driver.queue)),
+            limits: settings.limits(),
             hubs: driver.hubs.clone(),
             intake: Arc::new(engine.intake(settings)),
-            letters: Arc::new(NoLetters),
+            letters: None,
             door: Arc::new(Door::Known),
             status: Arc::default(),
+            time: TIME,
         };
         let introduced = middleware::from_fn(move |request, next| introduce(owner, request, next));
         let server = http::Server {
@@ -95,30 +94,69 @@ impl Desk {
     }
 }
 
-/// A path for the system to the socket in `dir`, and what must be kept open for as long as it is used: a long path is
-/// taken from its open folder.
-fn short(dir: &Path) -> io::Result<(PathBuf, Option<File>)> {
-    let path = dir.join(SOCKET);
-    if path.as_os_str().len() <= LONGEST {
-        return Ok((path, None));
+/// A path for the system to a socket.
+pub(crate) struct Socket {
+    path: PathBuf,
+    /// What the path leads through, where it is a long one's: it must stay open while the path is used.
+    _folder: Option<File>,
+}
+
+impl Socket {
+    /// That of the process that works on the state in `dir`, if one answers.
+    pub(crate) async fn at_work(dir: &Path) -> Result<Option<Self>, Failure> {
+        let failed = |error: io::Error| {
+            let error = anyhow::Error::new(error).context(format!(
+                "cannot ask the twincast that works on the state in {}",
+                dir.display()
+            ));
+            Failure::new(ExitCode::State, error)
+        };
+        let socket = Self::of(dir).map_err(failed)?;
+        match UnixStream::connect(&socket.path).await {
+            Ok(_) => Ok(Some(socket)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                _ => Err(failed(error)),
+            },
+        }
     }
-    let folder = File::open(dir)?;
-    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
-    Ok((path.into(), Some(folder)))
+
+    /// The path, for as long as this lives.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A long path is taken from its open folder.
+    fn of(dir: &Path) -> io::Result<Self> {
+        let path = dir.join(SOCKET);
+        if path.as_os_str().len() <= LONGEST {
+            return Ok(Self {
+                path,
+                _folder: None,
+            });
+        }
+        let folder = File::open(dir)?;
+        let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+        Ok(Self {
+            path: path.into(),
+            _folder: Some(folder),
+        })
+    }
 }
 
 /// A listener for whoever may read the state, and who owns it.
 fn listen(dir: &Path) -> io::Result<(UnixListener, u32)> {
-    let (path, _folder) = short(dir)?;
-    match fs::remove_file(&path) {
+    let socket = Socket::of(dir)?;
+    let path = socket.path();
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let listener = UnixListener::bind(path)?;
     // To ask, the system wants the right to write to the socket.
     let readers = fs::metadata(dir.join("state.redb"))?.mode() & 0o444;
-    fs::set_permissions(&path, Permissions::from_mode(readers | readers >> 1))?;
-    Ok((listener, fs::metadata(&path)?.uid()))
+    fs::set_permissions(path, Permissions::from_mode(readers | readers >> 1))?;
+    Ok((listener, fs::metadata(path)?.uid()))
 }
 
 /// Tells the API who asks.
@@ -141,38 +179,6 @@ fn caller(owner: u32, user: Option<u32>, named: Option<&str>) -> Caller {
         Caller::new(named.map_or(shown, str::to_owned), Role::Admin)
     } else {
         Caller::new(shown, Role::Viewer)
-    }
-}
-
-/// No queue, so no messages on it that could not be used.
-struct NoLetters;
-
-#[async_trait]
-impl DeadLetters for NoLetters {
-    async fn list(&self, _most: usize) -> Result<Vec<Value>, String> {
-        Ok(Vec::new())
-    }
-}
-
-/// The process that works on the state in `dir`, if one answers.
-pub(crate) async fn at_work(dir: &Path) -> Result<Option<Server>, Failure> {
-    let doing = || {
-        format!(
-            "cannot ask the twincast that works on the state in {}",
-            dir.display()
-        )
-    };
-    let failed = |error: io::Error| {
-        let error = anyhow::Error::new(error).context(doing());
-        Failure::new(ExitCode::State, error)
-    };
-    let (path, folder) = short(dir).map_err(failed)?;
-    match UnixStream::connect(&path).await {
-        Ok(_) => Server::of_folder(path, folder, dir).map(Some),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
-            _ => Err(failed(error)),
-        },
     }
 }
 

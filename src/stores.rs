@@ -2,22 +2,19 @@
 //!
 //! A state folder is opened, or the process that works on it is asked.
 
-use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::ports::{Clock, Roster as _, Store, StoreError};
+use twincast_core::ports::{Clock, Roster, Store};
 use twincast_embedded::{EmbeddedStore, OpenError};
-use twincast_orchestrator::view::Stopped;
 use twincast_redis::RedisStore;
 
 use crate::config::{Settings, secret_url};
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
-use crate::server::Server;
-use crate::socket;
+use crate::socket::Socket;
 
 /// How long a folder is waited for that somebody has who does not answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,18 +27,8 @@ pub(crate) enum AnyStore {
     Redis(Arc<RedisStore>),
 }
 
-impl Deref for AnyStore {
-    type Target = dyn Store;
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Self::Folder(store) => &**store,
-            Self::Redis(store) => &**store,
-        }
-    }
-}
-
 impl AnyStore {
-    /// The store, for a stream that lasts.
+    /// The store itself.
     pub(crate) fn shared(&self) -> Arc<dyn Store> {
         match self {
             Self::Folder(store) => Arc::clone(store) as _,
@@ -49,11 +36,19 @@ impl AnyStore {
         }
     }
 
-    /// That all rollouts are stopped, if that is so. Those of a folder are never stopped together.
-    pub(crate) async fn stopped(&self) -> Result<Option<Stopped>, StoreError> {
+    /// Which rollouts there are, and whether all are stopped: those of a folder are never stopped together.
+    pub(crate) fn roster(&self) -> Option<Arc<dyn Roster>> {
         match self {
-            Self::Folder(_) => Ok(None),
-            Self::Redis(store) => Ok(store.halted().await?.map(Into::into)),
+            Self::Folder(_) => None,
+            Self::Redis(store) => Some(Arc::clone(store) as _),
+        }
+    }
+
+    /// The store, if it is a folder's.
+    pub(crate) fn folder(&self) -> Option<&Arc<EmbeddedStore>> {
+        match self {
+            Self::Folder(store) => Some(store),
+            Self::Redis(_) => None,
         }
     }
 
@@ -66,36 +61,32 @@ impl AnyStore {
 }
 
 /// A store of ours, or the process that has it open.
-pub(crate) enum Reached<S> {
-    Store(S),
+pub(crate) enum Reached {
+    Store(AnyStore),
     /// The process that works on the state folder.
-    AtWork(Server),
+    AtWork(Socket),
 }
 
 /// Reaches the store that is configured, to look at it.
-pub(crate) async fn look(settings: &Settings) -> Result<Reached<AnyStore>, Failure> {
+pub(crate) async fn look(settings: &Settings) -> Result<Reached, Failure> {
     if settings.redis.is_configured() {
         return Ok(Reached::Store(AnyStore::Redis(redis(settings).await?)));
     }
     exists(settings)?;
-    let reached = reach(&settings.state, EmbeddedStore::open_to_look).await?;
-    Ok(match reached {
-        Reached::Store(store) => Reached::Store(AnyStore::Folder(Arc::new(store))),
-        Reached::AtWork(server) => Reached::AtWork(server),
-    })
+    reach(&settings.state, EmbeddedStore::open_to_look).await
 }
 
 /// Reaches the state folder, which must be there, to change what is in it.
-pub(crate) async fn folder(settings: &Settings) -> Result<Reached<EmbeddedStore>, Failure> {
+pub(crate) async fn folder(settings: &Settings) -> Result<Reached, Failure> {
     exists(settings)?;
     reach(&settings.state, EmbeddedStore::open).await
 }
 
 /// Opens the state folder to work on it, and makes it if it is not there.
-pub(crate) async fn work_on(dir: &Path) -> Result<EmbeddedStore, Failure> {
+pub(crate) async fn work_on(dir: &Path) -> Result<Arc<EmbeddedStore>, Failure> {
     match reach(dir, EmbeddedStore::open).await? {
-        Reached::Store(store) => Ok(store),
-        Reached::AtWork(_) => {
+        Reached::Store(AnyStore::Folder(store)) => Ok(store),
+        Reached::Store(AnyStore::Redis(_)) | Reached::AtWork(_) => {
             let dir = dir.to_owned();
             Err(engine::open_failure(OpenError::InUse { dir }))
         }
@@ -107,16 +98,16 @@ type Open = fn(&Path, Arc<dyn Clock>) -> Result<EmbeddedStore, OpenError>;
 
 /// Opens the folder. One that is in use is waited for, for a moment: commands have it for no longer, and whoever has it
 /// for long answers.
-async fn reach(dir: &Path, open: Open) -> Result<Reached<EmbeddedStore>, Failure> {
+async fn reach(dir: &Path, open: Open) -> Result<Reached, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
         let error = match open(dir, engine::clock()) {
-            Ok(store) => return Ok(Reached::Store(store)),
+            Ok(store) => return Ok(Reached::Store(AnyStore::Folder(Arc::new(store)))),
             Err(error @ OpenError::InUse { .. }) => error,
             Err(error) => return Err(engine::open_failure(error)),
         };
-        if let Some(server) = socket::at_work(dir).await? {
-            return Ok(Reached::AtWork(server));
+        if let Some(socket) = Socket::at_work(dir).await? {
+            return Ok(Reached::AtWork(socket));
         }
         if Instant::now() >= until {
             return Err(engine::open_failure(error));

@@ -4,7 +4,7 @@
 //!  client ──▶ who asks? may they? is there a place? ──▶ the body ──▶ handler ──▶ intake (changes) | store (looks)
 //! ```
 //!
-//! * [`auth`]: tokens, roles, and what each role may do;
+//! * [`auth`]: tokens, roles, and what each role may do; `admitted`: whoever may do what a handler does;
 //! * `places`: how many requests are answered at the same time, in all and for one caller;
 //! * `operations` change something, `rollouts`, `devices`, `events` and `engine` look;
 //! * `traced`: every request has an id, which is that of its trace;
@@ -13,6 +13,7 @@
 //!
 //! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
 
+mod admitted;
 mod audit;
 pub mod auth;
 mod devices;
@@ -24,14 +25,13 @@ mod parameters;
 mod places;
 mod problem;
 mod rollouts;
+mod shared;
 mod streams;
 mod traced;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
@@ -39,89 +39,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::Value;
-use twincast_core::ports::{Queue, Store};
 use twincast_core::spec::{MAX_DOCUMENT_BYTES, RolloutSpec};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::Hubs;
-use crate::intake::Intake;
-use crate::service::OrchestratorStatus;
-
-use audit::Denials;
-use auth::Door;
-use places::Places;
 use problem::Problem;
+use shared::Shared;
+pub use shared::{Api, DeadLetters};
 
-/// How long a request may take that is no stream and no plan.
-const TIME: Duration = Duration::from_secs(20);
-
-/// Messages that could not be used, wherever they are kept.
-#[async_trait]
-pub trait DeadLetters: Send + Sync + 'static {
-    /// The oldest, `most` at the most, each as an object; or why they cannot be had.
-    async fn list(&self, most: usize) -> Result<Vec<Value>, String>;
-}
-
-/// What the API speaks for.
-pub struct Api {
-    /// Where the truth is.
-    pub store: Arc<dyn Store>,
-    /// Where dispatches wait.
-    pub queue: Arc<dyn Queue>,
-    /// All configured hubs.
-    pub hubs: Hubs,
-    /// Does what is asked for.
-    pub intake: Arc<Intake>,
-    /// Messages that could not be used.
-    pub letters: Arc<dyn DeadLetters>,
-    /// Who may ask.
-    pub door: Arc<Door>,
-    /// Where commands are counted.
-    pub status: Arc<OrchestratorStatus>,
-}
-
-/// What handlers share.
-struct Shared {
-    api: Api,
-    /// For requests that are no emergency.
-    requests: Arc<Places>,
-    /// For what stops: they are there when all others are taken.
-    emergencies: Arc<Places>,
-    plans: Arc<Places>,
-    /// For requests that look through all batches of a rollout.
-    searches: Arc<Places>,
-    exports: Arc<Places>,
-    /// For streams of events.
-    followers: Arc<Places>,
-    denials: Denials,
-    /// Where the files of specs are not: over HTTP they are inlined.
-    base: PathBuf,
-}
-
-type Context = State<Arc<Shared>>;
+/// How long a request may take that is no stream and no plan, where many ask.
+pub const TIME: Duration = Duration::from_secs(20);
 
 impl Api {
-    /// The API's routes.
+    /// The API's routes. A router may also be called without a server: where the [door](Door) wants to be told who asks,
+    /// by a [`Caller`](auth::Caller) in each request's extensions. A [`StoreError`](twincast_core::ports::StoreError) that
+    /// is in the way is then in the response's extensions, in an `Arc`.
     pub fn router(self) -> Router {
-        let shared = Arc::new(Shared {
-            api: self,
-            requests: Places::new("requests are being answered", 64, 16),
-            emergencies: Places::new("stops are being asked for", 16, 4),
-            plans: Places::new("plans are being tried", 4, 2),
-            searches: Places::new("requests look through batches", 4, 2),
-            exports: Places::new("exports are open", 16, 4),
-            followers: Places::new("streams of events are open", 32, 8),
-            denials: Denials::default(),
-            base: PathBuf::new(),
-        });
-        let (router, document) = documented().split_for_parts();
-        let document = with_spec(&document);
+        let time = self.time;
+        let shared = Arc::new(Shared::new(self));
+        let (router, _) = documented(time).split_for_parts();
         router
             .merge(page::routes())
-            .route("/api/v1/openapi.json", get(async move || Json(document)))
+            .route("/api/v1/openapi.json", get(async || Json(&*DOCUMENT)))
             .fallback(nothing_here)
             .method_not_allowed_fallback(not_that_method)
             .layer(middleware::map_response(kept_nowhere))
@@ -134,10 +75,12 @@ impl Api {
     }
 }
 
+static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi);
+
 /// The OpenAPI 3.1 document.
 #[must_use]
 pub fn openapi() -> Value {
-    with_spec(&documented().to_openapi())
+    with_spec(&documented(TIME).to_openapi())
 }
 
 #[derive(OpenApi)]
@@ -149,7 +92,7 @@ pub fn openapi() -> Value {
 ))]
 struct Description;
 
-fn documented() -> OpenApiRouter<Arc<Shared>> {
+fn documented(time: Duration) -> OpenApiRouter<Arc<Shared>> {
     let mut document = Description::openapi();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     let bearer = HttpBuilder::new()
@@ -182,7 +125,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(engine::hubs))
         .routes(routes!(engine::dead_letters))
         .routes(routes!(engine::whoami))
-        .layer(middleware::from_fn(timed))
+        .layer(middleware::from_fn_with_state(time, timed))
         // A plan asks hubs, which takes as long as their quota for queries says.
         .routes(routes!(operations::plan))
 }
@@ -228,8 +171,8 @@ fn repoint(value: &mut Value) {
 }
 
 /// Each for so long.
-async fn timed(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(TIME, next.run(request)).await {
+async fn timed(State(time): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(time, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::busy("the store or the broker does not answer in time").into_response(),
     }

@@ -14,15 +14,15 @@ use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::{Batch, DeviceList};
-use twincast_core::ports::{Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, Tally};
+use twincast_core::ports::{Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, StoreError, Tally};
 use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
 use twincast_orchestrator::http::auth::oidc::Oidc;
 use twincast_orchestrator::http::auth::tokens::{TokensFile, new_token};
-use twincast_orchestrator::http::auth::{Bearers, Door, Role};
-use twincast_orchestrator::http::{Api, DeadLetters, openapi};
+use twincast_orchestrator::http::auth::{Bearers, Caller, Door, Role};
+use twincast_orchestrator::http::{Api, DeadLetters, TIME, openapi};
 use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, TokenSigner, build};
@@ -126,12 +126,14 @@ impl Bench {
         let door = Arc::new(door);
         let api = Api {
             store: Arc::new(store.clone()),
-            queue: Arc::new(InProcessQueue::new(10)),
+            queue: Some(Arc::new(InProcessQueue::new(10))),
+            limits: [(hub.clone(), limits)].into(),
             hubs: Hubs::from([(hub, handle)]),
             intake: Arc::new(intake),
-            letters: Arc::new(NoLetters),
+            letters: Some(Arc::new(NoLetters)),
             door: Arc::clone(&door),
             status: Arc::default(),
+            time: TIME,
         };
         Self {
             store,
@@ -1256,4 +1258,37 @@ async fn a_stream_ends_with_the_token_that_opened_it() {
     assert!(error.contains("the token is good no longer"), "{error}");
     let piece = futures::StreamExt::next(&mut of_bob).await.unwrap();
     assert!(piece.is_ok(), "the other one goes on");
+}
+
+/// As commands call it: who asks is told, nothing is read before it is wanted, and what the store says comes as it is.
+#[tokio::test]
+async fn the_router_is_called_without_a_server() {
+    let bench = Bench::with(Door::Known);
+    let batches = vec![build::batch(0, 5), build::batch(1, 5)];
+    let rollout = build::running(&bench.store, "r", batches).await;
+    let open = async |role: Option<Role>| {
+        let mut request = request(Method::GET, "/api/v1/rollouts/r/export", None, None);
+        let caller = role.map(|role| Caller::new("ann".to_owned(), role));
+        caller.map(|caller| request.extensions_mut().insert(caller));
+        bench.router.clone().oneshot(request).await.unwrap()
+    };
+    let nobody = open(None).await;
+    assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED);
+    let response = open(Some(Role::Admin)).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut pieces = response.into_body().into_data_stream();
+    let first = futures::StreamExt::next(&mut pieces).await.unwrap();
+    assert!(first.is_ok(), "{first:?}");
+    let name = &rollout.spec.name;
+    let revision = bench.store.rollout(name).await.unwrap().unwrap();
+    bench.store.remove(name, revision.revision()).await.unwrap();
+    let error = loop {
+        let piece = futures::StreamExt::next(&mut pieces).await;
+        if let Err(error) = piece.expect("it is not complete") {
+            break error;
+        }
+    };
+    let mut causes =
+        std::iter::successors(Some(&error as &dyn std::error::Error), |it| it.source());
+    assert!(causes.any(|it| it.is::<StoreError>()), "{error:?}");
 }

@@ -121,7 +121,7 @@ async fn change(
         _ => format!("{} {does}{already}", state.name),
     };
     output.result(&answer, &text);
-    if commander.is_local() && state.phase == "running" {
+    if commander.still().is_some() && state.phase == "running" {
         output.note("The `twincast run` that began it goes on with it.");
     }
     Ok(ExitCode::Success)

@@ -7,10 +7,10 @@ use twincast_core::time::Timestamp;
 use twincast_orchestrator::http::DeadLetters;
 
 use crate::args::{DeadLettersAction, DeadLettersArgs};
+use crate::client::Client;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, one_line, set_in, table};
-use crate::server::Server;
 use crate::services::{self, broker_failure};
 
 /// Letters that are looked at.
@@ -23,7 +23,7 @@ pub(crate) async fn dead_letters(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    if let Some(server) = Server::configured(settings)? {
+    if let Some(server) = Client::of_server(settings)? {
         return over(&server, args.action.as_ref(), output).await;
     }
     let amqp = services::broker(settings, "cli").await?;
@@ -46,7 +46,7 @@ impl DeadLetters for BrokerLetters {
 
 /// What a server's API has of it: looking.
 async fn over(
-    server: &Server,
+    server: &Client,
     action: Option<&DeadLettersAction>,
     output: &Output,
 ) -> Result<ExitCode, Failure> {

@@ -11,11 +11,11 @@ use twincast_orchestrator::view::devices::{Format, Wanted};
 use super::change::about;
 use super::report::{Pieces, ReportError, each};
 use crate::args::DeleteArgs;
+use crate::client::Client;
 use crate::commander::Commander;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, one_line};
-use crate::place::Place;
 
 pub(crate) async fn delete(
     args: &DeleteArgs,
@@ -28,9 +28,9 @@ pub(crate) async fn delete(
         ..about(Kind::Delete, name)?
     };
     if let Some(path) = &args.archive {
-        let place = Place::open(settings).await?;
-        let archived = archive(&place, name, path).await;
-        place.close().await;
+        let client = Client::to_look(settings).await?;
+        let archived = archive(&client, name, path).await;
+        client.close().await;
         archived?;
         output.note(&format!("Its record is in {}.", path.display()));
     }
@@ -48,9 +48,9 @@ pub(crate) async fn delete(
 
 /// Writes a rollout and its devices to a new file, and waits until they are on disk. A file that could not be written
 /// whole is removed.
-async fn archive(place: &Place, name: &str, path: &Path) -> Result<(), Failure> {
-    let rollout = place.rollout(name).await?;
-    let devices = place
+async fn archive(client: &Client, name: &str, path: &Path) -> Result<(), Failure> {
+    let rollout = client.rollout(name).await?;
+    let devices = client
         .devices(name, &Wanted::all(), Format::JsonLines)
         .await?;
     let failed = |error| {

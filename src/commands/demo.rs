@@ -1,6 +1,7 @@
 //! `twincast demo`: everything at work on this machine, with nothing left behind.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use twincast_core::hub::{HubLimits, Tier};
@@ -104,7 +105,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
     let code = run::roll_out(
         file,
         engine::single("demo", handle),
-        store,
+        Arc::new(store),
         &settings,
         &How {
             again: None,

@@ -4,10 +4,10 @@ use twincast_core::ids::DeviceId;
 use twincast_orchestrator::view::explain::{DevicePlace, Explanation, Times, Try};
 
 use crate::args::ExplainArgs;
+use crate::client::Client;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, counted, does, one_line, thousands};
-use crate::place::Place;
 
 pub(crate) async fn explain(
     args: &ExplainArgs,
@@ -16,9 +16,9 @@ pub(crate) async fn explain(
 ) -> Result<ExitCode, Failure> {
     let device = DeviceId::new(args.device.as_str());
     let device = device.map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    let place = Place::open(settings).await?;
-    let explained = place.explain(&args.rollout, &device).await;
-    place.close().await;
+    let client = Client::to_look(settings).await?;
+    let explained = client.explain(&args.rollout, &device).await;
+    client.close().await;
     let explanation = explained?;
     output.result(&explanation, &text(&explanation, output));
     Ok(ExitCode::Success)

@@ -2,15 +2,15 @@
 
 use twincast_orchestrator::view::hubs::{FeedbackView, HubView, LinksView};
 
+use crate::client::Client;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
-use crate::place::Place;
 
 pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
-    let place = Place::open(settings).await?;
-    let found = place.hubs(settings).await;
-    place.close().await;
+    let client = Client::to_look(settings).await?;
+    let found = client.hubs().await;
+    client.close().await;
     let list = found?;
     let stopped = list.stopped.iter();
     let mut text: String = stopped.map(|it| format!("{it}\n\n")).collect();

@@ -12,7 +12,7 @@ use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
 use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
-use twincast_orchestrator::http::Api;
+use twincast_orchestrator::http::{Api, TIME};
 use twincast_orchestrator::intake::{Attempted, Intake, NotDone};
 use twincast_orchestrator::metrics::Metrics;
 use twincast_orchestrator::retention::Retention;
@@ -53,25 +53,25 @@ pub(crate) async fn orchestrator(
     let services = &process.services;
     engine::bind_hubs(&*services.store(), &hubs).await?;
     let clock = engine::clock();
+    let roster = services.store() as Arc<dyn Roster>;
     let intake = Arc::new(Intake {
-        store: services.store() as Arc<dyn Store>,
-        roster: Some(services.store() as Arc<dyn Roster>),
-        hubs: hubs.keys().cloned().collect(),
-        measures: metric_source.is_some(),
         clock: Arc::clone(&clock),
         tracer: traces.tracer(),
+        ..engine::intake_of(services.store(), Some(roster), settings)
     });
     let status = Arc::new(OrchestratorStatus::default());
     let api = listener.map(|listener| {
         listener.announce(output);
         let api = Api {
             store: services.store() as Arc<dyn Store>,
-            queue: Arc::new(services.amqp.queue()),
+            queue: Some(Arc::new(services.amqp.queue())),
+            limits: settings.limits(),
             hubs: hubs.clone(),
             intake: Arc::clone(&intake),
-            letters: Arc::new(BrokerLetters(services.amqp.clone())),
+            letters: Some(Arc::new(BrokerLetters(services.amqp.clone()))),
             door: listener.door(),
             status: Arc::clone(&status),
+            time: TIME,
         };
         (listener, api.router())
     });

@@ -9,6 +9,7 @@ use twincast_orchestrator::planner::{self, PlanProgress, Planner};
 use twincast_orchestrator::view::plan::{self, PlanView, StagePlanView, Unplanned};
 
 use crate::args::PlanArgs;
+use crate::client::Client;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
@@ -17,7 +18,6 @@ use crate::output::{Output, Style, counted, message, one_line, table, thousands}
 use crate::overlaps;
 use crate::progress::Progress;
 use crate::prometheus;
-use crate::server::Server;
 use crate::specfile::{self, SpecFile};
 
 pub(crate) async fn plan(
@@ -26,7 +26,7 @@ pub(crate) async fn plan(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
-    let view = match Server::configured(settings)? {
+    let view = match Client::of_server(settings)? {
         Some(server) => {
             output.note("The server asks its hubs for all devices, which takes as long as their quota for queries says.");
             server.plan(&file.self_contained()?).await?

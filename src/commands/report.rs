@@ -12,11 +12,11 @@ use twincast_orchestrator::view::devices::{DeviceRow, Format, Wanted};
 use twincast_orchestrator::view::outcomes::reason_in;
 
 use crate::args::{ReportArgs, ReportFormat};
+use crate::client::Client;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::left_out;
 use crate::output::{Output, one_line};
-use crate::place::Place;
 use crate::summary;
 
 pub(crate) async fn report(
@@ -29,16 +29,16 @@ pub(crate) async fn report(
         let message = "--json writes one JSON object, and this --format a line for each device: give one of them";
         return Err(Failure::message(ExitCode::Usage, message));
     }
-    let place = Place::open(settings).await?;
+    let client = Client::to_look(settings).await?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written = write(&place, args, &wanted, output, &mut out).await;
+    let written = write(&client, args, &wanted, output, &mut out).await;
     let flushed = written.and_then(|()| out.flush().map_err(ReportError::Write));
     // The object of `--json` has the plan.
     let whole = match flushed {
-        Ok(()) if !output.is_json() => note_left_out(&place, args, output).await,
+        Ok(()) if !output.is_json() => note_left_out(&client, args, output).await,
         flushed => flushed,
     };
-    place.close().await;
+    client.close().await;
     match whole {
         Ok(()) => Ok(ExitCode::Success),
         // `report | head` is no failure.
@@ -55,11 +55,11 @@ pub(crate) async fn report(
 
 /// The devices of rows that nobody understood are in no list, so they are named beside it.
 async fn note_left_out(
-    place: &Place,
+    client: &Client,
     args: &ReportArgs,
     output: &Output,
 ) -> Result<(), ReportError> {
-    let rollout = place.rollout(&args.name).await?;
+    let rollout = client.rollout(&args.name).await?;
     let plan = summary::plan_of(&rollout);
     let lines = plan.as_ref().map(left_out::lines).unwrap_or_default();
     if !lines.is_empty() {
@@ -70,7 +70,7 @@ async fn note_left_out(
 }
 
 async fn write(
-    place: &Place,
+    client: &Client,
     args: &ReportArgs,
     wanted: &Wanted,
     output: &Output,
@@ -81,12 +81,12 @@ async fn write(
         ReportFormat::Spreadsheet => Format::Spreadsheet,
         _ => Format::JsonLines,
     };
-    let devices = place.devices(&args.name, wanted, format).await?;
+    let devices = client.devices(&args.name, wanted, format).await?;
     if output.is_json() {
-        return write_object(place, args, devices, out).await;
+        return write_object(client, args, devices, out).await;
     }
     match args.format {
-        ReportFormat::Table => write_table(place, args, devices, out).await,
+        ReportFormat::Table => write_table(client, args, devices, out).await,
         ReportFormat::Csv | ReportFormat::Spreadsheet | ReportFormat::Jsonl => {
             each(devices, |piece| out.write_all(&piece)).await
         }
@@ -95,12 +95,12 @@ async fn write(
 
 /// One object, streamed: the summary with the list of devices at its end.
 async fn write_object(
-    place: &Place,
+    client: &Client,
     args: &ReportArgs,
     devices: Pieces,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
-    let summary = place.summary(&args.name).await?;
+    let summary = client.summary(&args.name).await?;
     let head = serde_json::to_string(&summary).map_err(io::Error::from)?;
     let head = head.strip_suffix('}').expect("a summary is an object");
     write!(out, "{head},\"devices_list\":[")?;
@@ -116,12 +116,12 @@ async fn write_object(
 }
 
 async fn write_table(
-    place: &Place,
+    client: &Client,
     args: &ReportArgs,
     devices: Pieces,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
-    let state = place.rollout(&args.name).await?.row.state;
+    let state = client.rollout(&args.name).await?.row.state;
     let aborted = state
         .reason
         .filter(|_| matches!(&*state.phase, "aborting" | "aborted"));

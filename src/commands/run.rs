@@ -30,11 +30,10 @@ use twincast_retry::Policy;
 use twincast_worker::{HubState, WorkerStatus};
 
 use crate::args::RunArgs;
-use crate::commander;
 use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
-use crate::otlp::Traces;
+use crate::otlp::{self, Traces};
 use crate::output::{Output, counted, one_line};
 use crate::progress::{Progress, Snapshot};
 use crate::prometheus;
@@ -102,7 +101,7 @@ fn this_command() -> String {
 pub(crate) async fn roll_out(
     file: SpecFile,
     hubs: Hubs,
-    store: EmbeddedStore,
+    store: Arc<EmbeddedStore>,
     settings: &Settings,
     how: &How,
     output: &Output,
@@ -250,7 +249,7 @@ async fn take_in(
     files: BTreeMap<String, String>,
 ) -> Result<Accepted, Failure> {
     let now = driver.clock.now();
-    let begun = traces::begin(&driver.tracer, commander::caller());
+    let begun = traces::begin(&driver.tracer, otlp::caller());
     let wanted = Rollout::accepted(spec, files, now).traced_to(begun.context);
     let name = wanted.spec.name.clone();
     let accepted = accept(&*driver.store, wanted.clone()).await;

@@ -3,10 +3,10 @@
 use twincast_orchestrator::view::RolloutRow;
 
 use crate::args::StatusArgs;
+use crate::client::{Client, Listing};
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
-use crate::place::{Listing, Place};
 use crate::stages;
 
 /// How many rollouts a list shows, unless more have not ended.
@@ -17,17 +17,17 @@ pub(crate) async fn status(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let place = Place::open(settings).await?;
+    let client = Client::to_look(settings).await?;
     let shown = match &args.name {
-        Some(name) => one(&place, name, output).await,
-        None => all(&place, output).await,
+        Some(name) => one(&client, name, output).await,
+        None => all(&client, output).await,
     };
-    place.close().await;
+    client.close().await;
     shown
 }
 
-async fn one(place: &Place, name: &str, output: &Output) -> Result<ExitCode, Failure> {
-    let summary = place.summary(name).await?;
+async fn one(client: &Client, name: &str, output: &Output) -> Result<ExitCode, Failure> {
+    let summary = client.summary(name).await?;
     let row = &summary.rollout.row;
     let text = format!(
         "{}\n\n  accepted {}, {} since {}",
@@ -40,14 +40,14 @@ async fn one(place: &Place, name: &str, output: &Output) -> Result<ExitCode, Fai
     Ok(ExitCode::Success)
 }
 
-async fn all(place: &Place, output: &Output) -> Result<ExitCode, Failure> {
+async fn all(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let Listing {
         rows,
         older,
         newer,
         damaged,
         stopped,
-    } = place.newest(LISTED).await?;
+    } = client.newest(LISTED).await?;
     let mut text: String = stopped.iter().map(|it| format!("{it}\n\n")).collect();
     text += &if rows.is_empty() {
         "No rollouts.".to_owned()

@@ -3,10 +3,10 @@
 use twincast_orchestrator::view::RolloutView;
 
 use crate::args::WatchArgs;
+use crate::client::Client;
 use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, does, one_line};
-use crate::place::Place;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
 use crate::stages;
@@ -48,19 +48,19 @@ async fn watched(
     progress: &mut Progress,
 ) -> Result<Summary, Failure> {
     loop {
-        let place = Place::open(settings).await?;
+        let client = Client::to_look(settings).await?;
         let seen = async {
-            if !place.is_still() {
-                let rollout = place.rollout(&args.name).await?;
-                until_ended(&place, rollout, progress).await?;
+            if client.still().is_none() {
+                let rollout = client.rollout(&args.name).await?;
+                until_ended(&client, rollout, progress).await?;
             }
-            place.summary(&args.name).await
+            client.summary(&args.name).await
         };
         let seen = seen.await;
-        place.close().await;
+        client.close().await;
         match seen {
             // It has ended its work: the folder says how it left it.
-            Err(failure) if place.is_at_work() && failure.may_pass() => {}
+            Err(failure) if client.is_at_work() && failure.may_pass() => {}
             seen => return seen,
         }
     }
@@ -68,7 +68,7 @@ async fn watched(
 
 /// Shows what happens until the rollout has ended. A place that does not answer is waited for.
 async fn until_ended(
-    place: &Place,
+    client: &Client,
     mut rollout: RolloutView,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
@@ -95,10 +95,10 @@ async fn until_ended(
         phase.clone_from(&state.phase);
         let name = state.name.clone();
         rollout = loop {
-            tokio::time::sleep(place.pace()).await;
-            match place.rollout(name.as_str()).await {
+            tokio::time::sleep(client.pace()).await;
+            match client.rollout(name.as_str()).await {
                 Ok(rollout) => break rollout,
-                Err(failure) if failure.may_pass() && !place.is_at_work() => {
+                Err(failure) if failure.may_pass() && !client.is_at_work() => {
                     if !std::mem::replace(&mut is_away, true) {
                         progress.print(&format!("waiting: {}", failure.lines().join(": ")));
                     }

@@ -6,7 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Peer;
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Peer {
+    /// A machine.
+    Machine(IpAddr),
+    /// A user of this machine, as far as the system knows which.
+    User(Option<u32>),
+}
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy)]

@@ -9,7 +9,6 @@ use axum::http::Method;
 use axum::http::request::Parts;
 use twincast_core::spec::MAX_TEXT_CHARS;
 
-use super::Shared;
 use super::auth::Caller;
 use super::problem::Problem;
 use crate::command::Command;
@@ -46,6 +45,36 @@ impl Denials {
         told.lines += 1;
         Some(std::mem::take(&mut told.left_out))
     }
+
+    /// Notes that somebody asked at `second` for what they may not.
+    pub(super) fn note(
+        &self,
+        second: u64,
+        parts: &Parts,
+        origin: &Origin,
+        by: Option<&Caller>,
+        problem: &Problem,
+    ) {
+        let Some(left_out) = self.next(second) else {
+            return;
+        };
+        let path = &*shortened(parts.uri.path());
+        let steps: Vec<_> = path.trim_start_matches("/api/v1/").split('/').collect();
+        let is_operation = parts.method == Method::POST;
+        let (operation, rollout) = match (is_operation, &steps[..]) {
+            (false, ["rollouts", name, ..]) => ("look", Some(*name)),
+            (false, _) => ("look", None),
+            (true, ["rollouts"]) => ("start", None),
+            (true, ["rollouts", name, operation]) => (*operation, Some(*name)),
+            (true, steps) => (*steps.last().unwrap_or(&""), None),
+        };
+        tracing::warn!(
+            target: "twincast_orchestrator::audit",
+            by = by.map(Caller::name), role = by.map(|by| by.role().as_str()), operation, rollout, path,
+            address = origin.address(), forwarded_for = origin.forwarded_for, result = "denied",
+            why = shortened(problem.in_log()), left_out = Some(left_out).filter(|it| *it > 0), "operation"
+        );
+    }
 }
 
 fn shortened(text: &str) -> String {
@@ -74,44 +103,6 @@ impl Origin {
 
     fn address(&self) -> Option<String> {
         self.address.map(|address| address.to_string())
-    }
-}
-
-impl Shared {
-    /// Notes that somebody asked for what they may not. That it cannot be known now whether they may is no denial.
-    pub(super) fn denied(
-        &self,
-        parts: &Parts,
-        origin: &Origin,
-        by: Option<&Caller>,
-        problem: &Problem,
-    ) {
-        if !problem.is_denial() {
-            return;
-        }
-        let path = &*shortened(parts.uri.path());
-        let second = self.api.intake.clock.now().0 / 1_000;
-        let steps: Vec<_> = path.trim_start_matches("/api/v1/").split('/').collect();
-        let is_operation = parts.method == Method::POST;
-        let (operation, rollout) = match (is_operation, &steps[..]) {
-            (false, ["rollouts", name, ..]) => ("look", Some(*name)),
-            (false, _) => ("look", None),
-            (true, ["rollouts"]) => ("start", None),
-            (true, ["rollouts", name, operation]) => (*operation, Some(*name)),
-            (true, steps) => (*steps.last().unwrap_or(&""), None),
-        };
-        if is_operation {
-            self.api.status.metrics.denied();
-        }
-        let Some(left_out) = self.denials.next(second) else {
-            return;
-        };
-        tracing::warn!(
-            target: "twincast_orchestrator::audit",
-            by = by.map(Caller::name), role = by.map(|by| by.role().as_str()), operation, rollout, path,
-            address = origin.address(), forwarded_for = origin.forwarded_for, result = "denied",
-            why = shortened(problem.in_log()), left_out = Some(left_out).filter(|it| *it > 0), "operation"
-        );
     }
 }
 

@@ -1,160 +1,23 @@
-//! Who asks, and what they may do.
+//! Who asks, by what they bear:
 //!
 //! * [`tokens`]: tokens of our own, in a file;
 //! * [`oidc`]: tokens of an OpenID Connect issuer.
 //!
-//! Either gives its bearer a role, which says what they may do:
-//!
-//! | role | looks | starts, pauses, resumes, aborts | approves, rejects, promotes | deletes |
-//! |---|---|---|---|---|
-//! | viewer | yes | | | |
-//! | operator | yes | yes | | |
-//! | approver | yes | | yes | |
-//! | admin | yes | yes | yes | yes |
+//! Either gives its bearer a [`Role`], which says what they may do.
 
+mod caller;
 pub mod oidc;
 pub mod tokens;
 
-use std::marker::PhantomData;
-use std::sync::Arc;
-use std::time::Duration;
-
-use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 
+pub use caller::{Caller, Role};
+pub(crate) use caller::{Decide, Delete, Look, Needed, Operate, Right, Stop};
 use oidc::Oidc;
 use tokens::TokensFile;
 
-use super::Shared;
-use super::audit::Origin;
-use super::places::Place;
 use super::problem::Problem;
-
-/// How often it is looked whether the token of an open stream is still good.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// What a token stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Looks.
-    Viewer,
-    /// Starts, pauses, resumes, aborts.
-    Operator,
-    /// Decides on gates.
-    Approver,
-    /// All of it.
-    Admin,
-}
-
-/// What a request needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Right {
-    Look,
-    Operate,
-    /// To operate so that less is sent.
-    Stop,
-    Decide,
-    Delete,
-}
-
-/// A right as a type: what a handler needs stands in its signature.
-pub(crate) trait Needed: Send + Sync {
-    const RIGHT: Right;
-}
-
-macro_rules! needed {
-    ($($right:ident),*) => {$(
-        pub(crate) struct $right;
-        impl Needed for $right {
-            const RIGHT: Right = Right::$right;
-        }
-    )*};
-}
-
-needed!(Look, Operate, Stop, Decide, Delete);
-
-impl Role {
-    /// All roles.
-    pub const ALL: [Self; 4] = [Self::Viewer, Self::Operator, Self::Approver, Self::Admin];
-
-    /// The role as it is written.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Approver => "approver",
-            Self::Admin => "admin",
-        }
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.as_str() == name)
-    }
-
-    /// What both come to together.
-    fn and(self, other: Self) -> Self {
-        let either = |right| self.has(right) || other.has(right);
-        match (either(Right::Operate), either(Right::Decide)) {
-            (true, true) => Self::Admin,
-            (true, false) => Self::Operator,
-            (false, true) => Self::Approver,
-            (false, false) => Self::Viewer,
-        }
-    }
-
-    fn has(self, right: Right) -> bool {
-        match right {
-            Right::Look => true,
-            Right::Operate | Right::Stop => matches!(self, Self::Operator | Self::Admin),
-            Right::Decide => matches!(self, Self::Approver | Self::Admin),
-            Right::Delete => matches!(self, Self::Admin),
-        }
-    }
-}
-
-/// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    name: String,
-    role: Role,
-}
-
-impl Caller {
-    /// Somebody whose name and role are known.
-    #[must_use]
-    pub fn new(name: String, role: Role) -> Self {
-        Self { name, role }
-    }
-
-    /// The name that operations are recorded under.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// What they may do.
-    #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    pub(crate) fn may(&self, right: Right) -> Result<(), Problem> {
-        if self.role.has(right) {
-            return Ok(());
-        }
-        let can = Role::ALL.into_iter().filter(|role| role.has(right));
-        let can: Vec<_> = can.map(Role::as_str).collect();
-        let detail = format!(
-            "{} has the role {}; this needs {}",
-            self.name,
-            self.role.as_str(),
-            can.join(" or ")
-        );
-        Err(Problem::new(StatusCode::FORBIDDEN, detail))
-    }
-}
 
 /// Who may ask.
 #[derive(Debug)]
@@ -163,7 +26,7 @@ pub enum Door {
     Bearers(Bearers),
     /// Everybody, as an admin: for a listener on this machine only.
     Open,
-    /// Whoever the listener says: it puts a [`Caller`] into each request's extensions.
+    /// Whoever the listener says, or who calls the router itself: a [`Caller`] is in each request's extensions.
     Known,
 }
 
@@ -195,7 +58,8 @@ impl Door {
 }
 
 impl Bearers {
-    async fn caller(&self, token: &str) -> Result<Caller, Problem> {
+    /// Who bears a token.
+    pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
         let ours = self.tokens.as_ref();
         if let Some(caller) = ours.and_then(|tokens| tokens.bearer(token)) {
             return Ok(caller);
@@ -209,7 +73,7 @@ impl Bearers {
 
 impl Door {
     /// Who asks, by what a request's head says.
-    async fn caller(&self, parts: &Parts) -> Result<Caller, Problem> {
+    pub(super) async fn caller(&self, parts: &Parts) -> Result<Caller, Problem> {
         let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, detail);
         match self {
             Self::Bearers(bearers) => {
@@ -236,66 +100,12 @@ impl Door {
     }
 }
 
-fn token(parts: &Parts) -> Option<&str> {
+/// The bearer token of a request, if it has one.
+pub(super) fn token(parts: &Parts) -> Option<&str> {
     let header = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = header.split_once(' ')?;
     let is_bearer = scheme.eq_ignore_ascii_case("bearer");
     is_bearer.then(|| token.trim())
-}
-
-/// Whoever may do what a handler does, with a place among those who are answered. It is the first that a handler asks
-/// for: nothing of a body is read for others.
-pub(crate) struct Admitted<R> {
-    /// Who asks.
-    pub(crate) caller: Caller,
-    /// Where from.
-    pub(crate) origin: Origin,
-    /// The token, if it was one that let them in.
-    token: Option<String>,
-    _place: Place,
-    _right: PhantomData<R>,
-}
-
-impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
-        let origin = Origin::of(parts);
-        let denied = |caller: Option<&Caller>, problem: &Problem| {
-            shared.denied(parts, &origin, caller, problem);
-        };
-        let caller = shared.api.door.caller(parts).await;
-        let caller = caller.inspect_err(|problem| denied(None, problem))?;
-        let may = caller.may(R::RIGHT);
-        may.inspect_err(|problem| denied(Some(&caller), problem))?;
-        let places = match R::RIGHT {
-            Right::Stop => &shared.emergencies,
-            Right::Look | Right::Operate | Right::Decide | Right::Delete => &shared.requests,
-        };
-        Ok(Self {
-            _place: places.take(caller.name())?,
-            caller,
-            origin,
-            token: token(parts).map(str::to_owned),
-            _right: PhantomData,
-        })
-    }
-}
-
-impl<R> Admitted<R> {
-    /// Waits until their token is good no longer.
-    pub(super) fn is_over(&self, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<R> {
-        let door = Arc::clone(&shared.api.door);
-        let token = self.token.clone();
-        async move {
-            let (Door::Bearers(bearers), Some(token)) = (&*door, token) else {
-                return std::future::pending().await;
-            };
-            while bearers.caller(&token).await.is_ok() {
-                tokio::time::sleep(LOOK).await;
-            }
-        }
-    }
 }
 
 fn is_local(host: &str) -> bool {
@@ -309,22 +119,6 @@ fn is_local(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn roles_come_to_what_they_allow() {
-        use Role::{Admin, Approver, Operator, Viewer};
-        let table = [
-            (Viewer, Viewer, Viewer),
-            (Viewer, Operator, Operator),
-            (Viewer, Approver, Approver),
-            (Operator, Operator, Operator),
-            (Operator, Approver, Admin),
-            (Viewer, Admin, Admin),
-        ];
-        for (one, other, both) in table {
-            assert_eq!((one.and(other), other.and(one)), (both, both));
-        }
-    }
 
     #[test]
     fn only_this_machine_is_local() {

@@ -16,11 +16,12 @@ use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, DeviceId};
 use utoipa::{IntoParams, ToSchema};
 
-use super::Context;
-use super::auth::{Admitted, Look};
+use super::admitted::Admitted;
+use super::auth::Look;
 use super::parameters::Parameters;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
 use super::rollouts::limit;
+use super::shared::Context;
 use super::streams::until;
 use crate::view;
 use crate::view::devices::{DeviceRow, Format, Wanted, has_any, rows, written};
@@ -165,7 +166,7 @@ pub(crate) async fn export(
     let place = shared.exports.take(by.caller.name())?;
     let rollout = shared.rollout(&name).await?;
     let store = Arc::clone(&shared.api.store);
-    let lines = written(store, rollout, &wanted, format).map_err(std::io::Error::other);
+    let lines = written(store, rollout, &wanted, format).map_err(Into::into);
     let lines = until(by.is_over(&shared), lines).map(move |line| {
         // Held until the stream is over, or nobody reads it any more.
         let _ = &place;

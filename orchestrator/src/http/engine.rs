@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::Context;
-use super::auth::{Admitted, Look};
+use super::admitted::Admitted;
+use super::auth::Look;
 use super::problem::{Looking, Problem};
+use super::shared::Context;
 use crate::view::hubs::{HubList, HubView};
 
 /// The most dead letters that are shown.
@@ -27,11 +28,14 @@ pub(crate) async fn hubs(
     _by: Admitted<Look>,
 ) -> Result<Json<HubList>, Problem> {
     let mut hubs = Vec::new();
-    for (name, handle) in &shared.api.hubs {
-        let depth = shared.api.queue.depth(name).await.ok();
+    for (name, limits) in &shared.api.limits {
+        let depth = match &shared.api.queue {
+            Some(queue) => queue.depth(name).await.ok(),
+            None => None,
+        };
         let now = shared.api.intake.clock.now();
         let store = &*shared.api.store;
-        hubs.push(HubView::read(store, name, handle.limits, depth, now).await?);
+        hubs.push(HubView::read(store, name, *limits, depth, now).await?);
     }
     let stopped = shared.api.intake.halted().await?.map(Into::into);
     Ok(Json(HubList { hubs, stopped }))
@@ -57,8 +61,10 @@ pub(crate) async fn dead_letters(
     State(shared): Context,
     _by: Admitted<Look>,
 ) -> Result<Json<LetterList>, Problem> {
-    let dead_letters = shared.api.letters.list(LETTERS).await;
-    let dead_letters = dead_letters.map_err(Problem::busy)?;
+    let dead_letters = match &shared.api.letters {
+        Some(letters) => letters.list(LETTERS).await.map_err(Problem::busy)?,
+        None => Vec::new(),
+    };
     Ok(Json(LetterList { dead_letters }))
 }
 

@@ -1,9 +1,9 @@
 //! What happens to a rollout, as server-sent events.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::BoxError;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
@@ -14,9 +14,10 @@ use twincast_core::ids::Version;
 use twincast_core::ports::Store;
 use twincast_core::rollout::Rollout;
 
-use super::Context;
-use super::auth::{Admitted, Look};
+use super::admitted::Admitted;
+use super::auth::Look;
 use super::problem::{Looking, OfARollout, Problem};
+use super::shared::Context;
 use super::streams::until;
 use crate::events::cloud_event;
 
@@ -41,7 +42,7 @@ pub(crate) async fn follow(
     by: Admitted<Look>,
     name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = io::Result<Event>>>, Problem> {
+) -> Result<Sse<impl Stream<Item = Result<Event, BoxError>>>, Problem> {
     let Path(name) = name?;
     let place = shared.followers.take(by.caller.name())?;
     let rollout = shared.rollout(&name).await?;

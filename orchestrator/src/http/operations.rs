@@ -15,9 +15,11 @@ use twincast_core::spec::Document;
 use twincast_core::trace::TRACEPARENT;
 use utoipa::ToSchema;
 
-use super::auth::{Admitted, Decide, Delete, Needed, Operate, Stop};
+use super::admitted::Admitted;
+use super::audit;
+use super::auth::{Decide, Delete, Needed, Operate, Stop};
 use super::problem::{OfARollout, Operating, Problem};
-use super::{Context, audit};
+use super::shared::Context;
 use crate::command::{Answer, Command, KEY_HEADER, Kind};
 use crate::intake::NotDone;
 use crate::planner::{PlanProgress, Planner};
@@ -285,7 +287,7 @@ pub(crate) async fn plan(
 
 /// Does a command in the name of whoever asks.
 async fn done<R: Needed>(
-    shared: &super::Shared,
+    shared: &super::shared::Shared,
     by: &Admitted<R>,
     headers: &HeaderMap,
     mut command: Command,

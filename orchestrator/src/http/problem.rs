@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
+use std::sync::Arc;
+
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -80,10 +82,11 @@ pub(crate) enum Operating {
 }
 
 /// What is wrong.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Problem {
     /// Always `about:blank`: `status` and `cause` say what kind of problem it is.
-    r#type: &'static str,
+    #[schema(value_type = String)]
+    r#type: Type,
     /// The status in words.
     title: &'static str,
     /// The HTTP status.
@@ -107,12 +110,21 @@ pub(crate) struct Problem {
     /// What is for the log alone.
     #[serde(skip)]
     because: Option<Box<str>>,
+    /// What the store has said, for whoever asks in this process.
+    #[serde(skip)]
+    store: Option<Arc<StoreError>>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+enum Type {
+    #[serde(rename = "about:blank")]
+    Blank,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
-            r#type: "about:blank",
+            r#type: Type::Blank,
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             detail: detail.into().into(),
@@ -121,6 +133,7 @@ impl Problem {
             hint: None,
             is_about_the_token: false,
             because: None,
+            store: None,
         }
     }
 
@@ -164,6 +177,9 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).expect("a problem is plain data");
         let mut response = (status, body).into_response();
+        if let Some(error) = self.store {
+            response.extensions_mut().insert(error);
+        }
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -213,6 +229,7 @@ impl From<Refusal> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        let words = in_words(&error);
         let status = match error {
             StoreError::NotFound { .. } => StatusCode::NOT_FOUND,
             StoreError::Corrupt { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -223,7 +240,10 @@ impl From<StoreError> for Problem {
             | StoreError::NotWritable { .. }
             | StoreError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self::new(status, in_words(&error))
+        Self {
+            store: Some(Arc::new(error)),
+            ..Self::new(status, words)
+        }
     }
 }
 

@@ -11,11 +11,12 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 use utoipa::{IntoParams, ToSchema};
 
-use super::auth::{Admitted, Look};
+use super::admitted::Admitted;
+use super::auth::Look;
 use super::operations::rollout;
 use super::parameters::Parameters;
 use super::problem::{Looking, OfAPart, OfARollout, Problem};
-use super::{Context, Shared};
+use super::shared::{Context, Shared};
 use crate::view;
 use crate::view::outcomes::{self, Outcomes};
 use crate::view::{RolloutRow, RolloutView, Stopped, no_such_rollout};

@@ -7,7 +7,7 @@ use axum::response::Response;
 use tracing::Instrument as _;
 use twincast_core::trace::{Span, TRACEPARENT};
 
-use super::Context;
+use super::shared::Context;
 
 /// The trace's id, in every response.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

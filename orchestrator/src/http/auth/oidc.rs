@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use twincast_core::time::Timestamp;
 use twincast_oidc::{Claims, Issuer, Rejection};
 
-use super::{Caller, Role};
+use super::caller::{Caller, Role};
 use crate::http::problem::Problem;
 
 /// Longer names are none.
@@ -58,7 +58,7 @@ impl Oidc {
             return Err(Problem::new(StatusCode::FORBIDDEN, detail).because(because));
         };
         let name = name.to_owned();
-        Ok(Caller { name, role })
+        Ok(Caller::new(name, role))
     }
 }
 

@@ -13,7 +13,7 @@ use twincast_core::error::in_words;
 use twincast_core::spec::{MAX_BY_CHARS, too_long};
 use twincast_core::text::{self, NotText};
 
-use super::{Caller, Role};
+use super::caller::{Caller, Role};
 
 /// How often the file is looked at. The whole of it: a mounted secret changes by a link to another folder, and the
 /// times of its files say nothing.
@@ -160,10 +160,7 @@ impl Tokens {
                     "{name} has a token with the role {other} already, and cannot be {role}, too"
                 )));
             }
-            let caller = Caller {
-                name: name.to_owned(),
-                role,
-            };
+            let caller = Caller::new(name.to_owned(), role);
             if tokens.insert(known, caller).is_some() {
                 return Err(bad("this token stands there already".to_owned()));
             }

@@ -53,14 +53,14 @@ fn an_operation_says_what_its_path_does_not() {
     assert_eq!(said(&all), json!({}));
 }
 
-fn client(of: &MockServer) -> Server {
+fn client(of: &MockServer) -> Client {
     let overrides = Overrides {
         server: Some(of.uri()),
         token: Some("twc_secret".to_owned()),
         ..Overrides::default()
     };
     let settings = Settings::load(None, overrides).unwrap();
-    Server::configured(&settings).unwrap().expect("it is given")
+    Client::of_server(&settings).unwrap().expect("it is given")
 }
 
 fn answer(status: u16, body: &Value) -> ResponseTemplate {
@@ -158,7 +158,25 @@ async fn refusals_end_with_what_to_do() {
                 details: vec!["ttl: 1h, 2h".to_owned()],
                 ..Refusal::new(Cause::Conflict, "taken")
             };
-            assert_eq!(failure.lines(), commander::refused(&refusal).lines());
+            assert_eq!(failure.lines(), of_refusal(&refusal).lines());
         }
+    }
+}
+
+#[test]
+fn what_has_not_ended_is_never_cut_off() {
+    // Name, whether it has ended, when it began.
+    let all = [
+        ("a", false, 1),
+        ("b", true, 5),
+        ("c", true, 9),
+        ("d", false, 3),
+    ];
+    for (most, kept, cut) in [(9, "dacb", 0), (3, "dac", 1), (2, "da", 2), (1, "da", 2)] {
+        let mut list = all.to_vec();
+        let stands = |(_, is_ended, began): &(&str, bool, u64)| (*is_ended, Timestamp(*began));
+        assert_eq!(cut_to(&mut list, most, stands), cut, "{most}");
+        let names: String = list.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, kept, "{most}");
     }
 }

@@ -1,14 +1,19 @@
 //! What a server answers, and what is in the way of an answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::RETRY_AFTER;
-use reqwest::{RequestBuilder, Response, StatusCode};
+use axum::BoxError;
+use axum::body::Body;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{Response, StatusCode};
+use futures::StreamExt as _;
 use serde::Deserialize;
+use twincast_core::ports::StoreError;
 use twincast_core::time::friendly;
 use twincast_orchestrator::command::{Cause, Refusal};
 
-use crate::commander;
+use crate::engine;
 use crate::exit::{ExitCode, Failure};
 
 /// The largest answer that is read; streams are read in pieces.
@@ -19,7 +24,7 @@ const LARGEST: usize = 64 * 1024 * 1024;
 pub(super) enum Trouble {
     /// It is not there, or went away.
     #[error("it cannot be reached")]
-    Transit(#[source] reqwest::Error),
+    Transit(#[source] BoxError),
     /// It may be somebody else.
     #[error("its certificate is not trusted")]
     Certificate(#[source] reqwest::Error),
@@ -39,6 +44,9 @@ pub(super) enum Trouble {
     /// What answers is no Twincast, or something between it and us.
     #[error("it answered {status}, and not as Twincast does")]
     Strange { status: StatusCode },
+    /// What the store says, of this process.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 /// What a server says is wrong: `application/problem+json`.
@@ -64,7 +72,7 @@ impl Trouble {
         if is_about_trust(&error) {
             Self::Certificate(error)
         } else {
-            Self::Transit(error)
+            Self::Transit(error.into())
         }
     }
 
@@ -73,7 +81,7 @@ impl Trouble {
         match self {
             Self::Transit(_) | Self::Silent { .. } => true,
             Self::Refused { status, .. } | Self::Strange { status } => is_passing(*status),
-            Self::Certificate(_) | Self::TooLarge => false,
+            Self::Certificate(_) | Self::TooLarge | Self::Store(_) => false,
         }
     }
 
@@ -105,6 +113,7 @@ impl Trouble {
                 .hint("is an orchestrator running behind it?"),
             Self::Strange { .. } => cannot(ExitCode::Refused, self)
                 .hint("check the address (--server): the API is at /api/v1 below it"),
+            Self::Store(error) => engine::store_failure(error),
             Self::Refused {
                 status, problem, ..
             } => refused(shown, status, *problem),
@@ -146,7 +155,7 @@ fn refused(shown: &str, status: StatusCode, problem: Problem) -> Failure {
         ),
         _ => match problem.cause {
             // In the same words as over the queue.
-            Some(cause) => commander::refused(&Refusal {
+            Some(cause) => of_refusal(&Refusal {
                 details: problem.details,
                 ..Refusal::new(cause, problem.detail)
             }),
@@ -155,12 +164,27 @@ fn refused(shown: &str, status: StatusCode, problem: Problem) -> Failure {
     }
 }
 
-/// The answer to a request, if it is a good one.
-pub(super) async fn of(request: RequestBuilder) -> Result<Response, Trouble> {
-    let response = request.send().await.map_err(Trouble::transit)?;
+/// What it means for the user that a command is refused.
+pub(crate) fn of_refusal(refusal: &Refusal) -> Failure {
+    let message = [vec![refusal.error.clone()], refusal.details.clone()].concat();
+    let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
+    match refusal.cause {
+        Cause::Conflict => failure.hint(
+            "a rollout never changes once it is started: give this one another name, or undo the change",
+        ),
+        _ => failure,
+    }
+}
+
+/// A response, if it is a good one.
+pub(super) async fn good(mut response: Response<Body>) -> Result<Response<Body>, Trouble> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
+    }
+    let in_the_way = response.extensions_mut().remove::<Arc<StoreError>>();
+    if let Some(error) = in_the_way.and_then(Arc::into_inner) {
+        return Err(Trouble::Store(error));
     }
     let retry_after = response.headers().get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -176,9 +200,11 @@ pub(super) async fn of(request: RequestBuilder) -> Result<Response, Trouble> {
 }
 
 /// The whole of an answer.
-pub(super) async fn body(mut response: Response) -> Result<Vec<u8>, Trouble> {
+pub(super) async fn body(response: Response<Body>) -> Result<Vec<u8>, Trouble> {
+    let mut pieces = response.into_body().into_data_stream();
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(Trouble::transit)? {
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| Trouble::Transit(error.into()))?;
         if body.len() + piece.len() > LARGEST {
             return Err(Trouble::TooLarge);
         }
