@@ -14,6 +14,7 @@ use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, ConnectionString, Roots};
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
 use twincast_orchestrator::intake::Intake;
+use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
@@ -124,7 +125,8 @@ pub(crate) fn idle_driver(store: Arc<EmbeddedStore>) -> Driver {
         },
         base: PathBuf::new(),
         planning: PlanProgress::default(),
-        roster: None,
+        news: News::Asked,
+        broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
     }

@@ -45,6 +45,16 @@ impl Services {
         })
     }
 
+    /// Stops Redis, which keeps its data.
+    pub(crate) fn stop_redis(&self) -> Result<()> {
+        script(&["stop".as_ref(), self.redis.as_os_str()]).map(|_| ())
+    }
+
+    /// Starts it again.
+    pub(crate) fn start_redis(&self) -> Result<()> {
+        script(&["redis-start".as_ref(), self.redis.as_os_str()]).map(|_| ())
+    }
+
     pub(crate) fn redis(&self) -> Result<Redis> {
         let stream = TcpStream::connect(format!("127.0.0.1:{}", self.redis_port))?;
         Ok(Redis(BufReader::new(stream)))
@@ -119,7 +129,8 @@ pub(crate) struct Engine<'a> {
 
 impl Engine<'_> {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(TWINCAST);
+        let program = std::env::var_os("TWINCAST_PROGRAM");
+        let mut command = Command::new(program.unwrap_or_else(|| TWINCAST.into()));
         let Services {
             amqp_port,
             redis_port,

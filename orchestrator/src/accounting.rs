@@ -4,22 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, Hold, NOTED_EVERY, Way};
-use twincast_core::gate::Next;
+use twincast_core::account::{Activity, Hold, Way};
+use twincast_core::gate::{Next, WaitsFor};
 use twincast_core::ids::HubName;
 use twincast_core::link::Impasse;
 use twincast_core::plan::Group;
-use twincast_core::ports::StoreError;
+use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::Opening;
 use twincast_core::time::Timestamp;
-
-use crate::driver::Driver;
 
 /// How often the hubs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// A hub whose batches no worker takes for less time is not told of: its workers are being replaced.
 const DESERTED: Duration = Duration::from_secs(10);
+/// How often a clock is stored that counts. Of what it has counted, at most so much is lost when its driver dies.
+const CLOCK_SAVED_EVERY: Duration = Duration::from_secs(20);
 
 /// What a driver remembers of what keeps a rollout's sends.
 #[derive(Debug)]
@@ -94,7 +94,13 @@ impl WaySeen {
     }
 }
 
-impl Driver {
+/// Keeps the account of a rollout.
+pub(crate) struct Accounting<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) clock: &'a dyn Clock,
+}
+
+impl Accounting<'_> {
     /// Notes in the record, and in the store, what the rollout is doing. `hubs` are those through which something
     /// is to be sent.
     pub(crate) async fn note(
@@ -127,10 +133,8 @@ impl Driver {
             next => Activity::of_next(next, way),
         };
         let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
-        // Of its clock, at most so much is lost when its driver dies.
         let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
-        let is_due =
-            matches!(next, Next::Wait(_) | Next::Measure) && clock_at.elapsed() >= NOTED_EVERY;
+        let is_due = counts(next) && clock_at.elapsed() >= CLOCK_SAVED_EVERY;
         let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
         if let Some(noted) = noted {
             self.store.save(&noted, noted.revision()).await?;
@@ -161,6 +165,19 @@ impl Driver {
         seen.looked_at = Some(Instant::now());
         Ok(())
     }
+}
+
+/// The clock of the rollout counts towards what is waited for.
+fn counts(next: &Next) -> bool {
+    let waits = match next {
+        Next::Measure => return true,
+        Next::Wait(waits) => waits,
+        Next::Send | Next::Happened(_) | Next::Over => return false,
+    };
+    matches!(
+        waits,
+        WaitsFor::Bake { .. } | WaitsFor::Silent { .. } | WaitsFor::Evidence { .. }
+    )
 }
 
 /// Its schedule does not let it send. Where devices have zones of their own, it is closed when it is for all that

@@ -114,6 +114,9 @@ pub struct State {
     /// Why it is in that phase, where there is something to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// It is paused as soon as its plan is whole, unless it is resumed before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_be_paused: bool,
     /// The stage that it is at, if its spec has stages and it is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -142,12 +145,14 @@ impl State {
                 .phase
                 .reason()
                 .map(str::to_owned)
+                .or_else(|| rollout.is_to_be_paused())
                 .or_else(|| rollout.waits_in_line())
                 .or_else(|| {
                     rollout
                         .waits_to_be_planned()
                         .map(|it| format!("waits for {it}"))
                 }),
+            to_be_paused: rollout.pause.is_some(),
             stage: rollout
                 .stage_progress()
                 .filter(|_| rollout.spec.is_staged())
@@ -305,49 +310,29 @@ impl Command {
             let mistakes = problems.without_places().join("; ");
             Refusal::new(Cause::InvalidCommand, format!("not a command: {mistakes}"))
         })?;
-        command.check()?;
+        command.ask()?;
         Ok(command)
     }
 
-    /// Whether everything is there that the command needs, and nothing else.
-    pub(crate) fn check(&self) -> Result<(), Refusal> {
-        use Needs::{May, Must, No};
-        let (rollout, stage, spec) = match self.command {
-            Kind::Start => (No, No, Must),
-            Kind::Pause | Kind::Resume | Kind::Abort | Kind::Delete | Kind::Status => {
-                (Must, No, No)
-            }
-            Kind::Approve | Kind::Reject | Kind::Retry => (Must, May, No),
-            Kind::Promote => (Must, Must, No),
-            Kind::StopAll | Kind::ResumeAll => (No, No, No),
-        };
-        let outcomes = match self.command {
-            Kind::Retry => May,
-            _ => No,
-        };
-        let key = match self.command {
-            // Nothing of one rollout would know them again.
-            Kind::StopAll | Kind::ResumeAll => No,
-            _ => May,
-        };
+    /// What is asked for, with all that it needs, and nothing else.
+    ///
+    /// # Errors
+    /// [`Refusal`] that names what is missing, has no meaning, or is too long.
+    pub(crate) fn ask(&self) -> Result<Ask<'_>, Refusal> {
+        let kind = self.command;
+        let is_about_all = matches!(kind, Kind::StopAll | Kind::ResumeAll);
+        let is_about_one = !is_about_all && kind != Kind::Start;
+        let judges = matches!(kind, Kind::Approve | Kind::Reject | Kind::Promote);
         let fields = [
-            ("key", key, self.key.is_some()),
-            ("rollout", rollout, self.rollout.is_some()),
-            ("stage", stage, self.stage.is_some()),
-            ("outcomes", outcomes, !self.outcomes.is_empty()),
-            ("spec", spec, self.spec.is_some()),
+            // Nothing of one rollout would know them again.
+            ("key", !is_about_all, self.key.is_some()),
+            ("rollout", is_about_one, self.rollout.is_some()),
+            ("stage", judges || kind == Kind::Retry, self.stage.is_some()),
+            ("outcomes", kind == Kind::Retry, !self.outcomes.is_empty()),
+            ("spec", kind == Kind::Start, self.spec.is_some()),
         ];
-        for (field, needs, given) in fields {
-            let problem = match (needs, given) {
-                (Must, false) => "is missing",
-                (No, true) => "has no meaning",
-                _ => continue,
-            };
-            let command = serde_json::to_value(self.command).unwrap_or_default();
-            return Err(Refusal::new(
-                Cause::InvalidCommand,
-                format!("not a command: {field} {problem} in a command {command}"),
-            ));
+        if let Some((field, ..)) = fields.iter().find(|(_, may, given)| *given && !may) {
+            return Err(self.misses(field, "has no meaning"));
         }
         let texts = [
             ("reason", &self.reason, MAX_TEXT_CHARS),
@@ -359,7 +344,38 @@ impl Command {
                 return Err(Refusal::new(Cause::InvalidCommand, error));
             }
         }
-        Ok(())
+        let missing = |field| self.misses(field, "is missing");
+        let stage = self.stage.as_ref();
+        let deed = match kind {
+            Kind::StopAll => return Ok(Ask::StopAll),
+            Kind::ResumeAll => return Ok(Ask::ResumeAll),
+            Kind::Start => {
+                let spec = self.spec.as_ref();
+                return spec.map(Ask::Start).ok_or_else(|| missing("spec"));
+            }
+            Kind::Pause => Deed::Pause,
+            Kind::Resume => Deed::Resume,
+            Kind::Abort => Deed::Abort,
+            Kind::Approve => Deed::Approve { stage },
+            Kind::Reject => Deed::Reject { stage },
+            Kind::Promote => Deed::Promote {
+                stage: stage.ok_or_else(|| missing("stage"))?,
+            },
+            Kind::Retry => Deed::Retry {
+                stage,
+                outcomes: &self.outcomes,
+            },
+            Kind::Delete => Deed::Delete,
+            Kind::Status => Deed::Status,
+        };
+        let rollout = self.rollout.as_ref().ok_or_else(|| missing("rollout"))?;
+        Ok(Ask::Of(rollout, deed))
+    }
+
+    fn misses(&self, field: &str, problem: &str) -> Refusal {
+        let command = serde_json::to_value(self.command).unwrap_or_default();
+        let error = format!("not a command: {field} {problem} in a command {command}");
+        Refusal::new(Cause::InvalidCommand, error)
     }
 
     /// The spec of a `start`, checked.
@@ -367,20 +383,7 @@ impl Command {
     /// # Errors
     /// [`Refusal`] with every mistake, each with its field.
     pub fn spec(&self) -> Result<RolloutSpec, Refusal> {
-        let text = self.spec.as_ref().map_or("null", Json::as_str);
-        let spec = RolloutSpec::read("the spec", text).map_err(|problems| {
-            let mistakes = problems.without_places();
-            Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(mistakes)
-        })?;
-        let files = files_of(&spec);
-        if files.is_empty() {
-            return Ok(spec);
-        }
-        let refusal = Refusal::new(
-            Cause::InvalidSpec,
-            "the spec names files, which cannot be read from here; inline them, as `twincast submit` does",
-        );
-        Err(refusal.with(files))
+        spec_of(self.spec.as_ref().map_or("null", Json::as_str))
     }
 
     /// Who asks and why.
@@ -436,12 +439,56 @@ impl Command {
     }
 }
 
-/// Whether a command has a field.
+/// What a command asks for.
 #[derive(Debug, Clone, Copy)]
-enum Needs {
-    Must,
-    May,
-    No,
+pub(crate) enum Ask<'a> {
+    Start(&'a Json),
+    StopAll,
+    ResumeAll,
+    Of(&'a RolloutName, Deed<'a>),
+}
+
+/// What is to be done to one rollout.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Deed<'a> {
+    Pause,
+    Resume,
+    Abort,
+    Approve {
+        stage: Option<&'a StageName>,
+    },
+    Reject {
+        stage: Option<&'a StageName>,
+    },
+    Promote {
+        stage: &'a StageName,
+    },
+    Retry {
+        stage: Option<&'a StageName>,
+        outcomes: &'a [Outcome],
+    },
+    Delete,
+    Status,
+}
+
+/// The spec in a text, checked.
+///
+/// # Errors
+/// [`Refusal`] with every mistake, each with its field.
+pub(crate) fn spec_of(text: &str) -> Result<RolloutSpec, Refusal> {
+    let spec = RolloutSpec::read("the spec", text).map_err(|problems| {
+        let mistakes = problems.without_places();
+        Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(mistakes)
+    })?;
+    let files = files_of(&spec);
+    if files.is_empty() {
+        return Ok(spec);
+    }
+    let refusal = Refusal::new(
+        Cause::InvalidSpec,
+        "the spec names files, which cannot be read from here; inline them, as `twincast submit` does",
+    );
+    Err(refusal.with(files))
 }
 
 fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {

@@ -4,15 +4,12 @@
 //! driver makes sure that it has the floor before it plans or sends. What keeps two from sending at the same time is
 //! the driver's look, not the order of these steps.
 
-use tokio_util::sync::CancellationToken;
 use twincast_core::group::{self, Admission, Conflict, LONGEST_LINE, Standing};
 use twincast_core::ids::{GroupName, RolloutName, Version};
-use twincast_core::ports::{Disposition, Store, StoreError};
+use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
-
-use crate::driver::{DriveError, Driver};
 
 /// How often a line is looked at anew that others keep changing.
 const TRIES: usize = 20;
@@ -160,151 +157,89 @@ fn contended(group: &GroupName) -> StoreError {
     }
 }
 
-/// Whether a rollout's driver may go on with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Floor {
-    /// It may.
-    Ours,
-    /// Something has happened, or may have: read again.
-    LookAgain,
-    /// It waits for a rollout that is not driven while this process has the store.
-    LeftAlone,
+/// What a rollout that wants to plan or send is to do about its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Go on: it has the floor.
+    Go,
+    /// This has happened to it.
+    Happened(Event),
+    /// These are to be aborted in its favour.
+    Supersedes(Vec<RolloutName>),
+    /// Wait. These of the ones before it are being aborted, which needs nobody's word.
+    Waits { aborting: Vec<RolloutName> },
 }
 
-impl Driver {
-    /// Makes sure that a rollout which wants to plan or send has its group's floor, or does what is to be done to get it:
-    /// waits, or aborts the others.
-    pub(crate) async fn floor(
-        &self,
-        rollout: &Rollout,
-        stop: &CancellationToken,
-    ) -> Result<Floor, DriveError> {
-        let wants = matches!(rollout.phase.owed(), Owed::Plan | Owed::ReleaseBatches);
-        let Some(group) = rollout.spec.group.as_ref().filter(|_| wants) else {
-            return Ok(Floor::Ours);
+/// Whose turn it is in a rollout's group, when the rollout wants to plan or send.
+///
+/// # Errors
+/// When the store fails, or others keep changing the line ([`StoreError::Superseded`]).
+pub(crate) async fn turn(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    rollout: &Rollout,
+) -> Result<Turn, StoreError> {
+    let wants = matches!(rollout.phase.owed(), Owed::Plan | Owed::ReleaseBatches);
+    let Some(group) = rollout.spec.group.as_ref().filter(|_| wants) else {
+        return Ok(Turn::Go);
+    };
+    let (admission, ahead) = admission(store, clock, group, rollout).await?;
+    // It lost its place while it was under way: its record was stored later than anybody waits for. The one that has
+    // the floor now keeps it.
+    if let (true, Some((active, _))) = (rollout.plan.is_some(), ahead.first()) {
+        let reason = format!("rollout {active} of group {group} is under way");
+        return Ok(Turn::Happened(Event::PauseRequested { reason }));
+    }
+    Ok(match admission {
+        Admission::Go => Turn::Go,
+        Admission::Refused { active } => {
+            let group = group.clone();
+            let reason = NotAdmitted::Active { group, active }.to_string();
+            Turn::Happened(Event::PlanningFailed { reason })
+        }
+        Admission::Supersedes(rivals) => Turn::Supersedes(rivals),
+        Admission::Waits { behind } if rollout.behind.as_ref() != Some(&behind) => {
+            Turn::Happened(Event::Queued { behind })
+        }
+        Admission::Waits { .. } => {
+            let is_aborting =
+                |standing: &Standing| matches!(standing, Standing::Active(Phase::Aborting { .. }));
+            let aborting = ahead.into_iter().filter(|(_, it)| is_aborting(it));
+            let aborting = aborting.map(|(name, _)| name).collect();
+            Turn::Waits { aborting }
+        }
+    })
+}
+
+/// Looks at the line, and joins it: when the rollout is not in it, or when nobody is ahead any more. The latter always
+/// changes the line, so that it is not removed by someone who has seen it before it was under way.
+async fn admission(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    group: &GroupName,
+    rollout: &Rollout,
+) -> Result<(Admission, Vec<(RolloutName, Standing)>), StoreError> {
+    let name = &rollout.spec.name;
+    for _ in 0..TRIES {
+        let now = clock.now();
+        let looked = look(store, group, name, now).await?;
+        let is_in = looked.line.members.iter().any(|it| it.name == *name);
+        let admission = group::admission(rollout.spec.conflict, &looked.ahead);
+        if is_in && admission != Admission::Go && looked.gone.is_empty() {
+            return Ok((admission, looked.ahead));
+        }
+        let next = looked
+            .line
+            .with(name, rollout.version, false, &looked.gone, now);
+        // It is as if the last of them were active.
+        let Some(next) = next else {
+            return Ok((admission, looked.ahead));
         };
-        let name = &rollout.spec.name;
-        let (admission, ahead) =
-            self.admission(group, rollout)
-                .await
-                .map_err(|source| DriveError::Store {
-                    rollout: name.clone(),
-                    source,
-                })?;
-        // It lost its place while it was under way: its record was stored later than anybody waits for. The one that has
-        // the floor now keeps it.
-        if let (true, Some((active, _))) = (rollout.plan.is_some(), ahead.first()) {
-            let reason = format!("rollout {active} of group {group} is under way");
-            self.apply(rollout, Event::PauseRequested { reason })
-                .await?;
-            return Ok(Floor::LookAgain);
-        }
-        match admission {
-            Admission::Go => Ok(Floor::Ours),
-            Admission::Refused { active } => {
-                let group = group.clone();
-                let reason = NotAdmitted::Active { group, active }.to_string();
-                self.apply(rollout, Event::PlanningFailed { reason })
-                    .await?;
-                Ok(Floor::LookAgain)
-            }
-            Admission::Supersedes(rivals) => {
-                for rival in &rivals {
-                    self.supersede(rival, name).await?;
-                }
-                Ok(Floor::LookAgain)
-            }
-            Admission::Waits { behind } => self.wait_behind(rollout, behind, &ahead, stop).await,
+        match store.save_line(group, &next).await {
+            Ok(()) => return Ok((admission, looked.ahead)),
+            Err(StoreError::Superseded { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
-
-    /// Looks at the line, and joins it: when it is not in it, or when nobody is ahead any more. The latter always
-    /// changes the line, so that it is not removed by someone who has seen it before it was under way.
-    async fn admission(
-        &self,
-        group: &GroupName,
-        rollout: &Rollout,
-    ) -> Result<(Admission, Vec<(RolloutName, Standing)>), StoreError> {
-        let name = &rollout.spec.name;
-        for _ in 0..TRIES {
-            let now = self.clock.now();
-            let looked = look(&*self.store, group, name, now).await?;
-            let is_in = looked.line.members.iter().any(|it| it.name == *name);
-            let admission = group::admission(rollout.spec.conflict, &looked.ahead);
-            if is_in && admission != Admission::Go && looked.gone.is_empty() {
-                return Ok((admission, looked.ahead));
-            }
-            let next = looked
-                .line
-                .with(name, rollout.version, false, &looked.gone, now);
-            // It is as if the last of them were active.
-            let Some(next) = next else {
-                return Ok((admission, looked.ahead));
-            };
-            match self.store.save_line(group, &next).await {
-                Ok(()) => return Ok((admission, looked.ahead)),
-                Err(StoreError::Superseded { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(contended(group))
-    }
-
-    async fn wait_behind(
-        &self,
-        rollout: &Rollout,
-        behind: RolloutName,
-        ahead: &[(RolloutName, Standing)],
-        stop: &CancellationToken,
-    ) -> Result<Floor, DriveError> {
-        if rollout.behind.as_ref() != Some(&behind) {
-            self.apply(rollout, Event::Queued { behind }).await?;
-            return Ok(Floor::LookAgain);
-        }
-        if self.config.leave_at_approval {
-            // Nobody else drives them, and an abort needs nobody's word.
-            let aborting = ahead.iter().filter(|(_, standing)| {
-                matches!(standing, Standing::Active(Phase::Aborting { .. }))
-            });
-            let mut any = false;
-            for (name, _) in aborting {
-                Box::pin(self.drive(name, stop)).await?;
-                any = true;
-            }
-            let left = if any {
-                Floor::LookAgain
-            } else {
-                Floor::LeftAlone
-            };
-            return Ok(left);
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(self.config.longest_pass) => {}
-        }
-        Ok(Floor::LookAgain)
-    }
-
-    /// Aborts a rollout for a newer one. One that has ended meanwhile, or is changed by somebody else, is looked at again.
-    async fn supersede(&self, rival: &RolloutName, by: &RolloutName) -> Result<(), DriveError> {
-        let found = self.store.rollout(rival).await;
-        let found = found.map_err(|source| DriveError::Store {
-            rollout: rival.clone(),
-            source,
-        })?;
-        let Some(older) = found else {
-            return Ok(());
-        };
-        let reason = format!("superseded by {by}");
-        match self.apply(&older, Event::AbortRequested { reason }).await {
-            Ok(_) | Err(DriveError::Illegal { .. }) => Ok(()),
-            Err(DriveError::Store { source, .. })
-                if source.disposition() == Disposition::Superseded =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
+    Err(contended(group))
 }

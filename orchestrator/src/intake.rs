@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use twincast_core::error::in_words;
-use twincast_core::ids::{CommandKey, HubName, RolloutName, StageName, Version};
+use twincast_core::ids::{CommandKey, HubName, RolloutName, Version};
+use twincast_core::json::Json;
 use twincast_core::ports::{Clock, Disposition, Halt, Roster, Store, StoreError};
-use twincast_core::rollout::{Event, IllegalTransition, Keyed, Rollout, Word};
-use twincast_core::spec::{Gate, OnFailure, Stage};
+use twincast_core::rollout::{Event, Keyed, Rollout, Word};
 use twincast_core::time::Timestamp;
 use twincast_core::trace::{Begun, TraceContext, Tracer};
 
 use crate::accept::{Accepted, accept};
-use crate::command::{Answer, Cause, Command, Kind, Refusal, State};
-use crate::{groups, retry, traces};
+use crate::command::{Answer, Ask, Cause, Command, Deed, Kind, Refusal, State, spec_of};
+use crate::meaning::{approved, cannot, not_possible, pointless, promoted, rejected, retried};
+use crate::{groups, traces};
 
 /// How often a change is tried again that others came before.
 const TRIES: usize = 20;
@@ -182,51 +183,53 @@ impl Intake {
         let start = self.clock.now();
         let done = self.carry_out(command, begun.context).await;
         let end = self.clock.now();
-        let told = traces::of_command(command, begun, start..end, done.as_ref());
+        let told = match &done {
+            Ok(answer) => Some(Ok(answer)),
+            Err(NotDone::Refused(refusal)) => Some(Err(refusal)),
+            // The command comes again.
+            Err(NotDone::Store(_)) => None,
+        };
+        let told = told.and_then(|done| traces::of_command(command, begun, start..end, done));
         self.tracer.tell(told);
         done
     }
 
     async fn carry_out(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
         let reason = command.because();
-        let about = command.rollout.as_ref().map(|name| About {
-            name,
-            once: command.keyed(),
-        });
-        if let Some(about) = &about
-            && let Some(answer) = self.answered_before(about).await?
-        {
+        let (name, deed) = match command.ask()? {
+            Ask::Start(spec) => return self.start(spec, command, span).await,
+            Ask::StopAll => return self.stop_all(reason, command.by.clone()).await,
+            Ask::ResumeAll => return self.resume_all(command.word()).await,
+            Ask::Of(name, deed) => (name, deed),
+        };
+        let once = command.keyed();
+        let about = &About { name, once };
+        if let Some(answer) = self.answered_before(about).await? {
             return Ok(answer);
         }
-        match (command.command, &about) {
-            (Kind::Start, _) => self.start(command, span).await,
-            (Kind::Pause, Some(about)) => {
-                self.change(about, Event::PauseRequested { reason }).await
+        let word = || command.word();
+        match deed {
+            Deed::Pause => self.change(about, Event::PauseRequested { reason }).await,
+            Deed::Abort => self.change(about, Event::AbortRequested { reason }).await,
+            Deed::Resume => {
+                let event = |_: &Rollout| Ok(Event::ResumeRequested { word: word() });
+                self.go_on(about, &event).await
             }
-            (Kind::Resume, Some(about)) => {
-                let word = command.word();
-                self.go_on(about, &|_| {
-                    Ok(Event::ResumeRequested { word: word.clone() })
-                })
-                .await
+            Deed::Approve { stage } => {
+                self.change_by(about, &|it| approved(it, stage, word()))
+                    .await
             }
-            (Kind::Abort, Some(about)) => {
-                self.change(about, Event::AbortRequested { reason }).await
+            Deed::Reject { stage } => {
+                self.change_by(about, &|it| rejected(it, stage, word()))
+                    .await
             }
-            (Kind::Approve, Some(about)) => {
-                self.change_by(about, &|it| approved(it, command)).await
+            Deed::Promote { stage } => self.go_on(about, &|it| promoted(it, stage, word())).await,
+            Deed::Retry { stage, outcomes } => {
+                self.retry(about, &|it| retried(it, stage, outcomes, word()))
+                    .await
             }
-            (Kind::Reject, Some(about)) => self.change_by(about, &|it| rejected(it, command)).await,
-            (Kind::Promote, Some(about)) => self.go_on(about, &|it| promoted(it, command)).await,
-            (Kind::Retry, Some(about)) => self.retry(about, command).await,
-            (Kind::Delete, Some(about)) => self.delete(about.name, &reason).await,
-            (Kind::StopAll, _) => self.stop_all(reason, command.by.clone()).await,
-            (Kind::ResumeAll, _) => self.resume_all(command.word()).await,
-            (Kind::Status, Some(about)) => {
-                let rollout = self.rollout(about.name).await?;
-                Ok(self.answer(false, &[rollout]).await?)
-            }
-            (_, None) => unreachable!("a command that was read names its rollout"),
+            Deed::Delete => self.delete(name, &reason).await,
+            Deed::Status => Ok(self.answer(false, &[self.rollout(name).await?]).await?),
         }
     }
 
@@ -243,8 +246,13 @@ impl Intake {
         Ok(Some(self.answer(true, &[rollout]).await?))
     }
 
-    async fn start(&self, command: &Command, span: TraceContext) -> Result<Answer, NotDone> {
-        let spec = command.spec()?;
+    async fn start(
+        &self,
+        spec: &Json,
+        command: &Command,
+        span: TraceContext,
+    ) -> Result<Answer, NotDone> {
+        let spec = spec_of(spec.as_str())?;
         let unknown = spec
             .target
             .hubs
@@ -320,22 +328,21 @@ impl Intake {
 
     /// A rollout that had ended runs again, which it may not while all is stopped, or another one of its group
     /// is active. One that would not be changed is not: nothing is prepared, and no gate asked anew, for no device.
-    async fn retry(&self, about: &About<'_>, command: &Command) -> Result<Answer, NotDone> {
+    async fn retry(&self, about: &About<'_>, event: EventFor<'_>) -> Result<Answer, NotDone> {
         let name = about.name;
         let rollout = self.rollout(name).await?;
-        let event = retry::requested(&rollout, command)?;
+        let wanted = event(&rollout)?;
         let next = rollout
-            .after(event.clone(), self.clock.now())
+            .after(wanted.clone(), self.clock.now())
             .map_err(|error| not_possible(&error))?;
         if next.is_some() {
             let tallies = self.store.tallies(name).await?;
-            if let Some(note) = retry::pointless(&event, &rollout, &tallies) {
+            if let Some(note) = pointless(&wanted, &rollout, &tallies) {
                 let answer = self.answer(false, &[rollout]).await?;
                 let note = Some(note);
                 return Ok(Answer { note, ..answer });
             }
         }
-        let event: EventFor<'_> = &|it| retry::requested(it, command);
         if rollout.phase.is_ended() {
             if let Some(group) = &rollout.spec.group {
                 let next = Version(rollout.version.0 + 1);
@@ -573,108 +580,6 @@ fn is_done(rollout: &Rollout, command: &Keyed) -> Result<bool, Refusal> {
 
 /// What a command means for a rollout as it is.
 type EventFor<'a> = &'a (dyn Fn(&Rollout) -> Result<Event, Refusal> + Sync);
-
-fn approved(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let (stage, word) = (stage_of(rollout, command), command.word());
-    let event = Event::Approved {
-        stage: stage.clone(),
-        word,
-    };
-    if gate_of(rollout, &stage, &event)?.approval.is_none() {
-        let found = "its gate asks for no approval; to take it for passed, promote it";
-        return Err(cannot(rollout, &event, found));
-    }
-    Ok(event)
-}
-
-/// A rejected gate has failed. It stops the rollout also where a gate that fails by itself would not.
-fn rejected(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let stage = stage_of(rollout, command);
-    let failed = |then| Event::GateFailed {
-        stage: stage.clone(),
-        reason: format!("rejected by {}", command.word()),
-        then,
-    };
-    let gate = gate_of(rollout, &stage, &failed(OnFailure::Pause))?;
-    Ok(failed(match gate.on_failure {
-        OnFailure::Abort => OnFailure::Abort,
-        OnFailure::Pause | OnFailure::Continue => OnFailure::Pause,
-    }))
-}
-
-fn promoted(rollout: &Rollout, command: &Command) -> Result<Event, Refusal> {
-    let (stage, word) = (stage_of(rollout, command), command.word());
-    let event = Event::Promoted {
-        stage: stage.clone(),
-        word,
-    };
-    gate_of(rollout, &stage, &event)?;
-    if command.reason.is_none() {
-        let refusal = cannot(
-            rollout,
-            &event,
-            "a gate is overridden for a reason; give one",
-        );
-        return Err(Refusal {
-            cause: Cause::InvalidCommand,
-            ..refusal
-        });
-    }
-    Ok(event)
-}
-
-/// The stage that a command is about: the one that it names, else the current one, or the first before there is a plan.
-fn stage_of(rollout: &Rollout, command: &Command) -> StageName {
-    let current = rollout.stage_progress().map(|stage| stage.name.clone());
-    let named = command.stage.clone().or(current);
-    named.unwrap_or_else(|| rollout.spec.all_stages().swap_remove(0).name)
-}
-
-/// The gate that `event` is about. The phase is looked at first: once a rollout has ended, gates do not matter.
-fn gate_of(rollout: &Rollout, stage: &StageName, event: &Event) -> Result<Gate, Refusal> {
-    rollout
-        .phase_after(event)
-        .map_err(|error| not_possible(&error))?;
-    must_have(rollout, stage, event)?;
-    let stages = rollout.spec.all_stages();
-    let has_gate = |known: &&Stage| known.gate.is_some();
-    let gated = stages.iter().filter(has_gate);
-    let gated: Vec<_> = gated.map(|known| known.name.as_str()).collect();
-    let found = match gated.as_slice() {
-        [] => format!("stage {stage} has no gate, and no other stage has one"),
-        gated => format!(
-            "stage {stage} has no gate; gates have: {}",
-            gated.join(", ")
-        ),
-    };
-    let known = stages.into_iter().find(|known| known.name == *stage);
-    let gate = known.and_then(|known| known.gate);
-    gate.ok_or_else(|| cannot(rollout, event, found))
-}
-
-/// Refuses a stage that the rollout does not have.
-pub(crate) fn must_have(
-    rollout: &Rollout,
-    stage: &StageName,
-    event: &Event,
-) -> Result<(), Refusal> {
-    let stages = rollout.spec.all_stages();
-    if stages.iter().any(|known| known.name == *stage) {
-        return Ok(());
-    }
-    let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
-    let found = format!("it has no such stage; its stages are: {}", known.join(", "));
-    Err(cannot(rollout, event, found))
-}
-
-/// A refusal of `event`: `found` is the reason, with what can be done.
-pub(crate) fn cannot(rollout: &Rollout, event: &Event, found: impl Into<String>) -> Refusal {
-    not_possible(&rollout.cannot(event, found))
-}
-
-fn not_possible(error: &IllegalTransition) -> Refusal {
-    Refusal::new(Cause::NotPossible, in_words(error))
-}
 
 /// Others kept changing the record: not the command's fault.
 fn contended(name: &RolloutName) -> NotDone {

@@ -5,7 +5,7 @@
 //! it is given up: the next look finds what it has added.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use twincast_core::rollout::{Adding, Event, Found, LookId, Rollout};
 use twincast_core::spec::RolloutSpec;
 
 use crate::Hubs;
-use crate::driver::{Driver, store_batches};
+use crate::adding::store_batches;
 use crate::members::{Gathering, Members, Part};
 use crate::planner::{Joiners, PlanError, PlanProgress, Planner};
 
@@ -31,6 +31,8 @@ use crate::planner::{Joiners, PlanError, PlanProgress, Planner};
 pub(crate) const AGAIN: Duration = Duration::from_secs(60);
 /// And after one of which the store has lost a part.
 const SOON: Duration = Duration::from_secs(1);
+/// The interval between two looks at the clock.
+const DUE: Duration = Duration::from_secs(1);
 /// Batches that are read at once.
 const PAGE: usize = 256;
 
@@ -97,17 +99,25 @@ impl Looking {
                 }
             }
         }
-        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
-        let is_due = rollout.next_look().is_some_and(|at| clock.now() >= at);
-        // One that is under way and not ours was given up by whoever began it.
-        if !rests && (is_due || looks.under_way.is_some()) {
-            return LookNews::Happened(Event::LookStarted);
+        loop {
+            let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
+            let is_due = rollout.next_look().is_some_and(|at| clock.now() >= at);
+            // One that is under way and not ours was given up by whoever began it.
+            if !rests && (is_due || looks.under_way.is_some()) {
+                return LookNews::Happened(Event::LookStarted);
+            }
+            tokio::time::sleep(DUE).await;
         }
-        pending().await
     }
 
     /// Begins the look that was just noted in `rollout`'s record, by us.
-    pub(crate) fn begin(&mut self, driver: &Driver, rollout: &Rollout) {
+    pub(crate) fn begin(
+        &mut self,
+        rollout: &Rollout,
+        store: &Arc<dyn Store>,
+        hubs: &Hubs,
+        base: &Path,
+    ) {
         let Some((looks, stage)) = rollout.looks.zip(rollout.spec.late_stage()) else {
             return;
         };
@@ -116,9 +126,9 @@ impl Looking {
             stage,
             spec: rollout.spec.clone(),
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
-            store: driver.store.clone(),
-            hubs: driver.hubs.clone(),
-            base: driver.base.clone(),
+            store: Arc::clone(store),
+            hubs: hubs.clone(),
+            base: base.to_owned(),
         };
         self.rests_until = None;
         self.under_way = Some((look.id, async move { look.through().await }.boxed()));

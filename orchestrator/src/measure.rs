@@ -3,35 +3,67 @@
 //! What is counted is what the twins say now: a device that went back is not counted any more. So
 //! it is no outcome, which would only ever rise.
 
+use twincast_core::error::in_words;
 use twincast_core::gate::Measured;
 use twincast_core::ids::{BatchId, DeviceId};
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::query;
-use twincast_core::rollout::Rollout;
+use twincast_core::rollout::{Event, Rollout};
 use twincast_core::time::Timestamp;
 
 use crate::Hubs;
-use crate::planner::{PlanError, queries_of, unknown_hub};
+use crate::planner::{PlanError, is_final, queries_of, unknown_hub};
 
 /// Batches that are read at a time.
 const PAGE: usize = 64;
 /// Devices that one query asks for.
 const IDS: usize = 100;
 
-/// Why it is not known.
+/// The result of asking the hubs.
 #[derive(Debug)]
-pub(crate) enum NotMeasured {
-    /// The store fails.
+pub(crate) enum Measuring {
+    /// The hubs have answered.
+    Measured(Measured),
+    /// The hubs cannot be asked at present, for this reason.
+    Failed(String),
+    /// The hubs can never be asked, and the rollout is to be paused: the devices have not failed.
+    Undecided(Event),
+}
+
+/// Why it is not known.
+enum NotMeasured {
     Store(StoreError),
-    /// A hub does.
     Hub(PlanError),
+}
+
+/// Asks the hubs how many devices of the current stage fulfil the gate's `applied_when`. If a hub does not understand the
+/// condition, nothing can be measured.
+///
+/// Cancel safety: may be dropped at any time.
+pub(crate) async fn measure(
+    rollout: &Rollout,
+    store: &dyn Store,
+    hubs: &Hubs,
+    at: Timestamp,
+) -> Result<Measuring, StoreError> {
+    match applied(rollout, store, hubs, at).await {
+        Ok(measured) => Ok(Measuring::Measured(measured)),
+        Err(NotMeasured::Hub(error)) if is_final(&error) => {
+            let reason = format!("applied_when cannot be asked: {}", in_words(&error));
+            let stage = rollout.stage_progress().map(|stage| stage.name.clone());
+            Ok(Measuring::Undecided(match stage {
+                Some(stage) => Event::GateUndecided { stage, reason },
+                None => Event::NotHeard { reason },
+            }))
+        }
+        Err(NotMeasured::Hub(error)) => Ok(Measuring::Failed(in_words(&error))),
+        Err(NotMeasured::Store(error)) => Err(error),
+    }
 }
 
 /// How many devices of the current stage fulfil its gate's `applied_when`, of those that have the message. Asks the hubs once
 /// for every hundred devices.
-///
-/// Cancel safety: may be dropped at any time.
-pub(crate) async fn applied(
+async fn applied(
     rollout: &Rollout,
     store: &dyn Store,
     hubs: &Hubs,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -13,6 +14,9 @@ use twincast_core::ports::{Clock, MetricSource};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::spec::Metric;
 use twincast_core::time::Timestamp;
+
+/// The interval between two looks at the clock.
+const DUE: Duration = Duration::from_secs(1);
 
 /// What a query has given, or why nothing.
 type Answer = Result<Vec<f64>, String>;
@@ -52,6 +56,7 @@ impl Asking {
             };
         }
         let gate = rollout.spec.gate_of(self.stage);
+        let gate = gate.filter(|gate| !gate.metrics.is_empty());
         let (Some(gate), Some(progress)) = (gate, rollout.stage_progress()) else {
             return pending().await;
         };
@@ -62,7 +67,8 @@ impl Asking {
                     let now = clock.now();
                     let asked = |name: &MetricName| self.asked.get(name).copied();
                     let Some(metric) = metric::due(gate, progress, asked, now) else {
-                        return pending().await;
+                        tokio::time::sleep(DUE).await;
+                        continue;
                     };
                     self.asked.insert(metric.name.clone(), now);
                     self.under_way = Some(ask(metric.clone(), server.cloned()));

@@ -29,7 +29,7 @@ pub struct Metrics {
     pub newer: IntGauge,
     /// Whether all rollouts are stopped.
     pub(crate) stopped: IntGauge,
-    pub(crate) repairs: IntCounter,
+    pub(crate) repairs: Repairs,
     /// Messages on the queue of dead letters.
     pub dead_letters: IntGauge,
     commands: IntCounterVec,
@@ -59,7 +59,7 @@ impl Default for Metrics {
                 "twincast_stopped",
                 "1 while all rollouts are stopped: from stop-all to resume-all.",
             )),
-            repairs: repairs(),
+            repairs: Repairs::default(),
             dead_letters: made(IntGauge::new(
                 "twincast_dead_letters",
                 "Messages on the queue of dead letters, as this orchestrator last saw it.",
@@ -119,7 +119,7 @@ impl Metrics {
             Box::new(self.driven.clone()),
             Box::new(self.newer.clone()),
             Box::new(self.stopped.clone()),
-            Box::new(self.repairs.clone()),
+            Box::new(self.repairs.0.clone()),
             Box::new(self.dead_letters.clone()),
             Box::new(self.commands.clone()),
             Box::new(self.waiting.clone()),
@@ -249,12 +249,29 @@ impl Drop for RolloutMetrics<'_> {
     }
 }
 
-/// What is counted of dispatches that were lost.
-pub(crate) fn repairs() -> IntCounter {
-    made(IntCounter::new(
-        "twincast_dispatches_repeated_total",
-        "Batches that were released again, because nobody worked on them.",
-    ))
+/// What drivers found out of order and put right: dispatches that were lost.
+#[derive(Debug, Clone)]
+pub struct Repairs(IntCounter);
+
+impl Default for Repairs {
+    fn default() -> Self {
+        Self(made(IntCounter::new(
+            "twincast_dispatches_repeated_total",
+            "Batches that were released again, because nobody worked on them.",
+        )))
+    }
+}
+
+impl Repairs {
+    /// How many there were since the process started.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    pub(crate) fn add_one(&self) {
+        self.0.inc();
+    }
 }
 
 /// What is counted of commands. All results are there from the start: the first of a kind is an increase, too.

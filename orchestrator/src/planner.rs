@@ -20,7 +20,9 @@ use twincast_core::plan::{
     Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, PlanDigest, PlanSummary,
     StagePlan, StageRules, UnknownZones, arrange, finish_stages,
 };
-use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, Hindrance, HubError, OddRow};
+use twincast_core::ports::{
+    DevicePage, DeviceQuery, DeviceRow, Hindrance, HubError, HubTrouble, OddRow,
+};
 use twincast_core::query::{self, TagPath};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
@@ -191,6 +193,23 @@ pub fn hindrance<'a>(spec: &RolloutSpec, hubs: &'a Hubs) -> Option<(&'a HubName,
         .into_iter()
         .filter_map(|(name, handle)| Some((name, handle.hub.asking_hindrance()?)));
     silent.max_by_key(|(_, hindrance)| hindrance.lasting)
+}
+
+/// Planning again cannot help.
+pub(crate) fn is_final(error: &PlanError) -> bool {
+    match error {
+        PlanError::Hub { source, .. } => source.trouble == HubTrouble::BadQuery,
+        PlanError::UnknownHub { .. }
+        | PlanError::OtherHub { .. }
+        | PlanError::NoHubs
+        | PlanError::Endless { .. }
+        | PlanError::List(_)
+        | PlanError::Interrupted => false,
+        PlanError::TooManyExcluded
+        | PlanError::TooManyBatches
+        | PlanError::EmptyStage { .. }
+        | PlanError::Cut(_) => true,
+    }
 }
 
 /// A hub is not among those that are configured.

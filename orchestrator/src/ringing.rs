@@ -14,18 +14,64 @@ use twincast_core::error::in_words;
 use twincast_core::evidence::{ListenerStatus, unanswered};
 use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::message::Ack;
-use twincast_core::ports::{Depth, Dispatch, Queue, QueueError, StoreError, Tally};
-use twincast_core::rollout::{Event, Rollout};
+use twincast_core::ports::{Clock, Depth, Dispatch, Queue, QueueError, Store, StoreError, Tally};
+use twincast_core::rollout::Rollout;
 use twincast_core::spec::Rate;
 
+use crate::Hubs;
 use crate::accounting::WaySeen;
-use crate::driver::{Driver, DriverConfig, Pass};
+use crate::config::DriverConfig;
+use crate::metrics::Repairs;
+use crate::reach::Reach;
 use crate::release::{Releasable, keep_budgets, keep_order};
 
 /// The interval between two looks at whether a hub is listened to.
 const LISTENED: Duration = Duration::from_secs(5);
 
-impl Driver {
+/// Rings for batches.
+pub(crate) struct Ringer<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) queue: &'a dyn Queue,
+    pub(crate) hubs: &'a Hubs,
+    pub(crate) clock: &'a dyn Clock,
+    pub(crate) config: &'a DriverConfig,
+    pub(crate) repairs: &'a Repairs,
+    pub(crate) broker: &'a Reach,
+}
+
+/// What a round of ringing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    /// Batches were rung for.
+    Rang,
+    /// There was nothing to ring for.
+    Waited,
+    /// This batch has brought down too many workers.
+    Quarantined(BatchId),
+}
+
+impl Round {
+    fn of(rang: bool) -> Self {
+        if rang { Self::Rang } else { Self::Waited }
+    }
+}
+
+/// What a round has found so far.
+#[derive(Default)]
+struct Found {
+    seen: HashMap<BatchId, Seen>,
+    rang: bool,
+    any_open: bool,
+    any_held_back: bool,
+    /// Somebody works on one.
+    any_held: bool,
+    full_groups: Vec<FullGroup>,
+    closed: Vec<Hold>,
+    /// Why the queue takes nothing.
+    queue_away: Option<String>,
+}
+
+impl Ringer<'_> {
     /// Makes sure that a worker listens to every hub that has unanswered devices. A worker listens once it knows of the rollout,
     /// so one that was started since may not: it is rung for a batch of that hub.
     pub(crate) async fn wake_listeners(
@@ -81,76 +127,88 @@ impl Driver {
         hubs: BTreeSet<&HubName>,
         rate: Option<Rate>,
         rung: &mut Rung,
-    ) -> Result<Pass, StoreError> {
+    ) -> Result<Round, StoreError> {
         let name = &rollout.spec.name;
-        let now = Instant::now();
-        let mut pass = Pass::Waited;
-        let mut seen = HashMap::new();
-        let (mut any_open, mut any_held_back, mut any_held) = (false, false, false);
-        let (mut full_groups, mut holds) = (Vec::new(), Vec::new());
+        let mut found = Found::default();
         let missing = hubs.iter().find(|hub| !self.hubs.contains_key(**hub));
         rung.way.not_configured = missing.map(|hub| self.not_configured(name, hub, &rung.way));
         for hub in hubs.into_iter().filter(|hub| self.hubs.contains_key(*hub)) {
-            let depth = rung.depth_of(hub, &*self.queue, now).await;
-            if depth.waiting != usize::MAX {
-                rung.way.has_workers(hub, depth.consumers > 0, now);
+            match self.ring_on(rollout, hub, rate, rung, &mut found).await? {
+                Round::Rang => found.rang = true,
+                Round::Waited => {}
+                Round::Quarantined(batch) => return Ok(Round::Quarantined(batch)),
             }
-            let released = self.config.per_consumer * depth.consumers + self.config.ahead;
-            let Releasable {
-                batches,
-                held_back,
-                full,
-                closed,
-            } = self.open_batches(rollout, hub, rate, released).await?;
-            full_groups.extend(full);
-            holds.extend(closed);
-            any_open |= !batches.is_empty();
-            any_held |= batches.iter().any(|batch| batch.held.is_some());
-            any_held_back |= held_back;
-            for batch in batches {
-                let id = batch.header.id;
-                if batch.quarantined {
-                    let reason = format!(
-                        "batch {id} has brought down {} workers in a row; see their logs, then resume",
-                        twincast_core::batch::MAX_STRIKES
-                    );
-                    let event = Box::new(Event::PauseRequested { reason });
-                    return Ok(Pass::Happened(event));
-                }
-                let before = rung.seen.get(&id).copied();
-                let seen_now = match action(&self.config, before, &batch, depth, now) {
-                    Action::Leave(seen) => seen,
-                    Action::Ring(seen) => {
-                        match self.ring(name, &batch).await {
-                            Rang::Yes => {}
-                            Rang::Full => continue,
-                            // Each further one would wait as long.
-                            Rang::Away(why) => {
-                                rung.way.queue_away = (!any_held).then_some(why);
-                                return Ok(pass);
-                            }
-                        }
-                        pass = Pass::Rang;
-                        if before.is_some() {
-                            self.repairs.0.inc();
-                            tracing::info!(rollout = %name, batch = %id, %hub, "nobody works on a batch, it is released again");
-                        }
-                        seen
-                    }
-                };
-                seen.insert(id, seen_now);
+            if let Some(why) = found.queue_away {
+                rung.way.queue_away = (!found.any_held).then_some(why);
+                return Ok(Round::of(found.rang));
             }
         }
         // What was not seen is done.
-        rung.seen = seen;
-        rung.way.queue_away = None;
-        rung.way.any_open = any_open || any_held_back;
-        rung.way.held_back = any_held_back && !any_open;
-        full_groups.sort_by(|one: &FullGroup, other| one.group.cmp(&other.group));
-        full_groups.dedup_by(|one, other| one.group == other.group);
-        let hold = Hold::of_budgets(&full_groups).or(holds.into_iter().reduce(Hold::sooner));
-        rung.way.hold = hold.filter(|_| !any_open);
-        Ok(pass)
+        rung.seen = found.seen;
+        let way = &mut rung.way;
+        way.queue_away = None;
+        way.any_open = found.any_open || found.any_held_back;
+        way.held_back = found.any_held_back && !found.any_open;
+        let full = &mut found.full_groups;
+        full.sort_by(|one: &FullGroup, other| one.group.cmp(&other.group));
+        full.dedup_by(|one, other| one.group == other.group);
+        let closed = found.closed.into_iter().reduce(Hold::sooner);
+        let hold = Hold::of_budgets(full).or(closed);
+        way.hold = hold.filter(|_| !found.any_open);
+        Ok(Round::of(found.rang))
+    }
+
+    /// The same for one hub.
+    async fn ring_on(
+        &self,
+        rollout: &Rollout,
+        hub: &HubName,
+        rate: Option<Rate>,
+        rung: &mut Rung,
+        found: &mut Found,
+    ) -> Result<Round, StoreError> {
+        let (name, now) = (&rollout.spec.name, Instant::now());
+        let depth = self.depth_of(hub, rung, now).await;
+        if depth.waiting != usize::MAX {
+            rung.way.has_workers(hub, depth.consumers > 0, now);
+        }
+        let released = self.config.per_consumer * depth.consumers + self.config.ahead;
+        let open = self.open_batches(rollout, hub, rate, released).await?;
+        found.full_groups.extend(open.full);
+        found.closed.extend(open.closed);
+        found.any_open |= !open.batches.is_empty();
+        found.any_held |= open.batches.iter().any(|batch| batch.held.is_some());
+        found.any_held_back |= open.held_back;
+        let mut rang = false;
+        for batch in open.batches {
+            let id = batch.header.id;
+            if batch.quarantined {
+                return Ok(Round::Quarantined(id));
+            }
+            let before = rung.seen.get(&id).copied();
+            let seen = match action(self.config, before, &batch, depth, now) {
+                Action::Leave(seen) => seen,
+                Action::Ring(seen) => {
+                    match self.ring(name, &batch).await {
+                        Rang::Yes => {}
+                        Rang::Full => continue,
+                        // Each further one would wait as long.
+                        Rang::Away(why) => {
+                            found.queue_away = Some(why);
+                            break;
+                        }
+                    }
+                    rang = true;
+                    if before.is_some() {
+                        self.repairs.add_one();
+                        tracing::info!(rollout = %name, batch = %id, %hub, "nobody works on a batch, it is released again");
+                    }
+                    seen
+                }
+            };
+            found.seen.insert(id, seen);
+        }
+        Ok(Round::of(rang))
     }
 
     /// A hub without which the rollout cannot go on. Nobody here knows its quota, or whether the name means the same hub still.
@@ -198,7 +256,7 @@ impl Driver {
             closed.extend(hold);
             is_open
         });
-        let mut open = keep_budgets(&*self.store, name, open).await?;
+        let mut open = keep_budgets(self.store, name, open).await?;
         open.closed = closed.into_iter().reduce(Hold::sooner);
         let limit = if by_budget { limit * SMALL } else { limit };
         open.batches.truncate(limit);
@@ -221,11 +279,29 @@ impl Driver {
             Ok(()) => Rang::Yes,
             Err(QueueError::Full { .. }) => Rang::Full,
             Err(error) => {
-                let why = in_words(&error);
-                tracing::warn!(rollout = %name, error = why, "dispatches wait for the broker");
-                Rang::Away(why)
+                self.broker.is_lost(&error);
+                Rang::Away(in_words(&error))
             }
         }
+    }
+
+    /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
+    /// busy.
+    async fn depth_of(&self, hub: &HubName, rung: &mut Rung, now: Instant) -> Depth {
+        let known = rung.depths.get(hub).copied();
+        if let Some((at, depth)) = known
+            && now < at + Duration::from_secs(1)
+        {
+            return depth;
+        }
+        let asked = self.queue.depth(hub).await;
+        self.broker.note(&asked);
+        let depth = asked.unwrap_or_else(|_| Depth {
+            waiting: usize::MAX,
+            ..known.map(|(_, depth)| depth).unwrap_or_default()
+        });
+        rung.depths.insert(hub.clone(), (now, depth));
+        depth
     }
 }
 
@@ -249,24 +325,11 @@ struct Seen {
 }
 
 impl Rung {
-    /// How a hub's queue stands; asked for once a second. A queue that cannot be asked counts as
-    /// busy.
-    async fn depth_of(&mut self, hub: &HubName, queue: &dyn Queue, now: Instant) -> Depth {
-        if let Some((at, depth)) = self.depths.get(hub)
-            && now < *at + Duration::from_secs(1)
-        {
-            return *depth;
-        }
-        let depth = queue.depth(hub).await.unwrap_or_else(|error| {
-            tracing::warn!(%hub, error = in_words(&error), "the dispatch queue does not answer");
-            let known = self.depths.get(hub).map(|(_, depth)| *depth);
-            Depth {
-                waiting: usize::MAX,
-                ..known.unwrap_or_default()
-            }
-        });
-        self.depths.insert(hub.clone(), (now, depth));
-        depth
+    /// The schedule does not let anything be sent. Workers put batches down, so whatever was rung for is to be rung for again.
+    pub(crate) fn is_closed(&mut self, hold: Hold) {
+        self.seen.clear();
+        (self.way.any_open, self.way.held_back) = (false, false);
+        self.way.hold = Some(hold);
     }
 }
 

@@ -6,8 +6,7 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::{self, Begun, Span, TraceContext, Tracer};
 
-use crate::command::{Answer, Command, Kind};
-use crate::intake::NotDone;
+use crate::command::{Answer, Command, Kind, Refusal};
 
 /// What the log says about a rollout of that trace is said in here. It is an error's, so that no filter takes it from those.
 #[must_use]
@@ -35,25 +34,19 @@ pub(crate) fn moved_on(tracer: &Tracer, before: &Rollout, after: &Rollout) {
     tracer.tell(trace::of_transition(before, after));
 }
 
-/// The span of a command. None while the store does not answer, for then the command comes again; nor of one that only
-/// looks.
+/// The span of a command. None of one that only looks.
 pub(crate) fn of_command(
     command: &Command,
     begun: Begun,
     time: Range<Timestamp>,
-    done: Result<&Answer, &NotDone>,
+    done: Result<&Answer, &Refusal>,
 ) -> Option<Span> {
     if command.command == Kind::Status {
         return None;
     }
-    let trouble = match done {
-        Ok(_) => None,
-        Err(NotDone::Refused(refusal)) => Some(refusal.error.clone()),
-        Err(NotDone::Store(_)) => return None,
-    };
     let mut span = Span::new(begun.context, begun.parent, "command", time)
         .with("twincast.command", &command.name());
-    span.trouble = trouble;
+    span.trouble = done.err().map(|refusal| refusal.error.clone());
     if let Ok(answer) = done {
         let changed = if answer.changed { "yes" } else { "no" };
         span = span.with("twincast.changed", changed);

@@ -358,10 +358,12 @@ async fn no_refusal_has_words_that_only_the_engine_knows() {
 async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
     let cases = [
         (
-            Phase::Planning,
+            Phase::Aborting {
+                reason: "bad".to_owned(),
+            },
             json!({"command": "pause"}),
-            "cannot pause rollout r: it is being planned; a rollout can be paused while it is running or stopped with \
-             all others; wait for its plan, or abort it",
+            "cannot pause rollout r: it is being aborted (bad); a rollout can be paused until it ends or is aborted; to \
+             send again, start a rollout of another name",
         ),
         (
             Phase::Running,
@@ -413,6 +415,27 @@ async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
         command["rollout"] = json!("r");
         assert_eq!(refused(&intake, command).await.error, expected);
     }
+}
+
+#[tokio::test]
+async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
+    let (intake, store) = intake();
+    done(&intake, json!({"command": "start", "spec": spec("r")})).await;
+    let pause = json!({"command": "pause", "rollout": "r", "reason": "not yet", "by": "ann"});
+    for changed in [true, false] {
+        let answer = done(&intake, pause.clone()).await;
+        let state = &answer.rollouts[0];
+        assert_eq!((answer.changed, state.to_be_paused), (changed, true));
+        let reason = "is paused once it is planned: not yet (pause by ann)";
+        assert_eq!(
+            (&*state.phase, state.reason.as_deref()),
+            ("accepted", Some(reason))
+        );
+    }
+    let answer = done(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    let state = &answer.rollouts[0];
+    assert_eq!((state.to_be_paused, &state.reason), (false, &None));
+    assert_eq!(phase(&store, "r").await.as_str(), "accepted");
 }
 
 #[tokio::test]

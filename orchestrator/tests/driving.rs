@@ -25,11 +25,12 @@ use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::{Accepted, accept};
 use twincast_orchestrator::command::State;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
+use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::view::hubs::HubView;
 use twincast_orchestrator::view::{RolloutRow, RolloutView, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, Way, build};
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -69,7 +70,8 @@ fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
         config,
         base: ".".into(),
         planning: PlanProgress::default(),
-        roster: None,
+        news: News::Asked,
+        broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
     };
@@ -945,4 +947,71 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
     assert_eq!(bench.queue.depth(&build::hub("a")).await.unwrap(), rung);
     other.stop.cancel();
     driving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
+    let bench = bench(150, DriverConfig::default());
+    bench.hub.set_silent(true);
+    bench.accepted().await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let planning = bench.rollout().await;
+    build::step(&*bench.store, &planning, build::paused()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    bench.hub.set_silent(false);
+    let paused = driving.await.unwrap();
+    assert!(
+        matches!(paused.phase, Phase::Paused { .. }),
+        "{:?}",
+        paused.phase
+    );
+    // The plan that was under way is the one that it has.
+    assert_eq!(
+        (paused.plan_id, paused.plan.as_ref().unwrap().devices),
+        (PlanId(1), 150)
+    );
+    assert_eq!(
+        bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
+        0
+    );
+    let word = Word::default();
+    build::step(&*bench.store, &paused, Event::ResumeRequested { word }).await;
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(bench.rollout().await.phase, Phase::Running);
+    assert_eq!(
+        bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
+        2
+    );
+    bench.stop.cancel();
+    driving.await.unwrap();
+}
+
+/// Ten million devices are tens of thousands of batches.
+#[tokio::test(start_paused = true)]
+async fn an_abort_skips_many_batches_at_once_and_may_be_stopped() {
+    const CALL: Duration = Duration::from_millis(5);
+    let mut bench = bench(0, DriverConfig::default());
+    let way = AwayStore::new(Arc::clone(&bench.store) as Arc<dyn Store>);
+    Arc::get_mut(&mut bench.driver).unwrap().store = Arc::new(way.clone());
+    let batches = (0..2_000).map(|id| build::batch(id, 1)).collect();
+    let running = build::running(&*bench.store, "r", batches).await;
+    let reason = "wrong build".to_owned();
+    build::step(&*bench.store, &running, Event::AbortRequested { reason }).await;
+
+    way.set(Way::Slow(CALL));
+    let driving = bench.drive();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begun = Instant::now();
+    bench.stop.cancel();
+    let stopped = driving.await.unwrap();
+    assert!(matches!(stopped.phase, Phase::Aborting { .. }));
+    assert!(begun.elapsed() <= 2 * CALL, "{:?}", begun.elapsed());
+
+    bench.stop = CancellationToken::new();
+    let aborted = bench.drive().await.unwrap();
+    assert!(matches!(aborted.phase, Phase::Aborted { .. }));
+    assert_eq!(bench.outcomes().await, [(0, 2_000)]);
+    assert!(begun.elapsed() < 500 * CALL, "{:?}", begun.elapsed());
 }

@@ -24,6 +24,7 @@ use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::groups;
 use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::{HubHandle, Hubs};
@@ -358,7 +359,8 @@ async fn one_that_lost_its_place_does_not_go_on() {
         },
         base: ".".into(),
         planning: PlanProgress::default(),
-        roster: None,
+        news: News::Asked,
+        broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
     };

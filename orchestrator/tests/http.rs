@@ -14,7 +14,9 @@ use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::permits::PermitRequest;
 use twincast_core::plan::{Batch, DeviceList};
-use twincast_core::ports::{Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, StoreError, Tally};
+use twincast_core::ports::{
+    Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, StoreError, Tally,
+};
 use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;

@@ -16,6 +16,7 @@ use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::accept;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
+use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{
@@ -81,7 +82,8 @@ impl Bench {
             config: DriverConfig::default(),
             base: ".".into(),
             planning: PlanProgress::default(),
-            roster: None,
+            news: News::Asked,
+            broker: Arc::default(),
             repairs: Repairs::default(),
             tracer: Tracer::default(),
         }

@@ -14,13 +14,14 @@ use twincast_core::ports::{
     Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, Rollouts as _, Roster,
 };
 use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::view::RolloutRow;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 
 /// Remembers the ids of what was told; fails the first few times.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +50,8 @@ impl Events for Told {
 struct Bench {
     clock: Arc<dyn Clock>,
     store: MemoryStore,
+    /// The orchestrators' way to it.
+    way: AwayStore,
     queue: Arc<InProcessQueue>,
     hub: ScriptedHub,
     told: Told,
@@ -70,8 +73,10 @@ impl Drop for Working {
 impl Bench {
     fn new(devices: u32) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
+        let store = MemoryStore::new(Arc::clone(&clock));
         Self {
-            store: MemoryStore::new(Arc::clone(&clock)),
+            way: AwayStore::new(Arc::new(store.clone())),
+            store,
             clock,
             queue: Arc::new(InProcessQueue::new(1_000)),
             hub: ScriptedHub::of(devices),
@@ -90,7 +95,7 @@ impl Bench {
         };
         let status = Arc::new(OrchestratorStatus::default());
         let orchestrator = Arc::new(Orchestrator {
-            store: Arc::new(self.store.clone()),
+            store: Arc::new(self.way.clone()),
             roster: Arc::new(self.store.clone()),
             queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
             events: Arc::new(self.told.clone()),
@@ -216,8 +221,8 @@ async fn one_that_stops_lets_go_at_once() {
     first.stop.cancel();
     (&mut first.task).await.unwrap();
     let (name, other) = (build::name("r"), build::holder("x"));
-    let held = bench.store.claim(&name, &other, build::TTL).await;
-    assert_eq!(held.unwrap(), None);
+    let held = bench.store.claim(&[name], &other, build::TTL).await;
+    assert!(held.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,4 +311,70 @@ async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     let rollout = bench.rollout("r").await;
     assert_eq!((rollout.phase, rollout.search), (Phase::Running, None));
+}
+
+/// A claim is good for 10 s, and half a second passes before somebody looks.
+#[tokio::test(start_paused = true)]
+async fn many_rollouts_are_taken_over_within_twelve_seconds() {
+    const MANY: i64 = 150;
+    let bench = Bench::new(10);
+    for n in 0..MANY {
+        bench.accept(&format!("r{n:03}")).await;
+    }
+    let driven = |working: &Working| working.status.metrics.driven.get();
+    let until_all = async |working: &Working| {
+        while driven(working) < MANY {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let first = bench.start("first");
+    until_all(&first).await;
+    let second = bench.start("second");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(driven(&second), 0);
+    drop(first);
+    let died = Instant::now();
+    until_all(&second).await;
+    let took = died.elapsed();
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+/// One that is paused, one outside its window, and one that waits for an approval.
+#[tokio::test(start_paused = true)]
+async fn rollouts_with_nothing_to_do_ask_for_next_to_nothing() {
+    let bench = Bench::new(10);
+    let closed = "schedule: {windows: [{days: [sun], from: '00:00', for: 1h}]}";
+    let gated = "stages: [{name: first, percent: 50%, gate: {approval: {}}}]";
+    for (name, more) in [("paused", ""), ("closed", closed), ("gated", gated)] {
+        let target = "target: {all: true}, message: {body: {text: hi}}";
+        let spec = RolloutSpec::read("test", &format!("{{name: {name}, {target}, {more}}}"));
+        let mut rollout = Rollout::accepted(spec.unwrap(), Default::default(), bench.clock.now());
+        if name == "paused" {
+            rollout = build::after(&rollout, build::paused());
+        }
+        bench.store.create(&rollout).await.unwrap();
+    }
+    let _one = bench.start("one");
+    let worker = bench.work();
+    let running = |phase: &Phase| *phase == Phase::Running;
+    bench.until("closed", running).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    worker.abort();
+    let gated = bench.until("gated", running).await;
+    assert!(gated.stages[0].ripe_at.is_some());
+    let is_paused = |phase: &Phase| matches!(phase, Phase::Paused { .. });
+    bench.until("paused", is_paused).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let before = bench.way.calls();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let calls = bench.way.calls() - before;
+    assert!(calls < 3 * 300 / 2, "{calls} calls in 300 s");
+
+    // And yet what is said is heard at once.
+    let word = Word::default();
+    let stage = gated.stages[0].name.clone();
+    let approved = Event::Approved { stage, word };
+    let _approved = build::step(&bench.store, &gated, approved).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(bench.rollout("gated").await.stages[0].passed_at.is_some());
 }

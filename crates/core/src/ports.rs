@@ -30,7 +30,7 @@ pub use metric_source::{MetricSource, MetricSourceError};
 pub use presence::Presence;
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 pub use rollouts::{Created, Rollouts};
-pub use roster::{Halt, Roster};
+pub use roster::{Halt, Listed, Roster, RosterLook};
 pub use store::{Store, StoreError};
 
 pub use crate::batch::{LeaseReply, LeaseRequest, Report, Skip};

@@ -10,6 +10,7 @@
 //!                  │           ├───── pause ────▶ │
 //!                  │           │                  │
 //!                  │           └── halt all ▶ Halted ── lift ──▶ Running
+//!      pause before there is a plan: the plan leads to Paused
 //!      abort from any of these ──▶ Aborting ──▶ Aborted
 //!      retry: Succeeded | FinishedWithFailures ──▶ Running
 //! ```
@@ -93,6 +94,9 @@ pub struct Rollout {
     /// The rollout of its group that it waits for, before it is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<RolloutName>,
+    /// Why it is to be paused as soon as its plan is whole, if somebody wants that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<String>,
     /// The newest attempt at any of its devices.
     #[serde(default = "Attempt::first")]
     pub attempt: Attempt,
@@ -208,6 +212,7 @@ impl Rollout {
             search: None,
             stages: Vec::new(),
             behind: None,
+            pause: None,
             attempt: Attempt::FIRST,
             retry: None,
             clock: EvidenceClock::default(),
@@ -339,6 +344,13 @@ impl Rollout {
         ))
     }
 
+    /// What becomes of it once it is planned, in words, if that is not to be sent.
+    #[must_use]
+    pub fn is_to_be_paused(&self) -> Option<String> {
+        let reason = self.pause.as_ref()?;
+        Some(format!("is paused once it is planned: {reason}"))
+    }
+
     /// The phase that `event` leads to, as far as the phase decides.
     ///
     /// # Errors
@@ -366,6 +378,12 @@ impl Rollout {
         next.search_after(&event);
         if next.phase.owed() != Owed::Plan || event == Event::PlanningStarted {
             next.behind = None;
+        }
+        if next.phase.owed() != Owed::Plan
+            && let Some(reason) = next.pause.take()
+            && next.phase == Phase::Running
+        {
+            next.phase = Phase::Paused { reason };
         }
         if matches!(next.phase, Phase::Aborting { .. }) {
             next.retry = None;
@@ -400,6 +418,10 @@ impl Rollout {
     fn note(&mut self, event: &Event, now: Timestamp) -> Result<(), IllegalTransition> {
         match event {
             Event::Queued { behind } => self.behind = Some(behind.clone()),
+            Event::PauseRequested { reason } if self.phase.owed() == Owed::Plan => {
+                self.pause.get_or_insert_with(|| reason.clone());
+            }
+            Event::ResumeRequested { .. } => self.pause = None,
             // Planning anew is a change even though the phase stays: the new try gets its own id.
             Event::PlanningStarted => self.plan_id.0 += 1,
             Event::PlanCompleted { plan } => {

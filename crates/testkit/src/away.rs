@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,6 +56,7 @@ impl Ways {
 pub struct AwayStore {
     store: Arc<dyn Store>,
     ways: Arc<watch::Sender<Ways>>,
+    calls: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for AwayStore {
@@ -75,6 +77,7 @@ impl AwayStore {
                 of: BTreeMap::new(),
                 others: Way::Open,
             })),
+            calls: Arc::default(),
         }
     }
 
@@ -89,11 +92,18 @@ impl AwayStore {
             .send_modify(|ways| _ = ways.of.insert(call.to_owned(), way));
     }
 
+    /// How many calls were made.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     async fn store(&self) -> Result<&dyn Store, StoreError> {
         self.store_for("").await
     }
 
     async fn store_for(&self, call: &str) -> Result<&dyn Store, StoreError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let mut ways = self.ways.subscribe();
         let found = ways.wait_for(|ways| ways.of(call) != Way::Silent).await;
         let way = found.expect("this store keeps the sender").of(call);

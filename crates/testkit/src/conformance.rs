@@ -258,6 +258,7 @@ macro_rules! roster_conformance {
             only_the_version_that_ended_is_retired
             one_claim_at_a_time
             a_claim_lapses
+            a_look_shows_what_there_is_to_drive
             announcing_never_goes_back
             a_halt_stays_until_it_is_lifted
         }

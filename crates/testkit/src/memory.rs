@@ -18,8 +18,8 @@ use twincast_core::outcome::Counts;
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::plan::{self, Checksum, DeviceList};
 use twincast_core::ports::{
-    Batches, Begins, Change, Clock, Committed, Created, Halt, Limiter, Lines, Loaded, Part,
-    Presence, Rollouts, Roster, StoreError, Tally,
+    Batches, Begins, Change, Clock, Committed, Created, Halt, Limiter, Lines, Listed, Loaded, Part,
+    Presence, Rollouts, Roster, RosterLook, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Reliance, Rollout};
 use twincast_core::time::Timestamp;
@@ -63,6 +63,14 @@ struct Roll {
     claims: BTreeMap<RolloutName, (Holder, Timestamp)>,
     announced: BTreeMap<RolloutName, Version>,
     halt: Option<Halt>,
+}
+
+impl Roll {
+    fn held(&self, name: &RolloutName, now: Timestamp) -> Option<Held> {
+        let (by, until) = self.claims.get(name)?;
+        let by = by.clone();
+        (*until > now).then_some(Held { by, until: *until })
+    }
 }
 
 #[derive(Clone)]
@@ -542,26 +550,42 @@ impl Roster for MemoryStore {
         Ok(())
     }
 
+    async fn look(&self) -> Result<RosterLook, StoreError> {
+        let now = self.clock.now();
+        let state = self.state();
+        let listed = |name: &RolloutName| {
+            let rollout = &state.rollouts.get(name)?.rollout;
+            let held = state.roster.held(name, now);
+            let newest = rollout.version;
+            Some((name.clone(), Listed { newest, held }))
+        };
+        Ok(RosterLook {
+            active: state.roster.active.iter().filter_map(listed).collect(),
+            halt: state.roster.halt.clone(),
+        })
+    }
+
     async fn claim(
         &self,
-        name: &RolloutName,
+        names: &[RolloutName],
         holder: &Holder,
         ttl: Duration,
-    ) -> Result<Option<Held>, StoreError> {
+    ) -> Result<BTreeMap<RolloutName, Held>, StoreError> {
         let now = self.clock.now();
-        let mut state = self.state();
-        if let Some((by, until)) = state.roster.claims.get(name)
-            && by != holder
-            && *until > now
-        {
-            return Ok(Some(Held {
-                by: by.clone(),
-                until: *until,
-            }));
+        let roster = &mut self.state().roster;
+        let mut others = BTreeMap::new();
+        for name in names {
+            match roster.held(name, now).filter(|held| held.by != *holder) {
+                Some(held) => {
+                    others.insert(name.clone(), held);
+                }
+                None => {
+                    let claim = (holder.clone(), now.plus(ttl));
+                    roster.claims.insert(name.clone(), claim);
+                }
+            }
         }
-        let claim = (holder.clone(), now.plus(ttl));
-        state.roster.claims.insert(name.clone(), claim);
-        Ok(None)
+        Ok(others)
     }
 
     async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {

@@ -297,8 +297,8 @@ async fn done<R: Needed>(
     let request = headers.get(TRACEPARENT);
     let request = request.and_then(|value| value.to_str().ok());
     command.begun = Some(shared.api.intake.begin(request));
-    let answered = match command.check() {
-        Ok(()) => shared.api.intake.execute(&command).await,
+    let answered = match command.ask() {
+        Ok(_) => shared.api.intake.execute(&command).await,
         Err(refusal) => Err(refusal.into()),
     };
     let result = match &answered {

@@ -11,8 +11,8 @@ use twincast_core::ports::StoreError;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::command::{Cause, Refusal};
-use crate::driver::is_final;
 use crate::intake::NotDone;
+use crate::planner::is_final;
 use crate::view::explain::Unexplained;
 use crate::view::plan::Unplanned;
 

@@ -28,7 +28,12 @@ impl Keys {
 
     /// The active ones' names.
     pub(crate) fn active(&self) -> String {
-        format!("{}active", self.prefix)
+        format!("{}{{roster}}:active", self.prefix)
+    }
+
+    /// Who drives which rollout, and until when.
+    pub(crate) fn claims(&self) -> String {
+        format!("{}{{roster}}:claims", self.prefix)
     }
 
     /// Written to see whether it can be.
@@ -38,7 +43,7 @@ impl Keys {
 
     /// Why and since when all are halted.
     pub(crate) fn halt(&self) -> String {
-        format!("{}halt", self.prefix)
+        format!("{}{{roster}}:halt", self.prefix)
     }
 
     /// A rollout's record, and its batches' rows.
@@ -46,7 +51,7 @@ impl Keys {
         format!("{}{{{name}}}", self.prefix)
     }
 
-    /// Who drives a rollout, and what was told of it.
+    /// What was told of a rollout.
     pub(crate) fn roster(&self, name: &RolloutName) -> String {
         format!("{}:roster", self.head(name))
     }

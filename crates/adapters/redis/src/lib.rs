@@ -20,7 +20,7 @@
 //! | `{<rollout>}:tallies` | hash | `<stage>:<hub>:<outcome>`: devices; for outcome 0, pending, all of the stage and hub |
 //! | `{<rollout>}:groups` | hash | by group that a budget is for: how many devices it has |
 //! | `{<rollout>}:begun` | sorted set | `<group>`, a zero byte and the number of the batches that the group's budget counts |
-//! | `{<rollout>}:roster` | hash | who drives it and until when, and what was announced |
+//! | `{<rollout>}:roster` | hash | what was `announced` |
 //! | `{group:<group>}:line` | hash | `line` (JSON): the rollouts of the group, in order; its `version` |
 //! | `{hub:<hub>}:host` | string | the host name that the hub's alias is bound to |
 //! | `{hub:<hub>}:permits` | hash | the hub's limiter, each rollout's share while it matters, and the id of the server's `run` that was asked last |
@@ -28,9 +28,10 @@
 //! | `{hub:<hub>}:senders` | hash | by worker: when it reported, since when its sending link is in its state, and the state (JSON) |
 //! | `{hub:<hub>}:links` | string | until when the hub's budget for links is spent |
 //! | `rollouts` | sorted set | the names of all rollouts |
-//! | `active` | sorted set | the names of the active ones, each with the version last stored |
+//! | `{roster}:active` | sorted set | the names of the active ones, each with the version last stored |
+//! | `{roster}:claims` | hash | by rollout: until when it is driven, and by whom |
 //! | `ping` | string | written by each process every two seconds, to see whether it can be |
-//! | `halt` | string | why and since when all are halted (JSON), if they are |
+//! | `{roster}:halt` | string | why and since when all are halted (JSON), if they are |
 //!
 //! A rollout has these nine keys however many batches it has, so a plan that is made anew is
 //! dropped in the same step as its successor is begun: by name at once, its memory by a

@@ -18,7 +18,7 @@ use twincast_core::ids::{
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::permits::LimiterState;
 use twincast_core::plan::{BatchHeader, Checksum, DeviceList};
-use twincast_core::ports::{Committed, Loaded, Tally};
+use twincast_core::ports::{Committed, Listed, Loaded, RosterLook, Tally};
 use twincast_core::reports::Reported;
 use twincast_core::rollout::Wanted;
 use twincast_core::time::Timestamp;
@@ -87,17 +87,39 @@ impl Reply {
         self.0.len() == 0
     }
 
-    /// Who holds something, and until when; nothing when nobody does.
-    pub(crate) fn held(mut self) -> Result<Option<Held>, Misfit> {
-        if self.is_empty() {
-            return Ok(None);
+    /// What a look at the roster shows. Names and claims that are nothing of ours are passed over: the others are.
+    pub(crate) fn roster(mut self) -> Result<RosterLook, Misfit> {
+        let now = Timestamp(self.next()?);
+        let listed: Vec<(String, u64)> = self.next()?;
+        let claims: BTreeMap<String, String> = self.next()?;
+        let halt = self.next::<Option<Vec<u8>>>()?;
+        let held = |claim: &String| {
+            let (until, by) = claim.split_once(' ')?;
+            let (until, by) = (Timestamp(until.parse().ok()?), Holder::new(by).ok()?);
+            (until > now).then_some(Held { by, until })
+        };
+        let listed = listed.into_iter().filter_map(|(name, newest)| {
+            let held = claims.get(&name).and_then(held);
+            let newest = Version(newest);
+            Some((RolloutName::new(name).ok()?, Listed { newest, held }))
+        });
+        Ok(RosterLook {
+            active: listed.collect(),
+            halt: halt.map(|halt| json(&halt, "the halt")).transpose()?,
+        })
+    }
+
+    /// Rollouts that others drive.
+    pub(crate) fn claims(mut self) -> Result<BTreeMap<RolloutName, Held>, Misfit> {
+        let mut claims = BTreeMap::new();
+        while let Some(name) = self.next_if_any::<String>() {
+            let name = name?;
+            let name = RolloutName::new(&name).map_err(|e| Misfit(format!("{name:?}: {e}")))?;
+            let (by, until) = (holder(&self.next::<String>()?)?, self.next()?);
+            let until = Timestamp(until);
+            claims.insert(name, Held { by, until });
         }
-        let (by, until) = (self.next::<String>()?, self.next()?);
-        let by = holder(&by)?;
-        Ok(Some(Held {
-            by,
-            until: Timestamp(until),
-        }))
+        Ok(claims)
     }
 
     /// The checksum of a rollout's batches.

@@ -377,6 +377,10 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             reason: reason.clone(),
         },
 
+        // What is to be done once its plan is whole is noted in the record.
+        (P::Accepted | P::Planning, E::PauseRequested { .. } | E::ResumeRequested { .. }) => {
+            phase.clone()
+        }
         (P::Running, E::PauseRequested { reason }) => P::Paused {
             reason: reason.clone(),
         },
@@ -466,17 +470,8 @@ pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransiti
             | P::Failed { .. },
             E::PlanningStarted | E::PlanCompleted { .. } | E::PlanningFailed { .. },
         )
-        | (
-            P::Accepted,
-            E::PlanCompleted { .. }
-            | E::PauseRequested { .. }
-            | E::ResumeRequested { .. }
-            | E::AllSettled { .. },
-        )
-        | (
-            P::Planning,
-            E::PauseRequested { .. } | E::ResumeRequested { .. } | E::AllSettled { .. },
-        )
+        | (P::Accepted, E::PlanCompleted { .. } | E::AllSettled { .. })
+        | (P::Planning, E::AllSettled { .. })
         | (P::Halted { .. }, E::ResumeRequested { .. })
         | (
             P::Aborting { .. }

@@ -90,9 +90,7 @@ fn place(phase: &Phase) -> String {
 /// The times at which people may ask for an event; `None` for events that nobody asks for.
 fn allowed(event: &Event) -> Option<&'static str> {
     Some(match event {
-        Event::PauseRequested { .. } => {
-            "a rollout can be paused while it is running or stopped with all others"
-        }
+        Event::PauseRequested { .. } => "a rollout can be paused until it ends or is aborted",
         Event::ResumeRequested { .. } => "a rollout can be resumed while it is paused",
         Event::AbortRequested { .. } => "a rollout can be aborted until it has ended",
         Event::Approved { .. } => {

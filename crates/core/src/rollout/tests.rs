@@ -156,8 +156,8 @@ fn every_edge() {
     assert_eq!(
         table(&events()),
         [
-            "accepted: = planning . . failed . . = = aborting . . . .",
-            "planning: = = running failed failed . . = = aborting . . . .",
+            "accepted: = planning . . failed = = = = aborting . . . .",
+            "planning: = = running failed failed = = = = aborting . . . .",
             "running: . . . . . paused = halted = aborting succeeded finished_with_failures = =",
             "paused: . . . . . = running = = aborting succeeded finished_with_failures = =",
             "halted: . . . . . paused . = running aborting succeeded finished_with_failures = =",
@@ -392,4 +392,33 @@ fn an_event_says_who_wanted_it_where_that_is_known() {
     assert_eq!(event(text), resumed(Some("ann")));
     assert_eq!(serde_json::to_string(&resumed(Some("ann"))).unwrap(), text);
     assert_eq!(event(r#"{"event":"resume_requested"}"#), resumed(None));
+}
+
+/// A pause before there is a plan holds before the first send, whatever comes in between.
+#[test]
+fn a_pause_is_kept_until_the_plan_is_whole() {
+    let paused = || Event::PauseRequested { reason: "p".into() };
+    let resumed = || Event::ResumeRequested {
+        word: Word::default(),
+    };
+    let spec = staged().spec;
+    let accepted = Rollout::accepted(spec, Default::default(), Timestamp(5));
+    let planning = step(&accepted, Event::PlanningStarted);
+    for before in [step(&accepted, paused()), step(&planning, paused())] {
+        let again = Event::PauseRequested { reason: "q".into() };
+        assert_eq!(before.after(again, Timestamp(9)), Ok(None));
+        let planned = step(&step(&before, Event::PlanningStarted), plan(2));
+        assert_eq!(planned.phase, Phase::Paused { reason: "p".into() });
+        assert_eq!(
+            (planned.wanted(), planned.pause.as_ref()),
+            (Wanted::Stop, None)
+        );
+        assert_eq!(step(&planned, resumed()).phase, Phase::Running);
+        // Taken back before, or over before.
+        let goes_on = step(&step(&before, resumed()), Event::PlanningStarted);
+        assert_eq!(step(&goes_on, plan(2)).phase, Phase::Running);
+        let aborted = step(&before, Event::AbortRequested { reason: "a".into() });
+        assert_eq!(aborted.pause, None);
+        assert_eq!(aborted.phase, Phase::Aborting { reason: "a".into() });
+    }
 }

@@ -19,7 +19,7 @@ use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
     Batches, Change, Committed, Created, Halt, Limiter, Lines, Loaded, Operation, Part, Presence,
-    Rollouts, Roster, StoreError, Tally,
+    Rollouts, Roster, RosterLook, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Rollout, Wanted};
 
@@ -513,14 +513,20 @@ impl Roster for SimStore {
         .await
     }
 
+    async fn look(&self) -> Result<RosterLook, StoreError> {
+        self.call("look", "", |truth, _| async move { truth.look().await })
+            .await
+    }
+
     async fn claim(
         &self,
-        name: &RolloutName,
+        names: &[RolloutName],
         holder: &Holder,
         ttl: Duration,
-    ) -> Result<Option<Held>, StoreError> {
-        let (of, holder) = (name.clone(), holder.clone());
-        self.call("claim", name, |truth, _| async move {
+    ) -> Result<BTreeMap<RolloutName, Held>, StoreError> {
+        let (of, holder) = (names.to_vec(), holder.clone());
+        let about = format!("{} rollouts", names.len());
+        self.call("claim", about, |truth, _| async move {
             truth.claim(&of, &holder, ttl).await
         })
         .await

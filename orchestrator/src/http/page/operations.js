@@ -32,12 +32,12 @@ const OPERATIONS = {
   },
   pause: {
     label: 'Pause', look: 'quiet', may: OPERATE,
-    fits: ({ phase }) => ['running', 'halted'].includes(phase),
+    fits: ({ phase }) => ['accepted', 'planning', 'running', 'halted'].includes(phase),
     says: 'Nothing more is sent until it is resumed.',
   },
   resume: {
     label: 'Resume', look: 'main', may: OPERATE,
-    fits: ({ phase }) => phase === 'paused',
+    fits: ({ phase, to_be_paused: held }) => phase === 'paused' || held,
     says: 'It goes on where it left off. A gate that has paused it is asked again.',
   },
   retry: {

@@ -1,10 +1,20 @@
--- Takes or renews the right to drive a rollout. Gives who has it and until when, if another one.
--- KEYS: the rollout's roster. ARGV: time, holder, milliseconds.
+-- Takes or renews the right to drive rollouts. Gives those that others have, each with who has it and until when.
+-- KEYS: the claims. ARGV: time, holder, milliseconds, names.
 
 local now = clock()
-local holder, ends = unpack(redis.call('HMGET', KEYS[1], 'holder', 'ends'))
-if holder and holder ~= ARGV[2] and tonumber(ends) > now then
-  return { 'OK', holder, tonumber(ends) }
+local claim = whole(later(now, tonumber(ARGV[3]))) .. ' ' .. ARGV[2]
+local names = {}
+for at = 4, #ARGV do names[#names + 1] = ARGV[at] end
+local found = fields(KEYS[1], names)
+local answer, taken = { 'OK' }, {}
+for at, name in ipairs(names) do
+  local ends, holder = string.match(found[at] or '', '^(%d+) (.+)$')
+  if holder and holder ~= ARGV[2] and tonumber(ends) > now then
+    for _, word in ipairs({ name, holder, tonumber(ends) }) do answer[#answer + 1] = word end
+  else
+    taken[#taken + 1] = name
+    taken[#taken + 1] = claim
+  end
 end
-redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'ends', whole(later(now, tonumber(ARGV[3]))))
-return { 'OK' }
+in_pieces('HSET', KEYS[1], taken)
+return answer

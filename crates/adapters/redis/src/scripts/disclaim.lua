@@ -1,7 +1,6 @@
 -- Gives a claim back; does nothing if it is another one's.
--- KEYS: the rollout's roster. ARGV: time, holder.
+-- KEYS: the claims. ARGV: time, name, holder.
 
-if redis.call('HGET', KEYS[1], 'holder') == ARGV[2] then
-  redis.call('HDEL', KEYS[1], 'holder', 'ends')
-end
+local claim = redis.call('HGET', KEYS[1], ARGV[2])
+if claim and string.match(claim, '^%d+ (.+)$') == ARGV[3] then redis.call('HDEL', KEYS[1], ARGV[2]) end
 return { 'OK' }

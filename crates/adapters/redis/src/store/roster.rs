@@ -3,15 +3,18 @@
 //! The names of the active rollouts are in one sorted set, on another server of a cluster than
 //! most rollouts. A name's score is the newest version that was stored *or is about to be*, which
 //! is noted before the record is written. So whoever retires a version can neither overlook a
-//! newer record nor one that is on its way: the name stays if its score is higher.
+//! newer record nor one that is on its way: the name stays if its score is higher. And whoever looks at all of them learns in
+//! one call which records have changed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::cmd;
 use twincast_core::batch::Held;
 use twincast_core::ids::{Holder, RolloutId, RolloutName, Version};
-use twincast_core::ports::{Halt, Roster, StoreError};
+use twincast_core::ports::{Halt, Roster, RosterLook, StoreError};
+use twincast_core::time::ms;
 
 use super::{RedisStore, Subject};
 use crate::reply::json;
@@ -36,27 +39,42 @@ impl Roster for RedisStore {
         Ok(())
     }
 
+    async fn look(&self) -> Result<RosterLook, StoreError> {
+        let keys = [self.keys.active(), self.keys.claims(), self.keys.halt()];
+        let run = SCRIPTS.look.on(&keys, &self.now());
+        let (verb, subject) = ("look at", Subject::Rollouts);
+        let reply = self.run(verb, subject, &run).await?;
+        reply
+            .roster()
+            .map_err(|misfit| subject.corrupt(verb, misfit))
+    }
+
     async fn claim(
         &self,
-        name: &RolloutName,
+        names: &[RolloutName],
         holder: &Holder,
         ttl: Duration,
-    ) -> Result<Option<Held>, StoreError> {
-        let subject = Subject::Rollout(name);
-        let ms = twincast_core::time::ms(ttl);
+    ) -> Result<BTreeMap<RolloutName, Held>, StoreError> {
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let names: Vec<_> = names.iter().map(RolloutName::as_str).collect();
         let run = self
-            .on_key(self.keys.roster(name), &SCRIPTS.claim)
+            .on_key(self.keys.claims(), &SCRIPTS.claim)
             .arg(holder.as_str())
-            .arg(ms);
-        let reply = self.run("claim", subject, &run).await?;
+            .arg(ms(ttl))
+            .arg(names);
+        let (verb, subject) = ("claim", Subject::Rollouts);
+        let reply = self.run(verb, subject, &run).await?;
         reply
-            .held()
-            .map_err(|misfit| subject.corrupt("claim", misfit))
+            .claims()
+            .map_err(|misfit| subject.corrupt(verb, misfit))
     }
 
     async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
         let run = self
-            .on_key(self.keys.roster(name), &SCRIPTS.disclaim)
+            .on_key(self.keys.claims(), &SCRIPTS.disclaim)
+            .arg(name.as_str())
             .arg(holder.as_str());
         self.run("disclaim", Subject::Rollout(name), &run).await?;
         Ok(())

@@ -39,7 +39,7 @@ async fn a_restart_keeps_everything() {
     let lease = leased(&store, &name("r"), 0, "w").await;
     let reports: Vec<_> = (0..200).map(|i| report(i, Outcome::Enqueued)).collect();
     store.record(&lease, &reports, TTL).await.unwrap();
-    store.claim(&name("r"), &holder("o"), TTL).await.unwrap();
+    store.claim(&[name("r")], &holder("o"), TTL).await.unwrap();
     redis.kill().await;
     assert_unavailable(store.ping().await);
     redis.start_again().await;
@@ -50,8 +50,8 @@ async fn a_restart_keeps_everything() {
         .record(&lease, &[report(200, Outcome::NotFound)], TTL)
         .await
         .unwrap();
-    let held = store.claim(&name("r"), &holder("p"), TTL).await.unwrap();
-    assert_eq!(held.unwrap().by, holder("o"));
+    let held = store.claim(&[name("r")], &holder("p"), TTL).await.unwrap();
+    assert_eq!(held[&name("r")].by, holder("o"));
     let next = leased(&store, &name("r"), 1, "w").await;
     assert!(next.epoch > lease.epoch);
     verify(&store, &name("r")).await;

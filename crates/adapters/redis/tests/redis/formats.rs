@@ -123,7 +123,7 @@ async fn an_odd_record_does_not_hide_the_others() {
         store.create(&accepted(rollout)).await.unwrap();
     }
     let prefix = &settings.prefix;
-    for set in ["rollouts", "active"] {
+    for set in ["rollouts", "{roster}:active"] {
         redis
             .ask(&format!("ZADD {prefix}{set} 0 \"no name\""))
             .await;

@@ -47,7 +47,7 @@ async fn names_without_a_record_are_passed_over() {
     let settings = settings(redis);
     let store = connect(&settings).await;
     store.create(&accepted("a")).await.unwrap();
-    for key in ["rollouts", "active"] {
+    for key in ["rollouts", "{roster}:active"] {
         redis
             .ask(&format!("ZADD {}{key} 1 ghost", settings.prefix))
             .await;
