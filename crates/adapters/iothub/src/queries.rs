@@ -12,7 +12,9 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use twincast_core::ids::DeviceId;
-use twincast_core::ports::{DevicePage, DeviceQuery, DeviceRow, HubError, HubTrouble, OddRow};
+use twincast_core::ports::{
+    DevicePage, DeviceQuery, DeviceRow, Disposition, HubError, HubTrouble, OddRow,
+};
 use twincast_core::query::TagPath;
 use twincast_iothub::{Client, QueryPages, RestError};
 use twincast_retry::Policy;
@@ -115,14 +117,7 @@ async fn next_page(
         // A continuation that is over stays so; the hub may have erred, too.
         refused += u32::from(matches!(error, RestError::Continuation(_)));
         let error = hub_error(&hub.client, "list the devices", error);
-        let passing = refused < CONTINUATION_TRIES
-            && !matches!(
-                error.trouble,
-                HubTrouble::BadQuery
-                    | HubTrouble::Unauthorized
-                    | HubTrouble::Shut
-                    | HubTrouble::Other
-            );
+        let passing = refused < CONTINUATION_TRIES && error.disposition() == Disposition::Retry;
         match delays.next_delay() {
             Some(delay) if started && passing => {
                 tracing::warn!(
