@@ -1,25 +1,20 @@
-//! A hub's quota with several rollouts and workers that come and go: never exceeded, used up, and
-//! shared by weight.
+//! A hub's quota with several rollouts and workers that come and go: never exceeded, and shared by
+//! weight.
 
 use std::time::Duration;
 
 use serde_json::json;
-use twincast_emulator::Summary;
 
 use crate::engine::Engine;
 use crate::harness::{Fleet, Hub};
 use crate::pipeline::start_with;
 use crate::services::Access;
-use crate::waiting::{is_long, long_or, throughout};
+use crate::waiting::{long_or, throughout};
 
 const ROLLOUTS: [(&str, u64); 3] = [("half", 5), ("third", 3), ("fifth", 2)];
 const SOON: Duration = Duration::from_secs(90);
-/// The part of the quota that must be used, and how far a share may be off its weight.
-const USED: f64 = 0.98;
+/// How far a share may be off its weight.
 const OFF: f64 = 0.05;
-/// Parts that the pace of a number of workers is taken in. The best of them says what the engine
-/// can do; the others may say what else the machine did.
-const PARTS: u32 = 3;
 
 #[test]
 fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
@@ -40,12 +35,9 @@ fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
     }
 
     let before = sent(&engine);
-    let mut used = Vec::new();
     for workers in long_or(vec![1, 4, 16, 4], vec![1, 3, 2]) {
         resize(&mut engine, workers);
-        let parts = pace(&engine, allowed);
-        println!("{workers} workers use {parts:.4?} of the quota");
-        used.extend(parts);
+        throughout(Duration::from_secs(long_or(75, 27)), || {});
     }
     let seen = engine.hubs[0].1.summary();
     println!(
@@ -61,8 +53,6 @@ fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
     assert!(seen.uptime_ms > 60_000, "too short to tell");
     assert!(seen.accepted_in_any_minute_max <= allowed, "{seen:?}");
     assert_eq!((seen.throttled, seen.repeats_by_message_id), (0, 0));
-    let best = used.iter().copied().fold(0.0, f64::max);
-    assert!(best >= USED, "only {best} is used");
     for ((name, weight), share) in ROLLOUTS.into_iter().zip(shares) {
         let due = weight as f64 / 10.0;
         assert!(
@@ -85,22 +75,6 @@ fn resize(engine: &mut Engine, workers: usize) {
         engine.workers.remove(0).stop();
     }
     engine.grow(0, workers - engine.workers.len());
-}
-
-/// The part of the quota that is used, in several parts of time.
-fn pace(engine: &Engine, allowed: u64) -> Vec<f64> {
-    let hub = &engine.hubs[0].1;
-    let part = Duration::from_secs(if is_long() { 25 } else { 9 });
-    let mut looks: Vec<Summary> = vec![hub.summary()];
-    for _ in 0..PARTS {
-        throughout(part, || {});
-        looks.push(hub.summary());
-    }
-    let used = looks.windows(2).map(|pair| {
-        let minutes = (pair[1].uptime_ms - pair[0].uptime_ms) as f64 / 60_000.0;
-        (pair[1].accepted - pair[0].accepted) as f64 / minutes / allowed as f64
-    });
-    used.collect()
 }
 
 /// What each rollout has sent.
