@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         let used = (0..args.rounds.clamp(1, 50))
             .map(|_| used(tier, units, allowed, messages))
             .collect::<Result<Vec<_>>>()?;
-        let used = Rounds::of(used.into_iter());
+        let used = Rounds::of(used);
         println!(
             "{tier} with {units} units, {allowed} a minute: {:.2} % used ({:.2} to {:.2})",
             used.median, used.least, used.most
