@@ -71,7 +71,8 @@ pub struct WorkerConfig {
     /// How long a worker that is told to stop waits for the hub's answers. What is unanswered
     /// then counts as after a crash.
     pub drain: Duration,
-    /// How long the store may be silent before the worker gives up; `None` is for ever.
+    /// How long the store may be silent before the worker gives up; `None` is for ever. With a limit the store is taken for
+    /// one of this machine: one that cannot be written is given up at once.
     pub give_up: Option<Duration>,
 }
 

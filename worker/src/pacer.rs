@@ -53,10 +53,11 @@ pub(crate) struct Pacer {
 /// What is being fetched, and for how many.
 struct Fetch {
     under_way: Option<Fetching>,
-    /// How many permits those want that wait.
-    wanted: u32,
-    /// When the last of those that waited has gone.
+    /// How many wait, and when the last of them has gone.
+    waiting: usize,
     left_at: Instant,
+    /// How many permits they want, besides those that they have.
+    wanted: u32,
 }
 
 /// What was fetched.
@@ -102,8 +103,9 @@ impl Pacer {
             found: Arc::default(),
             fetch: Mutex::new(Fetch {
                 under_way: None,
-                wanted: 0,
+                waiting: 0,
                 left_at: Instant::now(),
+                wanted: 0,
             }),
         })
     }
@@ -112,9 +114,9 @@ impl Pacer {
     ///
     /// Cancel safety: if dropped, a permit may be lost, and none is used before its time.
     pub(crate) async fn acquire(self: Arc<Self>, more: usize) -> Result<(), StoreError> {
-        let _wants = Wants::so_many(&self.fetch, more.saturating_add(1));
+        let mut wants = Wants::so_many(&self.fetch, more.saturating_add(1));
         loop {
-            let turn = self.turn(Instant::now())?;
+            let turn = self.turn(&mut wants, Instant::now())?;
             let has_fetched = async {
                 match turn.fetching {
                     Some(fetching) => fetching.await,
@@ -122,7 +124,7 @@ impl Pacer {
                 }
                 // The block after this one.
                 if turn.permit.is_some() {
-                    pending().await
+                    pending::<()>().await;
                 }
             };
             let until = async {
@@ -147,7 +149,7 @@ impl Pacer {
     }
 
     /// Takes a permit, if there is one, and begins a fetch, if that is to be done.
-    fn turn(&self, now: Instant) -> Result<Turn, StoreError> {
+    fn turn(&self, wants: &mut Wants<'_>, now: Instant) -> Result<Turn, StoreError> {
         let mut fetch = lock(&self.fetch);
         fetch.under_way.take_if(|it| it.peek().is_some());
         let mut found = lock(&self.found);
@@ -155,6 +157,7 @@ impl Pacer {
             return Err(error);
         }
         let permit = found.line.take(now, self.asker.generation());
+        wants.count(&mut fetch, permit.is_some());
         let need = found.line.need(now, fetch.wanted);
         if let Need::Permits(wanted) = need
             && fetch.under_way.is_none()
@@ -206,25 +209,41 @@ struct Turn {
 }
 
 /// So many permits are wanted, until it is dropped.
-struct Wants<'a>(&'a Mutex<Fetch>, u32);
+struct Wants<'a> {
+    fetch: &'a Mutex<Fetch>,
+    these: u32,
+    /// So many of them are counted: not the one that is had.
+    counted: u32,
+}
 
 impl<'a> Wants<'a> {
     fn so_many(fetch: &'a Mutex<Fetch>, these: usize) -> Self {
-        // Much more than a block has, and no sum of them overflows.
-        let these = these.min(1 << 20) as u32;
         let mut locked = lock(fetch);
-        if locked.wanted == 0 && locked.left_at.elapsed() > LEFT {
+        if locked.waiting == 0 && locked.left_at.elapsed() > LEFT {
             locked.under_way = None;
         }
-        locked.wanted += these;
-        Self(fetch, these)
+        locked.waiting += 1;
+        Self {
+            fetch,
+            // Much more than a block has, and no sum of them overflows.
+            these: these.min(1 << 20) as u32,
+            counted: 0,
+        }
+    }
+
+    /// Counts what is wanted now, when there is a permit or none.
+    fn count(&mut self, fetch: &mut Fetch, has_permit: bool) {
+        let now = self.these - u32::from(has_permit);
+        fetch.wanted = fetch.wanted - self.counted + now;
+        self.counted = now;
     }
 }
 
 impl Drop for Wants<'_> {
     fn drop(&mut self) {
-        let mut fetch = lock(self.0);
-        fetch.wanted -= self.1;
+        let mut fetch = lock(self.fetch);
+        fetch.wanted -= self.counted;
+        fetch.waiting -= 1;
         fetch.left_at = Instant::now();
     }
 }
@@ -348,44 +367,56 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use twincast_core::ids::RolloutName;
     use twincast_core::ports::Limiter as _;
     use twincast_testkit::{AwayStore, MemoryStore, Way, build};
 
     use super::*;
     use crate::metrics::Families;
 
-    /// A pacer at 60,000 a minute, of a hub whose permits are reserved by others for the next 900 ms.
-    async fn behind_others() -> (Arc<Pacer>, Instant) {
+    /// A pacer of a hub with this quota, and its store.
+    fn pacer(per_minute: f64) -> (Arc<Pacer>, Arc<MemoryStore>) {
         let clock = Arc::new(twincast_testkit::RuntimeClock::default());
         let store = Arc::new(MemoryStore::new(clock));
         let way = AwayStore::new(Arc::clone(&store) as _);
         way.set_of("take_permits", Way::Slow(Duration::from_millis(10)));
-        let spec = build::accepted("r").spec;
-        let hub = build::hub("a");
+        let (spec, hub) = (build::accepted("r").spec, build::hub("a"));
         let limits = HubLimits {
-            sends_per_minute: Some(60_000.0),
+            sends_per_minute: Some(per_minute),
             ..HubLimits::unlimited()
         };
+        let metrics = Families::new().hub(&hub);
+        let status = Arc::new(HubStatus::new(hub.clone(), metrics));
+        let stage = (&spec, StageIndex(0));
+        let pacer = Pacer::new(Arc::new(way), status, Patience(None), limits, &hub, stage);
+        (Arc::new(pacer.expect("a hub with limits")), store)
+    }
+
+    /// A pacer at 60,000 a minute, of a hub whose permits are reserved by others until a time.
+    async fn behind_others() -> (Arc<Pacer>, Instant) {
+        let (pacer, store) = pacer(60_000.0);
         let others = PermitRequest {
-            hub: hub.clone(),
             wanted: u32::MAX,
-            per_minute: 60_000.0,
-            rollout: RolloutName::new("others").expect("a name"),
-            weight: 1,
-            limit: None,
+            rollout: build::name("others"),
+            ..pacer.asker.request.clone()
         };
         let mut wait = Duration::ZERO;
         while wait < Duration::from_millis(800) {
             wait = store.take_permits(&others).await.unwrap().wait;
         }
         let free_at = Instant::now() + wait + Duration::from_millis(100);
-        let metrics = Families::new().hub(&hub);
-        let status = Arc::new(HubStatus::new(hub.clone(), metrics));
-        let stage = (&spec, StageIndex(0));
-        let patience = Patience(None);
-        let pacer = Pacer::new(Arc::new(way), status, patience, limits, &hub, stage);
-        (Arc::new(pacer.expect("a hub with limits")), free_at)
+        (pacer, free_at)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_fetched_than_is_wanted() {
+        let (pacer, store) = pacer(6_000.0);
+        let began = Instant::now();
+        for more in [2, 1, 0] {
+            Arc::clone(&pacer).acquire(more).await.unwrap();
+        }
+        let reserved = began.elapsed() + store.limiter(&build::hub("a")).await.unwrap().ahead;
+        let three = Duration::from_millis(10 + 3 * 10);
+        assert!(reserved <= three + Duration::from_millis(1), "{reserved:?}");
     }
 
     /// The answer to a question that was left alone is no late one.

@@ -2,7 +2,7 @@
 //!
 //! * [`conformance`]: the contract of each port as a set of named cases, for any implementation;
 //! * [`MemoryStore`]: a store that is obviously right, and the model that others are compared to;
-//! * [`AwayStore`]: the way to another store, which can be broken or silent;
+//! * [`AwayStore`]: the way to another store, which can be broken, silent, full or slow;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
 //! * [`TokenSigner`]: keys of an issuer of tokens, and tokens by them, good and bad;

@@ -259,8 +259,8 @@ impl State {
         match event {
             Event::Time => self.on_time(now),
             Event::Answered(answers) => {
-                for (index, result) in answers {
-                    self.on_answer(index, result, now);
+                for (index, result) in &answers {
+                    self.on_answer(*index, result, now);
                 }
             }
             Event::Saved(saved) => self.on_saved(saved, now),
@@ -347,9 +347,9 @@ impl State {
         self.steps.push(Step::Send { index, alone });
     }
 
-    fn on_answer(&mut self, index: u32, result: SendResult, now: Instant) {
+    fn on_answer(&mut self, index: u32, result: &SendResult, now: Instant) {
         self.in_flight -= 1;
-        match result {
+        match *result {
             SendResult::Enqueued => self.settle(index, Outcome::Enqueued, 0, now),
             SendResult::Final { outcome, code, .. } => self.settle(index, outcome, code, now),
             SendResult::NotSent {
