@@ -4,9 +4,10 @@
 //! next try" until the policy is exhausted. Nothing here sleeps and nothing here decides *what* to retry: one layer
 //! owns the retries of an operation, and retries never nest.
 //!
-//! The `k`-th ceiling is `min(max, initial × multiplier^k)`; the delay is drawn uniformly from `[floor, ceiling]`.
+//! The `k`-th ceiling is `min(max, initial × 2^k)`; the delay is drawn uniformly from `[floor, ceiling]`.
 //! With the usual `floor` of zero this is "full jitter": a crowd that failed together spreads over the whole interval
-//! instead of returning together. A `floor` above zero is for peers that ask to be left alone for at least so long.
+//! instead of returning together. [`Policy::throttled`] has one above zero, for peers that ask to be left alone for at least
+//! so long.
 //!
 //! # Why the `backoff` crate stays behind this wall
 //!
@@ -26,7 +27,6 @@
 //! # Ok::<(), twincast_retry::PolicyError>(())
 //! ```
 
-use std::fmt;
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
@@ -39,24 +39,25 @@ const LONGEST_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// When to try again: a validated, immutable value.
 ///
-/// Invariants: `0 < initial ≤ max ≤ 24 h`, `floor ≤ max`, `1 ≤ multiplier ≤ 100`, limits above zero where given.
+/// Invariants: `0 < initial ≤ max ≤ 24 h`, `floor ≤ max`, limits above zero where given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     initial: Duration,
     max: Duration,
     floor: Duration,
-    multiplier: f64,
     max_elapsed: Option<Duration>,
     max_attempts: Option<u32>,
 }
 
 /// Why a [`Policy`] was refused.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
     /// The first ceiling is zero: retries would spin.
+    #[error("initial delay is zero")]
     ZeroInitial,
     /// The largest delay is smaller than the first one.
+    #[error("largest delay {max:?} is below the initial delay {initial:?}")]
     MaxBelowInitial {
         /// The first ceiling.
         initial: Duration,
@@ -64,25 +65,20 @@ pub enum PolicyError {
         max: Duration,
     },
     /// The largest delay is above 24 hours.
+    #[error("largest delay {0:?} is above 24 hours")]
     MaxTooLong(Duration),
-    /// The least delay is larger than the largest one.
-    FloorAboveMax {
-        /// The least delay.
-        floor: Duration,
-        /// The largest ceiling.
-        max: Duration,
-    },
-    /// The multiplier is not a number between 1 and 100.
-    Multiplier(f64),
     /// The number of attempts is limited to zero.
+    #[error("number of attempts is limited to zero")]
     ZeroAttempts,
     /// The elapsed time is limited to zero.
+    #[error("elapsed time is limited to zero")]
     ZeroElapsed,
 }
 
 /// The delays of one operation under one [`Policy`]; an iterator that ends when the policy is exhausted.
 ///
 /// Make a new one per operation, and [`reset`](Delays::reset) it after a success that starts the operation over.
+#[derive(Debug)]
 pub struct Delays {
     policy: Policy,
     ceilings: ExponentialBackoff,
@@ -106,43 +102,7 @@ impl Policy {
         if max > LONGEST_MAX {
             return Err(PolicyError::MaxTooLong(max));
         }
-        Ok(Self {
-            initial,
-            max,
-            floor: Duration::ZERO,
-            multiplier: 2.0,
-            max_elapsed: None,
-            max_attempts: None,
-        })
-    }
-
-    /// Draws every delay from `[floor, ceiling]` instead of `[0, ceiling]`. Ceilings below the floor count as the floor.
-    ///
-    /// # Errors
-    ///
-    /// When `floor` is above the policy's largest delay.
-    pub fn with_floor(mut self, floor: Duration) -> Result<Self, PolicyError> {
-        if floor > self.max {
-            return Err(PolicyError::FloorAboveMax {
-                floor,
-                max: self.max,
-            });
-        }
-        self.floor = floor;
-        Ok(self)
-    }
-
-    /// Sets the factor between one ceiling and the next (2 unless set).
-    ///
-    /// # Errors
-    ///
-    /// When it is not between 1 and 100.
-    pub fn with_multiplier(mut self, multiplier: f64) -> Result<Self, PolicyError> {
-        if !(1.0..=100.0).contains(&multiplier) {
-            return Err(PolicyError::Multiplier(multiplier));
-        }
-        self.multiplier = multiplier;
-        Ok(self)
+        Ok(Self::named(initial, max))
     }
 
     /// Ends the delays after `attempts` of them (without it they never end by number).
@@ -217,28 +177,10 @@ impl Policy {
         Self::named(Duration::from_millis(100), Duration::from_secs(1))
     }
 
-    /// The first ceiling.
-    #[must_use]
-    pub fn initial(&self) -> Duration {
-        self.initial
-    }
-
     /// The largest delay.
     #[must_use]
     pub fn max(&self) -> Duration {
         self.max
-    }
-
-    /// The least delay.
-    #[must_use]
-    pub fn floor(&self) -> Duration {
-        self.floor
-    }
-
-    /// The most delays that [`Delays`] yields, if limited.
-    #[must_use]
-    pub fn max_attempts(&self) -> Option<u32> {
-        self.max_attempts
     }
 
     /// Starts the delays of one operation, with jitter from the operating system's randomness.
@@ -258,7 +200,7 @@ impl Policy {
             initial_interval: self.initial,
             current_interval: self.initial,
             randomization_factor: 0.0,
-            multiplier: self.multiplier,
+            multiplier: 2.0,
             max_interval: self.max,
             max_elapsed_time: self.max_elapsed,
             ..ExponentialBackoff::default()
@@ -278,7 +220,6 @@ impl Policy {
             initial,
             max,
             floor: Duration::ZERO,
-            multiplier: 2.0,
             max_elapsed: None,
             max_attempts: None,
         }
@@ -347,40 +288,6 @@ impl Iterator for Delays {
     }
 }
 
-impl fmt::Debug for Delays {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delays")
-            .field("policy", &self.policy)
-            .field("attempts", &self.attempts)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ZeroInitial => write!(f, "initial delay is zero"),
-            Self::MaxBelowInitial { initial, max } => {
-                write!(
-                    f,
-                    "largest delay {max:?} is below the initial delay {initial:?}"
-                )
-            }
-            Self::MaxTooLong(max) => write!(f, "largest delay {max:?} is above 24 hours"),
-            Self::FloorAboveMax { floor, max } => {
-                write!(f, "least delay {floor:?} is above the largest {max:?}")
-            }
-            Self::Multiplier(multiplier) => {
-                write!(f, "multiplier {multiplier} is not between 1 and 100")
-            }
-            Self::ZeroAttempts => write!(f, "number of attempts is limited to zero"),
-            Self::ZeroElapsed => write!(f, "elapsed time is limited to zero"),
-        }
-    }
-}
-
-impl std::error::Error for PolicyError {}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -396,9 +303,11 @@ mod tests {
             Policy::send_retry(),
             Policy::store_retry(),
         ] {
-            let rebuilt =
-                Policy::new(policy.initial, policy.max).and_then(|p| p.with_floor(policy.floor));
-            assert!(rebuilt.is_ok(), "{policy:?}");
+            assert!(
+                Policy::new(policy.initial, policy.max).is_ok(),
+                "{policy:?}"
+            );
+            assert!(policy.floor <= policy.max, "{policy:?}");
         }
     }
 
@@ -450,14 +359,6 @@ mod tests {
             Err(PolicyError::MaxTooLong(_))
         ));
         let policy = Policy::new(second, second).unwrap();
-        assert!(matches!(
-            policy.clone().with_multiplier(f64::NAN),
-            Err(PolicyError::Multiplier(_))
-        ));
-        assert!(matches!(
-            policy.clone().with_floor(second * 2),
-            Err(PolicyError::FloorAboveMax { .. })
-        ));
         assert_eq!(
             policy.clone().with_max_attempts(0),
             Err(PolicyError::ZeroAttempts)
@@ -474,21 +375,19 @@ mod tests {
             initial_ms in 1_u64..5_000,
             times in 1_u64..100,
             floor_share in 0.0_f64..=1.0,
-            multiplier in 1.0_f64..10.0,
             seed: u64,
         ) {
             let initial = Duration::from_millis(initial_ms);
             let max = initial * u32::try_from(times).unwrap();
-            let policy = Policy::new(initial, max).unwrap()
-                .with_floor(max.mul_f64(floor_share).min(max)).unwrap()
-                .with_multiplier(multiplier).unwrap();
+            let floor = max.mul_f64(floor_share).min(max);
+            let policy = Policy { floor, ..Policy::new(initial, max).unwrap() };
             let mut ceiling = initial.as_secs_f64();
             for delay in policy.delays_seeded(seed).take(20) {
-                let bound = ceiling.min(max.as_secs_f64()).max(policy.floor().as_secs_f64()) + 1e-6;
-                prop_assert!(delay >= policy.floor());
+                let bound = ceiling.min(max.as_secs_f64()).max(policy.floor.as_secs_f64()) + 1e-6;
+                prop_assert!(delay >= policy.floor);
                 prop_assert!(delay.as_secs_f64() <= bound, "{delay:?} above {bound}");
                 prop_assert!(delay <= max);
-                ceiling *= multiplier;
+                ceiling *= 2.0;
             }
         }
 
