@@ -993,7 +993,7 @@ async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
 async fn an_abort_skips_many_batches_at_once_and_may_be_stopped() {
     const CALL: Duration = Duration::from_millis(5);
     let mut bench = bench(0, DriverConfig::default());
-    let way = AwayStore::new(Arc::clone(&bench.store) as Arc<dyn Store>);
+    let way = AwayStore::new(&bench.store);
     Arc::get_mut(&mut bench.driver).unwrap().store = Arc::new(way.clone());
     let batches = (0..2_000).map(|id| build::batch(id, 1)).collect();
     let running = build::running(&*bench.store, "r", batches).await;

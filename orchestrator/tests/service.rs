@@ -75,7 +75,7 @@ impl Bench {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let store = MemoryStore::new(Arc::clone(&clock));
         Self {
-            way: AwayStore::new(Arc::new(store.clone())),
+            way: AwayStore::new(&store),
             store,
             clock,
             queue: Arc::new(InProcessQueue::new(1_000)),

@@ -377,7 +377,7 @@ mod tests {
     fn pacer(per_minute: f64) -> (Arc<Pacer>, Arc<MemoryStore>) {
         let clock = Arc::new(twincast_testkit::RuntimeClock::default());
         let store = Arc::new(MemoryStore::new(clock));
-        let way = AwayStore::new(Arc::clone(&store) as _);
+        let way = AwayStore::new(&store);
         way.set_of("take_permits", Way::Slow(Duration::from_millis(10)));
         let (spec, hub) = (build::accepted("r").spec, build::hub("a"));
         let limits = HubLimits {

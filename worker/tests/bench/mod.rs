@@ -79,7 +79,7 @@ impl Bench {
         let devices = batches.iter().map(|n| u64::from(*n)).sum();
         build::step(&*store, &rollout, build::plan_completed(devices)).await;
         let bench = Self {
-            way: AwayStore::new(Arc::clone(&store) as _),
+            way: AwayStore::new(&store),
             store,
             queue: Arc::new(InProcessQueue::new(1_000)),
             hub: ScriptedHub::of(0),

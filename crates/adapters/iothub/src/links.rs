@@ -55,7 +55,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_link_waits_for_its_turn_and_for_no_store_that_is_away() {
         let memory = MemoryStore::new(Arc::new(RuntimeClock::default()));
-        let store = AwayStore::new(Arc::new(memory));
+        let store = AwayStore::new(&memory);
         for _ in 0..Links::BURST {
             assert_eq!(waits(&store).await, Duration::ZERO);
         }
