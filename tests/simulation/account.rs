@@ -578,6 +578,14 @@ impl Books {
                 Some(entry) => transition(&before.latest.phase, &entry.event),
                 None => Ok(before.latest.phase.clone()),
             };
+            // What was to be paused before it had a plan is paused when it has one.
+            let led_to = match (led_to, &before.latest.pause) {
+                (Ok(Phase::Running), Some(reason)) if before.latest.plan.is_none() => {
+                    let reason = reason.clone();
+                    Ok(Phase::Paused { reason })
+                }
+                (led_to, _) => led_to,
+            };
             if led_to.as_ref() != Ok(&rollout.phase) {
                 let from = before.latest.phase.as_str();
                 self.wrong
