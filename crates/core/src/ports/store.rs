@@ -65,8 +65,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What is to be done about it. A store of this machine that cannot be written waits for a person: whoever has one
-    /// says so ([`NotWritable`](Self::NotWritable)).
+    /// What is to be done about it. A store that [cannot be written](Self::NotWritable) may be written again when somebody
+    /// makes room; a process whose store is on its own machine need not wait for that.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
