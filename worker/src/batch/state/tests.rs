@@ -364,7 +364,7 @@ impl World {
     }
 
     /// Nothing goes wrong any more.
-    fn to_the_end(&mut self) -> Ended {
+    fn comes_to_an_end(&mut self) -> Ended {
         for _ in 0..10_000 {
             for kind in [0, 8, 13, 18] {
                 if let Some(ended) = self.state.ended(self.now) {
@@ -398,7 +398,7 @@ proptest! {
             }
             world.happens_some(kind, nth);
         }
-        let ended = world.to_the_end();
+        let ended = world.comes_to_an_end();
         // After a drain that was too long for the store, it counts as after a crash.
         if ended != Ended::Fenced && !world.state.is_silent() {
             for index in &world.answered {
