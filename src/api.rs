@@ -43,7 +43,7 @@ impl Listener {
             return Ok(None);
         };
         let door = door(&settings.api, wanted, &settings.base).await?;
-        let tls = tls(&settings.api, &settings.base).await?;
+        let tls = tls(&settings.api, &settings.base)?;
         if tls.is_none() && !wanted.ip().is_loopback() {
             tracing::warn!(
                 "the API has no TLS (api.tls_cert_file): tokens can be read on the way to it"
@@ -136,11 +136,11 @@ async fn tokens(path: PathBuf, may_be_empty: bool) -> Result<TokensFile, Failure
     Ok(tokens)
 }
 
-async fn tls(settings: &ApiSettings, base: &Path) -> Result<Option<Tls>, Failure> {
+fn tls(settings: &ApiSettings, base: &Path) -> Result<Option<Tls>, Failure> {
     match (&settings.tls_cert_file, &settings.tls_key_file) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            let tls = Tls::open(base.join(certificate), base.join(key)).await;
+            let tls = Tls::open(base.join(certificate), base.join(key));
             let tls = tls.context("cannot use api.tls_cert_file with api.tls_key_file");
             let tls = tls.map_err(|error| Failure::new(ExitCode::Refused, error))?;
             Ok(Some(tls))

@@ -12,16 +12,15 @@ mod answer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use axum::http::{Method, Request, Response, Uri};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Certificate, Url};
+use reqwest::Url;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -44,14 +43,14 @@ use twincast_orchestrator::view::plan::PlanView;
 use twincast_orchestrator::view::{RolloutRow, RolloutView, Stopped};
 use twincast_retry::Policy;
 
-use crate::config::Settings;
+use crate::config::{Settings, address};
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::otlp;
+use crate::peer;
 use crate::socket::{self, Socket};
 use crate::stores::{self, AnyStore, Reached};
 use crate::summary::Summary;
-use crate::textfile;
 
 use answer::Trouble;
 pub(crate) use answer::of_refusal;
@@ -85,10 +84,7 @@ pub(crate) struct Client {
 /// Who answers.
 enum To {
     /// A server, which knows by tokens who asks.
-    Server {
-        http: reqwest::Client,
-        token: Option<HeaderValue>,
-    },
+    Server { http: reqwest::Client },
     /// The process that works on a state folder of this machine. It takes the name of who asks as it is given.
     AtWork {
         http: reqwest::Client,
@@ -139,32 +135,19 @@ impl Client {
             return Ok(None);
         };
         let base = base(url, from.allow_http)?;
-        let mut http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")))
+        let mut http = peer::builder("server", from.ca_file.as_deref(), &settings.base)?
             .connect_timeout(CONNECT)
             .tcp_keepalive(SILENCE);
         if base.scheme() == "http" {
             // What goes to this machine in clear must not leave it by way of a proxy.
             http = http.no_proxy();
         }
-        if let Some(file) = &from.ca_file {
-            let path = settings.base.join(file);
-            let doing = || format!("cannot use server.ca_file {}", path.display());
-            let pem = textfile::read("server.ca_file", &path);
-            let bundle = |pem: String| Certificate::from_pem_bundle(pem.as_bytes());
-            let read = pem.and_then(|pem| bundle(pem).with_context(doing));
-            http = http.tls_certs_merge(read.map_err(refused)?);
-        }
-        // The library asks for one that the whole process uses; there may be one already.
-        _ = rustls::crypto::ring::default_provider().install_default();
-        let http = http.build().context("cannot set up TLS").map_err(refused)?;
+        let headers = peer::shown("server", from, &settings.base).map_err(refused)?;
         let mut shown = base.clone();
         shown.set_path("");
         Ok(Some(Self {
             to: To::Server {
-                http,
-                token: token(settings)?,
+                http: peer::built(http.default_headers(headers))?,
             },
             base: base.into(),
             timeout: from.timeout.0,
@@ -201,16 +184,10 @@ impl Client {
                 });
             }
         };
-        // The library asks for one that the whole process uses, though nothing is encrypted here.
-        _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().unix_socket(socket.path());
-        let http = http
-            .build()
-            .context("cannot set up HTTP")
-            .map_err(refused)?;
+        let http = peer::builder("", None, &settings.base)?.unix_socket(socket.path());
         Ok(Self {
             to: To::AtWork {
-                http,
+                http: peer::built(http)?,
                 _socket: socket,
             },
             base,
@@ -471,7 +448,7 @@ impl Client {
     /// Asks once.
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, Trouble> {
         let response = match &self.to {
-            To::Server { http, .. } | To::AtWork { http, .. } => {
+            To::Server { http } | To::AtWork { http, .. } => {
                 let request = reqwest::Request::try_from(request).map_err(Trouble::transit)?;
                 let response = http.execute(request).await.map_err(Trouble::transit)?;
                 Response::from(response).map(Body::new)
@@ -514,11 +491,7 @@ impl Client {
             request = request.header(KEY_HEADER, key.as_str());
         }
         match &self.to {
-            To::Server { token, .. } => {
-                if let Some(token) = token {
-                    request = request.header(AUTHORIZATION, token.clone());
-                }
-            }
+            To::Server { .. } => {}
             To::AtWork { .. } => {
                 let by = by.and_then(|by| HeaderValue::from_bytes(by.as_bytes()).ok());
                 if let Some(by) = by {
@@ -599,77 +572,19 @@ fn refused(error: anyhow::Error) -> Failure {
 
 /// The address of a server's API.
 fn base(url: &str, allow_http: bool) -> Result<Url, Failure> {
-    let problem = |what: &str| Failure::message(ExitCode::Refused, format!("--server: {what}"));
-    let parsed = Url::parse(url.trim()).ok();
-    // The HTTP library takes a little less than the standard of addresses.
-    let parsed = parsed.filter(|url| url.as_str().parse::<Uri>().is_ok());
-    let mut base = parsed.ok_or_else(|| {
-        let shown: String = url.chars().take(200).collect();
-        problem(&format!(
-            "{shown:?} is not the address of a server; write for example https://twincast.example"
-        ))
-    })?;
-    if !base.username().is_empty() || base.password().is_some() {
-        return Err(problem("the address must have no user and password in it")
-            .hint("give a token as TWINCAST_TOKEN"));
-    }
-    if base.query().is_some() || base.fragment().is_some() || !base.has_host() {
-        return Err(problem(
-            "the address must be that of a server, with a path below it at the most",
-        ));
-    }
-    match base.scheme() {
-        "https" => {}
-        "http" if allow_http || is_loopback(&base) => {}
-        "http" => {
-            return Err(problem(
-                "plain http is for this machine only: others can read the token on the way",
-            )
-            .hint("write https://, or allow it with server.allow_http"));
-        }
-        other => {
-            return Err(problem(&format!("{other:?} must be https")));
-        }
-    }
+    let problem = |what: &dyn std::fmt::Display| {
+        Failure::message(ExitCode::Refused, format!("--server: {what}"))
+    };
+    let mut base = address(url, allow_http).map_err(|error| problem(&error))?;
     let path = base.path().trim_end_matches('/');
     let path = path.strip_suffix("/api/v1").unwrap_or(path);
     let path = format!("{path}/api/v1");
     base.set_path(&path);
-    Ok(base)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => {
-            let address = host.trim_start_matches('[').trim_end_matches(']');
-            let address = address.parse::<std::net::IpAddr>();
-            address.is_ok_and(|address| address.is_loopback())
-        }
-        None => false,
+    // The HTTP library takes a little less than the standard of addresses.
+    match base.as_str().parse::<Uri>() {
+        Ok(_) => Ok(base),
+        Err(error) => Err(problem(&error)),
     }
-}
-
-fn token(settings: &Settings) -> Result<Option<HeaderValue>, Failure> {
-    let from = &settings.server;
-    let text = match (&from.token, &from.token_file) {
-        (Some(token), _) => token.expose().to_owned(),
-        (None, Some(file)) => {
-            let path = settings.base.join(file);
-            textfile::read("server.token_file", &path).map_err(refused)?
-        }
-        (None, None) => return Ok(None),
-    };
-    let value = HeaderValue::try_from(format!("Bearer {}", text.trim()));
-    // The library's error would show what was found.
-    let mut value = value.map_err(|_| {
-        let message =
-            "the token (TWINCAST_TOKEN, or server.token_file) has characters that none has";
-        Failure::message(ExitCode::Refused, message)
-    })?;
-    // Keeps it out of every Debug output of the HTTP libraries.
-    value.set_sensitive(true);
-    Ok(Some(value))
 }
 
 #[cfg(test)]

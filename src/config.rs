@@ -1,73 +1,33 @@
 //! The configuration: commented defaults, then a file, then the environment, then flags.
 
+mod hubs;
+mod oidc;
+mod peer;
+mod values;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Config, Environment, File, FileFormat, ValueKind};
 use serde::{Deserialize, Serialize};
-use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
+use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
 
+pub(crate) use hubs::HubSettings;
+pub(crate) use oidc::OidcSettings;
+pub(crate) use peer::{HttpPeer, address};
+pub(crate) use values::{SecretText, Share};
+
 use crate::exit::{ExitCode, Failure};
-use crate::oidc::OidcSettings;
-use crate::otlp::{OtlpSettings, is_address};
-use crate::output::counted;
-use crate::prometheus::PrometheusSettings;
 use crate::textfile;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
-/// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
-const FEEDBACK_TIMES: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(300);
-/// Below a second, a hub that only slows us down would be taken for one that does not answer;
-/// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
-const SEND_TIMEOUTS: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(60 * 60);
-
 /// A device may answer for an hour after its rollout, and people look at what has just ended.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
-
-/// A question that takes longer would hold up the next one of its gate.
-const METRIC_TIMEOUTS: RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(60);
-
-/// A text that is never shown.
-#[derive(Clone)]
-pub(crate) struct SecretText(String);
-
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer);
-        // What was found would be shown.
-        text.map(Self).map_err(|_| {
-            serde::de::Error::custom("must be a text, in quotes; what was found is not shown")
-        })
-    }
-}
-
-impl SecretText {
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-impl Serialize for SecretText {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("(secret)")
-    }
-}
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Serialize)]
@@ -81,9 +41,10 @@ pub(crate) struct Settings {
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
     pub(crate) api: ApiSettings,
-    pub(crate) server: ServerSettings,
-    pub(crate) prometheus: PrometheusSettings,
-    pub(crate) otlp: OtlpSettings,
+    pub(crate) server: HttpPeer,
+    pub(crate) prometheus: HttpPeer,
+    pub(crate) otlp: HttpPeer,
+    pub(crate) traces: TraceSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
     /// Relative paths are below the configuration file's folder.
     #[serde(skip)]
@@ -202,20 +163,11 @@ impl RedisSettings {
     }
 }
 
-/// The server that is asked.
+/// What is told of rollouts' traces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ServerSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<SecretText>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) allow_http: bool,
-    pub(crate) timeout: Span,
+pub(crate) struct TraceSettings {
+    pub(crate) sampled: Share,
 }
 
 /// The endpoint for probes and metrics.
@@ -267,112 +219,6 @@ pub(crate) fn secret_url(
                 "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
             )))
         }
-    }
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct HubSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) connection_string: Option<SecretText>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) connection_string_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tier: Option<Tier>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) units: Option<u32>,
-    #[serde(default)]
-    pub(crate) share: Share,
-    #[serde(default)]
-    pub(crate) unlimited: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) https_port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) amqp_port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) address: Option<std::net::IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) send_timeout: Option<Span>,
-    #[serde(default)]
-    pub(crate) feedback: FeedbackQueue,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) feedback_lock: Option<Span>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) feedback_batching: Option<Span>,
-}
-
-/// A part of a hub's quota, written like `90%`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct Share(f64);
-
-impl Share {
-    /// The part of one that it is.
-    pub(crate) fn of_one(self) -> f64 {
-        self.0
-    }
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self(1.0)
-    }
-}
-
-impl TryFrom<String> for Share {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        let percent = text
-            .trim()
-            .strip_suffix('%')
-            .and_then(|number| number.trim().parse::<f64>().ok());
-        match percent {
-            Some(percent) if (0.1..=100.0).contains(&percent) => Ok(Self(percent / 100.0)),
-            _ => Err(format!(
-                "{text:?} is not a share; write for example \"90%\", 0.1% to 100%"
-            )),
-        }
-    }
-}
-
-impl From<Share> for String {
-    fn from(share: Share) -> String {
-        format!("{}%", share.0 * 100.0)
-    }
-}
-
-impl HubSettings {
-    /// What is kept to, if nothing says what the hub's quota is.
-    pub(crate) fn guess(&self) -> Option<String> {
-        if self.unlimited || self.tier.is_some() {
-            return None;
-        }
-        let units = counted(self.units.unwrap_or(1).into(), "unit", "units");
-        let rate = self.limits().sends_per_minute.unwrap_or_default();
-        Some(format!(
-            "its tier is not configured, so that of the smallest is kept to (S1, {units}, {rate} messages a minute). Set tier and units."
-        ))
-    }
-
-    /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
-    pub(crate) fn limits(&self) -> HubLimits {
-        let limits = match (self.unlimited, self.tier, self.units) {
-            (true, ..) => HubLimits::unlimited(),
-            (false, tier, units) => {
-                HubLimits::of(tier.unwrap_or(Tier::S1), units.unwrap_or(1), self.share.0)
-            }
-        };
-        let defaults = FeedbackRules::default();
-        let feedback = FeedbackRules {
-            queue: self.feedback,
-            lock: self.feedback_lock.map_or(defaults.lock, |span| span.0),
-            batching: self
-                .feedback_batching
-                .map_or(defaults.batching, |span| span.0),
-        };
-        HubLimits { feedback, ..limits }
     }
 }
 
@@ -451,9 +297,10 @@ impl Settings {
         let redis = sections.take("redis");
         let http = sections.take("http");
         let api: Option<ApiSettings> = sections.take("api");
-        let server: Option<ServerSettings> = sections.take("server");
-        let prometheus: Option<PrometheusSettings> = sections.take("prometheus");
-        let otlp: Option<OtlpSettings> = sections.take("otlp");
+        let server = sections.take_peer("server");
+        let prometheus = sections.take_peer("prometheus");
+        let otlp = sections.take_peer("otlp");
+        let traces = sections.take("traces");
         let hubs = sections.take_hubs();
         if let Some(worker) = &worker {
             sections.check(
@@ -474,42 +321,6 @@ impl Settings {
                 "must be 1h or more",
             );
         }
-        if let Some(prometheus) = &prometheus {
-            sections.check(
-                prometheus.token.is_none() || prometheus.token_file.is_none(),
-                "prometheus",
-                "must have only one of token and token_file",
-            );
-            sections.check(
-                prometheus.is_without_secret(),
-                "prometheus.url",
-                "must have no user and password in it; give a token",
-            );
-            sections.check(
-                METRIC_TIMEOUTS.contains(&prometheus.timeout.0),
-                "prometheus.timeout",
-                "must be 100ms to 1m",
-            );
-        }
-        if let Some(otlp) = &otlp {
-            sections.check(
-                otlp.headers.is_none() || otlp.headers_file.is_none(),
-                "otlp",
-                "must have only one of headers and headers_file",
-            );
-            sections.check(
-                otlp.endpoint.as_deref().is_none_or(is_address),
-                "otlp.endpoint",
-                "must be an address such as http://collector:4318, with no user and password in it",
-            );
-        }
-        if let Some(server) = &server {
-            sections.check(
-                server.token.is_none() || server.token_file.is_none(),
-                "server",
-                "must have only one of token and token_file",
-            );
-        }
         let oidc = api.as_ref().and_then(|api| api.oidc.as_ref());
         for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::mistakes) {
             sections.check(false, at, otherwise);
@@ -519,10 +330,10 @@ impl Settings {
             sections.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp and hubs",
+                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp, traces and hubs",
             );
         }
-        let services = (amqp, redis, http, api, server, prometheus, otlp);
+        let services = (amqp, redis, http, api, server, prometheus, otlp, traces);
         let (
             Some(state),
             Some(log),
@@ -537,6 +348,7 @@ impl Settings {
                 Some(server),
                 Some(prometheus),
                 Some(otlp),
+                Some(traces),
             ),
             [],
         ) = (
@@ -571,6 +383,7 @@ impl Settings {
             server,
             prometheus,
             otlp,
+            traces,
             hubs,
             base,
         };
@@ -657,6 +470,14 @@ impl Sections {
         }
     }
 
+    fn take_peer(&mut self, key: &str) -> Option<HttpPeer> {
+        let peer: HttpPeer = self.take(key)?;
+        for (part, otherwise) in peer.mistakes() {
+            self.check(false, &format!("{key}{part}"), &otherwise);
+        }
+        Some(peer)
+    }
+
     fn take_hubs(&mut self) -> BTreeMap<HubName, HubSettings> {
         let mut hubs = BTreeMap::new();
         let values = match self.values.remove("hubs") {
@@ -672,40 +493,8 @@ impl Sections {
             let at = format!("hubs.{name}");
             let hub: Option<HubSettings> = self.read(&at, value);
             let Some(hub) = hub else { continue };
-            let strings = [
-                hub.connection_string.is_some(),
-                hub.connection_string_file.is_some(),
-            ];
-            let given = strings.iter().filter(|given| **given).count();
-            self.check(
-                given == 1,
-                &at,
-                "must have exactly one of connection_string and connection_string_file",
-            );
-            let (tier, units) = (hub.tier.unwrap_or(Tier::S1), hub.units.unwrap_or(1));
-            let most = tier.max_units();
-            self.check(
-                (1..=most).contains(&units),
-                &format!("{at}.units"),
-                &format!("must be 1 to {most} for tier {tier}"),
-            );
-            if let Some(timeout) = hub.send_timeout {
-                self.check(
-                    SEND_TIMEOUTS.contains(&timeout.0),
-                    &format!("{at}.send_timeout"),
-                    "must be 1s to 1h",
-                );
-            }
-            let feedback = [
-                ("lock", hub.feedback_lock),
-                ("batching", hub.feedback_batching),
-            ];
-            for (part, span) in feedback {
-                self.check(
-                    span.is_none_or(|span| FEEDBACK_TIMES.contains(&span.0)),
-                    &format!("{at}.feedback_{part}"),
-                    "must be 1s to 5m",
-                );
+            for (part, otherwise) in hub.mistakes() {
+                self.check(false, &format!("{at}{part}"), &otherwise);
             }
             match HubName::new(&name) {
                 Ok(name) => drop(hubs.insert(name, hub)),
@@ -891,7 +680,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nendpoint = 'collector:4318'\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
             &[],
         )
         .unwrap_err();
@@ -904,9 +693,10 @@ mod tests {
             "hubs.in.send_timeout: must be 1s to 1h",
             "run.give_up_after: \"x\" is not a length of time",
             "prometheus: must have only one of token",
-            "prometheus.url: must have no user",
+            "prometheus.url: the address must have no user",
             "prometheus.timeout: must be 100ms to 1m",
-            "otlp.sampled: \"0%\" is not a share",
+            "otlp.url: \"collector:4318\" is not the address of a server",
+            "traces.sampled: \"0%\" is not a share",
             "api.oidc.issuer: must not be empty",
             "api.oidc: must have no user and password",
             "api.oidc: must have only one of keys_file and keys_url",

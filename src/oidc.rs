@@ -1,131 +1,32 @@
 //! The OpenID Connect issuer whose tokens the HTTP API takes, as it is configured.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
-use twincast_orchestrator::http::auth::Role;
 use twincast_orchestrator::http::auth::oidc::Oidc;
 
+use crate::config::OidcSettings;
 use crate::exit::{ExitCode, Failure};
+use crate::peer;
 
-/// Whose tokens are taken, and what they say here.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct OidcSettings {
-    pub(crate) issuer: String,
-    pub(crate) audience: String,
-    #[serde(default = "roles_claim")]
-    pub(crate) roles_claim: String,
-    #[serde(default = "name_claim")]
-    pub(crate) name_claim: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) keys_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) keys_url: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) roles: RoleValues,
-}
-
-/// The values of the roles claim that stand for each role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RoleValues {
-    #[serde(default, deserialize_with = "one_or_some")]
-    viewer: Vec<String>,
-    #[serde(default, deserialize_with = "one_or_some")]
-    operator: Vec<String>,
-    #[serde(default, deserialize_with = "one_or_some")]
-    approver: Vec<String>,
-    #[serde(default, deserialize_with = "one_or_some")]
-    admin: Vec<String>,
-}
-
-/// The environment has no lists.
-fn one_or_some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a text, or a list of some")]
-    enum OneOrSome {
-        One(String),
-        Some(Vec<String>),
-    }
-    Ok(match OneOrSome::deserialize(deserializer)? {
-        OneOrSome::One(text) => vec![text],
-        OneOrSome::Some(texts) => texts,
-    })
-}
-
-fn roles_claim() -> String {
-    "roles".to_owned()
-}
-
-fn name_claim() -> String {
-    "preferred_username".to_owned()
-}
-
-impl RoleValues {
-    fn all(&self) -> Vec<(String, Role)> {
-        let of = |role| match role {
-            Role::Viewer => &self.viewer,
-            Role::Operator => &self.operator,
-            Role::Approver => &self.approver,
-            Role::Admin => &self.admin,
-        };
-        let values = |role| of(role).iter().map(move |value| (value.clone(), role));
-        Role::ALL.into_iter().flat_map(values).collect()
-    }
-}
-
-impl OidcSettings {
-    /// What is wrong with it: where, and what must be.
-    pub(crate) fn mistakes(&self) -> Vec<(&'static str, &'static str)> {
-        let roles = self.roles.all();
-        let urls = [Some(&self.issuer), self.keys_url.as_ref()];
-        let rules = [
-            (
-                !self.issuer.is_empty(),
-                "api.oidc.issuer",
-                "must not be empty",
-            ),
-            (
-                !self.audience.is_empty(),
-                "api.oidc.audience",
-                "must not be empty",
-            ),
-            (
-                // They are shown.
-                !urls.into_iter().flatten().any(|url| url.contains('@')),
-                "api.oidc",
-                "must have no user and password in issuer and keys_url",
-            ),
-            (
-                self.keys_file.is_none() || self.keys_url.is_none(),
-                "api.oidc",
-                "must have only one of keys_file and keys_url",
-            ),
-            (
-                !roles.is_empty() && roles.iter().all(|(value, _)| !value.is_empty()),
-                "api.oidc.roles",
-                "must have values for a role, none of them empty; without one, no token gives any",
-            ),
-        ];
-        let broken = rules.into_iter().filter(|(holds, ..)| !holds);
-        broken.map(|(_, at, otherwise)| (at, otherwise)).collect()
-    }
-}
+/// How long one document may take. There are two, and a request that waits for both is itself limited.
+const TIME: Duration = Duration::from_secs(5);
 
 /// The issuer, whose keys were asked for.
 ///
 /// # Errors
 /// When it cannot be used as it is configured. An issuer that does not answer may do so later.
 pub(crate) async fn issuer(configured: &OidcSettings, base: &Path) -> Result<Oidc, Failure> {
+    let http = || {
+        let http = peer::builder("api.oidc", configured.ca_file.as_deref(), base)?;
+        peer::built(http.no_proxy().timeout(TIME))
+    };
     let keys = match (&configured.keys_file, &configured.keys_url) {
         (Some(file), _) => KeysAt::File(base.join(file)),
-        (None, Some(url)) => KeysAt::Url(url.clone()),
-        (None, None) => KeysAt::Discovery,
+        (None, Some(url)) => KeysAt::Url(url.clone(), http()?),
+        (None, None) => KeysAt::Discovery(http()?),
     };
-    let ca_file = configured.ca_file.as_ref();
     let refused = |error: anyhow::Error| {
         let doing = "cannot use the issuer of tokens (api.oidc)";
         Failure::new(ExitCode::Refused, error.context(doing))
@@ -134,7 +35,6 @@ pub(crate) async fn issuer(configured: &OidcSettings, base: &Path) -> Result<Oid
         issuer: configured.issuer.clone(),
         audience: configured.audience.clone(),
         keys,
-        ca_file: ca_file.map(|file| base.join(file)),
     });
     let issuer = issuer.map_err(|error| refused(error.into()))?;
     let loaded = issuer.load().await;

@@ -11,7 +11,6 @@ use serde_json::json;
 pub(crate) use twincast_core::outcome::thousands;
 use twincast_orchestrator::view::plan::MessageView;
 
-use crate::config::Settings;
 use crate::exit::{ExitCode, Failure};
 
 /// Colours on standard error: only on a terminal, and not when `NO_COLOR` is set.
@@ -156,7 +155,7 @@ impl Output {
     }
 
     /// The configuration in force.
-    pub(crate) fn print_config(&self, settings: &Settings) {
+    pub(crate) fn print_config(&self, settings: &impl Serialize) {
         let text = serde_json::to_string_pretty(settings).expect("settings are plain data");
         self.out(&crate::exit::scrub(&text));
     }

@@ -1,37 +1,14 @@
 //! The Prometheus server that gates' metrics are asked of, as it is configured.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use twincast_core::ports::MetricSource;
-use twincast_core::spec::{RolloutSpec, Span};
-use twincast_prometheus::{Prometheus, PrometheusConfig, Token};
+use twincast_core::spec::RolloutSpec;
+use twincast_prometheus::Prometheus;
 
-use crate::config::{SecretText, Settings};
+use crate::config::{Settings, address};
 use crate::exit::{ExitCode, Failure};
-
-/// Where it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PrometheusSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<SecretText>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) timeout: Span,
-}
-
-impl PrometheusSettings {
-    /// It must not have a password in it, for it is shown.
-    pub(crate) fn is_without_secret(&self) -> bool {
-        self.url.as_ref().is_none_or(|url| !url.contains('@'))
-    }
-}
+use crate::peer;
 
 /// A client of the configured server; `None` when there is none.
 ///
@@ -42,24 +19,16 @@ pub(crate) fn server(settings: &Settings) -> Result<Option<Arc<dyn MetricSource>
     let Some(url) = &configured.url else {
         return Ok(None);
     };
-    let in_file = || {
-        let file = configured.token_file.as_ref()?;
-        Some(Token::File(settings.base.join(file)))
-    };
-    let token = configured.token.as_ref();
-    let token = token.map(|token| Token::Text(token.expose().to_owned()));
-    let ca_file = configured.ca_file.as_ref();
-    let server = Prometheus::new(&PrometheusConfig {
-        url: url.clone(),
-        token: token.or_else(in_file),
-        ca_file: ca_file.map(|file| settings.base.join(file)),
-        timeout: configured.timeout.0,
-    });
-    let server = server.map_err(|error| {
-        let doing = "cannot use the configured Prometheus server";
-        Failure::new(ExitCode::Refused, anyhow::Error::new(error).context(doing))
-    })?;
-    Ok(Some(Arc::new(server)))
+    let url = address(url, configured.allow_http);
+    let url = url
+        .map_err(|error| Failure::message(ExitCode::Refused, format!("prometheus.url: {error}")))?;
+    let base = &settings.base;
+    let http = peer::builder("prometheus", configured.ca_file.as_deref(), base)?;
+    let http = peer::built(http.no_proxy().timeout(configured.timeout.0))?;
+    let (configured, base) = (configured.clone(), base.clone());
+    // Files of tokens are rotated.
+    let shown = move || peer::shown("prometheus", &configured, &base).map_err(Into::into);
+    Ok(Some(Arc::new(Prometheus::new(http, url, shown))))
 }
 
 /// What is to be said of a spec whose gates ask for metrics where there is nobody to ask.

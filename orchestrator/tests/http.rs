@@ -78,7 +78,6 @@ impl Bench {
             issuer: "https://login.example.com".to_owned(),
             audience: "twincast".to_owned(),
             keys: KeysAt::File(file.path().to_owned()),
-            ca_file: None,
         })
         .unwrap();
         issuer.load().await.unwrap();

@@ -7,15 +7,14 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::AsyncReadExt as _;
 use tokio_rustls::TlsAcceptor;
 use twincast_core::error::in_words;
+
+use crate::textfile;
 
 /// How often the files are looked at. The whole of them: a mounted secret changes by a link to another folder, and the
 /// times of its files say nothing.
 const EVERY: Duration = Duration::from_secs(5);
-/// The largest file that is read, in bytes: chains have a few KiB.
-const LARGEST: u64 = 1024 * 1024;
 
 /// A certificate with its key, from files that may change.
 pub(crate) struct Tls {
@@ -32,22 +31,16 @@ struct Held {
 /// What the files say.
 #[derive(PartialEq)]
 struct Files {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
+    certificate: String,
+    key: String,
 }
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// One cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    /// One has more than a chain or a key can have.
-    #[error("{} is larger than 1 MiB", path.display())]
-    TooLarge { path: PathBuf },
+    #[error(transparent)]
+    Read(#[from] anyhow::Error),
     /// There is no certificate.
     #[error("{} holds no certificate in PEM", path.display())]
     NoCertificate { path: PathBuf },
@@ -64,10 +57,10 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`].
-    pub(crate) async fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
+    pub(crate) fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         // The library asks for one that the whole process uses; there may be one already.
         _ = rustls::crypto::ring::default_provider().install_default();
-        let files = read(&certificate, &key).await?;
+        let files = read(&certificate, &key)?;
         let config = config(&files, &certificate, &key)?;
         Ok(Self {
             certificate,
@@ -89,7 +82,7 @@ impl Tls {
         loop {
             tokio::time::sleep(EVERY).await;
             let file = self.certificate.display();
-            match self.renew().await {
+            match self.renew() {
                 Ok(false) => told = None,
                 Ok(true) => {
                     told = None;
@@ -107,8 +100,8 @@ impl Tls {
     }
 
     /// Whether the files say something new.
-    async fn renew(&self) -> Result<bool, TlsError> {
-        let files = read(&self.certificate, &self.key).await?;
+    fn renew(&self) -> Result<bool, TlsError> {
+        let files = read(&self.certificate, &self.key)?;
         let is_known = {
             let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
             held.files == files
@@ -123,36 +116,23 @@ impl Tls {
     }
 }
 
-async fn read(certificate: &Path, key: &Path) -> Result<Files, TlsError> {
+/// They are small, and read at once; a mounted secret is in memory.
+fn read(certificate: &Path, key: &Path) -> anyhow::Result<Files> {
     Ok(Files {
-        certificate: file(certificate).await?,
-        key: file(key).await?,
+        certificate: textfile::read("the certificate", certificate)?,
+        key: textfile::read("the key", key)?,
     })
 }
 
-async fn file(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
-    let mut pem = Vec::new();
-    let size = file.take(LARGEST + 1).read_to_end(&mut pem).await;
-    if size.map_err(failed)? as u64 > LARGEST {
-        let path = path.to_owned();
-        return Err(TlsError::TooLarge { path });
-    }
-    Ok(pem)
-}
-
 fn config(files: &Files, certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files.certificate).collect();
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(files.certificate.as_bytes()).collect();
     let chain = chain.unwrap_or_default();
     if chain.is_empty() {
         let path = certificate.to_owned();
         return Err(TlsError::NoCertificate { path });
     }
-    let private = PrivateKeyDer::from_pem_slice(&files.key);
+    let private = PrivateKeyDer::from_pem_slice(files.key.as_bytes());
     let private = private.map_err(|_| TlsError::NoKey {
         path: key.to_owned(),
     })?;
@@ -168,8 +148,8 @@ fn config(files: &Files, certificate: &Path, key: &Path) -> Result<Arc<ServerCon
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_new_certificate_is_taken_and_half_of_one_is_not() {
+    #[test]
+    fn a_new_certificate_is_taken_and_half_of_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
@@ -177,27 +157,27 @@ mod tests {
         let (old, new) = (new(), new());
         write("crt", &old.cert.pem());
         write("key", &old.signing_key.serialize_pem());
-        let tls = Tls::open(path("crt"), path("key")).await.unwrap();
+        let tls = Tls::open(path("crt"), path("key")).unwrap();
         let held = || tls.held.read().unwrap().files.certificate.clone();
-        assert!(!tls.renew().await.unwrap(), "nothing is new");
+        assert!(!tls.renew().unwrap(), "nothing is new");
         write("crt", &new.cert.pem());
-        let error = tls.renew().await.unwrap_err();
+        let error = tls.renew().unwrap_err();
         assert!(matches!(error, TlsError::Pair(_)), "{error}");
         write("key", "");
-        let error = tls.renew().await.unwrap_err().to_string();
+        let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("holds no private key"), "{error}");
-        assert_eq!(held(), old.cert.pem().as_bytes());
+        assert_eq!(held(), old.cert.pem());
         write("key", &new.signing_key.serialize_pem());
-        assert!(tls.renew().await.unwrap());
-        assert_eq!(held(), new.cert.pem().as_bytes());
+        assert!(tls.renew().unwrap());
+        assert_eq!(held(), new.cert.pem());
         write("crt", "no certificate");
-        let error = tls.renew().await.unwrap_err().to_string();
+        let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("holds no certificate"), "{error}");
         std::fs::write(path("crt"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
-        let error = tls.renew().await.unwrap_err().to_string();
-        assert!(error.contains("is larger than 1 MiB"), "{error}");
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("is larger than"), "{error}");
         std::fs::remove_file(path("crt")).unwrap();
-        let error = tls.renew().await.unwrap_err().to_string();
+        let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("cannot read"), "{error}");
     }
 }

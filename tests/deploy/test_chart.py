@@ -526,6 +526,8 @@ class Values(unittest.TestCase):
             ({"settings": {"hubz": {}}}, "value must be one of 'state', 'log', 'worker'"),
             ({"settings": {"amqp": {"url": "amqp://x"}}}, "settings.amqp.url would be readable by all"),
             ({"settings": {"otlp": {"headers": "a=b"}}}, "settings.otlp.headers would be readable by all"),
+            ({"settings": {"otlp": {"token": "hidden"}}}, "settings.otlp.token would be readable by all"),
+            ({"settings": {"prometheus": {"headers": "a=b"}}}, "settings.prometheus.headers would be readable by all"),
             ({"settings": {"hubs": {"main": {"connection_string": key}}}}, "settings.hubs.main.connection_string would be readable by all"),
             ({"amqp": {"url": ""}}, "amqp: give one of amqp.url and amqp.existingSecret.name"),
             ({"redis": {"existingSecret": {"name": "redis"}}}, "redis: give only one of redis.url and redis.existingSecret.name"),

@@ -23,7 +23,7 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let south = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", north), ("south", south)]);
     let collector = Collector::start();
-    engine.set("TWINCAST__OTLP__ENDPOINT", &collector.address());
+    engine.set("TWINCAST__OTLP__URL", &collector.address());
     engine.grow(2, 2);
     let mut pipeline = engine.pipeline();
     let mut listener = pipeline.listen();

@@ -12,7 +12,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     let collector = Collector::start();
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::with(&hub)
-        .set("TWINCAST__OTLP__ENDPOINT", &collector.address())
+        .set("TWINCAST__OTLP__URL", &collector.address())
         .set("TRACEPARENT", &format!("00-{caller}-00f067aa0ba902b7-01"));
     let spec = room.rollout("traced", "");
     let ended = room.run(&["--log", "debug", "run", &spec]).expect(0);
@@ -52,7 +52,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     assert_eq!(sent, DEVICES);
 
     let hanging = Collector::hanging();
-    let room = room.set("TWINCAST__OTLP__ENDPOINT", &hanging.address());
+    let room = room.set("TWINCAST__OTLP__URL", &hanging.address());
     let spec = room.rollout("unheard", "");
     let started = Instant::now();
     room.run(&["run", &spec]).expect(0);

@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Client, Url};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
@@ -12,16 +11,14 @@ use crate::keys::{BadKeys, KeySet};
 
 /// The largest document that is read, in bytes. Issuers' have a few KiB.
 const LARGEST: usize = 256 * 1024;
-/// How long one document may take. There are two, and a request that waits for both is itself limited.
-const TIME: Duration = Duration::from_secs(5);
 
-/// Where an issuer's keys are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where an issuer's keys are. A client bounds how long each question may take, and follows no redirect.
+#[derive(Debug, Clone)]
 pub enum KeysAt {
     /// Where its discovery document says (OpenID Connect Discovery 1.0).
-    Discovery,
+    Discovery(Client),
     /// At this address.
-    Url(String),
+    Url(String, Client),
     /// In this file.
     File(PathBuf),
 }
@@ -37,18 +34,6 @@ pub enum ConfigError {
         /// What was given.
         found: String,
     },
-    /// The certificates cannot be read.
-    #[error("cannot use the certificates in {path}")]
-    Certificates {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The client cannot be made.
-    #[error("cannot set up TLS")]
-    Tls(#[source] reqwest::Error),
 }
 
 /// Why the keys cannot be had.
@@ -126,18 +111,14 @@ struct Discovered {
 }
 
 impl Source {
-    pub(crate) fn new(
-        issuer: &str,
-        keys: KeysAt,
-        ca_file: Option<&Path>,
-    ) -> Result<Self, ConfigError> {
+    pub(crate) fn new(issuer: &str, keys: KeysAt) -> Result<Self, ConfigError> {
         Ok(match keys {
             KeysAt::File(path) => Self::File(path),
-            KeysAt::Url(text) => Self::Url {
+            KeysAt::Url(text, client) => Self::Url {
                 at: safe_url(&text).ok_or(ConfigError::Url { found: text })?,
-                client: client(ca_file)?,
+                client,
             },
-            KeysAt::Discovery => {
+            KeysAt::Discovery(client) => {
                 let well_known = format!(
                     "{}/.well-known/openid-configuration",
                     issuer.trim_end_matches('/')
@@ -147,7 +128,7 @@ impl Source {
                         found: issuer.to_owned(),
                     })?,
                     issuer: issuer.to_owned(),
-                    client: client(ca_file)?,
+                    client,
                 }
             }
         })
@@ -202,33 +183,6 @@ fn safe_url(text: &str) -> Option<Url> {
     let is_plain =
         url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
     (is_safe && is_plain).then_some(url)
-}
-
-fn client(ca_file: Option<&Path>) -> Result<Client, ConfigError> {
-    // The library asks for one that the whole process uses; there may be one already.
-    _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")))
-        .timeout(TIME);
-    if let Some(path) = ca_file {
-        builder = builder.tls_certs_merge(authorities(path).map_err(|source| {
-            ConfigError::Certificates {
-                path: path.to_owned(),
-                source,
-            }
-        })?);
-    }
-    builder.build().map_err(ConfigError::Tls)
-}
-
-fn authorities(path: &Path) -> Result<Vec<Certificate>, Box<dyn std::error::Error + Send + Sync>> {
-    let authorities = Certificate::from_pem_bundle(&std::fs::read(path)?)?;
-    if authorities.is_empty() {
-        return Err("it holds no certificate in PEM".into());
-    }
-    Ok(authorities)
 }
 
 async fn in_file(path: &Path) -> Result<Vec<u8>, KeysError> {

@@ -23,12 +23,18 @@ fn issuer(issuer: &str, keys: KeysAt) -> Issuer {
     Issuer::new(configured(issuer, keys)).unwrap()
 }
 
+/// As the product makes it.
+fn client() -> reqwest::Client {
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+    http.timeout(Duration::from_secs(5)).build().unwrap()
+}
+
 fn configured(issuer: &str, keys: KeysAt) -> IssuerConfig {
     IssuerConfig {
         issuer: issuer.to_owned(),
         audience: "twincast".to_owned(),
         keys,
-        ca_file: None,
     }
 }
 
@@ -64,7 +70,7 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
     let discovery = Mock::given(path(DISCOVERY)).respond_with(answer(&document));
     discovery.expect(1).mount(&server).await;
 
-    let issuer = issuer(&name, KeysAt::Discovery);
+    let issuer = issuer(&name, KeysAt::Discovery(client()));
     let good = signer.sign(&claims(&name));
     let strange = TokenSigner::new("two").sign(&claims(&name));
     // Whoever hangs up does not take the answer from the others.
@@ -96,7 +102,7 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
         ("/slow", keys.set_delay(Duration::from_secs(3)), 1),
     ])
     .await;
-    let at = |path: &str| KeysAt::Url(format!("{}{path}", server.uri()));
+    let at = |path: &str| KeysAt::Url(format!("{}{path}", server.uri()), client());
     let issuer_of = issuer("https://i", at("/slow"));
     let other = TokenSigner::new("two").sign(&claims("https://i"));
     let mut waiting: Vec<_> = (0..WAITING)
@@ -143,7 +149,10 @@ async fn a_new_key_is_asked_for_and_an_old_one_forgotten() {
             .up_to_n_times(1)
     };
     keys(&[&old]).mount(&server).await;
-    let issuer = issuer("https://i", KeysAt::Url(format!("{}/keys", server.uri())));
+    let issuer = issuer(
+        "https://i",
+        KeysAt::Url(format!("{}/keys", server.uri()), client()),
+    );
     issuer.load().await.unwrap();
     keys(&[&new]).mount(&server).await;
     let (by_old, by_new) = (
@@ -213,7 +222,8 @@ async fn keys_are_looked_at_again_every_few_minutes() {
 
 #[tokio::test]
 async fn what_is_no_set_of_keys_is_told() {
-    let at = |server: &MockServer, path: &str| KeysAt::Url(format!("{}{path}", server.uri()));
+    let at =
+        |server: &MockServer, path: &str| KeysAt::Url(format!("{}{path}", server.uri()), client());
     let large = ResponseTemplate::new(200).set_body_string(" ".repeat(256 * 1024 + 1));
     let moved = ResponseTemplate::new(302).insert_header("location", "http://example.com/keys");
     let server = serving(vec![
@@ -240,9 +250,12 @@ async fn what_is_no_set_of_keys_is_told() {
         issuer("https://i", at(&server, "/moved")),
         issuer("https://i", at(&server, "/strange")),
         issuer("https://i", at(&server, "/nothing")),
-        issuer("https://i", KeysAt::Url("http://127.0.0.1:1/".to_owned())),
-        issuer(&discovered, KeysAt::Discovery),
-        issuer(&format!("{}/b", server.uri()), KeysAt::Discovery),
+        issuer(
+            "https://i",
+            KeysAt::Url("http://127.0.0.1:1/".to_owned(), client()),
+        ),
+        issuer(&discovered, KeysAt::Discovery(client())),
+        issuer(&format!("{}/b", server.uri()), KeysAt::Discovery(client())),
     ];
     for issuer in table {
         issuer.load().await.expect("it may come back");
@@ -254,7 +267,10 @@ async fn what_is_no_set_of_keys_is_told() {
     }
     let missing = issuer("https://i", KeysAt::File(folder.path().join("keys.json")));
     assert!(matches!(missing.load().await, Err(KeysError::File { .. })));
-    let plain = Issuer::new(configured("http://example.com", KeysAt::Discovery));
+    let plain = Issuer::new(configured(
+        "http://example.com",
+        KeysAt::Discovery(client()),
+    ));
     assert!(matches!(plain, Err(ConfigError::Url { .. })));
 }
 

@@ -180,8 +180,12 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- end -}}
 {{- include "twincast.validateCa" (list (printf "hubs.%s.ca" $name) ($hub.ca | default dict)) -}}
 {{- end -}}
-{{- if hasKey (.Values.settings.otlp | default dict) "headers" -}}
-{{- fail "settings.otlp.headers would be readable by all in a config map; send to a collector in the cluster, and let that add them" -}}
+{{- range $key := list "token" "headers" -}}
+{{- if hasKey ($.Values.settings.otlp | default dict) $key -}}
+{{- fail (printf "settings.otlp.%s would be readable by all in a config map; send to a collector in the cluster, and let that add it" $key) -}}
+{{- else if hasKey ($.Values.settings.prometheus | default dict) $key -}}
+{{- fail (printf "settings.prometheus.%s would be readable by all in a config map; give a token in prometheus.token.secret" $key) -}}
+{{- end -}}
 {{- end -}}
 {{- range $name, $hub := .Values.settings.hubs | default dict -}}
 {{- if hasKey $hub "connection_string" -}}
@@ -196,9 +200,6 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- fail "prometheus.url: must begin with http:// or https:// and have no spaces and no password; give a token as prometheus.token.secret" -}}
 {{- end -}}
 {{- include "twincast.validateCa" (list "prometheus.ca" .ca) -}}
-{{- end -}}
-{{- if hasKey (.Values.settings.prometheus | default dict) "token" -}}
-{{- fail "settings.prometheus.token would be readable by all in a config map; give it in prometheus.token.secret" -}}
 {{- end -}}
 {{- $oidc := .Values.api.oidc -}}
 {{- if and .Values.api.enabled (not (or .Values.api.tokens.secret $oidc.issuer)) -}}

@@ -18,6 +18,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as 
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use prometheus::{IntCounterVec, Opts, Registry};
+use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,20 +30,20 @@ const QUEUE: usize = 4_096;
 const AT_ONCE: usize = 512;
 /// How often the collector is given what there is.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long one request may take, with what is tried again of it.
-const TIME: Duration = Duration::from_secs(10);
 /// How often the log says that the collector takes nothing.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Which collector, and what it is told.
 #[derive(Clone)]
 pub struct OtlpConfig {
+    /// How it is asked.
+    pub http: reqwest::Client,
     /// Its address, up to and not including `/v1/traces`.
-    pub endpoint: String,
-    /// Headers of each request, by name.
-    pub headers: Vec<(String, String)>,
-    /// How its certificate is checked.
-    pub tls: rustls::ClientConfig,
+    pub url: String,
+    /// Headers of each request.
+    pub headers: HeaderMap,
+    /// How long one request may take, with what is tried again of it.
+    pub timeout: Duration,
     /// The part of the traces that begin here which is kept, 0 to 1.
     pub ratio: f64,
     /// What this process is called, where the environment has no `OTEL_SERVICE_NAME`.
@@ -54,9 +55,6 @@ pub struct OtlpConfig {
 /// Why a collector cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The client cannot be made.
-    #[error("cannot set up the HTTP client")]
-    Client(#[source] reqwest::Error),
     /// The address, or a variable of the standard, is not understood.
     #[error("cannot set up OTLP")]
     Otlp(#[source] opentelemetry_otlp::ExporterBuildError),
@@ -108,27 +106,24 @@ impl Otlp {
     /// [`ConfigError`].
     pub fn start(config: OtlpConfig, counters: &SpanCounters) -> Result<Self, ConfigError> {
         let OtlpConfig {
-            endpoint,
+            http,
+            url,
             headers,
-            tls,
+            timeout,
             ratio,
             service,
             instance,
         } = config;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")))
-            .timeout(TIME)
-            .build()
-            .map_err(ConfigError::Client)?;
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)));
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(client)
-            .with_headers(headers.into_iter().collect())
-            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_timeout(TIME)
+            .with_http_client(http)
+            .with_headers(headers.collect())
+            .with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')))
+            .with_timeout(timeout)
             .build()
             .map_err(ConfigError::Otlp)?;
         exporter.set_resource(&resource(service, instance));
@@ -241,8 +236,6 @@ impl Courier {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use twincast_core::time::Timestamp;
     use twincast_core::trace::{Span, TraceContext};
 
@@ -254,17 +247,13 @@ mod tests {
         Span::new(context, None, "plan", Timestamp(1)..Timestamp(2))
     }
 
-    fn to(endpoint: String) -> OtlpConfig {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
+    fn to(url: String) -> OtlpConfig {
+        _ = rustls::crypto::ring::default_provider().install_default();
         OtlpConfig {
-            endpoint,
-            headers: Vec::new(),
-            tls,
+            http: reqwest::Client::new(),
+            url,
+            headers: HeaderMap::new(),
+            timeout: Duration::from_secs(10),
             ratio: 1.0,
             service: "a-test".to_owned(),
             instance: "1".to_owned(),

@@ -1,7 +1,5 @@
 //! What a server says to a query.
 
-use std::path::PathBuf;
-
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -10,14 +8,8 @@ use serde_json::Value;
 pub(crate) enum Unusable {
     #[error("the connection failed")]
     Transit(#[source] reqwest::Error),
-    #[error("cannot read the token in {path}")]
-    TokenFile {
-        path: PathBuf,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("the token has characters that no header may have")]
-    Token,
+    #[error("it cannot be shown who asks")]
+    Headers(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("its answer is larger than 1 MiB: let the query sum up")]
     TooLarge,
     #[error("it answers {status}: {said}")]

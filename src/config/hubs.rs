@@ -1,0 +1,128 @@
+//! Hubs, as they are configured.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
+use twincast_core::spec::Span;
+
+use super::values::{SecretText, Share};
+use crate::output::counted;
+
+/// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
+const FEEDBACK_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+/// Below a second, a hub that only slows us down would be taken for one that does not answer;
+/// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
+const SEND_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+
+/// A hub.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HubSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_string: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_string_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tier: Option<Tier>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) units: Option<u32>,
+    #[serde(default)]
+    pub(crate) share: Share,
+    #[serde(default)]
+    pub(crate) unlimited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) https_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) amqp_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) send_timeout: Option<Span>,
+    #[serde(default)]
+    pub(crate) feedback: FeedbackQueue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feedback_lock: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feedback_batching: Option<Span>,
+}
+
+impl HubSettings {
+    /// What is kept to, if nothing says what the hub's quota is.
+    pub(crate) fn guess(&self) -> Option<String> {
+        if self.unlimited || self.tier.is_some() {
+            return None;
+        }
+        let units = counted(self.units.unwrap_or(1).into(), "unit", "units");
+        let rate = self.limits().sends_per_minute.unwrap_or_default();
+        Some(format!(
+            "its tier is not configured, so that of the smallest is kept to (S1, {units}, {rate} messages a minute). Set tier and units."
+        ))
+    }
+
+    /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
+    pub(crate) fn limits(&self) -> HubLimits {
+        let limits = match (self.unlimited, self.tier, self.units) {
+            (true, ..) => HubLimits::unlimited(),
+            (false, tier, units) => {
+                HubLimits::of(tier.unwrap_or(Tier::S1), units.unwrap_or(1), self.share.0)
+            }
+        };
+        let defaults = FeedbackRules::default();
+        let feedback = FeedbackRules {
+            queue: self.feedback,
+            lock: self.feedback_lock.map_or(defaults.lock, |span| span.0),
+            batching: self
+                .feedback_batching
+                .map_or(defaults.batching, |span| span.0),
+        };
+        HubLimits { feedback, ..limits }
+    }
+
+    /// What is wrong with it: where, below its own key, and what must be.
+    pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
+        let strings = [
+            self.connection_string.is_some(),
+            self.connection_string_file.is_some(),
+        ];
+        let (tier, units) = (self.tier.unwrap_or(Tier::S1), self.units.unwrap_or(1));
+        let most = tier.max_units();
+        let is_in = |span: Option<Span>, range: &RangeInclusive<Duration>| {
+            span.is_none_or(|span| range.contains(&span.0))
+        };
+        let rules = [
+            (
+                strings.iter().filter(|given| **given).count() == 1,
+                "",
+                "must have exactly one of connection_string and connection_string_file".to_owned(),
+            ),
+            (
+                (1..=most).contains(&units),
+                ".units",
+                format!("must be 1 to {most} for tier {tier}"),
+            ),
+            (
+                is_in(self.send_timeout, &SEND_TIMEOUTS),
+                ".send_timeout",
+                "must be 1s to 1h".to_owned(),
+            ),
+            (
+                is_in(self.feedback_lock, &FEEDBACK_TIMES),
+                ".feedback_lock",
+                "must be 1s to 5m".to_owned(),
+            ),
+            (
+                is_in(self.feedback_batching, &FEEDBACK_TIMES),
+                ".feedback_batching",
+                "must be 1s to 5m".to_owned(),
+            ),
+        ];
+        let broken = rules.into_iter().filter(|(holds, ..)| !holds);
+        broken.map(|(_, at, otherwise)| (at, otherwise)).collect()
+    }
+}

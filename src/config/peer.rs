@@ -1,0 +1,150 @@
+//! A server that is asked over HTTP, as it is configured: the same keys for each.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use twincast_core::spec::Span;
+
+use super::values::SecretText;
+
+/// One that takes longer is away.
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// A server, how it is reached, and what it is shown with each request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HttpPeer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) headers: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) headers_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) allow_http: bool,
+    pub(crate) timeout: Span,
+}
+
+/// Why an address is not that of a server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadAddress {
+    /// It is none.
+    #[error("{found:?} is not the address of a server; write for example https://server.example")]
+    None { found: String },
+    /// It is shown, and so would they be.
+    #[error("the address must have no user and password in it; give a token")]
+    User,
+    /// It has more than an address.
+    #[error("the address must be that of a server, with a path below it at the most")]
+    Parts,
+    /// Others can read what goes there.
+    #[error(
+        "plain http is for this machine only: others can read the token on the way; write https://, or set allow_http"
+    )]
+    Plain,
+}
+
+impl HttpPeer {
+    /// What is wrong with it: where, below its own key, and what must be.
+    pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        if self.token.is_some() && self.token_file.is_some() {
+            mistakes.push(("", "must have only one of token and token_file".to_owned()));
+        }
+        if self.headers.is_some() && self.headers_file.is_some() {
+            mistakes.push((
+                "",
+                "must have only one of headers and headers_file".to_owned(),
+            ));
+        }
+        if let Some(url) = &self.url
+            && let Err(error) = address(url, self.allow_http)
+        {
+            mistakes.push((".url", error.to_string()));
+        }
+        if !TIMEOUTS.contains(&self.timeout.0) {
+            mistakes.push((".timeout", "must be 100ms to 1m".to_owned()));
+        }
+        mistakes
+    }
+}
+
+/// The address of a server, of which plain http is allowed or is for this machine only.
+///
+/// # Errors
+/// [`BadAddress`].
+pub(crate) fn address(text: &str, allow_http: bool) -> Result<Url, BadAddress> {
+    let url = Url::parse(text.trim()).ok();
+    let is_web = |url: &Url| matches!(url.scheme(), "https" | "http") && url.has_host();
+    let url = url.filter(is_web).ok_or_else(|| BadAddress::None {
+        found: text.chars().take(200).collect(),
+    })?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(BadAddress::User);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(BadAddress::Parts);
+    }
+    if url.scheme() == "http" && !allow_http && !is_loopback(&url) {
+        return Err(BadAddress::Plain);
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let address = host.trim_start_matches('[').trim_end_matches(']');
+            let address = address.parse::<IpAddr>();
+            address.is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_servers() {
+        for good in [
+            "https://a.example",
+            "https://a.example/b/",
+            "http://localhost:8081",
+            "http://127.0.0.1:8081",
+            "http://[::1]:8081",
+        ] {
+            assert!(address(good, false).is_ok(), "{good}");
+        }
+        let table = [
+            ("a.example", "is not the address"),
+            ("collector:4318", "is not the address"),
+            ("http://", "is not the address"),
+            ("", "is not the address"),
+            ("ftp://a.example", "is not the address"),
+            ("https://ann:secret@a.example", "no user and password"),
+            ("https://a.example?x=1", "with a path below it"),
+            ("https://a.example#x", "with a path below it"),
+            ("http://a.example", "plain http is for this machine only"),
+            ("http://localhost.a.example", "plain http"),
+            ("http://10.0.0.1", "plain http"),
+        ];
+        for (given, says) in table {
+            let said = address(given, false).unwrap_err().to_string();
+            assert!(said.contains(says), "{given}: {said}");
+            assert!(!said.contains("secret"), "{said}");
+        }
+        assert!(address("http://a.example", true).is_ok());
+    }
+}

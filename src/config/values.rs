@@ -1,0 +1,77 @@
+//! Values of the configuration: secrets, and parts of something.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub(crate) struct SecretText(pub(super) String);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        // What was found would be shown.
+        text.map(Self).map_err(|_| {
+            serde::de::Error::custom("must be a text, in quotes; what was found is not shown")
+        })
+    }
+}
+
+impl SecretText {
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(secret)")
+    }
+}
+
+/// A part of something, written like `90%`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Share(pub(super) f64);
+
+impl Share {
+    /// The part of one that it is.
+    pub(crate) fn of_one(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl TryFrom<String> for Share {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let percent = text
+            .trim()
+            .strip_suffix('%')
+            .and_then(|number| number.trim().parse::<f64>().ok());
+        match percent {
+            Some(percent) if (0.1..=100.0).contains(&percent) => Ok(Self(percent / 100.0)),
+            _ => Err(format!(
+                "{text:?} is not a share; write for example \"90%\", 0.1% to 100%"
+            )),
+        }
+    }
+}
+
+impl From<Share> for String {
+    fn from(share: Share) -> String {
+        format!("{}%", share.0 * 100.0)
+    }
+}

@@ -1,0 +1,175 @@
+//! Clients of servers that are asked over HTTP: whom they trust, and what they show.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Certificate, ClientBuilder};
+
+use crate::config::HttpPeer;
+use crate::exit::{ExitCode, Failure};
+use crate::textfile;
+
+/// Makes clients of the server of a section. They trust the system's authorities and those in `ca_file`, and follow no
+/// redirect: what they show is for the server alone.
+///
+/// # Errors
+/// The file cannot be used.
+pub(crate) fn builder(
+    section: &str,
+    ca_file: Option<&Path>,
+    base: &Path,
+) -> Result<ClientBuilder, Failure> {
+    // The library asks for one that the whole process uses; there may be one already.
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("twincast/", env!("CARGO_PKG_VERSION")));
+    let Some(file) = ca_file else {
+        return Ok(builder);
+    };
+    let certificates = authorities(&format!("{section}.ca_file"), &base.join(file));
+    Ok(builder.tls_certs_merge(certificates.map_err(refused)?))
+}
+
+/// The client.
+///
+/// # Errors
+/// TLS cannot be set up.
+pub(crate) fn built(builder: ClientBuilder) -> Result<reqwest::Client, Failure> {
+    builder
+        .build()
+        .context("cannot set up TLS")
+        .map_err(refused)
+}
+
+fn authorities(what: &str, path: &Path) -> anyhow::Result<Vec<Certificate>> {
+    let pem = textfile::read(what, path)?;
+    let doing = || format!("cannot use {what} {}", path.display());
+    let certificates = Certificate::from_pem_bundle(pem.as_bytes()).with_context(doing)?;
+    ensure!(
+        !certificates.is_empty(),
+        "{}: it holds no certificate in PEM",
+        doing()
+    );
+    Ok(certificates)
+}
+
+/// What a server is shown with each request, as the files of its section say now. What is wrong with it is said without
+/// saying it, for it is secret.
+///
+/// # Errors
+/// A file cannot be read, or what it says cannot be a header.
+pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Result<HeaderMap> {
+    let text = |key, here: Option<&str>, file: Option<&Path>| match (here, file) {
+        (Some(text), _) => Ok(Some(text.to_owned())),
+        (None, Some(file)) => {
+            textfile::read(&format!("{section}.{key}_file"), &base.join(file)).map(Some)
+        }
+        (None, None) => Ok(None),
+    };
+    let mut headers = HeaderMap::new();
+    let listed = peer.headers.as_ref().map(|text| text.expose());
+    let listed = text("headers", listed, peer.headers_file.as_deref())?;
+    for part in listed.iter().flat_map(|listed| listed.trim().split(',')) {
+        if part.trim().is_empty() {
+            continue;
+        }
+        let pair = part.split_once('=').and_then(|(name, value)| {
+            let name: HeaderName = name.trim().parse().ok()?;
+            Some((name, secret(value.trim())?))
+        });
+        let (name, value) = pair.with_context(|| {
+            format!("{section}.headers must be name=value, with commas between them")
+        })?;
+        headers.append(name, value);
+    }
+    let token = peer.token.as_ref().map(|token| token.expose());
+    if let Some(token) = text("token", token, peer.token_file.as_deref())? {
+        let value = secret(&format!("Bearer {}", token.trim()));
+        let value = value.with_context(|| {
+            format!(
+                "the token ({section}.token, or {section}.token_file) has characters that none has"
+            )
+        })?;
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(headers)
+}
+
+/// A value that is kept out of every Debug output of the HTTP libraries.
+fn secret(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn refused(error: anyhow::Error) -> Failure {
+    Failure::new(ExitCode::Refused, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn peer(what: &serde_json::Value) -> HttpPeer {
+        let mut peer = json!({ "allow_http": true, "timeout": "1s" });
+        for (key, value) in what.as_object().unwrap() {
+            peer[key] = value.clone();
+        }
+        serde_json::from_value(peer).unwrap()
+    }
+
+    #[test]
+    fn what_is_shown_is_what_files_say_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let says = |what: serde_json::Value| {
+            let headers = shown("peer", &peer(&what), folder.path());
+            let headers = headers.map_err(|error| format!("{error:#}"))?;
+            assert!(!format!("{headers:?}").contains("s3cr3t"), "{headers:?}");
+            let text = |(name, value): (&HeaderName, &HeaderValue)| {
+                format!("{name}: {}", value.to_str().unwrap())
+            };
+            Ok::<_, String>(headers.iter().map(text).collect::<Vec<_>>())
+        };
+        let listed = json!({ "headers": "authorization=Bearer a=b, tenant = x,\n" });
+        assert_eq!(
+            says(listed).unwrap(),
+            ["authorization: Bearer a=b", "tenant: x"]
+        );
+        assert!(says(json!({})).unwrap().is_empty());
+        let bearer = ["authorization: Bearer s3cr3t"];
+        assert_eq!(says(json!({ "token": "s3cr3t\n" })).unwrap(), bearer);
+        let file = || json!({ "token_file": "token" });
+        assert!(
+            says(file())
+                .unwrap_err()
+                .contains("cannot read peer.token_file")
+        );
+        // As some editors write it.
+        std::fs::write(folder.path().join("token"), "\u{feff}s3cr3t\r\n").unwrap();
+        assert_eq!(says(file()).unwrap(), bearer);
+        let wide: Vec<u8> = "s3cr3t\n"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        std::fs::write(folder.path().join("token"), wide).unwrap();
+        assert!(
+            says(file())
+                .unwrap_err()
+                .contains("it is UTF-16; save it as UTF-8")
+        );
+        for what in [
+            json!({ "headers": "Bearer-s3cr3t" }),
+            json!({ "token": "s3cr3t\u{1}" }),
+        ] {
+            let error = says(what).unwrap_err();
+            assert!(
+                error.contains("peer.") && !error.contains("s3cr3t"),
+                "{error}"
+            );
+        }
+    }
+}
