@@ -72,7 +72,7 @@ impl Accepting for UnixListener {
 
 /// What is served, and how.
 pub(crate) struct Server {
-    /// What answers. It finds who asks as `ConnectInfo` of a [`Peer`], and of an [`IpAddr`] where there is one.
+    /// What answers. It finds who asks as `ConnectInfo` of a [`Peer`], and of an `IpAddr` where there is one.
     pub(crate) router: Router,
     /// How connections are encrypted, if they are.
     pub(crate) tls: Option<Arc<Tls>>,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Certificate, ClientBuilder};
 
-use crate::config::HttpPeer;
+use crate::config::{HttpPeer, SecretText};
 use crate::exit::{ExitCode, Failure};
 use crate::textfile;
 
@@ -69,7 +69,7 @@ pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Resu
         (None, None) => Ok(None),
     };
     let mut headers = HeaderMap::new();
-    let listed = peer.headers.as_ref().map(|text| text.expose());
+    let listed = peer.headers.as_ref().map(SecretText::expose);
     let listed = text("headers", listed, peer.headers_file.as_deref())?;
     for part in listed.iter().flat_map(|listed| listed.trim().split(',')) {
         if part.trim().is_empty() {
@@ -84,7 +84,7 @@ pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Resu
         })?;
         headers.append(name, value);
     }
-    let token = peer.token.as_ref().map(|token| token.expose());
+    let token = peer.token.as_ref().map(SecretText::expose);
     if let Some(token) = text("token", token, peer.token_file.as_deref())? {
         let value = secret(&format!("Bearer {}", token.trim()));
         let value = value.with_context(|| {

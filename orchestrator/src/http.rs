@@ -53,7 +53,7 @@ pub use shared::{Api, DeadLetters};
 pub const TIME: Duration = Duration::from_secs(20);
 
 impl Api {
-    /// The API's routes. A router may also be called without a server: where the [door](Door) wants to be told who asks,
+    /// The API's routes. A router may also be called without a server: where the [door](auth::Door) wants to be told who asks,
     /// by a [`Caller`](auth::Caller) in each request's extensions. A [`StoreError`](twincast_core::ports::StoreError) that
     /// is in the way is then in the response's extensions, in an `Arc`.
     pub fn router(self) -> Router {
