@@ -32,7 +32,9 @@ use common::turns::pause;
 use common::{Hub, LONGEST, Machine};
 
 /// Requests at a time: each of them waits until it is durable.
-const AT_ONCE: usize = 16;
+const STARTS_AT_ONCE: usize = 16;
+/// Of those that stop something, an API takes few from one client.
+const STOPS_AT_ONCE: usize = 4;
 /// Ticks of processor time a second.
 const TICKS: f64 = 100.0;
 const LOOK: Duration = Duration::from_millis(100);
@@ -174,7 +176,7 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
     eprintln!("{rollouts} rollouts");
     let today = SystemTime::UNIX_EPOCH.elapsed()?.as_secs() / 86_400 + 3;
     let later = DAYS[(today as usize + 3) % DAYS.len()];
-    in_threads(rollouts, |number| {
+    in_threads(STARTS_AT_ONCE, rollouts, |number| {
         let mut spec = json!({
             "name": format!("idle-{number}"),
             "target": { "all": true },
@@ -213,7 +215,7 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
         );
         pause(Duration::from_secs(2));
     }
-    in_threads(rollouts, |number| match number % 3 {
+    in_threads(STOPS_AT_ONCE, rollouts, |number| match number % 3 {
         2 => post(
             api,
             &format!("/api/v1/rollouts/idle-{number}/pause"),
@@ -223,7 +225,11 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
     })
 }
 
-fn in_threads(many: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+fn in_threads(
+    at_once: usize,
+    many: usize,
+    work: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let work = || -> Result<()> {
@@ -234,7 +240,7 @@ fn in_threads(many: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<
                 }
             }
         };
-        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
         let mut ended = threads
             .into_iter()
             .map(|it| it.join().expect("a thread that asks"));

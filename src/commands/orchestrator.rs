@@ -260,6 +260,7 @@ async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, Refusal>
 where
     F: Future<Output = Result<T, NotDone>>,
 {
+    let mut has_waited = false;
     loop {
         match call().await {
             Ok(done) => return Ok(done),
@@ -271,7 +272,9 @@ where
                 return Err(Refusal::new(Cause::Damaged, in_words(&error)));
             }
             Err(NotDone::Store(error)) => {
-                tracing::warn!(error = in_words(&error), "a command waits for the store");
+                if !std::mem::replace(&mut has_waited, true) {
+                    tracing::warn!(error = in_words(&error), "a command waits for the store");
+                }
                 tokio::time::sleep(TRY_AGAIN).await;
             }
         }
