@@ -15,7 +15,8 @@ pub struct DriverConfig {
     pub pass: Duration,
     /// How often it looks when there was nothing to do.
     pub longest_pass: Duration,
-    /// How often it looks, at the least, when nothing is to be sent and nothing has changed for long.
+    /// How often it looks, at the least, when nothing is to be sent and nothing has changed for long. Below the 10 s of a gap
+    /// that counts as driven: else no bake would end.
     pub idle_pass: Duration,
     /// When a batch is released again that was released, is worked on by nobody, and whose
     /// dispatch cannot be on the queue, because that is empty.
@@ -36,7 +37,7 @@ impl Default for DriverConfig {
             ahead: 4,
             pass: Duration::from_millis(100),
             longest_pass: Duration::from_secs(1),
-            idle_pass: Duration::from_secs(10),
+            idle_pass: Duration::from_secs(8),
             lost_after: Duration::from_secs(2),
             ring_again: Duration::from_secs(60),
             leave_at_approval: false,
