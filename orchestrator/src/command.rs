@@ -18,7 +18,7 @@ use twincast_core::spec::{Body, Document, MAX_BY_CHARS, MAX_TEXT_CHARS, RolloutS
 use twincast_core::trace::{Begun, TraceContext};
 use utoipa::ToSchema;
 
-use crate::view::counted;
+use crate::standing::counted;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
 pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";

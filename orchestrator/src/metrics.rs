@@ -13,7 +13,8 @@ use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
 use crate::command::{Answer, Cause, Refusal};
-use crate::view::{counted, stage_name};
+use crate::standing::counted;
+use crate::view::stage_name;
 
 /// Results of commands that are no causes of a refusal.
 const DONE: &str = "done";

@@ -45,6 +45,14 @@ pub fn of_stage(
     }
 }
 
+/// The tallies that count of a rollout: none before its plan is whole. Batches of a try at planning may belong to no plan.
+pub(crate) fn counted<'a>(rollout: &Rollout, tallies: &'a [Tally]) -> &'a [Tally] {
+    match rollout.plan {
+        Some(_) => tallies,
+        None => &[],
+    }
+}
+
 /// What a rollout waits for: that its devices can be found; and when it runs, its schedule, room in its budgets, or its
 /// current stage's gate when all of it is sent.
 #[must_use]

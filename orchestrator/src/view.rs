@@ -33,7 +33,7 @@ use twincast_core::time::Timestamp;
 use utoipa::ToSchema;
 
 use crate::command::State;
-use crate::standing;
+use crate::standing::{self, counted};
 
 pub use ramp::{NextStep, RampView};
 
@@ -164,14 +164,6 @@ pub struct StageView {
     /// Devices by class.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub ends: Ends,
-}
-
-/// The tallies that count of a rollout: none before its plan is whole. Batches of a try at planning may belong to no plan.
-pub(crate) fn counted<'a>(rollout: &Rollout, tallies: &'a [Tally]) -> &'a [Tally] {
-    match rollout.plan {
-        Some(_) => tallies,
-        None => &[],
-    }
 }
 
 /// A page of the batches that count of a rollout, as [`Store::batches`].
