@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use twincast_core::evidence::DRIVEN;
+
 /// How a driver works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriverConfig {
@@ -15,8 +17,8 @@ pub struct DriverConfig {
     pub pass: Duration,
     /// How often it looks when there was nothing to do.
     pub longest_pass: Duration,
-    /// How often it looks, at the least, when nothing is to be sent and nothing has changed for long. Below the 10 s of a gap
-    /// that counts as driven: else no bake would end.
+    /// How often it looks, at the least, when nothing is to be sent and nothing has changed for long. Below [`DRIVEN`], with
+    /// room for the calls of a look: else no bake would end.
     pub idle_pass: Duration,
     /// When a batch is released again that was released, is worked on by nobody, and whose
     /// dispatch cannot be on the queue, because that is empty.
@@ -37,7 +39,7 @@ impl Default for DriverConfig {
             ahead: 4,
             pass: Duration::from_millis(100),
             longest_pass: Duration::from_secs(1),
-            idle_pass: Duration::from_secs(8),
+            idle_pass: DRIVEN * 4 / 5,
             lost_after: Duration::from_secs(2),
             ring_again: Duration::from_secs(60),
             leave_at_approval: false,

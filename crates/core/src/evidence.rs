@@ -46,7 +46,7 @@ pub const FORGOTTEN: Duration = Duration::from_secs(600);
 /// The watermark of a hub is current up to this age.
 const CURRENT: Duration = Duration::from_secs(60);
 /// A longer gap between two looks of a driver does not count as driven time.
-const DRIVEN: Duration = Duration::from_secs(10);
+pub const DRIVEN: Duration = Duration::from_secs(10);
 /// The most obstacles that a text names.
 const NAMED: usize = 3;
 /// The longest kept text about a listener's trouble, in characters.
