@@ -40,7 +40,7 @@ pub enum QueueError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// This process has closed its way to the queue.
-    #[error("cannot {doing}: the way to the queue was closed")]
+    #[error("cannot {doing}: the way to the queue was closed by this process")]
     Closed {
         /// What was being done.
         doing: &'static str,
