@@ -185,11 +185,11 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
         match number % 3 {
             0 => {
                 spec["schedule"] =
-                    json!({ "windows": [{ "days": [later], "from": "00:00", "for": "1h" }] })
+                    json!({ "windows": [{ "days": [later], "from": "00:00", "for": "1h" }] });
             }
             _ => {
                 spec["stages"] =
-                    json!([{ "name": "first", "percent": "50%", "gate": { "approval": {} } }])
+                    json!([{ "name": "first", "percent": "50%", "gate": { "approval": {} } }]);
             }
         }
         post(api, "/api/v1/rollouts", &spec)

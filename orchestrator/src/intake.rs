@@ -220,12 +220,12 @@ impl Intake {
                     .await
             }
             Deed::Reject { stage } => {
-                self.change_by(about, &|it| rejected(it, stage, word()))
+                self.change_by(about, &|it| rejected(it, stage, &word()))
                     .await
             }
             Deed::Promote { stage } => self.go_on(about, &|it| promoted(it, stage, word())).await,
             Deed::Retry { stage, outcomes } => {
-                self.retry(about, &|it| retried(it, stage, outcomes, word()))
+                self.retry(about, &|it| retried(it, stage, outcomes, &word()))
                     .await
             }
             Deed::Delete => self.delete(name, &reason).await,

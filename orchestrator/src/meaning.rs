@@ -35,7 +35,7 @@ pub(crate) fn approved(
 pub(crate) fn rejected(
     rollout: &Rollout,
     stage: Option<&StageName>,
-    word: Word,
+    word: &Word,
 ) -> Result<Event, Refusal> {
     let stage = stage_of(rollout, stage);
     let failed = |then| Event::GateFailed {
@@ -130,7 +130,7 @@ pub(crate) fn retried(
     rollout: &Rollout,
     stage: Option<&StageName>,
     outcomes: &[Outcome],
-    word: Word,
+    word: &Word,
 ) -> Result<Event, Refusal> {
     let event = |outcomes| Event::RetryRequested {
         outcomes,

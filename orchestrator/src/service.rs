@@ -566,7 +566,7 @@ fn next_delay(delays: &mut Delays) -> Duration {
 async fn wait_for_more(newest: &mut watch::Receiver<Newest>, told: Version) {
     if newest.wait_for(|it| it.version > told).await.is_err() {
         // Nobody looks any more.
-        pending().await
+        pending::<()>().await;
     }
 }
 

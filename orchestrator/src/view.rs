@@ -166,7 +166,7 @@ pub struct StageView {
     pub ends: Ends,
 }
 
-/// A page of the batches that count of a rollout, as [`Store::batches`].
+/// A page of the batches that count of a rollout, as [`Batches::batches`](twincast_core::ports::Batches::batches).
 pub(crate) async fn batches(
     store: &dyn Store,
     rollout: &Rollout,

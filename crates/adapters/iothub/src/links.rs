@@ -15,7 +15,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Keeps the links of a client within the budget of hub `hub`; for
 /// [`ClientOptions::before_link`](twincast_iothub::ClientOptions::before_link).
 ///
-/// Every link waits for as long as [`Store::open_link`] says. When the store fails, or does not
+/// Every link waits for as long as [`Limiter::open_link`](twincast_core::ports::Limiter::open_link) says. When the store fails, or does not
 /// answer within a second, the link is opened at once, and the log says so.
 #[must_use]
 pub fn link_budget(store: Arc<dyn Store>, hub: HubName) -> LinkHook {
