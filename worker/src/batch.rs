@@ -8,7 +8,7 @@
 //!  futures
 //! ```
 //!
-//! A device of the batch goes `pending → sent → answered → recorded`. At most [`window`](crate::WorkerConfig::window)
+//! A device of the batch goes `pending → sent → answered → recorded`. At most [`window`](crate::config::WorkerConfig::window)
 //! devices are between the first and the last of these at any time; that bounds what a crash can repeat. Records are made
 //! while later sends are under way, so the connection never waits for the store.
 //!

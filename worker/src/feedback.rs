@@ -51,8 +51,8 @@ use twincast_core::ports::{
 use twincast_core::time::{Timestamp, ms};
 use uuid::Uuid;
 
-use crate::WorkerError;
-use crate::hub_loop::Inner;
+use crate::config::WorkerError;
+use crate::shared::Shared;
 
 /// The queue counts as empty after this time without a message. Much longer than a delivery by the hub takes.
 const QUIET: Duration = Duration::from_secs(1);
@@ -96,20 +96,23 @@ struct Merged {
 type ByBatch = BTreeMap<(BatchId, Attempt), Vec<Report>>;
 
 /// Listens from the first rollout that wants feedback until `stop`. After `stop`, receives nothing more, and finishes
-/// started work within [`WorkerConfig::drain`](crate::WorkerConfig::drain).
+/// started work within [`WorkerConfig::drain`](crate::config::WorkerConfig::drain).
 ///
 /// Feedback never fails a worker: the batch runs meet any trouble with the store, too.
-pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result<(), WorkerError> {
+pub(crate) async fn listen(
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> Result<(), WorkerError> {
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        () = inner.feedback_wanted.notified() => {}
+        () = shared.feedback_wanted.notified() => {}
     }
-    let Some(mut feedback) = inner.hub.hub.feedback() else {
-        tracing::warn!(hub = %inner.hub.name, "feedback is asked for, and the hub gives none");
+    let Some(mut feedback) = shared.hub.hub.feedback() else {
+        tracing::warn!(hub = %shared.hub.name, "feedback is asked for, and the hub gives none");
         return Ok(());
     };
-    let mut listener = Listener::new(inner, stop);
+    let mut listener = Listener::new(shared, stop);
     while let Some(heard) = listener.next(&mut *feedback).await {
         let goes_on = match heard {
             Heard::Message(batch) => listener.take(batch).await,
@@ -118,14 +121,14 @@ pub(crate) async fn listen(inner: Arc<Inner>, stop: CancellationToken) -> Result
                 listener.give_back(&mut *feedback).await
             }
             Heard::Refused(error) => {
-                tracing::error!(hub = %listener.inner.hub.name, error = in_words(&error), "no feedback, the hub refuses");
+                tracing::error!(hub = %listener.shared.hub.name, error = in_words(&error), "no feedback, the hub refuses");
                 listener.lose(&in_words(&error)).await;
                 let pause = match error.disposition() {
                     Disposition::Retry => LONGEST_PAUSE,
                     Disposition::Superseded | Disposition::Fatal => REFUSED_PAUSE,
                 };
                 let goes_on = listener.wait(pause).await;
-                match listener.inner.hub.hub.feedback() {
+                match listener.shared.hub.hub.feedback() {
                     Some(new) => feedback = new,
                     None => break,
                 }
@@ -152,7 +155,7 @@ enum Heard {
 }
 
 struct Listener {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     stop: CancellationToken,
     rules: FeedbackRules,
     id: Holder,
@@ -176,10 +179,10 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(inner: Arc<Inner>, stop: CancellationToken) -> Self {
+    fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
         Self {
-            rules: inner.hub.limits.feedback,
-            inner,
+            rules: shared.hub.limits.feedback,
+            shared,
             stop,
             id: new_id(),
             began_at: Instant::now(),
@@ -197,7 +200,7 @@ impl Listener {
 
     /// Waits for a message or an empty queue, reporting while the hub is away. `None` after `stop`.
     async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Heard> {
-        let since = self.inner.clock().now();
+        let since = self.shared.clock.now();
         let stop = self.stop.clone();
         let mut next = feedback.next(QUIET);
         let heard = loop {
@@ -210,7 +213,7 @@ impl Listener {
                     Err(error) => Heard::Refused(error),
                 },
                 () = sleep(AWAY) => {
-                    let hindrance = self.inner.hub.hub.hindrance();
+                    let hindrance = self.shared.hub.hub.hindrance();
                     let why = hindrance.map_or_else(|| "no connection".to_owned(), |it| it.reason);
                     self.lose(&why).await;
                 }
@@ -233,9 +236,9 @@ impl Listener {
         let enqueued_at = batch.enqueued_at;
         let found = tokio::select! {
             biased;
-            found = self.inner.take_in(batch) => found,
+            found = self.shared.take_in(batch) => found,
             // The hub redelivers unanswered messages.
-            () = drained(&self.stop, self.inner.config.drain) => return false,
+            () = drained(&self.stop, self.shared.config.drain) => return false,
         };
         match found {
             Found::Ours(merged) => {
@@ -249,7 +252,7 @@ impl Listener {
                     self.held_since.get_or_insert_with(Instant::now);
                     self.foreign = self.foreign.max(self.held.len() as u64);
                 }
-                FeedbackQueue::Exclusive => self.inner.answered(ticket.complete().await),
+                FeedbackQueue::Exclusive => self.shared.answered(ticket.complete().await),
             },
             Found::Unstored => {
                 self.lose("the store does not take what was heard").await;
@@ -265,7 +268,7 @@ impl Listener {
     fn hears(&mut self, enqueued_at: Option<Timestamp>) -> bool {
         // The hub delivers messages in order.
         if let Some(at) = enqueued_at {
-            let at = at.min(self.inner.clock().now()).minus(SKEW);
+            let at = at.min(self.shared.clock.now()).minus(SKEW);
             self.heard = self.heard.max(Some(at));
         }
         true
@@ -274,7 +277,7 @@ impl Listener {
     /// Completes messages whose records are durable. The records are merged once more before, because the store may have
     /// lost them with its last writes. Waits only if too many messages are to be completed. False after `stop`.
     async fn complete_durable(&mut self) -> bool {
-        let durable_after = self.inner.store.durable_after();
+        let durable_after = self.shared.store.durable_after();
         while let Some(oldest) = self.merged.front() {
             let wait = durable_after.saturating_sub(oldest.at.elapsed());
             if !wait.is_zero() && self.merged.len() < MERGED {
@@ -289,11 +292,11 @@ impl Listener {
             else {
                 return true;
             };
-            if !durable_after.is_zero() && self.inner.merge(records).await.is_err() {
+            if !durable_after.is_zero() && self.shared.merge(records).await.is_err() {
                 // The hub sends the message again when its lock ends.
                 continue;
             }
-            self.inner.answered(ticket.complete().await);
+            self.shared.answered(ticket.complete().await);
         }
         true
     }
@@ -329,7 +332,7 @@ impl Listener {
     async fn release_held(&mut self) {
         self.held_since = None;
         for ticket in std::mem::take(&mut self.held) {
-            self.inner.answered(ticket.release().await);
+            self.shared.answered(ticket.release().await);
         }
     }
 
@@ -381,7 +384,7 @@ impl Listener {
 
     async fn report(&mut self) {
         self.reported_at = Some(Instant::now());
-        let heard_ago = self.heard.map(|at| self.inner.clock().now().since(at));
+        let heard_ago = self.heard.map(|at| self.shared.clock.now().since(at));
         let hidden = match self.connection {
             Some(_) => self.rules.lock + MARGIN,
             None => Duration::ZERO,
@@ -402,9 +405,9 @@ impl Listener {
             },
         };
         let unheard = heard_ago.unwrap_or_else(|| self.began_at.elapsed());
-        self.inner.status.metrics().heard(unheard, self.foreign);
-        let hub = &self.inner.hub.name;
-        let reported = self.inner.store.report_listener(hub, &report);
+        self.shared.status.metrics().heard(unheard, self.foreign);
+        let hub = &self.shared.hub.name;
+        let reported = self.shared.store.report_listener(hub, &report);
         if !matches!(timeout(REPORT_WITHIN, reported).await, Ok(Ok(()))) {
             tracing::debug!(%hub, "the store does not take how far the hub was heard");
         }
@@ -415,7 +418,7 @@ fn new_id() -> Holder {
     Holder::new(Uuid::new_v4().simple().to_string()).expect("hexadecimal digits")
 }
 
-impl Inner {
+impl Shared {
     /// Merges own records. Waits for a store that is away.
     ///
     /// Cancel safety: if dropped, the message is not answered, and some of its records may be merged.
@@ -480,7 +483,7 @@ impl Inner {
         Ok((ours, merged))
     }
 
-    /// Like [`patiently`](Inner::patiently), but goes on while the worker is stopping. The caller bounds the time.
+    /// Like [`patiently`](Shared::patiently), but goes on while the worker is stopping. The caller bounds the time.
     async fn persistently<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,

@@ -1,10 +1,9 @@
 //! One hub's loop: slots, dispatches, leases.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use futures::{FutureExt as _, TryFutureExt as _};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,42 +19,21 @@ use twincast_core::ports::{
 use twincast_core::spec::{Opening, RolloutSpec};
 use twincast_core::trace::Tracer;
 use twincast_retry::Policy;
-use uuid::Uuid;
 
 use crate::batch::{self, BatchRun, Ended, HeldBatch};
+use crate::config::{WorkerConfig, WorkerError, WorkerHub};
 use crate::feedback;
-use crate::known::{KNOWN, Known, Rollouts};
+use crate::known::{KNOWN, Known};
 use crate::later::Later;
 use crate::link;
 use crate::metrics::OneMore;
 use crate::pacer::Pacer;
-use crate::patience::{Patience, Tries};
+use crate::shared::Shared;
 use crate::status::HubStatus;
 use crate::told::Telling;
-use crate::turns::Turns;
-use crate::{WorkerConfig, WorkerError, WorkerHub};
 
 pub(crate) struct HubLoop {
-    inner: Arc<Inner>,
-}
-
-/// What all batch runs of a hub share.
-pub(crate) struct Inner {
-    pub(crate) config: WorkerConfig,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) hub: WorkerHub,
-    clock: Arc<dyn Clock>,
-    pub(crate) status: Arc<HubStatus>,
-    tracer: Tracer,
-    known: Rollouts,
-    /// Rollouts that are left to other workers, as the log says once of each.
-    left_alone: Mutex<BTreeSet<RolloutName>>,
-    /// Who may send at the same time.
-    pub(crate) turns: Arc<Turns>,
-    /// Told when a rollout is worked on that asks the hub for feedback.
-    pub(crate) feedback_wanted: Notify,
-    /// This run of this worker.
-    pub(crate) id: Uuid,
+    shared: Arc<Shared>,
 }
 
 /// What a slot is taken for.
@@ -83,19 +61,7 @@ impl HubLoop {
         tracer: Tracer,
     ) -> Self {
         Self {
-            inner: Arc::new(Inner {
-                config,
-                store,
-                hub,
-                clock,
-                status,
-                tracer,
-                known: Rollouts::default(),
-                left_alone: Mutex::default(),
-                turns: Arc::default(),
-                feedback_wanted: Notify::new(),
-                id: Uuid::new_v4(),
-            }),
+            shared: Arc::new(Shared::new(config, store, hub, clock, status, tracer)),
         }
     }
 
@@ -105,27 +71,27 @@ impl HubLoop {
         queue: Arc<dyn Queue>,
         stop: CancellationToken,
     ) -> Result<(), WorkerError> {
-        let inner = self.inner;
+        let shared = self.shared;
         let queue_error = |source| WorkerError::Queue {
-            hub: inner.hub.name.clone(),
+            hub: shared.hub.name.clone(),
             source,
         };
-        let subscribed = inner.subscribe(&*queue, &stop).await;
+        let subscribed = shared.subscribe(&*queue, &stop).await;
         let Some(mut deliveries) = subscribed.map_err(queue_error)? else {
             return Ok(());
         };
-        let slots = Arc::new(Semaphore::new(inner.config.slots));
+        let slots = Arc::new(Semaphore::new(shared.config.slots));
         // Each gives the dispatch back that it could not work on, because somebody else has the batch.
         let mut runs: JoinSet<Result<Option<Dispatch>, WorkerError>> = JoinSet::new();
-        let mut later = Later::new(inner.config.lease);
+        let mut later = Later::new(shared.config.lease);
         for task in [
-            feedback::listen(Arc::clone(&inner), stop.clone()).boxed(),
-            link::report(Arc::clone(&inner), stop.clone()).boxed(),
+            feedback::listen(Arc::clone(&shared), stop.clone()).boxed(),
+            link::report(Arc::clone(&shared), stop.clone()).boxed(),
         ] {
             runs.spawn(task.map_ok(|()| None));
         }
         let result = loop {
-            let next = inner.next(&slots, &mut later, &mut *deliveries);
+            let next = shared.next(&slots, &mut later, &mut *deliveries);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
@@ -137,9 +103,9 @@ impl HubLoop {
                 },
                 (work, slot) = next => match work {
                     Ok(work) => {
-                        let (inner, stop) = (Arc::clone(&inner), stop.clone());
+                        let (shared, stop) = (Arc::clone(&shared), stop.clone());
                         runs.spawn(async move {
-                            let result = inner.handle(work, stop).await;
+                            let result = shared.handle(work, stop).await;
                             drop(slot);
                             result
                         });
@@ -159,11 +125,7 @@ impl HubLoop {
     }
 }
 
-impl Inner {
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.clock
-    }
-
+impl Shared {
     /// A slot first, then something to do in it: the queue never waits for us.
     ///
     /// Cancel safety: if dropped, nothing is lost, by the contracts of semaphore and [`Deliveries::next`].
@@ -382,44 +344,6 @@ impl Inner {
             Opening::Closed { .. } => Some(Instant::now()),
             Opening::Open { until } => until.map(|until| Instant::now() + until.since(now)),
         }
-    }
-
-    /// Makes a call again for as long as the store does not answer. `None` when told to stop.
-    pub(crate) async fn patiently<T, F>(
-        &self,
-        stop: &CancellationToken,
-        call: impl Fn() -> F,
-    ) -> Result<Option<T>, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let mut tries = Tries::new(self.patience(), &Policy::send_retry());
-        loop {
-            let called = tokio::select! {
-                biased;
-                called = call() => called,
-                () = stop.cancelled() => return Ok(None),
-            };
-            let error = match called {
-                Ok(answer) => return Ok(Some(answer)),
-                Err(error) => error,
-            };
-            let words = in_words(&error);
-            let is_news = !tries.is_failing();
-            let wait = tries.failed(error, Instant::now())?;
-            if is_news {
-                tracing::warn!(hub = %self.hub.name, error = words, "the store does not answer");
-            }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
-    fn patience(&self) -> Patience {
-        Patience(self.config.give_up)
     }
 
     /// What all batches of a rollout need: of `which` one, if several have had the name. A slow read keeps only those

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::ids::Holder;
 use twincast_core::link::{LinkReport, LinkState, REPORTED_EVERY};
 
-use crate::WorkerError;
-use crate::hub_loop::Inner;
+use crate::config::WorkerError;
+use crate::shared::Shared;
 use crate::status::HubState;
 
 /// The interval between two looks at a link.
@@ -21,14 +21,17 @@ const REPORT_WITHIN: Duration = Duration::from_secs(5);
 /// last report says that the link is not used any more.
 ///
 /// A store that is away is no trouble of the link: the report is made again a second later.
-pub(crate) async fn report(inner: Arc<Inner>, stop: CancellationToken) -> Result<(), WorkerError> {
+pub(crate) async fn report(
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> Result<(), WorkerError> {
     let mut reporter = Reporter {
-        worker: Holder::new(inner.id.simple().to_string()).expect("hexadecimal digits"),
-        inner,
+        worker: Holder::new(shared.id.simple().to_string()).expect("hexadecimal digits"),
+        shared,
         last: None,
     };
     loop {
-        let (state, lasting) = reporter.inner.link_state();
+        let (state, lasting) = reporter.shared.link_state();
         reporter.report(state, lasting).await;
         tokio::select! {
             biased;
@@ -41,7 +44,7 @@ pub(crate) async fn report(inner: Arc<Inner>, stop: CancellationToken) -> Result
 }
 
 struct Reporter {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     worker: Holder,
     /// The last report that the store has taken.
     last: Option<(LinkState, Instant)>,
@@ -55,13 +58,13 @@ impl Reporter {
         {
             return;
         }
-        let hub = &self.inner.hub.name;
+        let hub = &self.shared.hub.name;
         let report = LinkReport {
             worker: self.worker.clone(),
             lasting,
             state,
         };
-        let reported = self.inner.store.report_link(hub, &report);
+        let reported = self.shared.store.report_link(hub, &report);
         match timeout(REPORT_WITHIN, reported).await {
             Ok(Ok(())) => self.last = Some((report.state, Instant::now())),
             _ => tracing::debug!(%hub, "the store does not take the state of the link"),
@@ -69,7 +72,7 @@ impl Reporter {
     }
 }
 
-impl Inner {
+impl Shared {
     /// The condition of the sending link, and for how long that of a hindered one has lasted.
     fn link_state(&self) -> (LinkState, Duration) {
         self.status

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use twincast_core::ids::HubName;
 use twincast_core::ports::HubTrouble;
 
-use crate::WorkerHub;
+use crate::config::WorkerHub;
 use crate::metrics::{Families, HubMetrics};
 
 /// Whether a hub can be sent through.

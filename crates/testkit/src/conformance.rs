@@ -10,6 +10,7 @@
 //! A defect that is found in one implementation becomes a case here, for all of them.
 
 pub mod budgets;
+pub mod commits;
 pub mod lines;
 pub mod links;
 pub mod listeners;
@@ -184,6 +185,13 @@ macro_rules! store_conformance {
             what_is_left_of_an_aborted_batch_is_skipped
             only_an_abort_skips
             what_others_learned_is_merged
+        }
+        $crate::cases! { $crate::conformance::commits, $make().await;
+            what_is_committed_is_read
+            a_change_of_what_has_changed_is_overtaken
+            a_change_holds_under_the_record_that_was_read
+            budgets_begin_to_count_one_batch_at_a_time
+            a_change_of_what_is_gone_is_overtaken
         }
         $crate::cases! { $crate::conformance::lines, $make().await;
             a_line_is_kept_for_each_group

@@ -15,9 +15,9 @@ use twincast_core::ports::{BatchWork, Disposition, NotSent, Report, SendResult, 
 use super::held::HeldBatch;
 use super::send::{Clearance, Messages, Sending};
 use super::state::{Begun, Ended, Event, Saved, State, Step};
-use crate::hub_loop::Inner;
 use crate::known::Known;
 use crate::pacer::Pacer;
+use crate::shared::Shared;
 
 /// How often a hub that is not ready for sends is asked again.
 const READY_AGAIN: Duration = Duration::from_millis(50);
@@ -32,7 +32,7 @@ const SHUT_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) struct BatchRun<'a> {
-    inner: &'a Inner,
+    shared: &'a Shared,
     state: State,
     messages: Messages,
     pacer: Option<Arc<Pacer>>,
@@ -49,7 +49,7 @@ pub(crate) struct BatchRun<'a> {
 impl<'a> BatchRun<'a> {
     /// A run of `batch`, in which nothing is sent from `closes_at` on.
     pub(crate) fn new(
-        inner: &'a Inner,
+        shared: &'a Shared,
         batch: HeldBatch,
         work: BatchWork,
         known: &Known,
@@ -71,9 +71,9 @@ impl<'a> BatchRun<'a> {
             again: known.again,
             is_paced: pacer.is_some(),
         };
-        let state = State::new(inner.config, begun, work.outcomes.iter(), Instant::now());
+        let state = State::new(shared.config, begun, work.outcomes.iter(), Instant::now());
         Self {
-            inner,
+            shared,
             clearance: Clearance::until(state.cleared_until()),
             state,
             messages,
@@ -155,7 +155,7 @@ impl<'a> BatchRun<'a> {
                 let (pacer, clearance) = (self.pacer.clone(), self.clearance.clone());
                 let sending = self
                     .messages
-                    .send(self.inner, index, alone, pacer, clearance);
+                    .send(self.shared, index, alone, pacer, clearance);
                 self.in_flight.push(sending);
             }
             Step::Save { reports, after } => {
@@ -185,7 +185,7 @@ impl<'a> BatchRun<'a> {
         reports: Vec<Report>,
         after: Duration,
     ) -> BoxFuture<'static, (HeldBatch, Saved)> {
-        let (status, ttl) = (Arc::clone(&self.inner.status), self.inner.config.lease);
+        let (status, ttl) = (Arc::clone(&self.shared.status), self.shared.config.lease);
         let saving = async move {
             sleep(after).await;
             let asked_at = Instant::now();
@@ -212,7 +212,7 @@ impl<'a> BatchRun<'a> {
         pacer: Arc<Pacer>,
         more: usize,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
-        let hub = Arc::clone(&self.inner.hub.hub);
+        let hub = Arc::clone(&self.shared.hub.hub);
         let acquiring = async move {
             // No permit for a send that could not leave.
             while !hub.is_ready() {
@@ -224,7 +224,7 @@ impl<'a> BatchRun<'a> {
     }
 
     fn tell(&self, pacer: Arc<Pacer>, retry_after: Option<Duration>) -> BoxFuture<'static, ()> {
-        let hub = self.inner.hub.name.clone();
+        let hub = self.shared.hub.name.clone();
         let telling = async move {
             let told = timeout(TELL, pacer.throttled(retry_after)).await;
             if !matches!(told, Ok(Ok(()))) {
@@ -236,7 +236,7 @@ impl<'a> BatchRun<'a> {
 
     /// Notes what an answer says of the hub, and not of its device.
     fn note(&self, index: u32, result: &SendResult) {
-        let status = &self.inner.status;
+        let status = &self.shared.status;
         match result {
             SendResult::Enqueued => {
                 status.metrics().accepted.inc();
@@ -270,7 +270,7 @@ impl<'a> BatchRun<'a> {
             } => {
                 let pause = retry_after.unwrap_or(SHUT_PAUSE).min(LONGEST_SHUT_PAUSE);
                 if status.shut(pause, *trouble, reason) {
-                    tracing::warn!(hub = %self.inner.hub.name, reason, "hub takes nothing for now");
+                    tracing::warn!(hub = %self.shared.hub.name, reason, "hub takes nothing for now");
                 }
             }
         }

@@ -11,10 +11,10 @@ use twincast_core::message::{Content, MessageId, Outbound};
 use twincast_core::plan::DeviceList;
 use twincast_core::ports::{NotSent, SendResult};
 
-use crate::hub_loop::Inner;
 use crate::metrics::OneMore;
 use crate::pace::LATE;
 use crate::pacer::Pacer;
+use crate::shared::Shared;
 
 /// How long a send that is to be alone waits for that.
 const ALONE_WITHIN: Duration = Duration::from_secs(2);
@@ -68,15 +68,15 @@ impl Messages {
     /// Sends to one device when it is its turn; `alone`, if it may end the connection.
     pub(super) fn send(
         &self,
-        inner: &Inner,
+        shared: &Shared,
         index: u32,
         alone: bool,
         pacer: Option<Arc<Pacer>>,
         clearance: Clearance,
     ) -> Sending {
         let message = self.of(index);
-        let hub = Arc::clone(&inner.hub.hub);
-        let (status, turns) = (Arc::clone(&inner.status), Arc::clone(&inner.turns));
+        let hub = Arc::clone(&shared.hub.hub);
+        let (status, turns) = (Arc::clone(&shared.status), Arc::clone(&shared.turns));
         let patience = if alone { ALONE_WITHIN } else { LATE };
         let sending = async move {
             let asked_at = Instant::now();

@@ -11,7 +11,7 @@ use twincast_core::ports::{Disposition, NotSent, Report, SendResult, StoreError}
 use twincast_core::rollout::Wanted;
 use twincast_retry::{Delays, Policy};
 
-use crate::WorkerConfig;
+use crate::config::WorkerConfig;
 use crate::patience::{Patience, Tries, next_delay};
 
 /// A device whose send had no answer so often in a row may be what ends the connection. It is sent to alone, so that

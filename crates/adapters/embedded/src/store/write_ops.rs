@@ -237,12 +237,16 @@ pub(super) fn commit(
     (from, change): (&Loaded, &Change),
     now: Timestamp,
 ) -> Result<Committed, Fault> {
-    let Some(head) = head(&tables.heads, name)? else {
+    let found = on_what_was_read(
+        &tables.heads,
+        &tables.batches,
+        tenancies,
+        name,
+        (from, change),
+    )?;
+    let Some(head) = found else {
         return Ok(Committed::Overtaken);
     };
-    if is_overtaken(&head, tenancies, from, change) {
-        return Ok(Committed::Overtaken);
-    }
     let (old, new) = (&from.batch, &change.next);
     let key = key(head.series, new.header.id);
     if old.outcomes != new.outcomes {
@@ -287,12 +291,16 @@ pub(super) fn commit_tenancy(
     (from, change): (&Loaded, &Change),
     now: Timestamp,
 ) -> Result<Committed, Fault> {
-    match head(&tables.heads, name)? {
-        Some(head) if !is_overtaken(&head, tenancies, from, change) => {
-            Ok(note(&head, tenancies, change, now))
-        }
-        _ => Ok(Committed::Overtaken),
-    }
+    let found = on_what_was_read(
+        &tables.heads,
+        &tables.batches,
+        tenancies,
+        name,
+        (from, change),
+    )?;
+    Ok(found.map_or(Committed::Overtaken, |head| {
+        note(&head, tenancies, change, now)
+    }))
 }
 
 /// Whether a change is of nothing that is on disk.
@@ -302,16 +310,31 @@ pub(super) fn is_of_tenancy(from: &Loaded, change: &Change) -> bool {
     next == from.batch
 }
 
-fn is_overtaken(head: &Head, tenancies: &Tenancies, from: &Loaded, change: &Change) -> bool {
-    let (_, version) = tenancies.of(head.series, from.batch.header.id);
+/// The rollout's head, if neither batch nor rollout have changed since the batch was read.
+fn on_what_was_read(
+    heads: &impl ReadableTable<&'static str, &'static [u8]>,
+    batches: &impl ReadableTable<BatchKey, &'static [u8]>,
+    tenancies: &Tenancies,
+    name: &RolloutName,
+    (from, change): (&Loaded, &Change),
+) -> Result<Option<Head>, Fault> {
+    let Some(head) = head(heads, name)? else {
+        return Ok(None);
+    };
+    let id = from.batch.header.id;
+    let is_there = batches.get(key(head.series, id))?.is_some();
+    let (_, version) = tenancies.of(head.series, id);
     let begun = tenancies.begun(head.series);
-    let revision = head.stance.revision;
-    version != from.version
-        || change.under.is_some_and(|under| under != revision)
-        || change
+    let is_current = is_there
+        && version == from.version
+        && change
+            .under
+            .is_none_or(|under| under == head.stance.revision)
+        && change
             .begins
             .as_ref()
-            .is_some_and(|begins| begins.seen != begun)
+            .is_none_or(|begins| begins.seen == begun);
+    Ok(is_current.then_some(head))
 }
 
 fn note(head: &Head, tenancies: &mut Tenancies, change: &Change, now: Timestamp) -> Committed {
