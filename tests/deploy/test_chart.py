@@ -167,7 +167,7 @@ class EveryManifest(unittest.TestCase):
                         self.assertTrue(all(mount["readOnly"] for mount in container["volumeMounts"]))
 
     def test_processes_are_given_time_to_end(self):
-        source = (ROOT / "worker/src/lib.rs").read_text()
+        source = (ROOT / "worker/src/config.rs").read_text()
         [drain] = re.findall(r"drain: Duration::from_secs\((\d+)\)", source)
         least = SCHEMA["definitions"]["terminationGracePeriodSeconds"]["minimum"]
         self.assertGreaterEqual(least, int(drain) + 5)

@@ -57,7 +57,7 @@ class Compose(unittest.TestCase):
                 self.assertNotIn("privileged", service)
 
     def test_processes_are_given_time_to_end(self):
-        source = (ROOT / "worker/src/lib.rs").read_text()
+        source = (ROOT / "worker/src/config.rs").read_text()
         [drain] = re.findall(r"drain: Duration::from_secs\((\d+)\)", source)
         for name in PROCESSES:
             grace = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
