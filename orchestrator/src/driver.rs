@@ -300,8 +300,11 @@ impl Driver {
         };
         loop {
             match self.apply(&rollout, event.clone()).await {
-                // By a word on what is to be done after it, perhaps.
-                Err(error) if error.is_superseded() => rollout = self.read(&name).await?,
+                // By a word on what is to be done after it, perhaps. A plan of which the store has lost a part is made again.
+                Err(DriveError::Store {
+                    source: StoreError::Superseded { .. },
+                    ..
+                }) => rollout = self.read(&name).await?,
                 applied => return applied.map(|_| ()),
             }
             if rollout.phase != Phase::Planning || rollout.plan_id != plan_id {
