@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
-use twincast_core::budget::{FullGroup, groups_of, sort_out};
+use twincast_core::batch::{groups_of, sort_out};
+use twincast_core::budget::FullGroup;
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::Order;

@@ -17,6 +17,7 @@
 //! Whether a batch is done is not stored: it follows from its outcomes, so the two cannot differ.
 
 mod attempts;
+mod giving;
 mod lease;
 mod status;
 
@@ -31,6 +32,7 @@ use crate::rollout::{Adding, LookId, Stance, Wanted};
 use crate::time::Timestamp;
 
 pub use attempts::Attempts;
+pub use giving::{groups_of, sort_out};
 pub use lease::{Fenced, Held, Lease, LeaseReply, LeaseRequest, MAX_STRIKES, Tenancy};
 pub use status::BatchStatus;
 

@@ -17,12 +17,10 @@
 //! begun is always given again, so a group that is full because of it empties. A batch is never larger than what its
 //! groups allow ([`BatchSizes`](crate::plan::BatchSizes)), so in an empty group any batch has room: nothing waits for ever.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::BatchStatus;
 use crate::ids::BatchId;
 use crate::outcome::{Counts, Outcome};
 use crate::time::Timestamp;
@@ -177,70 +175,9 @@ impl FullGroup {
     }
 }
 
-/// The groups of some batches, each once.
-#[must_use]
-pub fn groups_of(batches: &[BatchStatus]) -> Vec<BudgetGroup> {
-    let all = batches.iter().flat_map(|batch| &batch.header.budgets);
-    let by_name: BTreeMap<_, _> = all.map(|group| (&group.group, group)).collect();
-    by_name.into_values().cloned().collect()
-}
-
-/// Those of some open batches that can be given now, in their order, and the groups that hold back the others. `groups` are
-/// as [`groups_of`] has them, and `progress` is theirs.
-#[must_use]
-pub fn sort_out(
-    batches: Vec<BatchStatus>,
-    groups: &[BudgetGroup],
-    progress: &[GroupProgress],
-) -> (Vec<BatchStatus>, Vec<FullGroup>) {
-    let mut rooms: BTreeMap<&str, u64> = groups
-        .iter()
-        .zip(progress)
-        .map(|(group, progress)| (group.group.as_str(), progress.room(group.limit)))
-        .collect();
-    let mut full = std::collections::BTreeSet::new();
-    let mut fits = |batch: &BatchStatus| {
-        if batch.begun {
-            return true;
-        }
-        let wanted = batch.counts.unsettled();
-        let own = || {
-            batch
-                .header
-                .budgets
-                .iter()
-                .map(|group| group.group.as_str())
-        };
-        let lacking = own().filter(|group| rooms.get(group).is_some_and(|room| *room < wanted));
-        let lacking: Vec<_> = lacking.map(str::to_owned).collect();
-        if lacking.is_empty() {
-            for group in own() {
-                if let Some(room) = rooms.get_mut(group) {
-                    *room -= wanted;
-                }
-            }
-        }
-        let fits = lacking.is_empty();
-        full.extend(lacking);
-        fits
-    };
-    let mut batches = batches;
-    batches.retain(&mut fits);
-    let named = groups.iter().zip(progress);
-    let full = named.filter(|(group, _)| full.contains(&group.group));
-    let full = full.map(|(group, progress)| FullGroup {
-        group: group.group.clone(),
-        in_progress: progress.in_progress,
-        at_most: group.limit.of(progress.devices),
-    });
-    (batches, full.collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{HubHost, HubName, StageIndex};
-    use crate::plan::{BatchHeader, Group};
 
     #[test]
     fn limits_are_rounded_down_and_at_least_one() {
@@ -299,60 +236,5 @@ mod tests {
         assert_eq!(at(8_000, begun, &all_sent), 0);
         // Tried again, it is as one that nobody has had.
         assert_eq!(at(9_000, begun, &some), 0);
-    }
-
-    fn batch(id: u32, sites: &[&str], devices: u64, begun: bool) -> BatchStatus {
-        let group = |site: &&str| BudgetGroup {
-            group: (*site).to_owned(),
-            limit: Limit::Devices(3),
-            silent_ms: 1,
-        };
-        BatchStatus {
-            header: BatchHeader {
-                id: BatchId(id),
-                hub: HubName::new("a").unwrap(),
-                host: HubHost::new("a").unwrap(),
-                stage: StageIndex(0),
-                group: Group::default(),
-                devices: 9,
-                place: Default::default(),
-                budgets: sites.iter().map(group).collect(),
-            },
-            counts: Counts::pending(devices),
-            held: None,
-            lapsed: false,
-            quarantined: false,
-            begun,
-        }
-    }
-
-    #[test]
-    fn what_fits_can_be_given() {
-        let batches = vec![
-            batch(0, &["a"], 2, true),
-            batch(1, &["a"], 2, false),
-            batch(2, &["b"], 2, false),
-            batch(3, &["b"], 2, false),
-            batch(4, &["b"], 1, false),
-            batch(5, &[], 9, false),
-            batch(6, &["c", "b"], 1, false),
-            batch(7, &["c"], 3, false),
-        ];
-        let groups = groups_of(&batches);
-        let names: Vec<_> = groups.iter().map(|group| group.group.as_str()).collect();
-        assert_eq!(names, ["a", "b", "c"]);
-        let progress = [2, 0, 0].map(|in_progress| GroupProgress {
-            devices: 100,
-            in_progress,
-            over: Vec::new(),
-        });
-        let (given, full) = sort_out(batches, &groups, &progress);
-        let ids: Vec<_> = given.iter().map(|batch| batch.header.id.0).collect();
-        assert_eq!(ids, [0, 2, 4, 5, 7]);
-        let full: Vec<_> = full
-            .iter()
-            .map(|full| (full.group.as_str(), full.in_progress, full.at_most))
-            .collect();
-        assert_eq!(full, [("a", 2, 3), ("b", 0, 3)]);
     }
 }

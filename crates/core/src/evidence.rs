@@ -25,11 +25,13 @@ use crate::ids::{Holder, HubName};
 use crate::message::Ack;
 use crate::outcome::Counts;
 use crate::outcome::Outcome;
-use crate::ports::Tally;
+use crate::outcome::Tally;
 use crate::reports::{Reported, Reports};
 use crate::rollout::Rollout;
 use crate::spec::Rung;
 use crate::time::{Timestamp, ms};
+
+pub use crate::reports::FORGOTTEN;
 
 /// How long a hub collects feedback before sending a batch, unless the hub is configured otherwise: 64 records or 15 s,
 /// whichever comes first (`iot-hub-devguide-messages-c2d`).
@@ -41,8 +43,6 @@ pub const LOCK: Duration = Duration::from_secs(60);
 pub const MARGIN: Duration = Duration::from_secs(15);
 /// A listener that has not reported for longer is lost.
 const PRESENT: Duration = Duration::from_secs(10);
-/// Older reports are meaningless, because no lock lasts as long. Stores may delete old reports.
-pub const FORGOTTEN: Duration = Duration::from_secs(600);
 /// The watermark of a hub is current up to this age.
 const CURRENT: Duration = Duration::from_secs(60);
 /// A longer gap between two looks of a driver does not count as driven time.

@@ -13,6 +13,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{HubName, StageIndex};
+
 /// What is known of one device. Four bits.
 #[derive(
     Debug,
@@ -261,6 +263,29 @@ impl Counts {
             .into_iter()
             .map(|o| (o, self.get(o)))
             .filter(|(_, n)| *n > 0)
+    }
+}
+
+/// The counts of one stage on one hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The hub.
+    pub hub: HubName,
+    /// How many devices have which outcome.
+    pub counts: Counts,
+}
+
+impl Tally {
+    /// The counts of all stages and hubs together.
+    #[must_use]
+    pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Counts {
+        let mut counts = Counts::default();
+        for tally in tallies {
+            counts.add(&tally.counts);
+        }
+        counts
     }
 }
 

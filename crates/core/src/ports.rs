@@ -13,10 +13,10 @@ mod queue;
 mod rollouts;
 mod roster;
 mod store;
+mod store_error;
 
 pub use batches::{
     BatchWork, Batches, Begins, Change, Committed, KnownDevice, Leased, Loaded, Operation, Part,
-    Tally,
 };
 pub use clock::Clock;
 pub use disposition::Disposition;
@@ -31,6 +31,8 @@ pub use presence::Presence;
 pub use queue::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 pub use rollouts::{Created, Rollouts};
 pub use roster::{Halt, Listed, Roster, RosterLook};
-pub use store::{Store, StoreError};
+pub use store::Store;
+pub use store_error::StoreError;
 
 pub use crate::batch::{LeaseReply, LeaseRequest, Report, Skip};
+pub use crate::outcome::Tally;

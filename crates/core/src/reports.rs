@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::evidence::FORGOTTEN;
 use crate::ids::{Holder, HubName};
 use crate::time::Timestamp;
+
+/// Older reports are meaningless, because no lock lasts as long. Stores may delete old reports.
+pub const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// The newest report of each reporter on each hub. Reports older than [`FORGOTTEN`] are deleted with the next report.
 #[derive(Debug, Clone)]

@@ -41,8 +41,8 @@ use crate::ids::{
     Attempt, CommandKey, Lineage, Revision, RolloutId, RolloutName, StageIndex, StageName, Version,
 };
 use crate::outcome::Outcome;
+use crate::outcome::Tally;
 use crate::plan::{Checksum, PlanSummary};
-use crate::ports::Tally;
 use crate::spec::{OnFailure, Rate, RolloutSpec};
 use crate::time::Timestamp;
 use crate::trace::TraceContext;

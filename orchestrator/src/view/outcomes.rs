@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use twincast_core::budget::{FullGroup, groups_of, sort_out};
+use twincast_core::batch::{groups_of, sort_out};
+use twincast_core::budget::FullGroup;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Class, Counts, Ends, Outcome};
 use twincast_core::ports::{Store, StoreError, Tally};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::order::Place;
+use super::place::Place;
 use crate::budget::BudgetGroup;
 use crate::ids::{BatchId, DeviceId, HubHost, HubName, StageIndex};
 

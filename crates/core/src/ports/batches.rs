@@ -17,7 +17,7 @@ use crate::budget::{BudgetGroup, GroupProgress};
 use crate::ids::{
     Attempt, BatchId, BatchVersion, HubName, Revision, RolloutId, RolloutName, StageIndex,
 };
-use crate::outcome::{Counts, Outcome, OutcomeList};
+use crate::outcome::{Outcome, OutcomeList, Tally};
 use crate::plan::{self, BatchHeader, Checksum, DeviceList};
 use crate::rollout::{Adding, Stance, Wanted};
 use crate::time::Timestamp;
@@ -135,29 +135,6 @@ pub struct BatchWork {
     pub codes: Vec<(u32, u32)>,
     /// Which attempt is made at those that are pending.
     pub attempt: Attempt,
-}
-
-/// The counts of one stage on one hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tally {
-    /// The stage.
-    pub stage: StageIndex,
-    /// The hub.
-    pub hub: HubName,
-    /// How many devices have which outcome.
-    pub counts: Counts,
-}
-
-impl Tally {
-    /// The counts of all stages and hubs together.
-    #[must_use]
-    pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Counts {
-        let mut counts = Counts::default();
-        for tally in tallies {
-            counts.add(&tally.counts);
-        }
-        counts
-    }
 }
 
 /// Keeps batches.

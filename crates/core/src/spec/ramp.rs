@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::quantity::Rate;
 use super::{RolloutSpec, StageIndex};
+use crate::outcome::Tally;
 use crate::outcome::{Counts, Outcome};
-use crate::ports::Tally;
 
 /// The largest factor.
 pub const MAX_FACTOR: f64 = 100.0;
