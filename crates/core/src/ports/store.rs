@@ -10,7 +10,7 @@ use super::{Batches, Limiter, Lines, Presence, Rollouts};
 /// some of its last writes: in an older state, never in a mixture of states.
 ///
 /// Cancel safety: a dropped call may or may not have taken effect, as after
-/// [`StoreError::Unavailable`]; every call may be repeated.
+/// [`StoreError::Unavailable`](super::StoreError::Unavailable); every call may be repeated.
 pub trait Store: Rollouts + Batches + Lines + Limiter + Presence {}
 
 impl<T: Rollouts + Batches + Lines + Limiter + Presence> Store for T {}
