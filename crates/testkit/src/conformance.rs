@@ -192,6 +192,7 @@ macro_rules! store_conformance {
             a_change_holds_under_the_record_that_was_read
             budgets_begin_to_count_one_batch_at_a_time
             a_change_of_what_is_gone_is_overtaken
+            no_change_is_lost_to_another
         }
         $crate::cases! { $crate::conformance::lines, $make().await;
             a_line_is_kept_for_each_group

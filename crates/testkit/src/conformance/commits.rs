@@ -6,8 +6,10 @@ use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Begins, Change, Committed, Loaded, Operation, Part, Store, Tally};
 
+use twincast_core::time::Timestamp;
+
 use super::Subject;
-use crate::build::{TTL, batch, leased, name, paused, report, running, step};
+use crate::build::{TTL, batch, lease_request, leased, name, paused, report, running, step};
 
 async fn read(store: &dyn Store, part: Part) -> Loaded {
     store.batch(&name("r"), BatchId(0), part).await.unwrap()
@@ -165,4 +167,39 @@ pub async fn a_change_of_what_is_gone_is_overtaken(subject: Subject) {
     assert_eq!(missing.unwrap(), Committed::Overtaken);
     let counts = Tally::sum(&store.tallies(&name("r")).await.unwrap());
     assert_eq!(counts, Counts::pending(2));
+}
+
+/// A worker records while the hub's feedback overtakes it, and the other way round.
+pub async fn no_change_is_lost_to_another(subject: Subject) {
+    const DEVICES: u32 = 60;
+    let store = &*subject.store;
+    running(store, "r", vec![batch(0, DEVICES)]).await;
+    let id = read(store, Part::State).await.rollout.id;
+    let request = lease_request(&name("r"), 0, "w");
+    let mut leased = store.take(&request, Part::State).await.unwrap().unwrap();
+    let recording = async {
+        for index in 0..DEVICES {
+            let sent = [report(index, Outcome::Enqueued)];
+            let recorded = leased.record(store, &sent, TTL, Timestamp(0)).await;
+            recorded.unwrap();
+        }
+        leased.release(store, Timestamp(0)).await.unwrap();
+    };
+    let merging = async |from: u32| {
+        for index in (from..DEVICES).step_by(2) {
+            let heard = [report(index, Outcome::Delivered)];
+            let r = name("r");
+            let merged = store.merge(&r, id, BatchId(0), Attempt::FIRST, &heard);
+            merged.await.unwrap();
+        }
+    };
+    futures::join!(recording, merging(0), merging(1));
+    let outcomes = read(store, Part::State).await.batch.outcomes;
+    let lost: Vec<_> = (0..)
+        .zip(outcomes.iter())
+        .filter(|(_, it)| *it != Outcome::Delivered)
+        .collect();
+    assert_eq!(lost, [], "their devices were heard of");
+    let counts = Tally::sum(&store.tallies(&name("r")).await.unwrap());
+    assert_eq!(counts.get(Outcome::Delivered), u64::from(DEVICES));
 }
