@@ -16,8 +16,6 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -27,7 +25,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use common::engine::{Engine, Services};
+use common::engine::{Engine, Services, post};
 use common::turns::pause;
 use common::{Hub, LONGEST, Machine};
 
@@ -246,26 +244,4 @@ fn in_threads(
             .map(|it| it.join().expect("a thread that asks"));
         ended.try_for_each(|ended| ended)
     })
-}
-
-fn post(api: &str, path: &str, body: &Value) -> Result<()> {
-    let body = body.to_string();
-    let mut answer = String::new();
-    for _ in 0..60 {
-        let mut stream = TcpStream::connect(api)?;
-        // Without tokens, an API answers this machine only, by its name.
-        write!(
-            stream,
-            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        answer.clear();
-        stream.read_to_string(&mut answer)?;
-        if answer.contains(" 200 ") || answer.contains(" 201 ") {
-            return Ok(());
-        }
-        pause(Duration::from_millis(500));
-    }
-    ensure!(false, "{path}: {answer}");
-    Ok(())
 }

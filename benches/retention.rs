@@ -16,17 +16,15 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{EVERYBODY, Engine, Services};
+use common::engine::{EVERYBODY, Engine, Services, post};
 use common::turns::{self, Compared, pause};
 use common::{Hub, Machine};
 
@@ -206,24 +204,6 @@ fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
 
 /// Deletes an old rollout, once its end is published.
 fn delete(api: &str, number: usize) -> Result<()> {
-    let body = r#"{"reason":"a benchmark"}"#;
     let path = format!("/api/v1/rollouts/{}/delete", old(number));
-    let mut answer = String::new();
-    for _ in 0..20 {
-        let mut stream = TcpStream::connect(api)?;
-        // Without tokens, an API answers this machine only, by its name.
-        write!(
-            stream,
-            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        answer.clear();
-        stream.read_to_string(&mut answer)?;
-        if answer.contains(" 200 ") {
-            return Ok(());
-        }
-        pause(Duration::from_millis(500));
-    }
-    ensure!(false, "{path}: {answer}");
-    Ok(())
+    post(api, &path, &json!({ "reason": "a benchmark" }))
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use super::turns;
 use super::{Hub, LONGEST, Process, TWINCAST};
 
 const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
@@ -217,4 +218,26 @@ impl Engine<'_> {
 )]
 fn pause() {
     std::thread::sleep(LOOK);
+}
+
+/// Posts to the API of an orchestrator without tokens, until it does what is asked: it may be busy, or not be ready for it.
+pub(crate) fn post(api: &str, path: &str, body: &Value) -> Result<()> {
+    let body = body.to_string();
+    let mut answer = String::new();
+    for _ in 0..60 {
+        let mut stream = TcpStream::connect(api)?;
+        // Without tokens, an API answers this machine only, by its name.
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        answer.clear();
+        stream.read_to_string(&mut answer)?;
+        if answer.contains(" 200 ") || answer.contains(" 201 ") {
+            return Ok(());
+        }
+        turns::pause(Duration::from_millis(500));
+    }
+    bail!("{path}: {answer}")
 }
