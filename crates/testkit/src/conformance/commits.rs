@@ -4,7 +4,9 @@ use twincast_core::batch::Batch;
 use twincast_core::budget::{BudgetGroup, Limit};
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::ports::{Begins, Change, Committed, Loaded, Operation, Part, Store, Tally};
+use twincast_core::ports::{
+    Begins, Change, Committed, Disposition, Loaded, Operation, Part, Store, Tally,
+};
 
 use twincast_core::time::Timestamp;
 
@@ -180,17 +182,22 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
     let recording = async {
         for index in 0..DEVICES {
             let sent = [report(index, Outcome::Enqueued)];
-            let recorded = leased.record(store, &sent, TTL, Timestamp(0)).await;
-            recorded.unwrap();
+            while let Err(error) = leased.record(store, &sent, TTL, Timestamp(0)).await {
+                assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+            }
         }
         leased.release(store, Timestamp(0)).await.unwrap();
     };
     let merging = async |from: u32| {
         for index in (from..DEVICES).step_by(2) {
             let heard = [report(index, Outcome::Delivered)];
-            let r = name("r");
-            let merged = store.merge(&r, id, BatchId(0), Attempt::FIRST, &heard);
-            merged.await.unwrap();
+            // Whoever is overtaken again and again is told so, and comes again.
+            while let Err(error) = store
+                .merge(&name("r"), id, BatchId(0), Attempt::FIRST, &heard)
+                .await
+            {
+                assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+            }
         }
     };
     futures::join!(recording, merging(0), merging(1));
