@@ -23,7 +23,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{EVERYBODY, Engine, Services};
+use common::engine::{BY_REGION, EVERYBODY, Engine, Services};
 use common::turns::{self, Compared, pause};
 use common::{Hub, Machine};
 
@@ -115,12 +115,12 @@ fn measure(args: &Args) -> Result<Figures> {
     for n in 0..OTHERS {
         let name = format!("other-{n}");
         let device = format!("devices: [{}]", common::device_id(n));
-        engine.submit(&name, &device, "")?;
+        engine.submit(&name, &device, BY_REGION)?;
         engine.until(&name, |phase| phase == "succeeded")?;
     }
     let rate = args.rate.as_ref();
     let rate = rate.map_or_else(String::new, |rate| format!("rate: {rate}"));
-    engine.submit("bench", EVERYBODY, &rate)?;
+    engine.submit("bench", EVERYBODY, &format!("{BY_REGION}\n{rate}"))?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
 
     let mut counter = hub.counter()?;

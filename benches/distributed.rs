@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench distributed -- [--small 100000] [--large 1000000] [--workers 2] [--json]
 //! cargo bench --bench distributed -- --plan-only 10000000
+//! cargo bench --bench distributed -- --batch-by pair
 //! ```
 //!
 //! One orchestrator, some workers, private services and an emulator without limits, all of them on this machine's
@@ -37,6 +38,9 @@ struct Args {
     /// Only plan, for so many devices.
     #[arg(long)]
     plan_only: Option<usize>,
+    /// The tag to batch by: `region` has four values, `pair` one for every two devices.
+    #[arg(long, default_value = "region")]
+    batch_by: String,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -70,7 +74,7 @@ fn main() -> Result<()> {
     };
     let mut figures = Vec::new();
     for (devices, workers) in sizes {
-        figures.push(measure(devices, workers)?);
+        figures.push(measure(devices, workers, &args.batch_by)?);
     }
     if args.json {
         println!("{}", json!({ "machine": machine, "runs": figures }));
@@ -103,7 +107,7 @@ fn main() -> Result<()> {
 }
 
 /// Plans a rollout for `devices`, and sends it with `workers` if there are any.
-fn measure(devices: usize, workers: usize) -> Result<Figures> {
+fn measure(devices: usize, workers: usize, tag: &str) -> Result<Figures> {
     eprintln!("{devices} devices, {workers} workers");
     let folder = common::folder()?;
     let services = Services::start(folder.path())?;
@@ -118,7 +122,7 @@ fn measure(devices: usize, workers: usize) -> Result<Figures> {
     let empty = redis.memory()?;
     let commands = redis.commands()?;
     let begun = Instant::now();
-    engine.submit("bench", EVERYBODY, "")?;
+    engine.submit("bench", EVERYBODY, &format!("batch_by: [{tag}]"))?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
     let planning = begun.elapsed();
     let planned = redis.memory()?;

@@ -24,7 +24,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{EVERYBODY, Engine, Services, post};
+use common::engine::{BY_REGION, EVERYBODY, Engine, Services, post};
 use common::turns::{self, Compared, pause};
 use common::{Hub, Machine};
 
@@ -129,7 +129,11 @@ fn measure(args: &Args) -> Result<Figures> {
     pause(SETTLED_AFTER);
     let given_back = (full - redis.memory()?) / at_rest as i64;
 
-    engine.submit("bench", EVERYBODY, &format!("rate: {}", args.rate))?;
+    engine.submit(
+        "bench",
+        EVERYBODY,
+        &format!("{BY_REGION}\nrate: {}", args.rate),
+    )?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
     let mut counter = hub.counter()?;
     let (deleting, over) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -186,7 +190,7 @@ fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
                             return Ok(());
                         }
                         let name = old(number);
-                        engine.submit(&name, target, "")?;
+                        engine.submit(&name, target, BY_REGION)?;
                         // Devices that take nothing have full queues after fifty.
                         engine.until(&name, |phase| {
                             ["succeeded", "finished_with_failures"].contains(&phase)

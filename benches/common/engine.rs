@@ -19,6 +19,8 @@ use super::{Hub, LONGEST, Process, TWINCAST};
 const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
 /// The target of a rollout to all devices.
 pub(crate) const EVERYBODY: &str = "tags: { type: fridge }";
+/// Batches by a tag with four values.
+pub(crate) const BY_REGION: &str = "batch_by: [region]";
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Private RabbitMQ and Redis; stopped with this handle.
@@ -186,7 +188,7 @@ impl Engine<'_> {
         let spec = self.folder.join(format!("{name}.yaml"));
         let body = super::body();
         let text = format!(
-            "name: {name}\ntarget: {{ {target} }}\nbatch_by: [region]\nmessage: {{ body: {{ json: {body} }} }}\n{more}\n"
+            "name: {name}\ntarget: {{ {target} }}\nmessage: {{ body: {{ json: {body} }} }}\n{more}\n"
         );
         std::fs::write(&spec, text)?;
         let spec = spec.to_str().context("a path that is text")?;

@@ -125,7 +125,7 @@ impl Hub {
         let fleet = folder.join("fleet.yaml");
         let text = format!(
             "groups:\n- count: {devices}\n  id: 'fridge-{{index:013}}'\n  tags:\n    type: fridge\n    region: {{ $weighted: \
-             {{ eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 }} }}\n  behaviour: {{ offline: 100% }}\n"
+             {{ eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 }} }}\n    pair: {{ $text: '{{index/2}}' }}\n  behaviour: {{ offline: 100% }}\n"
         );
         fs::write(&fleet, text)?;
         let mut command = Command::new(TWINCAST);

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubHost, HubName, RolloutName, StageIndex, StageName};
 use twincast_core::plan::{
     Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, CutMissed, Excluded,
-    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, PlanDigest, PlanSummary,
-    StagePlan, StageRules, UnknownZones, arrange, finish_stages,
+    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, Packed, PlanDigest, PlanSummary,
+    StagePlan, StageRules, UnknownZones, finish_stages, pack,
 };
 use twincast_core::ports::{
     DevicePage, DeviceQuery, DeviceRow, Hindrance, HubError, HubTrouble, OddRow,
@@ -450,10 +450,17 @@ impl<'a> HubPart<'a> {
     /// Batches the rest.
     async fn finish(mut self, rest: Vec<Assigned>) -> Result<Planned, PlanError> {
         self.batch(rest).await?;
-        for filled in self.batcher.finish() {
-            self.planned.emit(filled, self.shared).await?;
-        }
+        let filled = self.batcher.finish();
+        self.emit(filled).await?;
         Ok(self.planned)
+    }
+
+    async fn emit(&mut self, filled: Vec<Filled>) -> Result<(), PlanError> {
+        let spec = self.shared.planner.spec;
+        for packed in pack(spec, self.batcher.limits(), filled) {
+            self.planned.emit(packed, self.shared).await?;
+        }
+        Ok(())
     }
 
     /// Finds listed devices: as they are if nothing need be known of them, else by asking the hub
@@ -679,9 +686,8 @@ impl<'a> HubPart<'a> {
         {
             let spec = self.shared.planner.spec;
             let most = self.planned.sizes.with_one_more(spec, &group);
-            for filled in self.batcher.push(stage, group, &device, most) {
-                self.planned.emit(filled, self.shared).await?;
-            }
+            let filled = self.batcher.push(stage, group, &device, most);
+            self.emit(filled).await?;
         }
         Ok(())
     }
@@ -689,18 +695,19 @@ impl<'a> HubPart<'a> {
 
 impl Planned {
     /// Numbers a batch, counts it, and hands it on.
-    async fn emit(
-        &mut self,
-        (stage, group, devices): Filled,
-        shared: &Shared<'_>,
-    ) -> Result<(), PlanError> {
+    async fn emit(&mut self, packed: Packed, shared: &Shared<'_>) -> Result<(), PlanError> {
+        let Packed {
+            stage,
+            place,
+            group,
+            further,
+            devices,
+        } = packed;
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         if id == u32::MAX {
             return Err(PlanError::TooManyBatches);
         }
-        let spec = shared.planner.spec;
-        let (place, devices) = arrange(spec, stage, &group, devices);
-        let budgets = spec.budget_groups(&group);
+        let budgets = shared.planner.spec.budget_groups(&group);
         let place = if place.is_none() {
             self.sizes.next_place(&budgets)
         } else {
@@ -714,6 +721,7 @@ impl Planned {
             host: self.plan.host.clone(),
             stage,
             group,
+            further,
             devices: u32::try_from(devices.len()).expect("batches are small"),
         };
         self.digest.add(&header, &devices);

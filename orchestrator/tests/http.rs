@@ -13,7 +13,7 @@ use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::{Ends, Outcome};
 use twincast_core::permits::PermitRequest;
-use twincast_core::plan::{Batch, DeviceList};
+use twincast_core::plan::{Batch, DeviceList, Group};
 use twincast_core::ports::{
     Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, StoreError, Tally,
 };
@@ -622,6 +622,44 @@ async fn devices_come_in_pages_and_as_streams() {
     );
     assert!(page["batches"][1]["held_until"].is_string());
     assert_eq!(page["batches"][1]["stage"], all[0]["stage"]);
+}
+
+#[tokio::test]
+async fn groups_that_share_a_batch_are_told_apart() {
+    let bench = Bench::new().await;
+    let group = |site: u32| Group(vec![("site".into(), Some(site.to_string()))]);
+    let mut batch = build::batch(0, 64);
+    batch.header.group = group(0);
+    batch.header.further = (1..32).map(|site| (2 * site, group(site))).collect();
+    let rollout = build::running(&bench.store, "r", vec![batch]).await;
+    let lease = build::leased(&bench.store, &rollout.spec.name, 0, "w").await;
+    let reports = [
+        build::report(3, Outcome::Enqueued),
+        build::report(4, Outcome::NotFound),
+    ];
+    let recorded = bench.store.record(&lease, &reports, build::TTL).await;
+    recorded.unwrap();
+    let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
+    let groups = outcomes["groups"].as_array().unwrap();
+    let counts = |site: u32| {
+        let name = format!("site={site}");
+        let mut named = groups.iter().filter(|group| group["group"] == *name);
+        named.next().map(|group| group["counts"].clone())
+    };
+    assert_eq!(counts(0), Some(json!({ "pending": 2 })));
+    assert_eq!(counts(1), Some(json!({ "pending": 1, "enqueued": 1 })));
+    assert_eq!(counts(2), Some(json!({ "pending": 1, "not_found": 1 })));
+    assert_eq!((groups.len(), &outcomes["other_groups"]), (20, &json!(24)));
+    assert_eq!(outcomes["failures"][0]["samples"][0], "device-0-000004");
+
+    let page = bench.get("/api/v1/rollouts/r/batches").await;
+    assert_eq!(page["batches"][0]["group"], "site=0 and 31 more groups");
+    let path = "/api/v1/rollouts/r/devices/device-0-000004";
+    let explained = bench.get(path).await;
+    assert_eq!(explained["places"][0]["group"], "site=2");
+    let devices = bench.get("/api/v1/rollouts/r/devices").await;
+    assert_eq!(devices["devices"][5]["group"], "site=2");
+    assert_eq!(devices["devices"][63]["group"], "site=31");
 }
 
 #[tokio::test]

@@ -161,6 +161,31 @@ async fn a_query_becomes_batches_by_tag_group() {
 }
 
 #[tokio::test]
+async fn many_small_groups_share_batches_and_keep_their_names() {
+    let sites = (0..4_000).map(|n| {
+        let site = tags(&[("site", (n / 2).to_string())]);
+        (build::device(&format!("x-{n:06}")), site)
+    });
+    let hubs = hubs(
+        &[("a", ScriptedHub::with_tags(sites.collect::<Vec<_>>()))],
+        HubLimits::unlimited(),
+    );
+    let spec = spec("all: true", ", batch_by: [site]");
+    let (summary, batches) = plan(&spec, &hubs, Path::new("")).await.unwrap();
+    assert_eq!((summary.devices, ids(&batches).len()), (4_000, 4_000));
+    assert!(summary.batches <= 4_000 / 128 + 1, "{summary:?}");
+    for batch in &batches {
+        for (index, id) in (0..).zip(batch.devices.iter()) {
+            let n: u32 = id[2..].parse().unwrap();
+            let site = Some((n / 2).to_string());
+            assert_eq!(batch.header.group_of(index).0[0].1, site, "{id}");
+        }
+    }
+    let again = plan(&spec, &hubs, Path::new("")).await.unwrap();
+    assert_eq!(again, (summary, batches));
+}
+
+#[tokio::test]
 async fn the_same_fleet_gives_the_same_digest_whichever_hub_is_first() {
     let spec = spec("all: true", ", batch_by: [region]");
     let mut digests = BTreeSet::new();

@@ -448,6 +448,7 @@ mod tests {
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(stage),
                 group: Group::default(),
+                further: Vec::new(),
                 place: Place::default(),
                 budgets: Vec::new(),
                 devices: 1,

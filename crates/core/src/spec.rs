@@ -71,7 +71,7 @@ pub struct RolloutSpec {
     pub conflict: Conflict,
     /// Which devices.
     pub target: Target,
-    /// Tags whose values all devices of a batch share. The summary is grouped by them.
+    /// Devices are batched by the values of these tags, and outcomes are shown by them. Many small groups share batches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub batch_by: Vec<TagPath>,
     /// What each device is sent.

@@ -153,6 +153,7 @@ pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
             host: host(on),
             stage: StageIndex(stage),
             group: Group::default(),
+            further: Vec::new(),
             devices,
             place: Default::default(),
             budgets: Vec::new(),

@@ -215,7 +215,7 @@ pub(crate) struct BatchRow {
     /// Its stage's name.
     stage: String,
     hub: String,
-    /// The tags that all its devices share, in words.
+    /// The tags that its devices share, in words; of a batch that small groups share, the first group and how many more.
     group: String,
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
@@ -259,7 +259,7 @@ pub(crate) async fn batches(
         batch: batch.header.id.0,
         stage: view::stage_name(&rollout, batch.header.stage),
         hub: batch.header.hub.to_string(),
-        group: batch.header.group.to_string(),
+        group: batch.header.groups_in_words(),
         counts: batch.counts,
         ends: Ends::of(&batch.counts, rollout.spec.message.answers()),
         held_until: batch.held.map(|held| held.until.to_string()),

@@ -207,7 +207,6 @@ pub(crate) fn rows<'a>(
     wanted: &'a [Outcome],
 ) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
-    let group = header.group.to_string();
     let stage = super::stage_name(rollout, header.stage);
     let answers = rollout.spec.message.answers();
     let chosen = work
@@ -216,7 +215,7 @@ pub(crate) fn rows<'a>(
     chosen.map(move |device| DeviceRow {
         device: device.id.to_owned(),
         hub: header.hub.to_string(),
-        group: group.clone(),
+        group: header.group_of(device.index).to_string(),
         stage: stage.clone(),
         batch: header.id.0,
         index: device.index,

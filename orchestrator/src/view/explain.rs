@@ -307,7 +307,7 @@ impl Found {
             entry: 1,
             entries: 1,
             stage: self.stage(rollout, cohort),
-            group: header.group.to_string(),
+            group: header.group_of(self.index).to_string(),
             batch: header.id.0,
             position: self.index,
             batch_devices: header.devices,

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use twincast_core::batch::{groups_of, sort_out};
+use twincast_core::batch::{BatchStatus, groups_of, sort_out};
 use twincast_core::budget::FullGroup;
-use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::{Class, Counts, Ends, Outcome};
-use twincast_core::ports::{Store, StoreError, Tally};
+use twincast_core::plan::{BatchHeader, Group};
+use twincast_core::ports::{BatchWork, Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 use utoipa::ToSchema;
 
@@ -87,8 +87,7 @@ pub struct BudgetView {
 /// [`StoreError`].
 pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, StoreError> {
     let name = &rollout.spec.name;
-    let mut groups: BTreeMap<(String, String), Counts> = BTreeMap::new();
-    let mut other_groups = 0;
+    let mut groups = Groups::default();
     let mut failures = Failures::new();
     let mut after = None;
     loop {
@@ -96,24 +95,27 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
         let Some(last) = page.last() else { break };
         after = Some(last.header.id);
         for batch in page {
-            let key = (batch.header.hub.to_string(), batch.header.group.to_string());
-            if groups.len() < GROUPS || groups.contains_key(&key) {
-                groups.entry(key).or_default().add(&batch.counts);
+            let work = if batch.counts.failed() > 0 || groups.needs_devices(&batch.header) {
+                Some(store.load(name, batch.header.id).await?)
             } else {
-                other_groups += batch.counts.total();
-            }
-            if batch.counts.failed() > 0 {
-                collect_failures(store, name, batch.header.id, &mut failures).await?;
+                None
+            };
+            groups.add(&batch, work.as_ref());
+            if let Some(work) = &work {
+                collect_failures(work, &mut failures);
             }
         }
     }
     let answers = rollout.spec.message.answers();
-    let groups = groups.into_iter().map(|((hub, group), counts)| GroupView {
-        hub,
-        group,
-        counts,
-        ends: Ends::of(&counts, answers),
-    });
+    let views = groups
+        .listed
+        .into_iter()
+        .map(|((hub, group), counts)| GroupView {
+            hub,
+            group,
+            counts,
+            ends: Ends::of(&counts, answers),
+        });
     let failures = failures
         .into_iter()
         .map(|((outcome, code), (devices, samples))| FailureView {
@@ -128,8 +130,8 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
     failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
     Ok(Outcomes {
         budgets: held_back(store, rollout).await?,
-        groups: groups.collect(),
-        other_groups,
+        groups: views.collect(),
+        other_groups: groups.others,
         failures,
     })
 }
@@ -137,13 +139,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
 /// By outcome and code: how many devices, and some of them.
 type Failures = BTreeMap<(Outcome, u32), (u64, Vec<String>)>;
 
-async fn collect_failures(
-    store: &dyn Store,
-    name: &RolloutName,
-    batch: BatchId,
-    failures: &mut Failures,
-) -> Result<(), StoreError> {
-    let work = store.load(name, batch).await?;
+fn collect_failures(work: &BatchWork, failures: &mut Failures) {
     for device in work.devices() {
         if device.outcome.is_failure() {
             let of = (device.outcome, device.code.unwrap_or(0));
@@ -154,7 +150,47 @@ async fn collect_failures(
             }
         }
     }
-    Ok(())
+}
+
+/// Tag groups, counted.
+#[derive(Default)]
+struct Groups {
+    /// By hub and group.
+    listed: BTreeMap<(String, String), Counts>,
+    /// Devices of groups that are not listed.
+    others: u64,
+}
+
+impl Groups {
+    fn lists(&self, group: &(String, String)) -> bool {
+        self.listed.len() < GROUPS || self.listed.contains_key(group)
+    }
+
+    /// Some of the batch's groups are listed, and its counts do not tell theirs.
+    fn needs_devices(&self, header: &BatchHeader) -> bool {
+        let mut groups = header.groups().map(|(group, _)| key(header, group));
+        !header.further.is_empty() && groups.any(|group| self.lists(&group))
+    }
+
+    /// Counts a batch; `work` are its devices, where they are [needed](Self::needs_devices).
+    fn add(&mut self, batch: &BatchStatus, work: Option<&BatchWork>) {
+        for (group, positions) in batch.header.groups() {
+            let group = key(&batch.header, group);
+            if !self.lists(&group) {
+                self.others += positions.len() as u64;
+                continue;
+            }
+            let counts = self.listed.entry(group).or_default();
+            match work {
+                Some(work) => positions.for_each(|at| counts.count(work.outcomes.get(at as usize))),
+                None => counts.add(&batch.counts),
+            }
+        }
+    }
+}
+
+fn key(header: &BatchHeader, group: &Group) -> (String, String) {
+    (header.hub.to_string(), group.to_string())
 }
 
 /// What the budgets of a rollout that runs hold back; `None` if it has none.

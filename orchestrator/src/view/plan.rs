@@ -120,7 +120,7 @@ pub struct GroupPlan {
     pub group: String,
     /// How many they are.
     pub devices: u64,
-    /// Their batches.
+    /// The batches that have some of them. Many small groups share batches.
     pub batches: u32,
 }
 
@@ -164,13 +164,15 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     let mut other_groups = 0u64;
     let planned = dry_run(planner, |header| {
         add(&mut parts, spec, header);
-        let key = (header.hub.to_string(), header.group.to_string());
-        if groups.len() < GROUPS || groups.contains_key(&key) {
-            let (devices, batches) = groups.entry(key).or_default();
-            *devices += u64::from(header.devices);
-            *batches += 1;
-        } else {
-            other_groups += u64::from(header.devices);
+        for (group, positions) in header.groups() {
+            let key = (header.hub.to_string(), group.to_string());
+            if groups.len() < GROUPS || groups.contains_key(&key) {
+                let (devices, batches) = groups.entry(key).or_default();
+                *devices += positions.len() as u64;
+                *batches += 1;
+            } else {
+                other_groups += positions.len() as u64;
+            }
         }
     });
     let plan = planned.await?;

@@ -117,6 +117,7 @@ async fn plan(
                 host: HubHost::new("hub")?,
                 stage: StageIndex(0),
                 group: Group::default(),
+                further: Vec::new(),
                 devices: list.len() as u32,
                 place: Default::default(),
                 budgets: Vec::new(),

@@ -85,6 +85,7 @@ mod tests {
                 host: HubHost::new("a").unwrap(),
                 stage: StageIndex(0),
                 group: Group::default(),
+                further: Vec::new(),
                 devices: 9,
                 place: Default::default(),
                 budgets: sites.iter().map(group).collect(),

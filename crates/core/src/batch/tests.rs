@@ -16,6 +16,7 @@ fn batch(devices: u32) -> Batch {
         host: HubHost::new("a").unwrap(),
         stage: StageIndex(1),
         group: Group::default(),
+        further: Vec::new(),
         devices,
         place: Default::default(),
         budgets: Vec::new(),

@@ -13,7 +13,7 @@ pub struct BatchLimits {
     /// Bytes of ids in a batch.
     pub bytes: usize,
     /// Devices in all batches that are not full yet. When there are more, the largest open ones
-    /// are closed as they are: many small tag groups cost smaller batches, never memory.
+    /// are closed as they are: many tag groups cost smaller batches, never memory.
     pub open_devices: usize,
 }
 
@@ -49,7 +49,7 @@ pub struct Batcher {
     open_devices: usize,
 }
 
-/// A batch that is complete but for its number and its hub.
+/// The devices of one stage and tag group that fill a batch.
 pub type Filled = (StageIndex, Group, DeviceList);
 
 impl Batcher {
@@ -116,11 +116,18 @@ impl Batcher {
         Some((stage, group, list))
     }
 
-    /// Closes what is open, by stage and group.
-    pub fn finish(self) -> impl Iterator<Item = Filled> {
-        self.open
-            .into_iter()
-            .map(|((stage, group), list)| (stage, group, list))
+    /// Closes all that are open, by stage and group.
+    pub fn finish(&mut self) -> Vec<Filled> {
+        self.open_devices = 0;
+        let open = std::mem::take(&mut self.open).into_iter();
+        open.map(|((stage, group), list)| (stage, group, list))
+            .collect()
+    }
+
+    /// How large its batches may get.
+    #[must_use]
+    pub fn limits(&self) -> BatchLimits {
+        self.limits
     }
 }
 

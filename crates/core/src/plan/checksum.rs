@@ -89,6 +89,7 @@ mod tests {
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(0),
                 group: Group::default(),
+                further: Vec::new(),
                 devices: devices.len() as u32,
                 place: Default::default(),
                 budgets: Vec::new(),

@@ -15,11 +15,16 @@ impl HubDigest {
     /// Adds a batch.
     pub fn add(&mut self, header: &BatchHeader, devices: &DeviceList) {
         self.0.update(header.stage.0.to_be_bytes());
-        for (tag, value) in &header.group.0 {
-            for part in [Some(tag), value.as_ref()] {
-                let part = part.map_or("\u{0}", String::as_str);
-                self.0.update((part.len() as u64).to_be_bytes());
-                self.0.update(part);
+        for (group, devices) in header.groups() {
+            for (tag, value) in &group.0 {
+                for part in [Some(tag), value.as_ref()] {
+                    let part = part.map_or("\u{0}", String::as_str);
+                    self.0.update((part.len() as u64).to_be_bytes());
+                    self.0.update(part);
+                }
+            }
+            if !header.further.is_empty() {
+                self.0.update(devices.start.to_be_bytes());
             }
         }
         if !header.place.is_none() {
@@ -76,6 +81,7 @@ mod tests {
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(0),
                 group: Group(vec![("g".into(), Some((*group).into()))]),
+                further: Vec::new(),
                 devices: devices.len() as u32,
                 place: Default::default(),
                 budgets: Vec::new(),

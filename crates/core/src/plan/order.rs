@@ -10,7 +10,7 @@ use crate::spec::{Order, RolloutSpec};
 
 /// Puts a batch in its place, and its devices in order, as its stage wants it.
 #[must_use]
-pub fn arrange(
+pub(super) fn arrange(
     spec: &RolloutSpec,
     stage: StageIndex,
     group: &Group,
