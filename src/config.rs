@@ -282,85 +282,12 @@ impl Settings {
         let Given::Map(values) = given(read.cache) else {
             unreachable!("a configuration is a table");
         };
-        let values = values.into_iter().collect();
         let mut sections = Sections {
-            values,
+            values: values.into_iter().collect(),
             problems: Vec::new(),
         };
-        let state: Option<PathBuf> = sections.take("state");
-        let state = state.map(|state| if is_of_file { base.join(state) } else { state });
-        let log = sections.take("log");
-        let worker: Option<WorkerSettings> = sections.take("worker");
-        let run = sections.take("run");
-        let retention: Option<RetentionSettings> = sections.take("retention");
-        let amqp = sections.take("amqp");
-        let redis = sections.take("redis");
-        let http = sections.take("http");
-        let api: Option<ApiSettings> = sections.take("api");
-        let server = sections.take_peer("server");
-        let prometheus = sections.take_peer("prometheus");
-        let otlp = sections.take_peer("otlp");
-        let traces = sections.take("traces");
-        let hubs = sections.take_hubs();
-        if let Some(worker) = &worker {
-            sections.check(
-                (1..=64).contains(&worker.slots),
-                "worker.slots",
-                "must be 1 to 64",
-            );
-            sections.check(
-                (1..=10_000).contains(&worker.window),
-                "worker.window",
-                "must be 1 to 10000",
-            );
-        }
-        if let Some(keep) = retention.as_ref().and_then(|it| it.keep) {
-            sections.check(
-                keep.0 >= SHORTEST_KEEP,
-                "retention.keep",
-                "must be 1h or more",
-            );
-        }
-        let oidc = api.as_ref().and_then(|api| api.oidc.as_ref());
-        for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::mistakes) {
-            sections.check(false, at, otherwise);
-        }
-        let unknown: Vec<_> = sections.values.keys().cloned().collect();
-        for key in unknown {
-            sections.check(
-                false,
-                &key,
-                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp, traces and hubs",
-            );
-        }
-        let services = (amqp, redis, http, api, server, prometheus, otlp, traces);
-        let (
-            Some(state),
-            Some(log),
-            Some(worker),
-            Some(run),
-            Some(retention),
-            (
-                Some(amqp),
-                Some(redis),
-                Some(http),
-                Some(api),
-                Some(server),
-                Some(prometheus),
-                Some(otlp),
-                Some(traces),
-            ),
-            [],
-        ) = (
-            state,
-            log,
-            worker,
-            run,
-            retention,
-            services,
-            sections.problems.as_slice(),
-        )
-        else {
+        let settings = sections.settings(base, is_of_file);
+        let Some(settings) = settings.filter(|_| sections.problems.is_empty()) else {
             let origin = file.map_or("the environment".to_owned(), |path| {
                 format!("{} and the environment", path.display())
             });
@@ -370,36 +297,23 @@ impl Settings {
                 format!("the configuration from {origin} is refused:\n  {problems}"),
             ));
         };
-        let mut settings = Self {
-            state,
-            log,
-            worker,
-            run,
-            retention,
-            amqp,
-            redis,
-            http,
-            api,
-            server,
-            prometheus,
-            otlp,
-            traces,
-            hubs,
-            base,
-        };
+        Ok(settings.with(overrides))
+    }
+
+    fn with(mut self, overrides: Overrides) -> Self {
         if let Some(state) = overrides.state {
-            settings.state = state;
+            self.state = state;
         }
         if let Some(log) = overrides.log {
-            settings.log.filter = Some(log);
+            self.log.filter = Some(log);
         }
         if let Some(url) = overrides.server {
-            settings.server.url = Some(url);
+            self.server.url = Some(url);
         }
         if let Some(token) = overrides.token {
-            settings.server.token = Some(SecretText(token));
+            self.server.token = Some(SecretText(token));
         }
-        Ok(settings)
+        self
     }
 }
 
@@ -449,6 +363,74 @@ struct Sections {
 }
 
 impl Sections {
+    /// All sections. `base` is the folder of the configuration file; paths are relative to it, the state's if it
+    /// `is_of_file`.
+    fn settings(&mut self, base: PathBuf, is_of_file: bool) -> Option<Settings> {
+        let state: Option<PathBuf> = self.take("state");
+        let log = self.take("log");
+        let worker = self.take("worker");
+        let run = self.take("run");
+        let retention = self.take("retention");
+        let amqp = self.take("amqp");
+        let redis = self.take("redis");
+        let http = self.take("http");
+        let api = self.take("api");
+        let server = self.take_peer("server");
+        let prometheus = self.take_peer("prometheus");
+        let otlp = self.take_peer("otlp");
+        let traces = self.take("traces");
+        let hubs = self.take_hubs();
+        self.check_bounds(worker.as_ref(), retention.as_ref(), api.as_ref());
+        let unknown: Vec<_> = self.values.keys().cloned().collect();
+        for key in unknown {
+            self.check(
+                false,
+                &key,
+                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp, traces and hubs",
+            );
+        }
+        let state = state?;
+        Some(Settings {
+            state: if is_of_file { base.join(state) } else { state },
+            log: log?,
+            worker: worker?,
+            run: run?,
+            retention: retention?,
+            amqp: amqp?,
+            redis: redis?,
+            http: http?,
+            api: api?,
+            server: server?,
+            prometheus: prometheus?,
+            otlp: otlp?,
+            traces: traces?,
+            hubs,
+            base,
+        })
+    }
+
+    fn check_bounds(
+        &mut self,
+        worker: Option<&WorkerSettings>,
+        retention: Option<&RetentionSettings>,
+        api: Option<&ApiSettings>,
+    ) {
+        if let Some(worker) = worker {
+            let slots = (1..=64).contains(&worker.slots);
+            self.check(slots, "worker.slots", "must be 1 to 64");
+            let window = (1..=10_000).contains(&worker.window);
+            self.check(window, "worker.window", "must be 1 to 10000");
+        }
+        if let Some(keep) = retention.and_then(|it| it.keep) {
+            let is_long = keep.0 >= SHORTEST_KEEP;
+            self.check(is_long, "retention.keep", "must be 1h or more");
+        }
+        let oidc = api.and_then(|api| api.oidc.as_ref());
+        for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::mistakes) {
+            self.check(false, at, otherwise);
+        }
+    }
+
     fn take<T: serde::de::DeserializeOwned>(&mut self, key: &str) -> Option<T> {
         let value = self.values.remove(key).unwrap_or(Given::Nothing);
         self.read(key, value)

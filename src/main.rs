@@ -112,73 +112,56 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async {
-        match args.command {
-            Some(Command::Run(run)) => commands::run::run(&run, &settings, output).await,
-            Some(Command::Plan(plan)) => commands::plan::plan(&plan, &settings, output).await,
-            Some(Command::Validate(validate)) => {
-                commands::validate::validate(&validate, &settings, output)
-            }
-            Some(Command::Report(report)) => {
-                commands::report::report(&report, &settings, output).await
-            }
-            Some(Command::Explain(explain)) => {
-                commands::explain::explain(&explain, &settings, output).await
-            }
-            Some(Command::Hubs) => commands::hubs::hubs(&settings, output).await,
-            Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
-            Some(Command::Orchestrator) => {
-                commands::orchestrator::orchestrator(&settings, output).await
-            }
-            Some(Command::Worker) => commands::worker::worker(&settings, output).await,
-            Some(Command::Submit(submit)) => {
-                commands::submit::submit(&submit, &settings, output).await
-            }
-            Some(Command::Status(status)) => {
-                commands::status::status(&status, &settings, output).await
-            }
-            Some(Command::Watch(watch)) => commands::watch::watch(&watch, &settings, output).await,
-            Some(Command::Pause(change)) => {
-                commands::change::one(Kind::Pause, &change, &settings, output).await
-            }
-            Some(Command::Resume(change)) => {
-                commands::change::one(Kind::Resume, &change, &settings, output).await
-            }
-            Some(Command::Abort(change)) => {
-                commands::change::one(Kind::Abort, &change, &settings, output).await
-            }
-            Some(Command::Delete(delete)) => {
-                commands::delete::delete(&delete, &settings, output).await
-            }
-            Some(Command::Approve(judge)) => {
-                commands::change::judge(Kind::Approve, &judge, &settings, output).await
-            }
-            Some(Command::Reject(judge)) => {
-                commands::change::judge(Kind::Reject, &judge, &settings, output).await
-            }
-            Some(Command::Retry(retry)) => commands::change::retry(&retry, &settings, output).await,
-            Some(Command::Promote(promote)) => {
-                commands::change::promote(&promote, &settings, output).await
-            }
-            Some(Command::StopAll(all)) => {
-                commands::change::all(Kind::StopAll, &all, &settings, output).await
-            }
-            Some(Command::ResumeAll(all)) => {
-                commands::change::all(Kind::ResumeAll, &all, &settings, output).await
-            }
-            Some(Command::DeadLetters(letters)) => {
-                commands::dead_letters::dead_letters(&letters, &settings, output).await
-            }
-            Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
-            Some(Command::Schema) => Ok(commands::validate::schema(output)),
-            Some(Command::Token(token)) => commands::token::token(&token, output),
-            Some(Command::Completions { shell }) => commands::completions::completions(shell),
-            Some(Command::Man { folder }) => commands::completions::man(&folder, output),
-            None => Err(Failure::message(ExitCode::Usage, "no command given")
-                .hint("twincast --help lists the commands")),
-        }
-    });
+    let result = runtime.block_on(perform(args.command, &settings, output));
     // Blocking tasks that nobody waits for any more (reading a list) must not hold us up.
     runtime.shutdown_background();
     result
+}
+
+async fn perform(
+    command: Option<Command>,
+    settings: &Settings,
+    output: &Output,
+) -> Result<ExitCode, Failure> {
+    use commands::{change, completions};
+    match command {
+        Some(Command::Run(run)) => commands::run::run(&run, settings, output).await,
+        Some(Command::Plan(plan)) => commands::plan::plan(&plan, settings, output).await,
+        Some(Command::Validate(validate)) => {
+            commands::validate::validate(&validate, settings, output)
+        }
+        Some(Command::Report(report)) => commands::report::report(&report, settings, output).await,
+        Some(Command::Explain(explain)) => {
+            commands::explain::explain(&explain, settings, output).await
+        }
+        Some(Command::Hubs) => commands::hubs::hubs(settings, output).await,
+        Some(Command::Hub(hub)) => commands::hub::hub(&hub, output).await,
+        Some(Command::Orchestrator) => commands::orchestrator::orchestrator(settings, output).await,
+        Some(Command::Worker) => commands::worker::worker(settings, output).await,
+        Some(Command::Submit(submit)) => commands::submit::submit(&submit, settings, output).await,
+        Some(Command::Status(status)) => commands::status::status(&status, settings, output).await,
+        Some(Command::Watch(watch)) => commands::watch::watch(&watch, settings, output).await,
+        Some(Command::Pause(change)) => change::one(Kind::Pause, &change, settings, output).await,
+        Some(Command::Resume(change)) => change::one(Kind::Resume, &change, settings, output).await,
+        Some(Command::Abort(change)) => change::one(Kind::Abort, &change, settings, output).await,
+        Some(Command::Delete(delete)) => commands::delete::delete(&delete, settings, output).await,
+        Some(Command::Approve(judge)) => {
+            change::judge(Kind::Approve, &judge, settings, output).await
+        }
+        Some(Command::Reject(judge)) => change::judge(Kind::Reject, &judge, settings, output).await,
+        Some(Command::Retry(retry)) => change::retry(&retry, settings, output).await,
+        Some(Command::Promote(promote)) => change::promote(&promote, settings, output).await,
+        Some(Command::StopAll(all)) => change::all(Kind::StopAll, &all, settings, output).await,
+        Some(Command::ResumeAll(all)) => change::all(Kind::ResumeAll, &all, settings, output).await,
+        Some(Command::DeadLetters(letters)) => {
+            commands::dead_letters::dead_letters(&letters, settings, output).await
+        }
+        Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
+        Some(Command::Schema) => Ok(commands::validate::schema(output)),
+        Some(Command::Token(token)) => commands::token::token(&token, output),
+        Some(Command::Completions { shell }) => completions::completions(shell),
+        Some(Command::Man { folder }) => completions::man(&folder, output),
+        None => Err(Failure::message(ExitCode::Usage, "no command given")
+            .hint("twincast --help lists the commands")),
+    }
 }

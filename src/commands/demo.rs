@@ -7,8 +7,9 @@ use anyhow::Context as _;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::spec::RolloutSpec;
 use twincast_embedded::EmbeddedStore;
-use twincast_emulator::{Fleet, HubConfig};
+use twincast_emulator::{Fleet, HubConfig, Summary};
 use twincast_iothub::{ClientOptions, ConnectionString, Roots};
+use twincast_orchestrator::HubHandle;
 
 use crate::args::DemoArgs;
 use crate::commands::run::How;
@@ -78,20 +79,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
     ));
 
     let settings = Settings::load(None, Overrides::default())?;
-    let connection: ConnectionString = hub
-        .connection_string()
-        .parse()
-        .context("the emulator's connection string is refused")?;
-    let mut options = ClientOptions::default();
-    options.roots = Roots::Only(hub.ca_pem().to_owned());
-    options.amqp.port = Some(hub.amqp_addr().port());
-    options.https.port = Some(hub.https_addr().port());
-    let handle = engine::handle(
-        &connection,
-        options,
-        HubLimits::of(tier, units, 1.0),
-        &settings.worker,
-    )?;
+    let handle = connect(&hub, HubLimits::of(tier, units, 1.0), &settings)?;
     let store =
         EmbeddedStore::open_in_memory(engine::clock()).context("cannot make a store in memory")?;
     let spec = RolloutSpec::read("examples/firmware.yaml", SPEC)
@@ -121,15 +109,11 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         output.note("Nothing of the demo is kept: run again, it begins anew.");
     }
     if code.is_ok() && !is_interrupted && !output.is_json() {
-        let seen = hub.hub().summary();
-        output.note(&format!(
-            "\n{}: {} messages accepted, to {} devices, {} repeated; at most {} in any minute (quota {})",
-            output.paint_note(Style::Bold, "The hub's own account"),
-            thousands(seen.accepted),
-            thousands(seen.distinct_devices),
-            thousands(seen.repeats_by_device),
-            thousands(seen.accepted_in_any_minute_max),
-            thousands((tier.sends_per_minute() * f64::from(units)) as u64),
+        let quota = tier.sends_per_minute() * f64::from(units);
+        output.note(&what_the_hub_saw(
+            &hub.hub().summary(),
+            quota as u64,
+            output,
         ));
         output.note(&try_next(&program()));
     }
@@ -139,4 +123,33 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
         ExitCode::FinishedWithFailures => Ok(ExitCode::Success),
         code => Ok(code),
     }
+}
+
+fn what_the_hub_saw(seen: &Summary, quota: u64, output: &Output) -> String {
+    format!(
+        "\n{}: {} messages accepted, to {} devices, {} repeated; at most {} in any minute (quota {})",
+        output.paint_note(Style::Bold, "The hub's own account"),
+        thousands(seen.accepted),
+        thousands(seen.distinct_devices),
+        thousands(seen.repeats_by_device),
+        thousands(seen.accepted_in_any_minute_max),
+        thousands(quota),
+    )
+}
+
+/// The emulator as a hub of the engine.
+fn connect(
+    hub: &twincast_emulator::HubHandle,
+    limits: HubLimits,
+    settings: &Settings,
+) -> anyhow::Result<HubHandle> {
+    let connection: ConnectionString = hub
+        .connection_string()
+        .parse()
+        .context("the emulator's connection string is refused")?;
+    let mut options = ClientOptions::default();
+    options.roots = Roots::Only(hub.ca_pem().to_owned());
+    options.amqp.port = Some(hub.amqp_addr().port());
+    options.https.port = Some(hub.https_addr().port());
+    engine::handle(&connection, options, limits, &settings.worker)
 }

@@ -11,6 +11,7 @@ use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingComma
 use twincast_core::error::in_words;
 use twincast_core::ids::Holder;
 use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_orchestrator::Hubs;
 use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
 use twincast_orchestrator::http::{Api, TIME};
 use twincast_orchestrator::intake::{Attempted, Intake, NotDone};
@@ -28,7 +29,7 @@ use crate::otlp::Traces;
 use crate::output::Output;
 use crate::process::Process;
 use crate::prometheus;
-use crate::services::BrokerEvents;
+use crate::services::{BrokerEvents, Services};
 
 /// Commands that this process holds: the others are for other orchestrators meanwhile. More than one, because an answer waits
 /// until the effect is durable.
@@ -62,17 +63,8 @@ pub(crate) async fn orchestrator(
     let status = Arc::new(OrchestratorStatus::default());
     let api = listener.map(|listener| {
         listener.announce(output);
-        let api = Api {
-            store: services.store() as Arc<dyn Store>,
-            queue: Some(Arc::new(services.amqp.queue())),
-            limits: settings.limits(),
-            hubs: hubs.clone(),
-            intake: Arc::clone(&intake),
-            letters: Some(Arc::new(BrokerLetters(services.amqp.clone()))),
-            door: listener.door(),
-            status: Arc::clone(&status),
-            time: TIME,
-        };
+        let (hubs, intake, status) = (hubs.clone(), Arc::clone(&intake), Arc::clone(&status));
+        let api = api(services, settings, &listener, hubs, intake, status);
         (listener, api.router())
     });
     let service = Arc::new(Orchestrator {
@@ -114,6 +106,27 @@ pub(crate) async fn orchestrator(
     traces.close().await;
     taken.map_err(crate::services::broker_failure)?;
     Ok(ExitCode::Success)
+}
+
+fn api(
+    services: &Services,
+    settings: &Settings,
+    listener: &Listener,
+    hubs: Hubs,
+    intake: Arc<Intake>,
+    status: Arc<OrchestratorStatus>,
+) -> Api {
+    Api {
+        store: services.store() as Arc<dyn Store>,
+        queue: Some(Arc::new(services.amqp.queue())),
+        limits: settings.limits(),
+        hubs,
+        intake,
+        letters: Some(Arc::new(BrokerLetters(services.amqp.clone()))),
+        door: listener.door(),
+        status,
+        time: TIME,
+    }
 }
 
 /// Deletes rollouts that ended long ago, until dropped. Without a rule it deletes nothing.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use twincast_core::plan::Forecast;
+use twincast_core::plan::{Forecast, PlanSummary};
 use twincast_core::spec::Continuous;
 use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{self, PlanProgress, Planner};
@@ -105,6 +105,27 @@ fn text(view: &PlanView, output: &Output) -> String {
         format!("  message: {}", message(&view.message)),
         String::new(),
     ];
+    lines.push(hub_table(view));
+    if !view.stages.is_empty() {
+        lines.push(String::new());
+        lines.push(stage_table(&view.stages));
+    }
+    lines.extend(limits(view));
+    lines.extend(group_lines(view));
+    lines.extend(left_out_lines(plan));
+    lines.push(String::new());
+    lines.push(times(view));
+    for overlapping in &view.overlaps {
+        lines.push(format!("  {}", overlapping.in_words()));
+    }
+    for warning in &view.warnings {
+        lines.push(output.paint(Style::Warn, &format!("  Warning: {warning}")));
+    }
+    lines.push(output.paint(Style::Dim, &format!("  plan digest {}", plan.digest)));
+    lines.join("\n")
+}
+
+fn hub_table(view: &PlanView) -> String {
     let hubs = view.estimate.hubs.iter().map(|hub| {
         vec![
             hub.plan.hub.to_string(),
@@ -118,7 +139,7 @@ fn text(view: &PlanView, output: &Output) -> String {
                 .map_or("-".into(), |days| format!("{:.1}%", days * 100.0)),
         ]
     });
-    lines.push(table(
+    table(
         &[
             "hub",
             "devices",
@@ -128,12 +149,11 @@ fn text(view: &PlanView, output: &Output) -> String {
             "of a day's quota",
         ],
         &hubs.collect::<Vec<_>>(),
-    ));
-    if !view.stages.is_empty() {
-        lines.push(String::new());
-        lines.push(stage_table(&view.stages));
-    }
-    lines.extend(limits(view));
+    )
+}
+
+fn group_lines(view: &PlanView) -> Vec<String> {
+    let mut lines = Vec::new();
     if view.groups.iter().any(|group| group.group != "all") {
         lines.push(String::new());
         let groups = view.groups.iter().map(|group| {
@@ -155,6 +175,11 @@ fn text(view: &PlanView, output: &Output) -> String {
             ));
         }
     }
+    lines
+}
+
+fn left_out_lines(plan: &PlanSummary) -> Vec<String> {
+    let mut lines = Vec::new();
     let left_out = left_out::lines(plan);
     if !plan.excluded.is_empty() || !left_out.is_empty() {
         lines.push(String::new());
@@ -173,16 +198,7 @@ fn text(view: &PlanView, output: &Output) -> String {
         }
         lines.extend(left_out.iter().map(|line| format!("  {line}")));
     }
-    lines.push(String::new());
-    lines.push(times(view));
-    for overlapping in &view.overlaps {
-        lines.push(format!("  {}", overlapping.in_words()));
-    }
-    for warning in &view.warnings {
-        lines.push(output.paint(Style::Warn, &format!("  Warning: {warning}")));
-    }
-    lines.push(output.paint(Style::Dim, &format!("  plan digest {}", plan.digest)));
-    lines.join("\n")
+    lines
 }
 
 /// How long it takes, and when it is over.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -25,6 +26,7 @@ use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::planner::{self, PlanError};
 use twincast_orchestrator::traces;
 use twincast_retry::Policy;
+use twincast_worker::WorkerError;
 
 use watcher::{Watcher, Why};
 
@@ -40,7 +42,7 @@ use crate::signal::asked_to_stop;
 use crate::socket::Desk;
 use crate::specfile::{self, SpecFile};
 use crate::stores;
-use crate::summary;
+use crate::summary::{self, Summary};
 
 pub(crate) async fn run(
     args: &RunArgs,
@@ -189,6 +191,18 @@ async fn roll_out_with(
         .await
         .map_err(engine::store_failure)?;
     output.result(&summary, &summary.text(output, took));
+    Ok(outcome_of_run(&rollout, interrupted, &summary, how, output))
+}
+
+/// Says how to go on, where there is something to go on with, and gives the exit code.
+fn outcome_of_run(
+    rollout: &Rollout,
+    interrupted: bool,
+    summary: &Summary,
+    how: &How,
+    output: &Output,
+) -> ExitCode {
+    let name = &rollout.spec.name;
     let again = |what: &str, flag: &str| match &how.again {
         Some(again) => format!(" {what}: {again}{flag}"),
         None => String::new(),
@@ -196,25 +210,25 @@ async fn roll_out_with(
     if interrupted {
         let again = again("To go on where this left off", "");
         output.note(&format!("Interrupted.{again}"));
-        return Ok(ExitCode::Interrupted);
+        return ExitCode::Interrupted;
     }
     if let Phase::Paused { reason } = &rollout.phase {
         let flag = if how.resumes { "" } else { " --resume" };
         let again = again("To go on", flag);
         output.note(&format!("{name} is paused: {}.{again}", one_line(reason)));
-        return Ok(ExitCode::NotRolledOut);
+        return ExitCode::NotRolledOut;
     }
     if let Some(waits) = rollout.waits_in_line() {
         let again = again("When that one has ended, to go on", "");
         output.note(&format!("{name} {waits}.{again}"));
-        return Ok(ExitCode::NotRolledOut);
+        return ExitCode::NotRolledOut;
     }
-    if let Some(stage) = awaited(&rollout) {
+    if let Some(stage) = awaited(rollout) {
         let again = again("Then, to go on", "");
         output.note(&format!(
             "Stage {stage} waits for an approval. To give it: twincast approve {name}.{again}"
         ));
-        return Ok(ExitCode::NotRolledOut);
+        return ExitCode::NotRolledOut;
     }
     if rollout.phase == Phase::Running && rollout.sent_at.is_some() {
         let ends = Ends::of(&summary.rollout.counts, true);
@@ -223,12 +237,12 @@ async fn roll_out_with(
             "{} not answered yet.{again}",
             counted(ends.silent, "device has", "devices have")
         ));
-        return Ok(match ends.failed() {
+        return match ends.failed() {
             0 => ExitCode::Success,
             _ => ExitCode::FinishedWithFailures,
-        });
+        };
     }
-    Ok(ExitCode::of(rollout.phase.as_str()))
+    ExitCode::of(rollout.phase.as_str())
 }
 
 /// The stage that somebody must approve before the rollout goes on.
@@ -414,20 +428,7 @@ async fn work(
     if let Stopped::ByUser(_) = &stopped {
         progress.print("Stopping: recording what is in flight. Once more to stop at once.");
     }
-    let drain = async {
-        match worked {
-            Some(ended) => ended,
-            None => worker.await,
-        }
-    };
-    let drained = tokio::select! {
-        ended = drain => ended.map_err(|error| Failure::new(ExitCode::Unexpected, error))?.map_err(engine::worker_failure),
-        () = asked_to_stop() => {
-            progress.finish();
-            return Err(Failure::message(ExitCode::Interrupted, "stopped before everything in flight was recorded")
-                .hint("run the same command again: up to a window of sends for each batch under way may be repeated"));
-        }
-    };
+    let drained = drain(worked, worker).await;
     progress.finish();
     drained?;
     match stopped {
@@ -435,6 +436,32 @@ async fn work(
         Stopped::ByUser(driven) => driven.map(|rollout| (rollout, true)),
     }
 }
+
+/// Waits for a worker that was told to stop and has not `ended`, unless the user asks again.
+async fn drain(
+    ended: Option<WorkerEnd>,
+    worker: JoinHandle<Result<(), WorkerError>>,
+) -> Result<(), Failure> {
+    let drain = async {
+        match ended {
+            Some(ended) => ended,
+            None => worker.await,
+        }
+    };
+    tokio::select! {
+        ended = drain => ended
+            .map_err(|error| Failure::new(ExitCode::Unexpected, error))?
+            .map_err(engine::worker_failure),
+        () = asked_to_stop() => {
+            let message = "stopped before everything in flight was recorded";
+            Err(Failure::message(ExitCode::Interrupted, message)
+                .hint("run the same command again: up to a window of sends for each batch under way may be repeated"))
+        }
+    }
+}
+
+/// What a worker's task has ended with.
+type WorkerEnd = Result<Result<(), WorkerError>, JoinError>;
 
 /// Drives a rollout. A hub that does not let it be planned is asked again: the watcher decides when that makes no sense any
 /// more.

@@ -46,6 +46,7 @@ pub(crate) struct Families {
 }
 
 impl Families {
+    // Long because it is the list of all families.
     pub(crate) fn new() -> Self {
         Self {
             accepted: counters(

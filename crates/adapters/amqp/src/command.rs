@@ -15,12 +15,14 @@ use twincast_core::error::in_words;
 use twincast_core::trace::{TRACEPARENT, TraceContext};
 
 use crate::channel::OwnChannel;
-use crate::connection::{Amqp, too_late};
+use crate::connection::Amqp;
 use crate::dead_letter::Letter;
 use crate::error::AmqpError;
 use crate::intake::{Held, Intake, Source, Taken};
+use crate::link::too_late;
+use crate::message::{Message, Verdict};
 use crate::message::{REPLY_TYPE, header_text, properties, text_of, text_value, to_queue};
-use crate::publisher::{self, Message, Verdict};
+use crate::publisher;
 use crate::topology::short;
 
 /// The largest command that is worked on, in bytes.

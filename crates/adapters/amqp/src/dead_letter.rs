@@ -18,9 +18,10 @@ use lapin::{Acker, BasicProperties};
 use sha2::{Digest, Sha256};
 
 use crate::channel::OwnChannel;
-use crate::connection::{Amqp, Wires};
+use crate::connection::Amqp;
 use crate::error::AmqpError;
 use crate::intake::Held;
+use crate::link::Wires;
 use crate::message::{
     PERSISTENT, cut, header_number, header_text, now_ms, number_value, text_of, text_value,
     to_queue,
@@ -160,7 +161,7 @@ impl Amqp {
     /// When the broker is away. Cancel-safe.
     pub async fn dead_letters_waiting(&self) -> Result<usize, AmqpError> {
         let queue = self.wires.names.dead_name();
-        let depth = crate::queue::depth(&self.wires, &queue);
+        let depth = self.wires.depth(&queue);
         Ok(self.wires.in_time(depth).await?.waiting)
     }
 

@@ -6,7 +6,7 @@ use crate::connection::Amqp;
 use crate::error::AmqpError;
 use crate::intake::{Intake, Source, Taken};
 use crate::message::{EVENT_TYPE, properties, text_of};
-use crate::publisher::{Message, Verdict};
+use crate::message::{Message, Verdict};
 use crate::topology::short;
 
 /// Events that a listener is sent ahead of its asking.

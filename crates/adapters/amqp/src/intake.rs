@@ -22,8 +22,9 @@ use tracing::{debug, warn};
 use twincast_core::error::in_words;
 
 use crate::channel::OwnChannel;
-use crate::connection::{Amqp, Wires};
+use crate::connection::Amqp;
 use crate::error::AmqpError;
+use crate::link::Wires;
 use crate::topology::{QueueSpec, short};
 
 /// Where deliveries come from.

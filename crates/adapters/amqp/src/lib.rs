@@ -5,7 +5,7 @@
 //! connection is replaced by a new one on which everything is declared and consumed again.
 //!
 //! ```text
-//!  Amqp ──▶ supervisor: connects, watches, connects again          connection, transport
+//!  Amqp ──▶ supervisor: connects, watches, connects again          connection, link, transport
 //!    ├────▶ publisher: one channel, many messages in flight        publisher
 //!    └────▶ one task per consumer, with a channel of its own       intake, channel
 //!              ▲
@@ -19,6 +19,7 @@ mod dead_letter;
 mod error;
 mod event;
 mod intake;
+mod link;
 mod message;
 mod publisher;
 mod queue;
@@ -28,10 +29,11 @@ mod topology;
 mod transport;
 
 pub use command::{CommandBody, CommandConsumer, IncomingCommand, MAX_COMMAND_BYTES};
-pub use connection::{Amqp, State};
+pub use connection::Amqp;
 pub use dead_letter::DeadLetter;
 pub use error::{AmqpError, BrokerSaid, ConnectError};
 pub use event::{EventConsumer, Heard};
+pub use link::State;
 pub use message::{COMMAND_TYPE, DISPATCH_TYPE, EVENT_TYPE, REPLY_TYPE};
 pub use queue::AmqpQueue;
 pub use settings::{BrokerUrl, BrokerUrlError, Settings, SettingsError};

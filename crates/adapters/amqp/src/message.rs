@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::error::AmqpError;
-use crate::publisher::Message;
 use crate::topology::short;
 
 /// The content type of a dispatch.
@@ -85,4 +85,41 @@ pub(crate) fn text_value(text: &str) -> AMQPValue {
 /// At most `most` bytes of a text, cut between characters.
 pub(crate) fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
+}
+
+/// A message on its way out.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) exchange: ShortString,
+    pub(crate) routing_key: ShortString,
+    /// The broker returns it if no queue takes it.
+    pub(crate) mandatory: bool,
+    pub(crate) properties: BasicProperties,
+    pub(crate) body: Vec<u8>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The queues that it was for have it. Not mandatory, there may be none.
+    Kept,
+    /// It is mandatory, and no queue is there for it.
+    Returned,
+    /// A queue does not take it: it is full, or was being deleted.
+    Refused,
+}
+
+/// A message, and who waits for its verdict.
+pub(crate) struct Request {
+    pub(crate) message: Message,
+    pub(crate) answer: Answer,
+}
+
+pub(crate) type Answer = oneshot::Sender<Result<Verdict, AmqpError>>;
+
+impl Request {
+    pub(crate) fn new(message: Message) -> (Self, oneshot::Receiver<Result<Verdict, AmqpError>>) {
+        let (answer, verdict) = oneshot::channel();
+        (Self { message, answer }, verdict)
+    }
 }

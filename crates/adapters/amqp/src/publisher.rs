@@ -15,56 +15,20 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::{mpsc, oneshot};
+use lapin::{Channel, Confirmation};
+use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::channel::OwnChannel;
-use crate::connection::{State, Wires};
 use crate::error::AmqpError;
+use crate::link::{State, Wires};
+use crate::message::{Answer, Message, Request, Verdict};
 
 /// Publishes that the broker has not confirmed. Enough to keep it busy (twenty thousand a second
 /// at ten milliseconds each), few enough that a broker that stops confirming does not fill us up.
 const IN_FLIGHT: usize = 256;
 /// Between attempts to open the channel on a connection that is there.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
-
-/// A message on its way out.
-#[derive(Debug, Clone)]
-pub(crate) struct Message {
-    pub(crate) exchange: ShortString,
-    pub(crate) routing_key: ShortString,
-    /// The broker returns it if no queue takes it.
-    pub(crate) mandatory: bool,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Vec<u8>,
-}
-
-/// What became of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The queues that it was for have it. Not mandatory, there may be none.
-    Kept,
-    /// It is mandatory, and no queue is there for it.
-    Returned,
-    /// A queue does not take it: it is full, or was being deleted.
-    Refused,
-}
-
-/// A message, and who waits for its verdict.
-pub(crate) struct Request {
-    message: Message,
-    answer: Answer,
-}
-
-type Answer = oneshot::Sender<Result<Verdict, AmqpError>>;
-
-impl Request {
-    pub(crate) fn new(message: Message) -> (Self, oneshot::Receiver<Result<Verdict, AmqpError>>) {
-        let (answer, verdict) = oneshot::channel();
-        (Self { message, answer }, verdict)
-    }
-}
 
 /// Publishes what is requested, over one connection after the other. Requests that wait while
 /// there is none are taken up by the next one, unless who made them has given up.

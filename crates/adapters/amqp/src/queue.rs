@@ -9,19 +9,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use lapin::BasicProperties;
 use lapin::message::Delivery as Raw;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use tracing::{debug, warn};
 use twincast_core::error::in_words;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 
-use crate::connection::{Amqp, Wires};
+use crate::connection::Amqp;
 use crate::dead_letter::Letter;
-use crate::error::{AmqpError, BrokerSaid};
+use crate::error::AmqpError;
 use crate::intake::{Held, Intake, Source, Taken};
-use crate::message::{DISPATCH_TYPE, properties, to_queue};
-use crate::topology::short;
+use crate::message::{DISPATCH_TYPE, Message, properties, to_queue};
 
 /// A [`Queue`] on RabbitMQ: one quorum queue per hub. Cheap to clone.
 ///
@@ -78,35 +75,14 @@ impl Queue for AmqpQueue {
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
         let wires = &self.amqp.wires;
         let queue = wires.names.dispatch_name(hub);
-        let depth = wires.in_time(depth(wires, &queue)).await;
+        let depth = wires.in_time(wires.depth(&queue)).await;
         depth.map_err(|error| unavailable("ask how many dispatches wait", error))
     }
 }
 
-fn message(queue: &str, dispatch: &Dispatch) -> Result<crate::publisher::Message, AmqpError> {
+fn message(queue: &str, dispatch: &Dispatch) -> Result<Message, AmqpError> {
     let body = serde_json::to_vec(dispatch).expect("ids are strings and numbers");
     to_queue(queue, properties(DISPATCH_TYPE)?, body)
-}
-
-/// Asks without making the queue: an error closes the channel, so it is one for this alone.
-pub(crate) async fn depth(wires: &Wires, queue: &str) -> Result<Depth, AmqpError> {
-    let options = QueueDeclareOptions {
-        passive: true,
-        ..QueueDeclareOptions::default()
-    };
-    let name = short("queue name", queue)?;
-    let asked = wires.on_channel(async |channel| {
-        let asked = channel.queue_declare(name, options, FieldTable::default());
-        Ok(asked.await.map_err(BrokerSaid::from))
-    });
-    match asked.await? {
-        Ok(queue) => Ok(Depth {
-            waiting: queue.message_count() as usize,
-            consumers: queue.consumer_count() as usize,
-        }),
-        Err(said) if said.is_not_found() => Ok(Depth::default()),
-        Err(said) => Err(AmqpError::broker(format!("look at queue {queue}"), said)),
-    }
 }
 
 struct Consumer {

@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::amqp::connection::HubConnection;
 use crate::amqp::reconnects::Reconnects;
 use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
@@ -377,43 +378,25 @@ impl Engine {
         if reply.is_closed() {
             return Ok(());
         }
+        let too_late = || SendReport::not_sent(NotSent::Timeout { connection: None });
         if Instant::now() >= leave_by {
             // It grew old in the channel, behind a head that waited for credit.
-            let _ = reply.send(SendReport::not_sent(NotSent::Timeout { connection: None }));
+            let _ = reply.send(too_late());
             return Ok(());
         }
         if drive.in_flight() == 0 {
             drive.progress = Instant::now();
         }
         let mut prepared = std::mem::take(&mut self.prepared);
-        let mut waited = false;
-        let result = {
+        let (result, waited) = {
             let hub_now = self.client.clock.hub_time(SystemTime::now());
             let sendable = prepared.get(&message, hub_now);
-            let mut handing = pin!(link.sender.send_batchable_ref(sendable));
-            loop {
-                tokio::select! {
-                    biased;
-                    handed = &mut handing => break Ok(handed),
-                    failure = link.connection.ended() => break Err(End::lost(failure)),
-                    Some((answer, waiter)) = drive.flights.next(), if !drive.flights.is_empty() => {
-                        self.settle_answer(&link.connection.renew, drive, answer, waiter);
-                    }
-                    _ = sweep.tick() => {
-                        waited = true;
-                        let now = Instant::now();
-                        if let Err(end) = self.sweep(drive, now, true) {
-                            break Err(end);
-                        }
-                        if now >= leave_by {
-                            break Err(End::Closed);
-                        }
-                    }
-                }
-            }
+            let handing = pin!(link.sender.send_batchable_ref(sendable));
+            self.until_handed_over(handing, &mut link.connection, drive, sweep, leave_by)
+                .await
         };
         self.prepared = prepared;
-        match result {
+        let end = match result {
             Ok(Ok(delivery)) => {
                 let left_at = Instant::now();
                 if waited {
@@ -426,37 +409,61 @@ impl Engine {
                     deadline,
                 });
                 drive.flights.push(Flight { delivery, waiter });
-                Ok(())
+                return Ok(());
             }
             Ok(Err(error)) => match read_refused_handover(&error) {
                 Ok(reason) => {
                     let _ = reply.send(SendReport::not_sent(reason));
-                    Ok(())
+                    return Ok(());
                 }
-                Err(failure) => {
-                    // It had not left: the next connection may have it.
-                    self.waiting.push_front(Command {
-                        message,
-                        leave_by,
-                        deadline,
-                        reply,
-                    });
-                    Err(End::lost(failure))
-                }
+                Err(failure) => End::lost(failure),
             },
             // Its own time is up; the link is fine.
             Err(End::Closed) => {
-                let _ = reply.send(SendReport::not_sent(NotSent::Timeout { connection: None }));
-                Ok(())
+                let _ = reply.send(too_late());
+                return Ok(());
             }
-            Err(lost) => {
-                self.waiting.push_front(Command {
-                    message,
-                    leave_by,
-                    deadline,
-                    reply,
-                });
-                Err(lost)
+            Err(lost) => lost,
+        };
+        // It had not left: the next connection may have it.
+        self.waiting.push_front(Command {
+            message,
+            leave_by,
+            deadline,
+            reply,
+        });
+        Err(end)
+    }
+
+    /// Waits until a link takes a message, while everything else goes on. [`End::Closed`] when the message has waited until
+    /// `leave_by`. Also tells whether it has waited for credit.
+    async fn until_handed_over<T>(
+        &mut self,
+        mut handing: Pin<&mut impl Future<Output = T>>,
+        connection: &mut HubConnection,
+        drive: &mut Drive,
+        sweep: &mut tokio::time::Interval,
+        leave_by: Instant,
+    ) -> (Result<T, End>, bool) {
+        let mut waited = false;
+        loop {
+            tokio::select! {
+                biased;
+                handed = &mut handing => return (Ok(handed), waited),
+                failure = connection.ended() => return (Err(End::lost(failure)), waited),
+                Some((answer, waiter)) = drive.flights.next(), if !drive.flights.is_empty() => {
+                    self.settle_answer(&connection.renew, drive, answer, waiter);
+                }
+                _ = sweep.tick() => {
+                    waited = true;
+                    let now = Instant::now();
+                    if let Err(end) = self.sweep(drive, now, true) {
+                        return (Err(end), waited);
+                    }
+                    if now >= leave_by {
+                        return (Err(End::Closed), waited);
+                    }
+                }
             }
         }
     }
