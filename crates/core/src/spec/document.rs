@@ -12,23 +12,14 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 
 pub use difference::difference;
+pub use node::MAX_DOCUMENT_BYTES;
 
 use crate::json::Json;
-use node::{Node, Step, Value, What};
+use node::{Node, Step, Unreadable, Value, What};
 use read::Reader;
-
-/// Larger texts are refused unread: a rollout's spec is something that people write.
-pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
-
-/// Values within values, at the most. What is stored is read by a reader that takes 128.
-const MAX_DEPTH: usize = 100;
 
 /// Mistakes that are told at once, at the most: each costs a reading of the whole.
 const MAX_PROBLEMS: usize = 100;
-
-fn too_deep() -> String {
-    format!("is nested too deep; at most {MAX_DEPTH} levels are read")
-}
 
 /// One thing that is wrong with a document, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +204,7 @@ impl Document {
     fn of(
         origin: String,
         text: &str,
-        read: impl FnOnce(&str) -> Result<Node, json::Unreadable>,
+        read: impl FnOnce(&str) -> Result<Node, Unreadable>,
     ) -> Result<Self, Problems> {
         if text.len() > MAX_DOCUMENT_BYTES {
             let what = format!(

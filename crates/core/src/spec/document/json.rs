@@ -5,11 +5,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::MAX_DEPTH;
-use super::node::{Entry, Node, Value};
-
-/// Why a text is not read: the byte at which that is seen, if it is known, and what.
-pub(super) type Unreadable = (Option<usize>, String);
+use super::node::{Entry, Node, Unreadable, Value, check_depth};
 
 /// Whether a text is JSON, whatever it says.
 pub(super) fn check(text: &str) -> Result<(), Unreadable> {
@@ -36,9 +32,7 @@ fn node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Unreadable> {
     // What is borrowed from the text lies within.
     let at = |raw: &RawValue| raw.get().as_ptr() as usize - text.as_ptr() as usize;
     let own = at(raw);
-    if depth > MAX_DEPTH {
-        return Err((Some(own), super::too_deep()));
-    }
+    check_depth(depth, own)?;
     // All else that may be wrong was seen before.
     let bad_text = |at| {
         let what = "has an escape such as \\ud800 that stands for no character";

@@ -2,6 +2,24 @@
 
 use std::collections::BTreeMap;
 
+/// Larger texts are refused unread: a rollout's spec is something that people write.
+pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+
+/// Values within values, at the most. What is stored is read by a reader that takes 128.
+const MAX_DEPTH: usize = 100;
+
+/// Why a text is not read: the byte at which that is seen, if it is known, and what.
+pub(super) type Unreadable = (Option<usize>, String);
+
+/// Refuses a value at the byte `at` that lies within too many others.
+pub(super) fn check_depth(depth: usize, at: usize) -> Result<(), Unreadable> {
+    if depth > MAX_DEPTH {
+        let what = format!("is nested too deep; at most {MAX_DEPTH} levels are read");
+        return Err((Some(at), what));
+    }
+    Ok(())
+}
+
 /// A value, and where it begins.
 #[derive(Debug, Clone)]
 pub(super) struct Node {

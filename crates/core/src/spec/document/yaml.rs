@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
-use super::json::{self, Unreadable};
-use super::node::{Entry, Node, Value};
-use super::{MAX_DEPTH, MAX_DOCUMENT_BYTES};
+use super::json;
+use super::node::{Entry, MAX_DOCUMENT_BYTES, Node, Unreadable, Value, check_depth};
 
 /// Reads a text that is YAML.
 pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
@@ -70,9 +69,7 @@ impl<'a> Reader<'a> {
     fn node(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Node, Unreadable> {
         let at = begin(span).unwrap_or_default();
         let wrong = |what: &str| (Some(at), what.to_owned());
-        if depth > MAX_DEPTH {
-            return Err((Some(at), super::too_deep()));
-        }
+        check_depth(depth, at)?;
         if let Some(tag) = event.tag().filter(|tag| !is_known(tag)) {
             return Err(wrong(&format!(
                 "the tag {} is not used here; leave it out",
