@@ -4,11 +4,11 @@
 //! driver makes sure that it has the floor before it plans or sends. What keeps two from sending at the same time is
 //! the driver's look, not the order of these steps.
 
-use twincast_core::group::{self, Admission, Conflict, LONGEST_LINE, Standing};
+use twincast_core::group::{self, Admission, LONGEST_LINE, Standing};
 use twincast_core::ids::{GroupName, RolloutName, Version};
 use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::rollout::{Event, Owed, Phase, Rollout};
-use twincast_core::spec::RolloutSpec;
+use twincast_core::spec::{Conflict, RolloutSpec};
 use twincast_core::time::Timestamp;
 
 /// How often a line is looked at anew that others keep changing.

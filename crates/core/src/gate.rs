@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::evidence::{Evidence, EvidenceClock, MARGIN};
 use crate::ids::MetricName;
+use crate::message::TTL;
 use crate::outcome::{Counts, Outcome, thousands};
 use crate::rollout::StageProgress;
 use crate::spec::{Gate, Percent, Rung, TooLittle, Unconfirmed};
@@ -24,9 +25,6 @@ use crate::time::{Timestamp, friendly};
 #[cfg(test)]
 pub(crate) use next::next_when_heard;
 pub use next::{Next, Seen, next};
-
-/// Lifetime of messages without a time to live of their own: the default of the hub (`iot-hub-devguide-messages-c2d`).
-pub const TTL: Duration = Duration::from_secs(3600);
 
 /// How long after a send the fate of a message is certain: its time to live, and the time in which the hub reports that
 /// the message has expired.

@@ -10,11 +10,11 @@
 
 use std::time::Duration;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupName, RolloutName, Version};
 use crate::rollout::{Phase, Rollout};
+use crate::spec::Conflict;
 use crate::time::Timestamp;
 
 /// Rollouts that a line holds at the most. Far more than people keep apart, and few enough to look at.
@@ -23,19 +23,6 @@ pub const LONGEST_LINE: usize = 100;
 /// For how long a member counts that has no record that fits: it joins first, and its record is stored then. Much more
 /// than a store takes, and little enough for others to wait when whoever joined has died in between.
 pub const FORMING: Duration = Duration::from_secs(60);
-
-/// What happens when another rollout of the group is under way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Conflict {
-    /// This one is refused.
-    #[default]
-    Reject,
-    /// This one waits until those that came before it have ended.
-    Queue,
-    /// The others are aborted: what they have not sent is skipped. This one starts when they have ended.
-    Supersede,
-}
 
 /// The rollouts of a group, in the order in which they came.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -9,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use twincast_hub_limits::{LONGEST_ENCODED_ID, MessageSize, property};
 
 use crate::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, base36, from_base36};
+
+/// Lifetime of messages without a time to live of their own: the default of the hub (`iot-hub-devguide-messages-c2d`).
+pub const TTL: Duration = Duration::from_secs(3600);
 
 /// Which feedback the hub is asked to give on a message (`iothub-ack`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -38,7 +42,7 @@ pub struct Content {
     pub properties: Vec<(String, String)>,
     /// How long the hub keeps the message for a device that is away, from the send on.
     /// `None`: the hub's own default (1 hour unless its owner changed it).
-    pub ttl: Option<std::time::Duration>,
+    pub ttl: Option<Duration>,
     /// Which feedback to ask for.
     pub ack: Ack,
 }

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// A hub refuses longer queries.
 pub const MAX_QUERY_CHARS: usize = 8192;
+/// The longest condition on devices, in characters: it leaves room for the rest of the query.
+pub const MAX_CONDITION_CHARS: usize = MAX_QUERY_CHARS - 1024;
 
 /// The path of a tag below `tags`, for example `region` or `location.site`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -143,7 +145,7 @@ pub enum TagValue {
     /// A number with a fraction.
     Float(f64),
     /// A text.
-    Text(#[schemars(length(max = crate::spec::MAX_CONDITION_CHARS))] String),
+    Text(#[schemars(length(max = MAX_CONDITION_CHARS))] String),
 }
 
 impl TagValue {

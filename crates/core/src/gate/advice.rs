@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{TTL, answered_within};
+use super::answered_within;
 use crate::evidence::BATCHING;
 use crate::ids::StageName;
+use crate::message::TTL;
 use crate::spec::{Gate, RolloutSpec, Rung, TooLittle, Unconfirmed};
 use crate::time::friendly;
 

@@ -6,10 +6,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::RolloutSpec;
 use super::quantity::{InvalidPercent, Percent, Span};
-use crate::budget::{BudgetGroup, Limit};
-use crate::plan::Group;
+use crate::budget::Limit;
 use crate::query::TagPath;
 
 /// At most so many devices that share a tag's value are in progress at once. A device without the tag is a group
@@ -124,7 +122,7 @@ impl JsonSchema for AtMost {
 }
 
 impl AtMost {
-    fn limit(self) -> Limit {
+    pub(super) fn limit(self) -> Limit {
         match self {
             Self::Devices(devices) => Limit::Devices(devices),
             Self::Percent(percent) => Limit::Millionths(percent.millionths()),
@@ -142,32 +140,12 @@ impl fmt::Display for Budget {
     }
 }
 
-impl RolloutSpec {
-    /// The groups by which the devices of a tag group are held back, in the order of the budgets.
-    #[must_use]
-    pub fn budget_groups(&self, group: &Group) -> Vec<BudgetGroup> {
-        let of = |budget: &Budget| {
-            let own = group.0.iter().find(|(tag, _)| tag == budget.tag.as_str());
-            let value = own.and_then(|(_, value)| value.as_ref())?;
-            Some(BudgetGroup {
-                group: format!("{}={value}", budget.tag),
-                limit: budget.at_most.limit(),
-                silent_ms: self.silence(budget),
-            })
-        };
-        self.budgets.iter().filter_map(of).collect()
-    }
-
-    fn silence(&self, budget: &Budget) -> u64 {
-        let own = budget.deadline.or(self.message.ttl).map(|span| span.0);
-        let silence = own.unwrap_or(crate::gate::TTL);
-        crate::time::ms(silence)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::BudgetGroup;
+    use crate::plan::Group;
+    use crate::spec::RolloutSpec;
 
     fn read(rest: &str) -> Result<RolloutSpec, String> {
         let text = format!("{{name: r, target: {{all: true}}, batch_by: [site, region], {rest}}}");

@@ -9,8 +9,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::quantity::Span;
 use super::schedule::STARTS;
-use super::stage::Gate;
-use super::{RolloutSpec, Stage, StageIndex};
 use crate::time::Timestamp;
 
 /// The shortest time between two looks: each asks the hubs for the whole target.
@@ -73,42 +71,6 @@ impl Continuous {
     }
 }
 
-impl RolloutSpec {
-    /// The stage of devices that join later, if there is one: the last.
-    #[must_use]
-    pub fn late_stage(&self) -> Option<StageIndex> {
-        self.continuous.as_ref()?;
-        let last = self.all_stages().len() - 1;
-        Some(StageIndex(
-            u16::try_from(last).expect("there are at most MAX_STAGES stages"),
-        ))
-    }
-
-    /// The gate whose failure rule holds for devices that join later: the last that has one.
-    #[must_use]
-    pub fn late_gate(&self) -> Option<&Gate> {
-        let mut gates = self.stages.iter().rev().filter_map(|it| it.gate.as_ref());
-        gates.find(|gate| gate.failure_above.is_some())
-    }
-
-    pub(super) fn late(&self) -> Option<Stage> {
-        self.continuous.as_ref()?;
-        // All else that a gate may ask is for the end of a stage, which this one does not have.
-        let gate = self.late_gate().map(|gate| Gate {
-            success_at_least: None,
-            bake: None,
-            applied_when: None,
-            metrics: Vec::new(),
-            approval: None,
-            ..gate.clone()
-        });
-        Some(Stage {
-            gate,
-            ..Stage::rest(LATE)
-        })
-    }
-}
-
 /// Reads `true` and `false`, too.
 pub(super) fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Continuous>, D::Error> {
     struct Given;
@@ -145,6 +107,7 @@ pub(super) fn schema(generator: &mut SchemaGenerator) -> Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::RolloutSpec;
 
     fn read(continuous: &str) -> Result<Option<Continuous>, String> {
         let text = format!(

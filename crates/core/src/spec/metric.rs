@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Problem;
+use super::limits::MAX_WAIT;
 use super::quantity::Span;
 use crate::ids::MetricName;
 
@@ -248,13 +249,12 @@ pub(super) fn check(metrics: &[Metric], field: &str, problems: &mut Vec<Problem>
                 wrong(part, out_of_bounds(limit, 0));
             }
         }
-        let longest = super::validate::MAX_WAIT;
-        if !(MIN_EVERY..=longest).contains(&metric.every.0) {
+        if !(MIN_EVERY..=MAX_WAIT).contains(&metric.every.0) {
             let every = metric.every;
             wrong("every", format!("{every} is out of bounds; 5s to 90d"));
         }
         if let Some(delay) = metric.initial_delay
-            && delay.0 > longest
+            && delay.0 > MAX_WAIT
         {
             wrong("initial_delay", format!("{delay} is too long; at most 90d"));
         }

@@ -3,7 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{RolloutSpec, StageIndex};
 use crate::query::TagPath;
 
 /// In which order a stage's batches are released on each hub. It is an order of beginning: several batches are worked on at
@@ -15,14 +14,4 @@ pub enum Order {
     By(TagPath),
     /// Batches in an order that is as good as random, and in each the devices in the order of their cohorts.
     Shuffled,
-}
-
-impl RolloutSpec {
-    /// The order within a stage: its own, or the rollout's.
-    #[must_use]
-    pub fn order_of(&self, stage: StageIndex) -> Option<&Order> {
-        let own = self.stages.get(usize::from(stage.0));
-        let own = own.and_then(|stage| stage.order.as_ref());
-        own.or(self.order.as_ref())
-    }
 }

@@ -5,21 +5,20 @@
 //! that is compiled in.
 
 mod calendar;
+mod check;
 mod civil;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::calendar::Calendar;
 pub use self::civil::{
     CivilDate, Day, InvalidDate, InvalidTimeOfDay, InvalidZone, TimeOfDay, ZoneName,
 };
-use super::Span;
+use super::limits::MAX_TEXT_CHARS;
+use super::quantity::Span;
 use crate::query::TagPath;
 use crate::time::Timestamp;
 
@@ -122,7 +121,7 @@ pub struct Freeze {
     pub to: Option<CivilDate>,
     /// Why, for people. Shown while it lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = super::MAX_TEXT_CHARS))]
+    #[schemars(length(max = MAX_TEXT_CHARS))]
     pub reason: Option<String>,
 }
 
@@ -188,95 +187,6 @@ impl fmt::Display for Closed {
             } => write!(f, "frozen: {reason}"),
             Self::OutsideWindow => f.write_str("outside its windows"),
         }
-    }
-}
-
-impl Schedule {
-    /// Whether it is open at `now`, and until when that holds. `zone` is the value of the
-    /// device's `zone_tag`, if it has one; what is no zone counts as none.
-    #[must_use]
-    pub fn at(&self, now: Timestamp, zone: Option<&str>) -> Opening {
-        let zone = zone
-            .and_then(ZoneName::find)
-            .or_else(|| self.zone.as_ref().map(|name| name.zone().clone()))
-            .unwrap_or(TimeZone::UTC);
-        Calendar::new(self, zone).at(now)
-    }
-
-    /// Why the schedule is of no use from `now` on, in words: closed, and not open again within [`HORIZON`] of `now`, or of the
-    /// start if that is later. Zones of devices aside.
-    #[must_use]
-    pub fn never_opens(&self, now: Timestamp) -> Option<String> {
-        let now = now.max(self.start_at.unwrap_or_default());
-        match self.at(now, None) {
-            Opening::Closed { until: None, why } => Some(format!(
-                "is {why} at {now}, and does not open within 400 days; shorten its freezes"
-            )),
-            _ => None,
-        }
-    }
-
-    /// Everything that is wrong with it: the field, from `schedule` on, and what was found and
-    /// is allowed.
-    #[must_use]
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        let mut problem = |field: String, message| problems.push((field, message));
-        if let Some(start) = self.start_at
-            && !STARTS.contains(&start)
-        {
-            problem(
-                "start_at".to_owned(),
-                format!("is {start}; from 2020 to 2099 is allowed"),
-            );
-        }
-        for (field, found, allowed) in [
-            ("windows", self.windows.len(), MAX_WINDOWS),
-            ("freeze", self.freeze.len(), MAX_FREEZES),
-        ] {
-            if found > allowed {
-                problem(
-                    field.to_owned(),
-                    format!("{found} are too many; at most {allowed}"),
-                );
-            }
-        }
-        for (index, window) in self.windows.iter().enumerate() {
-            let mut seen = HashSet::new();
-            for (place, day) in window.days.iter().enumerate() {
-                if !seen.insert(day) {
-                    problem(
-                        format!("windows[{index}].days[{place}]"),
-                        format!("{day} is named twice"),
-                    );
-                }
-            }
-            if !(MIN_WINDOW..=MAX_WINDOW).contains(&window.length.0) {
-                problem(
-                    format!("windows[{index}].for"),
-                    format!("{} is out of bounds; 1m to 7d is allowed", window.length),
-                );
-            }
-        }
-        for (index, freeze) in self.freeze.iter().enumerate() {
-            if freeze.last() < freeze.from {
-                problem(
-                    format!("freeze[{index}].to"),
-                    format!("{} is before its from, {}", freeze.last(), freeze.from),
-                );
-            }
-        }
-        if self.unknown_zone != UnknownZone::Default && self.zone_tag.is_none() {
-            let what = "has a meaning with `zone_tag` only".to_owned();
-            problems.push(("unknown_zone".to_owned(), what));
-        }
-        if problems.is_empty()
-            && let Some(start_at) = self.start_at
-            && let Some(why) = self.never_opens(start_at)
-        {
-            problems.push(("freeze".to_owned(), why));
-        }
-        problems
     }
 }
 

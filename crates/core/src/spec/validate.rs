@@ -1,46 +1,53 @@
 //! What the types of a spec cannot say.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use twincast_hub_limits::{LONGEST_ENCODED_ID, encoded_id};
 
-use super::document::Problem;
-use super::{
-    AtMost, Exclusion, Gate, LATE, NoContent, Order, Ramp, RampOf, RolloutSpec, Rung, Stage, Target,
+use super::budget::AtMost;
+use super::continuous::LATE;
+use super::document::{Document, Problem, Problems};
+use super::limits::{
+    MAX_COUNTED, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TEXT_CHARS, MAX_TTL,
+    MAX_WAIT, MAX_WEIGHT, MIN_TTL, too_long,
 };
-use crate::group::Conflict;
+use super::message::NoContent;
+use super::metric;
+use super::order::Order;
+use super::quantity::Percent;
+use super::ramp::{Ramp, RampOf};
+use super::rollout_spec::{Conflict, RolloutSpec};
+use super::stage::{Gate, Rung, Stage};
+use super::target::{Exclusion, Target};
 use crate::message::{Ack, Content};
-use crate::query::{MAX_QUERY_CHARS, OneOrMany, TagSelector, condition_problem};
+use crate::query::{
+    MAX_CONDITION_CHARS, MAX_QUERY_CHARS, OneOrMany, TagSelector, condition_problem,
+};
 
-/// The largest message that a hub takes from the cloud to a device, with its properties and ids.
-pub const MAX_MESSAGE_BYTES: usize = twincast_hub_limits::LARGEST_MESSAGE;
-/// The longest time to live.
-pub const MAX_TTL: Duration = twincast_hub_limits::LONGEST_TTL;
-/// The shortest time to live that a hub's own setting takes; shorter ones expire on the way.
-pub const MIN_TTL: Duration = Duration::from_secs(60);
-/// More devices belong into a file.
-pub const MAX_DEVICES_INLINE: usize = 10_000;
+impl RolloutSpec {
+    /// Reads and checks a spec. `origin` is what a person would call the text, say its path.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its field and line.
+    pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
+        const STAND_INS: [(&str, &str); 4] = [
+            ("name", r#""a""#),
+            ("target", r#"{"all":true}"#),
+            ("message", r#"{"body":{"text":""}}"#),
+            ("message.body", r#"{"text":""}"#),
+        ];
+        Document::parse(origin, text)?.read_and_check(&STAND_INS, problems_of)
+    }
 
-/// The largest share of a hub, compared with the smallest.
-pub const MAX_WEIGHT: u32 = 100;
-
-/// The longest condition on devices, in characters: it leaves room for the rest of the query.
-pub const MAX_CONDITION_CHARS: usize = MAX_QUERY_CHARS - 1024;
-/// The longest text for people that is stored, in characters: a description, or why something is done.
-pub const MAX_TEXT_CHARS: usize = 1_000;
-/// The longest name of whoever does something, in characters.
-pub const MAX_BY_CHARS: usize = 128;
-
-/// Stages that a rollout may have.
-pub const MAX_STAGES: usize = 50;
-/// The largest `max_devices`: those devices are held in memory while the rollout is planned.
-const MAX_COUNTED: u32 = 100_000;
-/// The longest deadline, bake or wait for an approval.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(90 * 24 * 3600);
+    /// What is wrong with a spec that was changed after it was read, as by inlining its files.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        problems_of(self)
+    }
+}
 
 /// Everything that is wrong with a spec whose every value is of the right type.
-pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
+fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
     target(&spec.target, &mut problems);
     for (index, rule) in spec.target.exclude.iter().enumerate() {
@@ -102,13 +109,6 @@ pub(super) fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         ));
     }
     problems
-}
-
-/// What is wrong with a text, if it is longer than that.
-#[must_use]
-pub fn too_long(text: &str, most: usize) -> Option<String> {
-    let found = text.chars().count();
-    (found > most).then(|| format!("has {found} characters; at most {most} are allowed"))
 }
 
 /// What people say in a spec is kept for as long as its rollout is.
@@ -253,7 +253,7 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             ));
         }
         if let Some(percent) = stage.percent {
-            if percent == super::Percent::NONE {
+            if percent == Percent::NONE {
                 problems.push(Problem::new(
                     format!("{field}.percent"),
                     "is 0%, which takes no device",
@@ -331,7 +331,7 @@ fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         }
         let is_none = match budget.at_most {
             AtMost::Devices(devices) => devices == 0,
-            AtMost::Percent(percent) => percent == super::Percent::NONE,
+            AtMost::Percent(percent) => percent == Percent::NONE,
         };
         if is_none {
             let what = format!("is {}, so that nothing could ever be sent", budget.at_most);
@@ -449,7 +449,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             problems.push(wrong(part, format!("{wait} is too long; at most 90d")));
         }
     }
-    super::metric::check(&gate.metrics, field, problems);
+    metric::check(&gate.metrics, field, problems);
 }
 
 /// A message that is larger than the hub takes, with the longest ids that may occur.

@@ -9,12 +9,39 @@ use std::time::Duration;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 
+use super::civil::ZoneName;
 use super::{Closed, HORIZON, MAX_WINDOW, Opening, Schedule, Window};
 use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) struct Calendar<'a> {
+impl Schedule {
+    /// Whether it is open at `now`, and until when that holds. `zone` is the value of the
+    /// device's `zone_tag`, if it has one; what is no zone counts as none.
+    #[must_use]
+    pub fn at(&self, now: Timestamp, zone: Option<&str>) -> Opening {
+        let zone = zone
+            .and_then(ZoneName::find)
+            .or_else(|| self.zone.as_ref().map(|name| name.zone().clone()))
+            .unwrap_or(TimeZone::UTC);
+        Calendar::new(self, zone).at(now)
+    }
+
+    /// Why the schedule is of no use from `now` on, in words: closed, and not open again within [`HORIZON`] of `now`, or of the
+    /// start if that is later. Zones of devices aside.
+    #[must_use]
+    pub fn never_opens(&self, now: Timestamp) -> Option<String> {
+        let now = now.max(self.start_at.unwrap_or_default());
+        match self.at(now, None) {
+            Opening::Closed { until: None, why } => Some(format!(
+                "is {why} at {now}, and does not open within 400 days; shorten its freezes"
+            )),
+            _ => None,
+        }
+    }
+}
+
+struct Calendar<'a> {
     zone: TimeZone,
     start: Timestamp,
     /// By their time of day, so that one pass over them mostly suffices.
@@ -33,7 +60,7 @@ struct Frozen<'a> {
 }
 
 impl<'a> Calendar<'a> {
-    pub(super) fn new(schedule: &'a Schedule, zone: TimeZone) -> Self {
+    fn new(schedule: &'a Schedule, zone: TimeZone) -> Self {
         let midnight = |date: Date| instant(&zone, date.to_datetime(Time::midnight()));
         let frozen = schedule.freeze.iter().map(|freeze| Frozen {
             from: midnight(freeze.from.date()),
@@ -61,7 +88,7 @@ impl<'a> Calendar<'a> {
         }
     }
 
-    pub(super) fn at(&self, now: Timestamp) -> Opening {
+    fn at(&self, now: Timestamp) -> Opening {
         match self.closed(now) {
             Some(why) => Opening::Closed {
                 until: self.opens(now),
