@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, Hold, Way};
-use twincast_core::gate::{Next, WaitsFor};
+use twincast_core::account::{Activity, Hold};
+use twincast_core::gate::{Next, WaitsFor, Way};
 use twincast_core::ids::HubName;
 use twincast_core::link::Impasse;
 use twincast_core::plan::Group;
@@ -130,7 +130,7 @@ impl Accounting<'_> {
         };
         let doing = match next {
             Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
-            next => Activity::of_next(next, way),
+            next => next.activity(way),
         };
         let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
         let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);

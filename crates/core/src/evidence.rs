@@ -15,20 +15,14 @@
 //! heard-until time of all present listeners: each message in the queue by then was handed to a present listener, and
 //! is merged.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Holder, HubName};
-use crate::message::Ack;
-use crate::outcome::Counts;
-use crate::outcome::Outcome;
-use crate::outcome::Tally;
+use crate::outcome::{Counts, Outcome};
 use crate::reports::{Reported, Reports};
-use crate::rollout::Rollout;
-use crate::spec::Rung;
 use crate::time::{Timestamp, ms};
 
 pub use crate::reports::FORGOTTEN;
@@ -421,38 +415,6 @@ impl EvidenceClock {
             self.unheard_ms += passed;
         }
         self.evidence = evidence.clone();
-    }
-}
-
-impl Rollout {
-    /// The tallies with sends that are still owed in the current or an earlier stage.
-    pub fn owing<'a>(&self, tallies: &'a [Tally]) -> impl Iterator<Item = &'a Tally> + use<'a> {
-        let stage = self.stage();
-        let reached = tallies.iter().filter(move |tally| tally.stage <= stage);
-        reached.filter(|tally| tally.counts.unsettled() > 0)
-    }
-
-    /// The hubs whose feedback decides the next step of a running rollout: hubs with silent devices, if the current
-    /// gate or the end of the rollout depends on their answers.
-    #[must_use]
-    pub fn hubs_to_hear<'a>(&self, tallies: &'a [Tally]) -> BTreeSet<&'a HubName> {
-        if self.spec.message.ack == Ack::None || self.retry.is_some() {
-            return BTreeSet::new();
-        }
-        let stage = self.stage();
-        let is_open = self
-            .stage_progress()
-            .is_some_and(|progress| progress.passed_at.is_none());
-        let gate = self.spec.gate_of(stage).filter(|_| is_open);
-        let counts: fn(&Counts) -> u64 = match gate {
-            Some(gate) if gate.counts != Rung::Enqueued && gate.measures() => silent,
-            None if self.owing(tallies).next().is_none() => unanswered,
-            _ => return BTreeSet::new(),
-        };
-        let of_stage = |tally: &&Tally| gate.is_none() || tally.stage == stage;
-        let tallies = tallies.iter().filter(of_stage);
-        let heard = tallies.filter(|tally| counts(&tally.counts) > 0);
-        heard.map(|tally| &tally.hub).collect()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::time::{Timestamp, friendly};
 
 #[cfg(test)]
 pub(crate) use next::next_when_heard;
-pub use next::{Next, Seen, next};
+pub use next::{Next, Seen, Way, next};
 
 /// How long after a send the fate of a message is certain: its time to live, and the time in which the hub reports that
 /// the message has expired.

@@ -1,9 +1,9 @@
 //! Numbers that a gate asks a Prometheus server for.
 //!
 //! ```text
-//!  samples ──[`weigh`]──▶ result ──[`is_worth_noting`]──▶ event ──[`note`]──▶ tally, in the rollout's record
-//!                                                                             │
-//!                                        failed | undecided | waits | holds ◀─┘ [`judge`]
+//!  samples ──[`weigh`]──▶ result ──[`is_worth_noting`]──▶ event ──▶ tally, in the rollout's record
+//!                                                                   │
+//!                              failed | undecided | waits | holds ◀─┘ [`judge`]
 //! ```
 //!
 //! A metric is asked for from the stage's start on, as the failure rule is armed from there on: what fails counts at
@@ -12,52 +12,10 @@
 //! Tallies are kept in the record, and bounded: a measurement that changes nothing that matters is not noted. So
 //! a stage writes at most as many as its limits allow, and one for each turn of the metric from one result to another.
 
-use serde::{Deserialize, Serialize};
-
 use crate::ids::MetricName;
-use crate::rollout::StageProgress;
+use crate::rollout::{MetricResult, MetricTally, StageProgress};
 use crate::spec::{Gate, Metric};
 use crate::time::Timestamp;
-
-/// What one measurement came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MetricResult {
-    /// It is as it should be.
-    Succeeded,
-    /// It is as it should not be.
-    Failed,
-    /// Neither.
-    Inconclusive,
-    /// Nobody knows what it is.
-    NotMeasured,
-}
-
-/// What is known of a metric in a stage. The counts begin anew when the rollout is resumed after its gate has
-/// paused it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MetricTally {
-    /// The metric.
-    pub name: MetricName,
-    /// Measurements that succeeded after all of the stage was sent, up to as many as are needed.
-    #[serde(default)]
-    pub succeeded: u32,
-    /// Those that failed.
-    #[serde(default)]
-    pub failed: u32,
-    /// Those that were inconclusive.
-    #[serde(default)]
-    pub inconclusive: u32,
-    /// How often in a row it could not be measured, as far as that was noted.
-    #[serde(default)]
-    pub not_measured: u32,
-    /// What the last one came to that was noted.
-    pub result: MetricResult,
-    /// What was found then: samples, or why there are none.
-    pub found: String,
-    /// When that was.
-    pub at: Timestamp,
-}
 
 /// What a measurement came to, with what was found in a few words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,17 +94,13 @@ pub fn due<'a>(
 }
 
 fn noted_at(progress: &StageProgress, metric: &Metric) -> Option<Timestamp> {
-    tally(progress, &metric.name).map(|tally| tally.at)
-}
-
-fn tally<'a>(progress: &'a StageProgress, name: &MetricName) -> Option<&'a MetricTally> {
-    progress.metrics.iter().find(|tally| tally.name == *name)
+    progress.tally(&metric.name).map(|tally| tally.at)
 }
 
 /// Whether a measurement changes something that is to be remembered.
 #[must_use]
 pub fn is_worth_noting(metric: &Metric, progress: &StageProgress, result: MetricResult) -> bool {
-    let Some(tally) = tally(progress, &metric.name) else {
+    let Some(tally) = progress.tally(&metric.name) else {
         return true;
     };
     match result {
@@ -156,44 +110,6 @@ pub fn is_worth_noting(metric: &Metric, progress: &StageProgress, result: Metric
             counts || tally.result != MetricResult::Succeeded
         }
     }
-}
-
-/// Notes a measurement in a stage's progress.
-pub(crate) fn note(
-    progress: &mut StageProgress,
-    name: &MetricName,
-    weighed: Weighed,
-    at: Timestamp,
-) {
-    let is_sent = progress.sent_at.is_some();
-    let known = progress
-        .metrics
-        .iter()
-        .position(|tally| tally.name == *name);
-    let index = known.unwrap_or_else(|| {
-        progress.metrics.push(MetricTally {
-            name: name.clone(),
-            succeeded: 0,
-            failed: 0,
-            inconclusive: 0,
-            not_measured: 0,
-            result: weighed.result,
-            found: String::new(),
-            at,
-        });
-        progress.metrics.len() - 1
-    });
-    let tally = &mut progress.metrics[index];
-    match weighed.result {
-        MetricResult::Succeeded => tally.succeeded += u32::from(is_sent),
-        MetricResult::Failed => tally.failed += 1,
-        MetricResult::Inconclusive => tally.inconclusive += 1,
-        MetricResult::NotMeasured => tally.not_measured += 1,
-    }
-    if weighed.result != MetricResult::NotMeasured {
-        tally.not_measured = 0;
-    }
-    (tally.result, tally.found, tally.at) = (weighed.result, weighed.found, at);
 }
 
 /// What a gate's metrics come to.
@@ -213,7 +129,7 @@ pub(super) enum Sum {
 pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> Sum {
     let known = || {
         let metrics = gate.metrics.iter();
-        metrics.filter_map(|metric| Some((metric, tally(progress, &metric.name)?)))
+        metrics.filter_map(|metric| Some((metric, progress.tally(&metric.name)?)))
     };
     let failed = known().find(|(metric, tally)| tally.failed > metric.failure_limit);
     if let Some((metric, tally)) = failed {
@@ -253,7 +169,9 @@ pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> Sum {
         };
     }
     for metric in &gate.metrics {
-        let succeeded = tally(progress, &metric.name).map_or(0, |tally| tally.succeeded);
+        let succeeded = progress
+            .tally(&metric.name)
+            .map_or(0, |tally| tally.succeeded);
         if succeeded < metric.count {
             return Sum::Waits {
                 metric: metric.name.clone(),
@@ -284,7 +202,7 @@ pub(super) fn wanted(metric: &Metric) -> String {
 /// What was found of metrics that hold; `None` when there are none.
 pub(super) fn found(gate: &Gate, progress: &StageProgress) -> Option<String> {
     let known = gate.metrics.iter().filter_map(|metric| {
-        let tally = tally(progress, &metric.name)?;
+        let tally = progress.tally(&metric.name)?;
         Some(format!("{} {}", metric.name, tally.found))
     });
     let known = known.collect::<Vec<_>>().join(", ");
@@ -296,7 +214,7 @@ pub(super) fn found(gate: &Gate, progress: &StageProgress) -> Option<String> {
 pub fn in_words(gate: &Gate, progress: &StageProgress) -> String {
     let words = gate.metrics.iter().map(|metric| {
         let (name, count) = (&metric.name, metric.count);
-        match tally(progress, name) {
+        match progress.tally(name) {
             None => format!("{name} not asked for yet"),
             Some(tally) => {
                 let MetricTally {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     Measured, Verdict, View, WaitsFor, answered_within, has_failed_so_far, judge, not_measured,
 };
+use crate::account::Activity;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;
 use crate::outcome::Counts;
@@ -25,6 +26,48 @@ pub enum Next {
     Wait(WaitsFor),
     /// No step is left: all stages are over.
     Over,
+}
+
+impl Next {
+    /// What the rollout does meanwhile. `None` when it is an event, which says that itself.
+    #[must_use]
+    pub fn activity(&self, way: Way) -> Option<Activity> {
+        match self {
+            Self::Send | Self::Wait(WaitsFor::Sends { .. }) => Some(match way {
+                Way::Clear => Activity::Sending,
+                Way::Throttled => Activity::Throttled,
+                Way::Blocked => Activity::Blocked,
+                Way::OutsideWindow => Activity::OutsideWindow,
+                Way::HeldBack => Activity::Feedback,
+            }),
+            Self::Wait(WaitsFor::Retry) => Some(Activity::Sending),
+            Self::Wait(WaitsFor::Joiners { .. }) => Some(Activity::Joiners),
+            Self::Measure | Self::Wait(WaitsFor::Silent { .. } | WaitsFor::Answers { .. }) => {
+                Some(Activity::Feedback)
+            }
+            Self::Wait(WaitsFor::Evidence { .. }) => Some(Activity::Evidence),
+            Self::Wait(WaitsFor::Bake { .. } | WaitsFor::Metric { .. }) => Some(Activity::Baking),
+            Self::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {
+                Some(Activity::Approval)
+            }
+            Self::Happened(_) | Self::Over => None,
+        }
+    }
+}
+
+/// Whether what is to be sent can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It can.
+    Clear,
+    /// More slowly than the quota: see [`Activity::Throttled`].
+    Throttled,
+    /// There is no way: see [`Activity::Blocked`].
+    Blocked,
+    /// The schedule does not let it.
+    OutsideWindow,
+    /// Its budgets do not let it, until devices that are in progress are heard of.
+    HeldBack,
 }
 
 /// The observed state of a running rollout.
@@ -196,4 +239,55 @@ pub(crate) fn next_when_heard(
         evidence: &Evidence::complete(),
     };
     next(rollout, seen, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_next_says_what_is_done() {
+        use Activity as A;
+        let until = Timestamp(1);
+        let waits = |waits| Next::Wait(waits);
+        let table = [
+            (
+                Next::Send,
+                [
+                    A::Sending,
+                    A::Throttled,
+                    A::Blocked,
+                    A::OutsideWindow,
+                    A::Feedback,
+                ],
+            ),
+            (
+                waits(WaitsFor::Silent { devices: 1, until }),
+                [A::Feedback; 5],
+            ),
+            (
+                waits(WaitsFor::Evidence {
+                    devices: 1,
+                    in_the_way: String::new(),
+                }),
+                [A::Evidence; 5],
+            ),
+            (Next::Measure, [A::Feedback; 5]),
+            (waits(WaitsFor::Bake { until }), [A::Baking; 5]),
+            (waits(WaitsFor::Approval { until: None }), [A::Approval; 5]),
+            (waits(WaitsFor::Joiners { look: None }), [A::Joiners; 5]),
+        ];
+        for (next, expected) in table {
+            let ways = [
+                Way::Clear,
+                Way::Throttled,
+                Way::Blocked,
+                Way::OutsideWindow,
+                Way::HeldBack,
+            ];
+            let done = ways.map(|way| next.activity(way).unwrap());
+            assert_eq!(done, expected, "{next:?}");
+        }
+        assert_eq!(Next::Over.activity(Way::Clear), None);
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Event;
+use super::event::Event;
 use crate::ids::Version;
 use crate::time::Timestamp;
 
@@ -105,9 +105,8 @@ pub fn folded(history: &[HistoryEntry]) -> Vec<Repeated<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::metric::MetricResult;
     use crate::ids::{MetricName, StageName};
-    use crate::rollout::Word;
+    use crate::rollout::{MetricResult, Word};
 
     fn entry(at: u64, event: Event) -> HistoryEntry {
         HistoryEntry {

@@ -1,52 +1,15 @@
-//! How far the search for a rollout's devices is, as its driver has noted it: at planning, and in the looks of a continuous one.
+//! What a driver notes of the search for a rollout's devices: at planning, and in the looks of a continuous one.
 //!
 //! A note is no event. The record keeps its version, so whoever does not know of the note overwrites it without harm.
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Event, Owed, Phase, Rollout};
+use super::event::Event;
+use super::phase::{Owed, Phase};
+use super::record::Rollout;
+use super::search::{Search, SearchTrouble};
 use crate::account::NOTED_EVERY;
 use crate::time::Timestamp;
-
-/// Characters of an error that are kept: a chain of causes is shorter.
-const ERROR_CHARS: usize = 600;
-
-/// How far the search for devices is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Search {
-    /// Devices that the newest try has found so far.
-    #[serde(default)]
-    pub found: u64,
-    /// What keeps it from being finished, if something does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trouble: Option<SearchTrouble>,
-    /// When this was noted.
-    noted_at: Timestamp,
-}
-
-/// What keeps a search for devices from being finished.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SearchTrouble {
-    /// Since when nothing was found.
-    pub since: Timestamp,
-    /// The last error, in words.
-    pub error: String,
-    /// When the next try begins; `None` while one is under way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_try: Option<Timestamp>,
-}
-
-impl std::fmt::Display for SearchTrouble {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; in vain since {}", self.error, self.since)?;
-        match self.next_try {
-            Some(at) => write!(f, ", next try at {at}"),
-            None => Ok(()),
-        }
-    }
-}
 
 impl Rollout {
     /// What keeps its devices from being found, if something does.
@@ -74,7 +37,7 @@ impl Rollout {
     ) -> Option<Self> {
         let before = self.search.clone().unwrap_or_default();
         let trouble = match standstill {
-            Some((since, error)) => Some(trouble(&before, since, error, None)),
+            Some((since, error)) => Some(SearchTrouble::after(&before, since, error, None)),
             // Before it has found anything, it is not known to go on.
             None => before.trouble.clone().filter(|_| found == 0),
         };
@@ -100,7 +63,8 @@ impl Rollout {
             return None;
         }
         let before = self.search.clone().unwrap_or_default();
-        let trouble = trouble(&before, now, error, again.map(|again| now.plus(again)));
+        let next_try = again.map(|again| now.plus(again));
+        let trouble = SearchTrouble::after(&before, now, error, next_try);
         Some(self.with_search(before.found, Some(trouble), now))
     }
 
@@ -132,24 +96,6 @@ impl Rollout {
                 trouble.next_try = None;
             }
         }
-    }
-}
-
-fn trouble(
-    before: &Search,
-    since: Timestamp,
-    error: &str,
-    next_try: Option<Timestamp>,
-) -> SearchTrouble {
-    let earlier = before.trouble.as_ref().map(|trouble| trouble.since);
-    let mut cut: String = error.chars().take(ERROR_CHARS).collect();
-    if cut.len() < error.len() {
-        cut.push('…');
-    }
-    SearchTrouble {
-        since: earlier.map_or(since, |earlier| earlier.min(since)),
-        error: cut,
-        next_try,
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use super::{Event, Phase};
+use super::event::Event;
+use super::phase::Phase;
 use crate::ids::RolloutName;
 
 /// Something that cannot happen to a rollout as it is.

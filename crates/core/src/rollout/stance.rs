@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Adding, Phase, Rollout, Wanted};
+use super::adding::Adding;
+use super::phase::{Phase, Wanted};
+use super::record::Rollout;
 use crate::ids::{Attempt, Revision, RolloutId, StageIndex};
 
 /// How a rollout stands: all of its record that a decision about one of its batches depends on.

@@ -1,7 +1,9 @@
 use super::*;
-use crate::gate::metric::MetricResult;
-use crate::ids::MetricName;
-use crate::outcome::Counts;
+use crate::ids::{Attempt, MetricName, RolloutName, StageName, Version};
+use crate::outcome::{Counts, Outcome};
+use crate::plan::PlanSummary;
+use crate::spec::{OnFailure, RolloutSpec};
+use crate::time::Timestamp;
 
 pub(super) fn plan(devices: u64) -> Event {
     Event::PlanCompleted {
