@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answered_within;
+use super::judge::answered_within;
 use crate::evidence::BATCHING;
 use crate::ids::StageName;
 use crate::message::TTL;

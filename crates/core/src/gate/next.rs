@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{
-    Measured, Verdict, View, WaitsFor, answered_within, has_failed_so_far, judge, not_measured,
-};
+use super::judge::{View, answered_within, judge};
+use super::shares::{Measured, has_failed_so_far};
+use super::verdict::{Verdict, WaitsFor, not_measured};
 use crate::account::Activity;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;

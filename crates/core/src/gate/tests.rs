@@ -1,11 +1,14 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::evidence::{ListenerState, ListenerStatus, Watermark};
-use crate::ids::StageName;
-use crate::ids::{Holder, HubName};
-use crate::rollout::{Approval, Event, Rollout, Word};
-use crate::spec::{OnFailure, RolloutSpec};
+use crate::evidence::{Evidence, EvidenceClock, ListenerState, ListenerStatus, Watermark};
+use crate::ids::{Holder, HubName, StageName};
+use crate::outcome::{Counts, Outcome};
+use crate::rollout::{Approval, Event, Rollout, StageProgress, Word};
+use crate::spec::{Gate, OnFailure, RolloutSpec};
+use crate::time::Timestamp;
 
 const START: Timestamp = Timestamp(1_000_000);
 
