@@ -72,13 +72,14 @@ impl HeldBatch {
         ttl: Duration,
     ) -> Result<Wanted, StoreError> {
         let now = self.now();
-        self.leased.record(&*self.store, reports, ttl, now).await
+        let leased = &mut self.leased;
+        self.store.record_taken(leased, reports, ttl, now).await
     }
 
     /// Lets go of it. If that fails, the lease lapses by itself; that costs time only.
     pub(crate) async fn release(mut self) {
         let now = self.now();
-        if let Err(error) = self.leased.release(&*self.store, now).await {
+        if let Err(error) = self.store.release_taken(&mut self.leased, now).await {
             let Lease { rollout, batch, .. } = self.leased.lease();
             tracing::warn!(%rollout, %batch, ?error, "batch not released");
         }

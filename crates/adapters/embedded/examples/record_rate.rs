@@ -191,10 +191,12 @@ async fn work(
             })
             .collect();
         let begun = Instant::now();
-        leased.record(store, &reports, TTL, clock.now()).await?;
+        store
+            .record_taken(&mut leased, &reports, TTL, clock.now())
+            .await?;
         times.push(begun.elapsed());
     }
-    leased.release(store, clock.now()).await?;
+    store.release_taken(&mut leased, clock.now()).await?;
     Ok(())
 }
 

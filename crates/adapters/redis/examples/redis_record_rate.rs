@@ -148,10 +148,12 @@ async fn work(
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
         let asked = Instant::now();
-        leased.record(store, &reports, TTL, clock.now()).await?;
+        store
+            .record_taken(&mut leased, &reports, TTL, clock.now())
+            .await?;
         times.push(asked.elapsed());
     }
-    leased.release(store, clock.now()).await?;
+    store.release_taken(&mut leased, clock.now()).await?;
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! [`Batch`] has made of it, if it is still as it was read. The operations are on top of these two, the same for every store.
 
 mod leased;
+mod state;
+mod work;
 
 use std::time::Duration;
 
@@ -11,131 +13,19 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use crate::batch::{
-    Batch, BatchStatus, Held, Lease, LeaseReply, LeaseRequest, Reopened, Report, Skip, Surroundings,
+    Batch, BatchStatus, Held, Lease, LeaseReply, LeaseRequest, Refused, Reopened, Report, Skip,
+    Surroundings,
 };
 use crate::budget::{BudgetGroup, GroupProgress};
-use crate::ids::{
-    Attempt, BatchId, BatchVersion, HubName, Revision, RolloutId, RolloutName, StageIndex,
-};
-use crate::outcome::{Outcome, OutcomeList, Tally};
-use crate::plan::{self, BatchHeader, Checksum, DeviceList};
-use crate::rollout::{Adding, Stance, Wanted};
+use crate::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName, StageIndex};
+use crate::outcome::{Outcome, Tally};
+use crate::plan::{self, Checksum};
+use crate::rollout::{Adding, Wanted};
 use crate::time::Timestamp;
 
 pub use leased::Leased;
-
-/// A batch as it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
-    /// The batch.
-    pub batch: Batch,
-    /// Its state in the store; what is made of it is committed only if the store is still in this state.
-    pub version: BatchVersion,
-    /// The ids of its devices, if they were asked for.
-    pub devices: Option<DeviceList>,
-    /// How its rollout stood.
-    pub rollout: Stance,
-    /// When its plan was completed.
-    pub whole_at: Timestamp,
-    /// Another number whenever a budget of its rollout has begun to count a batch.
-    pub begun: u64,
-    /// The store's time at which it was read.
-    pub now: Timestamp,
-}
-
-/// What is read of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// All but the ids of its devices.
-    State,
-    /// All.
-    Whole,
-}
-
-/// What is to become of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// What is done.
-    pub operation: Operation,
-    /// The batch as it is to be.
-    pub next: Batch,
-    /// The revision that the rollout must still have, if the operation depends on how it stands.
-    pub under: Option<Revision>,
-    /// The batch's budgets are to count it.
-    pub begins: Option<Begins>,
-}
-
-/// Budgets are to count a batch from now on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Begins {
-    /// [`Loaded::begun`] as of when the budgets had room: another batch that has begun since may have taken it.
-    pub seen: u64,
-    /// Batches that a group's budget counts no longer, because none of their devices is in progress any more.
-    pub over: Vec<(String, BatchId)>,
-}
-
-/// What can be done to a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Operation {
-    /// [`Batch::lease`].
-    Lease(LeaseRequest),
-    /// [`Batch::record`].
-    Record(Lease, Vec<Report>),
-    /// [`Batch::merge`].
-    Merge(Attempt, Vec<Report>),
-    /// [`Batch::release`].
-    Release(Lease),
-    /// [`Batch::skip`].
-    Skip(Skip),
-    /// [`Batch::reopen`].
-    Reopen(Attempt, Vec<Outcome>),
-}
-
-impl Operation {
-    /// What is done to the batch, for "cannot …".
-    #[must_use]
-    pub fn verb(&self) -> &'static str {
-        match self {
-            Self::Lease(_) => "lease",
-            Self::Record(..) => "record outcomes in",
-            Self::Merge(..) => "merge reports into",
-            Self::Release(_) => "release",
-            Self::Skip(_) => "skip devices of",
-            Self::Reopen(..) => "retry devices of",
-        }
-    }
-}
-
-/// What became of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Committed {
-    /// It is stored.
-    Done {
-        /// The batch's state now.
-        version: BatchVersion,
-        /// What the rollout wants of a worker.
-        wanted: Wanted,
-        /// The store's time.
-        now: Timestamp,
-    },
-    /// Batch or rollout have changed since they were read, or are gone. Nothing was changed.
-    Overtaken,
-}
-
-/// A batch with all that is known of its devices.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchWork {
-    /// The rollout.
-    pub rollout: RolloutId,
-    /// The manifest.
-    pub batch: plan::Batch,
-    /// Their outcomes, in the manifest's order.
-    pub outcomes: OutcomeList,
-    /// The hub's codes for the devices that it refused, by position, ascending.
-    pub codes: Vec<(u32, u32)>,
-    /// Which attempt is made at those that are pending.
-    pub attempt: Attempt,
-}
+pub use state::{Begins, Change, Committed, Loaded, Operation, Part};
+pub use work::{BatchWork, KnownDevice};
 
 /// Keeps batches.
 ///
@@ -152,7 +42,7 @@ pub trait Batches: Send + Sync + 'static {
     /// Adds batches, all devices pending. Repeating a batch changes nothing. Gives the checksum of all batches that the
     /// rollout has then.
     /// [`StoreError::Superseded`] when that is not what the rollout's batches are
-    /// [added by](Stance::adding) now.
+    /// [added by](crate::rollout::Stance::adding) now.
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -278,7 +168,7 @@ pub trait Batches: Send + Sync + 'static {
         Ok(loaded.into_work())
     }
 
-    /// [`Batch::record`], and says what the rollout wants. See [`Leased`] for whoever has the batch.
+    /// [`Batch::record`], and says what the rollout wants. See [`record_taken`](Self::record_taken) for whoever has the batch.
     /// [`StoreError::Superseded`] when the lease no longer holds; then nothing was recorded.
     async fn record(
         &self,
@@ -287,10 +177,26 @@ pub trait Batches: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<Wanted, StoreError> {
         let loaded = self.batch(&lease.rollout, lease.batch, Part::State).await;
-        let loaded = loaded.map_err(|error| leased::gone(error, lease))?;
+        let loaded = loaded.map_err(|error| gone(error, lease))?;
         let now = loaded.now;
         let mut leased = Leased::new(lease.clone(), loaded);
-        leased.record(self, reports, ttl, now).await
+        self.record_taken(&mut leased, reports, ttl, now).await
+    }
+
+    /// Merges what the holder of a batch reports, renews the lease until `ttl` from now, and says what the rollout wants.
+    /// With no reports it is a heartbeat. `now` is the holder's own time. Idempotent.
+    /// [`StoreError::Superseded`] when the lease no longer holds; then nothing was recorded.
+    async fn record_taken(
+        &self,
+        leased: &mut Leased,
+        reports: &[Report],
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<Wanted, StoreError> {
+        let lease = leased.lease().clone();
+        let operation = Operation::Record(lease.clone(), reports.to_vec());
+        let record = |batch: &mut Batch, at| batch.record(&lease, reports, ttl, at);
+        alter_taken(self, leased, operation, now, record).await
     }
 
     /// [`Batch::merge`]. Under no lease.
@@ -317,14 +223,26 @@ pub trait Batches: Send + Sync + 'static {
         merged.await.map(|_| ())
     }
 
-    /// [`Batch::release`]. See [`Leased`] for whoever has the batch.
+    /// [`Batch::release`]. See [`release_taken`](Self::release_taken) for whoever has the batch.
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
         match self.batch(&lease.rollout, lease.batch, Part::State).await {
             Ok(loaded) => {
                 let now = loaded.now;
-                Leased::new(lease.clone(), loaded).release(self, now).await
+                let mut leased = Leased::new(lease.clone(), loaded);
+                self.release_taken(&mut leased, now).await
             }
             Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a batch back; does nothing if the lease does not hold any more. `now` is the holder's own time.
+    async fn release_taken(&self, leased: &mut Leased, now: Timestamp) -> Result<(), StoreError> {
+        let lease = leased.lease().clone();
+        let operation = Operation::Release(lease.clone());
+        let release = |batch: &mut Batch, _| batch.release(&lease);
+        match alter_taken(self, leased, operation, now, release).await {
+            Ok(_) | Err(StoreError::Superseded { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -402,6 +320,78 @@ async fn alter<S: Batches + ?Sized, T: Send>(
     Err(contended(operation.verb(), name, batch))
 }
 
+/// Changes a batch as its holder knows it, and commits that; reads it first when it was overtaken, by feedback or by whoever
+/// has taken the batch over. `change` gets the store's time.
+async fn alter_taken<S: Batches + ?Sized>(
+    store: &S,
+    leased: &mut Leased,
+    operation: Operation,
+    now: Timestamp,
+    change: impl Fn(&mut Batch, Timestamp) -> Result<(), Refused> + Send,
+) -> Result<Wanted, StoreError> {
+    let Leased {
+        lease,
+        loaded,
+        answered_at,
+    } = leased;
+    let mut made = Change {
+        operation,
+        next: loaded.batch.clone(),
+        under: None,
+        begins: None,
+    };
+    for _ in 0..TRIES {
+        let since = now.since(answered_at.unwrap_or(now));
+        let changed = change(&mut made.next, loaded.now.plus(since));
+        changed.map_err(|why| refused(why, lease))?;
+        match store.commit(&lease.rollout, loaded, &made).await? {
+            Committed::Done {
+                version,
+                wanted,
+                now: told,
+            } => {
+                loaded.batch = made.next;
+                (loaded.version, loaded.now) = (version, told);
+                *answered_at = Some(now);
+                return Ok(wanted);
+            }
+            Committed::Overtaken => {
+                let read = store.batch(&lease.rollout, lease.batch, Part::State).await;
+                *loaded = read.map_err(|error| gone(error, lease))?;
+                *answered_at = Some(now);
+                made.next = loaded.batch.clone();
+            }
+        }
+    }
+    let verb = made.operation.verb();
+    Err(contended(verb, &lease.rollout, lease.batch))
+}
+
+/// What it means for the holder of a lease that its reports are refused.
+fn refused(why: Refused, lease: &Lease) -> StoreError {
+    match why {
+        Refused::Fenced(_) => StoreError::Superseded {
+            what: lease.to_string(),
+        },
+        Refused::NoDevice(index) => StoreError::NotFound {
+            what: format!(
+                "device {index} of batch {} of rollout {}",
+                lease.batch, lease.rollout
+            ),
+        },
+    }
+}
+
+/// A lease on a batch that is gone does not hold.
+fn gone(error: StoreError, lease: &Lease) -> StoreError {
+    match error {
+        StoreError::NotFound { .. } => StoreError::Superseded {
+            what: lease.to_string(),
+        },
+        other => other,
+    }
+}
+
 fn moved_on(name: &RolloutName) -> StoreError {
     StoreError::Superseded {
         what: format!("rollout {name}"),
@@ -423,62 +413,4 @@ fn over(budgets: &[BudgetGroup], progress: Vec<GroupProgress>) -> Vec<(String, B
         batches.map(|batch| (group.group.clone(), batch))
     });
     over.collect()
-}
-
-impl Loaded {
-    /// Neither the batch nor its plan can be lost in a crash any more.
-    fn is_durable(&self, durable_after: Duration) -> bool {
-        self.now >= self.batch.added_at.max(self.whole_at).plus(durable_after)
-    }
-
-    /// The same with its devices, for those who only look.
-    fn into_work(self) -> BatchWork {
-        BatchWork {
-            rollout: self.rollout.id,
-            batch: plan::Batch {
-                header: self.batch.header,
-                devices: self.devices.unwrap_or_default(),
-            },
-            outcomes: self.batch.outcomes,
-            codes: self.batch.codes.into_iter().collect(),
-            attempt: self.batch.attempts.newest,
-        }
-    }
-}
-
-/// One device of a batch, with what is known of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KnownDevice<'a> {
-    /// Its position in the manifest.
-    pub index: u32,
-    /// Its id.
-    pub id: &'a str,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// The hub's code, if it refused it.
-    pub code: Option<u32>,
-}
-
-impl BatchWork {
-    /// Its devices, in the manifest's order.
-    pub fn devices(&self) -> impl Iterator<Item = KnownDevice<'_>> {
-        let mut codes = self.codes.iter().peekable();
-        let outcomes = (0u32..).zip(self.outcomes.iter());
-        let devices = outcomes.zip(self.batch.devices.iter());
-        devices.map(move |((index, outcome), id)| {
-            let code = codes.next_if(|(at, _)| *at == index);
-            KnownDevice {
-                index,
-                id,
-                outcome,
-                code: code.map(|(_, code)| *code),
-            }
-        })
-    }
-
-    /// The header, for brevity.
-    #[must_use]
-    pub fn header(&self) -> &BatchHeader {
-        &self.batch.header
-    }
 }

@@ -182,11 +182,17 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
     let recording = async {
         for index in 0..DEVICES {
             let sent = [report(index, Outcome::Enqueued)];
-            while let Err(error) = leased.record(store, &sent, TTL, Timestamp(0)).await {
+            while let Err(error) = store
+                .record_taken(&mut leased, &sent, TTL, Timestamp(0))
+                .await
+            {
                 assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
             }
         }
-        leased.release(store, Timestamp(0)).await.unwrap();
+        store
+            .release_taken(&mut leased, Timestamp(0))
+            .await
+            .unwrap();
     };
     let merging = async |from: u32| {
         for index in (from..DEVICES).step_by(2) {

@@ -61,10 +61,15 @@ async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
         store.take_permits(&permits).await.unwrap();
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
-        let recorded = leased.record(store, &reports, TTL, Timestamp(0)).await;
+        let recorded = store
+            .record_taken(&mut leased, &reports, TTL, Timestamp(0))
+            .await;
         recorded.unwrap();
     }
-    leased.release(store, Timestamp(0)).await.unwrap();
+    store
+        .release_taken(&mut leased, Timestamp(0))
+        .await
+        .unwrap();
 }
 
 /// All commands that the server carried out, those of scripts included.
