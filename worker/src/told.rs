@@ -30,8 +30,8 @@ impl Telling {
         let span = Span::new(root.derive(run), Some(stage), "batch", start..start)
             .with("twincast.rollout", &known.spec.name)
             .with("twincast.hub", &header.hub)
-            .with("twincast.batch", u64::from(header.id.0))
-            .with("twincast.devices", u64::from(header.devices));
+            .with_number("twincast.batch", header.id.0)
+            .with_number("twincast.devices", header.devices);
         Some(Self(span))
     }
 

@@ -17,12 +17,12 @@
 
 mod told;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use opentelemetry::{Key, KeyValue};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -30,6 +30,7 @@ use crate::ids::{BatchId, StageIndex};
 use crate::outcome::Counts;
 use crate::time::Timestamp;
 
+pub use opentelemetry::trace::{SpanId, TraceId};
 pub use told::of_transition;
 
 /// Of how many batches of a rollout the runs are told, at the most.
@@ -38,49 +39,13 @@ pub const SPANS_OF_BATCHES: u32 = 1_000;
 /// The name of the header that carries a context, in HTTP, AMQP and CloudEvents.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// A trace. Never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TraceId(u128);
-
-/// A span in a trace. Never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SpanId(u64);
-
-impl TraceId {
-    /// As bytes, the way it is sent.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 16] {
-        self.0.to_be_bytes()
-    }
-}
-
-impl SpanId {
-    /// As bytes, the way it is sent.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 8] {
-        self.0.to_be_bytes()
-    }
-}
-
-impl fmt::Display for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Display for SpanId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
 /// A span by its ids: W3C Trace Context, written as its `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TraceContext {
-    /// The trace.
+    /// The trace. Never zero.
     pub trace: TraceId,
-    /// The span.
+    /// The span. Never zero.
     pub span: SpanId,
     /// Somebody keeps the trace. If not, nothing of it is told.
     pub sampled: bool,
@@ -92,7 +57,7 @@ impl TraceContext {
     pub fn derive(&self, what: fmt::Arguments<'_>) -> Self {
         let id = xxh3_64(format!("{} {what}", self.trace).as_bytes());
         Self {
-            span: SpanId(id.max(1)),
+            span: id.max(1).into(),
             ..*self
         }
     }
@@ -154,8 +119,8 @@ impl FromStr for TraceContext {
             return Err(invalid());
         }
         Ok(Self {
-            trace: TraceId(trace),
-            span: SpanId(span),
+            trace: trace.into(),
+            span: span.into(),
             sampled: flags & 1 == 1,
         })
     }
@@ -201,7 +166,7 @@ pub struct Span {
     /// Why it did not come to a good end, for people.
     pub trouble: Option<String>,
     /// What else is to be known of it.
-    pub attributes: Vec<(Cow<'static, str>, Value)>,
+    pub attributes: Vec<KeyValue>,
 }
 
 impl Span {
@@ -225,10 +190,18 @@ impl Span {
         }
     }
 
-    /// The same, with something else that is to be known of it.
+    /// The same, with a text that is to be known of it.
     #[must_use]
-    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> Self {
-        self.attributes.push((name.into(), value.into()));
+    pub fn with(mut self, name: &'static str, text: &(impl fmt::Display + ?Sized)) -> Self {
+        self.attributes.push(KeyValue::new(name, text.to_string()));
+        self
+    }
+
+    /// The same, with a number that is to be known of it.
+    #[must_use]
+    pub fn with_number(mut self, name: impl Into<Key>, number: impl Into<u64>) -> Self {
+        let number = i64::try_from(number.into()).unwrap_or(i64::MAX);
+        self.attributes.push(KeyValue::new(name, number));
         self
     }
 
@@ -236,29 +209,8 @@ impl Span {
     #[must_use]
     pub fn with_counts(self, counts: &Counts) -> Self {
         counts.iter().fold(self, |span, (outcome, devices)| {
-            span.with(format!("twincast.outcome.{outcome}"), devices)
+            span.with_number(format!("twincast.outcome.{outcome}"), devices)
         })
-    }
-}
-
-/// What an attribute says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
-    /// A text.
-    Text(String),
-    /// A number.
-    Number(u64),
-}
-
-impl<T: fmt::Display + ?Sized> From<&T> for Value {
-    fn from(text: &T) -> Self {
-        Self::Text(text.to_string())
-    }
-}
-
-impl From<u64> for Value {
-    fn from(number: u64) -> Self {
-        Self::Number(number)
     }
 }
 
@@ -267,37 +219,39 @@ impl From<u64> for Value {
 pub struct Tracer(Option<Arc<Kept>>);
 
 struct Kept {
-    ratio: f64,
+    is_kept: Box<dyn Fn(TraceId) -> bool + Send + Sync>,
     keep: Box<dyn Fn(Span) + Send + Sync>,
 }
 
 impl fmt::Debug for Tracer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = self.0.as_ref().map(|kept| kept.ratio);
-        f.debug_struct("Tracer").field("ratio", &ratio).finish()
+        f.debug_tuple("Tracer").field(&self.0.is_some()).finish()
     }
 }
 
 impl Tracer {
-    /// Gives spans to `keep`, which must not wait. Of the traces that begin here, `ratio` (0 to 1) are kept.
-    pub fn new(ratio: f64, keep: impl Fn(Span) + Send + Sync + 'static) -> Self {
-        let keep = Box::new(keep);
-        Self(Some(Arc::new(Kept { ratio, keep })))
+    /// Gives spans to `keep`, which must not wait. Of the traces that begin here, those are kept that `is_kept` names.
+    pub fn new(
+        is_kept: impl Fn(TraceId) -> bool + Send + Sync + 'static,
+        keep: impl Fn(Span) + Send + Sync + 'static,
+    ) -> Self {
+        let (is_kept, keep) = (Box::new(is_kept), Box::new(keep));
+        Self(Some(Arc::new(Kept { is_kept, keep })))
     }
 
     /// Begins a command's span, out of random bits: in the trace of `caller`, or in one of its own.
     #[must_use]
     pub fn begin(&self, caller: Option<TraceContext>, random: (u128, u64)) -> Begun {
-        let (trace, span) = (random.0.max(1), random.1.max(1));
         let own = || {
-            let ratio = self.0.as_ref().map_or(0.0, |kept| kept.ratio);
-            (TraceId(trace), is_kept(trace, ratio))
+            let trace = random.0.max(1).into();
+            let kept = self.0.as_ref();
+            (trace, kept.is_some_and(|kept| (kept.is_kept)(trace)))
         };
         let (trace, sampled) = caller.map_or_else(own, |caller| (caller.trace, caller.sampled));
         Begun {
             context: TraceContext {
                 trace,
-                span: SpanId(span),
+                span: random.1.max(1).into(),
                 sampled,
             },
             parent: caller.map(|caller| caller.span),
@@ -313,14 +267,6 @@ impl Tracer {
             }
         }
     }
-}
-
-/// Whether a trace is among those that are kept: by its id, so that whoever decides comes to the same.
-fn is_kept(trace: u128, ratio: f64) -> bool {
-    /// 53 bits are what a float holds exactly.
-    const BITS: u32 = 53;
-    let low = (trace as u64) >> (64 - BITS);
-    (low as f64) < ratio * (1_u64 << BITS) as f64
 }
 
 #[cfg(test)]
@@ -368,20 +314,16 @@ mod tests {
         assert_eq!(begun.context.trace, caller.trace);
         assert_eq!(
             (begun.context.span, begun.parent),
-            (SpanId(7), Some(caller.span))
+            (SpanId::from(7), Some(caller.span))
         );
         assert!(begun.context.sampled);
         let own = nowhere.begin(None, (5, 7));
-        assert_eq!((own.context.trace, own.parent), (TraceId(5), None));
+        assert_eq!((own.context.trace, own.parent), (TraceId::from(5), None));
         assert!(!own.context.sampled, "nobody keeps it");
-        for (ratio, low, kept) in [
-            (1.0, u64::MAX, true),
-            (0.0, 0, false),
-            (0.25, 1 << 61, true),
-            (0.25, 1 << 62, false),
-        ] {
-            let begun = Tracer::new(ratio, drop).begin(None, (u128::from(low), 7));
-            assert_eq!(begun.context.sampled, kept, "{ratio} {low}");
+        let some = Tracer::new(|trace| trace == TraceId::from(5), drop);
+        for (trace, kept) in [(5, true), (6, false)] {
+            let begun = some.begin(None, (trace, 7));
+            assert_eq!(begun.context.sampled, kept, "{trace}");
         }
     }
 
@@ -389,7 +331,7 @@ mod tests {
     fn only_what_is_kept_is_told() {
         let told = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&told);
-        let tracer = Tracer::new(1.0, move |_| *counted.lock().unwrap() += 1);
+        let tracer = Tracer::new(|_| true, move |_| *counted.lock().unwrap() += 1);
         let context: TraceContext = TEXT.parse().unwrap();
         let span = |sampled| {
             let context = TraceContext { sampled, ..context };

@@ -31,7 +31,7 @@ pub(super) async fn traced(State(shared): Context, mut request: Request, next: N
         let mut span = Span::new(begun.context, begun.parent, "request", time)
             .with("http.request.method", method.as_str())
             .with("url.path", &path)
-            .with("http.response.status_code", u64::from(status.as_u16()));
+            .with_number("http.response.status_code", status.as_u16());
         span.trouble = status.is_server_error().then(|| status.to_string());
         intake.tracer.tell([span]);
     }

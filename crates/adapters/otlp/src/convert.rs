@@ -3,15 +3,13 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{
-    Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
-};
-use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
+use opentelemetry::{InstrumentationScope, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use twincast_core::time::Timestamp;
-use twincast_core::trace::{Span, TraceContext, Value};
+use twincast_core::trace::{Span, TraceContext};
 
-/// What is kept of a text, in bytes: reasons are for people.
+/// What is kept of a text, in bytes: reasons are for people. The SDK has no limit of its own for it.
 const LONGEST: usize = 1_024;
 
 pub(crate) fn span(span: Span) -> SpanData {
@@ -19,17 +17,16 @@ pub(crate) fn span(span: Span) -> SpanData {
     if let Some(to) = &span.link {
         links.links.push(Link::new(context(to), Vec::new(), 0));
     }
-    let parent = span
-        .parent
-        .map(|parent| SpanId::from_bytes(parent.to_bytes()));
-    let attributes = span.attributes.into_iter().map(|(key, value)| match value {
-        Value::Text(text) => KeyValue::new(key, cut(text)),
-        Value::Number(number) => KeyValue::new(key, i64::try_from(number).unwrap_or(i64::MAX)),
+    let attributes = span.attributes.into_iter().map(|mut attribute| {
+        if let Value::String(text) = attribute.value {
+            attribute.value = cut(text.into()).into();
+        }
+        attribute
     });
     SpanData {
         span_context: context(&span.context),
-        parent_span_id: parent.unwrap_or(SpanId::INVALID),
-        parent_span_is_remote: parent.is_some(),
+        parent_span_id: span.parent.unwrap_or(SpanId::INVALID),
+        parent_span_is_remote: span.parent.is_some(),
         span_kind: match span.name {
             "command" | "request" => SpanKind::Server,
             _ => SpanKind::Internal,
@@ -52,8 +49,8 @@ pub(crate) fn span(span: Span) -> SpanData {
 
 fn context(of: &TraceContext) -> SpanContext {
     SpanContext::new(
-        TraceId::from_bytes(of.trace.to_bytes()),
-        SpanId::from_bytes(of.span.to_bytes()),
+        of.trace,
+        of.span,
         TraceFlags::SAMPLED,
         true,
         TraceState::NONE,

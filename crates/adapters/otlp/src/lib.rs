@@ -1,7 +1,7 @@
-//! Takes spans to an OpenTelemetry collector: OTLP over HTTP, as protobuf.
+//! Takes spans to an OpenTelemetry collector: OTLP over HTTP, as protobuf, by the SDK's batch span processor.
 //!
 //! ```text
-//!  whoever has done something ──span──▶ queue (4,096) ──▶ task ──512 at a time, every second──▶ collector
+//!  whoever has done something ──span──▶ BatchSpanProcessor ──512 at a time, every second──▶ collector
 //! ```
 //!
 //! Nobody waits for a collector. A span for which there is no room is dropped, and counted; so is one that the
@@ -11,21 +11,26 @@
 
 mod convert;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanKind;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, ShouldSample as _, SpanData,
+    SpanExporter as _, SpanProcessor as _,
+};
 use prometheus::{IntCounterVec, Opts, Registry};
 use reqwest::header::{HeaderMap, HeaderValue};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use twincast_core::trace::Tracer;
 
-/// Spans that wait for the collector, at the most.
-const QUEUE: usize = 4_096;
+/// Spans that wait for the collector or are on their way to it, at the most.
+const ROOM: usize = 4_096;
 /// Spans in one request, at the most.
 const AT_ONCE: usize = 512;
 /// How often the collector is given what there is.
@@ -91,16 +96,16 @@ impl SpanCounters {
     }
 }
 
-/// A task that takes spans to a collector.
+/// A batch span processor that takes spans to a collector.
 #[derive(Debug)]
 pub struct Otlp {
     tracer: Tracer,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+    processor: Arc<BatchSpanProcessor>,
 }
 
 impl Otlp {
-    /// Starts the task, on the current runtime. Nothing is dialled before there is a span.
+    /// Starts the processor's thread; requests are made on the current runtime. Nothing is dialled before there is a
+    /// span.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -127,23 +132,33 @@ impl Otlp {
             .build()
             .map_err(ConfigError::Otlp)?;
         exporter.set_resource(&resource(service, instance));
-        let (sender, spans) = mpsc::channel(QUEUE);
-        let dropped = counters.clone();
-        let tracer = Tracer::new(ratio, move |span| {
-            if sender.try_send(convert::span(span)).is_err() {
-                dropped.add("dropped", 1);
-            }
-        });
-        let stop = CancellationToken::new();
-        let courier = Courier {
-            spans,
-            exporter,
+        let room = Arc::new(Semaphore::new(ROOM));
+        let counted = Counted {
+            exporter: Arc::new(exporter),
+            runtime: Handle::current(),
+            room: Arc::clone(&room),
             counters: counters.clone(),
-            lost: 0,
-            told_at: None,
+            told_at: Mutex::default(),
         };
-        let task = tokio::spawn(courier.run(stop.clone()));
-        Ok(Self { tracer, stop, task })
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(ROOM)
+            .with_max_export_batch_size(AT_ONCE)
+            .with_scheduled_delay(EVERY);
+        let processor = Arc::new(BatchSpanProcessor::new(counted, batches.build()));
+        let sampler = Sampler::TraceIdRatioBased(ratio);
+        let is_kept = move |trace| {
+            let sampled = sampler.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
+            sampled.decision == SamplingDecision::RecordAndSample
+        };
+        let (taking, counters) = (Arc::clone(&processor), counters.clone());
+        let tracer = Tracer::new(is_kept, move |span| match room.try_acquire() {
+            Ok(place) => {
+                place.forget();
+                taking.on_end(convert::span(span));
+            }
+            Err(_) => counters.add("dropped", 1),
+        });
+        Ok(Self { tracer, processor })
     }
 
     /// Where spans are told.
@@ -153,11 +168,10 @@ impl Otlp {
     }
 
     /// Takes what waits to the collector, and ends; after `within` with what is then left.
-    pub async fn close(mut self, within: Duration) {
-        self.stop.cancel();
-        if tokio::time::timeout(within, &mut self.task).await.is_err() {
-            self.task.abort();
-        }
+    pub async fn close(self, within: Duration) {
+        let shutdown = move || self.processor.shutdown_with_timeout(within);
+        // What it does not take within that time is lost, as the caller has decided.
+        _ = tokio::task::spawn_blocking(shutdown).await;
     }
 }
 
@@ -176,66 +190,59 @@ fn resource(service: String, instance: String) -> Resource {
     resource.build()
 }
 
-struct Courier {
-    spans: mpsc::Receiver<SpanData>,
-    exporter: SpanExporter,
+/// The standard's exporter, with an account of what becomes of spans: the processor tells nobody what it drops.
+#[derive(Debug)]
+struct Counted {
+    exporter: Arc<SpanExporter>,
+    /// Where requests are made: the processor's thread is none of a runtime's.
+    runtime: Handle,
+    /// Places for spans, taken by whoever tells them; no more than the processor has.
+    room: Arc<Semaphore>,
     counters: SpanCounters,
-    /// Spans that the collector did not take, since it last took some.
-    lost: usize,
-    told_at: Option<Instant>,
+    /// When the log said last that the collector takes nothing, since it last took something.
+    told_at: Mutex<Option<Instant>>,
 }
 
-impl Courier {
-    async fn run(mut self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(EVERY) => {}
-            }
-            self.take_all().await;
-        }
+impl opentelemetry_sdk::trace::SpanExporter for Counted {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let exporter = Arc::clone(&self.exporter);
+        let request = self
+            .runtime
+            .spawn(async move { exporter.export(batch).await });
+        let done = request
+            .await
+            .unwrap_or_else(|error| Err(OTelSdkError::InternalFailure(error.to_string())));
+        self.room.add_permits(spans);
+        let result = if done.is_ok() { "exported" } else { "failed" };
+        self.counters.add(result, spans);
+        self.tell_of(done.as_ref().err());
+        done
     }
+}
 
-    async fn take_all(&mut self) {
-        loop {
-            let waiting = std::iter::from_fn(|| self.spans.try_recv().ok());
-            let batch: Vec<_> = waiting.take(AT_ONCE).collect();
-            if batch.is_empty() {
-                return;
+impl Counted {
+    fn tell_of(&self, error: Option<&OTelSdkError>) {
+        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = error else {
+            if told_at.take().is_some() {
+                tracing::info!("the collector takes traces again");
             }
-            let spans = batch.len();
-            match self.exporter.export(batch).await {
-                Ok(()) => {
-                    self.counters.add("exported", spans);
-                    if self.told_at.take().is_some() {
-                        tracing::info!(lost = self.lost, "the collector takes traces again");
-                    }
-                    self.lost = 0;
-                }
-                Err(error) => {
-                    self.counters.add("failed", spans);
-                    self.lost += spans;
-                    self.tell_of(&error.to_string());
-                }
-            }
-        }
-    }
-
-    fn tell_of(&mut self, error: &str) {
-        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            self.told_at = Some(Instant::now());
-            tracing::warn!(
-                error,
-                lost = self.lost,
-                "the collector takes no traces, they are lost"
-            );
+            return;
+        };
+        if told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            *told_at = Some(Instant::now());
+            let error = error.to_string();
+            let lost = self.counters.0.with_label_values(&["failed"]).get();
+            tracing::warn!(error, lost, "the collector takes no traces, they are lost");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
     use twincast_core::time::Timestamp;
     use twincast_core::trace::{Span, TraceContext};
 
@@ -260,7 +267,7 @@ mod tests {
         }
     }
 
-    /// On one thread, where the task does not get its turn while spans are told.
+    /// On one thread, where no request is made while spans are told.
     #[tokio::test]
     async fn what_does_not_fit_or_is_not_taken_is_counted_and_holds_nobody_up() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -269,12 +276,58 @@ mod tests {
         let counters = SpanCounters::default();
         let otlp = Otlp::start(to(format!("http://{address}/")), &counters).expect("a task");
         let tracer = otlp.tracer();
-        tracer.tell((0..QUEUE + 10).map(|_| span()));
+        tracer.tell((0..ROOM + 10).map(|_| span()));
         let count = |result| counters.0.with_label_values(&[result]).get();
         assert_eq!(count("dropped"), 10);
         otlp.close(Duration::from_millis(500)).await;
         assert_eq!(count("exported"), 0);
         tracer.tell([span()]);
+    }
+
+    /// Each request is refused, and the next ones have as much room as the first.
+    #[tokio::test]
+    async fn room_is_free_again_once_a_request_is_over() {
+        let port = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = port.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut asker, _)) = port.accept().await {
+                let answer = b"HTTP/1.1 400 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                tokio::spawn(async move {
+                    asker.read_u8().await?;
+                    asker.write_all(answer).await?;
+                    tokio::io::copy(&mut asker, &mut tokio::io::sink()).await
+                });
+            }
+        });
+        let counters = SpanCounters::default();
+        let otlp = Otlp::start(to(format!("http://{address}")), &counters).expect("a task");
+        let count = |result| counters.0.with_label_values(&[result]).get();
+        for round in 1..=3 {
+            otlp.tracer().tell((0..ROOM).map(|_| span()));
+            while count("failed") < (round * ROOM) as u64 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert_eq!((count("dropped"), count("exported")), (0, 0));
+        otlp.close(Duration::from_secs(3)).await;
+    }
+
+    #[tokio::test]
+    async fn the_ratio_is_of_traces_that_begin_here() {
+        for (ratio, low, kept) in [
+            (1.0, u64::MAX, true),
+            (0.0, 0, false),
+            (0.25, 1 << 61, true),
+            (0.25, 1 << 62, false),
+        ] {
+            let config = OtlpConfig {
+                ratio,
+                ..to("http://127.0.0.1:9".to_owned())
+            };
+            let otlp = Otlp::start(config, &SpanCounters::default()).expect("a task");
+            let begun = otlp.tracer().begin(None, (u128::from(low), 7));
+            assert_eq!(begun.context.sampled, kept, "{ratio} {low}");
+        }
     }
 
     #[tokio::test]

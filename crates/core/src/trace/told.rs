@@ -44,11 +44,11 @@ impl Told<'_> {
         let try_ = self.after.plan_id.0;
         let context = self.root.derive(format_args!("plan {try_}"));
         let span = self.span(context, self.root, "plan", self.before.changed_at);
-        let mut span = span.with("twincast.plan.try", u64::from(try_));
+        let mut span = span.with_number("twincast.plan.try", try_);
         if let Some(plan) = &self.after.plan {
             span = span
-                .with("twincast.devices", plan.devices)
-                .with("twincast.batches", u64::from(plan.batches));
+                .with_number("twincast.devices", plan.devices)
+                .with_number("twincast.batches", plan.batches);
         }
         span.trouble = self.after.phase.reason().map(str::to_owned);
         span
@@ -157,12 +157,13 @@ impl Told<'_> {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::KeyValue;
+
     use super::*;
     use crate::outcome::{Counts, Outcome};
     use crate::plan::PlanSummary;
     use crate::rollout::Word;
     use crate::spec::{OnFailure, RolloutSpec};
-    use crate::trace::Value;
 
     const ROOT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -251,7 +252,7 @@ mod tests {
         for span in [plan, canary, rest, rollout] {
             assert_eq!(span.parent, Some(root.span), "{}", span.name);
         }
-        let enqueued = ("twincast.outcome.enqueued".into(), Value::Number(1));
+        let enqueued = KeyValue::new("twincast.outcome.enqueued", 1);
         assert!(rollout.attributes.contains(&enqueued), "{rollout:?}");
         assert!(told.iter().all(|span| span.trouble.is_none()), "{told:?}");
     }
