@@ -69,11 +69,14 @@ fn config(settings: &Settings, role: &str) -> Result<Option<OtlpConfig>, Failure
     };
     let url = address(&url, configured.allow_http)
         .map_err(|error| refused(anyhow::anyhow!("otlp.url: {error}")))?;
-    let http = peer::builder("otlp", configured.ca_file.as_deref(), base)?.no_proxy();
+    let headers = peer::shown("otlp", configured, base).map_err(refused)?;
+    let http = peer::builder("otlp", configured.ca_file.as_deref(), base)?
+        .no_proxy()
+        .timeout(configured.timeout.0)
+        .default_headers(headers);
     Ok(Some(OtlpConfig {
-        http: peer::built(http.timeout(configured.timeout.0))?,
+        http: peer::built(http)?,
         url: url.into(),
-        headers: peer::shown("otlp", configured, base).map_err(refused)?,
         timeout: configured.timeout.0,
         ratio: settings.traces.sampled.of_one(),
         service: format!("twincast-{role}"),

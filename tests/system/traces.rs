@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use wiremock::http::HeaderValue;
+
 use crate::harness::{Collector, Fleet, Hub, Room, Told};
 
 const DEVICES: u64 = 400;
@@ -13,6 +15,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::with(&hub)
         .set("TWINCAST__OTLP__URL", &collector.address())
+        .set("TWINCAST__OTLP__TOKEN", "as%2Bit%20is")
         .set("TRACEPARENT", &format!("00-{caller}-00f067aa0ba902b7-01"));
     let spec = room.rollout("traced", "");
     let ended = room.run(&["--log", "debug", "run", &spec]).expect(0);
@@ -31,6 +34,8 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     let told = collector.told();
     let process = &told.first().expect("spans").process;
     assert!(told.iter().all(|span| span.process == *process));
+    let token = HeaderValue::from_static("Bearer as%2Bit%20is");
+    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
     assert!(told.iter().all(Told::is_in_order), "{told:#?}");
     let one = |name: &str| {
         let found = told.iter().find(|span| span.name() == name);

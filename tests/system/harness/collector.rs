@@ -8,6 +8,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use tokio::runtime::Runtime;
+use wiremock::http::HeaderValue;
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -52,6 +53,7 @@ impl Collector {
         let requests = self.runtime.block_on(self.server.received_requests());
         let mut told = Vec::new();
         for request in requests.expect("it keeps them") {
+            let shown = request.headers.get("authorization").cloned();
             let request = ExportTraceServiceRequest::decode(&*request.body).expect("spans");
             for of_process in request.resource_spans {
                 let resource = of_process.resource.unwrap_or_default();
@@ -61,6 +63,7 @@ impl Collector {
                 told.extend(scopes.flat_map(|scope| scope.spans).map(|span| Told {
                     service: service.clone(),
                     process: process.clone(),
+                    shown: shown.clone(),
                     span,
                 }));
             }
@@ -74,6 +77,8 @@ impl Collector {
 pub(crate) struct Told {
     pub(crate) service: String,
     pub(crate) process: String,
+    /// How the process showed who it is.
+    pub(crate) shown: Option<HeaderValue>,
     span: Span,
 }
 

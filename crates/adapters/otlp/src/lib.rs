@@ -24,7 +24,6 @@ use opentelemetry_sdk::trace::{
     SpanExporter as _, SpanProcessor as _,
 };
 use prometheus::{IntCounterVec, Opts, Registry};
-use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use twincast_core::trace::Tracer;
@@ -41,12 +40,10 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Which collector, and what it is told.
 #[derive(Clone)]
 pub struct OtlpConfig {
-    /// How it is asked.
+    /// How it is asked; its headers are those of each request.
     pub http: reqwest::Client,
     /// Its address, up to and not including `/v1/traces`.
     pub url: String,
-    /// Headers of each request.
-    pub headers: HeaderMap,
     /// How long one request may take, with what is tried again of it.
     pub timeout: Duration,
     /// The part of the traces that begin here which is kept, 0 to 1.
@@ -113,20 +110,14 @@ impl Otlp {
         let OtlpConfig {
             http,
             url,
-            headers,
             timeout,
             ratio,
             service,
             instance,
         } = config;
-        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), text(value)));
         let mut exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(http)
-            .with_headers(headers.collect())
             .with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')))
             .with_timeout(timeout)
             .build()
@@ -259,7 +250,6 @@ mod tests {
         OtlpConfig {
             http: reqwest::Client::new(),
             url,
-            headers: HeaderMap::new(),
             timeout: Duration::from_secs(10),
             ratio: 1.0,
             service: "a-test".to_owned(),
