@@ -25,7 +25,7 @@ use crate::commands::dead_letters::BrokerLetters;
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
-use crate::otlp::Traces;
+use crate::otlp;
 use crate::output::Output;
 use crate::process::Process;
 use crate::prometheus;
@@ -47,7 +47,7 @@ pub(crate) async fn orchestrator(
     engine::note_guesses(&hubs, settings, output);
     let listener = Listener::bind(settings).await?;
     let metric_source = prometheus::server(settings)?;
-    let traces = Traces::start(settings, "orchestrator")?;
+    let traces = otlp::start(settings, "orchestrator")?;
     let Some(process) = Process::start("orchestrator", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
@@ -103,7 +103,7 @@ pub(crate) async fn orchestrator(
         () = keep_to(settings.retention.rule(), &intake) => unreachable!("it deletes for ever"),
     };
     process.end().await;
-    traces.close().await;
+    traces.close(otlp::LAST).await;
     taken.map_err(crate::services::broker_failure)?;
     Ok(ExitCode::Success)
 }

@@ -34,7 +34,7 @@ use crate::args::RunArgs;
 use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::exit::{ExitCode, Failure};
-use crate::otlp::{self, Traces};
+use crate::otlp;
 use crate::output::{Output, counted, one_line};
 use crate::progress::Progress;
 use crate::prometheus;
@@ -106,7 +106,7 @@ pub(crate) async fn roll_out(
     how: &How,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let told = Traces::start(settings, "run")?;
+    let told = otlp::start(settings, "run")?;
     let tracer = &told.tracer();
     let mut engine = Engine::new(store, hubs, &settings.worker, file.base, tracer);
     engine.driver.metric_source = prometheus::server(settings)?;
@@ -127,7 +127,7 @@ pub(crate) async fn roll_out(
         Err(failure) => Err(failure),
     };
     store.close().await;
-    told.close().await;
+    told.close(otlp::LAST).await;
     ended
 }
 

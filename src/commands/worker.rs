@@ -10,7 +10,7 @@ use twincast_worker::{HubState, Worker, WorkerConfig, WorkerHub, WorkerStatus};
 use crate::config::Settings;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
-use crate::otlp::Traces;
+use crate::otlp;
 use crate::output::Output;
 use crate::process::Process;
 
@@ -20,7 +20,7 @@ const WORTH_TELLING: Duration = Duration::from_secs(5);
 pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
     engine::note_guesses(&hubs, settings, output);
-    let traces = Traces::start(settings, "worker")?;
+    let traces = otlp::start(settings, "worker")?;
     let Some(process) = Process::start("worker", settings, output).await? else {
         return Ok(ExitCode::Success);
     };
@@ -59,7 +59,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
         () = watch => unreachable!("it watches for ever"),
     };
     process.end().await;
-    traces.close().await;
+    traces.close(otlp::LAST).await;
     worked.map_err(engine::worker_failure)?;
     Ok(ExitCode::Success)
 }

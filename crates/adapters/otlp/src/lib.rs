@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Key, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
@@ -54,17 +56,9 @@ pub struct OtlpConfig {
     pub instance: String,
 }
 
-/// Why a collector cannot be used as it is configured.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The address, or a variable of the standard, is not understood.
-    #[error("cannot set up OTLP")]
-    Otlp(#[source] opentelemetry_otlp::ExporterBuildError),
-}
-
 /// What has become of spans: `exported`, `failed`, which the collector did not take, or `dropped`, for want of room.
 #[derive(Debug, Clone)]
-pub struct SpanCounters(IntCounterVec);
+struct SpanCounters(IntCounterVec);
 
 impl Default for SpanCounters {
     fn default() -> Self {
@@ -79,25 +73,18 @@ impl Default for SpanCounters {
 }
 
 impl SpanCounters {
-    /// Exports them.
-    ///
-    /// # Errors
-    /// When the registry has metrics of these names.
-    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        registry.register(Box::new(self.0.clone()))
-    }
-
     fn add(&self, result: &str, spans: usize) {
         let counter = self.0.with_label_values(&[result]);
         counter.inc_by(spans as u64);
     }
 }
 
-/// A batch span processor that takes spans to a collector.
-#[derive(Debug)]
+/// Spans on their way to a collector. The default has none, and takes them nowhere.
+#[derive(Debug, Default)]
 pub struct Otlp {
+    counters: SpanCounters,
     tracer: Tracer,
-    processor: Arc<BatchSpanProcessor>,
+    processor: Option<Arc<BatchSpanProcessor>>,
 }
 
 impl Otlp {
@@ -105,8 +92,8 @@ impl Otlp {
     /// span.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub fn start(config: OtlpConfig, counters: &SpanCounters) -> Result<Self, ConfigError> {
+    /// The address, or a variable of the standard, is not understood.
+    pub fn start(config: OtlpConfig) -> Result<Self, ExporterBuildError> {
         let OtlpConfig {
             http,
             url,
@@ -120,9 +107,9 @@ impl Otlp {
             .with_http_client(http)
             .with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')))
             .with_timeout(timeout)
-            .build()
-            .map_err(ConfigError::Otlp)?;
+            .build()?;
         exporter.set_resource(&resource(service, instance));
+        let counters = SpanCounters::default();
         let room = Arc::new(Semaphore::new(ROOM));
         let counted = Counted {
             exporter: Arc::new(exporter),
@@ -141,15 +128,19 @@ impl Otlp {
             let sampled = sampler.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
             sampled.decision == SamplingDecision::RecordAndSample
         };
-        let (taking, counters) = (Arc::clone(&processor), counters.clone());
+        let (taking, dropped) = (Arc::clone(&processor), counters.clone());
         let tracer = Tracer::new(is_kept, move |span| match room.try_acquire() {
             Ok(place) => {
                 place.forget();
                 taking.on_end(convert::span(span));
             }
-            Err(_) => counters.add("dropped", 1),
+            Err(_) => dropped.add("dropped", 1),
         });
-        Ok(Self { tracer, processor })
+        Ok(Self {
+            counters,
+            tracer,
+            processor: Some(processor),
+        })
     }
 
     /// Where spans are told.
@@ -158,11 +149,21 @@ impl Otlp {
         self.tracer.clone()
     }
 
+    /// Exports what has become of spans.
+    ///
+    /// # Errors
+    /// When the registry has metrics of these names.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.counters.0.clone()))
+    }
+
     /// Takes what waits to the collector, and ends; after `within` with what is then left.
     pub async fn close(self, within: Duration) {
-        let shutdown = move || self.processor.shutdown_with_timeout(within);
-        // What it does not take within that time is lost, as the caller has decided.
-        _ = tokio::task::spawn_blocking(shutdown).await;
+        if let Some(processor) = self.processor {
+            let shutdown = move || processor.shutdown_with_timeout(within);
+            // What it does not take within that time is lost, as the caller has decided.
+            _ = tokio::task::spawn_blocking(shutdown).await;
+        }
     }
 }
 
@@ -263,8 +264,8 @@ mod tests {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = port.local_addr().expect("an address");
         drop(port);
-        let counters = SpanCounters::default();
-        let otlp = Otlp::start(to(format!("http://{address}/")), &counters).expect("a task");
+        let otlp = Otlp::start(to(format!("http://{address}/"))).expect("a thread");
+        let counters = otlp.counters.clone();
         let tracer = otlp.tracer();
         tracer.tell((0..ROOM + 10).map(|_| span()));
         let count = |result| counters.0.with_label_values(&[result]).get();
@@ -289,14 +290,17 @@ mod tests {
                 });
             }
         });
-        let counters = SpanCounters::default();
-        let otlp = Otlp::start(to(format!("http://{address}")), &counters).expect("a task");
-        let count = |result| counters.0.with_label_values(&[result]).get();
+        let otlp = Otlp::start(to(format!("http://{address}"))).expect("a thread");
+        let count = |result| otlp.counters.0.with_label_values(&[result]).get();
         for round in 1..=3 {
             otlp.tracer().tell((0..ROOM).map(|_| span()));
-            while count("failed") < (round * ROOM) as u64 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            let refused = async {
+                while count("failed") < (round * ROOM) as u64 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let refused = tokio::time::timeout(Duration::from_secs(30), refused).await;
+            assert!(refused.is_ok(), "{} of round {round}", count("failed"));
         }
         assert_eq!((count("dropped"), count("exported")), (0, 0));
         otlp.close(Duration::from_secs(3)).await;
@@ -314,7 +318,7 @@ mod tests {
                 ratio,
                 ..to("http://127.0.0.1:9".to_owned())
             };
-            let otlp = Otlp::start(config, &SpanCounters::default()).expect("a task");
+            let otlp = Otlp::start(config).expect("a thread");
             let begun = otlp.tracer().begin(None, (u128::from(low), 7));
             assert_eq!(begun.context.sampled, kept, "{ratio} {low}");
         }
@@ -322,7 +326,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_none_is_refused() {
-        let refused = Otlp::start(to("http://a b".to_owned()), &SpanCounters::default());
-        assert!(matches!(refused, Err(ConfigError::Otlp(_))));
+        let refused = Otlp::start(to("http://a b".to_owned()));
+        assert!(matches!(
+            refused,
+            Err(ExporterBuildError::InvalidConfiguration(_))
+        ));
     }
 }
