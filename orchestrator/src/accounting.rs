@@ -129,7 +129,7 @@ impl Accounting<'_> {
             (way, hold, missing) => (way, hold.or_else(|| missing.clone())),
         };
         let doing = match next {
-            Next::Measure if rollout.clock.not_asked().is_some() => Some(Activity::Evidence),
+            Next::Measure if rollout.notes.clock.not_asked().is_some() => Some(Activity::Evidence),
             next => next.activity(way),
         };
         let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
@@ -137,7 +137,7 @@ impl Accounting<'_> {
         let is_due = counts(next) && clock_at.elapsed() >= CLOCK_SAVED_EVERY;
         let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
         if let Some(noted) = noted {
-            self.store.save(&noted, noted.revision()).await?;
+            self.store.note(&noted).await?;
             *rollout = noted;
             seen.clock_saved_at = Some(Instant::now());
         }

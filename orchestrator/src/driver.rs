@@ -328,7 +328,7 @@ impl Driver {
             });
             let standstill = standstill.as_ref().map(|(since, why)| (*since, &**why));
             if let Some(noted) = rollout.noting_search(found, standstill, now)
-                && self.store.save(&noted, noted.revision()).await.is_ok()
+                && self.store.note(&noted).await.is_ok()
             {
                 rollout = noted;
             }
@@ -342,7 +342,7 @@ impl Driver {
             let now = self.clock.now();
             let noted = rollout.and_then(|it| it.noting_failed_search(why, again, now));
             match noted {
-                Some(noted) => self.store.save(&noted, noted.revision()).await,
+                Some(noted) => self.store.note(&noted).await,
                 None => Ok(()),
             }
         };
@@ -405,7 +405,7 @@ impl Driver {
             until: None,
         };
         if let Some(noted) = rollout.noting(Activity::Blocked, Some(hold), self.clock.now()) {
-            let saved = self.store.save(&noted, noted.revision()).await;
+            let saved = self.store.note(&noted).await;
             saved.map_err(of_store(name))?;
         }
         let rollout = name.clone();

@@ -7,7 +7,7 @@ use twincast_core::error::in_words;
 use twincast_core::ids::{CommandKey, HubName, RolloutName, Version};
 use twincast_core::json::Json;
 use twincast_core::ports::{Clock, Disposition, Halt, Roster, Store, StoreError};
-use twincast_core::rollout::{Event, Keyed, Rollout, Word};
+use twincast_core::rollout::{Commands, Event, Keyed, Rollout, Word};
 use twincast_core::time::Timestamp;
 use twincast_core::trace::{Begun, TraceContext, Tracer};
 
@@ -173,8 +173,7 @@ impl Intake {
         let Some((name, key)) = name.as_ref().zip(command.key.as_ref()) else {
             return Ok(true);
         };
-        let rollout = self.store.rollout(name).await?;
-        Ok(rollout.is_some_and(|rollout| rollout.done(key).is_some()))
+        Ok(self.store.commands(name).await?.find(key).is_some())
     }
 
     /// Does a command and tells of it.
@@ -240,7 +239,7 @@ impl Intake {
             return Ok(None);
         };
         let rollout = self.rollout(about.name).await?;
-        if !is_done(&rollout, once)? {
+        if !is_done(&self.store.commands(about.name).await?, once)? {
             return Ok(None);
         }
         Ok(Some(self.answer(true, &[rollout]).await?))
@@ -443,22 +442,24 @@ impl Intake {
         let About { name, once } = about;
         for _ in 0..TRIES {
             let rollout = self.rollout(name).await?;
-            // The same command may be done by another orchestrator just now.
-            if let Some(once) = once
-                && is_done(&rollout, once)?
-            {
-                return Ok((true, rollout));
+            let mut commands = None;
+            if let Some(once) = once {
+                let known = self.store.commands(name).await?;
+                // The same command may be done by another orchestrator just now.
+                if is_done(&known, once)? {
+                    return Ok((true, rollout));
+                }
+                commands = Some(known.with(once.clone()));
             }
             let next = rollout
                 .after(event(&rollout)?, self.clock.now())
                 .map_err(|error| not_possible(&error))?;
-            let Some(mut next) = next else {
+            let Some(next) = next else {
                 return Ok((false, rollout));
             };
-            if let Some(once) = once {
-                next = next.done_by(once.clone());
-            }
-            match self.store.save(&next, rollout.revision()).await {
+            let from = rollout.revision();
+            let saved = self.store.save_with(&next, from, commands.as_ref()).await;
+            match saved {
                 Ok(()) => {
                     traces::moved_on(&self.tracer, &rollout, &next);
                     return Ok((true, next));
@@ -564,8 +565,8 @@ impl<'a> About<'a> {
 }
 
 /// Whether a command has changed a rollout before.
-fn is_done(rollout: &Rollout, command: &Keyed) -> Result<bool, Refusal> {
-    match rollout.done(&command.key) {
+fn is_done(known: &Commands, command: &Keyed) -> Result<bool, Refusal> {
+    match known.find(&command.key) {
         None => Ok(false),
         Some(done) if done.asks == command.asks => Ok(true),
         Some(done) => {

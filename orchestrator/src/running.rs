@@ -205,7 +205,7 @@ impl Running<'_> {
     async fn note_failed_look(&self, rollout: &mut Rollout, why: &str) -> Result<(), StoreError> {
         let now = self.clock.now();
         if let Some(noted) = rollout.noting_failed_search(why, Some(looks::AGAIN), now) {
-            self.store.save(&noted, noted.revision()).await?;
+            self.store.note(&noted).await?;
             *rollout = noted;
         }
         Ok(())
@@ -310,7 +310,7 @@ impl Running<'_> {
             Measuring::Measured(measured) => {
                 memory.measured = Some((rollout.stage(), measured));
                 memory.asked_in_vain = None;
-                rollout.clock.asked(None);
+                rollout.notes.clock.asked(None);
                 Ok(None)
             }
             Measuring::Undecided(event) => Ok(Some(event)),
@@ -319,7 +319,7 @@ impl Running<'_> {
                     let name = &rollout.spec.name;
                     tracing::warn!(rollout = %name, error = why, "applied_when cannot be asked now");
                 }
-                rollout.clock.asked(Some(&why));
+                rollout.notes.clock.asked(Some(&why));
                 Ok(None)
             }
         }

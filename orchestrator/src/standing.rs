@@ -65,7 +65,7 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
     let left = rollout.owing(tallies).next().is_some();
     // How far the hubs were heard is what the driver has noted.
     let mut rollout = rollout.clone();
-    let evidence = rollout.clock.evidence().clone();
+    let evidence = rollout.notes.clock.evidence().clone();
     rollout.advance_clock(&evidence, now);
     let seen = Seen {
         stage: &Tally::sum(here),
@@ -80,7 +80,7 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
             None => waits.to_string(),
         }),
         Next::Wait(waits) => Some(waits.to_string()),
-        Next::Measure => Some(match rollout.clock.not_asked() {
+        Next::Measure => Some(match rollout.notes.clock.not_asked() {
             Some(why) => format!("the hub's word on how many devices have applied it: {why}"),
             None => "the hub's word on how many devices have applied it".to_owned(),
         }),
@@ -88,7 +88,7 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
             let schedule = rollout.spec.opening(&Group::default(), now);
             // The driver alone knows the zones of the devices that are left.
             let closed = schedule.waits_for().filter(|_| !rollout.spec.has_zones());
-            closed.or_else(|| rollout.account.held_back(now).map(str::to_owned))
+            closed.or_else(|| rollout.notes.account.held_back(now).map(str::to_owned))
         }
         Next::Happened(_) | Next::Over => None,
     }

@@ -181,7 +181,7 @@ pub(crate) async fn batches(
 
 /// How many devices were found so far, while the plan is made.
 fn found_so_far(rollout: &Rollout) -> Option<u64> {
-    let search = rollout.search.as_ref();
+    let search = rollout.notes.search.as_ref();
     let search = search.filter(|_| rollout.plan.is_none());
     search.map(|search| search.found)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use twincast_core::ids::CommandKey;
 use twincast_core::ports::{Clock, Rollouts as _, Roster};
-use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::rollout::{Commands, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
@@ -174,16 +174,16 @@ async fn so_many_keys_are_known_and_no_more() {
         let command = ["pause", "resume"][n % 2];
         json!({"command": command, "rollout": "r", "key": format!("k-{n}")})
     };
-    for n in 0..=Rollout::KEYS {
+    for n in 0..=Commands::MAX {
         assert!(done(&intake, command(n)).await.changed, "{n}");
     }
-    let rollout = store.rollout(&build::name("r")).await.unwrap().unwrap();
-    assert_eq!(rollout.keyed.len(), Rollout::KEYS);
+    let commands = store.commands(&build::name("r")).await.unwrap();
+    assert_eq!(commands.len(), Commands::MAX);
     let known = |n: usize| {
         let key = CommandKey::new(format!("k-{n}")).unwrap();
-        rollout.done(&key).is_some()
+        commands.find(&key).is_some()
     };
-    assert!(!known(0) && known(1) && known(Rollout::KEYS));
+    assert!(!known(0) && known(1) && known(Commands::MAX));
 }
 
 #[tokio::test]

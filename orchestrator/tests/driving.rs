@@ -547,7 +547,7 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     tokio::time::sleep(minute).await;
     let first = bench.rollout().await;
     assert_eq!(first.looks.map(|looks| looks.newest.0), Some(1));
-    assert_eq!(first.account.doing(), Activity::Joiners);
+    assert_eq!(first.notes.account.doing(), Activity::Joiners);
     assert_eq!(first.history.len(), 4);
 
     bench.hub.set_devices(devices(0, 190));
@@ -575,7 +575,7 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     bench.hub.set_down(false);
     let rollout = driving.await.unwrap();
     assert_eq!(rollout.phase, Phase::Succeeded);
-    assert_eq!(rollout.search, None);
+    assert_eq!(rollout.notes.search, None);
     assert_eq!(bench.outcomes().await, [(150, 0), (41, 0)]);
     let spent = rollout.time_spent(rollout.changed_at);
     assert!(spent.on(Activity::Joiners) > 3 * 3600 * Duration::from_secs(1));
@@ -739,7 +739,7 @@ async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
     let words = "hub a, which cannot be reached: connection refused";
     assert_eq!(bench.waits_for().await.as_deref(), Some(words));
     let rollout = bench.rollout().await;
-    assert_eq!(rollout.account.doing(), Activity::Blocked);
+    assert_eq!(rollout.notes.account.doing(), Activity::Blocked);
     let device = bench.device_waits_for("device-000007").await.unwrap();
     assert!(
         device.starts_with(&format!("{words}; then worker worker,")),
@@ -913,7 +913,10 @@ async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
     bench.hub.set_silent(false);
     tokio::time::sleep(Duration::from_secs(10)).await;
     let rollout = bench.rollout().await;
-    assert_eq!((rollout.phase, rollout.search), (Phase::Running, None));
+    assert_eq!(
+        (rollout.phase, rollout.notes.search),
+        (Phase::Running, None)
+    );
     bench.stop.cancel();
     driving.await.unwrap();
 }

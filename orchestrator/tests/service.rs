@@ -310,7 +310,10 @@ async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
     bench.hub.set_down(false);
     tokio::time::sleep(Duration::from_secs(60)).await;
     let rollout = bench.rollout("r").await;
-    assert_eq!((rollout.phase, rollout.search), (Phase::Running, None));
+    assert_eq!(
+        (rollout.phase, rollout.notes.search),
+        (Phase::Running, None)
+    );
 }
 
 /// A claim is good for 10 s, and half a second passes before somebody looks.

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::spec::RolloutSpec;
 use twincast_embedded::EmbeddedStore;
-use twincast_emulator::{Fleet, HubConfig, Summary};
+use twincast_emulator::{Fleet, HubConfig, RunningHub, Summary};
 use twincast_iothub::{ClientOptions, ConnectionString, Roots};
 use twincast_orchestrator::HubHandle;
 
@@ -138,11 +138,7 @@ fn what_the_hub_saw(seen: &Summary, quota: u64, output: &Output) -> String {
 }
 
 /// The emulator as a hub of the engine.
-fn connect(
-    hub: &twincast_emulator::HubHandle,
-    limits: HubLimits,
-    settings: &Settings,
-) -> anyhow::Result<HubHandle> {
+fn connect(hub: &RunningHub, limits: HubLimits, settings: &Settings) -> anyhow::Result<HubHandle> {
     let connection: ConnectionString = hub
         .connection_string()
         .parse()

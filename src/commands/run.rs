@@ -162,7 +162,6 @@ async fn roll_out_with(
     how: &How,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let name = spec.name.clone();
     engine::bind_hubs(&*engine.store, &engine.driver.hubs).await?;
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,

@@ -509,9 +509,7 @@ impl Books {
         if before.latest.version != rollout.version {
             return false;
         }
-        before.latest.account = rollout.account.clone();
-        before.latest.clock = rollout.clock.clone();
-        before.latest.search = rollout.search.clone();
+        before.latest.notes = rollout.notes.clone();
         if before.latest != *rollout {
             self.wrong
                 .push(format!("{name} changed, and its version did not"));

@@ -220,8 +220,8 @@ fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> St
     if let Some(impasse) = seat.impasse {
         return format!("{}; then {worker}", impasse.of_hub(&header.hub));
     }
-    match rollout.account.doing() {
-        Activity::Blocked => match rollout.account.held_back(now) {
+    match rollout.notes.account.doing() {
+        Activity::Blocked => match rollout.notes.account.held_back(now) {
             Some(waits) => format!("{waits}; then {worker}"),
             None => worker,
         },

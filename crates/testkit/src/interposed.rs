@@ -20,7 +20,7 @@ use twincast_core::ports::{
     Batches, Change, Committed, Created, Halt, Limiter, Lines, Loaded, Part, Presence, Rollouts,
     Roster, RosterLook, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout};
+use twincast_core::rollout::{Adding, Commands, Rollout};
 
 use crate::MemoryStore;
 
@@ -69,14 +69,15 @@ pub trait Between: Clone + Send + Sync + 'static {
         async move { store.rollout(&name).await }
     }
 
-    /// [`Rollouts::save`].
+    /// [`Rollouts::save_with`].
     fn save(
         &self,
         store: MemoryStore,
         rollout: Rollout,
         from: Revision,
+        commands: Option<Commands>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
-        async move { store.save(&rollout, from).await }
+        async move { store.save_with(&rollout, from, commands.as_ref()).await }
     }
 
     /// [`Batches::add_batches`].
@@ -224,13 +225,32 @@ impl<B: Between> Rollouts for Interposed<B> {
             .await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
+    async fn save_with(
+        &self,
+        rollout: &Rollout,
+        from: Revision,
+        commands: Option<&Commands>,
+    ) -> Result<(), StoreError> {
         let call = Call::new("save", &rollout.spec.name);
-        let rollout = rollout.clone();
+        let (rollout, commands) = (rollout.clone(), commands.cloned());
         self.call(call, |store, between| async move {
-            between.save(store, rollout, from).await
+            between.save(store, rollout, from, commands).await
         })
         .await
+    }
+
+    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let call = Call::new("note", &rollout.spec.name);
+        let rollout = rollout.clone();
+        self.call(call, |store, _| async move { store.note(&rollout).await })
+            .await
+    }
+
+    async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
+        let call = Call::new("commands", name);
+        let name = name.clone();
+        self.call(call, |store, _| async move { store.commands(&name).await })
+            .await
     }
 
     async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {

@@ -21,7 +21,7 @@ use twincast_core::ports::{
     Batches, Begins, Change, Clock, Committed, Created, Halt, Limiter, Lines, Listed, Loaded, Part,
     Presence, Rollouts, Roster, RosterLook, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Reliance, Rollout};
+use twincast_core::rollout::{Adding, Commands, Reliance, Rollout};
 use twincast_core::time::Timestamp;
 
 /// A [`Store`](twincast_core::ports::Store) in memory. Everything that is a sum is summed up when it is asked for.
@@ -76,6 +76,7 @@ impl Roll {
 #[derive(Clone)]
 struct Entry {
     rollout: Rollout,
+    commands: Commands,
     /// When its plan was completed.
     whole_at: Timestamp,
     batches: BTreeMap<BatchId, Slot>,
@@ -235,6 +236,7 @@ impl Rollouts for MemoryStore {
         }
         let entry = Entry {
             rollout: rollout.clone(),
+            commands: Commands::default(),
             batches: BTreeMap::new(),
             whole_at: Timestamp(0),
             begun: 0,
@@ -257,7 +259,12 @@ impl Rollouts for MemoryStore {
         Ok(self.state().rollouts.keys().cloned().collect())
     }
 
-    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
+    async fn save_with(
+        &self,
+        rollout: &Rollout,
+        from: Revision,
+        commands: Option<&Commands>,
+    ) -> Result<(), StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
         let entry = state.entry(&rollout.spec.name)?;
@@ -272,8 +279,29 @@ impl Rollouts for MemoryStore {
             entry.whole_at = now;
         }
         entry.rollout = rollout.clone();
+        if let Some(commands) = commands {
+            entry.commands = commands.clone();
+        }
         state.roster.active.insert(rollout.spec.name.clone());
         Ok(())
+    }
+
+    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let entry = state.entry(&rollout.spec.name)?;
+        if entry.rollout.revision() != rollout.revision() {
+            return Err(superseded(format!("rollout {}", rollout.spec.name)));
+        }
+        entry.rollout.notes = rollout.notes.clone();
+        Ok(())
+    }
+
+    async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
+        let state = self.state();
+        let entry = state.rollouts.get(name);
+        Ok(entry
+            .map(|entry| entry.commands.clone())
+            .unwrap_or_default())
     }
 
     async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {

@@ -29,7 +29,7 @@ pub(super) enum Why {
 
 /// What is said of sends that a hub has refused for its quota of late.
 fn throttled(rollout: &Rollout) -> Option<String> {
-    let is_throttled = rollout.account.doing() == Activity::Throttled;
+    let is_throttled = rollout.notes.account.doing() == Activity::Throttled;
     is_throttled.then(|| {
         "the hub refuses sends for its quota: they are slowed down until it takes them again"
             .to_owned()

@@ -47,7 +47,7 @@ use twincast_core::ports::{
     Batches, Change, Clock, Committed, Created, Limiter, Lines, Loaded, Part, Presence, Rollouts,
     StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout};
+use twincast_core::rollout::{Adding, Commands, Rollout};
 
 use disk::Disk;
 use engine::{Call, Engine, Reading, Request, WAITING, Writing};
@@ -226,7 +226,7 @@ impl Rollouts for EmbeddedStore {
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
         let wanted = name.clone();
         self.read(format!("read rollout {name}"), move |on| {
-            read_ops::record_of(&on.tables.rollouts, &wanted)
+            read_ops::rollout_of(&on.tables.rollouts, &on.tables.notes, &wanted)
         })
         .await
     }
@@ -244,10 +244,31 @@ impl Rollouts for EmbeddedStore {
             .await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
-        let rollout = rollout.clone();
+    async fn save_with(
+        &self,
+        rollout: &Rollout,
+        from: Revision,
+        commands: Option<&Commands>,
+    ) -> Result<(), StoreError> {
+        let (rollout, commands) = (rollout.clone(), commands.cloned());
         let doing = format!("save rollout {}", rollout.spec.name);
-        self.write(doing, move |on| write_ops::save(on.tables, &rollout, from))
+        self.write(doing, move |on| {
+            write_ops::save(on.tables, &rollout, from, commands.as_ref())
+        })
+        .await
+    }
+
+    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let rollout = rollout.clone();
+        let doing = format!("note what rollout {} does", rollout.spec.name);
+        self.write(doing, move |on| write_ops::note(on.tables, &rollout))
+            .await
+    }
+
+    async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
+        let wanted = name.clone();
+        let doing = format!("read the commands of rollout {name}");
+        self.read(doing, move |on| read_ops::commands_of(on.tables, &wanted))
             .await
     }
 

@@ -11,7 +11,7 @@
 //!
 //! | key | type | what |
 //! |---|---|---|
-//! | `{<rollout>}` | hash | `format` of all these keys, `record` (JSON), `id`, `version` and `lineage`, `plan`, what operations on batches depend on (`stance`, JSON), what is `wanted` of workers, by what batches may be `adding`, the checksum of all batches (`batches`, `devices`, `sum`), when the plan was `whole_at`, a stamp of when a budget last `begun` to count a batch; and for each batch, by its number, a row with counts and lease |
+//! | `{<rollout>}` | hash | `format` of all these keys, `record` and `notes` on it (JSON), the `commands` that it remembers (JSON), `id`, `version` and `lineage`, `plan`, what operations on batches depend on (`stance`, JSON), what is `wanted` of workers, by what batches may be `adding`, the checksum of all batches (`batches`, `devices`, `sum`), when the plan was `whole_at`, a stamp of when a budget last `begun` to count a batch; and for each batch, by its number, a row with counts and lease |
 //! | `{<rollout>}:numbers` | sorted set | the batches' numbers |
 //! | `{<rollout>}:headers` | hash | by number: what the batch is (JSON) |
 //! | `{<rollout>}:manifests` | hash | by number: the ids, one a line, deflated |

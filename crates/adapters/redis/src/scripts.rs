@@ -28,6 +28,7 @@ pub(crate) struct Script {
 pub(crate) struct Scripts {
     pub(crate) create: Script,
     pub(crate) save: Script,
+    pub(crate) note: Script,
     pub(crate) remove: Script,
     pub(crate) strike: Script,
     pub(crate) add_batches: Script,
@@ -63,6 +64,7 @@ impl Scripts {
         Self {
             create: Script::new(&rollout, include_str!("scripts/create.lua")),
             save: Script::new(&rollout, include_str!("scripts/save.lua")),
+            note: Script::new(&rollout, include_str!("scripts/note.lua")),
             remove: Script::new(&rollout, include_str!("scripts/remove.lua")),
             strike: Script::new(&common, include_str!("scripts/strike.lua")),
             add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),

@@ -114,7 +114,7 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         return Next::Over;
     }
     let in_the_way = seen.evidence.in_the_way().to_owned();
-    if rollout.clock.unheard() < EVIDENCE_WITHIN {
+    if rollout.notes.clock.unheard() < EVIDENCE_WITHIN {
         return Next::Wait(WaitsFor::Evidence {
             devices,
             in_the_way,
@@ -177,7 +177,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         measured,
         ttl,
         evidence: seen.evidence,
-        clock: &rollout.clock,
+        clock: &rollout.notes.clock,
     };
     match judge(view, now) {
         Verdict::Failed { because } => Next::Happened(Event::GateFailed {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use crate::ids::{Revision, RolloutName};
-use crate::rollout::Rollout;
+use crate::rollout::{Commands, Rollout};
 
 /// What `create` found.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,15 +30,29 @@ pub trait Rollouts: Send + Sync + 'static {
     /// The names of all rollouts, ascending.
     async fn rollouts(&self) -> Result<Vec<RolloutName>, StoreError>;
 
-    /// Replaces a record by one that was made from its revision `from`.
-    ///
-    /// A record of the same version as before differs in its `account` and its `clock` only: nothing has happened to
-    /// the rollout, and nobody is fenced by it.
+    /// Replaces a record, with its notes, by one that was made from its revision `from` and has a newer version.
     ///
     /// When the new record has another `plan_id`, all batches of older tries are gone with it.
     /// [`StoreError::Superseded`] when the stored revision is another, [`StoreError::Regressed`] when the store does not
     /// hold what the new record [relies on](Rollout::relies_on).
-    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError>;
+    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
+        self.save_with(rollout, from, None).await
+    }
+
+    /// The same, and replaces the [commands](Rollouts::commands) if there are any, in one step.
+    async fn save_with(
+        &self,
+        rollout: &Rollout,
+        from: Revision,
+        commands: Option<&Commands>,
+    ) -> Result<(), StoreError>;
+
+    /// Replaces the notes on a rollout, and nothing else of it.
+    /// [`StoreError::Superseded`] when the stored revision is another than the rollout's.
+    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError>;
+
+    /// The commands that a rollout remembers; none if there is no rollout of that name.
+    async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError>;
 
     /// Removes a rollout that has ended and is off the [roster](super::Roster), with its batches and outcomes. The name is
     /// free afterwards. Nothing is changed when there is no rollout of that name. However large the rollout was, other

@@ -3,33 +3,32 @@
 use super::event::Event;
 use super::phase::Phase;
 use super::record::Rollout;
-use crate::account::{Account, Activity, Hold, TimeSpent};
+use crate::account::{Activity, Hold, TimeSpent};
 use crate::time::Timestamp;
 
 impl Rollout {
     /// Where its time has gone up to `now`, or up to its end.
     #[must_use]
     pub fn time_spent(&self, now: Timestamp) -> TimeSpent {
-        self.own_account(&self.phase).at(now)
+        self.notes.account.at(now)
     }
 
-    /// The record with what it is doing now, and why nothing is sent; `None` if that is noted, or is not to be noted yet. It has the same
-    /// version: nothing has happened, and whoever does not know of it overwrites it without harm.
+    /// The rollout with a note of what it is doing now, and why nothing is sent; `None` if that is noted, or is not to be
+    /// noted yet.
     #[must_use]
     pub fn noting(&self, doing: Activity, hold: Option<Hold>, now: Timestamp) -> Option<Self> {
         if self.phase != Phase::Running {
             return None;
         }
-        let account = self.own_account(&self.phase).noting(doing, hold, now)?;
-        Some(Self {
-            account,
-            ..self.clone()
-        })
+        let account = self.notes.account.clone().noting(doing, hold, now)?;
+        let mut noted = self.clone();
+        noted.notes.account = account;
+        Some(noted)
     }
 
     /// Books what an event says, which has led to this phase from `before`.
     pub(super) fn book(&mut self, before: &Phase, event: &Event, now: Timestamp) {
-        let mut account = self.own_account(before);
+        let account = &mut self.notes.account;
         let is_new_phase = before.as_str() != self.phase.as_str();
         let doing = match event {
             Event::ApprovalAwaited { .. } => Activity::Approval,
@@ -38,19 +37,6 @@ impl Rollout {
             _ => account.doing(),
         };
         account.turn(doing, now);
-        self.account = account;
-    }
-
-    /// Its account while it is in `phase`. A record that is older than accounts has spent all the time before
-    /// that phase on sending.
-    fn own_account(&self, phase: &Phase) -> Account {
-        if self.account != Account::default() {
-            return self.account.clone();
-        }
-        let mut account = Account::opened(self.created_at);
-        account.begin(Activity::Sending, self.created_at);
-        account.begin(doing_in(phase), self.changed_at);
-        account
     }
 }
 
@@ -80,7 +66,7 @@ mod tests {
     use super::*;
     use crate::ids::StageName;
     use crate::outcome::{Counts, Outcome};
-    use crate::rollout::Word;
+    use crate::rollout::{Notes, Word};
     use crate::spec::{OnFailure, RolloutSpec};
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
@@ -186,8 +172,8 @@ mod tests {
 
         let json = serde_json::to_value(rollout.time_spent(at(0))).unwrap();
         assert_eq!((&json["total"], &json["halted"]), (&110.into(), &0.into()));
-        let text = serde_json::to_string(&rollout).unwrap();
-        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+        let text = serde_json::to_string(&rollout.notes).unwrap();
+        assert_eq!(serde_json::from_str::<Notes>(&text).unwrap(), rollout.notes);
     }
 
     #[test]
@@ -207,30 +193,24 @@ mod tests {
         assert_eq!(again(60, 30), None, "known");
         assert_eq!(again(50, 14), None, "too soon");
         let earlier = again(50, 17).unwrap();
-        assert_eq!(earlier.account.held_back(at(49)), Some("Some(50)"));
-        assert_eq!(rollout.account.held_back(at(59)), Some("Some(60)"));
-        assert_eq!(rollout.account.held_back(at(60)), None, "over");
+        assert_eq!(earlier.notes.account.held_back(at(49)), Some("Some(50)"));
+        assert_eq!(rollout.notes.account.held_back(at(59)), Some("Some(60)"));
+        assert_eq!(rollout.notes.account.held_back(at(60)), None, "over");
         assert_eq!(parts(&earlier, 20), parts(&rollout, 20));
-        let text = serde_json::to_string(&rollout).unwrap();
-        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+        let text = serde_json::to_string(&rollout.notes).unwrap();
+        assert_eq!(serde_json::from_str::<Notes>(&text).unwrap(), rollout.notes);
         let reason = "lunch".to_owned();
         happens(&mut rollout, Event::PauseRequested { reason }, 20);
-        assert_eq!(rollout.account.held_back(at(21)), None, "it is paused");
+        assert_eq!(
+            rollout.notes.account.held_back(at(21)),
+            None,
+            "it is paused"
+        );
 
         let (first, last, never) = (hold(Some(1)), hold(Some(2)), hold(None));
         assert_eq!(last.clone().sooner(first.clone()), first);
         assert_eq!(never.clone().sooner(last.clone()), last);
         assert_eq!(last.clone().sooner(never), last);
-    }
-
-    #[test]
-    fn a_record_without_an_account_adds_up_too() {
-        let mut rollout = accepted();
-        happens(&mut rollout, Event::PlanningStarted, 5);
-        rollout.account = Account::default();
-        assert_eq!(parts(&rollout, 9), [("planning", 4), ("sending", 5)]);
-        happens(&mut rollout, planned(), 15);
-        assert_eq!(parts(&rollout, 16), [("planning", 10), ("sending", 6)]);
     }
 
     /// Whatever may happen to a rollout.

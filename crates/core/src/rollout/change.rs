@@ -72,7 +72,7 @@ impl Rollout {
             });
         }
         if next.phase == Phase::Running && self.phase != Phase::Running {
-            next.clock.go_on(now);
+            next.notes.clock.go_on(now);
         }
         history::bound(&mut next.history);
         Ok(Some(next))
@@ -103,7 +103,7 @@ impl Rollout {
                 let stage = self.current(stage, event)?;
                 if stage.sent_at.is_none() {
                     stage.sent_at = Some(now);
-                    self.clock.start_bake(now);
+                    self.notes.clock.start_bake(now);
                 }
             }
             Event::AllSent => {
@@ -232,7 +232,7 @@ impl Rollout {
         let bakes = self
             .stage_progress()
             .is_some_and(|stage| stage.sent_at.is_some() && stage.passed_at.is_none());
-        self.clock.advance(bakes, evidence, now);
+        self.notes.clock.advance(bakes, evidence, now);
     }
 
     fn start_stage(&mut self, now: Timestamp) {

@@ -1,6 +1,6 @@
 //! What a driver notes of the search for a rollout's devices: at planning, and in the looks of a continuous one.
 //!
-//! A note is no event. The record keeps its version, so whoever does not know of the note overwrites it without harm.
+//! A note is no event: see [`Notes`](super::Notes).
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ impl Rollout {
     /// What keeps its devices from being found, if something does.
     #[must_use]
     pub fn search_trouble(&self) -> Option<&SearchTrouble> {
-        self.search.as_ref()?.trouble.as_ref()
+        self.notes.search.as_ref()?.trouble.as_ref()
     }
 
     /// What it waits for before its plan is whole, in words that follow "waits for", as far as it was noted.
@@ -26,7 +26,7 @@ impl Rollout {
         Some(format!("its devices to be found: {trouble}"))
     }
 
-    /// The record with how far a try at planning is that is under way: so many devices were `found`, and hubs do not answer
+    /// The rollout with a note of how far a try at planning is that is under way: so many devices were `found`, and hubs do not answer
     /// since `standstill`. `None` if that is noted, or is not to be noted yet.
     #[must_use]
     pub fn noting_search(
@@ -35,7 +35,7 @@ impl Rollout {
         standstill: Option<(Timestamp, &str)>,
         now: Timestamp,
     ) -> Option<Self> {
-        let before = self.search.clone().unwrap_or_default();
+        let before = self.notes.search.clone().unwrap_or_default();
         let trouble = match standstill {
             Some((since, error)) => Some(SearchTrouble::after(&before, since, error, None)),
             // Before it has found anything, it is not known to go on.
@@ -49,7 +49,7 @@ impl Rollout {
         Some(self.with_search(found, trouble, now))
     }
 
-    /// The record after a try, or a look, that has failed; the next one begins `again` later, if that is known. `None` if nothing
+    /// The rollout with a note of a try, or a look, that has failed; the next one begins `again` later, if that is known. `None` if nothing
     /// is to be found any more.
     #[must_use]
     pub fn noting_failed_search(
@@ -62,7 +62,7 @@ impl Rollout {
         if !searches || self.phase.is_ended() {
             return None;
         }
-        let before = self.search.clone().unwrap_or_default();
+        let before = self.notes.search.clone().unwrap_or_default();
         let next_try = again.map(|again| now.plus(again));
         let trouble = SearchTrouble::after(&before, now, error, next_try);
         Some(self.with_search(before.found, Some(trouble), now))
@@ -74,10 +74,9 @@ impl Rollout {
             trouble,
             noted_at: now,
         };
-        Self {
-            search: Some(search),
-            ..self.clone()
-        }
+        let mut noted = self.clone();
+        noted.notes.search = Some(search);
+        noted
     }
 
     /// What an event makes of the note. The trouble stays until a try has found something.
@@ -87,9 +86,9 @@ impl Rollout {
             Event::PlanCompleted { .. } | Event::PlanningFailed { .. } | Event::Looked { .. }
         );
         if is_over || self.phase.is_ended() || matches!(self.phase, Phase::Aborting { .. }) {
-            self.search = None;
+            self.notes.search = None;
         } else if *event == Event::PlanningStarted
-            && let Some(search) = &mut self.search
+            && let Some(search) = &mut self.notes.search
         {
             search.found = 0;
             if let Some(trouble) = &mut search.trouble {
@@ -102,8 +101,8 @@ impl Rollout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::Word;
     use crate::rollout::tests::plan;
+    use crate::rollout::{Notes, Word};
     use crate::spec::RolloutSpec;
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
@@ -153,10 +152,10 @@ mod tests {
         let trouble = stands.search_trouble().unwrap();
         assert_eq!((trouble.since, &*trouble.error), (at(1), "busy"));
         let goes_on = stands.noting_search(200, None, at(50)).unwrap();
-        assert_eq!(goes_on.search.as_ref().unwrap().found, 200);
+        assert_eq!(goes_on.notes.search.as_ref().unwrap().found, 200);
         assert_eq!(goes_on.waits_to_be_planned(), None);
         let whole = after(&goes_on, plan(2), 60);
-        assert_eq!(whole.search, None);
+        assert_eq!(whole.notes.search, None);
     }
 
     #[test]
@@ -169,8 +168,8 @@ mod tests {
         let long = "x".repeat(5_000);
         let failed = rollout.noting_failed_search(&long, None, at(11)).unwrap();
         assert_eq!(failed.search_trouble().unwrap().error.chars().count(), 601);
-        let text = serde_json::to_string(&failed).unwrap();
-        assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), failed);
+        let text = serde_json::to_string(&failed.notes).unwrap();
+        assert_eq!(serde_json::from_str::<Notes>(&text).unwrap(), failed.notes);
     }
 
     #[test]
@@ -179,7 +178,7 @@ mod tests {
             .noting_failed_search("no route", None, at(1))
             .unwrap();
         let aborting = after(&failed, Event::AbortRequested { reason: "x".into() }, 2);
-        assert_eq!(aborting.search, None);
+        assert_eq!(aborting.notes.search, None);
         let running = after(&failed, plan(2), 2);
         assert_eq!(running.noting_failed_search("x", None, at(3)), None);
         assert_eq!(running.noting_search(1, None, at(9)), None);

@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::adding::{Looks, PlanId};
 use super::event::Event;
 use super::history::HistoryEntry;
+use super::notes::Notes;
 use super::phase::{Owed, Phase, Wanted};
 use super::progress::{StageProgress, Word};
-use super::search::Search;
 use crate::account::Account;
-use crate::evidence::EvidenceClock;
 use crate::ids::{
-    Attempt, CommandKey, Lineage, Revision, RolloutId, RolloutName, StageIndex, StageName, Version,
+    Attempt, Lineage, Revision, RolloutId, RolloutName, StageIndex, StageName, Version,
 };
 use crate::outcome::{Outcome, Tally};
 use crate::plan::{Checksum, PlanSummary};
@@ -46,9 +45,6 @@ pub struct Rollout {
     pub plan_id: PlanId,
     /// What the plan came to, once it is whole.
     pub plan: Option<PlanSummary>,
-    /// How far the search for its devices is, while there is one and something is known of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub search: Option<Search>,
     /// Its stages, in order, once the plan is whole.
     #[serde(default)]
     pub stages: Vec<StageProgress>,
@@ -64,9 +60,6 @@ pub struct Rollout {
     /// What is to be prepared before anything is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// Time that counts only while it is driven and heard: bakes, and waits for evidence.
-    #[serde(default)]
-    pub clock: EvidenceClock,
     /// When it was noted that every device was sent the message and that answers are all that is waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
@@ -80,14 +73,11 @@ pub struct Rollout {
     pub created_at: Timestamp,
     /// When its phase last changed.
     pub changed_at: Timestamp,
-    /// For how long it has done what. Older records have none.
-    #[serde(default)]
-    pub account: Account,
     /// What happened to it, oldest first, [bounded](super::history::bound).
     pub history: Vec<HistoryEntry>,
-    /// Commands with a key that have changed it, oldest first; the newest [`Rollout::KEYS`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub keyed: Vec<Keyed>,
+    /// What its driver has noted since. Stored beside the record.
+    #[serde(skip)]
+    pub notes: Notes,
 }
 
 /// What the store must hold when a change is stored.
@@ -115,15 +105,6 @@ impl Reliance {
     }
 }
 
-/// A command that is done once, however often it comes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keyed {
-    /// What it is known by.
-    pub key: CommandKey,
-    /// What it asks for, to be told from another one that was given the same key.
-    pub asks: String,
-}
-
 /// A new attempt that is to be made at some devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
@@ -148,9 +129,6 @@ impl fmt::Display for Retry {
 }
 
 impl Rollout {
-    /// How many commands are known by their keys.
-    pub const KEYS: usize = 64;
-
     /// A rollout that was just accepted.
     #[must_use]
     pub fn accepted(spec: RolloutSpec, files: BTreeMap<String, String>, now: Timestamp) -> Self {
@@ -166,19 +144,16 @@ impl Rollout {
             phase: Phase::Accepted,
             plan_id: PlanId(0),
             plan: None,
-            search: None,
             stages: Vec::new(),
             behind: None,
             pause: None,
             attempt: Attempt::FIRST,
             retry: None,
-            clock: EvidenceClock::default(),
             sent_at: None,
             trace: None,
             looks: None,
             created_at: now,
             changed_at: now,
-            account: Account::opened(now),
             history: vec![HistoryEntry {
                 version: Version(1),
                 at: now,
@@ -187,7 +162,10 @@ impl Rollout {
                     word: Word::default(),
                 },
             }],
-            keyed: Vec::new(),
+            notes: Notes {
+                account: Account::opened(now),
+                ..Notes::default()
+            },
         }
     }
 
@@ -218,21 +196,6 @@ impl Rollout {
             version: self.version,
             lineage: self.lineage,
         }
-    }
-
-    /// The command of that key, if it has changed the rollout.
-    #[must_use]
-    pub fn done(&self, key: &CommandKey) -> Option<&Keyed> {
-        self.keyed.iter().find(|keyed| keyed.key == *key)
-    }
-
-    /// The same, changed by that command.
-    #[must_use]
-    pub fn done_by(mut self, command: Keyed) -> Self {
-        self.keyed.push(command);
-        let surplus = self.keyed.len().saturating_sub(Self::KEYS);
-        self.keyed.drain(..surplus);
-        self
     }
 
     /// What has led to this version of the record; `None` when that is not [told](Event::is_told).

@@ -5,7 +5,7 @@ use twincast_core::ids::{BatchId, Revision, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
 use twincast_core::plan::{Batch, Checksum, Group, Place};
 use twincast_core::ports::{Clock as _, Created, Skip, Store};
-use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
+use twincast_core::rollout::{Adding, Event, Phase, PlanId, Wanted, Word};
 
 use super::Subject;
 use crate::assert_refused;
@@ -175,7 +175,10 @@ pub async fn a_note_is_no_change(subject: Subject) {
     let noted = before
         .noting(Activity::Throttled, None, now)
         .expect("it was sending");
-    store.save(&noted, before.revision()).await.unwrap();
+    // Notes are all that is stored of it.
+    let mut changed = noted.clone();
+    changed.phase = Phase::Succeeded;
+    store.note(&changed).await.unwrap();
     assert_eq!(
         store.revision(&name("r")).await.unwrap(),
         Some(before.revision())
@@ -189,7 +192,7 @@ pub async fn a_note_is_no_change(subject: Subject) {
     let late = before
         .noting(Activity::Baking, None, now)
         .expect("it was sending");
-    assert_refused!(store.save(&late, before.revision()).await, Superseded);
+    assert_refused!(store.note(&late).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));
 }
 

@@ -87,7 +87,7 @@ impl Bug {
         }
         if self == Self::BakesAsleep {
             let slept = json!({"baked_ms": 3_600_000, "counted_to": rollout.changed_at});
-            rollout.clock = serde_json::from_value(slept).expect("a clock");
+            rollout.notes.clock = serde_json::from_value(slept).expect("a clock");
         }
         rollout
     }

@@ -14,7 +14,7 @@ use twincast_core::ports::{
     Batches, Change, Committed, Created, Halt, Limiter, Loaded, Operation, Part, Presence,
     Rollouts, Roster, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Commands, Rollout, Wanted};
 
 use super::process::Odds;
 use super::{Bug, Process, Sim, Witnessed};
@@ -161,6 +161,7 @@ impl Between for OfProcess {
         truth: MemoryStore,
         mut rollout: Rollout,
         mut from: Revision,
+        commands: Option<Commands>,
     ) -> Result<(), StoreError> {
         if let Some(bug) = self.process.sim().bug() {
             if bug.forgets(&rollout) {
@@ -181,7 +182,7 @@ impl Between for OfProcess {
         {
             from = current;
         }
-        truth.save(&rollout, from).await?;
+        truth.save_with(&rollout, from, commands.as_ref()).await?;
         self.process.witness(&Witnessed::Saved(&rollout));
         Ok(())
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use redb::ReadableTable;
+use serde::de::DeserializeOwned;
 use twincast_core::batch::{Batch, BatchStatus};
 use twincast_core::group::Line;
 use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OutcomeList};
 use twincast_core::plan::{self, Checksum, DeviceList};
 use twincast_core::ports::{Loaded, Part, Tally};
-use twincast_core::rollout::Rollout;
+use twincast_core::rollout::{Commands, Rollout};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
@@ -34,16 +35,35 @@ pub(super) struct Page {
     pub(super) limit: usize,
 }
 
-pub(super) fn record_of(
+/// A rollout from its record and the notes on it.
+pub(super) fn rollout_of(
     rollouts: &impl ReadableTable<&'static str, &'static [u8]>,
+    notes: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &RolloutName,
 ) -> Result<Option<Rollout>, Fault> {
-    let Some(stored) = rollouts.get(name.as_str())? else {
+    let Some(record) = json_of(rollouts, name, "record")? else {
+        return Ok(None);
+    };
+    let missing = || Fault::damaged(format!("there are no notes on rollout {name}"));
+    let notes = json_of(notes, name, "notes")?.ok_or_else(missing)?;
+    Ok(Some(Rollout { notes, ..record }))
+}
+
+pub(super) fn commands_of(tables: &ReadTables, name: &RolloutName) -> Result<Commands, Fault> {
+    Ok(json_of(&tables.commands, name, "commands")?.unwrap_or_default())
+}
+
+fn json_of<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &RolloutName,
+    what: &str,
+) -> Result<Option<T>, Fault> {
+    let Some(stored) = table.get(name.as_str())? else {
         return Ok(None);
     };
     serde_json::from_slice(stored.value())
         .map(Some)
-        .map_err(|error| Fault::damaged(format!("the record of rollout {name}: {error}")))
+        .map_err(|error| Fault::damaged(format!("the {what} of rollout {name}: {error}")))
 }
 
 pub(super) fn line_of(
@@ -289,7 +309,7 @@ pub(super) fn tally_keys(
 /// Recounts everything of a rollout that is kept as a sum.
 pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Fault> {
     let head = known_head(&tables.heads, name)?;
-    let record = record_of(&tables.rollouts, name)?
+    let record = rollout_of(&tables.rollouts, &tables.notes, name)?
         .ok_or_else(|| Fault::damaged(format!("rollout {name} has no record")))?;
     if Head::of(&record, head.series) != head {
         return Err(Fault::damaged("a head is not that of its record"));

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `meta` | what | a number: `format`, `series`, `groups` |
 //! | `rollouts` | name | the record, JSON |
+//! | `notes` | name | the notes on the rollout, JSON |
+//! | `commands` | name | the commands that it remembers, JSON; none if there are none |
 //! | `heads` | name | what the other operations need of the record, JSON: series, try, how the rollout stands |
 //! | `batches` | series, batch | the header, JSON |
 //! | `checksums` | series | the checksum of the batches: batches, devices, sum |
@@ -40,7 +42,7 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 6;
+pub(super) const FORMAT: u64 = 7;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -104,6 +106,8 @@ macro_rules! tables {
 tables! {
     meta: META &'static str => u64;
     rollouts: ROLLOUTS &'static str => &'static [u8];
+    notes: NOTES &'static str => &'static [u8];
+    commands: COMMANDS &'static str => &'static [u8];
     heads: HEADS &'static str => &'static [u8];
     batches: BATCHES BatchKey => &'static [u8];
     checksums: CHECKSUMS u32 => (u32, u64, u64);

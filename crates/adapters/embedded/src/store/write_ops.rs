@@ -8,7 +8,7 @@ use twincast_core::ids::{GroupName, HubHost, HubName, Revision, RolloutName};
 use twincast_core::outcome::{Counts, OutcomeList};
 use twincast_core::plan::{self, BatchHeader, Checksum};
 use twincast_core::ports::{Change, Committed, Created, Loaded};
-use twincast_core::rollout::{Adding, Reliance, Rollout};
+use twincast_core::rollout::{Adding, Commands, Reliance, Rollout};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
@@ -41,7 +41,7 @@ impl PackedBatch {
 
 pub(super) fn create(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<Created, Fault> {
     let name = &rollout.spec.name;
-    if let Some(existing) = read_ops::record_of(&tables.rollouts, name)? {
+    if let Some(existing) = read_ops::rollout_of(&tables.rollouts, &tables.notes, name)? {
         return Ok(Created::Existing(Box::new(existing)));
     }
     let series = next_series(tables)?;
@@ -53,6 +53,7 @@ pub(super) fn save(
     tables: &mut WriteTables<'_>,
     rollout: &Rollout,
     from: Revision,
+    commands: Option<&Commands>,
 ) -> Result<(), Fault> {
     let name = &rollout.spec.name;
     let old = known_head(&tables.heads, name)?;
@@ -66,7 +67,27 @@ pub(super) fn save(
         next_series(tables)?
     };
     holds(tables, series, rollout)?;
+    if let Some(commands) = commands {
+        let commands = serde_json::to_vec(commands).expect("commands are plain data");
+        tables.commands.insert(name.as_str(), commands.as_slice())?;
+    }
     put_rollout(tables, rollout, series)
+}
+
+pub(super) fn note(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<(), Fault> {
+    let name = &rollout.spec.name;
+    if known_head(&tables.heads, name)?.stance.revision != rollout.revision() {
+        return Err(Fault::superseded(format!("rollout {name}")));
+    }
+    put_notes(tables, rollout)
+}
+
+fn put_notes(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<(), Fault> {
+    let notes = serde_json::to_vec(&rollout.notes).expect("notes are plain data");
+    let name = rollout.spec.name.as_str();
+    tables.notes.insert(name, notes.as_slice())?;
+    tables.wrote = true;
+    Ok(())
 }
 
 pub(super) fn remove(
@@ -81,6 +102,8 @@ pub(super) fn remove(
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     tables.rollouts.remove(name.as_str())?;
+    tables.notes.remove(name.as_str())?;
+    tables.commands.remove(name.as_str())?;
     tables.heads.remove(name.as_str())?;
     tables.garbage.insert(head.series, ())?;
     tables.wrote = true;
@@ -173,8 +196,7 @@ fn put_rollout(
     tables.rollouts.insert(name, record.as_slice())?;
     let head = serde_json::to_vec(&Head::of(rollout, series)).expect("a head is plain data");
     tables.heads.insert(name, head.as_slice())?;
-    tables.wrote = true;
-    Ok(())
+    put_notes(tables, rollout)
 }
 
 pub(super) fn add_batches(
@@ -280,7 +302,7 @@ pub(super) fn commit(
     }
     tables.wrote = true;
     // Should the transaction fail, its holder is fenced for nothing, or has a lease that nobody was told of.
-    Ok(note(&head, tenancies, change, now))
+    Ok(tenancy_after(&head, tenancies, change, now))
 }
 
 /// The same for a change of what is in memory only.
@@ -299,7 +321,7 @@ pub(super) fn commit_tenancy(
         (from, change),
     )?;
     Ok(found.map_or(Committed::Overtaken, |head| {
-        note(&head, tenancies, change, now)
+        tenancy_after(&head, tenancies, change, now)
     }))
 }
 
@@ -337,7 +359,12 @@ fn on_what_was_read(
     Ok(is_current.then_some(head))
 }
 
-fn note(head: &Head, tenancies: &mut Tenancies, change: &Change, now: Timestamp) -> Committed {
+fn tenancy_after(
+    head: &Head,
+    tenancies: &mut Tenancies,
+    change: &Change,
+    now: Timestamp,
+) -> Committed {
     let (id, tenancy) = (change.next.header.id, change.next.tenancy.clone());
     Committed::Done {
         version: tenancies.put(head.series, id, tenancy, change.begins.is_some()),

@@ -5,9 +5,10 @@ use redis::cmd;
 use twincast_core::group::Line;
 use twincast_core::ids::{GroupName, Revision, RolloutName};
 use twincast_core::ports::{Created, Lines, Rollouts, StoreError};
-use twincast_core::rollout::{Reliance, Rollout, Wanted};
+use twincast_core::rollout::{Commands, Reliance, Rollout, Wanted};
 
 use super::{RedisStore, Subject, newer};
+use crate::error::Misfit;
 use crate::keys::FORMAT;
 use crate::reply::json;
 use crate::scripts::{Run, SCRIPTS};
@@ -26,8 +27,8 @@ impl Rollouts for RedisStore {
         let mut reply = self.run("create", subject, &run).await?;
         match reply.next_if_any::<Vec<u8>>() {
             None => Ok(Created::New),
-            Some(existing) => existing
-                .and_then(|record| json(&record, "the record"))
+            Some(record) => record
+                .and_then(|record| rollout_of(&record, &reply.next::<Vec<u8>>()?))
                 .map(|existing| Created::Existing(Box::new(existing)))
                 .map_err(|misfit| subject.corrupt("create", misfit)),
         }
@@ -37,14 +38,15 @@ impl Rollouts for RedisStore {
         let subject = Subject::Rollout(name);
         let get = cmd("HMGET")
             .arg(self.keys.head(name))
-            .arg(&["format", "record"])
+            .arg(&["format", "record", "notes"])
             .to_owned();
-        let (format, record): (Option<u32>, Option<Vec<u8>>) =
+        let (format, record, notes): (Option<u32>, Option<Vec<u8>>, Option<Vec<u8>>) =
             self.ask("read", subject, &get).await?;
         if let Some(found) = format.filter(|format| *format > FORMAT) {
             return Err(newer(subject.to_string(), found));
         }
-        let rollout = record.map(|record| json(&record, "the record")).transpose();
+        let notes = notes.unwrap_or_default();
+        let rollout = record.map(|record| rollout_of(&record, &notes)).transpose();
         rollout.map_err(|misfit| subject.corrupt("read", misfit))
     }
 
@@ -56,14 +58,22 @@ impl Rollouts for RedisStore {
         self.names(self.keys.rollouts()).await
     }
 
-    async fn save(&self, rollout: &Rollout, from: Revision) -> Result<(), StoreError> {
+    async fn save_with(
+        &self,
+        rollout: &Rollout,
+        from: Revision,
+        commands: Option<&Commands>,
+    ) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
         // What would be refused is not to enlist anything.
         match self.revision_of(name).await? {
             Some(revision) if revision == from => self.enlist(rollout).await?,
             _ => {}
         }
+        let commands = commands.map(serde_json::to_vec).transpose();
+        let commands = commands.expect("commands are plain data");
         let run = record_of(self.on(name, &SCRIPTS.save), rollout)
+            .arg(commands.unwrap_or_default())
             .arg(from.version.0)
             .arg(from.lineage.0);
         let run = match rollout.relies_on {
@@ -77,6 +87,30 @@ impl Rollouts for RedisStore {
         };
         self.run("save", Subject::Rollout(name), &run).await?;
         Ok(())
+    }
+
+    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let name = &rollout.spec.name;
+        let run = self
+            .on(name, &SCRIPTS.note)
+            .arg(rollout.version.0)
+            .arg(rollout.lineage.0)
+            .arg(notes_of(rollout));
+        self.run("note", Subject::Rollout(name), &run).await?;
+        Ok(())
+    }
+
+    async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
+        let (verb, subject) = ("read", Subject::Rollout(name));
+        let get = cmd("HGET")
+            .arg(self.keys.head(name))
+            .arg("commands")
+            .to_owned();
+        let stored: Option<Vec<u8>> = self.ask(verb, subject, &get).await?;
+        let commands = stored.map(|stored| json(&stored, "the commands"));
+        let commands = commands.transpose();
+        let commands = commands.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        Ok(commands.unwrap_or_default())
     }
 
     async fn remove(&self, name: &RolloutName, revision: Revision) -> Result<(), StoreError> {
@@ -165,4 +199,16 @@ fn record_of(run: Run, rollout: &Rollout) -> Run {
         .arg(described)
         .arg(u8::from(stance.wanted == Wanted::GoOn))
         .arg(adding.unwrap_or_default())
+        .arg(notes_of(rollout))
+}
+
+fn notes_of(rollout: &Rollout) -> Vec<u8> {
+    serde_json::to_vec(&rollout.notes).expect("notes are plain data")
+}
+
+/// A rollout from its record and the notes on it.
+fn rollout_of(record: &[u8], notes: &[u8]) -> Result<Rollout, Misfit> {
+    let mut rollout: Rollout = json(record, "the record")?;
+    rollout.notes = json(notes, "the notes")?;
+    Ok(rollout)
 }
