@@ -44,8 +44,8 @@
 //!
 //! Per device: half a byte for the outcome, and its id's share of the manifest: 14 bytes for 20
 //! random letters and digits (more than 13 is in them), 3 for ids that count up. Memory comes in
-//! steps, which adds up to a fifth. Per batch: some 300 bytes. That is 15 to 17 bytes a device
-//! with random ids, and 160 MB for ten million. A refused device takes 8 bytes more for
+//! steps, which adds up to a fifth. Per batch: some 300 bytes. That is 17 to 21 bytes a device
+//! with random ids, the fewer the larger the batches, and 170 MB for ten million. A refused device takes 8 bytes more for
 //! its code. All of it stays after the rollout has ended.
 //!
 //! While the server rewrites its file it may need as much again. Leave room: set `maxmemory` well

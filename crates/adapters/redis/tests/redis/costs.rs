@@ -80,8 +80,9 @@ async fn commands(redis: &Redis) -> f64 {
     calls.filter_map(|calls| calls.parse::<f64>().ok()).sum()
 }
 
-/// Without the buffers of connections.
+/// Without the buffers of connections, and without the statistics of each command that was used since the last reset.
 async fn used_memory(redis: &Redis) -> f64 {
+    redis.ask("CONFIG RESETSTAT").await;
     redis.ask("CLIENT KILL TYPE normal").await;
     let info = redis.ask("INFO memory").await;
     let value = info.lines().find_map(|l| l.strip_prefix("used_memory:"));
