@@ -163,6 +163,23 @@ impl State {
 }
 
 impl Entry {
+    fn load(&self, batch: BatchId, part: Part, all_stages: bool, now: Timestamp) -> Option<Loaded> {
+        let slot = self.batches.get(&batch)?;
+        let mut stance = self.rollout.stance();
+        if all_stages {
+            stance.stage = StageIndex(u16::MAX);
+        }
+        Some(Loaded {
+            batch: slot.batch.clone(),
+            version: slot.version,
+            devices: (part == Part::Whole).then(|| slot.devices.clone()),
+            rollout: stance,
+            whole_at: self.whole_at,
+            begun: self.begun,
+            now,
+        })
+    }
+
     fn checksum(&self) -> Checksum {
         let mut checksum = Checksum::default();
         for slot in self.batches.values() {
@@ -421,22 +438,8 @@ impl Batches for MemoryStore {
         let now = self.clock.now();
         let mut state = self.state();
         let all_stages = state.knows_no_stages;
-        let entry = state.entry(name)?;
-        let slot = entry.batches.get(&batch);
-        let slot = slot.ok_or_else(|| not_found(format!("batch {batch} of rollout {name}")))?;
-        let mut stance = entry.rollout.stance();
-        if all_stages {
-            stance.stage = StageIndex(u16::MAX);
-        }
-        Ok(Loaded {
-            batch: slot.batch.clone(),
-            version: slot.version,
-            devices: (part == Part::Whole).then(|| slot.devices.clone()),
-            rollout: stance,
-            whole_at: entry.whole_at,
-            begun: entry.begun,
-            now,
-        })
+        let loaded = state.entry(name)?.load(batch, part, all_stages, now);
+        loaded.ok_or_else(|| not_found(format!("batch {batch} of rollout {name}")))
     }
 
     async fn commit(
@@ -447,12 +450,12 @@ impl Batches for MemoryStore {
     ) -> Result<Committed, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let version = state.next_version();
+        let (version, all_stages) = (state.next_version(), state.knows_no_stages);
         let Ok(entry) = state.entry(name) else {
-            return Ok(Committed::Overtaken);
+            return Ok(Committed::Overtaken(None));
         };
-        let revision = entry.rollout.revision();
-        let slot = entry.batches.get_mut(&from.batch.header.id);
+        let (id, revision) = (from.batch.header.id, entry.rollout.revision());
+        let slot = entry.batches.get_mut(&id);
         let slot = slot.filter(|slot| slot.version == from.version);
         let is_taken = |begins: &Begins| begins.seen != entry.begun;
         let (Some(slot), false, false) = (
@@ -460,7 +463,8 @@ impl Batches for MemoryStore {
             change.under.is_some_and(|under| under != revision),
             change.begins.as_ref().is_some_and(is_taken),
         ) else {
-            return Ok(Committed::Overtaken);
+            let told = entry.load(id, Part::State, all_stages, now);
+            return Ok(Committed::Overtaken(told.map(Box::new)));
         };
         if change.begins.is_some() {
             entry.begun = version.0;

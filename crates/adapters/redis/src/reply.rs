@@ -32,7 +32,6 @@ pub(crate) enum Refusal {
     NoRollout,
     NoBatch,
     Superseded,
-    Overtaken,
     Regressed(String),
     Newer(u32),
 }
@@ -49,7 +48,6 @@ pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
         "NO_ROLLOUT" => Refusal::NoRollout,
         "NO_BATCH" => Refusal::NoBatch,
         "SUPERSEDED" => Refusal::Superseded,
-        "OVERTAKEN" => Refusal::Overtaken,
         "REGRESSED" => Refusal::Regressed(reply.next()?),
         "NEWER" => Refusal::Newer(reply.next()?),
         other => return Err(Misfit(format!("a script answered {other:?}"))),
@@ -215,8 +213,12 @@ impl Reply {
 
     /// What became of a change of a batch.
     pub(crate) fn committed(mut self) -> Result<Committed, Misfit> {
+        let Some(version) = self.next::<Option<u64>>()? else {
+            let told = (!self.is_empty()).then(|| self.batch()).transpose()?;
+            return Ok(Committed::Overtaken(told.map(Box::new)));
+        };
         Ok(Committed::Done {
-            version: BatchVersion(self.next()?),
+            version: BatchVersion(version),
             wanted: match self.next::<u8>()? {
                 1 => Wanted::GoOn,
                 _ => Wanted::Stop,

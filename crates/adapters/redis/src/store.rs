@@ -252,7 +252,7 @@ impl Subject<'_> {
         let what = match refusal {
             Refusal::NoRollout => rollout,
             Refusal::NoBatch => batch,
-            Refusal::Superseded | Refusal::Overtaken => {
+            Refusal::Superseded => {
                 let what = self.to_string();
                 return StoreError::Superseded { what };
             }

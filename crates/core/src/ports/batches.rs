@@ -144,7 +144,7 @@ pub trait Batches: Send + Sync + 'static {
                 begins,
             };
             match self.commit(&request.rollout, &loaded, &change).await? {
-                Committed::Overtaken => {}
+                Committed::Overtaken(_) => {}
                 Committed::Done { version, now, .. } => {
                     let LeaseReply::Granted(lease) = reply else {
                         return Ok(Err(reply));
@@ -289,7 +289,8 @@ pub trait Batches: Send + Sync + 'static {
 /// How often a change is made anew that was overtaken.
 const TRIES: usize = 32;
 
-/// Reads a batch, changes it, and commits that; again, when it was overtaken. Also gives what the rollout wants.
+/// Reads a batch, changes it, and commits that; changes it again as it is now when it was overtaken. Also gives what the
+/// rollout wants.
 async fn alter<S: Batches + ?Sized, T: Send>(
     store: &S,
     name: &RolloutName,
@@ -299,8 +300,9 @@ async fn alter<S: Batches + ?Sized, T: Send>(
 ) -> Result<(T, Wanted), StoreError> {
     // What depends on how the rollout stands is refused when it has moved on.
     let depends = matches!(operation, Operation::Skip(_) | Operation::Reopen(..));
+    let mut told = None;
     for _ in 0..TRIES {
-        let loaded = store.batch(name, batch, Part::State).await?;
+        let loaded = as_it_is(store, name, batch, told).await?;
         let mut next = loaded.batch.clone();
         let result = change(&mut next, &loaded)?;
         if next == loaded.batch {
@@ -314,14 +316,14 @@ async fn alter<S: Batches + ?Sized, T: Send>(
         };
         match store.commit(name, &loaded, &change).await? {
             Committed::Done { wanted, .. } => return Ok((result, wanted)),
-            Committed::Overtaken => {}
+            Committed::Overtaken(now) => told = now,
         }
     }
     Err(contended(operation.verb(), name, batch))
 }
 
-/// Changes a batch as its holder knows it, and commits that; reads it first when it was overtaken, by feedback or by whoever
-/// has taken the batch over. `change` gets the store's time.
+/// Changes a batch as its holder knows it, and commits that; changes it again as it is now when it was overtaken, by feedback
+/// or by whoever has taken the batch over. `change` gets the store's time.
 async fn alter_taken<S: Batches + ?Sized>(
     store: &S,
     leased: &mut Leased,
@@ -355,8 +357,8 @@ async fn alter_taken<S: Batches + ?Sized>(
                 *answered_at = Some(now);
                 return Ok(wanted);
             }
-            Committed::Overtaken => {
-                let read = store.batch(&lease.rollout, lease.batch, Part::State).await;
+            Committed::Overtaken(told) => {
+                let read = as_it_is(store, &lease.rollout, lease.batch, told).await;
                 *loaded = read.map_err(|error| gone(error, lease))?;
                 *answered_at = Some(now);
                 made.next = loaded.batch.clone();
@@ -389,6 +391,19 @@ fn gone(error: StoreError, lease: &Lease) -> StoreError {
             what: lease.to_string(),
         },
         other => other,
+    }
+}
+
+/// A batch as it is now: read, if it was not just `told` by [`Committed::Overtaken`].
+async fn as_it_is<S: Batches + ?Sized>(
+    store: &S,
+    name: &RolloutName,
+    batch: BatchId,
+    told: Option<Box<Loaded>>,
+) -> Result<Loaded, StoreError> {
+    match told {
+        Some(told) => Ok(*told),
+        None => store.batch(name, batch, Part::State).await,
     }
 }
 

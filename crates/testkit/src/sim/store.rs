@@ -261,11 +261,11 @@ impl Between for OfProcess {
         mut change: Change,
     ) -> Result<Committed, StoreError> {
         if self.has(Bug::NeverSkips) && matches!(change.operation, Operation::Skip(_)) {
-            return Ok(Committed::Overtaken);
+            return Ok(Committed::Overtaken(None));
         }
         forget_some(self.process.sim(), &from, &mut change);
         let mut committed = truth.commit(&name, &from, &change).await?;
-        if committed == Committed::Overtaken
+        if matches!(committed, Committed::Overtaken(_))
             && self.has(Bug::NoFence)
             && let Operation::Record(lease, reports) = &change.operation
         {

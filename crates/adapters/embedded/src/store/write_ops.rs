@@ -267,7 +267,7 @@ pub(super) fn commit(
         (from, change),
     )?;
     let Some(head) = found else {
-        return Ok(Committed::Overtaken);
+        return Ok(Committed::Overtaken(None));
     };
     let (old, new) = (&from.batch, &change.next);
     let key = key(head.series, new.header.id);
@@ -320,7 +320,7 @@ pub(super) fn commit_tenancy(
         name,
         (from, change),
     )?;
-    Ok(found.map_or(Committed::Overtaken, |head| {
+    Ok(found.map_or(Committed::Overtaken(None), |head| {
         tenancy_after(&head, tenancies, change, now)
     }))
 }

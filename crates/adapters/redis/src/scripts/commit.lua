@@ -2,16 +2,19 @@
 -- ARGV: time, batch, the stamp that it was read with, the version and lineage that the rollout must have or nothing, the stamp
 -- of the last batch that budgets began to count or nothing, row, state or nothing, the batch's name in OPEN, 1 if it is to be
 -- there or 0; then three lists, each after its length: fields of tallies with what is added, names that are added to BEGUN,
--- and names that are taken off it. Gives the new stamp, what is wanted of workers, and the time.
+-- and names that are taken off it. Gives the new stamp, what is wanted of workers, and the time; else nothing, and the batch as
+-- `told` if it is there.
 
 local format, wanted, version, lineage, begun, row =
   unpack(redis.call('HMGET', HEAD, 'format', 'wanted', 'version', 'lineage', 'begun', ARGV[2]))
 if is_newer(format) then return { 'NEWER', tonumber(format) } end
-if not row or string.match(row, '^%d+') ~= ARGV[3]
+if not row then return { 'OK', false } end
+if string.match(row, '^%d+') ~= ARGV[3]
   or ARGV[4] ~= '' and (version ~= ARGV[4] or lineage ~= ARGV[5])
   or ARGV[6] ~= '' and (begun or '0') ~= ARGV[6]
 then
-  return { 'OVERTAKEN' }
+  local stance, whole_at = unpack(redis.call('HMGET', HEAD, 'stance', 'whole_at'))
+  return { 'OK', false, told(ARGV[2], stance, whole_at, begun, row) }
 end
 
 local time = redis.call('TIME')

@@ -15,6 +15,14 @@ local function page(version, numbers)
   return { 'OK', version, clock(), whole_at, fields(HEADERS, numbers), fields(HEAD, numbers) }
 end
 
+-- A batch with what is stored of its rollout: the time, how the rollout stands, when its plan was whole, the stamp of the last
+-- batch that budgets began to count, the header, the row, the state, and the manifest if it is wanted.
+local function told(number, stance, whole_at, begun, row, is_whole)
+  local manifest = is_whole and redis.call('HGET', MANIFESTS, number)
+  return clock(), stance, whole_at or 0, begun or 0,
+    redis.call('HGET', HEADERS, number), row, redis.call('HGET', STATES, number) or '', manifest or ''
+end
+
 -- The checksum of all batches: how many, of how many devices, and the sum of their fingerprints. `Checksum`.
 local function checksum()
   local held = redis.call('HMGET', HEAD, 'batches', 'devices', 'sum')

@@ -13,7 +13,7 @@ use twincast_core::rollout::Adding;
 use twincast_core::time::Timestamp;
 
 use super::{RedisStore, Subject};
-use crate::reply::{Refusal, pack};
+use crate::reply::pack;
 use crate::row::{begun_name, open_name, row, row_but_added_at, state, tally};
 use crate::scripts::{Run, SCRIPTS};
 
@@ -140,14 +140,8 @@ impl Batches for RedisStore {
             Subject::Batch(name, from.batch.header.id),
         );
         let run = changing(self.on(name, &SCRIPTS.commit), from, change);
-        match self.answer(verb, subject, &run).await? {
-            Ok(reply) => {
-                let committed = reply.committed();
-                committed.map_err(|misfit| subject.corrupt(verb, misfit))
-            }
-            Err(Refusal::Overtaken) => Ok(Committed::Overtaken),
-            Err(refusal) => Err(subject.refused(refusal)),
-        }
+        let committed = self.run(verb, subject, &run).await?.committed();
+        committed.map_err(|misfit| subject.corrupt(verb, misfit))
     }
 }
 

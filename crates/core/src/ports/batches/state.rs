@@ -114,7 +114,7 @@ impl Operation {
 }
 
 /// What became of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
     /// It is stored.
     Done {
@@ -125,6 +125,7 @@ pub enum Committed {
         /// The store's time.
         now: Timestamp,
     },
-    /// Batch or rollout have changed since they were read, or are gone. Nothing was changed.
-    Overtaken,
+    /// Batch or rollout have changed since they were read, or are gone. Nothing was changed. With the [state](Part::State)
+    /// of the batch as it is now, if it is there and the store gives it in the same step.
+    Overtaken(Option<Box<Loaded>>),
 }
