@@ -1,9 +1,12 @@
 //! Receives a hub's feedback on messages, and merges the feedback into outcomes.
 //!
 //! ```text
-//!  hub ──message──▶ own records? ──yes──▶ merge ──▶ complete ──▶ next message
-//!                        └────────no───▶ hold ──▶ next message ... the queue is empty ──▶ release all, pause
+//!  hub ──messages──▶ own records? ──yes──▶ merge ──▶ complete ──▶ next messages
+//!                         └────────no───▶ hold ──▶ next messages ... the queue is empty ──▶ release all, pause
 //! ```
+//!
+//! The messages that are there at the same time are merged together: a merge writes the whole state of a batch, and most
+//! batches have records in many messages.
 //!
 //! Records are *own* records if the store knows their rollout. A message is completed when its own records are durable.
 //! Records may arrive late, twice, before the record of their send, or never. None of this does harm, because merging
@@ -33,10 +36,12 @@
 //! A message with records of both is completed. The other application loses its records, as with any second listener,
 //! and Twincast loses records to the other application in the same way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::in_words;
@@ -68,6 +73,10 @@ const SKEW: Duration = Duration::from_secs(5);
 const HELD: usize = 32_768;
 /// The most messages that wait for their records to be durable. Each takes some 8 KiB.
 const MERGED: usize = 1_024;
+/// The most messages that are merged together. The hub sends no more ahead.
+const TOGETHER: usize = 16;
+/// The most batches that reports are merged into at the same time.
+const AT_ONCE: usize = 16;
 /// The first pause after messages of other applications.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after messages of other applications.
@@ -75,21 +84,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The wait after a refusal by the hub, which a person has to resolve first.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
-/// The result of receiving a message.
-enum Found {
-    /// The message had own records, which the store has.
-    Ours(Merged),
-    /// The message had no own records.
-    Foreign(Box<dyn FeedbackTicket>),
-    /// The store did not take the own records of the message. The hub redelivers the message when its lock ends.
-    Unstored,
+/// Messages that were received together, with their own records in the store.
+struct Found {
+    /// The messages with own records.
+    ours: Merged,
+    /// The messages without own records.
+    foreign: Vec<Box<dyn FeedbackTicket>>,
 }
 
-/// A message whose records are in the store, to be completed when they are durable: a completed message is never sent again.
+/// Messages whose records are in the store, to be completed when they are durable: a completed message is never sent again.
 struct Merged {
-    ticket: Box<dyn FeedbackTicket>,
+    tickets: Vec<Box<dyn FeedbackTicket>>,
     records: Vec<FeedbackRecord>,
     at: Instant,
+}
+
+/// What was found in records.
+#[derive(Default)]
+struct Ours {
+    /// The known rollouts that they name.
+    rollouts: BTreeSet<RolloutName>,
+    /// How many records were merged.
+    merged: usize,
 }
 
 /// Reports by batch and attempt, in order of arrival.
@@ -115,7 +131,7 @@ pub(crate) async fn listen(
     let mut listener = Listener::new(shared, stop);
     while let Some(heard) = listener.next(&mut *feedback).await {
         let goes_on = match heard {
-            Heard::Message(batch) => listener.take(batch).await,
+            Heard::Messages(messages) => listener.take(messages).await,
             Heard::Nothing { since } => {
                 listener.heard = listener.heard.max(Some(since));
                 listener.give_back(&mut *feedback).await
@@ -146,8 +162,8 @@ pub(crate) async fn listen(
 
 /// The result of waiting for the hub.
 enum Heard {
-    /// A message.
-    Message(FeedbackBatch),
+    /// Messages, in their order.
+    Messages(Vec<FeedbackBatch>),
     /// The queue was empty from `since` until the end of the wait.
     Nothing { since: Timestamp },
     /// The hub refuses to give feedback.
@@ -198,17 +214,17 @@ impl Listener {
         }
     }
 
-    /// Waits for a message or an empty queue, reporting while the hub is away. `None` after `stop`.
+    /// Waits for messages or an empty queue, reporting while the hub is away. `None` after `stop`.
     async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Heard> {
         let since = self.shared.clock.now();
         let stop = self.stop.clone();
         let mut next = feedback.next(QUIET);
-        let heard = loop {
+        let mut heard = loop {
             tokio::select! {
                biased;
                 () = stop.cancelled() => return None,
                 next = &mut next => break match next {
-                    Ok(Some(batch)) => Heard::Message(batch),
+                    Ok(Some(first)) => Heard::Messages(vec![first]),
                     Ok(None) => Heard::Nothing { since },
                     Err(error) => Heard::Refused(error),
                 },
@@ -220,6 +236,14 @@ impl Listener {
             }
         };
         drop(next);
+        if let Heard::Messages(messages) = &mut heard {
+            // A refusal comes again with the next call.
+            while messages.len() < TOGETHER
+                && let Some(Ok(Some(there))) = feedback.next(QUIET).now_or_never()
+            {
+                messages.push(there);
+            }
+        }
         let connection = Some(feedback.connection());
         if self.connection != connection || self.trouble.is_some() {
             if self.connection.is_some() && self.trouble.is_none() {
@@ -232,41 +256,37 @@ impl Listener {
     }
 
     /// Merges own records, and holds or completes messages without own records. False after `stop`.
-    async fn take(&mut self, batch: FeedbackBatch) -> bool {
-        let enqueued_at = batch.enqueued_at;
+    async fn take(&mut self, messages: Vec<FeedbackBatch>) -> bool {
+        let enqueued_at = messages.iter().filter_map(|it| it.enqueued_at).max();
         let found = tokio::select! {
             biased;
-            found = self.shared.take_in(batch) => found,
+            found = self.shared.take_in(messages) => found,
             // The hub redelivers unanswered messages.
             () = drained(&self.stop, self.shared.config.drain) => return false,
         };
-        match found {
-            Found::Ours(merged) => {
-                self.pause = Duration::ZERO;
-                self.merged.push_back(merged);
-                return self.complete_durable().await && self.hears(enqueued_at);
-            }
-            Found::Foreign(ticket) => match self.rules.queue {
-                FeedbackQueue::Shared => {
-                    self.held.push(ticket);
-                    self.held_since.get_or_insert_with(Instant::now);
-                    self.foreign = self.foreign.max(self.held.len() as u64);
-                }
-                FeedbackQueue::Exclusive => self.shared.answered(ticket.complete().await),
-            },
-            Found::Unstored => {
-                self.lose("the store does not take what was heard").await;
-                self.begin_anew();
-                self.pause = next_pause(self.pause);
-                return self.wait(self.pause).await;
+        let Some(Found { ours, foreign }) = found else {
+            self.lose("the store does not take what was heard").await;
+            self.begin_anew();
+            self.pause = next_pause(self.pause);
+            return self.wait(self.pause).await;
+        };
+        match self.rules.queue {
+            FeedbackQueue::Exclusive => self.shared.complete(foreign).await,
+            FeedbackQueue::Shared if foreign.is_empty() => {}
+            FeedbackQueue::Shared => {
+                self.held.extend(foreign);
+                self.held_since.get_or_insert_with(Instant::now);
+                self.foreign = self.foreign.max(self.held.len() as u64);
             }
         }
-        self.hears(enqueued_at)
-    }
-
-    /// Notes that a message was received, and all that the hub put into the queue before. True.
-    fn hears(&mut self, enqueued_at: Option<Timestamp>) -> bool {
-        // The hub delivers messages in order.
+        if !ours.tickets.is_empty() {
+            self.pause = Duration::ZERO;
+            self.merged.push_back(ours);
+            if !self.complete_durable().await {
+                return false;
+            }
+        }
+        // The hub delivers messages in order, so all that it put into the queue before was received.
         if let Some(at) = enqueued_at {
             let at = at.min(self.shared.clock.now()).minus(SKEW);
             self.heard = self.heard.max(Some(at));
@@ -280,23 +300,24 @@ impl Listener {
         let durable_after = self.shared.store.durable_after();
         while let Some(oldest) = self.merged.front() {
             let wait = durable_after.saturating_sub(oldest.at.elapsed());
-            if !wait.is_zero() && self.merged.len() < MERGED {
+            let waiting: usize = self.merged.iter().map(|it| it.tickets.len()).sum();
+            if !wait.is_zero() && waiting < MERGED {
                 return true;
             }
             if !wait.is_zero() && !slept(wait, &self.stop).await {
                 return false;
             }
             let Some(Merged {
-                ticket, records, ..
+                tickets, records, ..
             }) = self.merged.pop_front()
             else {
                 return true;
             };
-            if !durable_after.is_zero() && self.shared.merge(records).await.is_err() {
-                // The hub sends the message again when its lock ends.
+            if !durable_after.is_zero() && self.shared.merge(&records).await.is_err() {
+                // The hub sends the messages again when their locks end.
                 continue;
             }
-            self.shared.answered(ticket.complete().await);
+            self.shared.complete(tickets).await;
         }
         true
     }
@@ -419,38 +440,52 @@ fn new_id() -> Holder {
 }
 
 impl Shared {
-    /// Merges own records. Waits for a store that is away.
+    /// Merges own records. Waits for a store that is away. `None` if the store does not take them: the hub redelivers the
+    /// messages when their locks end.
     ///
-    /// Cancel safety: if dropped, the message is not answered, and some of its records may be merged.
-    async fn take_in(&self, batch: FeedbackBatch) -> Found {
-        let FeedbackBatch {
-            records,
-            unreadable,
-            ticket,
-            ..
-        } = batch;
+    /// Cancel safety: if dropped, the messages are not answered, and some of their records may be merged.
+    async fn take_in(&self, messages: Vec<FeedbackBatch>) -> Option<Found> {
         let metrics = self.status.metrics();
+        let unreadable = messages.iter().map(|it| it.unreadable).sum();
         metrics.feedback_unreadable.inc_by(unreadable);
-        let all = records.len();
-        let (ours, merged) = match self.merge(records.clone()).await {
-            Ok(counted) => counted,
+        let records = messages.iter().flat_map(|it| &it.records);
+        let mut records: Vec<_> = records.cloned().collect();
+        let Ours { rollouts, merged } = match self.merge(&records).await {
+            Ok(ours) => ours,
             Err(error) => {
-                // The message is not answered, and so not counted: the hub redelivers it when its lock ends.
+                // The messages are not answered, and so not counted.
                 tracing::error!(hub = %self.hub.name, error = in_words(&error), "feedback not recorded");
-                return Found::Unstored;
+                return None;
             }
         };
-        let foreign = (all - ours) as u64;
-        metrics.feedback_foreign.inc_by(foreign);
-        if ours == 0 {
-            return Found::Foreign(ticket);
-        }
+        let is_own = |record: &FeedbackRecord| {
+            let id = record.message_id.parse::<MessageId>();
+            id.is_ok_and(|id| rollouts.contains(&id.rollout))
+        };
+        let all = records.len();
+        records.retain(is_own);
+        metrics
+            .feedback_foreign
+            .inc_by((all - records.len()) as u64);
         metrics.feedback_merged.inc_by(merged as u64);
-        Found::Ours(Merged {
-            ticket,
-            records,
-            at: Instant::now(),
+        let (ours, foreign): (Vec<_>, Vec<_>) = messages
+            .into_iter()
+            .partition(|it| it.records.iter().any(is_own));
+        let tickets = |of: Vec<FeedbackBatch>| of.into_iter().map(|it| it.ticket).collect();
+        Some(Found {
+            ours: Merged {
+                tickets: tickets(ours),
+                records,
+                at: Instant::now(),
+            },
+            foreign: tickets(foreign),
         })
+    }
+
+    async fn complete(&self, tickets: Vec<Box<dyn FeedbackTicket>>) {
+        for ticket in tickets {
+            self.answered(ticket.complete().await);
+        }
     }
 
     fn answered(&self, answered: Result<(), HubError>) {
@@ -459,28 +494,44 @@ impl Shared {
         }
     }
 
-    /// Merges the records of known rollouts. Returns the number of those records, and of those that were merged.
-    async fn merge(&self, records: Vec<FeedbackRecord>) -> Result<(usize, usize), StoreError> {
-        let (mut ours, mut merged) = (0, 0);
+    /// Merges the records of known rollouts.
+    async fn merge(&self, records: &[FeedbackRecord]) -> Result<Ours, StoreError> {
+        let mut ours = Ours::default();
         for ((name, id), batches) in by_rollout(records) {
             let known = self.persistently(|| self.store.revision(&name)).await?;
             if known.is_none() {
                 continue;
             }
-            for ((batch, attempt), reports) in batches {
-                ours += reports.len();
-                let merge = || self.store.merge(&name, id, batch, attempt, &reports);
-                match self.persistently(merge).await {
-                    Ok(()) => merged += reports.len(),
-                    // Feedback on an older plan, or on another rollout of this name.
-                    Err(error) if error.disposition() == Disposition::Superseded => {
-                        tracing::debug!(rollout = %name, error = in_words(&error), "feedback on something that does not exist");
-                    }
-                    Err(error) => return Err(error),
-                }
+            ours.rollouts.insert(name.clone());
+            let merges = batches.iter();
+            let merges = merges.map(|(of, reports)| self.merge_one(&name, id, *of, reports));
+            let merges: Vec<_> = merges.collect();
+            let mut merges = stream::iter(merges).buffer_unordered(AT_ONCE);
+            while let Some(reports) = merges.try_next().await? {
+                ours.merged += reports;
             }
         }
-        Ok((ours, merged))
+        Ok(ours)
+    }
+
+    /// Merges reports on one batch. Returns the number of those that were merged.
+    async fn merge_one(
+        &self,
+        name: &RolloutName,
+        id: RolloutId,
+        (batch, attempt): (BatchId, Attempt),
+        reports: &[Report],
+    ) -> Result<usize, StoreError> {
+        let merge = || self.store.merge(name, id, batch, attempt, reports);
+        match self.persistently(merge).await {
+            Ok(merged) => Ok(merged),
+            // Feedback on an older plan, or on another rollout of this name.
+            Err(error) if error.disposition() == Disposition::Superseded => {
+                tracing::debug!(rollout = %name, error = in_words(&error), "feedback on something that does not exist");
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Like [`patiently`](Shared::patiently), but goes on while the worker is stopping. The caller bounds the time.
@@ -510,7 +561,7 @@ async fn drained(stop: &CancellationToken, drain: Duration) {
 }
 
 /// The records with a message id of Twincast, by rollout, batch and attempt.
-fn by_rollout(records: Vec<FeedbackRecord>) -> BTreeMap<(RolloutName, RolloutId), ByBatch> {
+fn by_rollout(records: &[FeedbackRecord]) -> BTreeMap<(RolloutName, RolloutId), ByBatch> {
     let mut rollouts: BTreeMap<_, ByBatch> = BTreeMap::new();
     for record in records {
         let Ok(id) = record.message_id.parse::<MessageId>() else {
@@ -548,7 +599,7 @@ mod tests {
 
     #[test]
     fn records_are_sorted_and_those_of_others_left_out() {
-        let sorted = by_rollout(vec![
+        let sorted = by_rollout(&[
             record("r.z.1.7.1", Outcome::Delivered),
             record("5f0e3c1e-6d8e-4a8e-9c6b-1f1d2a3b4c5d", Outcome::Delivered),
             record("s.z.0.a.1", Outcome::Expired),

@@ -104,6 +104,32 @@ async fn what_became_of_messages_is_merged_and_then_completed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn messages_that_are_there_are_merged_together_and_batches_at_the_same_time() {
+    const CALL: Duration = Duration::from_millis(100);
+    let bench = asking(&[2; 8]).await;
+    let worker = bench.start();
+    bench.until_settled().await;
+    for call in ["revision", "batch", "merge reports into"] {
+        bench.way.set_of(call, Way::Slow(CALL));
+    }
+    let pushed = Instant::now();
+    for message in 0..16 {
+        let id = format!("r.0.{:x}.{}.1", message % 8, message / 8);
+        bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
+    }
+    bench.hub.until_feedback_answered(16).await;
+    let took = pushed.elapsed();
+    assert!(took < 3 * CALL + LATE, "more than three calls: {took:?}");
+    let in_order: Vec<_> = (0..16).map(|message| (message, Completed)).collect();
+    assert_eq!(answers(&bench), in_order);
+    assert_eq!(
+        map(&bench.counts().await),
+        BTreeMap::from([("delivered", 16)])
+    );
+    worker.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn feedback_may_overtake_the_record_of_its_send() {
     let bench = asking(&[3]).await;
     bench.hub.hold();
@@ -449,8 +475,8 @@ async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
     bench.way.set(Way::Silent);
     for id in ["r.0.0.0.1", "r.0.0.1.1"] {
         bench.hub.push_feedback([record(id, Outcome::Delivered)]);
+        sleep(Duration::from_secs(1)).await;
     }
-    sleep(Duration::from_secs(1)).await;
     let way = bench.way.clone();
     tokio::spawn(async move {
         sleep(Duration::from_secs(5)).await;

@@ -182,8 +182,12 @@ impl Batch {
         now: Timestamp,
     ) -> Result<(), Refused> {
         self.tenancy.renew(lease, !reports.is_empty(), now, ttl)?;
+        let is_beyond = |report: &&Report| report.index >= self.header.devices;
+        if let Some(beyond) = reports.iter().find(is_beyond) {
+            return Err(Refused::NoDevice(beyond.index));
+        }
         // Whoever holds the batch sends its newest attempt.
-        self.merge(self.attempts.newest, reports)?;
+        self.merge(self.attempts.newest, reports);
         if !reports.is_empty() && !self.header.budgets.is_empty() {
             self.begun.recorded(&self.counts(), now);
         }
@@ -192,16 +196,12 @@ impl Batch {
 
     /// Merges what others than the batch's holder have learned, the hub's feedback above all. `attempt` is that of the
     /// messages which the reports are about; those that say nothing of their device any more are passed over, see
-    /// [`Attempts::admits`]. Idempotent: within an attempt outcomes only rise.
-    ///
-    /// # Errors
-    /// [`Refused::NoDevice`].
-    pub fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> Result<(), Refused> {
-        let is_beyond = |report: &&Report| report.index >= self.header.devices;
-        if let Some(beyond) = reports.iter().find(is_beyond) {
-            return Err(Refused::NoDevice(beyond.index));
-        }
-        for report in reports {
+    /// [`Attempts::admits`]. Those on devices that the batch does not have, of an older plan, are passed over, too; gives how
+    /// many the others are. Idempotent: within an attempt outcomes only rise.
+    pub fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> usize {
+        let is_there = |report: &&Report| report.index < self.header.devices;
+        let reports: Vec<_> = reports.iter().filter(is_there).collect();
+        for report in &reports {
             let known = self.outcomes.get(report.index as usize);
             if !self.attempts.admits(attempt, known, report.outcome) {
                 continue;
@@ -214,7 +214,7 @@ impl Batch {
             }
         }
         self.begun.settled(&self.counts());
-        Ok(())
+        reports.len()
     }
 
     /// Takes the batch back from the holder of `lease`. A word from the last holder acquits a batch that was taken from it

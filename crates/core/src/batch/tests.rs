@@ -200,7 +200,7 @@ fn what_is_refused_is_told() {
     let recorded = batch.clone().record(&lease, &beyond, TTL, now);
     assert_eq!(recorded, Err(Refused::NoDevice(2)));
     let merged = batch.clone().merge(Attempt::FIRST, &beyond);
-    assert_eq!(merged, Err(Refused::NoDevice(2)));
+    assert_eq!(merged, 1, "feedback may be on an older plan");
     batch.release(&lease).unwrap();
     let recorded = batch.clone().record(&lease, &[], TTL, now);
     assert!(matches!(recorded, Err(Refused::Fenced(_))), "{recorded:?}");
@@ -294,7 +294,7 @@ fn reopening_lowers_the_chosen_once_and_fences_the_last_holder() {
     assert_eq!(batch.attempts.newest, second, "nobody had that");
     // The first attempt's failure does not count any more, its delivery does.
     let late = [report(0, O::Rejected, 0), report(1, O::Delivered, 0)];
-    batch.merge(Attempt::FIRST, &late).unwrap();
+    batch.merge(Attempt::FIRST, &late);
     let expected = [
         O::Pending,
         O::Delivered,

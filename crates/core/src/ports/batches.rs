@@ -199,7 +199,7 @@ pub trait Batches: Send + Sync + 'static {
         alter_taken(self, leased, operation, now, record).await
     }
 
-    /// [`Batch::merge`]. Under no lease.
+    /// [`Batch::merge`], and gives what it gives. Under no lease.
     /// [`StoreError::NotFound`] when there is no such batch (any more), or the rollout of that name is another one.
     async fn merge(
         &self,
@@ -208,19 +208,16 @@ pub trait Batches: Send + Sync + 'static {
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
         let operation = Operation::Merge(attempt, reports.to_vec());
         let merged = alter(self, name, batch, operation, |next, loaded| {
             if loaded.rollout.id != id {
                 let what = format!("rollout {name} with the id {id}");
                 return Err(StoreError::NotFound { what });
             }
-            next.merge(attempt, reports)
-                .map_err(|refused| StoreError::NotFound {
-                    what: format!("batch {batch} of rollout {name}: {refused}"),
-                })
+            Ok(next.merge(attempt, reports))
         });
-        merged.await.map(|_| ())
+        Ok(merged.await?.0)
     }
 
     /// [`Batch::release`]. See [`release_taken`](Self::release_taken) for whoever has the batch.

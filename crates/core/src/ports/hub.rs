@@ -265,7 +265,7 @@ pub trait Feedback: Send + 'static {
     /// Reconnects for as long as it takes. A few
     /// messages may be on their way when it returns, and come with the next call; see [`rest`](Self::rest).
     ///
-    /// An error is for good: the hub refuses us. A new receiver may fare better later.
+    /// An error is for good: the hub refuses us, and would say so again. A new receiver may fare better later.
     ///
     /// Cancel safety: if dropped, nothing is lost. A message that was just arriving comes with
     /// the next call, or is handed out again.

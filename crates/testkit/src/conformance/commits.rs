@@ -21,7 +21,7 @@ async fn read(store: &dyn Store, part: Part) -> Loaded {
 fn merging(from: &Loaded, index: u32, outcome: Outcome) -> Change {
     let reports = vec![report(index, outcome)];
     let mut next = from.batch.clone();
-    next.merge(Attempt::FIRST, &reports).unwrap();
+    next.merge(Attempt::FIRST, &reports);
     Change {
         operation: Operation::Merge(Attempt::FIRST, reports),
         next,

@@ -503,19 +503,19 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     assert_eq!(counts.get(Outcome::Delivered), 1);
     assert_eq!((counts.total(), counts.unsettled()), (3, 0));
 
-    let beyond = [report(3, Outcome::Delivered)];
-    assert_refused!(
-        store
-            .merge(
-                &name("r"),
-                RolloutId::default(),
-                BatchId(0),
-                Attempt::FIRST,
-                &beyond
-            )
-            .await,
-        NotFound
-    );
+    // One of an older plan takes nothing from those beside it.
+    let beyond = [3, 2].map(|index| report(index, Outcome::Delivered));
+    let merged = store
+        .merge(
+            &name("r"),
+            RolloutId::default(),
+            BatchId(0),
+            Attempt::FIRST,
+            &beyond,
+        )
+        .await;
+    assert_eq!(merged.unwrap(), 1);
+    assert_eq!(outcomes(store, 0).await[2], Outcome::Delivered);
     assert_refused!(
         store
             .merge(

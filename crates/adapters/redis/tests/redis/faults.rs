@@ -134,7 +134,8 @@ async fn a_full_server_changes_nothing() {
                 Attempt::FIRST,
                 &reports,
             )
-            .await,
+            .await
+            .map(drop),
         store.release(&lease).await,
         store.open_link(&batches[0].header.hub).await.map(drop),
         store.ping().await,
