@@ -260,13 +260,14 @@ impl Driver {
             )
         });
         // A half-made plan is discarded by the next try.
+        let mut assured = None;
         let (planned, stored) = loop {
             let every = self.config.longest_pass;
             tokio::select! {
                 biased;
                 both = &mut planning => break both,
                 () = stop.cancelled() => return Ok(()),
-                changed = self.news.changed(&*self.store, &rollout, None, every) => {
+                changed = self.news.changed(&*self.store, &rollout, None, every, &mut assured) => {
                     changed.map_err(of_store(name))?;
                     // A word on what is to be done after it leaves the plan as it is.
                     rollout = self.read(name).await?;

@@ -61,6 +61,8 @@ pub(crate) struct Memory {
     looking: Looking,
     rhythm: Rhythm,
     were_halted: bool,
+    /// When the store was last asked whether the record is the one that is known.
+    assured_at: Option<Instant>,
 }
 
 /// Why a rollout is kept going no longer.
@@ -102,6 +104,7 @@ impl Memory {
     /// Begins a turn: what the store shows from here on is newer than this.
     pub(crate) fn begin(&mut self, news: &News) {
         self.rhythm = Rhythm::default();
+        self.assured_at = None;
         self.were_halted = news.were_halted();
     }
 
@@ -181,9 +184,10 @@ impl Running<'_> {
     ) -> Result<Option<Ended>, StoreError> {
         let (store, every) = (&**self.store, self.config.longest_pass);
         let halted = Some(memory.were_halted);
+        let assured = &mut memory.assured_at;
         tokio::select! {
             biased;
-            changed = self.news.changed(store, rollout, halted, every), if self.news.is_told() => {
+            changed = self.news.changed(store, rollout, halted, every, assured), if self.news.is_told() => {
                 return changed.map(|()| Some(Ended::LookAgain));
             }
             event = memory.asking.measured(rollout, self.metric_source, self.clock) => {

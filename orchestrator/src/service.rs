@@ -433,9 +433,9 @@ impl Orchestrator {
             }
         }
         let every = self.config.look;
-        let changed = driver
-            .news
-            .changed(&*self.store, rollout, Some(were_halted), every);
+        let (halted, mut assured) = (Some(were_halted), None);
+        let news = &driver.news;
+        let changed = news.changed(&*self.store, rollout, halted, every, &mut assured);
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
