@@ -177,6 +177,8 @@ impl State {
 /// Why a command was not done, for machines. Sending it again does not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// It is too large.
     TooLarge,
@@ -221,19 +223,7 @@ impl Cause {
     /// The cause as it is written.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too_large",
-            Self::Unreadable => "unreadable",
-            Self::UnsupportedVersion => "unsupported_version",
-            Self::InvalidCommand => "invalid_command",
-            Self::InvalidSpec => "invalid_spec",
-            Self::UnknownHub => "unknown_hub",
-            Self::Conflict => "conflict",
-            Self::UnknownRollout => "unknown_rollout",
-            Self::NotPossible => "not_possible",
-            Self::NewerRelease => "newer_release",
-            Self::Damaged => "damaged",
-        }
+        self.into()
     }
 
     /// The command was sound, but does not fit the rollout as it is.

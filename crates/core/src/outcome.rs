@@ -32,6 +32,8 @@ use crate::ids::{HubName, StageIndex};
 )]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// Planned, nothing sent yet.
     #[default]
@@ -125,22 +127,7 @@ impl Outcome {
     /// The outcome's name as it is written in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Attempting => "attempting",
-            Self::Unknown => "unknown",
-            Self::Skipped => "skipped",
-            Self::NotFound => "not_found",
-            Self::QueueFull => "queue_full",
-            Self::Refused => "refused",
-            Self::Enqueued => "enqueued",
-            Self::Expired => "expired",
-            Self::Rejected => "rejected",
-            Self::Undeliverable => "undeliverable",
-            Self::Purged => "purged",
-            Self::Delivered => "delivered",
-            Self::Applied => "applied",
-        }
+        self.into()
     }
 }
 
@@ -301,6 +288,8 @@ impl From<[u64; OUTCOMES]> for Counts {
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Class {
     /// The device took the message.
     Taken,
@@ -363,15 +352,7 @@ impl Class {
     /// The name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Taken => "taken",
-            Self::Sent => "sent",
-            Self::Silent => "silent",
-            Self::Pending => "pending",
-            Self::NotTaken => "not_taken",
-            Self::NotSent => "not_sent",
-            Self::Skipped => "skipped",
-        }
+        self.into()
     }
 
     /// The same for people.

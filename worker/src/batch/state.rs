@@ -21,6 +21,8 @@ const SUSPECT_AFTER: u8 = 2;
 /// How a batch run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Ended {
     /// Every device is settled.
     Done,
@@ -51,15 +53,7 @@ impl Ended {
 
     /// Its name as it is written in labels.
     pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Unwanted => "unwanted",
-            Self::Stopped => "stopped",
-            Self::HubShut => "hub_shut",
-            Self::Fenced => "fenced",
-            Self::Newer => "newer",
-            Self::OtherHub => "other_hub",
-        }
+        self.into()
     }
 }
 

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
     Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Activity {
     /// It is accepted, and waits for its turn to be planned.
     #[default]
@@ -66,23 +68,7 @@ impl Activity {
     /// Its name as it is written in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Planning => "planning",
-            Self::Sending => "sending",
-            Self::Throttled => "throttled",
-            Self::Blocked => "blocked",
-            Self::Feedback => "feedback",
-            Self::Evidence => "evidence",
-            Self::Baking => "baking",
-            Self::Approval => "approval",
-            Self::OutsideWindow => "outside_window",
-            Self::Joiners => "joiners",
-            Self::Paused => "paused",
-            Self::Halted => "halted",
-            Self::Aborting => "aborting",
-            Self::Over => "over",
-        }
+        self.into()
     }
 
     /// The same for people.

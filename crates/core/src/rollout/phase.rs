@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 /// Where a rollout is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "phase")]
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
     /// Accepted, nothing done yet.
     Accepted,
@@ -125,18 +127,7 @@ impl Phase {
     /// The phase's name as it is written in files and labels.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Planning => "planning",
-            Self::Running => "running",
-            Self::Paused { .. } => "paused",
-            Self::Halted { .. } => "halted",
-            Self::Aborting { .. } => "aborting",
-            Self::Aborted { .. } => "aborted",
-            Self::Succeeded => "succeeded",
-            Self::FinishedWithFailures => "finished_with_failures",
-            Self::Failed { .. } => "failed",
-        }
+        self.into()
     }
 }
 

@@ -12,7 +12,8 @@ use axum::http::StatusCode;
 use crate::http::problem::Problem;
 
 /// What a token stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// Looks.
     Viewer,
@@ -58,12 +59,7 @@ impl Role {
     /// The role as it is written.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Approver => "approver",
-            Self::Admin => "admin",
-        }
+        self.into()
     }
 
     pub(super) fn named(name: &str) -> Option<Self> {
