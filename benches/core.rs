@@ -32,7 +32,7 @@ fn planning(c: &mut Criterion) {
             for (group, id) in groups.iter().cycle().zip(&ids) {
                 filled += batcher.push(StageIndex(0), group.clone(), id, None).len();
             }
-            filled + batcher.finish().count()
+            filled + batcher.finish().len()
         });
     });
     let list = ids.iter().fold(DeviceList::default(), |mut list, id| {
