@@ -14,7 +14,11 @@ use crate::output::{one_line, table, thousands};
 pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String> {
     let waits = standing::waits_for(rollout, tallies, SystemClock::start().now())?;
     let stage = &rollout.stage_progress()?.name;
-    Some(waiting(stage, rollout.sent_at.is_some(), &waits))
+    Some(waiting(
+        stage,
+        rollout.sent_at.is_some(),
+        &waits.to_string(),
+    ))
 }
 
 /// What is waited for: by a stage, or by the rollout when it is all sent.

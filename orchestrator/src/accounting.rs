@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::{Activity, Hold};
-use twincast_core::gate::{Next, WaitsFor, Way};
+use twincast_core::account::Activity;
+use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
 use twincast_core::link::Impasse;
 use twincast_core::plan::Group;
@@ -13,6 +13,7 @@ use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::Opening;
 use twincast_core::time::Timestamp;
+use twincast_core::waiting::{Named, Waiting};
 
 /// How often the hubs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub(crate) struct WaySeen {
     /// There were some, and budgets held back all of them.
     pub(crate) held_back: bool,
     /// The reason why none could be sent to, if there is one.
-    pub(crate) hold: Option<Hold>,
+    pub(crate) hold: Option<Waiting>,
     /// Why the queue took no dispatch at the last pass, while nobody worked on any batch.
     pub(crate) queue_away: Option<String>,
     /// Since when no worker takes the batches of a hub.
@@ -39,7 +40,7 @@ pub(crate) struct WaySeen {
     /// The hubs that nothing can be sent through.
     stuck: Vec<(HubName, Impasse)>,
     /// Hubs with something to be sent that are not configured here.
-    pub(crate) not_configured: Option<Hold>,
+    pub(crate) not_configured: Option<Waiting>,
     looked_at: Option<Instant>,
     /// When the rollout's clock was stored last.
     clock_saved_at: Option<Instant>,
@@ -72,10 +73,10 @@ impl WaySeen {
         }
     }
 
-    /// Whether what is to be sent through `hubs` can be, and why not all of it can.
-    fn way(&self, hubs: &BTreeSet<&HubName>, now: Instant) -> (Way, Option<Hold>) {
+    /// What is done while something is to be sent through `hubs`, and why not all of it can be.
+    fn way(&self, hubs: &BTreeSet<&HubName>, now: Instant) -> (Activity, Option<Waiting>) {
         if let Some(why) = &self.queue_away {
-            return (Way::Blocked, Some(Hold::of_queue(why)));
+            return (Activity::Blocked, Some(Waiting::of_queue(why)));
         }
         let is_stuck = |hub: &HubName| self.stuck.iter().any(|(stuck, _)| stuck == hub);
         let is_deserted = |hub: &HubName| matches!(self.deserted.get(hub), Some(since) if now >= *since + DESERTED);
@@ -83,13 +84,18 @@ impl WaySeen {
         let none = hubs.iter().filter(|hub| is_stuck(hub) || is_deserted(hub));
         let others = hubs.len() - none.count();
         let hold = match deserted.first() {
-            Some(hub) => Some(Hold::of_workers(hub)),
-            None => Hold::of_hubs(&self.stuck, others),
+            Some(hub) => Some(Waiting::NoWorker((**hub).clone())),
+            None if self.stuck.is_empty() => None,
+            None => Some(Waiting::of_hubs(self.stuck.iter().cloned(), others)),
         };
         match others {
-            0 if hold.is_some() => (Way::Blocked, hold),
-            _ if self.are_throttled => (Way::Throttled, hold.or(Some(Hold::of_throttle(hubs)))),
-            _ => (Way::Clear, hold),
+            0 if hold.is_some() => (Activity::Blocked, hold),
+            _ if self.are_throttled => {
+                let names = hubs.iter().map(|hub| (*hub).clone());
+                let quota = || Some(Waiting::Quota(Named::of(names)));
+                (Activity::Throttled, hold.or_else(quota))
+            }
+            _ => (Activity::Sending, hold),
         }
     }
 }
@@ -111,26 +117,26 @@ impl Accounting<'_> {
         seen: &mut WaySeen,
     ) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let (way, hold) = match next {
+        let (sending, hold) = match next {
             Next::Send if is_closed(rollout, seen.any_open, now) => {
-                (Way::OutsideWindow, seen.hold.clone())
+                (Activity::OutsideWindow, seen.hold.clone())
             }
-            Next::Send if seen.held_back => (Way::HeldBack, seen.hold.clone()),
+            Next::Send if seen.held_back => (Activity::Feedback, seen.hold.clone()),
             Next::Send => {
                 self.look_at(hubs, seen).await?;
                 seen.way(hubs, Instant::now())
             }
-            _ => (Way::Clear, None),
+            _ => (Activity::Sending, None),
         };
-        let (way, hold) = match (way, hold, &seen.not_configured) {
-            (Way::Clear, _, Some(missing)) if !seen.any_open => {
-                (Way::Blocked, Some(missing.clone()))
+        let (sending, hold) = match (sending, hold, &seen.not_configured) {
+            (Activity::Sending, _, Some(missing)) if !seen.any_open => {
+                (Activity::Blocked, Some(missing.clone()))
             }
-            (way, hold, missing) => (way, hold.or_else(|| missing.clone())),
+            (sending, hold, missing) => (sending, hold.or_else(|| missing.clone())),
         };
         let doing = match next {
             Next::Measure if rollout.notes.clock.not_asked().is_some() => Some(Activity::Evidence),
-            next => next.activity(way),
+            next => next.activity(sending),
         };
         let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
         let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
@@ -176,7 +182,7 @@ fn counts(next: &Next) -> bool {
     };
     matches!(
         waits,
-        WaitsFor::Bake { .. } | WaitsFor::Silent { .. } | WaitsFor::Evidence { .. }
+        Waiting::Bake { .. } | Waiting::Silent { .. } | Waiting::Evidence { .. }
     )
 }
 

@@ -146,12 +146,7 @@ impl State {
                 .reason()
                 .map(str::to_owned)
                 .or_else(|| rollout.is_to_be_paused())
-                .or_else(|| rollout.waits_in_line())
-                .or_else(|| {
-                    rollout
-                        .waits_to_be_planned()
-                        .map(|it| format!("waits for {it}"))
-                }),
+                .or_else(|| Some(format!("waits for {}", rollout.waits_to_be_planned()?))),
             to_be_paused: rollout.pause.is_some(),
             stage: rollout
                 .stage_progress()

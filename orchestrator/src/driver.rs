@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use twincast_core::account::{Activity, Hold};
+use twincast_core::account::Activity;
 use twincast_core::error::in_words;
 use twincast_core::ids::RolloutName;
 use twincast_core::outcome::Counts;
@@ -20,6 +20,7 @@ use twincast_core::plan::{Checksum, PlanSummary};
 use twincast_core::ports::{Clock, Disposition, MetricSource, Queue, Store, StoreError, Tally};
 use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Phase, Rollout};
 use twincast_core::trace::Tracer;
+use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::adding::store_batches;
@@ -401,10 +402,7 @@ impl Driver {
         let Err(source) = planner::check_hosts(rollout, &self.hubs) else {
             return Ok(());
         };
-        let hold = Hold {
-            waits_for: in_words(&source),
-            until: None,
-        };
+        let hold = Waiting::of_other_hub(&in_words(&source));
         if let Some(noted) = rollout.noting(Activity::Blocked, Some(hold), self.clock.now()) {
             let saved = self.store.note(&noted).await;
             saved.map_err(of_store(name))?;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
 use twincast_core::batch::{groups_of, sort_out};
 use twincast_core::budget::FullGroup;
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::Order;
+use twincast_core::waiting::Waiting;
 
 /// In an order by a tag, the next value begins when no more than this much sending is left of those before it. Longer than
 /// the longest pass of a driver, so that no hub waits for it.
@@ -23,7 +23,7 @@ pub(crate) struct Releasable {
     /// The groups that hold some back.
     pub(crate) full: Vec<FullGroup>,
     /// The closed schedule that opens first, if a schedule holds some back.
-    pub(crate) closed: Option<Hold>,
+    pub(crate) closed: Option<Waiting>,
 }
 
 /// Holds back batches that their budgets have no room for. The store would not give them; so that others of the hub

@@ -7,7 +7,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::account::Hold;
 use twincast_core::batch::BatchStatus;
 use twincast_core::budget::FullGroup;
 use twincast_core::error::in_words;
@@ -17,6 +16,7 @@ use twincast_core::message::Ack;
 use twincast_core::ports::{Clock, Depth, Dispatch, Queue, QueueError, Store, StoreError, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::Rate;
+use twincast_core::waiting::{Named, Waiting};
 
 use crate::Hubs;
 use crate::accounting::WaySeen;
@@ -66,7 +66,7 @@ struct Found {
     /// Somebody works on one.
     any_held: bool,
     full_groups: Vec<FullGroup>,
-    closed: Vec<Hold>,
+    closed: Vec<Waiting>,
     /// Why the queue takes nothing.
     queue_away: Option<String>,
 }
@@ -152,8 +152,8 @@ impl Ringer<'_> {
         let full = &mut found.full_groups;
         full.sort_by(|one: &FullGroup, other| one.group.cmp(&other.group));
         full.dedup_by(|one, other| one.group == other.group);
-        let closed = found.closed.into_iter().reduce(Hold::sooner);
-        let hold = Hold::of_budgets(full).or(closed);
+        let closed = found.closed.into_iter().reduce(Waiting::sooner);
+        let hold = Waiting::of_budgets(full).or(closed);
         way.hold = hold.filter(|_| !found.any_open);
         Ok(Round::of(found.rang))
     }
@@ -212,17 +212,13 @@ impl Ringer<'_> {
     }
 
     /// A hub without which the rollout cannot go on. Nobody here knows its quota, or whether the name means the same hub still.
-    fn not_configured(&self, name: &RolloutName, hub: &HubName, before: &WaySeen) -> Hold {
-        let configured: Vec<_> = self.hubs.keys().map(HubName::as_str).collect();
-        let configured = configured.join(", ");
-        let waits_for = format!(
-            "hub {hub}, which is not configured for the orchestrator; configured are: {configured}"
-        );
+    fn not_configured(&self, name: &RolloutName, hub: &HubName, before: &WaySeen) -> Waiting {
+        let configured = Named::of(self.hubs.keys().cloned());
         if before.not_configured.is_none() {
-            tracing::error!(rollout = %name, %hub, configured, "hub is not configured, its batches wait");
+            tracing::error!(rollout = %name, %hub, %configured, "hub is not configured, its batches wait");
         }
-        let until = None;
-        Hold { waits_for, until }
+        let hub = hub.clone();
+        Waiting::HubNotConfigured { hub, configured }
     }
 
     /// The first open batches of the stages so far that may be sent to now, by the rollout's schedule, budgets and order.
@@ -251,13 +247,13 @@ impl Ringer<'_> {
         let now = self.clock.now();
         let mut closed = Vec::new();
         open.retain(|batch| {
-            let hold = Hold::of_schedule(&rollout.spec.opening(&batch.header.group, now));
+            let hold = Waiting::of_schedule(&rollout.spec.opening(&batch.header.group, now));
             let is_open = hold.is_none();
             closed.extend(hold);
             is_open
         });
         let mut open = keep_budgets(self.store, name, open).await?;
-        open.closed = closed.into_iter().reduce(Hold::sooner);
+        open.closed = closed.into_iter().reduce(Waiting::sooner);
         let limit = if by_budget { limit * SMALL } else { limit };
         open.batches.truncate(limit);
         let pace = self.hubs.get(hub).and_then(|hub| hub.limits.pace(rate));
@@ -326,7 +322,7 @@ struct Seen {
 
 impl Rung {
     /// The schedule does not let anything be sent. Workers put batches down, so whatever was rung for is to be rung for again.
-    pub(crate) fn is_closed(&mut self, hold: Hold) {
+    pub(crate) fn is_closed(&mut self, hold: Waiting) {
         self.seen.clear();
         (self.way.any_open, self.way.held_back) = (false, false);
         self.way.hold = Some(hold);

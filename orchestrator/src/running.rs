@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::account::Hold;
 use twincast_core::batch::MAX_STRIKES;
 use twincast_core::evidence::Evidence;
-use twincast_core::gate::{self, Measured, Next, Seen, WaitsFor};
+use twincast_core::gate::{self, Measured, Next, Seen};
 use twincast_core::ids::{HubName, StageIndex};
 use twincast_core::plan::Group;
 use twincast_core::ports::{Clock, MetricSource, Queue, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::time::Timestamp;
+use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::accounting::Accounting;
@@ -279,10 +279,10 @@ impl Running<'_> {
         rung: &mut Rung,
     ) -> Result<Pass, StoreError> {
         let opening = rollout.spec.opening(&Group::default(), self.clock.now());
-        let closed = Hold::of_schedule(&opening).filter(|_| !rollout.spec.has_zones());
-        if let Some(hold) = closed {
-            let until = hold.until;
-            rung.is_closed(hold);
+        let closed = Waiting::of_schedule(&opening).filter(|_| !rollout.spec.has_zones());
+        if let Some(closed) = closed {
+            let until = closed.until();
+            rung.is_closed(closed);
             return Ok(Pass::Waits(Wait {
                 is_idle: true,
                 until,
@@ -343,23 +343,11 @@ impl Running<'_> {
 }
 
 impl Wait {
-    fn of(waits: &WaitsFor) -> Self {
-        let until = match waits {
-            WaitsFor::Silent { until, .. }
-            | WaitsFor::Answers { until, .. }
-            | WaitsFor::Bake { until } => Some(*until),
-            WaitsFor::Approval { until } => *until,
-            WaitsFor::Joiners { look } => *look,
-            WaitsFor::Sends { .. }
-            | WaitsFor::Evidence { .. }
-            | WaitsFor::Retry
-            | WaitsFor::Metric { .. }
-            | WaitsFor::ApprovalToBeNoted => None,
-        };
+    fn of(waits: &Waiting) -> Self {
         Self {
-            for_approval: matches!(waits, WaitsFor::Approval { .. }),
+            for_approval: matches!(waits, Waiting::Approval { .. }),
             is_idle: true,
-            until,
+            until: waits.until(),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Where a rollout stands, in words.
 
-use twincast_core::gate::{self, Next, Seen, WaitsFor, metric};
+use twincast_core::gate::{self, Next, Seen, metric};
 use twincast_core::plan::Group;
 use twincast_core::ports::Tally;
 use twincast_core::rollout::{Phase, Rollout, StageProgress};
 use twincast_core::time::Timestamp;
+use twincast_core::waiting::Waiting;
 
 /// Where a stage stands: over, under way, to come, or what it waits for.
 #[must_use]
@@ -53,10 +54,10 @@ pub(crate) fn counted<'a>(rollout: &Rollout, tallies: &'a [Tally]) -> &'a [Tally
     }
 }
 
-/// What a rollout waits for: that its devices can be found; and when it runs, its schedule, room in its budgets, or its
-/// current stage's gate when all of it is sent.
+/// What a rollout waits for: its turn, or that its devices can be found; and when it runs, its schedule, room in its
+/// budgets, or its current stage's gate when all of it is sent.
 #[must_use]
-pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<String> {
+pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option<Waiting> {
     if rollout.phase != Phase::Running {
         return rollout.waits_to_be_planned();
     }
@@ -75,20 +76,16 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
         evidence: &evidence,
     };
     match gate::next(&rollout, seen, now) {
-        Next::Wait(waits @ WaitsFor::Joiners { .. }) => Some(match rollout.search_trouble() {
-            Some(trouble) => format!("{waits}; looks are given up: {trouble}"),
-            None => waits.to_string(),
-        }),
-        Next::Wait(waits) => Some(waits.to_string()),
-        Next::Measure => Some(match rollout.notes.clock.not_asked() {
-            Some(why) => format!("the hub's word on how many devices have applied it: {why}"),
-            None => "the hub's word on how many devices have applied it".to_owned(),
-        }),
+        Next::Wait(waits) => Some(waits),
+        Next::Measure => {
+            let not_asked = rollout.notes.clock.not_asked();
+            Some(Waiting::Applied(not_asked.map(str::to_owned)))
+        }
         Next::Send => {
             let schedule = rollout.spec.opening(&Group::default(), now);
             // The driver alone knows the zones of the devices that are left.
-            let closed = schedule.waits_for().filter(|_| !rollout.spec.has_zones());
-            closed.or_else(|| rollout.notes.account.held_back(now).map(str::to_owned))
+            let closed = Waiting::of_schedule(&schedule).filter(|_| !rollout.spec.has_zones());
+            closed.or_else(|| rollout.notes.account.held_back(now).cloned())
         }
         Next::Happened(_) | Next::Over => None,
     }

@@ -200,7 +200,7 @@ impl RolloutRow {
             state: State::of(rollout, tallies),
             created_at: rollout.created_at,
             changed_at: rollout.changed_at,
-            waits_for: standing::waits_for(rollout, tallies, now),
+            waits_for: standing::waits_for(rollout, tallies, now).map(|waits| waits.to_string()),
         }
     }
 }

@@ -18,6 +18,7 @@ use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::friendly;
 use twincast_core::trace::Span;
+use twincast_core::waiting::Waiting;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::accept::{Accepted, accept};
@@ -217,9 +218,9 @@ fn outcome_of_run(
         output.note(&format!("{name} is paused: {}.{again}", one_line(reason)));
         return ExitCode::NotRolledOut;
     }
-    if let Some(waits) = rollout.waits_in_line() {
+    if let Some(waits @ Waiting::Line { .. }) = rollout.waits_to_be_planned() {
         let again = again("When that one has ended, to go on", "");
-        output.note(&format!("{name} {waits}.{again}"));
+        output.note(&format!("{name} waits for {waits}.{again}"));
         return ExitCode::NotRolledOut;
     }
     if let Some(stage) = awaited(rollout) {

@@ -9,7 +9,6 @@
 //! its driver, at once after a transition, and then once in [`NOTED_EVERY`] at the most.
 
 mod activity;
-mod hold;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,9 +17,9 @@ use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::time::{Timestamp, ms};
+use crate::waiting::Waiting;
 
 pub use activity::Activity;
-pub use hold::Hold;
 
 /// How often it is noted, at the most, that a running rollout does something else. What lasts for less may be
 /// booked to what came before or after it.
@@ -39,9 +38,9 @@ pub struct Account {
     /// When a driver last noted something, since the last transition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     noted_at: Option<Timestamp>,
-    /// The reason why nothing is sent, as far as a driver has noted it.
+    /// What the sends wait for, as far as a driver has noted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    hold: Option<Hold>,
+    hold: Option<Waiting>,
 }
 
 impl Account {
@@ -60,12 +59,11 @@ impl Account {
         self.doing
     }
 
-    /// Words for what the sends wait for at `now`, as far as a driver has noted them.
+    /// What the sends wait for at `now`, as far as a driver has noted it.
     #[must_use]
-    pub fn held_back(&self, now: Timestamp) -> Option<&str> {
+    pub fn held_back(&self, now: Timestamp) -> Option<&Waiting> {
         let hold = self.hold.as_ref();
-        let hold = hold.filter(|hold| hold.until.is_none_or(|until| now < until));
-        hold.map(|hold| hold.waits_for.as_str())
+        hold.filter(|hold| hold.until().is_none_or(|until| now < until))
     }
 
     /// Books the time up to `now`. A clock that was put back books nothing until it has caught up.
@@ -82,7 +80,7 @@ impl Account {
     pub(crate) fn noting(
         mut self,
         doing: Activity,
-        hold: Option<Hold>,
+        hold: Option<Waiting>,
         now: Timestamp,
     ) -> Option<Self> {
         let is_early = |at: Timestamp| at <= now && now.since(at) < NOTED_EVERY;

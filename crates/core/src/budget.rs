@@ -17,6 +17,7 @@
 //! begun is always given again, so a group that is full because of it empties. A batch is never larger than what its
 //! groups allow ([`BatchSizes`](crate::plan::BatchSizes)), so in an empty group any batch has room: nothing waits for ever.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -144,9 +145,6 @@ impl GroupProgress {
     }
 }
 
-/// Full groups that words name: a line has room for so many. The rest is a number.
-const NAMED: usize = 3;
-
 /// A group that has no room for a batch of its.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullGroup {
@@ -158,20 +156,10 @@ pub struct FullGroup {
     pub at_most: u64,
 }
 
-impl FullGroup {
-    /// Words that follow "waits for" while these groups are full; `None` without groups.
-    #[must_use]
-    pub fn waits_for(full: &[Self]) -> Option<String> {
-        let words = |full: &Self| {
-            let (group, many, most) = (&full.group, full.in_progress, full.at_most);
-            format!("{group} ({many} of {most} devices in progress)")
-        };
-        let named: Vec<_> = full.iter().take(NAMED).map(words).collect();
-        let more = match full.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            others => format!(" and {others} more"),
-        };
-        (!full.is_empty()).then(|| format!("room in {}{more}", named.join(", ")))
+impl fmt::Display for FullGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (group, many, most) = (&self.group, self.in_progress, self.at_most);
+        write!(f, "{group} ({many} of {most} devices in progress)")
     }
 }
 

@@ -4,7 +4,7 @@
 //! of a stage that takes by tags it can be said that a device had them, or that it did not.
 
 use crate::account::Activity;
-use crate::batch::BatchStatus;
+use crate::batch::{BatchStatus, Held};
 use crate::budget::FullGroup;
 use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
 use crate::link::Impasse;
@@ -14,6 +14,7 @@ use crate::query;
 use crate::rollout::{Event, HistoryEntry, Phase, Rollout};
 use crate::spec::{Exclusion, Order, RolloutSpec, Stage};
 use crate::time::Timestamp;
+use crate::waiting::{Named, Waiting};
 
 /// Why a stage has taken a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,28 +143,22 @@ fn is_to_be_retried(seat: Seat<'_>) -> bool {
     })
 }
 
-/// What a device waits for at `now`, in words that follow "waits for"; `None` when it waits for nothing.
-/// `standstill` is what the rollout's current stage waits for.
+/// What a device waits for at `now`; `None` when it waits for nothing. `standstill` is what the rollout's current stage
+/// waits for.
 #[must_use]
-pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Option<String> {
+pub fn waits_for(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) -> Option<Waiting> {
     let rollout = seat.rollout;
     if seat.outcome.is_settled() && !is_to_be_retried(seat) {
         let is_asked = rollout.spec.message.answers();
-        let word = "the device to take the message, and the hub to tell of it";
-        return (seat.outcome == Outcome::Enqueued && is_asked).then(|| word.to_owned());
+        return (seat.outcome == Outcome::Enqueued && is_asked).then_some(Waiting::Delivery);
     }
+    let reason = || rollout.phase.reason().unwrap_or_default().to_owned();
     match &rollout.phase {
-        Phase::Accepted | Phase::Planning => Some("the plan to be whole".to_owned()),
+        Phase::Accepted | Phase::Planning => Some(Waiting::Plan),
         Phase::Running => Some(while_running(seat, standstill, now)),
-        Phase::Paused { reason } => {
-            Some(format!("the rollout to be resumed; it is paused: {reason}"))
-        }
-        Phase::Halted { reason } => {
-            Some(format!("all rollouts to go on; they are stopped: {reason}"))
-        }
-        Phase::Aborting { reason } => Some(format!(
-            "being skipped; the rollout is being aborted: {reason}"
-        )),
+        Phase::Paused { .. } => Some(Waiting::Paused(reason())),
+        Phase::Halted { .. } => Some(Waiting::Halted(reason())),
+        Phase::Aborting { .. } => Some(Waiting::Aborting(reason())),
         Phase::Aborted { .. }
         | Phase::Succeeded
         | Phase::FinishedWithFailures
@@ -171,64 +166,52 @@ pub fn waits_for(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> Op
     }
 }
 
-fn while_running(seat: Seat<'_>, standstill: Option<&str>, now: Timestamp) -> String {
+fn while_running(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) -> Waiting {
     let (rollout, header) = (seat.rollout, &seat.batch.header);
     if rollout.retry.is_some() {
-        return "the retry to be prepared: until then nothing is sent".to_owned();
+        return Waiting::Retry;
     }
     let current = rollout.stage();
     if header.stage > current {
-        let names = (current.0..header.stage.0)
-            .filter_map(|index| Some(rollout.stages.get(usize::from(index))?.name.as_str()));
-        let names = names.collect::<Vec<_>>().join(", ");
-        let standstill = match standstill {
-            Some(waits) => format!("which waits for {waits}"),
-            None => "which is under way".to_owned(),
-        };
-        let first = rollout.stage_progress().map(|stage| stage.name.to_string());
-        let first = first.unwrap_or_default();
-        return if first == names {
-            format!("the turn of its stage, after stage {first}, {standstill}")
-        } else {
-            format!(
-                "the turn of its stage, after stages {names}; now it is the turn of {first}, {standstill}"
-            )
+        let before = (current.0..header.stage.0)
+            .filter_map(|index| Some(rollout.stages.get(usize::from(index))?.name.clone()));
+        return Waiting::Stage {
+            before: before.collect(),
+            standstill: standstill.map(Box::new),
         };
     }
-    if let Some(opening) = rollout.spec.opening(&header.group, now).waits_for() {
-        return opening;
+    let opening = rollout.spec.opening(&header.group, now);
+    if let Some(closed) = Waiting::of_schedule(&opening) {
+        return closed;
     }
     let worker = match &seat.batch.held {
-        _ if seat.batch.quarantined => {
-            "somebody to look: its batch has brought down the workers that had it".to_owned()
-        }
-        Some(held) => format!(
-            "worker {}, which has its batch until {} or longer",
-            held.by, held.until
-        ),
-        None if !seat.full.is_empty() => {
-            return FullGroup::waits_for(seat.full).unwrap_or_default();
-        }
-        None if seat.batch.lapsed => {
-            "another worker: the one that had its batch has not been heard of".to_owned()
-        }
-        None => match rollout.spec.order_of(header.stage) {
-            Some(Order::By(tag)) => format!("its turn in the order of {tag}, and a worker"),
-            Some(Order::Shuffled) | None => "a worker to take its batch".to_owned(),
+        _ if seat.batch.quarantined => Waiting::Quarantined,
+        Some(Held { by, until }) => Waiting::Held {
+            by: by.clone(),
+            until: *until,
+        },
+        None => match Waiting::of_budgets(seat.full) {
+            Some(full) => return full,
+            None if seat.batch.lapsed => Waiting::Lapsed,
+            None => Waiting::Worker(match rollout.spec.order_of(header.stage) {
+                Some(Order::By(tag)) => Some(tag.clone()),
+                Some(Order::Shuffled) | None => None,
+            }),
         },
     };
+    let hub = &header.hub;
     if let Some(impasse) = seat.impasse {
-        return format!("{}; then {worker}", impasse.of_hub(&header.hub));
+        return Waiting::of_hubs([(hub.clone(), impasse.clone())], 0).then(worker);
     }
-    match rollout.notes.account.doing() {
-        Activity::Blocked => match rollout.notes.account.held_back(now) {
-            Some(waits) => format!("{waits}; then {worker}"),
-            None => worker,
-        },
-        Activity::Throttled => {
-            format!("{worker}; the hub has refused sends for its quota of late, so they are slower")
-        }
-        _ => worker,
+    let account = &rollout.notes.account;
+    let first = match account.doing() {
+        Activity::Blocked => account.held_back(now).cloned(),
+        Activity::Throttled => Some(Waiting::Quota(Named::of([hub.clone()]))),
+        _ => None,
+    };
+    match first {
+        Some(first) => first.then(worker),
+        None => worker,
     }
 }
 
@@ -318,7 +301,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::batch::Held;
     use crate::ids::{BatchId, Holder, HubHost, HubName};
     use crate::outcome::Counts;
     use crate::plan::{BatchHeader, Group, Place};
@@ -465,7 +447,7 @@ mod tests {
         rollout: &Rollout,
         batch: &BatchStatus,
         outcome: Outcome,
-        standstill: Option<&str>,
+        standstill: Option<Waiting>,
     ) -> String {
         let seat = Seat {
             rollout,
@@ -474,7 +456,8 @@ mod tests {
             full: &[],
             impasse: None,
         };
-        waits_for(seat, standstill, START).unwrap_or("nothing".into())
+        let waits = waits_for(seat, standstill, START);
+        waits.map_or_else(|| "nothing".to_owned(), |waits| waits.to_string())
     }
 
     fn pending(rollout: &Rollout, batch: &BatchStatus) -> String {
@@ -558,12 +541,11 @@ mod tests {
                 full,
                 impasse: None,
             };
-            waits_for(seat, None, START).unwrap()
+            waits_for(seat, None, START).unwrap().to_string()
         };
         let impasse = Impasse {
             trouble: HubTrouble::Unreachable,
             reason: "no route".into(),
-            lasting: Duration::from_secs(60),
         };
         let out_of_reach = Seat {
             rollout: &rollout,
@@ -573,7 +555,7 @@ mod tests {
             impasse: Some(&impasse),
         };
         assert_eq!(
-            waits_for(out_of_reach, None, START).unwrap(),
+            waits_for(out_of_reach, None, START).unwrap().to_string(),
             "hub h, which cannot be reached: no route; then worker w, which has its batch until 2026-09-21T14:13:30Z or longer"
         );
         assert_eq!(
@@ -583,7 +565,12 @@ mod tests {
         let many = ["a", "b", "c", "d", "e"].map(full);
         assert!(held_back(&many).ends_with("c (2 of 2 devices in progress) and 2 more"));
         assert_eq!(
-            says(&rollout, &batch(1), Outcome::Pending, Some("an approval")),
+            says(
+                &rollout,
+                &batch(1),
+                Outcome::Pending,
+                Some(Waiting::Approval { until: None })
+            ),
             "the turn of its stage, after stage canary, which waits for an approval"
         );
         assert_eq!(

@@ -17,6 +17,6 @@ mod verdict;
 pub use judge::{View, answered_within, deadline, in_words, judge};
 #[cfg(test)]
 pub(crate) use next::next_when_heard;
-pub use next::{Next, Seen, Way, next};
+pub use next::{Next, Seen, next};
 pub use shares::Measured;
-pub use verdict::{Verdict, WaitsFor};
+pub use verdict::Verdict;

@@ -12,6 +12,7 @@
 //! * [`gate`]: the test between two stages; [`evidence`]: whether those were heard that it judges;
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
+//! * [`waiting`]: what is waited for, and its words;
 //! * [`trace`]: the spans that tell of a rollout, and how they belong together;
 //! * [`permits`]: the arithmetic of a hub's quota; [`link`]: whether anything can be sent through a hub;
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
@@ -40,3 +41,4 @@ pub mod spec;
 pub mod text;
 pub mod time;
 pub mod trace;
+pub mod waiting;

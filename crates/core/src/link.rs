@@ -83,14 +83,12 @@ impl LinkStatus {
         self.reported_ago <= PRESENT
     }
 
-    fn impasse(&self) -> Option<Impasse> {
+    /// The trouble, and how long it has lasted.
+    fn impasse(&self) -> Option<(Duration, Impasse)> {
         match &self.state {
             LinkState::Hindered { trouble, reason } if self.lasting >= WORTH_TELLING => {
-                Some(Impasse {
-                    trouble: *trouble,
-                    reason: reason.clone(),
-                    lasting: self.lasting,
-                })
+                let (trouble, reason) = (*trouble, reason.clone());
+                Some((self.lasting, Impasse { trouble, reason }))
             }
             _ => None,
         }
@@ -128,14 +126,12 @@ impl LinkReports {
 }
 
 /// The reason why nothing can be sent through a hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Impasse {
     /// The kind of trouble.
     pub trouble: HubTrouble,
     /// The reason, for people.
     pub reason: String,
-    /// How long it has lasted.
-    pub lasting: Duration,
 }
 
 impl Impasse {
@@ -148,23 +144,19 @@ impl Impasse {
             return None;
         }
         let impasses = present.filter_map(LinkStatus::impasse);
-        impasses.max_by_key(|impasse| impasse.lasting)
+        let longest = impasses.max_by_key(|(lasting, _)| *lasting);
+        longest.map(|(_, impasse)| impasse)
     }
 
-    /// The trouble of the links that have some, whether or not others are open, and their number.
+    /// The longest trouble of the links that have some, whether or not others are open; how long it has lasted; and their
+    /// number.
     #[must_use]
-    pub fn partly(links: &[LinkStatus]) -> Option<(Self, usize)> {
+    pub fn partly(links: &[LinkStatus]) -> Option<(Self, Duration, usize)> {
         let present = links.iter().filter(|link| link.is_present());
         let impasses: Vec<_> = present.filter_map(LinkStatus::impasse).collect();
         let count = impasses.len();
-        let longest = impasses.into_iter().max_by_key(|it| it.lasting)?;
-        Some((longest, count))
-    }
-
-    /// Words that follow "waits for".
-    #[must_use]
-    pub fn of_hub(&self, hub: &HubName) -> String {
-        format!("hub {hub}, which {self}")
+        let (lasting, longest) = impasses.into_iter().max_by_key(|(lasting, _)| *lasting)?;
+        Some((longest, lasting, count))
     }
 }
 
@@ -230,7 +222,8 @@ mod tests {
         assert_eq!(reason(&[link("a", 600, 16, away("x"))]), None, "gone");
         assert_eq!(reason(&[link("a", 4, 1, away("x"))]), None, "a moment");
         assert_eq!(reason(&[link("a", 600, 1, unused)]), None);
-        let (longest, count) = Impasse::partly(&[two[0].clone(), two[1].clone(), sends]).unwrap();
+        let (longest, _, count) =
+            Impasse::partly(&[two[0].clone(), two[1].clone(), sends]).unwrap();
         assert_eq!((longest.reason.as_str(), count), ("y", 2));
     }
 

@@ -1,4 +1,4 @@
-//! Text files as people's editors and programs write them.
+//! Texts: files as people's editors and programs write them, and what is kept of long ones.
 
 /// Why the bytes of a file are not taken as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,19 @@ pub fn of_file(bytes: &[u8]) -> Result<&str, NotText> {
         at: error.valid_up_to() + 1,
     })?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// Characters of an error that are stored: a chain of causes is shorter.
+pub const ERROR_CHARS: usize = 600;
+
+/// The text's first `most` characters, and a mark if there are more.
+#[must_use]
+pub fn cut(text: &str, most: usize) -> String {
+    let mut cut: String = text.chars().take(most).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
 }
 
 #[cfg(test)]

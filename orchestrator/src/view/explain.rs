@@ -302,6 +302,7 @@ impl Found {
             impasse: self.impasse.as_ref(),
         };
         let standstill = standing::waits_for(rollout, tallies, now);
+        let waits = explain::waits_for(seat, standstill, now);
         DevicePlace {
             hub: header.hub.to_string(),
             entry: 1,
@@ -320,7 +321,7 @@ impl Found {
                 self.code.unwrap_or(0),
             ),
             attempts: self.attempts(rollout),
-            waits_for: explain::waits_for(seat, standstill.as_deref(), now),
+            waits_for: waits.map(|waits| waits.to_string()),
             times: self.times(rollout),
         }
     }
@@ -397,12 +398,9 @@ fn not_planned(rollout: &Rollout) -> Absence {
     let name = &rollout.spec.name;
     Absence::certain(match &rollout.phase {
         Phase::Accepted | Phase::Planning => {
-            let in_line = rollout.waits_in_line();
-            let planned = || Some(format!("waits for {}", rollout.waits_to_be_planned()?));
-            let waits = in_line
-                .or_else(planned)
-                .map(|waits| format!("; it {waits}"))
-                .unwrap_or_default();
+            let waits = rollout.waits_to_be_planned();
+            let waits = waits.map(|waits| format!("; it waits for {waits}"));
+            let waits = waits.unwrap_or_default();
             format!("rollout {name} is not planned yet: which devices it has is not known{waits}")
         }
         phase => {

@@ -64,12 +64,13 @@ impl LinksView {
     fn of(links: &[LinkStatus], now: Timestamp) -> Self {
         let is_open = |link: &&LinkStatus| link.is_present() && link.state == LinkState::Open;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let (impasse, hindered) = Impasse::partly(links).unzip();
+        let partly = Impasse::partly(links);
+        let partly = partly.as_ref();
         Self {
             open: count(links.iter().filter(is_open).count()),
-            hindered: count(hindered.unwrap_or_default()),
-            since: impasse.as_ref().map(|it| now.minus(it.lasting)),
-            trouble: impasse.map(|it| it.to_string()),
+            hindered: count(partly.map_or(0, |(_, _, hindered)| *hindered)),
+            since: partly.map(|(_, lasting, _)| now.minus(*lasting)),
+            trouble: partly.map(|(impasse, ..)| impasse.to_string()),
         }
     }
 }

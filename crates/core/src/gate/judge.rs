@@ -7,13 +7,14 @@ use super::shares::{
     Measured, Sorted, cannot_succeed, exceeds, fails_in_the_end, has_failed, has_not_succeeded,
     word,
 };
-use super::verdict::{Verdict, WaitsFor, not_measured};
+use super::verdict::{Verdict, not_measured};
 use crate::evidence::{Evidence, EvidenceClock, MARGIN};
 use crate::message::TTL;
 use crate::outcome::Counts;
 use crate::rollout::StageProgress;
 use crate::spec::{Gate, Percent, Rung, TooLittle, Unconfirmed};
 use crate::time::Timestamp;
+use crate::waiting::Waiting;
 
 /// How long after a send the fate of a message is certain: its time to live, and the time in which the hub reports that
 /// the message has expired.
@@ -64,7 +65,7 @@ impl View<'_> {
             None => self.evidence.in_the_way().to_owned(),
         };
         if self.clock.unheard() < self.gate.evidence_within() {
-            return Verdict::Waits(WaitsFor::Evidence {
+            return Verdict::Waits(Waiting::Evidence {
                 devices,
                 in_the_way,
             });
@@ -90,7 +91,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
         other => other,
     };
     if sorted.unsent > 0 || view.left {
-        return Verdict::Waits(WaitsFor::Sends {
+        return Verdict::Waits(Waiting::Sends {
             left: sorted.unsent,
         });
     }
@@ -108,7 +109,7 @@ pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
         return verdict;
     }
     if let metric::Sum::Waits { metric, left } = metrics {
-        return Verdict::Waits(WaitsFor::Metric { metric, left });
+        return Verdict::Waits(Waiting::Metric { metric, left });
     }
     approval(view, measured.as_deref(), now)
 }
@@ -120,7 +121,7 @@ fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
         return None;
     }
     Some(if view.evidence.is_current(now) {
-        Verdict::Waits(WaitsFor::Bake {
+        Verdict::Waits(Waiting::Bake {
             until: now.plus(left),
         })
     } else {
@@ -153,7 +154,7 @@ fn measure(view: View<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
     let is_settled = sorted.measured() > 0 && fails_in_the_end(gate, at_worst).is_none();
     if sorted.silent > 0 && !is_settled {
         if now < deadline {
-            return Err(Verdict::Waits(WaitsFor::Silent {
+            return Err(Verdict::Waits(Waiting::Silent {
                 devices: sorted.silent,
                 until: deadline.max(now.plus(view.bake_left())),
             }));
@@ -253,13 +254,13 @@ fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
         };
     }
     if view.progress.ripe_at.is_none() {
-        return Verdict::Waits(WaitsFor::ApprovalToBeNoted);
+        return Verdict::Waits(Waiting::ApprovalToBeNoted);
     }
     match until {
         Some(until) if now >= until => Verdict::Failed {
             because: format!("nobody approved until {until}"),
         },
-        until => Verdict::Waits(WaitsFor::Approval { until }),
+        until => Verdict::Waits(Waiting::Approval { until }),
     }
 }
 

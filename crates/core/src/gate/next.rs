@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::judge::{View, answered_within, judge};
 use super::shares::{Measured, has_failed_so_far};
-use super::verdict::{Verdict, WaitsFor, not_measured};
+use super::verdict::{Verdict, not_measured};
 use crate::account::Activity;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;
@@ -12,6 +12,7 @@ use crate::outcome::Counts;
 use crate::rollout::{Event, Rollout};
 use crate::spec::EVIDENCE_WITHIN;
 use crate::time::Timestamp;
+use crate::waiting::Waiting;
 
 /// The next step of a running rollout in its current stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,51 +24,28 @@ pub enum Next {
     /// Ask the hub how many devices have applied the change.
     Measure,
     /// Wait.
-    Wait(WaitsFor),
+    Wait(Waiting),
     /// No step is left: all stages are over.
     Over,
 }
 
 impl Next {
-    /// What the rollout does meanwhile. `None` when it is an event, which says that itself.
+    /// What the rollout does meanwhile, if it does that while something is to be sent. `None` when it is an event, which
+    /// says that itself.
     #[must_use]
-    pub fn activity(&self, way: Way) -> Option<Activity> {
-        match self {
-            Self::Send | Self::Wait(WaitsFor::Sends { .. }) => Some(match way {
-                Way::Clear => Activity::Sending,
-                Way::Throttled => Activity::Throttled,
-                Way::Blocked => Activity::Blocked,
-                Way::OutsideWindow => Activity::OutsideWindow,
-                Way::HeldBack => Activity::Feedback,
-            }),
-            Self::Wait(WaitsFor::Retry) => Some(Activity::Sending),
-            Self::Wait(WaitsFor::Joiners { .. }) => Some(Activity::Joiners),
-            Self::Measure | Self::Wait(WaitsFor::Silent { .. } | WaitsFor::Answers { .. }) => {
-                Some(Activity::Feedback)
-            }
-            Self::Wait(WaitsFor::Evidence { .. }) => Some(Activity::Evidence),
-            Self::Wait(WaitsFor::Bake { .. } | WaitsFor::Metric { .. }) => Some(Activity::Baking),
-            Self::Wait(WaitsFor::Approval { .. } | WaitsFor::ApprovalToBeNoted) => {
-                Some(Activity::Approval)
-            }
-            Self::Happened(_) | Self::Over => None,
-        }
+    pub fn activity(&self, sending: Activity) -> Option<Activity> {
+        Some(match self {
+            Self::Send | Self::Wait(Waiting::Sends { .. }) => sending,
+            Self::Wait(Waiting::Retry) => Activity::Sending,
+            Self::Wait(Waiting::Joiners { .. }) => Activity::Joiners,
+            Self::Wait(Waiting::Evidence { .. }) => Activity::Evidence,
+            Self::Wait(Waiting::Bake { .. } | Waiting::Metric { .. }) => Activity::Baking,
+            Self::Wait(Waiting::Approval { .. } | Waiting::ApprovalToBeNoted) => Activity::Approval,
+            // For answers of devices: a gate waits for nothing else.
+            Self::Measure | Self::Wait(_) => Activity::Feedback,
+            Self::Happened(_) | Self::Over => return None,
+        })
     }
-}
-
-/// Whether what is to be sent can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// It can.
-    Clear,
-    /// More slowly than the quota: see [`Activity::Throttled`].
-    Throttled,
-    /// There is no way: see [`Activity::Blocked`].
-    Blocked,
-    /// The schedule does not let it.
-    OutsideWindow,
-    /// Its budgets do not let it, until devices that are in progress are heard of.
-    HeldBack,
 }
 
 /// The observed state of a running rollout.
@@ -108,14 +86,14 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let life = answered_within(ttl, Duration::ZERO);
     let until = sent_at.plus(life);
     if now < until {
-        return Next::Wait(WaitsFor::Answers { devices, until });
+        return Next::Wait(Waiting::Answers { devices, until });
     }
     if seen.evidence.covers(until) {
         return Next::Over;
     }
     let in_the_way = seen.evidence.in_the_way().to_owned();
     if rollout.notes.clock.unheard() < EVIDENCE_WITHIN {
-        return Next::Wait(WaitsFor::Evidence {
+        return Next::Wait(Waiting::Evidence {
             devices,
             in_the_way,
         });
@@ -134,7 +112,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     } = seen;
     if rollout.retry.is_some() {
         // The outcomes are about to change.
-        return Next::Wait(WaitsFor::Retry);
+        return Next::Wait(Waiting::Retry);
     }
     if rollout.is_late() {
         return next_of_late(rollout, counts, left);
@@ -192,7 +170,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         _ if left => Next::Send,
         _ if progress.sent_at.is_none() => Next::Happened(Event::StageSent { stage }),
         Verdict::Passed { because } => passed(because),
-        Verdict::Waits(WaitsFor::ApprovalToBeNoted) => {
+        Verdict::Waits(Waiting::ApprovalToBeNoted) => {
             Next::Happened(Event::ApprovalAwaited { stage })
         }
         Verdict::Waits(waits) => Next::Wait(waits),
@@ -215,11 +193,14 @@ fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
         });
     }
     let is_looking = rollout.looks.is_some_and(|looks| looks.under_way.is_some());
+    let trouble = rollout.search_trouble().cloned();
     match rollout.next_look() {
         _ if left => Next::Send,
-        _ if is_looking => Next::Wait(WaitsFor::Joiners { look: None }),
-        Some(look) => Next::Wait(WaitsFor::Joiners { look: Some(look) }),
-        None => Next::Over,
+        None if !is_looking => Next::Over,
+        look => Next::Wait(Waiting::Joiners {
+            look: look.filter(|_| !is_looking),
+            trouble,
+        }),
     }
 }
 
@@ -250,44 +231,41 @@ mod tests {
         use Activity as A;
         let until = Timestamp(1);
         let waits = |waits| Next::Wait(waits);
+        let ways = [
+            A::Sending,
+            A::Throttled,
+            A::Blocked,
+            A::OutsideWindow,
+            A::Feedback,
+        ];
         let table = [
+            (Next::Send, ways),
             (
-                Next::Send,
-                [
-                    A::Sending,
-                    A::Throttled,
-                    A::Blocked,
-                    A::OutsideWindow,
-                    A::Feedback,
-                ],
-            ),
-            (
-                waits(WaitsFor::Silent { devices: 1, until }),
+                waits(Waiting::Silent { devices: 1, until }),
                 [A::Feedback; 5],
             ),
             (
-                waits(WaitsFor::Evidence {
+                waits(Waiting::Evidence {
                     devices: 1,
                     in_the_way: String::new(),
                 }),
                 [A::Evidence; 5],
             ),
             (Next::Measure, [A::Feedback; 5]),
-            (waits(WaitsFor::Bake { until }), [A::Baking; 5]),
-            (waits(WaitsFor::Approval { until: None }), [A::Approval; 5]),
-            (waits(WaitsFor::Joiners { look: None }), [A::Joiners; 5]),
+            (waits(Waiting::Bake { until }), [A::Baking; 5]),
+            (waits(Waiting::Approval { until: None }), [A::Approval; 5]),
+            (
+                waits(Waiting::Joiners {
+                    look: None,
+                    trouble: None,
+                }),
+                [A::Joiners; 5],
+            ),
         ];
         for (next, expected) in table {
-            let ways = [
-                Way::Clear,
-                Way::Throttled,
-                Way::Blocked,
-                Way::OutsideWindow,
-                Way::HeldBack,
-            ];
             let done = ways.map(|way| next.activity(way).unwrap());
             assert_eq!(done, expected, "{next:?}");
         }
-        assert_eq!(Next::Over.activity(Way::Clear), None);
+        assert_eq!(Next::Over.activity(A::Sending), None);
     }
 }

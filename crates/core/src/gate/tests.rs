@@ -9,6 +9,7 @@ use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Approval, Event, Rollout, StageProgress, Word};
 use crate::spec::{Gate, OnFailure, RolloutSpec};
 use crate::time::Timestamp;
+use crate::waiting::Waiting;
 
 const START: Timestamp = Timestamp(1_000_000);
 
@@ -552,9 +553,9 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
             clock: &clock,
         };
         let word = match judge(view, now) {
-            Verdict::Waits(WaitsFor::Silent { .. }) => "silent".to_owned(),
-            Verdict::Waits(WaitsFor::Bake { .. }) => "bake".to_owned(),
-            Verdict::Waits(WaitsFor::Evidence { .. }) => "evidence".to_owned(),
+            Verdict::Waits(Waiting::Silent { .. }) => "silent".to_owned(),
+            Verdict::Waits(Waiting::Bake { .. }) => "bake".to_owned(),
+            Verdict::Waits(Waiting::Evidence { .. }) => "evidence".to_owned(),
             Verdict::Undecided { because } => because,
             other => format!("{other:?}"),
         };
@@ -600,12 +601,12 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
     };
     // An hour and 15 s after the last send, and as long as the hub collects.
     let until = minutes(62).plus(Duration::from_secs(15));
-    let waits = Next::Wait(WaitsFor::Answers { devices: 10, until });
+    let waits = Next::Wait(Waiting::Answers { devices: 10, until });
     assert_eq!(next(3, 3), waits);
     assert_eq!(next(62, 62), waits);
     assert!(matches!(
         next(62, 63),
-        Next::Wait(WaitsFor::Evidence { devices: 10, .. })
+        Next::Wait(Waiting::Evidence { devices: 10, .. })
     ));
     assert_eq!(next(63, 63), Next::Over);
     let heard = counts(90, "80 delivered, 10 rejected");
@@ -710,12 +711,12 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     };
     assert_eq!(
         says(&progress, 0),
-        Verdict::Waits(WaitsFor::ApprovalToBeNoted)
+        Verdict::Waits(Waiting::ApprovalToBeNoted)
     );
     progress.ripe_at = Some(minutes(5));
     assert_eq!(
         says(&progress, 64),
-        Verdict::Waits(WaitsFor::Approval {
+        Verdict::Waits(Waiting::Approval {
             until: Some(minutes(65))
         })
     );
@@ -798,7 +799,7 @@ fn a_stage_goes_through_its_gate_to_the_next() {
     let rollout = happened(&rollout, &all, minutes(2));
     assert_eq!(rollout.stages[0].ripe_at, Some(minutes(2)));
     let waits = next_when_heard(&rollout, &all, false, minutes(3));
-    assert_eq!(waits, Next::Wait(WaitsFor::Approval { until: None }));
+    assert_eq!(waits, Next::Wait(Waiting::Approval { until: None }));
     let word = Word {
         by: Some("ann".into()),
         reason: None,
@@ -937,11 +938,11 @@ proptest! {
                 prop_assert!(failed * 100 <= u64::from(above) * (failed + succeeded));
                 prop_assert!(unconfirmed == "as_succeeded" || failed + succeeded > 0 || unconfirmed == "as_failed");
             }
-            Verdict::Waits(WaitsFor::Sends { left }) => prop_assert_eq!(left, numbers[0]),
-            Verdict::Waits(WaitsFor::Silent { devices, .. }) => {
+            Verdict::Waits(Waiting::Sends { left }) => prop_assert_eq!(left, numbers[0]),
+            Verdict::Waits(Waiting::Silent { devices, .. }) => {
                 prop_assert!(delivered && after < 90 && devices == numbers[2]);
             }
-            Verdict::Waits(WaitsFor::Bake { .. }) => prop_assert!(after < 30),
+            Verdict::Waits(Waiting::Bake { .. }) => prop_assert!(after < 30),
             Verdict::Failed { .. } => {}
             Verdict::Undecided { .. } => prop_assert!(failed + succeeded == 0),
             other => prop_assert!(false, "{:?}", other),

@@ -11,6 +11,7 @@ use crate::ids::DeviceId;
 use crate::message::Outbound;
 use crate::outcome::Outcome;
 use crate::query::TagPath;
+use crate::text::cut;
 use crate::time::Timestamp;
 
 use super::Disposition;
@@ -52,13 +53,9 @@ impl OddRow {
     /// A row whose device is not known.
     #[must_use]
     pub fn new(found: &str, reason: impl Into<String>) -> Self {
-        let mut cut: String = found.chars().take(FOUND_CHARS).collect();
-        if cut.len() < found.len() {
-            cut.push('…');
-        }
         Self {
             device: None,
-            found: cut,
+            found: cut(found, FOUND_CHARS),
             reason: reason.into(),
         }
     }

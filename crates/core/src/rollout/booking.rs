@@ -3,8 +3,9 @@
 use super::event::Event;
 use super::phase::Phase;
 use super::record::Rollout;
-use crate::account::{Activity, Hold, TimeSpent};
+use crate::account::{Activity, TimeSpent};
 use crate::time::Timestamp;
+use crate::waiting::Waiting;
 
 impl Rollout {
     /// Where its time has gone up to `now`, or up to its end.
@@ -16,7 +17,7 @@ impl Rollout {
     /// The rollout with a note of what it is doing now, and why nothing is sent; `None` if that is noted, or is not to be
     /// noted yet.
     #[must_use]
-    pub fn noting(&self, doing: Activity, hold: Option<Hold>, now: Timestamp) -> Option<Self> {
+    pub fn noting(&self, doing: Activity, hold: Option<Waiting>, now: Timestamp) -> Option<Self> {
         if self.phase != Phase::Running {
             return None;
         }
@@ -67,7 +68,7 @@ mod tests {
     use crate::ids::StageName;
     use crate::outcome::{Counts, Outcome};
     use crate::rollout::{Notes, Word};
-    use crate::spec::{OnFailure, RolloutSpec};
+    use crate::spec::{Closed, OnFailure, RolloutSpec};
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
 
@@ -178,9 +179,9 @@ mod tests {
 
     #[test]
     fn what_keeps_sends_is_noted_until_it_is_over() {
-        let hold = |seconds: Option<u64>| Hold {
-            waits_for: format!("{seconds:?}"),
+        let hold = |seconds: Option<u64>| Waiting::Closed {
             until: seconds.map(at),
+            why: Closed::OutsideWindow,
         };
         let mut rollout = accepted();
         happens(&mut rollout, Event::PlanningStarted, 1);
@@ -193,8 +194,8 @@ mod tests {
         assert_eq!(again(60, 30), None, "known");
         assert_eq!(again(50, 14), None, "too soon");
         let earlier = again(50, 17).unwrap();
-        assert_eq!(earlier.notes.account.held_back(at(49)), Some("Some(50)"));
-        assert_eq!(rollout.notes.account.held_back(at(59)), Some("Some(60)"));
+        assert_eq!(earlier.notes.account.held_back(at(49)), closed(50).as_ref());
+        assert_eq!(rollout.notes.account.held_back(at(59)), closed(60).as_ref());
         assert_eq!(rollout.notes.account.held_back(at(60)), None, "over");
         assert_eq!(parts(&earlier, 20), parts(&rollout, 20));
         let text = serde_json::to_string(&rollout.notes).unwrap();

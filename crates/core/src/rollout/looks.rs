@@ -72,12 +72,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::gate::{Next, WaitsFor, next_when_heard};
+    use crate::gate::{Next, next_when_heard};
     use crate::ids::{HubHost, HubName};
     use crate::outcome::{Counts, Outcome};
     use crate::plan::{Checksum, HubPlan, NotUnderstood, PlanSummary, StagePlan};
     use crate::rollout::{Event, LookId, Word};
     use crate::spec::RolloutSpec;
+    use crate::waiting::Waiting;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const START: Timestamp = Timestamp(1_790_000_000_000);
@@ -223,7 +224,10 @@ mod tests {
         let rollout = running(&format!("continuous: {{every: 2h, until: '{until}'}}"));
         let rollout = passed(&rollout, at(2));
         let none = Counts::default();
-        let waits = |look| Next::Wait(WaitsFor::Joiners { look });
+        let waits = |look| {
+            let trouble = None;
+            Next::Wait(Waiting::Joiners { look, trouble })
+        };
         let judge = |rollout: &Rollout, left| next_when_heard(rollout, &none, left, at(9));
         assert_eq!(judge(&rollout, false), waits(Some(at(2))));
         assert_eq!(judge(&rollout, true), Next::Send);

@@ -10,6 +10,7 @@ use super::record::Rollout;
 use super::search::{Search, SearchTrouble};
 use crate::account::NOTED_EVERY;
 use crate::time::Timestamp;
+use crate::waiting::Waiting;
 
 impl Rollout {
     /// What keeps its devices from being found, if something does.
@@ -18,12 +19,14 @@ impl Rollout {
         self.notes.search.as_ref()?.trouble.as_ref()
     }
 
-    /// What it waits for before its plan is whole, in words that follow "waits for", as far as it was noted.
+    /// What it waits for before its plan is whole, as far as it was noted: its turn, or its devices to be found.
     #[must_use]
-    pub fn waits_to_be_planned(&self) -> Option<String> {
-        let trouble = self.search_trouble();
-        let trouble = trouble.filter(|_| self.phase.owed() == Owed::Plan)?;
-        Some(format!("its devices to be found: {trouble}"))
+    pub fn waits_to_be_planned(&self) -> Option<Waiting> {
+        let line = self.behind.clone().zip(self.spec.group.clone());
+        let line = line.map(|(behind, group)| Waiting::Line { behind, group });
+        let trouble = self.search_trouble().cloned();
+        let trouble = trouble.filter(|_| self.phase.owed() == Owed::Plan);
+        line.or_else(|| trouble.map(Waiting::Search))
     }
 
     /// The rollout with a note of how far a try at planning is that is under way: so many devices were `found`, and hubs do not answer
@@ -135,12 +138,12 @@ mod tests {
             .unwrap();
         let says = "its devices to be found: no route; in vain since 2026-09-21T14:13:21Z, next try at \
                     2026-09-21T14:13:51Z";
-        assert_eq!(failed.waits_to_be_planned().as_deref(), Some(says));
+        assert_eq!(failed.waits_to_be_planned().unwrap().to_string(), says);
         assert_eq!(failed.version, planning().version, "it is no event");
         // The next try begins: the error is what is known.
         let again = after(&failed, Event::PlanningStarted, 31);
         let says = "its devices to be found: no route; in vain since 2026-09-21T14:13:21Z";
-        assert_eq!(again.waits_to_be_planned().as_deref(), Some(says));
+        assert_eq!(again.waits_to_be_planned().unwrap().to_string(), says);
         assert_eq!(
             again.noting_search(0, None, at(40)),
             None,

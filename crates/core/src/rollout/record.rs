@@ -255,15 +255,6 @@ impl Rollout {
         self.stages.get(usize::from(self.stage().0))
     }
 
-    /// What it waits for before it is planned, in words, if that is known.
-    #[must_use]
-    pub fn waits_in_line(&self) -> Option<String> {
-        let (behind, group) = self.behind.as_ref().zip(self.spec.group.as_ref())?;
-        Some(format!(
-            "waits for rollout {behind}, which is before it in group {group}"
-        ))
-    }
-
     /// What becomes of it once it is planned, in words, if that is not to be sent.
     #[must_use]
     pub fn is_to_be_paused(&self) -> Option<String> {

@@ -4,10 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::{ERROR_CHARS, cut};
 use crate::time::Timestamp;
-
-/// Characters of an error that are kept: a chain of causes is shorter.
-const ERROR_CHARS: usize = 600;
 
 /// How far the search for devices is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,13 +51,9 @@ impl SearchTrouble {
         next_try: Option<Timestamp>,
     ) -> Self {
         let earlier = before.trouble.as_ref().map(|trouble| trouble.since);
-        let mut cut: String = error.chars().take(ERROR_CHARS).collect();
-        if cut.len() < error.len() {
-            cut.push('…');
-        }
         Self {
             since: earlier.map_or(since, |earlier| earlier.min(since)),
-            error: cut,
+            error: cut(error, ERROR_CHARS),
             next_try,
         }
     }

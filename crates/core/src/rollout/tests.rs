@@ -319,11 +319,11 @@ fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
         behind: RolloutName::new(behind).unwrap(),
     };
     let after = |rollout: &Rollout, event| rollout.after(event, Timestamp(6)).unwrap();
-    assert_eq!(accepted.waits_in_line(), None);
+    assert_eq!(accepted.waits_to_be_planned(), None);
     let waits = after(&accepted, queued("b")).unwrap();
     assert_eq!(
-        waits.waits_in_line().unwrap(),
-        "waits for rollout b, which is before it in group g"
+        waits.waits_to_be_planned().unwrap().to_string(),
+        "rollout b, which is before it in group g"
     );
     assert_eq!(
         (after(&waits, queued("b")), waits.changed_at),

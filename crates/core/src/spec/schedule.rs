@@ -148,23 +148,9 @@ pub enum Opening {
     },
 }
 
-impl Opening {
-    /// Words that follow "waits for" while the schedule is closed.
-    #[must_use]
-    pub fn waits_for(&self) -> Option<String> {
-        match self {
-            Self::Open { .. } => None,
-            Self::Closed {
-                until: Some(until),
-                why,
-            } => Some(format!("{until}: it is {why}")),
-            Self::Closed { until: None, why } => Some(format!("ever: it is {why}")),
-        }
-    }
-}
-
 /// Why a schedule is closed; the first of these that holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Closed {
     /// Its start is still to come.
     NotStarted,
