@@ -9,7 +9,7 @@ use crate::account::Activity;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;
 use crate::outcome::Counts;
-use crate::rollout::{Event, Rollout};
+use crate::rollout::{Event, Rollout, StageProgress};
 use crate::spec::EVIDENCE_WITHIN;
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
@@ -138,13 +138,8 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
             _ => passed("all of it was sent".into()),
         };
     };
-    if let Some(word) = &progress.promoted {
-        return passed(format!("promoted by {word}"));
-    }
-    if let Some(reason) = &progress.ignored {
-        return passed(format!(
-            "its gate failed, and is not to stop the rollout: {reason}"
-        ));
+    if let Some(reason) = overridden(progress) {
+        return passed(reason);
     }
     let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
     let view = View {
@@ -176,6 +171,18 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         Verdict::Waits(waits) => Next::Wait(waits),
         Verdict::Measure => Next::Measure,
     }
+}
+
+/// Why a stage passes whatever its gate says, if it does.
+fn overridden(progress: &StageProgress) -> Option<String> {
+    let promoted = progress.promoted.as_ref();
+    let promoted = promoted.map(|word| format!("promoted by {word}"));
+    promoted.or_else(|| {
+        let reason = progress.ignored.as_ref()?;
+        Some(format!(
+            "its gate failed, and is not to stop the rollout: {reason}"
+        ))
+    })
 }
 
 /// The stage of devices that join later has no end, and so no gate: only a failure rule, until the last look.

@@ -79,6 +79,7 @@ impl Rollout {
     }
 
     /// Notes what an event says of plan and stages.
+    // Long, for it has an arm for each event.
     fn note(&mut self, event: &Event, now: Timestamp) -> Result<(), IllegalTransition> {
         match event {
             Event::Queued { behind } => self.behind = Some(behind.clone()),

@@ -10,6 +10,7 @@ use crate::spec::OnFailure;
 ///
 /// # Errors
 /// [`IllegalTransition`] when the event cannot happen in this phase.
+// Long, for it is the whole table: an arm for each phase and event.
 pub fn transition(phase: &Phase, event: &Event) -> Result<Phase, IllegalTransition> {
     use Event as E;
     use Phase as P;

@@ -252,36 +252,7 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
                 "\"late\" is the stage of those that join later; give this one another name",
             ));
         }
-        if let Some(percent) = stage.percent {
-            if percent == Percent::NONE {
-                problems.push(Problem::new(
-                    format!("{field}.percent"),
-                    "is 0%, which takes no device",
-                ));
-            }
-            // Between stages that take by the cohort alone, less than before is nothing.
-            if stage.tags.is_empty() {
-                if reached.is_some_and(|reached| percent <= reached) {
-                    problems.push(Problem::new(
-                        format!("{field}.percent"),
-                        format!(
-                            "is {percent}, but it is cumulative: a stage before has taken as much"
-                        ),
-                    ));
-                }
-                if stage.max_devices.is_none() {
-                    reached = Some(percent);
-                }
-            }
-        }
-        if let Some(max) = stage.max_devices
-            && !(1..=MAX_COUNTED).contains(&max)
-        {
-            problems.push(Problem::new(
-                format!("{field}.max_devices"),
-                format!("is {max}; from 1 to {MAX_COUNTED} is allowed, above that use percent"),
-            ));
-        }
+        share(stage, &field, &mut reached, problems);
         selector(&format!("{field}.tags"), &stage.tags, problems);
         order(
             spec,
@@ -295,6 +266,38 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         if let Some(given) = &stage.gate {
             gate(spec, stage, given, &format!("{field}.gate"), problems);
         }
+    }
+}
+
+/// The part of the devices that a stage takes. `reached` is what those before it have taken by the cohort alone.
+fn share(stage: &Stage, field: &str, reached: &mut Option<Percent>, problems: &mut Vec<Problem>) {
+    if let Some(percent) = stage.percent {
+        if percent == Percent::NONE {
+            problems.push(Problem::new(
+                format!("{field}.percent"),
+                "is 0%, which takes no device",
+            ));
+        }
+        // Between stages that take by the cohort alone, less than before is nothing.
+        if stage.tags.is_empty() {
+            if reached.is_some_and(|reached| percent <= reached) {
+                problems.push(Problem::new(
+                    format!("{field}.percent"),
+                    format!("is {percent}, but it is cumulative: a stage before has taken as much"),
+                ));
+            }
+            if stage.max_devices.is_none() {
+                *reached = Some(percent);
+            }
+        }
+    }
+    if let Some(max) = stage.max_devices
+        && !(1..=MAX_COUNTED).contains(&max)
+    {
+        problems.push(Problem::new(
+            format!("{field}.max_devices"),
+            format!("is {max}; from 1 to {MAX_COUNTED} is allowed, above that use percent"),
+        ));
     }
 }
 
@@ -406,30 +409,7 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             problems.push(wrong("counts", what).given("message.ack"));
         }
     }
-    match (&gate.applied_when, gate.counts) {
-        (None, Rung::Applied) => problems.push(wrong(
-            "applied_when",
-            "is missing: how is it known that a device has applied it?".into(),
-        )),
-        (Some(_), Rung::Enqueued | Rung::Delivered) => problems.push(wrong(
-            "applied_when",
-            "has a meaning with `counts: applied` only".into(),
-        )),
-        (Some(condition), Rung::Applied) if condition.trim().is_empty() => {
-            problems.push(wrong("applied_when", "is empty".into()));
-        }
-        (Some(condition), Rung::Applied) if condition_problem(condition).is_some() => {
-            let what = condition_problem(condition).unwrap_or_default();
-            problems.push(wrong("applied_when", what));
-        }
-        (Some(condition), Rung::Applied) if condition.chars().count() > MAX_QUERY_CHARS / 4 => {
-            problems.push(wrong(
-                "applied_when",
-                format!("is too long; at most {} characters", MAX_QUERY_CHARS / 4),
-            ));
-        }
-        _ => {}
-    }
+    problems.extend(applied_when(gate).map(|what| wrong("applied_when", what)));
     if gate.min_sample == 0 {
         problems.push(wrong("min_sample", "is 0; from 1 is allowed".into()));
     }
@@ -450,6 +430,24 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
         }
     }
     metric::check(&gate.metrics, field, problems);
+}
+
+/// The mistake in a gate's `applied_when`, if there is one.
+fn applied_when(gate: &Gate) -> Option<String> {
+    match (&gate.applied_when, gate.counts) {
+        (None, Rung::Applied) => {
+            Some("is missing: how is it known that a device has applied it?".into())
+        }
+        (Some(_), Rung::Enqueued | Rung::Delivered) => {
+            Some("has a meaning with `counts: applied` only".into())
+        }
+        (Some(condition), Rung::Applied) if condition.trim().is_empty() => Some("is empty".into()),
+        (Some(condition), Rung::Applied) => condition_problem(condition).or_else(|| {
+            let is_long = condition.chars().count() > MAX_QUERY_CHARS / 4;
+            is_long.then(|| format!("is too long; at most {} characters", MAX_QUERY_CHARS / 4))
+        }),
+        _ => None,
+    }
 }
 
 /// A message that is larger than the hub takes, with the longest ids that may occur.

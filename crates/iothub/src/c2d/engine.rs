@@ -369,19 +369,13 @@ impl Engine {
         sweep: &mut tokio::time::Interval,
         command: Command,
     ) -> Result<(), End> {
-        let Command {
-            message,
-            leave_by,
-            deadline,
-            reply,
-        } = command;
-        if reply.is_closed() {
+        if command.reply.is_closed() {
             return Ok(());
         }
         let too_late = || SendReport::not_sent(NotSent::Timeout { connection: None });
-        if Instant::now() >= leave_by {
+        if Instant::now() >= command.leave_by {
             // It grew old in the channel, behind a head that waited for credit.
-            let _ = reply.send(too_late());
+            let _ = command.reply.send(too_late());
             return Ok(());
         }
         if drive.in_flight() == 0 {
@@ -390,13 +384,19 @@ impl Engine {
         let mut prepared = std::mem::take(&mut self.prepared);
         let (result, waited) = {
             let hub_now = self.client.clock.hub_time(SystemTime::now());
-            let sendable = prepared.get(&message, hub_now);
+            let sendable = prepared.get(&command.message, hub_now);
             let handing = pin!(link.sender.send_batchable_ref(sendable));
-            self.until_handed_over(handing, &mut link.connection, drive, sweep, leave_by)
-                .await
+            self.until_handed_over(
+                handing,
+                &mut link.connection,
+                drive,
+                sweep,
+                command.leave_by,
+            )
+            .await
         };
         self.prepared = prepared;
-        let end = match result {
+        let report = match result {
             Ok(Ok(delivery)) => {
                 let left_at = Instant::now();
                 if waited {
@@ -404,35 +404,32 @@ impl Engine {
                     drive.progress = left_at;
                 }
                 let waiter = Some(Waiter {
-                    reply,
+                    reply: command.reply,
                     left_at,
-                    deadline,
+                    deadline: command.deadline,
                 });
                 drive.flights.push(Flight { delivery, waiter });
                 return Ok(());
             }
-            Ok(Err(error)) => match read_refused_handover(&error) {
-                Ok(reason) => {
-                    let _ = reply.send(SendReport::not_sent(reason));
-                    return Ok(());
-                }
-                Err(failure) => End::lost(failure),
-            },
-            // Its own time is up; the link is fine.
-            Err(End::Closed) => {
-                let _ = reply.send(too_late());
-                return Ok(());
+            Ok(Err(error)) => {
+                let refused = read_refused_handover(&error);
+                refused.map(SendReport::not_sent).map_err(End::lost)
             }
-            Err(lost) => lost,
+            // Its own time is up; the link is fine.
+            Err(End::Closed) => Ok(too_late()),
+            Err(lost) => Err(lost),
         };
-        // It had not left: the next connection may have it.
-        self.waiting.push_front(Command {
-            message,
-            leave_by,
-            deadline,
-            reply,
-        });
-        Err(end)
+        match report {
+            Ok(report) => {
+                let _ = command.reply.send(report);
+                Ok(())
+            }
+            Err(end) => {
+                // It had not left: the next connection may have it.
+                self.waiting.push_front(command);
+                Err(end)
+            }
+        }
     }
 
     /// Waits until a link takes a message, while everything else goes on. [`End::Closed`] when the message has waited until
