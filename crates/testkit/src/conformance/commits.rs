@@ -188,6 +188,7 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
     let id = read(store, Part::State).await.rollout.id;
     let request = lease_request(&name("r"), 0, "w");
     let mut leased = store.take(&request, Part::State).await.unwrap().unwrap();
+    // Whoever is overtaken again and again is told so, and comes again.
     let recording = async {
         for index in 0..DEVICES {
             let sent = [report(index, Outcome::Enqueued)];
@@ -198,15 +199,13 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
                 assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
             }
         }
-        store
-            .release_taken(&mut leased, Timestamp(0))
-            .await
-            .unwrap();
+        while let Err(error) = store.release_taken(&mut leased, Timestamp(0)).await {
+            assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+        }
     };
     let merging = async |from: u32| {
         for index in (from..DEVICES).step_by(2) {
             let heard = [report(index, Outcome::Delivered)];
-            // Whoever is overtaken again and again is told so, and comes again.
             while let Err(error) = store
                 .merge(&name("r"), id, BatchId(0), Attempt::FIRST, &heard)
                 .await
