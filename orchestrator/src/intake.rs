@@ -238,10 +238,10 @@ impl Intake {
         let Some(once) = &about.once else {
             return Ok(None);
         };
-        let rollout = self.rollout(about.name).await?;
         if !is_done(&self.store.commands(about.name).await?, once)? {
             return Ok(None);
         }
+        let rollout = self.rollout(about.name).await?;
         Ok(Some(self.answer(true, &[rollout]).await?))
     }
 

@@ -20,8 +20,9 @@ use crate::dead_letter::Letter;
 use crate::error::AmqpError;
 use crate::intake::{Held, Intake, Source, Taken};
 use crate::link::too_late;
-use crate::message::{Message, Verdict};
-use crate::message::{REPLY_TYPE, header_text, properties, text_of, text_value, to_queue};
+use crate::message::{
+    Message, REPLY_TYPE, Verdict, header_text, properties, text_of, text_value, to_queue,
+};
 use crate::publisher;
 use crate::topology::short;
 

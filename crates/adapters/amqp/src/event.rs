@@ -5,8 +5,7 @@ use std::fmt;
 use crate::connection::Amqp;
 use crate::error::AmqpError;
 use crate::intake::{Intake, Source, Taken};
-use crate::message::{EVENT_TYPE, properties, text_of};
-use crate::message::{Message, Verdict};
+use crate::message::{EVENT_TYPE, Message, Verdict, properties, text_of};
 use crate::topology::short;
 
 /// Events that a listener is sent ahead of its asking.

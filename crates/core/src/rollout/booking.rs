@@ -67,6 +67,7 @@ mod tests {
     use super::*;
     use crate::ids::StageName;
     use crate::outcome::{Counts, Outcome};
+    use crate::rollout::tests::plan;
     use crate::rollout::{Notes, Word};
     use crate::spec::{Closed, OnFailure, RolloutSpec};
 
@@ -81,15 +82,6 @@ mod tests {
                     stages: [{name: canary, percent: 10%, gate: {approval: {}}}]}";
         let spec = RolloutSpec::read("x", spec).unwrap();
         Rollout::accepted(spec, BTreeMap::default(), START)
-    }
-
-    fn planned() -> Event {
-        let plan = serde_json::json!({
-            "devices": 10, "batches": 1, "digest": "", "checksum": {"batches": 0, "devices": 0, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0, "stages": []
-        });
-        Event::PlanCompleted {
-            plan: serde_json::from_value(plan).unwrap(),
-        }
     }
 
     fn stage() -> StageName {
@@ -113,7 +105,7 @@ mod tests {
     fn a_life_is_booked_to_what_was_done() {
         let mut rollout = accepted();
         happens(&mut rollout, Event::PlanningStarted, 1);
-        happens(&mut rollout, planned(), 11);
+        happens(&mut rollout, plan(10), 11);
         rollout = rollout.noting(Activity::Throttled, None, at(12)).unwrap();
         assert_eq!(
             rollout.noting(Activity::Throttled, None, at(13)),
@@ -185,7 +177,7 @@ mod tests {
         };
         let mut rollout = accepted();
         happens(&mut rollout, Event::PlanningStarted, 1);
-        happens(&mut rollout, planned(), 11);
+        happens(&mut rollout, plan(10), 11);
         let closed = |until| Some(hold(Some(until)));
         rollout = rollout
             .noting(Activity::OutsideWindow, closed(60), at(12))
@@ -221,7 +213,7 @@ mod tests {
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         let events = [
             Event::PlanningStarted,
-            planned(),
+            plan(10),
             Event::PauseRequested { reason: reason() },
             Event::ResumeRequested {
                 word: Word::default(),
