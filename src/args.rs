@@ -304,7 +304,8 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
     pub(crate) outcome: Vec<String>,
 
-    /// Only devices in one of these classes: taken, sent, silent, pending, not_taken, not_sent, skipped.
+    /// Only devices in one of these classes: applied, taken, sent, silent, pending, not_applied,
+    /// not_taken, not_sent, skipped.
     #[arg(
         long,
         value_name = "CLASS",
@@ -313,7 +314,8 @@ pub(crate) struct ReportArgs {
     )]
     pub(crate) class: Vec<String>,
 
-    /// Only devices that were not sent the message, or did not take it: --class not_sent,not_taken.
+    /// Only devices that were not sent the message, did not take it, or could not do what it asks for: --class
+    /// not_sent,not_taken,not_applied.
     #[arg(long, conflicts_with_all = ["outcome", "class"])]
     pub(crate) failed: bool,
 }
@@ -406,6 +408,10 @@ pub(crate) struct HubArgs {
     /// How many records a feedback message has at the most.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) feedback_records: usize,
+
+    /// How long a change of a reported property is missing in the answers to queries.
+    #[arg(long, value_name = "SPAN", default_value = "0s")]
+    pub(crate) query_lag: Span,
 
     /// Devices that are made over REST are connected and complete their messages. Default: they are disconnected.
     #[arg(long)]

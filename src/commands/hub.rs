@@ -79,6 +79,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         feedback_interval: args.feedback_batching.0,
         feedback_lock: args.feedback_lock.0,
         feedback_batch: args.feedback_records,
+        query_lag: args.query_lag.0,
         clock_ahead: args.clock_ahead.0,
         clock_behind: args.clock_behind.0,
         ..HubConfig::default()
@@ -149,12 +150,13 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
     };
     format!(
         "# Made by `twincast hub` for its clients.\n[hubs.emulator]\nconnection_string_file = \"connection-string\"\n\
-         ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}feedback_batching = \"{}\"\nfeedback_lock = \"{}\"\n",
+         ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}feedback_batching = \"{}\"\nfeedback_lock = \"{}\"\nquery_lag = \"{}\"\n",
         hub.amqp_addr().port(),
         hub.https_addr().port(),
         hub.amqp_addr().ip(),
         args.feedback_batching,
         args.feedback_lock,
+        args.query_lag,
     )
 }
 

@@ -73,6 +73,8 @@ pub struct HubConfig {
     pub throttle_wait_max: Duration,
     /// How many connections are served at the same time.
     pub connections_max: usize,
+    /// How long a change of a reported property is missing in the answers to queries.
+    pub query_lag: Duration,
     /// How far the hub's clock is ahead of this machine's: of `Date` headers, expiries, tokens, and all that it tells.
     pub clock_ahead: Duration,
     /// How far it is behind.
@@ -110,6 +112,7 @@ impl Default for HubConfig {
             throttle_tolerance: Duration::from_millis(250),
             throttle_wait_max: Duration::from_secs(10),
             connections_max: 4096,
+            query_lag: Duration::ZERO,
             clock_ahead: Duration::ZERO,
             clock_behind: Duration::ZERO,
         }

@@ -16,7 +16,7 @@ mod twin;
 mod virtual_fleet;
 
 pub(crate) use authentication::{AuthenticationBody, Credentials};
-pub use file::{Behaviour, FleetError, FleetFile, GroupSpec, Later};
+pub use file::{AnswerSpec, Behaviour, FleetError, FleetFile, GroupSpec, Later};
 pub(crate) use generator::Generator;
 pub use generator::ValueSpec;
 pub(crate) use limits::{DESIRED_BYTES_MAX, TAGS_BYTES_MAX, check_section};

@@ -1,5 +1,6 @@
 //! The hub itself: what is accepted, queued, delivered and reported back.
 
+mod answers;
 mod core;
 mod delivery;
 mod feedback;
@@ -10,6 +11,7 @@ mod summary;
 mod throttle;
 mod windows;
 
+pub(crate) use self::answers::PROPERTY as ANSWER_PROPERTY;
 pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
 pub(crate) use feedback::{FeedbackBatch, Settlement};

@@ -28,7 +28,7 @@ pub use config::HubConfig;
 pub use control::MessageReport;
 pub use faults::{Chance, Faults};
 pub use fleet::{
-    Behaviour, Fleet, FleetError, FleetFile, GroupSpec, Later, Share, Span, ValueSpec,
+    AnswerSpec, Behaviour, Fleet, FleetError, FleetFile, GroupSpec, Later, Share, Span, ValueSpec,
 };
 pub use hub::{Cut, MessageState, Summary};
 pub use policy::{Permissions, Policy};

@@ -106,8 +106,32 @@ pub struct Behaviour {
     pub reverts: Later,
     /// Disabled in the registry: nothing can be sent to them.
     pub disabled: Share,
+    /// Devices that complete a message answer it in the reported property `update`.
+    pub answers: Option<AnswerSpec>,
     /// From the enqueuing of a message (or the device's coming online) to its completion.
     pub latency: Span,
+}
+
+/// How the devices of a group answer the messages that they complete: first `installing`, later `applied` or `failed`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerSpec {
+    /// How long after the completion of a message the answer is final.
+    #[serde(default = "at_once")]
+    pub after: Span,
+    /// How many of the devices fail. Exact to one device.
+    #[serde(default)]
+    pub fails: Share,
+    /// Why they fail, as `code: text`.
+    #[serde(default)]
+    pub error: String,
+}
+
+fn at_once() -> Span {
+    Span {
+        from: Duration::ZERO,
+        to: Duration::ZERO,
+    }
 }
 
 /// Devices to which something happens later.
@@ -122,10 +146,7 @@ pub struct Later {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        let zero = Span {
-            from: Duration::ZERO,
-            to: Duration::ZERO,
-        };
+        let zero = at_once();
         Self {
             offline: Share(0.0),
             online_after: Later {
@@ -140,6 +161,7 @@ impl Default for Behaviour {
             abandons: Share(0.0),
             never_answers: Share(0.0),
             disabled: Share(0.0),
+            answers: None,
             latency: Span {
                 from: Duration::from_millis(50),
                 to: Duration::from_millis(400),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::file::{Behaviour, FleetError, FleetFile, GroupSpec};
+use super::file::{AnswerSpec, Behaviour, FleetError, FleetFile, GroupSpec};
 use super::generator::Generator;
 use super::pattern::IdPattern;
 use super::permutation::{Permutation, mix};
@@ -31,6 +31,7 @@ pub(crate) struct Group {
     pub(crate) reported_after: Generator,
     behaviour: Behaviour,
     deal: Permutation,
+    failing: Permutation,
     key: u64,
 }
 
@@ -206,6 +207,7 @@ impl Group {
             reported_after: make(&spec.reported_after_delivery, 3),
             behaviour,
             deal: Permutation::new(spec.count, mix(key ^ 4)),
+            failing: Permutation::new(spec.count, mix(key ^ 9)),
             key,
         })
     }
@@ -284,6 +286,24 @@ impl Group {
                 .after
                 .at(unit(mix(self.key ^ 7) ^ u64::from(position)))
         })
+    }
+
+    /// How the devices answer, if they do.
+    pub(crate) fn answers(&self) -> Option<&AnswerSpec> {
+        self.behaviour.answers.as_ref()
+    }
+
+    /// How long after it has completed a message the device's answer is final.
+    pub(crate) fn answers_after(&self, position: u32) -> Duration {
+        let draw = unit(mix(self.key ^ 8) ^ u64::from(position));
+        self.answers()
+            .map_or(Duration::ZERO, |answers| answers.after.at(draw))
+    }
+
+    /// Whether the device answers that it failed.
+    pub(crate) fn fails(&self, position: u32) -> bool {
+        let fails = self.answers().map_or(0.0, |answers| answers.fails.0);
+        fails > 0.0 && self.failing.share(position) < fails
     }
 
     /// How long the device takes for its message number `nth`.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use twincast_hub_limits::LARGEST_MESSAGE;
 use uuid::Uuid;
 
+use super::answers;
 use super::delivery::FeedbackMessage;
 use super::feedback::{FeedbackBatch, FeedbackQueue, Record, Settlement};
 use super::refusal::Refusal;
@@ -353,14 +354,20 @@ impl Hub {
         }
     }
 
-    /// Whether a device has completed a message, and reports what came of it.
+    /// Whether a device had completed a message, and reports what came of it, as queries show it now.
     pub(crate) fn has_changed(&self, device: u32) -> bool {
         let word = self.completed.get(device as usize / 64);
         let completed =
             word.is_some_and(|word| word.load(Ordering::Relaxed) >> (device % 64) & 1 == 1);
         completed && {
+            let at_ms = self.queried_ms();
             let back_at = lock(&self.reverting).get(&device).copied();
-            back_at.is_none_or(|back_at| self.now_ms() < back_at)
+            let is_shown = self.config.query_lag.is_zero()
+                || lock(&self.state)
+                    .store
+                    .first_delivery(device, 0)
+                    .is_some_and(|delivered_ms| delivered_ms <= at_ms);
+            is_shown && back_at.is_none_or(|back_at| at_ms < back_at)
         }
     }
 
@@ -368,8 +375,11 @@ impl Hub {
         let Some(word) = self.completed.get(device as usize / 64) else {
             return;
         };
-        let reverts = self.config.fleet.place(device);
-        if let Some(after) = reverts.and_then(|(group, at)| group.reverts_after(at)) {
+        let place = self.config.fleet.place(device);
+        if place.is_some_and(|(group, at)| group.fails(at)) {
+            return;
+        }
+        if let Some(after) = place.and_then(|(group, at)| group.reverts_after(at)) {
             let back_at = now_ms + u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             lock(&self.reverting).insert(device, back_at);
         }
@@ -388,7 +398,14 @@ impl Hub {
         if let (Some(at_ms), Some((group, position))) =
             (delivered_ms, registry.fleet().place(device))
         {
-            let after = group.reported_after.object(position);
+            let after = match group.fails(position) {
+                true => Map::new(),
+                false => group.reported_after.object(position),
+            };
+            if let Some(answer) = self.simulated_answer(group, position, self.now_ms()) {
+                let answer = [(answers::PROPERTY.to_owned(), answer)];
+                reported.update(&answer.into_iter().collect(), at_ms);
+            }
             if !after.is_empty() {
                 reported.update(&after, at_ms);
                 let back_ms = lock(&self.reverting).get(&device).copied();

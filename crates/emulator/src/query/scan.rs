@@ -9,7 +9,7 @@ use super::evaluate::{Found, holds};
 use super::group::{Groups, TooManyGroups};
 use super::tree::{GroupColumn, Projection, Query};
 use crate::fleet::{Conduct, DeviceRecord, Generator, Group, Registry, RegistryEntry, etag_of};
-use crate::hub::Hub;
+use crate::hub::{ANSWER_PROPERTY as PROPERTY, Hub};
 
 /// How many devices are looked at before the registry's lock is given back, so that writers and sends
 /// never wait long: about a millisecond's work.
@@ -220,6 +220,13 @@ impl<'a> Scan<'a> {
                 let (generator, rest) = overlay.or(*before)?;
                 generated(generator, rest, position)
             }
+            Binding::Answer(rest) => {
+                let answer = self
+                    .hub
+                    .simulated_answer(group, position, self.hub.queried_ms())?;
+                let value = in_document(&answer, rest)?;
+                Some(Cow::Owned(value.into_owned()))
+            }
             Binding::Document => {
                 let record: DeviceRecord = registry.record(number)?;
                 let twin = self.hub.twin_of(registry, number, &record);
@@ -283,6 +290,8 @@ enum Binding<'a> {
         before: Option<(&'a Generator, &'a [String])>,
         after: Option<(&'a Generator, &'a [String])>,
     },
+    /// Below the answer of a simulated device.
+    Answer(&'a [String]),
     /// Anything rarer is looked up in the whole twin.
     Document,
 }
@@ -298,6 +307,9 @@ impl<'a> Binding<'a> {
                 Some((generator, rest)) => Self::Generated(generator, rest),
                 None => Self::Undefined,
             },
+            ["properties", "reported", PROPERTY, ..] if group.answers().is_some() => {
+                Self::Answer(&path[3..])
+            }
             ["properties", "reported", name, ..] if !name.starts_with('$') => Self::Reported {
                 before: locate(&group.reported, &path[2..]),
                 after: locate(&group.reported_after, &path[2..]),

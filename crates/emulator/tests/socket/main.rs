@@ -1,6 +1,7 @@
 //! The emulator through its sockets, with clients that share no code with it.
 
 mod amqp;
+mod answers;
 mod client;
 mod faults;
 mod feedback;
