@@ -71,6 +71,7 @@ fn one_send(c: &mut Criterion) {
     let id = MessageId {
         rollout: RolloutName::new("firmware-1.4.2").expect("a valid name"),
         id: RolloutId(1_234_567_890_123),
+        stage: StageIndex(1),
         batch: BatchId(1_234),
         index: 5_678,
         attempt: Attempt(1),

@@ -45,6 +45,24 @@ pub(crate) fn as_table(stages: &[StageView]) -> String {
     table(&headings, &rows.collect::<Vec<_>>())
 }
 
+/// What the devices of all stages have answered, in words; `None` before one has.
+pub(crate) fn answers(stages: &[StageView]) -> Option<String> {
+    let all = stages.iter().filter_map(|stage| stage.answers.as_ref());
+    let (applied, installing, failed) = all.fold((0, 0, 0), |sum, it| {
+        (sum.0 + it.applied, sum.1 + it.installing, sum.2 + it.failed)
+    });
+    let words = [
+        (applied, "applied"),
+        (installing, "installing"),
+        (failed, "failed"),
+    ];
+    let words = words.into_iter().filter(|(devices, _)| *devices > 0);
+    let words: Vec<_> = words
+        .map(|(devices, word)| format!("{} {word}", thousands(devices)))
+        .collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
 /// The classes that any of these have devices in.
 pub(crate) fn classes<'a>(ends: impl Iterator<Item = &'a Ends>) -> Vec<Class> {
     let ends: Vec<_> = ends.collect();

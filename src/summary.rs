@@ -96,6 +96,7 @@ impl Summary {
         {
             lines.push(format!("  Waits for {}", one_line(&waits.to_string())));
         }
+        lines.extend(self.answers());
         if let Some(found) = self.rollout.devices_found.filter(|found| *found > 0) {
             lines.push(format!("  Devices found so far: {}", thousands(found)));
         }
@@ -111,12 +112,30 @@ impl Summary {
         }
         self.list_failures("Not sent:", Class::NotSent, output, &mut lines);
         self.list_failures("Sent, and not taken:", Class::NotTaken, output, &mut lines);
+        self.list_failures(
+            "Taken, and not applied:",
+            Class::NotApplied,
+            output,
+            &mut lines,
+        );
         lines.extend(self.skipped());
         let times = times::as_table(&self.rollout.time_seconds);
         if !times.is_empty() {
             lines.extend([String::new(), times]);
         }
         lines.join("\n")
+    }
+
+    /// What devices have answered so far. Once the rollout is over, their outcomes say it.
+    fn answers(&self) -> Option<String> {
+        let phase = &*self.rollout.row.state.phase;
+        if matches!(
+            phase,
+            "aborted" | "succeeded" | "finished_with_failures" | "failed"
+        ) {
+            return None;
+        }
+        stages::answers(&self.rollout.stages).map(|words| format!("  Answers so far: {words}"))
     }
 
     fn plan(&self) -> Option<PlanSummary> {

@@ -176,7 +176,7 @@ impl Accounting<'_> {
 /// The clock of the rollout counts towards what is waited for.
 fn counts(next: &Next) -> bool {
     let waits = match next {
-        Next::Measure => return true,
+        Next::Measure | Next::Record => return true,
         Next::Wait(waits) => waits,
         Next::Send | Next::Happened(_) | Next::Over => return false,
     };

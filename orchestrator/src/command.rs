@@ -125,7 +125,8 @@ pub struct State {
     pub version: u64,
     /// How many devices it has; 0 until it is planned.
     pub devices: u64,
-    /// Devices by class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent`, `skipped`. All 0 until it is planned.
+    /// Devices by class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent`, `skipped`.
+    /// All 0 until it is planned.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub ends: Ends,
     /// The span of the command that started it.

@@ -14,6 +14,7 @@
 pub mod accept;
 mod accounting;
 mod adding;
+mod answers;
 pub mod command;
 mod config;
 pub mod driver;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use twincast_core::account::Activity;
+use twincast_core::answer::Answered;
 use twincast_core::ids::{HubName, RolloutName};
 use twincast_core::outcome::{Class, Counts, Outcome};
 use twincast_core::ports::{Depth, Tally};
@@ -41,6 +42,7 @@ pub struct Metrics {
     awaits_approval: IntGaugeVec,
     planning_blocked: IntGaugeVec,
     devices: IntGaugeVec,
+    answers: IntGaugeVec,
     spent: IntGaugeVec,
 }
 
@@ -101,6 +103,11 @@ impl Default for Metrics {
                 "A rollout's devices, by stage, class and outcome, once its plan is whole.",
                 &["rollout", "stage", "class", "outcome"],
             ),
+            answers: gauges(
+                "twincast_rollout_answers",
+                "Devices that have answered in their twins, by stage and state: installing, applied, failed.",
+                &["rollout", "stage", "state"],
+            ),
             spent: gauges(
                 "twincast_rollout_time_spent_seconds",
                 "For how long a rollout did what; added up, the time since it was accepted.",
@@ -116,7 +123,7 @@ impl Metrics {
     /// # Errors
     /// When it exports metrics of these names already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 14] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(self.driven.clone()),
             Box::new(self.newer.clone()),
             Box::new(self.stopped.clone()),
@@ -130,6 +137,7 @@ impl Metrics {
             Box::new(self.awaits_approval.clone()),
             Box::new(self.planning_blocked.clone()),
             Box::new(self.devices.clone()),
+            Box::new(self.answers.clone()),
             Box::new(self.spent.clone()),
         ];
         all.into_iter()
@@ -168,6 +176,7 @@ impl Metrics {
             name: name.clone(),
             phase: None,
             told: BTreeSet::new(),
+            answered: BTreeSet::new(),
         }
     }
 }
@@ -179,7 +188,12 @@ pub(crate) struct RolloutMetrics<'a> {
     phase: Option<&'static str>,
     /// Stages, classes and outcomes of which there is a sample.
     told: BTreeSet<(String, Class, Outcome)>,
+    /// Stages of whose answers there is a sample.
+    answered: BTreeSet<String>,
 }
+
+/// The states of answers that are told.
+const ANSWERS: [&str; 3] = ["installing", "applied", "failed"];
 
 impl RolloutMetrics<'_> {
     pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally], now: Timestamp) {
@@ -209,6 +223,21 @@ impl RolloutMetrics<'_> {
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
             let answers = rollout.spec.message.answers();
             self.set_devices(&stage_name(rollout, stage), &counts, answers);
+        }
+        for (stage, answered) in rollout.notes.answers.stages() {
+            self.set_answers(&stage_name(rollout, stage), answered);
+        }
+    }
+
+    fn set_answers(&mut self, stage: &str, answered: &Answered) {
+        self.answered.insert(stage.to_owned());
+        let numbers = [answered.installing, answered.applied, answered.failed];
+        for (state, devices) in ANSWERS.into_iter().zip(numbers) {
+            let gauge = self
+                .of
+                .answers
+                .with_label_values(&[self.name.as_str(), stage, state]);
+            gauge.set(i64::try_from(devices).unwrap_or(i64::MAX));
         }
     }
 
@@ -246,6 +275,11 @@ impl Drop for RolloutMetrics<'_> {
         for (stage, class, outcome) in &self.told {
             let labels = [name, stage, class.as_str(), outcome.as_str()];
             _ = self.of.devices.remove_label_values(&labels);
+        }
+        for stage in &self.answered {
+            for state in ANSWERS {
+                _ = self.of.answers.remove_label_values(&[name, stage, state]);
+            }
         }
     }
 }

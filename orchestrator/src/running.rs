@@ -21,6 +21,7 @@ use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::accounting::Accounting;
+use crate::answers::{AnswerNews, Reading};
 use crate::config::DriverConfig;
 use crate::hearing;
 use crate::looks::{self, LookNews, Looking};
@@ -59,6 +60,9 @@ pub(crate) struct Memory {
     asked_in_vain: Option<Instant>,
     asking: Asking,
     looking: Looking,
+    reading: Reading,
+    /// What each device has answered is recorded.
+    recorded: bool,
     rhythm: Rhythm,
     were_halted: bool,
     /// When the store was last asked whether the record is the one that is known.
@@ -199,6 +203,22 @@ impl Running<'_> {
                     LookNews::Failed(why) => self.note_failed_look(rollout, &why).await?,
                 }
             }
+            news = memory.reading.happened(rollout, (self.store, self.hubs), self.clock) => {
+                match news? {
+                    AnswerNews::Noted { rollout: noted, changed } => {
+                        *rollout = *noted;
+                        rollout.notes.clock.asked(None);
+                        if changed {
+                            self.store.note(rollout).await?;
+                        }
+                    }
+                    AnswerNews::Recorded => memory.recorded = true,
+                    AnswerNews::Failed(why) => note_not_asked(rollout, &why),
+                    AnswerNews::Undecided(event) => {
+                        return Ok(Some(Ended::Happened(Box::new(event))));
+                    }
+                }
+            }
             () = tokio::time::sleep(pass) => {}
         }
         let is_current =
@@ -237,6 +257,7 @@ impl Running<'_> {
             all: &Tally::sum(&tallies),
             left: !hubs.is_empty(),
             measured: measured.map(|(_, it)| it),
+            recorded: memory.recorded,
             evidence: &evidence,
         };
         rollout.advance_clock(&evidence, now);
@@ -254,6 +275,14 @@ impl Running<'_> {
         match next {
             Next::Send => self.send(rollout, hubs, &tallies, &mut memory.rung).await,
             Next::Happened(event) => Ok(Pass::Happened(Box::new(event))),
+            Next::Measure if rollout.goes_by_answers() => {
+                memory.reading.ask_now();
+                Ok(Pass::Waits(Wait::default()))
+            }
+            Next::Record => {
+                memory.reading.record();
+                Ok(Pass::Waits(Wait::default()))
+            }
             Next::Measure => {
                 let in_vain = memory.asked_in_vain;
                 let is_early = in_vain.is_some_and(|at| at.elapsed() < ASK_AGAIN);
@@ -319,11 +348,8 @@ impl Running<'_> {
             }
             Measuring::Undecided(event) => Ok(Some(event)),
             Measuring::Failed(why) => {
-                if memory.asked_in_vain.replace(Instant::now()).is_none() {
-                    let name = &rollout.spec.name;
-                    tracing::warn!(rollout = %name, error = why, "applied_when cannot be asked now");
-                }
-                rollout.notes.clock.asked(Some(&why));
+                memory.asked_in_vain = Some(Instant::now());
+                note_not_asked(rollout, &why);
                 Ok(None)
             }
         }
@@ -340,6 +366,15 @@ impl Running<'_> {
             broker: self.broker,
         }
     }
+}
+
+/// Notes that the hubs cannot be asked what devices have done, and why; logs it when that is new.
+fn note_not_asked(rollout: &mut Rollout, why: &str) {
+    if rollout.notes.clock.not_asked().is_none() {
+        let name = &rollout.spec.name;
+        tracing::warn!(rollout = %name, error = why, "the hubs cannot be asked what devices have done");
+    }
+    rollout.notes.clock.asked(Some(why));
 }
 
 impl Wait {

@@ -73,6 +73,7 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
         all: &Tally::sum(tallies),
         left,
         measured: None,
+        recorded: true,
         evidence: &evidence,
     };
     match gate::next(&rollout, seen, now) {
@@ -87,6 +88,6 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
             let closed = Waiting::of_schedule(&schedule).filter(|_| !rollout.spec.has_zones());
             closed.or_else(|| rollout.notes.account.held_back(now).cloned())
         }
-        Next::Happened(_) | Next::Over => None,
+        Next::Happened(_) | Next::Record | Next::Over => None,
     }
 }

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twincast_core::account::TimeSpent;
+use twincast_core::answer::Answered;
 use twincast_core::batch::BatchStatus;
 use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
@@ -164,6 +165,35 @@ pub struct StageView {
     /// Devices by class.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub ends: Ends,
+    /// What its devices have answered, where they answer in their twins and their hubs were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<AnswersView>,
+}
+
+/// How many devices of a stage have answered what, according to their hubs. What each device has answered is in its outcome
+/// once all have, or no more answers are waited for; that one failed is there at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AnswersView {
+    /// Devices that are at work on what the message asks for.
+    pub installing: u64,
+    /// Devices that have done it.
+    pub applied: u64,
+    /// Devices that could not do it.
+    pub failed: u64,
+    /// When the hubs were asked, RFC 3339.
+    #[schema(value_type = String)]
+    pub asked_at: Timestamp,
+}
+
+impl From<&Answered> for AnswersView {
+    fn from(answered: &Answered) -> Self {
+        Self {
+            installing: answered.installing,
+            applied: answered.applied,
+            failed: answered.failed,
+            asked_at: answered.asked_at,
+        }
+    }
 }
 
 /// A page of the batches that count of a rollout, as [`Batches::batches`](twincast_core::ports::Batches::batches).
@@ -231,6 +261,7 @@ impl RolloutView {
                 current: rollout.stage() == index && !rollout.phase.is_ended(),
                 counts,
                 ends: ends(&counts),
+                answers: rollout.notes.answers.of(index).map(AnswersView::from),
             }
         });
         Self {

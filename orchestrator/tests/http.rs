@@ -603,10 +603,10 @@ async fn devices_come_in_pages_and_as_streams() {
     assert_eq!(lines.len(), 121);
     assert_eq!(
         lines[0],
-        "device,hub,group,stage,batch,index,outcome,class,code,message_id"
+        "device,hub,group,stage,batch,index,outcome,class,code,error,message_id"
     );
     assert!(
-        lines[1].ends_with(",all,1,0,enqueued,sent,,r.0.1.0.1"),
+        lines[1].ends_with(",all,1,0,enqueued,sent,,,r.0.0.1.0.1"),
         "{}",
         lines[1]
     );
@@ -676,7 +676,8 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
     let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
     let counts = json!({ "pending": 3, "not_found": 1, "enqueued": 1 });
     let ends = json!({
-        "taken": 0, "sent": 1, "silent": 0, "pending": 3, "not_taken": 0, "not_sent": 1, "skipped": 0,
+        "applied": 0, "taken": 0, "sent": 1, "silent": 0, "pending": 3, "not_applied": 0, "not_taken": 0, "not_sent": 1,
+        "skipped": 0,
     });
     assert_eq!(
         outcomes,

@@ -359,7 +359,7 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
         delivered
             .error
             .contains("devices that are delivered are not sent to again")
-            && delivered.error.ends_with("undeliverable or purged"),
+            && delivered.error.ends_with("undeliverable, purged or failed"),
         "{delivered:?}"
     );
     let mut elsewhere = retry(&[]);

@@ -135,7 +135,10 @@ async fn write_table(
                 "device", "hub", "outcome", "class", "group"
             )?;
         }
-        let reason = reason_in(aborted.as_deref(), row.outcome, row.code.unwrap_or(0));
+        let reason = match &row.error {
+            Some(error) => error.to_string(),
+            None => reason_in(aborted.as_deref(), row.outcome, row.code.unwrap_or(0)),
+        };
         let (outcome, class) = (row.outcome.as_str(), row.class.as_str());
         writeln!(
             out,

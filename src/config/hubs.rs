@@ -13,6 +13,10 @@ use crate::output::counted;
 
 /// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
 const FEEDBACK_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+/// Twin queries of a hub are documented to lag behind by "a few minutes".
+const QUERY_LAG: Duration = Duration::from_secs(300);
+/// What a hub's query lag may be.
+const QUERY_LAGS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// Below a second, a hub that only slows us down would be taken for one that does not answer;
 /// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
@@ -50,6 +54,8 @@ pub(crate) struct HubSettings {
     pub(crate) feedback_lock: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) feedback_batching: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) query_lag: Option<Span>,
 }
 
 impl HubSettings {
@@ -81,7 +87,12 @@ impl HubSettings {
                 .feedback_batching
                 .map_or(defaults.batching, |span| span.0),
         };
-        HubLimits { feedback, ..limits }
+        let query_lag = self.query_lag.map_or(QUERY_LAG, |span| span.0);
+        HubLimits {
+            feedback,
+            query_lag,
+            ..limits
+        }
     }
 
     /// What is wrong with it: where, below its own key, and what must be.
@@ -120,6 +131,11 @@ impl HubSettings {
                 is_in(self.feedback_batching, &FEEDBACK_TIMES),
                 ".feedback_batching",
                 "must be 1s to 5m".to_owned(),
+            ),
+            (
+                is_in(self.query_lag, &QUERY_LAGS),
+                ".query_lag",
+                "must be 0s to 1h".to_owned(),
             ),
         ];
         let broken = rules.into_iter().filter(|(holds, ..)| !holds);

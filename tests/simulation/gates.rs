@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use twincast_core::batch::Lease;
-use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageName};
+use twincast_core::ids::{
+    Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageIndex, StageName,
+};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
@@ -150,7 +152,10 @@ impl Seen {
             Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
                 &mut self.rejected
             }
-            Outcome::Delivered | Outcome::Applied => &mut self.delivered,
+            // No device of the simulation answers that it failed.
+            Outcome::Delivered | Outcome::Installing | Outcome::Applied | Outcome::Failed => {
+                &mut self.delivered
+            }
         };
         *place += 1;
         let is_with_device = matches!(outcome, Outcome::Enqueued | Outcome::Delivered);
@@ -337,10 +342,13 @@ impl Gates {
         attempt: Attempt,
         reports: &[Report],
     ) -> Wrong {
+        let stage = self.batch(name, batch).map_or(0, |work| work.stage);
+        let stage = StageIndex(u16::try_from(stage).expect("few stages"));
         for report in reports {
             let id = MessageId {
                 rollout: name.clone(),
                 id,
+                stage,
                 batch,
                 index: report.index,
                 attempt,

@@ -12,6 +12,7 @@
 
 mod harness;
 
+mod answers;
 mod commands;
 mod continuous;
 mod crash;

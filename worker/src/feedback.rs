@@ -600,13 +600,13 @@ mod tests {
     #[test]
     fn records_are_sorted_and_those_of_others_left_out() {
         let sorted = by_rollout(&[
-            record("r.z.1.7.1", Outcome::Delivered),
+            record("r.z.0.1.7.1", Outcome::Delivered),
             record("5f0e3c1e-6d8e-4a8e-9c6b-1f1d2a3b4c5d", Outcome::Delivered),
-            record("s.z.0.a.1", Outcome::Expired),
-            record("r.z.1.3.1", Outcome::Rejected),
-            record("r.z.1.3.2", Outcome::Delivered),
-            record("r.y.1.3.1", Outcome::Delivered),
-            record("r.z.0.0.1", Outcome::Purged),
+            record("s.z.0.0.a.1", Outcome::Expired),
+            record("r.z.0.1.3.1", Outcome::Rejected),
+            record("r.z.0.1.3.2", Outcome::Delivered),
+            record("r.y.0.1.3.1", Outcome::Delivered),
+            record("r.z.0.0.0.1", Outcome::Purged),
         ]);
         let flat: Vec<_> = sorted
             .iter()

@@ -58,7 +58,7 @@ async fn what_cannot_be_read_is_counted_and_the_rest_is_merged() {
     bench.until_settled().await;
     bench
         .hub
-        .push_odd_feedback([record("r.0.0.0.1", Outcome::Delivered)], 2);
+        .push_odd_feedback([record("r.0.0.0.0.1", Outcome::Delivered)], 2);
     bench.hub.until_feedback_answered(1).await;
     assert_eq!(answers(&bench), [(0, Completed)]);
     assert_eq!(counted(&worker), (1, 0));
@@ -73,13 +73,13 @@ async fn what_became_of_messages_is_merged_and_then_completed() {
     let worker = bench.start();
     bench.until_settled().await;
     bench.hub.push_feedback([
-        record("r.0.0.0.1", Outcome::Delivered),
-        record("r.0.1.2.1", Outcome::Expired),
-        record("r.0.0.1.1", Outcome::Rejected),
+        record("r.0.0.0.0.1", Outcome::Delivered),
+        record("r.0.0.1.2.1", Outcome::Expired),
+        record("r.0.0.0.1.1", Outcome::Rejected),
     ]);
     bench.hub.push_feedback([
-        record("r.0.1.0.1", Outcome::Undeliverable),
-        record("r.0.1.1.1", Outcome::Purged),
+        record("r.0.0.1.0.1", Outcome::Undeliverable),
+        record("r.0.0.1.1.1", Outcome::Purged),
     ]);
     bench.hub.until_feedback_answered(2).await;
     assert_eq!(answers(&bench), [(0, Completed), (1, Completed)]);
@@ -114,7 +114,7 @@ async fn messages_that_are_there_are_merged_together_and_batches_at_the_same_tim
     }
     let pushed = Instant::now();
     for message in 0..16 {
-        let id = format!("r.0.{:x}.{}.1", message % 8, message / 8);
+        let id = format!("r.0.0.{:x}.{}.1", message % 8, message / 8);
         bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
     }
     bench.hub.until_feedback_answered(16).await;
@@ -137,7 +137,7 @@ async fn feedback_may_overtake_the_record_of_its_send() {
     bench.hub.arrived(3).await;
     bench
         .hub
-        .push_feedback([record("r.0.0.1.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.1.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(1).await;
     assert_eq!(
         map(&bench.counts().await),
@@ -160,15 +160,15 @@ async fn what_feedback_says_was_delivered_is_not_sent_again_after_a_crash() {
     bench.hub.arrived(3).await;
     bench
         .hub
-        .push_feedback([record("r.0.0.1.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.1.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(1).await;
     bench.crash(worker, 1).await;
     bench.hub.let_all_go();
     let worker = bench.start();
     bench.until_settled().await;
     worker.stopped().await;
-    assert_eq!(bench.hub.sends_by_id()["r.0.0.0.1"], 2);
-    assert_eq!(bench.hub.sends_by_id()["r.0.0.1.1"], 1);
+    assert_eq!(bench.hub.sends_by_id()["r.0.0.0.0.1"], 2);
+    assert_eq!(bench.hub.sends_by_id()["r.0.0.0.1.1"], 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,13 +176,13 @@ async fn repeated_and_contradicting_records_change_nothing() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    let delivered = record("r.0.0.0.1", Outcome::Delivered);
+    let delivered = record("r.0.0.0.0.1", Outcome::Delivered);
     bench
         .hub
         .push_feedback([delivered.clone(), delivered.clone()]);
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Expired)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Expired)]);
     bench.hub.push_feedback([delivered]);
     bench.hub.until_feedback_answered(3).await;
     worker.stopped().await;
@@ -222,7 +222,7 @@ async fn a_message_of_others_is_given_back_once_nothing_is_behind_it() {
     // What is ours then waits for no more than the pause.
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(4).await;
     let pause = released.elapsed();
     assert!(pause < Duration::from_secs(1) + LATE, "{pause:?}");
@@ -241,7 +241,7 @@ async fn what_is_ours_is_found_behind_messages_of_others() {
     let pushed = Instant::now();
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(1).await;
     assert!(pushed.elapsed() < LATE, "{:?}", pushed.elapsed());
     assert_eq!(answers(&bench), [(1_000, Completed)]);
@@ -282,7 +282,7 @@ async fn where_nobody_else_listens_what_is_not_ours_is_removed() {
     let pushed = Instant::now();
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(101).await;
     assert!(pushed.elapsed() < LATE);
     assert!(answers(&bench).iter().all(|(_, it)| *it == Completed));
@@ -297,7 +297,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
     bench.until_settled().await;
     // A rollout of another store, something else, and nothing that can be understood.
     for records in [
-        vec![record("other.0.0.0.1", Outcome::Delivered)],
+        vec![record("other.0.0.0.0.1", Outcome::Delivered)],
         vec![record("not-an-id", Outcome::Delivered)],
         vec![],
     ] {
@@ -315,7 +315,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
         take_as_another(&bench, 1).await;
         bench
             .hub
-            .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+            .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
         bench.hub.until_feedback_answered(before + 10).await;
     }
     worker.stopped().await;
@@ -346,7 +346,7 @@ async fn a_quiet_queue_was_heard_until_just_now() {
     bench.way.set(Way::Broken);
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     sleep(Duration::from_secs(8)).await;
     let (ago, _) = heard(&bench).await;
     assert!(ago.unwrap() >= Duration::from_secs(8), "{ago:?}");
@@ -414,8 +414,8 @@ async fn a_mixed_message_is_ours_and_the_rest_of_it_is_counted() {
     bench.until_settled().await;
     bench.hub.push_feedback([
         foreign(),
-        record("r.0.0.0.1", Outcome::Delivered),
-        record("other.0.0.0.1", Outcome::Delivered),
+        record("r.0.0.0.0.1", Outcome::Delivered),
+        record("other.0.0.0.0.1", Outcome::Delivered),
     ]);
     bench.hub.until_feedback_answered(1).await;
     assert_eq!(answers(&bench), [(0, Completed)]);
@@ -433,12 +433,12 @@ async fn records_of_an_older_plan_are_ignored_and_done_with() {
     let worker = bench.start();
     bench.until_settled().await;
     bench.hub.push_feedback([
-        record("r.0.77.0.1", Outcome::Delivered),
-        record("r.0.0.0.1", Outcome::Delivered),
+        record("r.0.0.77.0.1", Outcome::Delivered),
+        record("r.0.0.0.0.1", Outcome::Delivered),
     ]);
     bench
         .hub
-        .push_feedback([record("r.0.0.55.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.55.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(2).await;
     assert_eq!(answers(&bench), [(0, Completed), (1, Completed)]);
     assert_eq!(counted(&worker), (1, 0));
@@ -452,7 +452,7 @@ async fn a_store_that_is_away_is_waited_for() {
     bench.until_settled().await;
     for (index, way) in [Way::Broken, Way::Silent].into_iter().enumerate() {
         bench.way.set(way);
-        let id = format!("r.0.0.{index}.1");
+        let id = format!("r.0.0.0.{index}.1");
         bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
         sleep(Duration::from_secs(600)).await;
         assert_eq!(bench.hub.feedback_waiting(), 0, "it is in hand");
@@ -473,7 +473,7 @@ async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
     let worker = bench.start();
     bench.until_settled().await;
     bench.way.set(Way::Silent);
-    for id in ["r.0.0.0.1", "r.0.0.1.1"] {
+    for id in ["r.0.0.0.0.1", "r.0.0.0.1.1"] {
         bench.hub.push_feedback([record(id, Outcome::Delivered)]);
         sleep(Duration::from_secs(1)).await;
     }
@@ -497,7 +497,7 @@ async fn a_stopping_worker_does_not_wait_for_ever_and_the_next_one_gets_it() {
     bench.way.set(Way::Broken);
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     sleep(Duration::from_secs(1)).await;
     let started = Instant::now();
     worker.stopped().await;
@@ -551,7 +551,7 @@ async fn a_hub_that_refuses_is_asked_again_later() {
     bench.until_settled().await;
     bench
         .hub
-        .push_feedback([record("r.0.0.0.1", Outcome::Delivered)]);
+        .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     let started = Instant::now();
     bench.hub.until_feedback_answered(1).await;
     assert_eq!(bench.hub.feedback_listeners(), 3);

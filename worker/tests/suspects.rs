@@ -11,10 +11,12 @@ use bench::Bench;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use twincast_core::answer::Answer;
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{DevicePage, DeviceQuery, Hub, HubError, SendResult};
+use twincast_core::query::PropertyName;
 use twincast_testkit::{RuntimeClock, ScriptedHub, build};
 use twincast_worker::{Worker, WorkerHub};
 
@@ -52,6 +54,22 @@ impl Hub for Fragile {
 
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         self.hub.devices(query)
+    }
+
+    async fn count_states(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> Result<Vec<(String, u64)>, HubError> {
+        self.hub.count_states(condition, property).await
+    }
+
+    fn answers(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> BoxStream<'_, Result<Vec<Answer>, HubError>> {
+        self.hub.answers(condition, property)
     }
 
     async fn send(&self, message: Outbound) -> SendResult {

@@ -30,7 +30,7 @@ async fn every_device_is_sent_once_and_recorded() {
     assert_eq!(bench.hub.sends(), 1_701);
     assert_eq!(bench.hub.sends_by_device().len(), 1_701);
     assert!(
-        bench.hub.sends_by_id().contains_key("r.0.0.rr.1"),
+        bench.hub.sends_by_id().contains_key("r.0.0.0.rr.1"),
         "batch 0, index 999, attempt 1"
     );
     assert_eq!(

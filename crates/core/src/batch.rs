@@ -45,7 +45,7 @@ pub struct Batch {
     pub added_at: Timestamp,
     /// What is known of its devices, in the manifest's order.
     pub outcomes: OutcomeList,
-    /// The hub's codes for the devices that it has refused, by position.
+    /// The codes of devices whose outcome [has one](Outcome::has_code), by position.
     pub codes: BTreeMap<u32, u32>,
     /// Which attempts were made at its devices.
     pub attempts: Attempts,
@@ -62,7 +62,7 @@ pub struct Report {
     pub index: u32,
     /// What became of it.
     pub outcome: Outcome,
-    /// The hub's code for a [`Outcome::Refused`], else 0. The first that is recorded stands.
+    /// Its code, if the outcome [has one](Outcome::has_code), else 0. The first that is recorded stands.
     pub code: u32,
 }
 
@@ -206,10 +206,11 @@ impl Batch {
             if !self.attempts.admits(attempt, known, report.outcome) {
                 continue;
             }
-            let (_, merged) = self.outcomes.merge(report.index as usize, report.outcome);
-            if merged != Outcome::Refused {
+            let (was, merged) = self.outcomes.merge(report.index as usize, report.outcome);
+            if was != merged {
                 self.codes.remove(&report.index);
-            } else if report.outcome == Outcome::Refused && report.code != 0 {
+            }
+            if merged.has_code() && report.outcome == merged && report.code != 0 {
                 self.codes.entry(report.index).or_insert(report.code);
             }
         }

@@ -97,6 +97,8 @@ pub struct HubLimits {
     pub meter_bytes: u64,
     /// How its feedback is handled.
     pub feedback: FeedbackRules,
+    /// For how long at the most a change of a twin is missing in the answers to queries.
+    pub query_lag: Duration,
 }
 
 /// How a hub's feedback is handled.
@@ -149,6 +151,7 @@ impl HubLimits {
             messages_per_day: Some((tier.messages_per_day() as f64 * units * share) as u64),
             meter_bytes: tier.meter_bytes(),
             feedback: FeedbackRules::default(),
+            query_lag: Duration::ZERO,
         }
     }
 
@@ -161,6 +164,7 @@ impl HubLimits {
             messages_per_day: None,
             meter_bytes: 4096,
             feedback: FeedbackRules::default(),
+            query_lag: Duration::ZERO,
         }
     }
 

@@ -9,6 +9,7 @@
 //! * [`spec`]: what a user writes, how it is read, and what is wrong with it;
 //! * [`plan`]: from a stream of devices to batches, cohorts, estimates and a digest;
 //! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
+//! * [`answer`]: what devices answer in their twins;
 //! * [`gate`]: the test between two stages; [`evidence`]: whether those were heard that it judges;
 //! * [`rollout`] and [`batch`]: the two state machines;
 //! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
@@ -18,6 +19,7 @@
 //! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
 
 pub mod account;
+pub mod answer;
 pub mod batch;
 pub mod budget;
 pub mod error;

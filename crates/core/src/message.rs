@@ -9,7 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use twincast_hub_limits::{LONGEST_ENCODED_ID, MessageSize, property};
 
-use crate::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, base36, from_base36};
+use crate::ids::{
+    Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageIndex, base36, from_base36,
+};
 
 /// Lifetime of messages without a time to live of their own: the default of the hub (`iot-hub-devguide-messages-c2d`).
 pub const TTL: Duration = Duration::from_secs(3600);
@@ -77,15 +79,18 @@ impl Content {
 /// The deterministic id of one message: a device that is sent the same message twice (after a
 /// crash) can tell by it, and a feedback record finds its device without a look-up table.
 ///
-/// Written `<rollout>.<id>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 97 of the 128 characters that
-/// the hub allows. The [id](RolloutId) keeps messages of another rollout of the same name apart: a device that drops
-/// repeats does not take one for the other.
+/// Written `<rollout>.<id>.<stage>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 102 of the 128
+/// characters that the hub allows. The [id](RolloutId) keeps messages of another rollout of the same name apart: a device
+/// that drops repeats does not take one for the other. Ids of one stage, and of one batch, have a
+/// [prefix](Self::prefix) in common, by which a hub counts the devices that answered them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageId {
     /// The rollout.
     pub rollout: RolloutName,
     /// Which one of that name.
     pub id: RolloutId,
+    /// The stage of its plan.
+    pub stage: StageIndex,
     /// The batch in its plan.
     pub batch: BatchId,
     /// The device's position in the batch's manifest.
@@ -101,21 +106,40 @@ impl MessageId {
         let longest = Self {
             rollout: rollout.clone(),
             id: RolloutId(u64::MAX),
+            stage: StageIndex(u16::MAX),
             batch: BatchId(u32::MAX),
             index: u32::MAX,
             attempt: Attempt(u16::MAX),
         };
         longest.to_string().len()
     }
+
+    /// The beginning, up to a dot, that the ids of all messages of a stage have in common.
+    #[must_use]
+    pub fn prefix(rollout: &RolloutName, id: RolloutId, stage: StageIndex) -> String {
+        format!("{rollout}.{id}.{}.", base36(stage.0.into()))
+    }
+
+    /// The same of a batch.
+    #[must_use]
+    pub fn batch_prefix(
+        rollout: &RolloutName,
+        id: RolloutId,
+        (stage, batch): (StageIndex, BatchId),
+    ) -> String {
+        let prefix = Self::prefix(rollout, id, stage);
+        format!("{prefix}{}.", base36(batch.0.into()))
+    }
 }
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rollout, id) = (&self.rollout, self.id);
+        let stage = base36(self.stage.0.into());
         let batch = base36(self.batch.0.into());
         let index = base36(self.index.into());
         let attempt = base36(self.attempt.0.into());
-        write!(f, "{rollout}.{id}.{batch}.{index}.{attempt}")
+        write!(f, "{rollout}.{id}.{stage}.{batch}.{index}.{attempt}")
     }
 }
 
@@ -129,17 +153,20 @@ impl FromStr for MessageId {
 
     /// Reads an id back. The rollout's name may hold dots, so the numbers are taken from the end.
     fn from_str(text: &str) -> Result<Self, ForeignMessageId> {
-        let mut parts = text.rsplitn(5, '.');
+        let mut parts = text.rsplitn(6, '.');
         let mut number = || parts.next().and_then(from_base36).ok_or(ForeignMessageId);
-        let (attempt, index, batch, id) = (number()?, number()?, number()?, number()?);
+        let (attempt, index, batch) = (number()?, number()?, number()?);
+        let (stage, id) = (number()?, number()?);
         let rollout = parts.next().ok_or(ForeignMessageId)?;
         let narrow = |number: u64| u32::try_from(number).map_err(|_| ForeignMessageId);
+        let short = |number: u64| u16::try_from(number).map_err(|_| ForeignMessageId);
         Ok(Self {
             rollout: RolloutName::new(rollout).map_err(|_| ForeignMessageId)?,
             id: RolloutId(id),
+            stage: StageIndex(short(stage)?),
             batch: BatchId(narrow(batch)?),
             index: narrow(index)?,
-            attempt: Attempt(u16::try_from(attempt).map_err(|_| ForeignMessageId)?),
+            attempt: Attempt(short(attempt)?),
         })
     }
 }
@@ -165,15 +192,19 @@ mod tests {
         #[test]
         fn ids_read_back(
             name in "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-            id in any::<u64>(), batch in any::<u32>(), index in any::<u32>(), attempt in any::<u16>(),
+            id in any::<u64>(), stage in any::<u16>(), batch in any::<u32>(), index in any::<u32>(), attempt in any::<u16>(),
         ) {
             let id = MessageId {
                 rollout: RolloutName::new(name).unwrap(),
                 id: RolloutId(id),
+                stage: StageIndex(stage),
                 batch: BatchId(batch), index, attempt: Attempt(attempt),
             };
             let text = id.to_string();
-            prop_assert!(text.len() <= 128);
+            prop_assert!(text.len() <= 102);
+            prop_assert!(text.starts_with(&MessageId::prefix(&id.rollout, id.id, id.stage)));
+            let of_batch = MessageId::batch_prefix(&id.rollout, id.id, (id.stage, id.batch));
+            prop_assert!(text.starts_with(&of_batch));
             prop_assert_eq!(text.parse::<MessageId>().unwrap(), id);
         }
     }
@@ -183,16 +214,17 @@ mod tests {
         for text in [
             "",
             "a",
-            "a.1.2.3",
-            ".0.1.2.3",
-            "a.0.01.2.3",
-            "a.0.1.2.X",
-            "a.0.1..3",
-            "a.0.+1.2.3",
-            "a.0.zzzzzzz.1.1",
-            "a.zzzzzzzzzzzzz.1.1.1",
+            "a.1.2.3.4",
+            ".0.0.1.2.3",
+            "a.0.0.01.2.3",
+            "a.0.0.1.2.X",
+            "a.0.0.1..3",
+            "a.0.0.+1.2.3",
+            "a.0.zzzz.1.1.1",
+            "a.0.0.zzzzzzz.1.1",
+            "a.zzzzzzzzzzzzz.0.1.1.1",
             "2f1c9a52-5f5e-4b0c-9f43-0e2f4cf9f5a1",
-            "a.0.1.2.zzzz",
+            "a.0.0.1.2.zzzz",
         ] {
             assert_eq!(text.parse::<MessageId>(), Err(ForeignMessageId), "{text}");
         }

@@ -6,6 +6,9 @@
 //! further rule: within a rank the outcome that is listed later stands. What lowers an outcome, for a
 //! new attempt, is [`OutcomeList::reopen`], and nothing else.
 //!
+//! A failure that a device has told stands until a retry, whatever the device tells later under the same message id: an
+//! [answer](crate::answer) is final. So [`Outcome::Failed`] is the highest.
+//!
 //! [`Counts`] move by the difference that a merge made, so they cannot drift from the outcomes.
 
 use std::fmt;
@@ -62,12 +65,16 @@ pub enum Outcome {
     Purged = 11,
     /// The device completed the message.
     Delivered = 12,
-    /// The device's twin reports what the rollout was to bring about.
-    Applied = 13,
+    /// The device answers that it is at work on what the message asks for.
+    Installing = 13,
+    /// The device answers that it has done what the message asks for.
+    Applied = 14,
+    /// The device answers that it could not do what the message asks for.
+    Failed = 15,
 }
 
 /// How many outcomes there are.
-pub const OUTCOMES: usize = 14;
+pub const OUTCOMES: usize = 16;
 
 impl Outcome {
     /// All outcomes, lowest first.
@@ -85,7 +92,9 @@ impl Outcome {
         Self::Undeliverable,
         Self::Purged,
         Self::Delivered,
+        Self::Installing,
         Self::Applied,
+        Self::Failed,
     ];
 
     /// The outcome with this number, if there is one.
@@ -112,7 +121,20 @@ impl Outcome {
         self >= Self::Enqueued
     }
 
-    /// The device was not sent the message, or did not take it.
+    /// Its devices have a code: of the hub for [`Self::Refused`], of the device's [error](crate::answer::DeviceError) for
+    /// [`Self::Failed`].
+    #[must_use]
+    pub fn has_code(self) -> bool {
+        matches!(self, Self::Refused | Self::Failed)
+    }
+
+    /// The device has answered that it has done what the message asks for, or that it could not.
+    #[must_use]
+    pub fn is_answered(self) -> bool {
+        matches!(self, Self::Applied | Self::Failed)
+    }
+
+    /// The device was not sent the message, did not take it, or could not do what it asks for.
     #[must_use]
     pub fn is_failure(self) -> bool {
         Class::of(self, false).is_failure()
@@ -203,7 +225,7 @@ impl Counts {
         self.total() - self.settled()
     }
 
-    /// Devices that were not sent the message, or did not take it.
+    /// Devices that were not sent the message, did not take it, or could not do what it asks for.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.sum_of(Outcome::is_failure)
@@ -291,6 +313,8 @@ impl From<[u64; OUTCOMES]> for Counts {
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Class {
+    /// The device has done what the message asks for.
+    Applied,
     /// The device took the message.
     Taken,
     /// The hub has the message, and no answer was asked for.
@@ -299,6 +323,8 @@ pub enum Class {
     Silent,
     /// A send is still owed.
     Pending,
+    /// The device took the message, and could not do what it asks for.
+    NotApplied,
     /// The hub had the message, and the device did not take it.
     NotTaken,
     /// The hub does not have the message, or it is not known that it does.
@@ -309,11 +335,13 @@ pub enum Class {
 
 impl Class {
     /// All classes, in the order in which people read them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::Applied,
         Self::Taken,
         Self::Sent,
         Self::Silent,
         Self::Pending,
+        Self::NotApplied,
         Self::NotTaken,
         Self::NotSent,
         Self::Skipped,
@@ -333,7 +361,9 @@ impl Class {
             Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
                 Self::NotTaken
             }
-            Outcome::Delivered | Outcome::Applied => Self::Taken,
+            Outcome::Delivered | Outcome::Installing => Self::Taken,
+            Outcome::Applied => Self::Applied,
+            Outcome::Failed => Self::NotApplied,
         }
     }
 
@@ -343,10 +373,10 @@ impl Class {
         all.filter(move |outcome| Self::of(*outcome, answers) == self)
     }
 
-    /// The device was not sent the message, or did not take it.
+    /// The device was not sent the message, did not take it, or could not do what it asks for.
     #[must_use]
     pub fn is_failure(self) -> bool {
-        matches!(self, Self::NotTaken | Self::NotSent)
+        matches!(self, Self::NotApplied | Self::NotTaken | Self::NotSent)
     }
 
     /// The name in files and labels.
@@ -359,6 +389,7 @@ impl Class {
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
+            Self::NotApplied => "not applied",
             Self::NotTaken => "not taken",
             Self::NotSent => "not sent",
             class => class.as_str(),
@@ -386,6 +417,8 @@ impl std::str::FromStr for Class {
 /// How many devices are in each [`Class`]. All are written, in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ends {
+    /// See [`Class::Applied`].
+    pub applied: u64,
     /// See [`Class::Taken`].
     pub taken: u64,
     /// See [`Class::Sent`].
@@ -394,6 +427,8 @@ pub struct Ends {
     pub silent: u64,
     /// See [`Class::Pending`].
     pub pending: u64,
+    /// See [`Class::NotApplied`].
+    pub not_applied: u64,
     /// See [`Class::NotTaken`].
     pub not_taken: u64,
     /// See [`Class::NotSent`].
@@ -408,10 +443,12 @@ impl Ends {
     pub fn of(counts: &Counts, answers: bool) -> Self {
         let of = |class| counts.sum_of(|outcome| Class::of(outcome, answers) == class);
         Self {
+            applied: of(Class::Applied),
             taken: of(Class::Taken),
             sent: of(Class::Sent),
             silent: of(Class::Silent),
             pending: of(Class::Pending),
+            not_applied: of(Class::NotApplied),
             not_taken: of(Class::NotTaken),
             not_sent: of(Class::NotSent),
             skipped: of(Class::Skipped),
@@ -422,10 +459,12 @@ impl Ends {
     #[must_use]
     pub fn get(&self, class: Class) -> u64 {
         match class {
+            Class::Applied => self.applied,
             Class::Taken => self.taken,
             Class::Sent => self.sent,
             Class::Silent => self.silent,
             Class::Pending => self.pending,
+            Class::NotApplied => self.not_applied,
             Class::NotTaken => self.not_taken,
             Class::NotSent => self.not_sent,
             Class::Skipped => self.skipped,
@@ -444,10 +483,10 @@ impl Ends {
         self.total() - self.pending
     }
 
-    /// Devices that were not sent the message, or did not take it.
+    /// Devices that were not sent the message, did not take it, or could not do what it asks for.
     #[must_use]
     pub fn failed(&self) -> u64 {
-        self.not_sent + self.not_taken
+        self.not_sent + self.not_taken + self.not_applied
     }
 
     /// A headline: `42 devices: 40 taken, 2 not sent`.
@@ -525,13 +564,10 @@ pub struct OutcomeList {
 
 /// Packed outcomes that do not belong to the batch they were read for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{bytes} bytes with {bad:?} as the first bad outcome are not the outcomes of {devices} devices"
-)]
+#[error("{bytes} bytes are not the outcomes of {devices} devices")]
 pub struct CorruptOutcomes {
     bytes: usize,
     devices: usize,
-    bad: Option<u8>,
 }
 
 impl OutcomeList {
@@ -547,17 +583,12 @@ impl OutcomeList {
     /// Reads what [`OutcomeList::as_bytes`] gave.
     ///
     /// # Errors
-    /// When the bytes are too few, too many, or hold a number that is no outcome.
+    /// When the bytes are too few or too many. Every half of a byte is an outcome.
     pub fn from_bytes(packed: &[u8], len: usize) -> Result<Self, CorruptOutcomes> {
-        let bad = packed
-            .iter()
-            .flat_map(|byte| [byte & 15, byte >> 4])
-            .find(|code| Outcome::from_code(*code).is_none());
-        if packed.len() != len.div_ceil(2) || bad.is_some() {
+        if packed.len() != len.div_ceil(2) {
             return Err(CorruptOutcomes {
                 bytes: packed.len(),
                 devices: len,
-                bad,
             });
         }
         Ok(Self {
@@ -591,8 +622,7 @@ impl OutcomeList {
     #[must_use]
     pub fn get(&self, index: usize) -> Outcome {
         assert!(index < self.len, "device {index} of {}", self.len);
-        let code = self.packed[index / 2] >> (index % 2 * 4) & 15;
-        Outcome::from_code(code).expect("checked when the list was read")
+        Outcome::ALL[usize::from(self.packed[index / 2] >> (index % 2 * 4) & 15)]
     }
 
     /// Merges a report into the outcome at `index`; gives what it was and what it is now.
@@ -673,7 +703,9 @@ mod tests {
                 (10, "undeliverable"),
                 (11, "purged"),
                 (12, "delivered"),
-                (13, "applied"),
+                (13, "installing"),
+                (14, "applied"),
+                (15, "failed"),
             ]
         );
         for outcome in Outcome::ALL {
@@ -740,6 +772,8 @@ mod tests {
                 ["not_taken", "not_taken"],
                 ["taken", "taken"],
                 ["taken", "taken"],
+                ["applied", "applied"],
+                ["not_applied", "not_applied"],
             ]
         );
     }
@@ -806,7 +840,8 @@ mod tests {
                 O::Expired,
                 O::Rejected,
                 O::Undeliverable,
-                O::Purged
+                O::Purged,
+                O::Failed
             ]
         );
         let mut list = OutcomeList::pending(3);
@@ -823,7 +858,7 @@ mod tests {
     fn corrupt_bytes_are_refused() {
         assert!(OutcomeList::from_bytes(&[0, 0], 3).is_ok());
         assert!(OutcomeList::from_bytes(&[0], 3).is_err());
-        assert!(OutcomeList::from_bytes(&[0xF0, 0], 3).is_err());
+        assert!(OutcomeList::from_bytes(&[0, 0, 0], 3).is_err());
     }
 
     #[test]

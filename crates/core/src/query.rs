@@ -3,11 +3,15 @@
 //! Values and tags are quoted so that none can change the meaning of the query, and a condition that somebody wrote is
 //! one that can be put in brackets (reference: `iot-hub-devguide-query-language`).
 
+mod property;
+
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use property::{InvalidPropertyName, PropertyName};
 
 /// A hub refuses longer queries.
 pub const MAX_QUERY_CHARS: usize = 8192;

@@ -3,6 +3,7 @@
 //! [`Document`] keeps the place of every value; [`RolloutSpec::read`] gives either a spec of
 //! which nothing need be checked again, or every problem with its field and line.
 
+mod answers;
 mod budget;
 mod by_group;
 mod continuous;
@@ -23,6 +24,7 @@ mod target;
 mod tests;
 mod validate;
 
+pub use answers::{Answers, Convention, MAX_ANSWERS_WITHIN};
 pub use budget::{AtMost, Budget, InvalidAtMost};
 pub use continuous::{Continuous, LATE, MAX_LOOK_EVERY, MIN_LOOK_EVERY};
 pub use document::{Document, Given, MAX_DOCUMENT_BYTES, Problem, Problems, difference};

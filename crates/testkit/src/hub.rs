@@ -11,12 +11,14 @@ use futures::{FutureExt as _, StreamExt};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use twincast_core::answer::{Answer, DeviceError};
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::ports::{
     DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError,
     HubTrouble, SendResult,
 };
+use twincast_core::query::PropertyName;
 
 use crate::feedback::{FeedbackAnswered, FeedbackQueue};
 
@@ -60,6 +62,10 @@ struct State {
     always: HashMap<DeviceId, SendResult>,
     delay: Duration,
     down: bool,
+    /// What devices have answered in their twins.
+    answers: BTreeMap<DeviceId, Answer>,
+    /// How often somebody has asked for answers, or counted them.
+    asked_for_answers: usize,
     /// Since when no send can leave.
     not_ready_since: Option<Instant>,
     sent: Vec<Sent>,
@@ -100,6 +106,8 @@ impl ScriptedHub {
                 always: HashMap::new(),
                 delay: Duration::ZERO,
                 down: false,
+                answers: BTreeMap::new(),
+                asked_for_answers: 0,
                 not_ready_since: None,
                 sent: Vec::new(),
                 under_way: 0,
@@ -175,6 +183,41 @@ impl ScriptedHub {
     /// hub shut; they are not counted as sent.
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
+    }
+
+    /// A device reports an answer in its twin; it replaces the one before. The error's words are `code: text`.
+    pub fn report(&self, device: &DeviceId, message_id: &str, state: &str, error: &str) {
+        let (code, text) = error.split_once(": ").unwrap_or(("", error));
+        let answer = Answer {
+            message_id: message_id.to_owned(),
+            state: state.to_owned(),
+            error: DeviceError::new(code, text),
+        };
+        self.state().answers.insert(device.clone(), answer);
+    }
+
+    /// How often answers were counted or asked for.
+    #[must_use]
+    pub fn asked_for_answers(&self) -> usize {
+        self.state().asked_for_answers
+    }
+
+    /// The answers that a condition of [`PropertyName::answers_in`] means.
+    fn answers_like(&self, condition: &str) -> Result<Vec<Answer>, HubError> {
+        let mut state = self.state();
+        if state.down {
+            return Err(unreachable("ask for answers"));
+        }
+        state.asked_for_answers += 1;
+        let mut texts = condition.split('\'').skip(1).step_by(2);
+        let prefix = texts.next().expect("a prefix of message ids");
+        let states: Vec<_> = texts.collect();
+        let answers = state.answers.values();
+        let alike = answers.filter(|answer| {
+            let is_in = states.is_empty() || states.contains(&answer.state.as_str());
+            is_in && answer.message_id.starts_with(prefix)
+        });
+        Ok(alike.cloned().collect())
     }
 
     /// Whether the hub says that a send would leave now. Sends that are made nevertheless arrive.
@@ -385,6 +428,30 @@ impl Hub for ScriptedHub {
             page
         });
         stream::iter(first).chain(rest).boxed()
+    }
+
+    async fn count_states(
+        &self,
+        condition: &str,
+        _: &PropertyName,
+    ) -> Result<Vec<(String, u64)>, HubError> {
+        let mut counts = BTreeMap::<String, u64>::new();
+        for answer in self.answers_like(condition)? {
+            *counts.entry(answer.state).or_default() += 1;
+        }
+        Ok(counts.into_iter().collect())
+    }
+
+    fn answers(
+        &self,
+        condition: &str,
+        _: &PropertyName,
+    ) -> BoxStream<'_, Result<Vec<Answer>, HubError>> {
+        let pages = match self.answers_like(condition) {
+            Ok(answers) => answers.chunks(PAGE).map(|page| Ok(page.to_vec())).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        stream::iter(pages).boxed()
     }
 
     fn asking_hindrance(&self) -> Option<Hindrance> {

@@ -14,7 +14,7 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- $hubs := dict -}}
 {{- range $name, $hub := .Values.hubs -}}
 {{- $entry := dict "connection_string_file" (printf "%s/hubs/%s" $secrets $name) -}}
-{{- range $key, $field := dict "tier" "tier" "units" "units" "share" "share" "unlimited" "unlimited" "sendTimeout" "send_timeout" "feedback" "feedback" "feedbackLock" "feedback_lock" "feedbackBatching" "feedback_batching" "httpsPort" "https_port" "amqpPort" "amqp_port" "address" "address" -}}
+{{- range $key, $field := dict "tier" "tier" "units" "units" "share" "share" "unlimited" "unlimited" "sendTimeout" "send_timeout" "feedback" "feedback" "feedbackLock" "feedback_lock" "feedbackBatching" "feedback_batching" "queryLag" "query_lag" "httpsPort" "https_port" "amqpPort" "amqp_port" "address" "address" -}}
 {{- if hasKey $hub $key -}}
 {{- $_ := set $entry $field (index $hub $key) -}}
 {{- end -}}

@@ -13,6 +13,8 @@ use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use utoipa::ToSchema;
 
+use super::outcomes::ErrorView;
+
 /// Batches that are read at a time.
 const PAGE: usize = 64;
 
@@ -34,12 +36,16 @@ pub struct DeviceRow {
     /// What became of it.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// The outcome's class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent` or `skipped`.
+    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent` or
+    /// `skipped`.
     #[schema(value_type = String)]
     pub class: Class,
     /// The hub's code for `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
+    /// The device's own words for `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorView>,
     /// The id of its batch's newest message. Attempts are told apart by batch: a device that was not among those
     /// retried was sent an earlier one.
     pub message_id: String,
@@ -86,7 +92,7 @@ pub enum Format {
     Spreadsheet,
 }
 
-const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,class,code,message_id\n";
+const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,class,code,error,message_id\n";
 
 impl Format {
     /// As it is written in a URL.
@@ -135,6 +141,9 @@ impl Format {
                             row.outcome,
                             row.class,
                             row.code,
+                            row.error
+                                .as_ref()
+                                .map(|error| text_of(&error.to_string()).into_owned()),
                             text_of(&row.message_id),
                         ))
                         .expect("memory takes everything");
@@ -212,17 +221,21 @@ pub(crate) fn rows<'a>(
     let chosen = work
         .devices()
         .filter(|device| wanted.contains(&device.outcome));
-    chosen.map(move |device| DeviceRow {
-        device: device.id.to_owned(),
-        hub: header.hub.to_string(),
-        group: header.group_of(device.index).to_string(),
-        stage: stage.clone(),
-        batch: header.id.0,
-        index: device.index,
-        outcome: device.outcome,
-        class: Class::of(device.outcome, answers),
-        code: device.code,
-        message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
+    chosen.map(move |device| {
+        let error = ErrorView::of(rollout, device.outcome, device.code);
+        DeviceRow {
+            device: device.id.to_owned(),
+            hub: header.hub.to_string(),
+            group: header.group_of(device.index).to_string(),
+            stage: stage.clone(),
+            batch: header.id.0,
+            index: device.index,
+            outcome: device.outcome,
+            class: Class::of(device.outcome, answers),
+            code: device.code.filter(|_| error.is_none()),
+            error,
+            message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
+        }
     })
 }
 
@@ -236,6 +249,7 @@ pub(super) fn message_id(
     let id = MessageId {
         rollout: name.clone(),
         id: work.rollout,
+        stage: work.header().stage,
         batch: work.header().id,
         index,
         attempt,

@@ -16,7 +16,7 @@ use twincast_core::time::Timestamp;
 use utoipa::ToSchema;
 
 use super::devices::message_id;
-use super::outcomes::reason_in;
+use super::outcomes::{ErrorView, reason_in};
 use crate::release::keep_budgets;
 use crate::standing;
 
@@ -63,12 +63,16 @@ pub struct DevicePlace {
     /// What became of it.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// The outcome's class: `taken`, `sent`, `silent`, `pending`, `not_taken`, `not_sent` or `skipped`.
+    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent` or
+    /// `skipped`.
     #[schema(value_type = String)]
     pub class: Class,
     /// The hub's code, if it refused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
+    /// The device's own words, if it could not do what the message asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorView>,
     /// What the outcome means.
     pub reason: String,
     /// Attempts at sending it the message, oldest first.
@@ -303,6 +307,7 @@ impl Found {
         };
         let standstill = standing::waits_for(rollout, tallies, now);
         let waits = explain::waits_for(seat, standstill, now);
+        let error = ErrorView::of(rollout, self.outcome, self.code);
         DevicePlace {
             hub: header.hub.to_string(),
             entry: 1,
@@ -314,12 +319,16 @@ impl Found {
             batch_devices: header.devices,
             outcome: self.outcome,
             class: Class::of(self.outcome, rollout.spec.message.answers()),
-            code: self.code,
-            reason: reason_in(
-                rollout.phase.aborted(),
-                self.outcome,
-                self.code.unwrap_or(0),
-            ),
+            code: self.code.filter(|_| error.is_none()),
+            reason: match &error {
+                Some(error) => error.to_string(),
+                None => reason_in(
+                    rollout.phase.aborted(),
+                    self.outcome,
+                    self.code.unwrap_or(0),
+                ),
+            },
+            error,
             attempts: self.attempts(rollout),
             waits_for: waits.map(|waits| waits.to_string()),
             times: self.times(rollout),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use twincast_core::answer::{DeviceError, WORDS_NOT_KEPT};
 use twincast_core::batch::{BatchStatus, groups_of, sort_out};
 use twincast_core::budget::FullGroup;
 use twincast_core::outcome::{Class, Counts, Ends, Outcome};
@@ -55,18 +56,51 @@ pub struct FailureView {
     /// Their outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// Its class: `not_sent` or `not_taken`.
+    /// Its class: `not_sent`, `not_taken` or `not_applied`.
     #[schema(value_type = String)]
     pub class: Class,
     /// The hub's code, if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
+    /// The devices' own words, of those that could not do what the message asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorView>,
     /// What that means.
     pub reason: String,
     /// How many they are.
     pub devices: u64,
     /// Some of them.
     pub samples: Vec<String>,
+}
+
+/// Why a device could not do what the message asks for, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorView {
+    /// For programs. May be empty.
+    pub code: String,
+    /// For people. May be empty.
+    pub text: String,
+}
+
+impl ErrorView {
+    /// The words of a device with this outcome and code; `None` for other outcomes.
+    pub(super) fn of(rollout: &Rollout, outcome: Outcome, code: Option<u32>) -> Option<Self> {
+        let code = code.filter(|_| outcome == Outcome::Failed)?;
+        let error = rollout.notes.answers.error(code);
+        Some(match error.cloned() {
+            Some(DeviceError { code, text }) => Self { code, text },
+            None => Self {
+                code: String::new(),
+                text: WORDS_NOT_KEPT.to_owned(),
+            },
+        })
+    }
+}
+
+impl std::fmt::Display for ErrorView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        DeviceError::new(&self.code, &self.text).fmt(f)
+    }
 }
 
 /// What holds batches back now.
@@ -118,13 +152,21 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
         });
     let failures = failures
         .into_iter()
-        .map(|((outcome, code), (devices, samples))| FailureView {
-            outcome,
-            class: Class::of(outcome, answers),
-            code: (code != 0).then_some(code),
-            reason: reason(outcome, code),
-            devices,
-            samples,
+        .map(|((outcome, code), (devices, samples))| {
+            let code = (code != 0).then_some(code);
+            let error = ErrorView::of(rollout, outcome, code);
+            FailureView {
+                outcome,
+                class: Class::of(outcome, answers),
+                code: code.filter(|_| error.is_none()),
+                reason: match &error {
+                    Some(error) => error.to_string(),
+                    None => reason(outcome, code.unwrap_or(0)),
+                },
+                error,
+                devices,
+                samples,
+            }
         });
     let mut failures: Vec<_> = failures.collect();
     failures.sort_by_key(|failure| std::cmp::Reverse(failure.devices));
@@ -243,7 +285,9 @@ pub fn reason(outcome: Outcome, code: u32) -> String {
         Outcome::Pending | Outcome::Attempting => "not sent yet",
         Outcome::Enqueued => "the hub has the message for the device",
         Outcome::Delivered => "the device took the message",
-        Outcome::Applied => "the device reports the change",
+        Outcome::Installing => "the device is at work on what the message asks for",
+        Outcome::Applied => "the device has done what the message asks for",
+        Outcome::Failed => "the device could not do what the message asks for",
     };
     if code == 0 {
         text.to_owned()

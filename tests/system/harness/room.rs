@@ -57,7 +57,7 @@ impl Room {
     pub(crate) fn goes_to(&self, hub: &RunningHub) {
         let toml = format!(
             "[hubs.emulator]\nconnection_string_file = \"connection-string\"\nca_file = \"ca.pem\"\n\
-             unlimited = true\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
+             unlimited = true\nquery_lag = \"0s\"\naddress = \"{}\"\namqp_port = {}\nhttps_port = {}\n",
             hub.amqp_addr().ip(),
             hub.amqp_addr().port(),
             hub.https_addr().port(),

@@ -60,6 +60,7 @@ impl<'a> BatchRun<'a> {
         let messages = Messages {
             name: known.spec.name.clone(),
             rollout: work.rollout,
+            stage: header.stage,
             batch: header.id,
             attempt: work.attempt,
             content: Arc::clone(&known.content),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, timeout};
-use twincast_core::ids::{Attempt, BatchId, RolloutId, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::{Content, MessageId, Outbound};
 use twincast_core::plan::DeviceList;
 use twincast_core::ports::{NotSent, SendResult};
@@ -43,6 +43,7 @@ impl Clearance {
 pub(super) struct Messages {
     pub(super) name: RolloutName,
     pub(super) rollout: RolloutId,
+    pub(super) stage: StageIndex,
     pub(super) batch: BatchId,
     pub(super) attempt: Attempt,
     pub(super) content: Arc<Content>,
@@ -54,6 +55,7 @@ impl Messages {
         let id = MessageId {
             rollout: self.name.clone(),
             id: self.rollout,
+            stage: self.stage,
             batch: self.batch,
             index,
             attempt: self.attempt,

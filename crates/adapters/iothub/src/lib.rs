@@ -1,6 +1,7 @@
 //! The hub port on Azure IoT Hub: translates between the engine's words and the client's, and
 //! keeps queries within the hub's query throttle. No decisions of its own.
 
+mod answers;
 mod asking;
 mod feedback;
 #[cfg(fuzzing)]
@@ -15,10 +16,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use twincast_core::answer::Answer;
 use twincast_core::message::{Content, Outbound};
 use twincast_core::ports::{
     DevicePage, DeviceQuery, Feedback, Hindrance, Hub, HubError, SendResult,
 };
+use twincast_core::query::PropertyName;
 use twincast_iothub::{
     C2dSender, C2dTemplate, Client, ClientError, ClientOptions, ClockOffset, ConnectionString,
 };
@@ -73,6 +76,22 @@ impl Hub for IotHub {
 
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         queries::devices(self, &query)
+    }
+
+    async fn count_states(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> Result<Vec<(String, u64)>, HubError> {
+        answers::count_states(self, condition, property).await
+    }
+
+    fn answers(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> BoxStream<'_, Result<Vec<Answer>, HubError>> {
+        answers::answers(self, condition, property)
     }
 
     async fn send(&self, message: Outbound) -> SendResult {

@@ -22,7 +22,7 @@ use twincast_retry::Policy;
 use crate::{IotHub, trouble};
 
 /// The largest page that hubs give (`iot-hub-devguide-query-language`).
-const PAGE: u32 = 100;
+pub(crate) const PAGE: u32 = 100;
 /// How long a page is asked for again. Listing a large fleet takes hours on a small hub.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How often a page is asked for whose continuation the hub refuses.
@@ -50,18 +50,23 @@ impl Throttle {
     }
 }
 
-async fn permit(hub: &IotHub) {
+/// Makes a request when the hub's quota allows it, and notes how it went.
+pub(crate) async fn with_permit<T>(
+    hub: &IotHub,
+    request: impl Future<Output = Result<T, RestError>>,
+) -> Result<T, RestError> {
     if let Some(throttle) = &hub.throttle {
         throttle.permit().await;
     }
+    let asked = hub.asking.begin();
+    let answer = request.await;
+    asked.ended(&answer);
+    answer
 }
 
 pub(crate) async fn count(hub: &IotHub, condition: &str) -> Result<u64, HubError> {
-    permit(hub).await;
     let condition = Some(condition).filter(|condition| !condition.is_empty());
-    let asked = hub.asking.begin();
-    let counted = hub.client.count(condition).await;
-    asked.ended(&counted);
+    let counted = with_permit(hub, hub.client.count(condition)).await;
     counted.map_err(|error| hub_error(&hub.client, "count the devices", error))
 }
 
@@ -81,7 +86,7 @@ pub(crate) fn devices<'a>(
     // After an error the stream is over.
     stream::unfold(Some((pages, tags, false)), move |state| async move {
         let (mut pages, tags, started) = state?;
-        match next_page(hub, &mut pages, started).await {
+        match next_page(hub, &mut pages, ("list the devices", started)).await {
             Ok(Some(items)) => {
                 let page = page(&items, &tags);
                 Some((Ok(page), Some((pages, tags, true))))
@@ -95,10 +100,10 @@ pub(crate) fn devices<'a>(
 
 /// The next page. Under way (`started`), a hub that is away for a while does not cost the pages
 /// so far: the same page is asked for again, for about [`PATIENCE`].
-async fn next_page(
+pub(crate) async fn next_page(
     hub: &IotHub,
     pages: &mut QueryPages,
-    started: bool,
+    (doing, started): (&str, bool),
 ) -> Result<Option<Vec<Box<RawValue>>>, HubError> {
     let mut delays = Policy::reconnect()
         .with_max_elapsed(PATIENCE)
@@ -106,17 +111,14 @@ async fn next_page(
         .delays();
     let mut refused = 0;
     loop {
-        permit(hub).await;
-        let asked = hub.asking.begin();
-        let page = pages.next_page_as().await;
-        asked.ended(&page);
+        let page = with_permit(hub, pages.next_page_as()).await;
         let error = match page {
             Ok(page) => return Ok(page.map(|page| page.items)),
             Err(error) => error,
         };
         // A continuation that is over stays so; the hub may have erred, too.
         refused += u32::from(matches!(error, RestError::Continuation(_)));
-        let error = hub_error(&hub.client, "list the devices", error);
+        let error = hub_error(&hub.client, doing, error);
         let passing = refused < CONTINUATION_TRIES && error.disposition() == Disposition::Retry;
         match delays.next_delay() {
             Some(delay) if started && passing => {
@@ -217,7 +219,7 @@ pub(crate) fn trouble_of(error: &RestError) -> HubTrouble {
     }
 }
 
-fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
+pub(crate) fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
     HubError {
         doing: format!("{doing} of hub {}", client.host_name()),
         trouble: trouble_of(&error),

@@ -3,7 +3,7 @@
 //! A *row* has all that changes about it but the devices' outcomes: its words are the stamp of its last change, the lease's
 //! epoch, strikes, the version that they were counted in, the lease's end, the holder, how many devices have each outcome,
 //! whether its budgets count it as begun, when something of it was last recorded as sent, its newest attempt, the newest at
-//! silent devices, and when it was added. A *state* has the outcomes, two devices a byte, and then the codes, each with its
+//! silent and at failed devices, and when it was added. A *state* has the outcomes, two devices a byte, and then the codes, each with its
 //! device's position; it is missing until the first outcome.
 
 use std::collections::BTreeMap;
@@ -67,6 +67,7 @@ impl Row {
             attempts: Attempts {
                 newest: Attempt(word()?.parse().ok()?),
                 silent: Attempt(word()?.parse().ok()?),
+                failed: Attempt(word()?.parse().ok()?),
             },
             added_at: Timestamp(word()?.parse().ok()?),
         })
@@ -94,8 +95,8 @@ pub(crate) fn row_but_added_at(batch: &Batch) -> String {
     let (is_open, sent_at) = (u8::from(begun.is_open), begun.sent_at.0);
     _ = write!(
         row,
-        " {is_open} {sent_at} {} {}",
-        attempts.newest, attempts.silent
+        " {is_open} {sent_at} {} {} {}",
+        attempts.newest, attempts.silent, attempts.failed
     );
     row
 }

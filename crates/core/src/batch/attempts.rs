@@ -11,6 +11,9 @@ pub struct Attempts {
     /// The newest that was made at its silent devices too: since then, no message of an older one
     /// is the last that its device was sent, unless it failed for good and was left at that.
     pub silent: Attempt,
+    /// The newest that was made at devices which had answered that they failed. The twin of such a device says so until the
+    /// device has taken the new message.
+    pub failed: Attempt,
 }
 
 impl Default for Attempts {
@@ -18,6 +21,7 @@ impl Default for Attempts {
         Self {
             newest: Attempt::FIRST,
             silent: Attempt::FIRST,
+            failed: Attempt::FIRST,
         }
     }
 }
@@ -29,6 +33,9 @@ impl Attempts {
         if outcomes.contains(&Outcome::Enqueued) {
             self.silent = attempt;
         }
+        if outcomes.contains(&Outcome::Failed) {
+            self.failed = attempt;
+        }
     }
 
     /// Whether `report`, which is about a message of attempt `of`, is to be merged into the outcome of
@@ -38,9 +45,13 @@ impl Attempts {
     /// whichever attempt brought it. A failure of an older attempt counts only for a device whose
     /// message that still is. One that is not yet sent to again is not `enqueued` (nor anything
     /// above). One that is may have been chosen for the new attempt only if the silent ones were,
-    /// and then all of them were: failed ones have had all the feedback that they get.
+    /// and then all of them were: failed ones have had all the feedback that they get. What a device has answered is read
+    /// from its twin again and again, so that it failed counts only when no failed one was sent to again since.
     #[must_use]
     pub fn admits(&self, of: Attempt, known: Outcome, report: Outcome) -> bool {
+        if report == Outcome::Failed && of < self.failed {
+            return false;
+        }
         of >= self.newest
             || report >= Outcome::Delivered
             || (of >= self.silent && known.was_enqueued())
@@ -84,5 +95,14 @@ mod tests {
         );
         assert!(attempts.admits(first, O::Enqueued, O::Delivered));
         assert!(attempts.admits(third, O::Enqueued, O::Expired));
+        assert!(attempts.admits(first, O::Enqueued, O::Failed));
+
+        attempts.reopen(Attempt(4), &[O::Failed]);
+        assert!(
+            !attempts.admits(third, O::Enqueued, O::Failed),
+            "its twin still says so"
+        );
+        assert!(attempts.admits(third, O::Enqueued, O::Applied));
+        assert!(attempts.admits(Attempt(4), O::Enqueued, O::Failed));
     }
 }

@@ -23,11 +23,21 @@ pub fn answered_within(ttl: Option<Duration>, batching: Duration) -> Duration {
     ttl.unwrap_or(TTL) + batching + MARGIN
 }
 
-/// How long a gate waits for silent devices once all devices were sent to.
+/// How long a gate waits for silent devices once all devices were sent to. `within`: how long a device that answers has to do
+/// what the message asks for.
 #[must_use]
-pub fn deadline(gate: &Gate, ttl: Option<Duration>, batching: Duration) -> Duration {
+pub fn deadline(
+    gate: &Gate,
+    ttl: Option<Duration>,
+    within: Duration,
+    batching: Duration,
+) -> Duration {
     let own = gate.deadline.map(|span| span.0);
-    own.unwrap_or_else(|| answered_within(ttl, batching))
+    let within = match gate.counts {
+        Rung::Applied => within,
+        Rung::Enqueued | Rung::Delivered => Duration::ZERO,
+    };
+    own.unwrap_or_else(|| answered_within(ttl, batching) + within)
 }
 
 /// The current state of a stage.
@@ -45,6 +55,8 @@ pub struct View<'a> {
     pub measured: Option<Measured>,
     /// The message's time to live.
     pub ttl: Option<Duration>,
+    /// How long a device that answers has to do what the message asks for.
+    pub within: Duration,
     /// How far the feedback about the stage's silent devices was received.
     pub evidence: &'a Evidence,
     /// The bake time so far, and how long no new evidence has arrived.
@@ -139,15 +151,22 @@ fn measure(view: View<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
     let sorted = Sorted::of(gate.counts, counts, measured);
     // All devices were sent to, which is about to be noted.
     let sent_at = view.progress.sent_at.unwrap_or(now);
-    let deadline = sent_at.plus(deadline(gate, view.ttl, view.evidence.batching()));
-    if gate.counts == Rung::Applied && !is_fresh(view.measured, deadline, now) {
+    let batching = view.evidence.batching();
+    let deadline = sent_at.plus(deadline(gate, view.ttl, view.within, batching));
+    if gate.counts == Rung::Applied {
         let is_given_up =
             view.clock.not_asked().is_some() && view.clock.unheard() >= gate.evidence_within();
-        return Err(if is_given_up {
-            view.not_measured(sorted.all())
-        } else {
-            Verdict::Measure
-        });
+        match freshness(view.measured, deadline, now) {
+            Freshness::Fresh => {}
+            _ if is_given_up => return Err(view.not_measured(sorted.all())),
+            Freshness::Stale => return Err(Verdict::Measure),
+            Freshness::Lags { until } => {
+                return Err(Verdict::Waits(Waiting::Silent {
+                    devices: sorted.silent,
+                    until,
+                }));
+            }
+        }
     }
     // Silent devices that cannot change the verdict are not waited for.
     let at_worst = sorted.resolved(Unconfirmed::AsFailed);
@@ -210,16 +229,35 @@ fn in_the_end(gate: &Gate, sorted: Sorted) -> Result<(), Verdict> {
     }
 }
 
-/// Whether the twins' measurement is fresh: less than a minute old, or, from the deadline on, no older than the
-/// deadline.
-fn is_fresh(measured: Option<Measured>, deadline: Timestamp, now: Timestamp) -> bool {
-    measured.is_some_and(|measured| {
-        if now < deadline {
-            now.since(measured.at) < MEASURED_EVERY
-        } else {
-            measured.at >= deadline
-        }
-    })
+/// What a measurement of twins is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freshness {
+    /// A verdict.
+    Fresh,
+    /// The hub is to be asked.
+    Stale,
+    /// The deadline is over, and the hub's queries do not show all that was reported by then until this moment.
+    Lags { until: Timestamp },
+}
+
+/// A measurement is fresh for a minute; from the deadline on it must show what was reported by the deadline.
+fn freshness(measured: Option<Measured>, deadline: Timestamp, now: Timestamp) -> Freshness {
+    let Some(measured) = measured else {
+        return Freshness::Stale;
+    };
+    let is_recent = now.since(measured.asked_at) < MEASURED_EVERY;
+    if now < deadline {
+        return match is_recent {
+            true => Freshness::Fresh,
+            false => Freshness::Stale,
+        };
+    }
+    let until = deadline.plus(measured.asked_at.since(measured.as_of));
+    match measured.as_of >= deadline {
+        true => Freshness::Fresh,
+        false if is_recent && now < until => Freshness::Lags { until },
+        false => Freshness::Stale,
+    }
 }
 
 /// How often the hub is asked how many devices have applied the change.

@@ -6,9 +6,10 @@ use super::judge::{View, answered_within, judge};
 use super::shares::{Measured, has_failed_so_far};
 use super::verdict::{Verdict, not_measured};
 use crate::account::Activity;
+use crate::answer;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;
-use crate::outcome::Counts;
+use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Event, Rollout, StageProgress};
 use crate::spec::EVIDENCE_WITHIN;
 use crate::time::Timestamp;
@@ -23,6 +24,8 @@ pub enum Next {
     Happened(Event),
     /// Ask the hub how many devices have applied the change.
     Measure,
+    /// Record for each device what it has answered.
+    Record,
     /// Wait.
     Wait(Waiting),
     /// No step is left: all stages are over.
@@ -42,7 +45,7 @@ impl Next {
             Self::Wait(Waiting::Bake { .. } | Waiting::Metric { .. }) => Activity::Baking,
             Self::Wait(Waiting::Approval { .. } | Waiting::ApprovalToBeNoted) => Activity::Approval,
             // For answers of devices: a gate waits for nothing else.
-            Self::Measure | Self::Wait(_) => Activity::Feedback,
+            Self::Measure | Self::Record | Self::Wait(_) => Activity::Feedback,
             Self::Happened(_) | Self::Over => return None,
         })
     }
@@ -59,6 +62,8 @@ pub struct Seen<'a> {
     pub left: bool,
     /// The newest measurement, with `counts: applied`.
     pub measured: Option<Measured>,
+    /// Whether what each device has answered was recorded once all had, or no more answers were waited for.
+    pub recorded: bool,
     /// How far the feedback of the [relevant hubs](Rollout::hubs_to_hear) was received.
     pub evidence: &'a Evidence,
 }
@@ -73,25 +78,37 @@ pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
 }
 
 /// Everything is sent, and all gates have passed: waits for answers of devices until the fate of their messages is
-/// certain.
+/// certain and, where devices answer what became of the message, for as long again as they have for that.
 fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
-    let devices = unanswered(seen.all);
-    if rollout.spec.message.ack == Ack::None || devices == 0 {
-        return Next::Over;
+    let is_answered = rollout.spec.convention().is_some();
+    let devices = match is_answered {
+        true => answer::unanswered(seen.all, rollout.notes.answers.applied()),
+        false if rollout.spec.message.ack == Ack::None => 0,
+        false => unanswered(seen.all),
+    };
+    if devices == 0 {
+        return over(is_answered, seen);
     }
     let Some(sent_at) = rollout.sent_at else {
         return Next::Happened(Event::AllSent);
     };
     let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
     let life = answered_within(ttl, Duration::ZERO);
-    let until = sent_at.plus(life);
+    let heard_until = sent_at.plus(life);
+    let until = heard_until.plus(rollout.spec.answered_within());
     if now < until {
         return Next::Wait(Waiting::Answers { devices, until });
     }
-    if seen.evidence.covers(until) {
-        return Next::Over;
-    }
-    let in_the_way = seen.evidence.in_the_way().to_owned();
+    let in_the_way = if !seen.evidence.covers(heard_until) {
+        seen.evidence.in_the_way().to_owned()
+    } else if is_answered && !rollout.notes.answers.covers(until) {
+        match rollout.notes.clock.not_asked() {
+            Some(why) => why.to_owned(),
+            None => return Next::Measure,
+        }
+    } else {
+        return over(is_answered, seen);
+    };
     if rollout.notes.clock.unheard() < EVIDENCE_WITHIN {
         return Next::Wait(Waiting::Evidence {
             devices,
@@ -103,11 +120,29 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     })
 }
 
+fn over(is_answered: bool, seen: Seen<'_>) -> Next {
+    match is_answered && !seen.recorded {
+        true => Next::Record,
+        false => Next::Over,
+    }
+}
+
+/// What the gate of the current stage goes by, with `counts: applied`: the devices' answers, unless it has a condition of its
+/// own. Before the first question nobody has answered.
+fn measured(rollout: &Rollout, seen: Seen<'_>) -> Option<Measured> {
+    let stage = rollout.stage();
+    let gate = rollout.spec.gate_of(stage)?;
+    if gate.applied_when.is_some() || rollout.spec.convention().is_none() {
+        return seen.measured;
+    }
+    let answered = rollout.notes.answers.of(stage).copied();
+    Some(answered.unwrap_or_default().into())
+}
+
 fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let Seen {
         stage: counts,
         left,
-        measured,
         ..
     } = seen;
     if rollout.retry.is_some() {
@@ -147,15 +182,16 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         counts,
         left,
         progress,
-        measured,
+        measured: measured(rollout, seen),
         ttl,
+        within: rollout.spec.answered_within(),
         evidence: seen.evidence,
         clock: &rollout.notes.clock,
     };
     match judge(view, now) {
         Verdict::Failed { because } => Next::Happened(Event::GateFailed {
             stage,
-            reason: because,
+            reason: with_words(rollout, counts, because),
             then: gate.on_failure,
         }),
         Verdict::Undecided { because } => Next::Happened(Event::GateUndecided {
@@ -170,6 +206,15 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         }
         Verdict::Waits(waits) => Next::Wait(waits),
         Verdict::Measure => Next::Measure,
+    }
+}
+
+/// Why a gate has failed, with what devices say of it.
+fn with_words(rollout: &Rollout, counts: &Counts, because: String) -> String {
+    let told = rollout.notes.answers.most_told();
+    match told.filter(|_| counts.get(Outcome::Failed) > 0) {
+        Some(error) => format!("{because}; devices say most often: {error}"),
+        None => because,
     }
 }
 
@@ -224,6 +269,7 @@ pub(crate) fn next_when_heard(
         all: counts,
         left,
         measured: None,
+        recorded: true,
         evidence: &Evidence::complete(),
     };
     next(rollout, seen, now)

@@ -1,5 +1,6 @@
 //! The rules of a gate about shares of devices.
 
+use crate::answer::Answered;
 use crate::outcome::{Counts, Outcome};
 use crate::spec::{Gate, Rung, Unconfirmed};
 use crate::time::Timestamp;
@@ -11,8 +12,21 @@ pub struct Measured {
     pub applied: u64,
     /// How many devices of the stage had failed by then. These were not asked for.
     pub failed: u64,
+    /// Everything that devices have reported by then is counted: the time of the query, less the lag of the hub's queries.
+    pub as_of: Timestamp,
     /// The time of the query.
-    pub at: Timestamp,
+    pub asked_at: Timestamp,
+}
+
+impl From<Answered> for Measured {
+    fn from(answered: Answered) -> Self {
+        Self {
+            applied: answered.applied,
+            failed: answered.known_failed,
+            as_of: answered.as_of,
+            asked_at: answered.asked_at,
+        }
+    }
 }
 
 impl Measured {
@@ -46,7 +60,8 @@ impl Sorted {
         let failed = counts.failed();
         let unsent = counts.unsettled();
         let sent = counts.total() - failed - unsent - counts.get(Outcome::Skipped);
-        let delivered = counts.sum_of(|outcome| outcome >= Outcome::Delivered);
+        let delivered =
+            counts.sum_of(|outcome| outcome >= Outcome::Delivered && !outcome.is_failure());
         let succeeded = match (rung, measured) {
             (Rung::Delivered, _) => delivered,
             (Rung::Applied, Some(measured)) => measured.applied.min(sent),

@@ -89,6 +89,7 @@ fn in_words(
     at: Timestamp,
 ) -> String {
     let view = View {
+        within: Duration::ZERO,
         left: false,
         gate,
         counts,
@@ -543,6 +544,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
         clock.advance(true, &evidence, now);
         let progress = sent(START);
         let view = View {
+            within: Duration::ZERO,
             left: false,
             gate: &gate,
             counts: &all,
@@ -591,6 +593,7 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
     assert_eq!(rollout.sent_at, Some(minutes(2)));
     let next = |until: u64, at: u64| {
         let seen = Seen {
+            recorded: true,
             stage: &rest,
             all: &rest,
             left: false,
@@ -637,7 +640,8 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
         let measured = Measured {
             applied,
             failed: 0,
-            at: minutes(at),
+            as_of: minutes(at),
+            asked_at: minutes(at),
         };
         says_of(&gate, &counts, Some(measured), after)
     };
@@ -669,7 +673,8 @@ fn a_device_that_failed_after_it_was_measured_does_not_count_as_applied() {
         let measured = Measured {
             applied,
             failed,
-            at: minutes(minute),
+            as_of: minutes(minute),
+            asked_at: minutes(minute),
         };
         says_of(&gate, &counts, Some(measured), minute)
     };
@@ -698,6 +703,7 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     let mut progress = sent(START);
     let says = |progress: &StageProgress, after| {
         let view = View {
+            within: Duration::ZERO,
             gate: &gate,
             counts: &counts,
             left: false,
@@ -928,7 +934,7 @@ proptest! {
         let text: Vec<_> = names.iter().zip(&numbers).map(|(name, n)| format!("{n} {name}")).collect();
         let counts = counts(numbers.iter().sum(), &text.join(", "));
         let progress = sent(START);
-        let view = View { gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
+        let view = View { within: Duration::ZERO, gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
             evidence: &Evidence::complete(), clock: &baked_until(minutes(after)) };
         let failed = numbers[1] + if delivered { numbers[3] } else { 0 };
         let succeeded = numbers[4] + if delivered { 0 } else { numbers[2] + numbers[3] };

@@ -185,7 +185,8 @@ fn silent_until(spec: &RolloutSpec, gate: &Gate, sent_at: Timestamp) -> Timestam
 
 fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
     let ttl = spec.message.ttl.map(|ttl| ttl.0);
-    gate::deadline(gate, ttl, BATCHING)
+    let within = spec.answered_within();
+    gate::deadline(gate, ttl, within, BATCHING)
 }
 
 /// A rollout that is gone through: where it is, and each hub.

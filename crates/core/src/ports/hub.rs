@@ -7,10 +7,11 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::answer::Answer;
 use crate::ids::DeviceId;
 use crate::message::Outbound;
 use crate::outcome::Outcome;
-use crate::query::TagPath;
+use crate::query::{PropertyName, TagPath};
 use crate::text::cut;
 use crate::time::Timestamp;
 
@@ -208,6 +209,21 @@ pub trait Hub: Send + Sync + 'static {
     /// the end. An error ends it too; a row that is not understood is no error. A device whose twin changes meanwhile may be
     /// named more than once, or be missed.
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>>;
+
+    /// How many devices have answered what, of those that match a condition: states with their numbers. Devices without a
+    /// state are left out.
+    async fn count_states(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> Result<Vec<(String, u64)>, HubError>;
+
+    /// The answers of the devices that match, in pages, like [`devices`](Self::devices). An answer without an id is left out.
+    fn answers(
+        &self,
+        condition: &str,
+        property: &PropertyName,
+    ) -> BoxStream<'_, Result<Vec<Answer>, HubError>>;
 
     /// Sends one message and waits for the hub's answer. Many may be under way at once; the
     /// implementation bounds them, and bounds the wait. Never fails: the result says all.

@@ -17,6 +17,15 @@ impl Rollout {
         reached.filter(|tally| tally.counts.unsettled() > 0)
     }
 
+    /// What its devices have done is known from their answers now, and not from a condition of the current gate.
+    #[must_use]
+    pub fn goes_by_answers(&self) -> bool {
+        let open = self.stage_progress().filter(|it| it.passed_at.is_none());
+        let gate = open.and_then(|_| self.spec.gate_of(self.stage()));
+        let has_condition = gate.is_some_and(|gate| gate.applied_when.is_some());
+        !has_condition && self.spec.convention().is_some()
+    }
+
     /// The hubs whose feedback decides the next step of a running rollout: hubs with silent devices, if the current
     /// gate or the end of the rollout depends on their answers.
     #[must_use]

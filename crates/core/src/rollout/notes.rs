@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::search::Search;
 use crate::account::Account;
+use crate::answer::Answers;
 use crate::evidence::EvidenceClock;
 
 /// Notes on a rollout. They are stored beside the record and have no version of their own: nothing has happened to the
@@ -19,4 +20,7 @@ pub struct Notes {
     /// How far the search for its devices is, while there is one and something is known of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<Search>,
+    /// What its devices have answered, as far as their hubs were asked.
+    #[serde(default, skip_serializing_if = "Answers::is_empty")]
+    pub answers: Answers,
 }

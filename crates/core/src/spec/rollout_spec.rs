@@ -1,9 +1,12 @@
 //! A rollout's spec as a whole.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::answers::{self, Answers, Convention};
 use super::budget::Budget;
 use super::continuous::{self, Continuous};
 use super::limits::MAX_TEXT_CHARS;
@@ -41,6 +44,15 @@ pub struct RolloutSpec {
     pub batch_by: Vec<TagPath>,
     /// What each device is sent.
     pub message: MessageSpec,
+    /// Whether devices answer in their twins what became of what the message asks for: `true`, `false`, or in which reported
+    /// property, and how long they are waited for. Default: `true` for a message with the property `kind: update`, else `false`.
+    #[serde(
+        default,
+        deserialize_with = "answers::given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "answers::schema")]
+    pub answers: Option<Answers>,
     /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -141,6 +153,19 @@ impl RolloutSpec {
             tags.as_str(),
             self.target.condition.as_deref().unwrap_or(""),
         ])
+    }
+
+    /// How devices answer; `None` if they do not.
+    #[must_use]
+    pub fn convention(&self) -> Option<Convention> {
+        Convention::of(self.answers.as_ref(), &self.message)
+    }
+
+    /// How long a device that answers has to do what the message asks for; zero if devices do not answer.
+    #[must_use]
+    pub fn answered_within(&self) -> Duration {
+        let convention = self.convention();
+        convention.map_or(Duration::ZERO, |convention| convention.within.0)
     }
 
     /// What the cohorts are made from.

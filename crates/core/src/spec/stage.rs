@@ -109,7 +109,7 @@ pub struct Gate {
     /// A wait that begins when all devices of the stage were sent to. The failure rule stays armed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bake: Option<Span>,
-    /// With `counts: applied`: a condition in the hub's own query language that a device fulfils when it has done what the
+    /// With `counts: applied`, where devices do not answer: a condition in the hub's own query language that a device fulfils when it has done what the
     /// rollout was to bring about. Asked when the bake is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_QUERY_CHARS / 4))]
@@ -158,7 +158,7 @@ pub enum Rung {
     Enqueued,
     /// The device has completed the message. Needs `ack: full` or `positive` in the message.
     Delivered,
-    /// The device's twin fulfils `applied_when`.
+    /// The device answers that it has done what the message asks for, or its twin fulfils `applied_when`.
     Applied,
 }
 

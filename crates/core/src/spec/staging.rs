@@ -5,6 +5,7 @@ use super::order::Order;
 use super::rollout_spec::RolloutSpec;
 use super::stage::{Gate, Stage};
 use crate::ids::{StageIndex, StageName};
+use crate::query::{MAX_CONDITION_CHARS, all_of, matching, not_matching};
 
 impl RolloutSpec {
     /// The stages with the one for the rest, which takes all that comes to it: at least one; and after it the one for devices that
@@ -75,6 +76,28 @@ impl RolloutSpec {
         own.or(self.order.as_ref())
     }
 
+    /// The condition of exactly the devices of a stage, as far as tags alone say which these are: not where the target is a list
+    /// or has a condition, which may change with what is rolled out, and not where a share or number of devices was drawn.
+    #[must_use]
+    pub fn condition_of(&self, stage: StageIndex) -> Option<String> {
+        let target = &self.target;
+        let is_listed = self.has_list() || target.exclude.iter().any(|rule| rule.tags.is_empty());
+        if is_listed || target.condition.is_some() || self.continuous.is_some() {
+            return None;
+        }
+        let stages = self.all_stages();
+        let (own, before) = stages.get(..=usize::from(stage.0))?.split_last()?;
+        let is_drawn = |stage: &Stage| stage.percent.is_some() || stage.max_devices.is_some();
+        if is_drawn(own) || before.iter().any(is_drawn) {
+            return None;
+        }
+        let before = before.iter().map(|stage| not_matching(&stage.tags));
+        let parts = [self.condition(), matching(&own.tags)];
+        let parts: Vec<_> = parts.into_iter().chain(before).collect();
+        let condition = all_of(parts.iter().map(String::as_str));
+        (condition.len() <= MAX_CONDITION_CHARS).then_some(condition)
+    }
+
     /// Some gate asks a Prometheus server for a metric: the first such stage.
     #[must_use]
     pub fn asks_for_metrics(&self) -> Option<&StageName> {
@@ -84,5 +107,44 @@ impl RolloutSpec {
             gate.is_some_and(|gate| !gate.metrics.is_empty())
         };
         stages.find(asks).map(|stage| &stage.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_a_condition_where_tags_alone_say_it() {
+        let condition = |target: &str, stages: &str, stage| {
+            let text =
+                format!("{{name: r, target: {target}, message: {{body: {{text: x}}}}, {stages}}}");
+            let spec = RolloutSpec::read("x", &text).unwrap();
+            spec.condition_of(StageIndex(stage))
+        };
+        let by_tag = "stages: [{name: a, tags: {ring: 1}}, {name: b, tags: {ring: [2, 3]}}]";
+        let all = "{all: true}";
+        let first = Some("tags.ring = 1".to_owned());
+        assert_eq!(condition(all, by_tag, 0), first);
+        let rest = "(NOT IS_DEFINED(tags.ring) OR tags.ring != 1) AND (NOT IS_DEFINED(tags.ring) OR tags.ring NIN [2, 3])";
+        assert_eq!(condition(all, by_tag, 2).as_deref(), Some(rest));
+        let fridges = "{tags: {type: fridge}, exclude: [{tags: {old: true}}]}";
+        let of_fridges = condition(fridges, by_tag, 0).unwrap();
+        assert!(of_fridges.contains("tags.old != true"), "{of_fridges}");
+        assert_eq!(condition(all, "weight: 1", 0).as_deref(), Some(""));
+        assert_eq!(condition(all, by_tag, 3), None, "there is none");
+        let drawn = "stages: [{name: a, percent: 5%}, {name: b, tags: {ring: 2}}]";
+        let excluded = "{all: true, exclude: [{devices: [d]}]}";
+        for (target, stages) in [
+            ("{where: tags.a = 1}", by_tag),
+            ("{devices: [d]}", by_tag),
+            (excluded, by_tag),
+            (all, "continuous: true"),
+            (all, drawn),
+            (all, "stages: [{name: a, tags: {ring: 1}, max_devices: 3}]"),
+        ] {
+            assert_eq!(condition(target, stages, 0), None, "{target} {stages}");
+            assert_eq!(condition(target, stages, 1), None, "{target} {stages}");
+        }
     }
 }

@@ -298,7 +298,7 @@ fn a_message_that_no_hub_takes_is_refused() {
     };
     // What beside the body is counted: sections 45, expiry 9, address with its id, message id, `utf-8`.
     let beside = |id: usize| {
-        45 + 9 + (5 + 30 + id) + (2 + "a.3w5e11264sgsf.1z141z3.1z141z3.1ekf".len()) + (2 + 5)
+        45 + 9 + (5 + 30 + id) + (2 + "a.3w5e11264sgsf.1ekf.1z141z3.1z141z3.1ekf".len()) + (2 + 5)
     };
     let all = 65_536 - beside(384);
     assert!(read("{all: true}", "", all).is_ok(), "{all}");

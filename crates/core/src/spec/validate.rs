@@ -84,6 +84,7 @@ fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
         problems.push(Problem::new("conflict", what).given("group"));
     }
     stages(spec, &mut problems);
+    answers(spec, &mut problems);
     continuous(spec, &mut problems);
     if let Some(schedule) = &spec.schedule {
         let within = schedule.problems().into_iter();
@@ -301,6 +302,11 @@ fn share(stage: &Stage, field: &str, reached: &mut Option<Percent>, problems: &m
     }
 }
 
+fn answers(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
+    let problem = spec.convention().and_then(|it| it.problem());
+    problems.extend(problem.map(|(part, what)| Problem::new(format!("answers.{part}"), what)));
+}
+
 fn continuous(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     let Some(continuous) = &spec.continuous else {
         return;
@@ -409,7 +415,8 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
             problems.push(wrong("counts", what).given("message.ack"));
         }
     }
-    problems.extend(applied_when(gate).map(|what| wrong("applied_when", what)));
+    let answered = spec.convention().is_some();
+    problems.extend(applied_when(gate, answered).map(|what| wrong("applied_when", what)));
     if gate.min_sample == 0 {
         problems.push(wrong("min_sample", "is 0; from 1 is allowed".into()));
     }
@@ -433,11 +440,12 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
 }
 
 /// The mistake in a gate's `applied_when`, if there is one.
-fn applied_when(gate: &Gate) -> Option<String> {
+fn applied_when(gate: &Gate, answered: bool) -> Option<String> {
     match (&gate.applied_when, gate.counts) {
-        (None, Rung::Applied) => {
-            Some("is missing: how is it known that a device has applied it?".into())
-        }
+        (None, Rung::Applied) if !answered => Some(
+            "is missing: how is it known that a device has applied it? Or give `answers: true`, if devices answer in their twins"
+                .into(),
+        ),
         (Some(_), Rung::Enqueued | Rung::Delivered) => {
             Some("has a meaning with `counts: applied` only".into())
         }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use serde_json::Value;
+use twincast_core::answer::Answer;
 use twincast_core::ids::{DeviceId, HubName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
@@ -15,7 +16,7 @@ use twincast_core::ports::{
     DevicePage, DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, OddRow,
     SendResult,
 };
-use twincast_core::query::TagPath;
+use twincast_core::query::{PropertyName, TagPath};
 
 pub use super::condition::Tags;
 use super::condition::matches;
@@ -311,6 +312,19 @@ impl Hub for Connection {
             }
         });
         pages.boxed()
+    }
+
+    /// No device of a simulated hub answers in its twin.
+    async fn count_states(
+        &self,
+        _: &str,
+        _: &PropertyName,
+    ) -> Result<Vec<(String, u64)>, HubError> {
+        self.ask("count_states", |_| Vec::new()).await
+    }
+
+    fn answers(&self, _: &str, _: &PropertyName) -> BoxStream<'_, Result<Vec<Answer>, HubError>> {
+        stream::empty().boxed()
     }
 
     fn is_ready(&self) -> bool {

@@ -8,7 +8,7 @@ const DECIDE = ['approver', 'admin'];
 const OPEN = ['running', 'paused', 'halted'];
 
 /** Devices that were not sent the message, or did not take it. */
-export const failedOf = (ends) => ends.not_sent + ends.not_taken;
+export const failedOf = (ends) => ends.not_sent + ends.not_taken + ends.not_applied;
 
 /**
  * `may`: the roles. `fits`: whether it can be done to a rollout as it is. `of`: it is about a stage. `why`: a reason

@@ -6,7 +6,7 @@ import { buttonsFor, currentStage } from './operations.js';
 import { chart, rateOf } from './rate.js';
 import {
   activity, capital, classMeans, className, classes, event, failures, isEnded, moment, number, onTheClock, outcome,
-  outcomeName, phase, several, share, span,
+  errorIn, outcomeName, phase, several, share, span,
 } from './words.js';
 
 /** Devices that are named for each way to fail. */
@@ -134,6 +134,7 @@ function showProgress(rollout, rate, hubs) {
       el('span', { class: 'calm' }, ` ${pace(rollout, rate)}`)),
     el('div', { class: 'big' }, bar(ends)),
     el('ul', { class: 'legend' }, legend),
+    showAnswers(rollout),
     byHub(rollout, hubs),
     ...leftOut(rollout.plan),
   ];
@@ -141,6 +142,19 @@ function showProgress(rollout, rate, hubs) {
 
 function finding(found) {
   return found > 0 ? `Its devices are being found: ${number(found)} so far.` : 'Its devices are being found.';
+}
+
+/** What devices have answered so far. Once it is over, that is in their outcomes. */
+function showAnswers({ phase: now, stages }) {
+  const answers = stages.map((stage) => stage.answers).filter(Boolean);
+  if (isEnded(now) || answers.length === 0) {
+    return false;
+  }
+  const sum = (of) => answers.reduce((all, answered) => all + answered[of], 0);
+  const asked = answers.map((answered) => answered.asked_at).sort().at(-1);
+  return el('p', { 'data-key': 'answers' },
+    `Answers so far: ${number(sum('applied'))} applied, ${number(sum('installing'))} installing, ${number(sum('failed'))} failed.`,
+    el('span', { class: 'calm' }, ` Asked at ${moment(asked)}.`));
 }
 
 /** Devices that were named again, and rows that are not understood. */
@@ -239,8 +253,8 @@ function showFailures(rollout, samples) {
   const columns = [{ head: 'Outcome' }, { head: 'Class' }, { head: 'Devices', number: true }, { head: 'Why' }, { head: 'For example' }];
   const rows = failed.map(({ of, name: failure }) => {
     const devices = samples.get(failure)?.devices ?? [];
-    const codes = new Set(devices.map(({ code }) => code ?? 0));
-    const why = [...(codes.size > 0 ? codes : [0])].map((code) => outcome(failure, code)).join('; ');
+    const reasons = new Set(devices.map(({ code, error }) => errorIn(error) ?? outcome(failure, code ?? 0)));
+    const why = [...(reasons.size > 0 ? reasons : [outcome(failure, 0)])].join('; ');
     return {
       key: failure,
       cells: [

@@ -15,7 +15,9 @@ const OUTCOMES = {
   undeliverable: 'the device was handed the message too often without taking it',
   purged: 'the device’s queue was purged',
   delivered: 'the device took the message',
-  applied: 'the device reports the change',
+  installing: 'the device is at work on what the message asks for',
+  applied: 'the device has done what the message asks for',
+  failed: 'the device could not do what the message asks for',
 };
 
 /** Why the hub refused a message, by its code. */
@@ -26,17 +28,20 @@ const CODES = {
 
 /** What became of devices, in the order in which people read it. */
 const CLASSES = {
+  applied: 'applied',
   taken: 'taken',
   sent: 'sent',
   silent: 'silent: the hub has the message, and no answer has come',
   pending: 'pending',
+  not_applied: 'not applied: the device took the message, and could not do what it asks for',
   not_taken: 'not taken: the hub had the message',
   not_sent: 'not sent: the hub does not have the message, or it is not known that it does',
   skipped: 'skipped: the rollout was aborted first, or the device has left the target',
 };
 
-/** The outcomes of devices that were not sent the message, or did not take it, by class. */
+/** The outcomes of devices that were not sent the message, did not take it, or could not do what it asks for, by class. */
 const FAILURES = {
+  not_applied: ['failed'],
   not_taken: ['expired', 'rejected', 'undeliverable', 'purged'],
   not_sent: ['unknown', 'not_found', 'queue_full', 'refused'],
 };
@@ -128,6 +133,9 @@ export function outcome(name, code) {
   const words = (name === 'refused' && CODES[code]) || OUTCOMES[name] || plain(name);
   return code ? `${words} (${code})` : words;
 }
+
+/** The words of a device that failed, if there are some. */
+export const errorIn = (error) => error && ([error.code, error.text].filter(Boolean).join(': ') || 'the device does not say why');
 
 export const outcomeName = (name) => plain(name);
 

@@ -12,7 +12,7 @@
 //! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
 //! | `outcomes` | series, batch | two devices a byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
-//! | `attempts` | series, batch | the newest attempt, and the newest at silent devices; only of a batch that was retried |
+//! | `attempts` | series, batch | the newest attempt, and the newest at silent and at failed devices; only of a batch that was retried |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
 //! | `tallies` | series, stage, hub | its outcomes, counted: 8 bytes each |
 //! | `lines` | group | the group's line, JSON |
@@ -42,7 +42,7 @@ use twincast_core::time::Timestamp;
 use super::error::Fault;
 
 /// The format's number. Raised when an older release could not read what is written.
-pub(super) const FORMAT: u64 = 7;
+pub(super) const FORMAT: u64 = 8;
 
 /// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
 /// value would take a power of two of pages, up to twice what it needs.
@@ -114,7 +114,7 @@ tables! {
     open: OPEN OpenKey<'static> => ();
     outcomes: OUTCOME_LISTS BatchKey => &'static [u8];
     codes: CODES (u32, u32, u32) => u32;
-    attempts: ATTEMPTS BatchKey => (u16, u16);
+    attempts: ATTEMPTS BatchKey => (u16, u16, u16);
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
     lines: LINES &'static str => &'static [u8];
@@ -203,16 +203,17 @@ pub(super) fn checksum_of(
 
 /// The attempts at a batch's devices.
 pub(super) fn attempts_of(
-    attempts: &impl ReadableTable<BatchKey, (u16, u16)>,
+    attempts: &impl ReadableTable<BatchKey, (u16, u16, u16)>,
     key: BatchKey,
 ) -> Result<Attempts, Fault> {
     let Some(stored) = attempts.get(key)? else {
         return Ok(Attempts::default());
     };
-    let (newest, silent) = stored.value();
+    let (newest, silent, failed) = stored.value();
     Ok(Attempts {
         newest: Attempt(newest),
         silent: Attempt(silent),
+        failed: Attempt(failed),
     })
 }
 

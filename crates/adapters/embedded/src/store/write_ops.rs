@@ -2,7 +2,7 @@
 //! so that one which is refused leaves no trace in the transaction that it shares with others.
 
 use redb::ReadableTable;
-use twincast_core::batch::Batch;
+use twincast_core::batch::{Attempts, Batch};
 use twincast_core::group::Line;
 use twincast_core::ids::{GroupName, HubHost, HubName, Revision, RolloutName};
 use twincast_core::outcome::{Counts, OutcomeList};
@@ -284,12 +284,17 @@ pub(super) fn commit(
     for (index, code) in new
         .codes
         .iter()
-        .filter(|(index, _)| !old.codes.contains_key(index))
+        .filter(|(index, code)| old.codes.get(index) != Some(code))
     {
         tables.codes.insert((key.0, key.1, *index), *code)?;
     }
     if old.attempts != new.attempts {
-        let stored = (new.attempts.newest.0, new.attempts.silent.0);
+        let Attempts {
+            newest,
+            silent,
+            failed,
+        } = new.attempts;
+        let stored = (newest.0, silent.0, failed.0);
         tables.attempts.insert(key, stored)?;
     }
     if old.begun != new.begun {

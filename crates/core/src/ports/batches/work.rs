@@ -13,7 +13,7 @@ pub struct BatchWork {
     pub batch: plan::Batch,
     /// Their outcomes, in the manifest's order.
     pub outcomes: OutcomeList,
-    /// The hub's codes for the devices that it refused, by position, ascending.
+    /// The codes of devices whose outcome [has one](Outcome::has_code), by position, ascending.
     pub codes: Vec<(u32, u32)>,
     /// Which attempt is made at those that are pending.
     pub attempt: Attempt,
@@ -28,7 +28,7 @@ pub struct KnownDevice<'a> {
     pub id: &'a str,
     /// What became of it.
     pub outcome: Outcome,
-    /// The hub's code, if it refused it.
+    /// The outcome's code, if it has one.
     pub code: Option<u32>,
 }
 

@@ -199,7 +199,7 @@ fn a_newer_format_is_refused() {
             error,
             OpenError::TooNew {
                 found: 9,
-                known: 7,
+                known: 8,
                 ..
             }
         ),

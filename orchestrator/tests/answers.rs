@@ -1,0 +1,327 @@
+//! Rollouts whose devices answer in their twins: the driver on doubles, with devices that answer as they are told to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use twincast_core::answer::unanswered;
+use twincast_core::hub::HubLimits;
+use twincast_core::ids::DeviceId;
+use twincast_core::message::MessageId;
+use twincast_core::outcome::{Counts, Outcome};
+use twincast_core::ports::{
+    Batches as _, Clock, Delivery, LeaseReply, Queue, Rollouts as _, Store, Tally,
+};
+use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::spec::RolloutSpec;
+use twincast_core::trace::Tracer;
+use twincast_embedded::InProcessQueue;
+use twincast_orchestrator::accept::accept;
+use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
+use twincast_orchestrator::news::News;
+use twincast_orchestrator::planner::PlanProgress;
+use twincast_orchestrator::view::outcomes;
+use twincast_orchestrator::{HubHandle, Hubs};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
+
+const CANARY: &str = "stages: [{name: canary, max_devices: 5, gate: {counts: applied, failure_above: 20%, min_sample: 1}}]";
+/// What a device answers, given its position in its batch and the attempt, and how long after its message; `None` for
+/// nothing.
+type Answers = fn(u32, u16) -> Option<(&'static str, &'static str, Duration)>;
+
+const DONE: Answers = |_, _| Some(("applied", "", Duration::from_secs(30)));
+
+struct Bench {
+    store: Arc<MemoryStore>,
+    queue: Arc<InProcessQueue>,
+    hub: ScriptedHub,
+    limits: HubLimits,
+    clock: Arc<dyn Clock>,
+}
+
+impl Bench {
+    /// A rollout to this many devices was accepted; somebody works on what is dispatched, and devices answer.
+    async fn new(devices: u32, more: &str, answers: Answers) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
+        let bench = Self {
+            store: Arc::new(MemoryStore::new(Arc::clone(&clock))),
+            queue: Arc::new(InProcessQueue::new(1_000)),
+            hub: ScriptedHub::of(devices),
+            limits: HubLimits {
+                sends_per_minute: Some(100.0),
+                ..HubLimits::unlimited()
+            },
+            clock,
+        };
+        let text = format!(
+            "{{name: r, target: {{all: true}}, message: {{body: {{text: x}}, properties: {{kind: update}}, ttl: 1m}}, {more}}}"
+        );
+        let spec = RolloutSpec::read("x", &text).unwrap();
+        let rollout = Rollout::accepted(spec, BTreeMap::new(), bench.clock.now());
+        accept(&*bench.store, rollout).await.unwrap();
+        let (store, hub) = (Arc::clone(&bench.store), bench.hub.clone());
+        let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok(delivery) = deliveries.next().await {
+                settle(&store, &hub, delivery, answers).await;
+            }
+        });
+        bench
+    }
+
+    async fn drive(&self) -> Rollout {
+        let handle = HubHandle {
+            host: build::host("a"),
+            hub: Arc::new(self.hub.clone()),
+            limits: self.limits,
+        };
+        let driver = Driver {
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
+            hubs: Hubs::from([(build::hub("a"), handle)]),
+            metric_source: None,
+            clock: Arc::clone(&self.clock),
+            config: DriverConfig::default(),
+            base: ".".into(),
+            planning: PlanProgress::default(),
+            news: News::Asked,
+            broker: Arc::default(),
+            repairs: Repairs::default(),
+            tracer: Tracer::default(),
+        };
+        let (name, stop) = (build::name("r"), CancellationToken::new());
+        let driving = driver.drive(&name, &stop);
+        let driven = timeout(Duration::from_secs(50_000), driving).await;
+        driven.expect("it ends").unwrap()
+    }
+
+    async fn rollout(&self) -> Rollout {
+        let rollout = self.store.rollout(&build::name("r")).await.unwrap();
+        rollout.expect("it was accepted")
+    }
+
+    async fn counts(&self) -> Counts {
+        Tally::sum(&self.store.tallies(&build::name("r")).await.unwrap())
+    }
+
+    async fn event(&self, event: Event) {
+        build::step(&*self.store, &self.rollout().await, event).await;
+    }
+}
+
+/// Sends to all devices of a batch that are left; each answers later.
+async fn settle(store: &MemoryStore, hub: &ScriptedHub, delivery: Delivery, answers: Answers) {
+    let (name, batch) = (build::name("r"), delivery.dispatch.batch);
+    let request = build::lease_request(&name, batch.0, "worker");
+    if let LeaseReply::Granted(lease) = store.lease(&request).await.unwrap() {
+        let work = store.load(&name, batch).await.unwrap();
+        let left = work.devices().filter(|it| !it.outcome.is_settled());
+        let mut reports = Vec::new();
+        for device in left {
+            reports.push(build::report(device.index, Outcome::Enqueued));
+            let id = MessageId {
+                rollout: name.clone(),
+                id: work.rollout,
+                stage: work.header().stage,
+                batch,
+                index: device.index,
+                attempt: work.attempt,
+            };
+            let (hub, to) = (hub.clone(), DeviceId::new(device.id).unwrap());
+            if let Some((state, error, after)) = answers(device.index, work.attempt.0) {
+                hub.report(&to, &id.to_string(), "installing", "");
+                tokio::spawn(async move {
+                    sleep(after).await;
+                    hub.report(&to, &id.to_string(), state, error);
+                });
+            }
+        }
+        store.record(&lease, &reports, build::TTL).await.unwrap();
+        store.release(&lease).await.unwrap();
+    }
+    delivery.ticket.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_answers_is_counted_in_a_few_queries() {
+    let bench = Bench::new(1_000, "answers: true", DONE).await;
+    let began = Instant::now();
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    // It ends when all have answered, long before the last message is over.
+    assert!(
+        began.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(bench.counts().await.get(Outcome::Applied), 1_000);
+    let asked = bench.hub.asked_for_answers();
+    assert!((3..=20).contains(&asked), "{asked}");
+    let answered = rollout.notes.answers.stages().next().unwrap().1;
+    assert_eq!((answered.applied, answered.installing), (1_000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_build_stops_at_the_canary_in_the_devices_own_words() {
+    let bench = Bench::new(1_000, CANARY, |index, _| {
+        let after = Duration::from_secs(20);
+        Some(match index {
+            0 | 1 => (
+                "rolled_back",
+                "health_check: the door sensor does not answer",
+                after,
+            ),
+            2 => ("failed", "disk_full: 3 MB are missing", after),
+            _ => ("applied", "", after),
+        })
+    })
+    .await;
+    let rollout = bench.drive().await;
+    let reason = rollout.phase.reason().unwrap_or_default();
+    assert_eq!(rollout.phase.as_str(), "paused", "{reason}");
+    for words in [
+        "failed",
+        "more than 20%",
+        "health_check: the door sensor does not answer",
+    ] {
+        assert!(reason.contains(words), "{words:?} is not in {reason:?}");
+    }
+    let counts = bench.counts().await;
+    assert_eq!(counts.get(Outcome::Failed), 3);
+    assert_eq!(counts.get(Outcome::Pending), 995, "nobody else was sent it");
+    let seen = outcomes::read(&*bench.store, &rollout).await.unwrap();
+    let failures = seen
+        .failures
+        .iter()
+        .map(|it| (it.reason.as_str(), it.devices, it.code));
+    let failures: Vec<_> = failures.collect();
+    assert_eq!(
+        failures,
+        [
+            ("health_check: the door sensor does not answer", 2, None),
+            ("disk_full: 3 MB are missing", 1, None),
+        ]
+    );
+    assert_eq!(
+        seen.failures[0].error.as_ref().unwrap().code,
+        "health_check"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_devices_are_waited_for_and_the_others_are_told_one_by_one() {
+    let bench = Bench::new(250, "answers: {within: 10m}", |index, _| match index % 10 {
+        0 => None,
+        1 => Some(("still at it", "", Duration::from_secs(1))),
+        _ => DONE(0, 1),
+    })
+    .await;
+    let began = Instant::now();
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    // The message's life, the hub's margin, and the ten minutes.
+    let took = began.elapsed().as_secs();
+    assert!((660..=720).contains(&took), "{took}");
+    let counts = bench.counts().await;
+    let all = [Outcome::Applied, Outcome::Installing, Outcome::Enqueued];
+    assert_eq!(all.map(|outcome| counts.get(outcome)), [200, 25, 25]);
+    assert_eq!(unanswered(&counts, 200), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_waits_for_the_lag_of_queries() {
+    let gate = "stages: [{name: s, gate: {counts: applied, success_at_least: 90%, deadline: 2m}}]";
+    let mut bench = Bench::new(100, gate, |index, _| {
+        (index < 80).then(|| DONE(0, 1).unwrap())
+    })
+    .await;
+    bench.limits.query_lag = Duration::from_secs(300);
+    let began = Instant::now();
+    let rollout = bench.drive().await;
+    let reason = rollout.phase.reason().unwrap_or_default();
+    assert!(reason.contains("80 of 100 devices applied"), "{reason}");
+    let took = began.elapsed().as_secs();
+    assert!((420..=490).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hubs_that_cannot_be_asked_are_no_silence() {
+    let gate =
+        "stages: [{name: s, gate: {counts: applied, failure_above: 5%, evidence_within: 20m}}]";
+    let bench = Bench::new(100, gate, DONE).await;
+    let hub = bench.hub.clone();
+    let disturbing = tokio::spawn(async move {
+        sleep(Duration::from_secs(5)).await;
+        hub.set_down(true);
+    });
+    let rollout = bench.drive().await;
+    disturbing.await.unwrap();
+    let reason = rollout.phase.reason().unwrap_or_default();
+    assert_eq!(rollout.phase.as_str(), "paused");
+    assert!(
+        reason.contains("not measured") && reason.contains("it is down"),
+        "{reason}"
+    );
+
+    bench.hub.set_down(false);
+    let word = Word::default();
+    bench.event(Event::ResumeRequested { word }).await;
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::Succeeded, "{:?}", rollout.phase);
+    assert_eq!(bench.counts().await.get(Outcome::Applied), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_counts_its_own_answers() {
+    let bench = Bench::new(50, "answers: true", |index, attempt| {
+        let fails = index < 7 && attempt == 1;
+        Some(match fails {
+            true => ("failed", "no_space: full", Duration::from_secs(10)),
+            // Longer than many questions: what the twin said of the first attempt stands meanwhile.
+            false => ("applied", "", Duration::from_secs(100)),
+        })
+    })
+    .await;
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::FinishedWithFailures);
+    assert_eq!(bench.counts().await.get(Outcome::Failed), 7);
+    bench
+        .event(Event::RetryRequested {
+            outcomes: vec![Outcome::Failed],
+            stage: None,
+            word: Word::default(),
+        })
+        .await;
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    let counts = bench.counts().await;
+    assert_eq!((counts.get(Outcome::Applied), counts.failed()), (50, 0));
+}
+
+/// A device writes what it likes into its twin.
+#[tokio::test(start_paused = true)]
+async fn answers_to_nothing_cost_nothing() {
+    let bench = Bench::new(20, "answers: {within: 1m}", |index, _| {
+        (index > 0).then(|| DONE(0, 1).unwrap())
+    })
+    .await;
+    let rollout = bench.rollout().await;
+    let prefix = format!("r.{}.0.", rollout.id);
+    for (device, id) in [
+        ("x-1", format!("{prefix}zz.0.1")),
+        ("x-2", format!("{prefix}0.zzz.1")),
+        ("x-3", format!("{prefix}what")),
+        ("x-4", "r.1.0.0.0.1".to_owned()),
+    ] {
+        bench
+            .hub
+            .report(&build::device(device), &id, "failed", "a: b");
+    }
+    let rollout = bench.drive().await;
+    assert_eq!(rollout.phase, Phase::Succeeded);
+    let counts = bench.counts().await;
+    assert_eq!(counts.get(Outcome::Applied), 19);
+    assert_eq!((counts.get(Outcome::Enqueued), counts.total()), (1, 20));
+}

@@ -1,0 +1,118 @@
+//! Devices that answer in their twins: who has applied what, who failed and why.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+
+use crate::harness::{Chance, Room, eventually};
+
+const CANARIES: usize = 20;
+const OTHERS: usize = 480;
+const GATE: &str = "counts: applied, failure_above: 10%, min_sample: 5";
+
+/// A hub in this process whose devices answer. `canaries` is how many of the canaries fail.
+fn hub(runtime: &tokio::runtime::Runtime, fails: &str) -> RunningHub {
+    let answers = |fails: &str| {
+        format!(
+            "{{latency: 5ms..50ms, answers: {{after: 100ms..900ms, fails: {fails}, error: 'health_check: the door sensor does not answer'}}}}"
+        )
+    };
+    let (canaries, others) = (answers(fails), answers("0%"));
+    let fleet = format!(
+        "{{seed: 5, groups: [\
+         {{count: {CANARIES}, id: 'canary-{{index:02}}', tags: {{type: fridge, ring: canary}}, behaviour: {canaries}}}, \
+         {{count: {OTHERS}, id: 'fridge-{{index:03}}', tags: {{type: fridge, ring: main}}, behaviour: {others}}}]}}"
+    );
+    let config = HubConfig {
+        unlimited: true,
+        ..HubConfig::with_fleet(Fleet::from_yaml(&fleet).expect("a fleet"))
+    };
+    let started = runtime.block_on(twincast_emulator::start(config));
+    started.expect("a hub on free ports")
+}
+
+fn write(room: &Room) {
+    room.write(
+        "update.yaml",
+        &format!(
+            "name: update\ntarget: {{ tags: {{ type: fridge }} }}\n\
+             message: {{ body: {{ json: {{ version: 1.4.2 }} }}, properties: {{ kind: update }} }}\n\
+             stages:\n  - name: canary\n    tags: {{ ring: canary }}\n    gate: {{ {GATE} }}\n"
+        ),
+    );
+}
+
+fn outcomes(room: &Room) -> BTreeMap<String, usize> {
+    let mut outcomes = BTreeMap::new();
+    for row in room.report("update") {
+        *outcomes.entry(row.outcome).or_default() += 1;
+    }
+    outcomes
+}
+
+#[test]
+fn a_bad_build_stops_at_the_canary_and_the_devices_say_why() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub(&runtime, "20%");
+    let room = Room::of(&hub);
+    write(&room);
+    let stopped = room.run(&["run", "update.yaml"]).expect(8);
+    let words = "health_check: the door sensor does not answer";
+    for says in [
+        "the gate of stage canary failed",
+        words,
+        "Taken, and not applied:",
+    ] {
+        assert!(stopped.stdout.contains(says), "{says}: {stopped}");
+    }
+    assert_eq!(hub.hub().summary().accepted, CANARIES as u64);
+    let status = room.run(&["--json", "status", "update"]).expect(0).json();
+    assert_eq!(status["ends"]["not_applied"], 4, "{status}");
+    assert_eq!(
+        status["failures"][0]["error"]["code"], "health_check",
+        "{status}"
+    );
+    assert_eq!(status["stages"][0]["answers"]["failed"], 4, "{status}");
+    let failed = room
+        .run(&["report", "update", "--failed", "--format", "csv"])
+        .expect(0);
+    assert_eq!(failed.stdout.lines().count(), 1 + 4, "{failed}");
+    assert!(failed.stdout.contains(words), "{failed}");
+    let device = failed
+        .stdout
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split(',').next());
+    let device = device.expect("a row");
+    let explained = room.run(&["explain", "update", device]).expect(0);
+    assert!(explained.stdout.contains(words), "{explained}");
+}
+
+#[test]
+fn a_run_that_is_killed_loses_no_answer() {
+    let seed = 20_261_130;
+    println!("seed {seed}");
+    let mut chance = Chance::seeded(seed);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hub = hub(&runtime, "5%");
+    let room = Room::of(&hub);
+    write(&room);
+    for _ in 0..6 {
+        let mut run = room.start(&["run", "update.yaml"]);
+        let until = hub.hub().summary().query_pages + chance.within(1..5);
+        eventually("some questions", || {
+            (run.is_over() || hub.hub().summary().query_pages >= until).then_some(())
+        });
+        run.kill();
+    }
+    let ended = room.run(&["--json", "run", "update.yaml"]).expect(4).json();
+    let ends: &Value = &ended["ends"];
+    assert_eq!(
+        (&ends["applied"], &ends["not_applied"]),
+        (&499.into(), &1.into()),
+        "{ended}"
+    );
+    let expected = [("applied".to_owned(), 499), ("failed".to_owned(), 1)];
+    assert_eq!(outcomes(&room), BTreeMap::from(expected));
+}
