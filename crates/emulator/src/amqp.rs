@@ -24,7 +24,7 @@ mod timer;
 
 pub(crate) use connection::serve;
 pub(crate) use feedback::FEEDBACK_CONTENT_TYPE;
-pub(crate) use message::{application_properties, body_bytes};
+pub(crate) use message::{SystemFields, application_properties, body_bytes, field_text};
 pub(crate) use outcome::tracking_id;
 
 /// The first bytes of a connection that starts with AMQP itself.

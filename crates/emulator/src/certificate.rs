@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::policy::seeded_key;
 
@@ -80,6 +80,14 @@ pub(crate) fn make(names: &[String], seed: u64) -> Result<Identity, IdentityErro
         ca_pem: ca_certificate.pem(),
         server: Arc::new(server),
     })
+}
+
+/// The certificates in a PEM text, which may have none.
+pub(crate) fn read_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    use rustls_pki_types::pem::PemObject as _;
+    CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -52,6 +52,13 @@ pub struct HubConfig {
     pub delivery_count_max: u32,
     /// How many messages may wait for one device.
     pub queue_depth: u32,
+    /// How many messages a connected device may hold unsettled at the same time. The hub's own bound is not documented.
+    pub device_inflight_max: usize,
+    /// How long a device has to settle a message that it holds over HTTPS or AMQP.
+    pub device_lock: Duration,
+    /// Certificates, in PEM, of the authorities whose certificates devices with the authentication
+    /// `certificateAuthority` may present; may hold several.
+    pub device_ca_pem: String,
     /// How long feedback is collected if there is less than a full batch of it.
     pub feedback_interval: Duration,
     /// How many records a full batch of feedback has.
@@ -103,6 +110,9 @@ impl Default for HubConfig {
             ttl_max: Duration::from_secs(48 * 3600),
             delivery_count_max: 10,
             queue_depth: 50,
+            device_inflight_max: 10,
+            device_lock: Duration::from_secs(60),
+            device_ca_pem: String::new(),
             feedback_interval: Duration::from_secs(15),
             feedback_batch: 64,
             feedback_lock: Duration::from_secs(60),

@@ -107,7 +107,10 @@ pub(crate) fn messages_of(hub: &Hub, device_id: &str) -> Option<Vec<MessageRepor
     let store = &state.store;
     let report = |number| {
         let message = store.message(number)?;
-        let body = store.bodies.get(message.body).map(amqp::body_bytes);
+        let body = store
+            .bodies
+            .get(message.body)
+            .map(|body| amqp::body_bytes(body));
         let (body, body_base64) = match body.map(String::from_utf8) {
             None => (None, None),
             Some(Ok(text)) => (Some(text), None),
@@ -119,7 +122,7 @@ pub(crate) fn messages_of(hub: &Hub, device_id: &str) -> Option<Vec<MessageRepor
         let properties = store
             .properties
             .get(message.properties)
-            .map(amqp::application_properties);
+            .map(|properties| amqp::application_properties(properties));
         let done = !message.state.is_pending();
         Some(MessageReport {
             message_id: store.id(message).to_owned(),

@@ -15,14 +15,16 @@ mod registry;
 mod twin;
 mod virtual_fleet;
 
-pub(crate) use authentication::{AuthenticationBody, Credentials};
+pub(crate) use authentication::{Authentication, AuthenticationBody, Credentials};
 pub use file::{AnswerSpec, Behaviour, FleetError, FleetFile, GroupSpec, Later};
 pub(crate) use generator::Generator;
 pub use generator::ValueSpec;
-pub(crate) use limits::{DESIRED_BYTES_MAX, TAGS_BYTES_MAX, check_section};
+pub(crate) use limits::{DESIRED_BYTES_MAX, REPORTED_BYTES_MAX, TAGS_BYTES_MAX, check_section};
 pub(crate) use metadata::{Stamp, touch};
 pub use parse::{Share, Span};
-pub(crate) use registry::{DeviceRecord, Registry, RegistryEntry, Status};
-pub(crate) use twin::{Reported, device_document, etag_of, iso_time, merge, twin_document};
+pub(crate) use registry::{DeviceRecord, RealTwin, Registry, RegistryEntry, Status};
+pub(crate) use twin::{
+    Contact, Reported, device_document, etag_of, iso_time, merge, twin_document,
+};
 pub use virtual_fleet::Fleet;
 pub(crate) use virtual_fleet::{Conduct, Group, check_id};

@@ -21,7 +21,7 @@ impl Hub {
     /// A hub with its devices and nothing else.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
-        Self(Arc::new(crate::hub::Hub::new(config)))
+        Self(Arc::new(crate::hub::Hub::new(config, Default::default())))
     }
 
     /// What the hub answers on one connection, to bytes that come in these pieces.

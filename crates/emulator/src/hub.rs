@@ -3,6 +3,7 @@
 mod answers;
 mod core;
 mod delivery;
+mod device;
 mod feedback;
 mod intern;
 mod refusal;
@@ -14,6 +15,11 @@ mod windows;
 pub(crate) use self::answers::PROPERTY as ANSWER_PROPERTY;
 pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
+pub(crate) use device::{
+    ClientCertificate, Delivery, Denial, DesiredPush, DeviceAuthorities, DeviceEvent, DevicePass,
+    DeviceSession, Ended, Interest, Invocation, MethodAnswer, MethodCall, Proof, Settling,
+    Subscriptions,
+};
 pub(crate) use feedback::{FeedbackBatch, Settlement};
 pub(crate) use refusal::Refusal;
 pub(crate) use store::Ack;

@@ -32,7 +32,7 @@ pub use fleet::{
 };
 pub use hub::{Cut, MessageState, Summary};
 pub use policy::{Permissions, Policy};
-pub use sas::sign_token;
+pub use sas::{sign_device_token, sign_token};
 pub use server::{HubHandle, RunningHub, StartError, start};
 pub use tier::{Limits, Tier};
 

@@ -12,7 +12,7 @@ pub struct Permissions {
     pub registry_write: bool,
     /// Cloud-to-device sends, feedback, twins and queries.
     pub service_connect: bool,
-    /// Device-side connections; the emulator has none.
+    /// Device-side connections, of any device.
     pub device_connect: bool,
 }
 

@@ -42,6 +42,106 @@ pub(crate) enum TokenError {
     OtherResource(String),
 }
 
+/// A token as it came, read but not checked.
+#[derive(Debug)]
+pub(crate) struct Token<'a> {
+    /// What is signed: the received texts of `sr` and `se`, however the client chose to encode them.
+    signed: String,
+    signature: Vec<u8>,
+    resource: &'a str,
+    /// When it ends, in seconds since 1970.
+    pub(crate) expires_s: u64,
+    /// The policy that is said to have signed it; none for a device's own key.
+    pub(crate) policy: Option<String>,
+}
+
+impl<'a> Token<'a> {
+    pub(crate) fn read(token: &'a str) -> Result<Self, TokenError> {
+        let fields = token
+            .trim()
+            .strip_prefix("SharedAccessSignature ")
+            .ok_or(TokenError::NotASignature)?;
+        let [mut sr, mut sig, mut se, mut skn] = [None; 4];
+        for pair in fields.trim().split('&') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (slot, name) = match key {
+                "sr" => (&mut sr, "sr"),
+                "sig" => (&mut sig, "sig"),
+                "se" => (&mut se, "se"),
+                "skn" => (&mut skn, "skn"),
+                _ => continue,
+            };
+            if slot.replace(value).is_some() {
+                return Err(TokenError::Twice(name));
+            }
+        }
+        let resource = sr.ok_or(TokenError::Missing("sr"))?;
+        let sig = sig.ok_or(TokenError::Missing("sig"))?;
+        let se = se.ok_or(TokenError::Missing("se"))?;
+        let expires_s = se
+            .parse()
+            .map_err(|_| TokenError::BadExpiry(se.to_owned()))?;
+        let sig: Vec<u8> = percent_decode_str(sig).collect();
+        let skn = skn.map(|skn| percent_decode_str(skn).decode_utf8_lossy().into_owned());
+        Ok(Self {
+            signed: format!("{resource}\n{se}"),
+            signature: STANDARD.decode(sig).map_err(|_| TokenError::BadSignature)?,
+            resource,
+            expires_s,
+            policy: skn.filter(|skn| !skn.is_empty()),
+        })
+    }
+
+    /// Whether this key has signed it.
+    pub(crate) fn is_signed_by(&self, key: &[u8]) -> bool {
+        signs(key, &self.signed, &self.signature)
+    }
+
+    /// The host name and path it is for, if that is one of `hosts`, decoded.
+    pub(crate) fn scope(&self, hosts: &[String]) -> Result<String, TokenError> {
+        let scope = normalise(&percent_decode_str(self.resource).decode_utf8_lossy());
+        let host = host_of(&scope);
+        if hosts.iter().any(|known| known == host) {
+            Ok(scope)
+        } else {
+            Err(TokenError::OtherResource(scope))
+        }
+    }
+
+    pub(crate) fn check_time(&self, now_s: u64) -> Result<(), TokenError> {
+        if self.expires_s <= now_s {
+            Err(TokenError::Expired(self.expires_s))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What the policy that has signed it gives.
+    pub(crate) fn grant(
+        &self,
+        policies: &[Policy],
+        hosts: &[String],
+        now_s: u64,
+    ) -> Result<Grant, TokenError> {
+        let name = self.policy.as_ref().ok_or(TokenError::Missing("skn"))?;
+        let policy = policies
+            .iter()
+            .find(|policy| policy.name == *name)
+            .ok_or_else(|| TokenError::UnknownPolicy(name.clone()))?;
+        if !self.is_signed_by(&policy.primary_key) && !self.is_signed_by(&policy.secondary_key) {
+            return Err(TokenError::BadSignature);
+        }
+        let scope = self.scope(hosts)?;
+        self.check_time(now_s)?;
+        Ok(Grant {
+            scope,
+            policy: policy.name.clone(),
+            permissions: policy.permissions,
+            expires_s: self.expires_s,
+        })
+    }
+}
+
 /// Checks a token against the hub's policies. `hosts` are the names this hub answers to, lower case.
 pub(crate) fn verify(
     token: &str,
@@ -49,60 +149,7 @@ pub(crate) fn verify(
     hosts: &[String],
     now_s: u64,
 ) -> Result<Grant, TokenError> {
-    let fields = token
-        .trim()
-        .strip_prefix("SharedAccessSignature ")
-        .ok_or(TokenError::NotASignature)?;
-    let [mut sr, mut sig, mut se, mut skn] = [None; 4];
-    for pair in fields.trim().split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (slot, name) = match key {
-            "sr" => (&mut sr, "sr"),
-            "sig" => (&mut sig, "sig"),
-            "se" => (&mut se, "se"),
-            "skn" => (&mut skn, "skn"),
-            _ => continue,
-        };
-        if slot.replace(value).is_some() {
-            return Err(TokenError::Twice(name));
-        }
-    }
-    let sr = sr.ok_or(TokenError::Missing("sr"))?;
-    let sig = sig.ok_or(TokenError::Missing("sig"))?;
-    let se = se.ok_or(TokenError::Missing("se"))?;
-    let skn = skn.ok_or(TokenError::Missing("skn"))?;
-    let expires_s: u64 = se
-        .parse()
-        .map_err(|_| TokenError::BadExpiry(se.to_owned()))?;
-    let skn = percent_decode_str(skn).decode_utf8_lossy().into_owned();
-    let policy = policies
-        .iter()
-        .find(|policy| policy.name == skn)
-        .ok_or_else(|| TokenError::UnknownPolicy(skn.clone()))?;
-    let sig: Vec<u8> = percent_decode_str(sig).collect();
-    let sig = STANDARD.decode(sig).map_err(|_| TokenError::BadSignature)?;
-    // What is signed is the received text of `sr`, however the client chose to encode it.
-    let text = format!("{sr}\n{se}");
-    if ![&policy.primary_key, &policy.secondary_key]
-        .into_iter()
-        .any(|key| signs(key, &text, &sig))
-    {
-        return Err(TokenError::BadSignature);
-    }
-    let scope = normalise(&percent_decode_str(sr).decode_utf8_lossy());
-    let host = host_of(&scope);
-    if !hosts.iter().any(|known| known == host) {
-        return Err(TokenError::OtherResource(scope));
-    }
-    if expires_s <= now_s {
-        return Err(TokenError::Expired(expires_s));
-    }
-    Ok(Grant {
-        scope,
-        policy: policy.name.clone(),
-        permissions: policy.permissions,
-        expires_s,
-    })
+    Token::read(token)?.grant(policies, hosts, now_s)
 }
 
 fn signs(key: &[u8], text: &str, signature: &[u8]) -> bool {
@@ -114,16 +161,23 @@ fn signs(key: &[u8], text: &str, signature: &[u8]) -> bool {
     mac.verify_slice(signature).is_ok()
 }
 
-/// Signs a token; tests and the emulator's own tools use it.
+/// Signs a token with a policy's key; tests and the emulator's own tools use it.
 #[must_use]
 pub fn sign_token(resource: &str, policy: &str, key: &[u8], expires_s: u64) -> String {
+    let token = sign_device_token(resource, key, expires_s);
+    format!("{token}&skn={policy}")
+}
+
+/// Signs a token with a device's own key; `resource` is `{host}/devices/{id}`.
+#[must_use]
+pub fn sign_device_token(resource: &str, key: &[u8], expires_s: u64) -> String {
     use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
     let resource = utf8_percent_encode(resource, NON_ALPHANUMERIC).to_string();
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     mac.update(format!("{resource}\n{expires_s}").as_bytes());
     let signature = STANDARD.encode(mac.finalize().into_bytes());
     let signature = utf8_percent_encode(&signature, NON_ALPHANUMERIC);
-    format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_s}&skn={policy}")
+    format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_s}")
 }
 
 /// Removes scheme, port and trailing slash and lowers the host's case: `host/path`.

@@ -17,7 +17,7 @@ use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
 use crate::faults::Faults;
-use crate::hub::{Cut, Hub, Summary};
+use crate::hub::{Cut, DeviceAuthorities, Hub, Summary};
 use crate::rest::{self, Prefixed};
 
 /// How long a client has for the TLS handshake and its first bytes.
@@ -41,6 +41,9 @@ pub enum StartError {
     /// The hub's TLS identity could not be made.
     #[error("making the hub's TLS identity")]
     Identity(#[from] IdentityError),
+    /// The certificates of devices' authorities cannot be used.
+    #[error("reading the certificates of the authorities of devices: {0}")]
+    DeviceAuthorities(String),
 }
 
 /// Starts a hub. All its ports are bound when this returns.
@@ -50,6 +53,9 @@ pub enum StartError {
 /// Names the port that could not be bound, or what is wrong with the host name.
 pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     let identity = certificate::make(&config.names(), config.seed)?;
+    let authorities = certificate::read_pem(&config.device_ca_pem)
+        .and_then(|found| DeviceAuthorities::new(&found));
+    let authorities = authorities.map_err(StartError::DeviceAuthorities)?;
     let bind = async |purpose, port| {
         let address = SocketAddr::new(config.bind, port);
         TcpListener::bind(address)
@@ -84,7 +90,7 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
         )?),
         None => None,
     };
-    let hub = Arc::new(Hub::new(config));
+    let hub = Arc::new(Hub::new(config, authorities));
     let running = RunningHub {
         handle: HubHandle {
             hub: Arc::clone(&hub),

@@ -70,6 +70,7 @@ fn submit(hub: &Hub, payload: &[u8]) -> Result<(), Refusal> {
         message_id: &message.message_id_text(),
         ack,
         expiry_ms: message.expiry_ms,
+        system: &message.system.encode(),
         properties: message.application_properties,
         body: message.body,
         size: payload.len(),

@@ -27,6 +27,8 @@ pub(crate) struct Message<'a> {
     pub(crate) ack: Option<&'a str>,
     /// Whether `iothub-ack` is there and not a string.
     pub(crate) ack_not_text: bool,
+    /// The user id, correlation id, content type and content encoding, as encoded; empty if it has none of them.
+    pub(crate) system: SystemFields<'a>,
     /// The application properties' map, as encoded.
     pub(crate) application_properties: &'a [u8],
     /// The body sections, as encoded.
@@ -68,9 +70,12 @@ impl<'a> Message<'a> {
         let mut fields = reader.list()?;
         self.message_id = fields.raw()?;
         self.message_id.map_or(Ok(()), check_id)?;
-        fields.skip(1)?;
+        self.system.user_id = fields.raw()?;
         self.to = fields.get(Reader::text)?;
-        fields.skip(5)?;
+        fields.skip(2)?;
+        self.system.correlation_id = fields.raw()?;
+        self.system.content_type = fields.raw()?;
+        self.system.content_encoding = fields.raw()?;
         self.expiry_ms = fields.get(Reader::timestamp)?;
         Ok(())
     }
@@ -103,6 +108,49 @@ impl<'a> Message<'a> {
     }
 }
 
+/// What a service may say of a message beside its properties, and a device is told: each as encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SystemFields<'a> {
+    pub(crate) user_id: Option<&'a [u8]>,
+    pub(crate) correlation_id: Option<&'a [u8]>,
+    pub(crate) content_type: Option<&'a [u8]>,
+    pub(crate) content_encoding: Option<&'a [u8]>,
+}
+
+/// AMQP's null.
+const NULL: &[u8] = &[0x40];
+
+impl<'a> SystemFields<'a> {
+    /// The four fields one after the other; nothing if there are none.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        if *self == Self::default() {
+            return Vec::new();
+        }
+        let fields = [
+            self.user_id,
+            self.correlation_id,
+            self.content_type,
+            self.content_encoding,
+        ];
+        fields.map(|field| field.unwrap_or(NULL)).concat()
+    }
+
+    /// What [`SystemFields::encode`] has made.
+    pub(crate) fn decode(encoded: &'a [u8]) -> Self {
+        let mut reader = Reader::new(encoded);
+        let mut next = || {
+            let raw = reader.raw().ok()?;
+            (raw != NULL).then_some(raw)
+        };
+        Self {
+            user_id: next(),
+            correlation_id: next(),
+            content_type: next(),
+            content_encoding: next(),
+        }
+    }
+}
+
 /// A message id is a `ulong`, a uuid, binary or text (AMQP 1.0, part 3, section 3.2.4). It is echoed as it came.
 fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
     match raw {
@@ -112,6 +160,20 @@ fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
             code: raw.first().copied().unwrap_or_default(),
             wanted: "a message id",
         }),
+    }
+}
+
+/// A field's value as text: uuids hyphenated, numbers in decimal.
+pub(crate) fn field_text(raw: &[u8]) -> String {
+    let mut reader = Reader::new(raw);
+    match raw {
+        // A user id is binary in AMQP and text to a device.
+        [0xa0 | 0xb0, ..] => {
+            let bytes = reader.binary().ok().flatten().unwrap_or_default();
+            String::from_utf8_lossy(bytes).into_owned()
+        }
+        [0xa3 | 0xb3, ..] => reader.text().ok().flatten().unwrap_or_default().to_owned(),
+        _ => id_text(raw).into_owned(),
     }
 }
 

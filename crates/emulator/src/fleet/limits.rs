@@ -7,6 +7,8 @@ use serde_json::{Map, Number, Value};
 pub(crate) const TAGS_BYTES_MAX: usize = 8 * 1024;
 /// The largest desired properties, likewise.
 pub(crate) const DESIRED_BYTES_MAX: usize = 32 * 1024;
+/// The largest reported properties, likewise.
+pub(crate) const REPORTED_BYTES_MAX: usize = 32 * 1024;
 /// How deep objects may nest below the section's own.
 const DEPTH_MAX: usize = 10;
 const KEY_BYTES_MAX: usize = 1024;

@@ -42,7 +42,10 @@ pub(crate) struct DeviceRecord {
     pub(crate) desired: Map<String, Value>,
     /// The `$metadata` of the desired properties.
     pub(crate) desired_metadata: Map<String, Value>,
+    /// What the device reported; of a simulated one, what it did when it came to be.
     pub(crate) reported: Map<String, Value>,
+    /// A device that has connected; none as long as it is simulated.
+    pub(crate) real: Option<Box<RealTwin>>,
     /// Counts changes of the twin.
     pub(crate) version: u64,
     /// Counts changes of the identity.
@@ -57,6 +60,16 @@ pub(crate) struct DeviceRecord {
     pub(crate) parent_scopes: Vec<String>,
     /// What symmetric keys follow from that the hub makes.
     seed: u64,
+}
+
+/// What the hub knows of a device that has connected, beside its reported properties.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RealTwin {
+    /// The `$metadata` of the reported properties.
+    pub(crate) reported_metadata: Map<String, Value>,
+    pub(crate) reported_version: u64,
+    /// The Plug and Play model that it named; empty if none.
+    pub(crate) model_id: String,
 }
 
 impl DeviceRecord {
@@ -162,6 +175,7 @@ impl Registry {
         match self.entries.get(&number) {
             Some(RegistryEntry::Changed(record)) => match (record.status, computed) {
                 (Status::Disabled, _) => Conduct::Disabled,
+                (Status::Enabled, _) if record.real.is_some() => Conduct::Real,
                 (Status::Enabled, Conduct::Disabled) => Conduct::Completes {
                     online_after: std::time::Duration::ZERO,
                 },
@@ -201,6 +215,19 @@ impl Registry {
         }
     }
 
+    /// An existing device, to be changed.
+    pub(crate) fn record_mut(&mut self, number: u32) -> Option<&mut DeviceRecord> {
+        if !self.entries.contains_key(&number) {
+            let record = self.computed_record(number)?;
+            self.entries
+                .insert(number, RegistryEntry::Changed(Box::new(record)));
+        }
+        match self.entries.get_mut(&number)? {
+            RegistryEntry::Changed(record) => Some(record),
+            RegistryEntry::Deleted => None,
+        }
+    }
+
     fn computed_record(&self, number: u32) -> Option<DeviceRecord> {
         let (group, position) = self.fleet.place(number)?;
         let generation = generation(self.fleet.seed() ^ u64::from(number));
@@ -237,6 +264,7 @@ impl Registry {
             desired: Map::new(),
             desired_metadata,
             reported: Map::new(),
+            real: None,
             version: 2,
             device_version: 1,
             desired_version: 1,

@@ -38,9 +38,26 @@ pub(crate) struct Reported {
     pub(crate) version: u64,
 }
 
+/// What the hub knows of a device's connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Contact {
+    pub(crate) connected: bool,
+    /// When the device last did something, in milliseconds since 1970; none for simulated ones.
+    pub(crate) activity_ms: Option<u64>,
+    /// When it last connected or was disconnected, likewise.
+    pub(crate) changed_ms: Option<u64>,
+}
+
 impl Reported {
-    /// What a device reported when it came to be.
-    pub(crate) fn initial(record: &DeviceRecord) -> Self {
+    /// What the registry has: of a real device all, of a simulated one what it reported when it came to be.
+    pub(crate) fn recorded(record: &DeviceRecord) -> Self {
+        if let Some(real) = &record.real {
+            return Self {
+                values: record.reported.clone(),
+                metadata: real.reported_metadata.clone(),
+                version: real.reported_version,
+            };
+        }
         let mut initial = Self {
             values: Map::new(),
             metadata: Map::new(),
@@ -90,7 +107,7 @@ pub(crate) fn twin_document(
     record: &DeviceRecord,
     reported: Reported,
     pending: u32,
-    connected: bool,
+    contact: Contact,
 ) -> Value {
     let desired = section(
         record.desired.clone(),
@@ -103,13 +120,13 @@ pub(crate) fn twin_document(
         "deviceEtag": etag_of(record.device_version),
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
-        "statusUpdateTime": status_time(record),
-        "connectionState": connection_state(connected),
-        "lastActivityTime": NEVER,
+        "statusUpdateTime": time_or_never(record.status_updated_ms),
+        "connectionState": connection_state(contact.connected),
+        "lastActivityTime": time_or_never(contact.activity_ms),
         "cloudToDeviceMessageCount": pending,
         "authenticationType": record.authentication.kind(),
         "x509Thumbprint": record.authentication.thumbprints(),
-        "modelId": "",
+        "modelId": record.real.as_ref().map_or("", |real| &real.model_id),
         "version": record.version,
         "tags": record.tags,
         "properties": {
@@ -123,17 +140,17 @@ pub(crate) fn twin_document(
 }
 
 /// The identity document of a device.
-pub(crate) fn device_document(record: &DeviceRecord, pending: u32, connected: bool) -> Value {
+pub(crate) fn device_document(record: &DeviceRecord, pending: u32, contact: Contact) -> Value {
     json!({
         "deviceId": record.id,
         "generationId": record.generation,
         "etag": etag_of(record.device_version),
-        "connectionState": connection_state(connected),
+        "connectionState": connection_state(contact.connected),
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
-        "connectionStateUpdatedTime": NEVER,
-        "statusUpdatedTime": status_time(record),
-        "lastActivityTime": NEVER,
+        "connectionStateUpdatedTime": time_or_never(contact.changed_ms),
+        "statusUpdatedTime": time_or_never(record.status_updated_ms),
+        "lastActivityTime": time_or_never(contact.activity_ms),
         "cloudToDeviceMessageCount": pending,
         "authentication": record.authentication.document(),
         "capabilities": { "iotEdge": record.edge },
@@ -142,10 +159,8 @@ pub(crate) fn device_document(record: &DeviceRecord, pending: u32, connected: bo
     })
 }
 
-fn status_time(record: &DeviceRecord) -> String {
-    record
-        .status_updated_ms
-        .map_or_else(|| NEVER.to_owned(), iso_time)
+fn time_or_never(ms: Option<u64>) -> String {
+    ms.map_or_else(|| NEVER.to_owned(), iso_time)
 }
 
 fn connection_state(connected: bool) -> &'static str {

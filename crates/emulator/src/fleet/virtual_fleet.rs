@@ -50,6 +50,8 @@ pub(crate) enum Conduct {
     Offline,
     /// Cannot be sent any.
     Disabled,
+    /// Is no simulated one: a client that connects as this device does with them what it likes.
+    Real,
 }
 
 impl Fleet {

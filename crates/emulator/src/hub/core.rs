@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use twincast_hub_limits::LARGEST_MESSAGE;
 use uuid::Uuid;
 
 use super::answers;
 use super::delivery::FeedbackMessage;
+use super::device::{DeviceAuthorities, RealDevices};
 use super::feedback::{FeedbackBatch, FeedbackQueue, Record, Settlement};
 use super::refusal::Refusal;
 use super::store::{Ack, Arrival, MessageState, Store};
@@ -20,7 +21,7 @@ use super::summary::{Summary, Tallies};
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
 use crate::faults::{FaultBox, SendFault};
-use crate::fleet::{Conduct, DeviceRecord, Registry, Reported, twin_document};
+use crate::fleet::{Conduct, Contact, DeviceRecord, Registry, Reported, twin_document};
 use crate::lock;
 use crate::policy::Policy;
 use crate::sas::{Grant, TokenError, verify};
@@ -35,6 +36,8 @@ pub(crate) struct Submission<'a> {
     pub(crate) message_id: &'a str,
     pub(crate) ack: Ack,
     pub(crate) expiry_ms: Option<i64>,
+    /// What [`SystemFields::encode`](crate::amqp::SystemFields) has made.
+    pub(crate) system: &'a [u8],
     pub(crate) properties: &'a [u8],
     pub(crate) body: &'a [u8],
     /// Everything together, in bytes.
@@ -57,8 +60,24 @@ pub enum Cut {
 pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) feedback: FeedbackQueue,
+    pub(crate) devices: RealDevices,
     /// The day since 1970 and what was used of its quota.
     quota: (u64, u64),
+}
+
+impl State {
+    /// Ends a message that is pending, and tells whoever wants to know.
+    pub(crate) fn end(&mut self, number: u32, end: MessageState, now_ms: u64) {
+        if let Some(message) = self.store.finish(number, end, now_ms)
+            && message.ack.wants(end)
+        {
+            self.feedback.push(Record {
+                at_ms: now_ms,
+                message: number,
+                state: end,
+            });
+        }
+    }
 }
 
 /// A hub.
@@ -79,6 +98,12 @@ pub(crate) struct Hub {
     completed: Vec<AtomicU64>,
     /// When those devices will have gone back that do, in milliseconds like [`Hub::now_ms`].
     reverting: Mutex<HashMap<u32, u64>>,
+    /// Whose certificates devices may present.
+    pub(super) authorities: DeviceAuthorities,
+    /// How often devices have connected; the serial number of the next connection.
+    pub(super) connections_made: AtomicU64,
+    /// Notified whenever a device becomes ready for methods.
+    pub(super) methods_ready: Notify,
     /// Changes whenever there may be feedback to take.
     feedback_ready: watch::Sender<u64>,
     /// Changes whenever all connections are to be cut.
@@ -86,7 +111,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(config: HubConfig) -> Self {
+    pub(crate) fn new(config: HubConfig, authorities: DeviceAuthorities) -> Self {
         let limits = config.effective_limits();
         let policies = if config.policies.is_empty() {
             Policy::defaults(config.seed)
@@ -124,10 +149,14 @@ impl Hub {
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             reverting: Mutex::default(),
+            authorities,
+            connections_made: AtomicU64::new(0),
+            methods_ready: Notify::new(),
             registry: RwLock::new(registry),
             state: Mutex::new(State {
                 store: Store::new(),
                 feedback,
+                devices: RealDevices::default(),
                 quota: (0, 0),
             }),
             throttles: Throttles::new(
@@ -226,18 +255,22 @@ impl Hub {
         self.charge(&mut state, submission.size, now_ms)?;
         let nth = state.store.len() as u64;
         let (planned, due_ms) = self.fate(&registry, device, conduct, now_ms, ttl_ms, nth);
-        state.store.enqueue(Arrival {
+        let number = state.store.enqueue(Arrival {
             now_ms,
             device,
             id: submission.message_id,
             ack: submission.ack,
             properties: submission.properties,
+            system: submission.system,
             body: submission.body,
             ttl_ms,
             invisible: conduct == Conduct::NeverAnswers,
             planned,
             due_ms,
         });
+        if conduct == Conduct::Real {
+            state.devices.arrived(device, number);
+        }
         Ok(())
     }
 
@@ -258,7 +291,12 @@ impl Hub {
         Ok(ttl_ms)
     }
 
-    fn charge(&self, state: &mut State, size: usize, now_ms: u64) -> Result<(), Refusal> {
+    pub(super) fn charge(
+        &self,
+        state: &mut State,
+        size: usize,
+        now_ms: u64,
+    ) -> Result<(), Refusal> {
         let day = now_ms / DAY_MS;
         if state.quota.0 != day {
             state.quota = (day, 0);
@@ -295,6 +333,8 @@ impl Hub {
             });
         let latency_ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX >> 1);
         let (end, at_ms) = match conduct {
+            // It waits for the device, at the longest until it expires.
+            Conduct::Real => return (MessageState::Enqueued, expires_ms),
             Conduct::Completes { online_after } => {
                 let online_ms = self.started_ms
                     + u64::try_from(online_after.as_millis()).unwrap_or(u64::MAX >> 1);
@@ -329,28 +369,30 @@ impl Hub {
         let now_ms = self.now_ms();
         let mut state = lock(&self.state);
         let numbers: Vec<u32> = state.store.messages_of(device).collect();
-        let mut count = 0;
+        let before = state.store.counts.pending;
         for number in numbers {
-            if let Some(message) = state.store.finish(number, end, now_ms) {
-                count += 1;
-                if message.ack.wants(end) {
-                    state.feedback.push(Record {
-                        at_ms: now_ms,
-                        message: number,
-                        state: end,
-                    });
-                }
-            }
+            state.end(number, end, now_ms);
         }
-        count
+        before - state.store.counts.pending
     }
 
-    /// Whether a device is connected.
-    pub(crate) fn is_connected(&self, registry: &Registry, device: u32) -> bool {
+    /// What is known of a device's connection.
+    pub(crate) fn contact(&self, registry: &Registry, device: u32) -> Contact {
         match registry.conduct(device) {
+            Conduct::Real => self.real_contact(device),
+            conduct => Contact {
+                connected: self.plays_connected(conduct),
+                ..Contact::default()
+            },
+        }
+    }
+
+    /// Whether a simulated device is connected.
+    fn plays_connected(&self, conduct: Conduct) -> bool {
+        match conduct {
             Conduct::Completes { online_after } => self.uptime() >= online_after,
             Conduct::Rejects | Conduct::Abandons | Conduct::NeverAnswers => true,
-            Conduct::Offline | Conduct::Disabled => false,
+            Conduct::Offline | Conduct::Disabled | Conduct::Real => false,
         }
     }
 
@@ -388,13 +430,25 @@ impl Hub {
 
     /// The twin document of a device as it is now.
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
-        let (pending, delivered_ms) = {
-            let state = lock(&self.state);
-            let first = state.store.first_delivery(device, record.created_ms);
-            (state.store.pending(device), first)
-        };
-        let connected = self.is_connected(registry, device);
-        let mut reported = Reported::initial(record);
+        let pending = lock(&self.state).store.pending(device);
+        let reported = self.reported_of(registry, device, record);
+        twin_document(record, reported, pending, self.contact(registry, device))
+    }
+
+    /// What a device reports as it is now.
+    pub(super) fn reported_of(
+        &self,
+        registry: &Registry,
+        device: u32,
+        record: &DeviceRecord,
+    ) -> Reported {
+        let mut reported = Reported::recorded(record);
+        if record.real.is_some() {
+            return reported;
+        }
+        let delivered_ms = lock(&self.state)
+            .store
+            .first_delivery(device, record.created_ms);
         if let (Some(at_ms), Some((group, position))) =
             (delivered_ms, registry.fleet().place(device))
         {
@@ -414,7 +468,7 @@ impl Hub {
                 }
             }
         }
-        twin_document(record, reported, pending, connected)
+        reported
     }
 
     /// Settles a feedback batch that a service has held over AMQP.
@@ -511,6 +565,20 @@ impl Hub {
             http_shaped: tallies.http_shaped.get(),
             http_throttled: tallies.http_throttled.get(),
             query_pages: tallies.query_pages.get(),
+            real_devices: state.devices.len() as u64,
+            connected_devices: tallies.connected_devices.now(),
+            connected_devices_max: tallies.connected_devices.max(),
+            device_connections: tallies.device_connections.get(),
+            device_replacements: tallies.device_replacements.get(),
+            device_logins: tallies.device_logins.get(),
+            device_logins_refused: tallies.device_logins_refused.get(),
+            deliveries: tallies.deliveries.get(),
+            telemetry_messages: tallies.telemetry_messages.get(),
+            telemetry_bytes: tallies.telemetry_bytes.get(),
+            device_twin_reads: tallies.device_twin_reads.get(),
+            reported_patches: tallies.reported_patches.get(),
+            methods: tallies.methods.get(),
+            methods_answered: tallies.methods_answered.get(),
         }
     }
 }

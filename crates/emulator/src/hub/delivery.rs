@@ -36,6 +36,7 @@ impl Hub {
         let now_ms = self.now_ms();
         let mut state = self.state();
         let state = &mut *state;
+        state.end_locks(now_ms);
         let feedback = &mut state.feedback;
         let count = state
             .store

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
+
 /// Bytes of at most this many pieces' content are kept; of later ones only the length is known. Bodies that
 /// differ for every device would otherwise grow without bound.
 const KEPT_BYTES_MAX: usize = 64 << 20;
@@ -16,18 +18,23 @@ pub(crate) struct Interner {
 
 #[derive(Debug)]
 struct Piece {
-    content: Option<Box<[u8]>>,
+    content: Option<Bytes>,
     len: u32,
 }
 
 impl Interner {
-    /// The number of these bytes.
-    pub(crate) fn intern(&mut self, bytes: &[u8]) -> u32 {
+    /// The number of these bytes, which are kept beyond the bound if somebody `needs` them.
+    pub(crate) fn intern(&mut self, bytes: &[u8], needs: bool) -> u32 {
         let hash = xxhash_rust::xxh3::xxh3_64(bytes);
-        if let Some(number) = self.by_hash.get(&hash) {
-            return *number;
+        if let Some(number) = self.by_hash.get(&hash).copied() {
+            if let Some(piece) = self.pieces.get_mut(number as usize).filter(|_| needs) {
+                piece
+                    .content
+                    .get_or_insert_with(|| Bytes::copy_from_slice(bytes));
+            }
+            return number;
         }
-        let keep = self.kept_bytes + bytes.len() <= KEPT_BYTES_MAX;
+        let keep = needs || self.kept_bytes + bytes.len() <= KEPT_BYTES_MAX;
         if keep {
             self.kept_bytes += bytes.len();
         }
@@ -35,7 +42,7 @@ impl Interner {
         let number = u32::try_from(self.pieces.len()).unwrap_or(u32::MAX);
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.pieces.push(Piece {
-            content: keep.then(|| bytes.into()),
+            content: keep.then(|| Bytes::copy_from_slice(bytes)),
             len,
         });
         self.by_hash.insert(hash, number);
@@ -43,8 +50,8 @@ impl Interner {
     }
 
     /// The bytes of a number, if they were kept.
-    pub(crate) fn get(&self, number: u32) -> Option<&[u8]> {
-        self.pieces.get(number as usize)?.content.as_deref()
+    pub(crate) fn get(&self, number: u32) -> Option<&Bytes> {
+        self.pieces.get(number as usize)?.content.as_ref()
     }
 
     /// How many bytes a number stands for.
@@ -109,11 +116,25 @@ mod tests {
     #[test]
     fn equal_bytes_have_one_number() {
         let mut interner = Interner::default();
-        let a = interner.intern(b"body");
-        assert_eq!(interner.intern(b"body"), a);
-        assert_ne!(interner.intern(b"other"), a);
-        assert_eq!(interner.get(a), Some(&b"body"[..]));
+        let a = interner.intern(b"body", false);
+        assert_eq!(interner.intern(b"body", false), a);
+        assert_ne!(interner.intern(b"other", false), a);
+        assert_eq!(interner.get(a).unwrap(), &b"body"[..]);
         assert_eq!(interner.len(a), 4);
+    }
+
+    #[test]
+    fn what_is_needed_is_kept_beyond_the_bound() {
+        let mut interner = Interner {
+            kept_bytes: KEPT_BYTES_MAX,
+            ..Interner::default()
+        };
+        let late = interner.intern(b"late", false);
+        assert_eq!((interner.get(late), interner.len(late)), (None, 4));
+        assert_eq!(interner.intern(b"late", true), late);
+        assert_eq!(interner.get(late).unwrap(), &b"late"[..]);
+        let needed = interner.intern(b"needed", true);
+        assert_eq!(interner.get(needed).unwrap(), &b"needed"[..]);
     }
 
     #[test]

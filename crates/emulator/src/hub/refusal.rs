@@ -142,6 +142,16 @@ impl Refusal {
         )
     }
 
+    pub(crate) fn device_not_online(id: &str) -> Self {
+        let text = format!("The device {id} is not connected, or not ready for direct methods");
+        Self::new("amqp:not-found", 404_103, "DeviceNotOnline", text)
+    }
+
+    pub(crate) fn gateway_timeout(id: &str) -> Self {
+        let text = format!("The device {id} has not answered in time");
+        Self::new("com.microsoft:timeout", 504_101, "GatewayTimeout", text)
+    }
+
     pub(crate) fn not_emulated(what: &str) -> Self {
         let text = format!("This is an emulator, which has no {what}");
         Self::new("amqp:not-implemented", 501_000, "NotImplemented", text)

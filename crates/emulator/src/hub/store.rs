@@ -98,15 +98,27 @@ pub(crate) struct Stored {
     /// The device's next message, plus one.
     next: u32,
     pub(crate) properties: u32,
+    /// The system properties, see [`SystemFields`](crate::amqp::SystemFields).
+    pub(crate) system: u32,
     pub(crate) body: u32,
     /// From enqueuing to expiry. At most two days, so 32 bits are plenty.
     pub(crate) ttl_ms: u32,
     /// From enqueuing to the end, once there is one.
     pub(crate) done_after_ms: u32,
     pub(crate) state: MessageState,
-    /// How it will end unless something comes between.
+    /// How it will end unless something comes between; a message to a real device, which has no plan, stays
+    /// `Enqueued`.
     planned: MessageState,
     pub(crate) ack: Ack,
+    /// How often it was given to a real device.
+    pub(crate) deliveries: u8,
+}
+
+impl Stored {
+    /// When it expires, in milliseconds since 1970.
+    pub(crate) fn expires_ms(&self) -> u64 {
+        self.enqueued_ms + u64::from(self.ttl_ms)
+    }
 }
 
 /// A message on its way into the store.
@@ -117,9 +129,11 @@ pub(crate) struct Arrival<'a> {
     pub(crate) id: &'a str,
     pub(crate) ack: Ack,
     pub(crate) properties: &'a [u8],
+    pub(crate) system: &'a [u8],
     pub(crate) body: &'a [u8],
     pub(crate) ttl_ms: u64,
     pub(crate) invisible: bool,
+    /// `Enqueued` if it waits for a real device.
     pub(crate) planned: MessageState,
     pub(crate) due_ms: u64,
 }
@@ -251,13 +265,15 @@ impl Store {
     /// Puts a message into its device's queue.
     pub(crate) fn enqueue(&mut self, arrival: Arrival<'_>) -> u32 {
         let number = u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let is_real = arrival.planned == MessageState::Enqueued;
         let message = Stored {
             enqueued_ms: arrival.now_ms,
             id: self.ids.push(arrival.id),
             device: arrival.device,
             next: 0,
-            properties: self.properties.intern(arrival.properties),
-            body: self.bodies.intern(arrival.body),
+            properties: self.properties.intern(arrival.properties, is_real),
+            system: self.properties.intern(arrival.system, is_real),
+            body: self.bodies.intern(arrival.body, is_real),
             ttl_ms: u32::try_from(arrival.ttl_ms).unwrap_or(u32::MAX),
             done_after_ms: 0,
             state: if arrival.invisible {
@@ -267,6 +283,7 @@ impl Store {
             },
             planned: arrival.planned,
             ack: arrival.ack,
+            deliveries: 0,
         };
         if self
             .blocks
@@ -317,7 +334,7 @@ impl Store {
                 break;
             };
             for number in entry.remove() {
-                let Some(planned) = self.message(number).map(|message| message.planned) else {
+                let Some(planned) = self.message(number).and_then(|it| due_end(it, now_ms)) else {
                     continue;
                 };
                 if let Some(message) = self.finish(number, planned, now_ms) {
@@ -327,6 +344,32 @@ impl Store {
             }
         }
         count
+    }
+
+    /// Leaves a pending message to its device, which has become a real one.
+    pub(crate) fn leave_to_device(&mut self, number: u32) {
+        let Some(message) = self.message_mut(number) else {
+            return;
+        };
+        message.planned = MessageState::Enqueued;
+        message.state = MessageState::Enqueued;
+        let expires_ms = message.expires_ms();
+        self.due.entry(expires_ms).or_default().push(number);
+    }
+
+    /// Marks a message as given to its device.
+    pub(crate) fn give(&mut self, number: u32) -> Option<&Stored> {
+        let message = self.message_mut(number)?;
+        message.state = MessageState::Invisible;
+        message.deliveries = message.deliveries.saturating_add(1);
+        Some(message)
+    }
+
+    /// Marks a message as back in its device's queue.
+    pub(crate) fn take_back(&mut self, number: u32) {
+        if let Some(message) = self.message_mut(number) {
+            message.state = MessageState::Enqueued;
+        }
     }
 
     /// Ends a message that is still pending.
@@ -381,6 +424,16 @@ impl Store {
     }
 }
 
+/// How a message ends now that something is due with it; none if it does not.
+fn due_end(message: &Stored, now_ms: u64) -> Option<MessageState> {
+    if message.planned != MessageState::Enqueued {
+        return Some(message.planned);
+    }
+    // What a device holds expires only when it comes back, and a plan of earlier times is void.
+    let expired = message.state == MessageState::Enqueued && message.expires_ms() <= now_ms;
+    expired.then_some(MessageState::Expired)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,6 +445,7 @@ mod tests {
             id,
             ack: Ack::Full,
             properties: b"",
+            system: b"",
             body: b"body",
             ttl_ms: 1000,
             invisible: false,

@@ -77,6 +77,18 @@ pub(crate) struct Tallies {
     pub(crate) http_throttled: Counter,
     pub(crate) http_shaped: Counter,
     pub(crate) query_pages: Counter,
+    pub(crate) connected_devices: Level,
+    pub(crate) device_connections: Counter,
+    pub(crate) device_replacements: Counter,
+    pub(crate) device_logins: Counter,
+    pub(crate) device_logins_refused: Counter,
+    pub(crate) deliveries: Counter,
+    pub(crate) telemetry_messages: Counter,
+    pub(crate) telemetry_bytes: Counter,
+    pub(crate) device_twin_reads: Counter,
+    pub(crate) reported_patches: Counter,
+    pub(crate) methods: Counter,
+    pub(crate) methods_answered: Counter,
 }
 
 impl Tallies {
@@ -187,4 +199,32 @@ pub struct Summary {
     pub http_throttled: u64,
     /// Pages of queries answered.
     pub query_pages: u64,
+    /// Devices that have connected since the start, and are simulated no more.
+    pub real_devices: u64,
+    /// Devices that are connected now; simulated ones do not count.
+    pub connected_devices: u64,
+    /// The most devices connected at the same time.
+    pub connected_devices_max: u64,
+    /// Connections of devices.
+    pub device_connections: u64,
+    /// Connections of devices that ended because the device connected anew.
+    pub device_replacements: u64,
+    /// Times that devices proved who they are, over any protocol.
+    pub device_logins: u64,
+    /// Times that they did not.
+    pub device_logins_refused: u64,
+    /// Messages given to connected devices, repeats included.
+    pub deliveries: u64,
+    /// Messages of devices, of which nothing is kept.
+    pub telemetry_messages: u64,
+    /// Their bytes, properties included.
+    pub telemetry_bytes: u64,
+    /// Twins read by their devices.
+    pub device_twin_reads: u64,
+    /// Patches of reported properties taken from devices.
+    pub reported_patches: u64,
+    /// Direct methods called by services.
+    pub methods: u64,
+    /// Those that a device has answered.
+    pub methods_answered: u64,
 }

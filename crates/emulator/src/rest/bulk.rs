@@ -11,8 +11,8 @@ use super::error::{ApiError, json_response};
 use super::identity::Identity;
 use super::serve::{Answer, Call, admit};
 use super::twins::{Manner, TwinPatch, is_current};
-use crate::fleet::{Registry, check_id};
-use crate::hub::{MessageState, Operation};
+use crate::fleet::{Registry, Status, check_id};
+use crate::hub::{Ended, Operation};
 
 /// How many devices one request may name.
 const ITEMS_MAX: usize = 100;
@@ -125,22 +125,30 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
     }
     if let (Some(number), true) = (found, mode.starts_with("delete")) {
         registry.delete(number);
-        call.hub.empty_queue(number, MessageState::Lost);
+        call.hub.forget_device(number);
         return Ok(());
     }
     if !twin_only {
         item.identity.apply(&mut record, now_ms).map_err(invalid)?;
     }
+    let mut changed = None;
     if twin_only || item.tags.is_some() || item.properties.is_some() {
         let properties = item.properties.unwrap_or_else(|| json!({}));
         let patch = json!({ "tags": item.tags, "properties": properties });
         let patch: TwinPatch =
             serde_json::from_value(patch).map_err(|error| invalid(error.to_string()))?;
-        patch
+        changed = patch
             .apply(&mut record, Manner::Merge, now_ms)
             .map_err(|error| invalid(error.to_string()))?;
     }
-    registry.put(record).map(drop).ok_or_else(full)
+    let (is_disabled, version) = (record.status == Status::Disabled, record.desired_version);
+    let number = registry.put(record).ok_or_else(full)?;
+    if is_disabled {
+        call.hub.disconnect(number, Ended::Disabled);
+    } else if let Some(changed) = changed {
+        call.hub.push_desired(number, &changed, version);
+    }
+    Ok(())
 }
 
 fn invalid(text: String) -> Failure {

@@ -8,8 +8,8 @@ use super::error::{ApiError, empty_response, json_response};
 use super::identity::Identity;
 use super::serve::{Answer, Call};
 use super::twins::{check_match, with_etag};
-use crate::fleet::{DeviceRecord, check_id, device_document};
-use crate::hub::{MessageState, Refusal};
+use crate::fleet::{DeviceRecord, Status, check_id, device_document};
+use crate::hub::{Ended, MessageState, Refusal};
 
 /// How many devices a list shows at most.
 const LIST_MAX: usize = 1_000;
@@ -55,7 +55,7 @@ fn document(
     record: &DeviceRecord,
 ) -> Value {
     let pending = call.hub.state().store.pending(number);
-    device_document(record, pending, call.hub.is_connected(registry, number))
+    device_document(record, pending, call.hub.contact(registry, number))
 }
 
 /// Answers with an identity.
@@ -109,6 +109,9 @@ pub(crate) fn put(call: &Call, id: &str) -> Answer {
         .apply(&mut record, now_ms)
         .map_err(ApiError::bad_request)?;
     let number = registry.put(record.clone()).ok_or_else(registry_full)?;
+    if record.status == Status::Disabled {
+        call.hub.disconnect(number, Ended::Disabled);
+    }
     Ok(with_etag(
         &document(call, &registry, number, &record),
         record.device_version,
@@ -137,7 +140,7 @@ pub(crate) fn delete(call: &Call, id: &str) -> Answer {
         .map_or(0, |record| record.device_version);
     check_match(&call.headers, version)?;
     registry.delete(number);
-    call.hub.empty_queue(number, MessageState::Lost);
+    call.hub.forget_device(number);
     Ok(empty_response(StatusCode::NO_CONTENT))
 }
 
@@ -181,7 +184,7 @@ pub(crate) fn service_statistics(
     let registry = call.hub.registry();
     let connected = registry
         .numbers(0)
-        .filter(|number| call.hub.is_connected(&registry, *number))
+        .filter(|number| call.hub.contact(&registry, *number).connected)
         .count();
     json_response(
         StatusCode::OK,

@@ -56,8 +56,13 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
         .record(number)
         .ok_or_else(|| ApiError::not_found(id))?;
     check_match(&call.headers, record.version)?;
-    patch.apply(&mut record, manner, call.hub.now_ms())?;
+    let changed = patch.apply(&mut record, manner, call.hub.now_ms())?;
     registry.put(record.clone());
+    if let Some(changed) = changed {
+        // Under the registry's lock, so that a device hears of changes in their order.
+        call.hub
+            .push_desired(number, &changed, record.desired_version);
+    }
     Ok(with_etag(
         &call.hub.twin_of(&registry, number, &record),
         record.version,
@@ -65,13 +70,14 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
 }
 
 impl TwinPatch {
-    /// Changes a record at `now_ms`, unless the result would break the hub's limits.
+    /// Changes a record at `now_ms`, unless the result would break the hub's limits. Returns what a device is told, if the
+    /// desired properties are changed: a replacement removes what it does not name.
     pub(crate) fn apply(
         self,
         record: &mut DeviceRecord,
         manner: Manner,
         now_ms: u64,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Option<Map<String, Value>>, ApiError> {
         let replaces = manner == Manner::Replace;
         let (mut tags, mut desired) = if replaces {
             (Map::new(), Map::new())
@@ -87,6 +93,14 @@ impl TwinPatch {
         check_section("tags", &tags, TAGS_BYTES_MAX)
             .and_then(|()| check_section("desired properties", &desired, DESIRED_BYTES_MAX))
             .map_err(ApiError::bad_request)?;
+        let mut told = wanted.clone();
+        if replaces {
+            let gone = record
+                .desired
+                .keys()
+                .filter(|key| !wanted.contains_key(*key));
+            told.extend(gone.map(|key| (key.clone(), Value::Null)));
+        }
         record.tags = tags;
         record.desired = desired;
         record.version += 1;
@@ -101,7 +115,7 @@ impl TwinPatch {
             };
             touch(&mut record.desired_metadata, &wanted, stamp);
         }
-        Ok(())
+        Ok(changes_desired.then_some(told))
     }
 }
 

@@ -1,0 +1,81 @@
+//! Certificates that devices present, and the authorities that sign them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// What a client has proved in its TLS handshake to hold the key of: its own certificate first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientCertificate(Vec<CertificateDer<'static>>);
+
+impl ClientCertificate {
+    /// None if the client has presented nothing.
+    pub(crate) fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let chain: Vec<_> = chain
+            .iter()
+            .map(|certificate| certificate.clone().into_owned())
+            .collect();
+        (!chain.is_empty()).then_some(Self(chain))
+    }
+
+    fn own(&self) -> &CertificateDer<'static> {
+        // Never empty: see `new`.
+        &self.0[0]
+    }
+
+    /// The SHA-1 and the SHA-256 of the DER, in hexadecimal digits of lower case.
+    pub(crate) fn thumbprints(&self) -> [String; 2] {
+        use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+        [&SHA1_FOR_LEGACY_USE_ONLY, &SHA256]
+            .map(|algorithm| hex::encode(digest(algorithm, self.own()).as_ref()))
+    }
+
+    /// The subject's first common name, if it has one that is text.
+    pub(crate) fn common_name(&self) -> Option<String> {
+        let (_, certificate) = X509Certificate::from_der(self.own()).ok()?;
+        let mut names = certificate.subject().iter_common_name();
+        names.next()?.as_str().ok().map(ToOwned::to_owned)
+    }
+}
+
+/// The authorities whose certificates devices may present.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DeviceAuthorities(Option<Arc<dyn ClientCertVerifier>>);
+
+impl DeviceAuthorities {
+    /// Takes the authorities' own certificates, in DER. An error is about their number in the list, from zero on.
+    pub(crate) fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, String> {
+        if certificates.is_empty() {
+            return Ok(Self(None));
+        }
+        let mut roots = RootCertStore::empty();
+        for (at, certificate) in certificates.iter().enumerate() {
+            roots
+                .add(certificate.clone())
+                .map_err(|error| format!("certificate {at}: {error}"))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self(Some(verifier)))
+    }
+
+    /// Whether the certificate was signed, perhaps through others that came with it, by one of the authorities.
+    pub(crate) fn check(&self, certificate: &ClientCertificate, now_s: u64) -> Result<(), String> {
+        let verifier = self
+            .0
+            .as_ref()
+            .ok_or("no authority of devices is registered")?;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
+        verifier
+            .verify_client_cert(certificate.own(), &certificate.0[1..], now)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+}
