@@ -20,7 +20,7 @@ mod outgoing;
 mod performative;
 mod sasl;
 mod session;
-mod timer;
+pub(crate) mod timer;
 
 pub(crate) use connection::serve;
 pub(crate) use feedback::FEEDBACK_CONTENT_TYPE;

@@ -21,6 +21,8 @@ pub struct HubConfig {
     pub amqp_port: u16,
     /// The port for HTTPS; 0 takes a free one. It also answers AMQP.
     pub https_port: u16,
+    /// The port for MQTT; 0 takes a free one. The official device SDKs insist on 8883.
+    pub mqtt_port: u16,
     /// The port for the control interface (plain HTTP); 0 takes a free one, none turns it off.
     pub control_port: Option<u16>,
     /// The tier, from which the limits follow.
@@ -95,6 +97,7 @@ impl Default for HubConfig {
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             amqp_port: 0,
             https_port: 0,
+            mqtt_port: 0,
             control_port: Some(0),
             tier: Tier::S1,
             units: 1,
@@ -121,8 +124,8 @@ impl Default for HubConfig {
             messages_max: 20_000_000,
             throttle_tolerance: Duration::from_millis(250),
             throttle_wait_max: Duration::from_secs(10),
-            connections_max: 4096,
             query_lag: Duration::ZERO,
+            connections_max: 100_000,
             clock_ahead: Duration::ZERO,
             clock_behind: Duration::ZERO,
         }

@@ -7,6 +7,7 @@
 //! | `GET /devices/{id}/messages` | the device's messages, see [`MessageReport`] |
 //! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
 //! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
+//! | `POST /faults/disconnect-devices` | ends the connections of all devices |
 //! | `POST /faults/disconnect` | cuts all AMQP connections: `{"how": "close" \| "drop" \| "detach"}` |
 
 use std::convert::Infallible;
@@ -76,6 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
             get(get_faults).put(put_faults).patch(patch_faults),
         )
         .route("/faults/disconnect", post(disconnect))
+        .route("/faults/disconnect-devices", post(disconnect_devices))
         .with_state(hub);
     let served = axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
@@ -234,6 +236,11 @@ fn bad_faults(error: &serde_json::Error) -> Response {
         format!("the body is not a set of faults: {error}\n"),
     )
         .into_response()
+}
+
+async fn disconnect_devices(State(hub): State<HubHandle>) -> StatusCode {
+    hub.disconnect_devices();
+    StatusCode::NO_CONTENT
 }
 
 #[derive(Debug, Deserialize)]

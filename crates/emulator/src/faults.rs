@@ -88,6 +88,20 @@ pub struct Faults {
     pub http_500: Chance,
     /// Answer HTTP with 503.
     pub http_503: Chance,
+    /// Refuse a device's connection as one that may be tried again: CONNACK 3 over MQTT.
+    pub device_unavailable: Chance,
+    /// Refuse a device's connection as not authorised, whatever it presents: CONNACK 5 over MQTT.
+    pub device_unauthorized: Chance,
+    /// Accept a device's connection over MQTT, and neither read nor write anything more on it.
+    pub device_half_open: Chance,
+    /// Drop a device's MQTT connection when it acknowledges a message, before that counts.
+    pub device_drop_before_ack: Chance,
+    /// Drop a device's MQTT connection after this many packets of the device.
+    pub device_drop_after_packets: Option<u64>,
+    /// Hold everything back by this many milliseconds that is written to a device over MQTT.
+    pub device_delay_ms: u64,
+    /// Answer a device's reads and patches of its twin with 429, whatever the rate.
+    pub device_twin_429: Chance,
     /// Answer a query with an empty page and a continuation to the same place.
     pub empty_page: Chance,
 }
@@ -109,6 +123,21 @@ pub(crate) enum HttpFault {
     TooManyRequests { retry_after_s: Option<u64> },
     Internal,
     Unavailable,
+}
+
+/// What a fault makes of a device's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectFault {
+    Unavailable,
+    Unauthorized,
+    HalfOpen,
+}
+
+/// Rules for the connections of devices.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DeviceRules {
+    pub(crate) drop_after: Option<u64>,
+    pub(crate) delay: Duration,
 }
 
 /// Rules by which connections are cut, read once per batch of frames.
@@ -260,6 +289,41 @@ impl FaultBox {
         } else {
             None
         }
+    }
+
+    pub(crate) fn on_device_connect(&self) -> Option<ConnectFault> {
+        if !self.is_active() {
+            return None;
+        }
+        let mut inner = lock(&self.inner);
+        if inner.strikes(|faults| &mut faults.device_unavailable) {
+            Some(ConnectFault::Unavailable)
+        } else if inner.strikes(|faults| &mut faults.device_unauthorized) {
+            Some(ConnectFault::Unauthorized)
+        } else if inner.strikes(|faults| &mut faults.device_half_open) {
+            Some(ConnectFault::HalfOpen)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn device_rules(&self) -> DeviceRules {
+        if !self.is_active() {
+            return DeviceRules::default();
+        }
+        let inner = lock(&self.inner);
+        DeviceRules {
+            drop_after: inner.faults.device_drop_after_packets,
+            delay: Duration::from_millis(inner.faults.device_delay_ms),
+        }
+    }
+
+    pub(crate) fn on_device_acknowledgement(&self) -> bool {
+        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.device_drop_before_ack)
+    }
+
+    pub(crate) fn on_device_twin(&self) -> bool {
+        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.device_twin_429)
     }
 
     pub(crate) fn on_query_page(&self) -> bool {

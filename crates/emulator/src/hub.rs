@@ -16,9 +16,8 @@ pub(crate) use self::answers::PROPERTY as ANSWER_PROPERTY;
 pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
 pub(crate) use device::{
-    ClientCertificate, Delivery, Denial, DesiredPush, DeviceAuthorities, DeviceEvent, DevicePass,
-    DeviceSession, Ended, Interest, Invocation, MethodAnswer, MethodCall, Proof, Settling,
-    Subscriptions,
+    ClientCertificate, Delivery, DeviceAuthorities, DeviceEvent, DevicePass, DeviceSession, Ended,
+    Interest, Invocation, MethodAnswer, Proof, Settling, Subscriptions,
 };
 pub(crate) use feedback::{FeedbackBatch, Settlement};
 pub(crate) use refusal::Refusal;

@@ -16,6 +16,7 @@ mod fleet;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hub;
+mod mqtt;
 mod policy;
 mod query;
 mod rest;

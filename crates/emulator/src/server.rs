@@ -9,16 +9,17 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::amqp;
 use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
 use crate::faults::Faults;
-use crate::hub::{Cut, DeviceAuthorities, Hub, Summary};
+use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, Summary};
 use crate::rest::{self, Prefixed};
+use crate::{amqp, mqtt};
 
 /// How long a client has for the TLS handshake and its first bytes.
 const HANDSHAKE_TIME_OUT: Duration = Duration::from_secs(30);
@@ -68,6 +69,7 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     };
     let amqp = bind("AMQP", config.amqp_port).await?;
     let https = bind("HTTPS", config.https_port).await?;
+    let mqtt = bind("MQTT", config.mqtt_port).await?;
     let control = match config.control_port {
         Some(port) => Some(bind("the control interface", port).await?),
         None => None,
@@ -82,6 +84,7 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     };
     let amqp_addr = address("AMQP", &amqp, config.amqp_port)?;
     let https_addr = address("HTTPS", &https, config.https_port)?;
+    let mqtt_addr = address("MQTT", &mqtt, config.mqtt_port)?;
     let control_addr = match &control {
         Some(listener) => Some(address(
             "the control interface",
@@ -98,12 +101,18 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
         ca_pem: identity.ca_pem.clone(),
         amqp_addr,
         https_addr,
+        mqtt_addr,
         control_addr,
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
     };
-    running.spawn_all(&hub, &identity, [amqp, https], control);
-    tracing::info!(%amqp_addr, %https_addr, ?control_addr, "hub emulator started");
+    let listeners = [
+        (amqp, Speaks::AmqpAndHttp),
+        (https, Speaks::AmqpAndHttp),
+        (mqtt, Speaks::Mqtt),
+    ];
+    running.spawn_all(&hub, &identity, listeners, control);
+    tracing::info!(%amqp_addr, %https_addr, %mqtt_addr, ?control_addr, "hub emulator started");
     Ok(running)
 }
 
@@ -114,6 +123,7 @@ pub struct RunningHub {
     ca_pem: String,
     amqp_addr: SocketAddr,
     https_addr: SocketAddr,
+    mqtt_addr: SocketAddr,
     control_addr: Option<SocketAddr>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -171,6 +181,24 @@ impl RunningHub {
         self.https_addr
     }
 
+    /// Where MQTT is.
+    #[must_use]
+    pub fn mqtt_addr(&self) -> SocketAddr {
+        self.mqtt_addr
+    }
+
+    /// The connection string of a device that authenticates by a symmetric key; none if there is no such device, or
+    /// it authenticates otherwise.
+    #[must_use]
+    pub fn device_connection_string(&self, device_id: &str) -> Option<String> {
+        let hub = &self.handle.hub;
+        let key = hub.device_key(device_id)?;
+        let host = &hub.config.host_name;
+        Some(format!(
+            "HostName={host};DeviceId={device_id};SharedAccessKey={key}"
+        ))
+    }
+
     /// Where the control interface is, if it is on.
     #[must_use]
     pub fn control_addr(&self) -> Option<SocketAddr> {
@@ -202,12 +230,13 @@ impl RunningHub {
         &self,
         hub: &Arc<Hub>,
         identity: &Identity,
-        listeners: [TcpListener; 2],
+        listeners: [(TcpListener, Speaks); 3],
         control: Option<TcpListener>,
     ) {
         let permits = Arc::new(Semaphore::new(hub.config.connections_max));
-        for listener in listeners {
+        for (listener, speaks) in listeners {
             let acceptor = Acceptor {
+                speaks,
                 hub: Arc::clone(hub),
                 tls: TlsAcceptor::from(Arc::clone(&identity.server)),
                 permits: Arc::clone(&permits),
@@ -234,7 +263,16 @@ impl Drop for RunningHub {
     }
 }
 
+/// What a port speaks, inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    /// The first bytes tell which.
+    AmqpAndHttp,
+    Mqtt,
+}
+
 struct Acceptor {
+    speaks: Speaks,
     hub: Arc<Hub>,
     tls: TlsAcceptor,
     permits: Arc<Semaphore>,
@@ -267,46 +305,73 @@ impl Acceptor {
                 continue;
             };
             let (hub, tls, stop) = (Arc::clone(&self.hub), self.tls.clone(), self.stop.clone());
+            let speaks = self.speaks;
             self.tasks.spawn(async move {
-                serve_connection(stream, &tls, hub, stop).await;
+                // Boxed, so that a connection's task has the size of what it comes to, and not of all it might.
+                let opened = Box::pin(open(stream, &tls, &stop)).await;
+                if let Some(opened) = opened {
+                    serve_connection(opened, speaks, hub, stop).await;
+                }
                 drop(permit);
             });
         }
     }
 }
 
-/// TLS first; the first bytes inside it tell AMQP from HTTP.
-async fn serve_connection(
-    stream: TcpStream,
-    tls: &TlsAcceptor,
-    hub: Arc<Hub>,
-    stop: CancellationToken,
-) {
+/// A connection after its TLS handshake.
+struct Opened {
+    stream: TlsStream<TcpStream>,
+    certificate: Option<ClientCertificate>,
+    first: BytesMut,
+}
+
+/// Does the TLS handshake and reads the first bytes.
+async fn open(stream: TcpStream, tls: &TlsAcceptor, stop: &CancellationToken) -> Option<Opened> {
     // Dispositions are small and must not wait for more to come.
     let _ = stream.set_nodelay(true);
     let opening = async {
         let mut stream = tls.accept(stream).await?;
         let first = first_bytes(&mut stream).await?;
-        Ok::<_, std::io::Error>((stream, first))
+        let certificate = stream.get_ref().1.peer_certificates();
+        let certificate = certificate.and_then(ClientCertificate::new);
+        Ok::<_, std::io::Error>(Opened {
+            stream,
+            certificate,
+            first,
+        })
     };
     let opened = tokio::select! {
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return None,
         opened = tokio::time::timeout(HANDSHAKE_TIME_OUT, opening) => opened,
     };
     match opened {
-        Ok(Ok((stream, first))) if first.starts_with(b"AMQP") => {
-            amqp::serve(stream, first, hub, stop).await;
-        }
-        Ok(Ok((stream, first))) => rest::serve(Prefixed::new(stream, first), hub, stop).await,
+        Ok(Ok(opened)) => return Some(opened),
         Ok(Err(error)) => tracing::debug!(error = %error, "connection ended before it began"),
         Err(_) => tracing::debug!("connection said nothing"),
+    }
+    None
+}
+
+async fn serve_connection(opened: Opened, speaks: Speaks, hub: Arc<Hub>, stop: CancellationToken) {
+    let Opened {
+        stream,
+        certificate,
+        first,
+    } = opened;
+    if speaks == Speaks::Mqtt {
+        Box::pin(mqtt::serve(stream, first, certificate, hub, stop)).await;
+    } else if first.starts_with(b"AMQP") {
+        Box::pin(amqp::serve(stream, first, hub, stop)).await;
+    } else {
+        let stream = Prefixed::new(stream, first);
+        Box::pin(rest::serve(stream, certificate, hub, stop)).await;
     }
 }
 
 async fn first_bytes<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
 ) -> std::io::Result<BytesMut> {
-    let mut first = BytesMut::with_capacity(4096);
+    let mut first = BytesMut::with_capacity(1024);
     while first.len() < 4 {
         if stream.read_buf(&mut first).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -342,6 +407,11 @@ impl HubHandle {
     /// Cuts all AMQP connections now.
     pub fn cut_connections(&self, cut: Cut) {
         self.hub.cut(cut);
+    }
+
+    /// Ends the connections of all devices now; they may come back at once.
+    pub fn disconnect_devices(&self) {
+        self.hub.disconnect_all();
     }
 
     /// All messages of a device, oldest first; none if there is no such device.

@@ -42,6 +42,14 @@ pub struct Limits {
     pub twin_updates_per_second: f64,
     /// AMQP link openings per second. Not published; see [`Tier::limits`].
     pub link_opens_per_second: f64,
+    /// New connections of devices per second.
+    pub device_connects_per_second: f64,
+    /// Messages of devices per second.
+    pub device_sends_per_second: f64,
+    /// Messages that devices ask for over HTTPS, per minute.
+    pub device_receives_per_minute: f64,
+    /// Direct methods per second; each started 4 KB of a request counts.
+    pub methods_per_second: f64,
     /// Messages per day, counted per started 4 KB (0.5 KB in the free tier).
     pub daily_messages: u64,
 }
@@ -61,6 +69,12 @@ impl Tier {
             Self::Free | Self::B1 | Self::S1 => (false, false),
         };
         let per_unit = |small: f64, big: f64| if large { big * units } else { small * units };
+        // The same for their connections and their messages.
+        let devices = match (large, medium) {
+            (true, _) => 6_000.0 * units,
+            (_, true) => 120.0 * units,
+            _ => (12.0 * units).max(100.0),
+        };
         Limits {
             sends_per_minute: per_unit(100.0, 5_000.0),
             queries_per_minute: per_unit(20.0, 1_000.0),
@@ -76,6 +90,14 @@ impl Tier {
                 _ => 50.0,
             },
             link_opens_per_second: 50.0,
+            device_connects_per_second: devices,
+            device_sends_per_second: devices,
+            device_receives_per_minute: per_unit(1_000.0, 50_000.0),
+            methods_per_second: match (large, medium) {
+                (true, _) => 6_144.0 * units,
+                (_, true) => 120.0 * units,
+                _ => 40.0 * units,
+            },
             daily_messages: self.daily_messages_per_unit() * units as u64,
         }
     }
@@ -117,6 +139,9 @@ mod tests {
         assert_eq!(Tier::S2.limits(5).twin_reads_per_second, 100.0);
         assert_eq!(Tier::S2.limits(50).twin_updates_per_second, 250.0);
         assert_eq!(Tier::S3.limits(2).daily_messages, 600_000_000);
+        assert_eq!(Tier::S1.limits(20).device_connects_per_second, 240.0);
+        assert_eq!(Tier::S1.limits(1).device_sends_per_second, 100.0);
+        assert_eq!(Tier::S3.limits(2).methods_per_second, 12_288.0);
         assert!(!Tier::B2.has_commands());
     }
 }

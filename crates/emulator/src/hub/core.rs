@@ -577,6 +577,8 @@ impl Hub {
             telemetry_bytes: tallies.telemetry_bytes.get(),
             device_twin_reads: tallies.device_twin_reads.get(),
             reported_patches: tallies.reported_patches.get(),
+            device_shaped: tallies.device_shaped.get(),
+            device_throttled: tallies.device_throttled.get(),
             methods: tallies.methods.get(),
             methods_answered: tallies.methods_answered.get(),
         }

@@ -87,6 +87,8 @@ pub(crate) struct Tallies {
     pub(crate) telemetry_bytes: Counter,
     pub(crate) device_twin_reads: Counter,
     pub(crate) reported_patches: Counter,
+    pub(crate) device_shaped: Counter,
+    pub(crate) device_throttled: Counter,
     pub(crate) methods: Counter,
     pub(crate) methods_answered: Counter,
 }
@@ -223,6 +225,10 @@ pub struct Summary {
     pub device_twin_reads: u64,
     /// Patches of reported properties taken from devices.
     pub reported_patches: u64,
+    /// Connections, messages and twin operations of devices slowed down by a throttle.
+    pub device_shaped: u64,
+    /// Those refused by a throttle.
+    pub device_throttled: u64,
     /// Direct methods called by services.
     pub methods: u64,
     /// Those that a device has answered.

@@ -21,6 +21,12 @@ pub(crate) enum Operation {
     TwinRead,
     TwinUpdate,
     LinkOpen,
+    DeviceConnect,
+    DeviceSend,
+    /// A request over HTTPS; other protocols are told.
+    DeviceReceive,
+    /// For each started 4 KB of a request.
+    Method,
 }
 
 impl Operation {
@@ -33,6 +39,10 @@ impl Operation {
             Self::TwinRead => "GetTwin",
             Self::TwinUpdate => "UpdateTwin",
             Self::LinkOpen => "AmqpLinkOpen",
+            Self::DeviceConnect => "DeviceConnection",
+            Self::DeviceSend => "SendEvent",
+            Self::DeviceReceive => "ReceiveDeviceBoundMessage",
+            Self::Method => "InvokeDeviceMethod",
         }
     }
 }
@@ -93,7 +103,7 @@ fn nanos(duration: Duration) -> u64 {
 /// All throttles of a hub.
 #[derive(Debug)]
 pub(crate) struct Throttles {
-    rates: Option<[Mutex<Rate>; 6]>,
+    rates: Option<[Mutex<Rate>; 10]>,
     longest_wait_ns: u64,
 }
 
@@ -112,6 +122,10 @@ impl Throttles {
                 limits.twin_reads_per_second,
                 limits.twin_updates_per_second,
                 limits.link_opens_per_second,
+                limits.device_connects_per_second,
+                limits.device_sends_per_second,
+                limits.device_receives_per_minute / 60.0,
+                limits.methods_per_second,
             ]
             .map(|per_second| Mutex::new(Rate::new(per_second, tolerance)))
         });

@@ -18,6 +18,12 @@ pub(crate) enum Route<'a> {
     GetTwin(&'a str),
     PatchTwin(&'a str),
     PutTwin(&'a str),
+    InvokeMethod(&'a str),
+    SendEvent(&'a str),
+    ReceiveMessage(&'a str),
+    /// The device and the lock.
+    CompleteMessage(&'a str, &'a str),
+    AbandonMessage(&'a str, &'a str),
     DeviceStatistics,
     ServiceStatistics,
     ReceiveFeedback,
@@ -25,6 +31,15 @@ pub(crate) enum Route<'a> {
     AbandonFeedback(&'a str),
     ReceiveFileNotification,
     SettleFileNotification(&'a str),
+}
+
+/// Who may ask for something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asker<'a> {
+    /// A bearer of a policy's token with these rights.
+    Service(Permissions),
+    /// The device of that id.
+    Device(&'a str),
 }
 
 /// Where a request leads.
@@ -74,13 +89,11 @@ impl<'a> Destination<'a> {
 fn not_emulated(names: &[&str]) -> Option<&'static str> {
     Some(match names {
         ["devices" | "twins", _, "modules", ..] => "modules",
-        ["twins", _, "methods"] => "direct methods",
         ["devices", _, "applyconfigurationcontent"] | ["configurations", ..] => "configurations",
-        ["devices", _, "messages" | "files" | "methods" | "twin", ..] => "endpoints for devices",
+        ["devices", _, "files", ..] => "uploads of files",
         ["jobs", ..] => "jobs",
         ["digitaltwins", ..] => "digital twins",
         ["messages", "devicebound"] => "messages to devices over HTTPS; AMQP has them",
-        ["$iothub", "websocket"] => "AMQP over WebSockets; AMQP over TLS is there",
         _ => return None,
     })
 }
@@ -100,6 +113,16 @@ impl<'a> Route<'a> {
             ("GET", ["twins", _]) => Self::GetTwin(at(1)),
             ("PATCH", ["twins", _]) => Self::PatchTwin(at(1)),
             ("PUT", ["twins", _]) => Self::PutTwin(at(1)),
+            ("POST", ["twins", _, "methods"]) => Self::InvokeMethod(at(1)),
+            ("POST", ["devices", _, "messages", "events"]) => Self::SendEvent(at(1)),
+            (method, ["devices", _, "messages", "devicebound", rest @ ..]) => {
+                match (method, rest) {
+                    ("GET", []) => Self::ReceiveMessage(at(1)),
+                    ("DELETE", [_]) => Self::CompleteMessage(at(1), at(4)),
+                    ("POST", [_, "abandon"]) => Self::AbandonMessage(at(1), at(4)),
+                    _ => return None,
+                }
+            }
             ("GET", ["statistics", "devices"]) => Self::DeviceStatistics,
             ("GET", ["statistics", "service"]) => Self::ServiceStatistics,
             (method, ["messages", "servicebound", "feedback", rest @ ..]) => match (method, rest) {
@@ -121,8 +144,13 @@ impl<'a> Route<'a> {
         })
     }
 
-    pub(crate) fn permissions(self) -> Permissions {
-        match self {
+    /// Who may ask.
+    pub(crate) fn asker(self) -> Asker<'a> {
+        let permissions = match self {
+            Self::SendEvent(id)
+            | Self::ReceiveMessage(id)
+            | Self::CompleteMessage(id, _)
+            | Self::AbandonMessage(id, _) => return Asker::Device(id),
             Self::Query
             | Self::Purge(_)
             | Self::GetTwin(_)
@@ -132,7 +160,8 @@ impl<'a> Route<'a> {
             | Self::CompleteFeedback(_)
             | Self::AbandonFeedback(_)
             | Self::ReceiveFileNotification
-            | Self::SettleFileNotification(_) => Permissions::SERVICE,
+            | Self::SettleFileNotification(_)
+            | Self::InvokeMethod(_) => Permissions::SERVICE,
             Self::ListDevices
             | Self::GetDevice(_)
             | Self::DeviceStatistics
@@ -140,10 +169,11 @@ impl<'a> Route<'a> {
             Self::Bulk | Self::PutDevice(_) | Self::DeleteDevice(_) => {
                 Permissions::REGISTRY_READ_WRITE
             }
-        }
+        };
+        Asker::Service(permissions)
     }
 
-    /// The throttle the route falls under; bulk requests count their devices themselves.
+    /// The throttle the route falls under; what counts devices, messages or bytes asks for its permits itself.
     pub(crate) fn operation(self) -> Option<Operation> {
         match self {
             Self::Query => Some(Operation::Query),
@@ -154,7 +184,12 @@ impl<'a> Route<'a> {
             | Self::CompleteFeedback(_)
             | Self::AbandonFeedback(_)
             | Self::ReceiveFileNotification
-            | Self::SettleFileNotification(_) => None,
+            | Self::SettleFileNotification(_)
+            | Self::InvokeMethod(_)
+            | Self::SendEvent(_)
+            | Self::CompleteMessage(..)
+            | Self::AbandonMessage(..) => None,
+            Self::ReceiveMessage(_) => Some(Operation::DeviceReceive),
             Self::ListDevices
             | Self::GetDevice(_)
             | Self::PutDevice(_)
@@ -217,7 +252,29 @@ mod tests {
             ("GET", "devices/d/modules", missing("modules")),
             ("PATCH", "twins/d/modules/m", missing("modules")),
             ("POST", "twins/d/modules/m/methods", missing("modules")),
-            ("POST", "twins/d/methods", missing("direct methods")),
+            ("POST", "twins/d/methods", Here(Route::InvokeMethod("d"))),
+            ("GET", "twins/d/methods", OtherMethod),
+            ("POST", "devices/d/files", missing("uploads of files")),
+            (
+                "POST",
+                "devices/d/files/notifications",
+                missing("uploads of files"),
+            ),
+            (
+                "GET",
+                "devices/D/messages/deviceBound",
+                Here(Route::ReceiveMessage("D")),
+            ),
+            (
+                "DELETE",
+                "devices/d/messages/devicebound/T-1",
+                Here(Route::CompleteMessage("d", "T-1")),
+            ),
+            (
+                "POST",
+                "devices/d/messages/devicebound/T-1/abandon",
+                Here(Route::AbandonMessage("d", "T-1")),
+            ),
             ("PUT", "jobs/v2/j", missing("jobs")),
             ("GET", "jobs/v2/query", missing("jobs")),
             ("POST", "jobs/create", missing("jobs")),
@@ -230,7 +287,7 @@ mod tests {
             (
                 "POST",
                 "devices/d/messages/events",
-                missing("endpoints for devices"),
+                Here(Route::SendEvent("d")),
             ),
             ("GET", "digitaltwins/d", missing("digital twins")),
             (

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,17 +11,20 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
-use super::route::{Destination, Route};
-use super::{bulk, devices, feedback, query, twins};
+use super::route::{Asker, Destination, Route};
+use super::websocket::{FrameBytes, Subprotocol, handshake};
+use super::{bulk, device, devices, feedback, methods, query, twins};
 use crate::faults::HttpFault;
-use crate::hub::{Admission, Hub, Operation, Refusal};
+use crate::hub::{Admission, ClientCertificate, DevicePass, Hub, Operation, Proof, Refusal};
 use crate::policy::Permissions;
+use crate::{amqp, lock, mqtt};
 
 /// The largest request body: a hundred devices with full twins fit.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -39,20 +42,64 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
 }
 
-/// Serves one HTTP connection until it ends or the hub stops.
-pub(crate) async fn serve<S>(stream: S, hub: Arc<Hub>, stop: CancellationToken)
+/// What all requests of a connection have in common.
+struct Peer {
+    hub: Arc<Hub>,
+    certificate: Option<ClientCertificate>,
+    /// Set by a request that turns the connection into a WebSocket.
+    upgrade: Mutex<Option<(Subprotocol, OnUpgrade)>>,
+}
+
+/// Serves one HTTP connection, and the WebSocket it may become, until it ends or the hub stops.
+pub(crate) async fn serve<S>(
+    stream: S,
+    certificate: Option<ClientCertificate>,
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let peer = Arc::new(Peer {
+        hub,
+        certificate,
+        upgrade: Mutex::default(),
+    });
+    serve_requests(stream, &peer, &stop).await;
+    let upgrade = lock(&peer.upgrade).take();
+    let Some((subprotocol, upgrade)) = upgrade else {
+        return;
+    };
+    let stream = match upgrade.await {
+        Ok(upgraded) => FrameBytes::new(TokioIo::new(upgraded)).await,
+        Err(error) => {
+            tracing::debug!(error = %error, "a WebSocket ended before it began");
+            return;
+        }
+    };
+    let (hub, certificate) = (Arc::clone(&peer.hub), peer.certificate.clone());
+    drop(peer);
+    let nothing = BytesMut::new();
+    match subprotocol {
+        Subprotocol::Mqtt => Box::pin(mqtt::serve(stream, nothing, certificate, hub, stop)).await,
+        Subprotocol::Amqp => Box::pin(amqp::serve(stream, nothing, hub, stop)).await,
+    }
+}
+
+async fn serve_requests<S>(stream: S, peer: &Arc<Peer>, stop: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = hyper::service::service_fn(move |request| {
-        let hub = Arc::clone(&hub);
-        async move { Ok::<_, Infallible>(handle(hub, request).await) }
+    let service = hyper::service::service_fn(|request| {
+        let peer = Arc::clone(peer);
+        async move { Ok::<_, Infallible>(handle(&peer, request).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME_OUT);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -67,14 +114,14 @@ where
 }
 
 /// Answers with the time on the hub's clock.
-async fn handle(hub: Arc<Hub>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn handle(peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let mut response = if request.uri().path() == "/" {
         // Nothing of the interface: asked by those who want the time.
         ApiError::new(StatusCode::NOT_FOUND, "NotFound", "there is nothing here").response()
     } else {
-        handle_timeless(Arc::clone(&hub), request).await
+        handle_timeless(peer, request).await
     };
-    let now = i64::try_from(hub.now_ms()).ok();
+    let now = i64::try_from(peer.hub.now_ms()).ok();
     let now = now.and_then(|now| jiff::Timestamp::from_millisecond(now).ok());
     let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
     let date = now.and_then(|now| printer.timestamp_to_rfc9110_string(&now).ok());
@@ -84,7 +131,8 @@ async fn handle(hub: Arc<Hub>, request: Request<Incoming>) -> Response<Full<Byte
     response
 }
 
-async fn handle_timeless(hub: Arc<Hub>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn handle_timeless(peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let hub = &peer.hub;
     hub.tallies.http_requests.one();
     let delay = hub.faults.http_delay();
     if !delay.is_zero() {
@@ -92,7 +140,7 @@ async fn handle_timeless(hub: Arc<Hub>, request: Request<Incoming>) -> Response<
     }
     let answer = match hub.faults.on_http() {
         Some(fault) => Err(faulty(fault)),
-        None => route(hub, request).await,
+        None => route(peer, request).await,
     };
     answer.unwrap_or_else(|error| error.response())
 }
@@ -115,15 +163,21 @@ fn faulty(fault: HttpFault) -> ApiError {
     }
 }
 
-async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
-    let (head, body) = request.into_parts();
-    let path = head.uri.path().to_owned();
+async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
     let segments: Vec<String> = path
         .split('/')
         .filter(|segment| !segment.is_empty())
         .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
         .collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if segments == ["$iothub", "websocket"] {
+        let (subprotocol, response) = handshake(request.headers())?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        *lock(&peer.upgrade) = Some((subprotocol, upgrade));
+        return Ok(response);
+    }
+    let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default().to_owned();
     let route = match Destination::find(&head.method, &segments) {
         Destination::Here(route) => route,
@@ -141,7 +195,14 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
             return Err(ApiError::new(StatusCode::NOT_FOUND, "NotFound", text));
         }
     };
-    authorize(&hub, &head.headers, &path, route.permissions())?;
+    let hub = Arc::clone(&peer.hub);
+    let pass = match route.asker() {
+        Asker::Service(permissions) => {
+            authorize(&hub, &head.headers, &path, permissions)?;
+            None
+        }
+        Asker::Device(id) => Some(authenticate(peer, &head.headers, id)?),
+    };
     check_api_version(&query)?;
     let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
     let body = body
@@ -156,6 +217,25 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
         query,
         body,
     };
+    match pass {
+        Some(pass) => answer_device(&call, &pass, route).await,
+        None => answer(call, route).await,
+    }
+}
+
+/// Answers what a device asks.
+async fn answer_device(call: &Call, pass: &DevicePass, route: Route<'_>) -> Answer {
+    match route {
+        Route::SendEvent(_) => device::send(call, pass).await,
+        Route::CompleteMessage(_, lock) => device::complete(call, pass, lock),
+        Route::AbandonMessage(_, lock) => device::abandon(call, pass, lock),
+        // There is no other that a device may ask: see `Route::asker`.
+        _ => device::receive(call, pass),
+    }
+}
+
+/// Answers what a service asks.
+async fn answer(call: Call, route: Route<'_>) -> Answer {
     match route {
         Route::Query => query::run(&call).await,
         Route::Bulk => bulk::run(&call).await,
@@ -174,6 +254,11 @@ async fn route(hub: Arc<Hub>, request: Request<Incoming>) -> Answer {
         Route::AbandonFeedback(token) => feedback::abandon(&call, token),
         Route::ReceiveFileNotification => feedback::receive_file_notification(),
         Route::SettleFileNotification(token) => Err(feedback::lock_lost(token)),
+        Route::InvokeMethod(id) => methods::invoke(&call, id).await,
+        Route::SendEvent(_)
+        | Route::ReceiveMessage(_)
+        | Route::CompleteMessage(..)
+        | Route::AbandonMessage(..) => Err(ApiError::unauthorized("only a device may ask this")),
     }
 }
 
@@ -223,6 +308,22 @@ fn check_api_version(query: &str) -> Result<(), ApiError> {
             API_VERSIONS[API_VERSIONS.len() - 1]
         ),
     ))
+}
+
+fn authenticate(peer: &Peer, headers: &HeaderMap, id: &str) -> Result<DevicePass, ApiError> {
+    let token = headers
+        .get(http::header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let proof = match (token, &peer.certificate) {
+        (Some(token), _) => Proof::Token(token),
+        (None, Some(certificate)) => Proof::Certificate(certificate),
+        (None, None) => {
+            let text = "there is neither an Authorization header nor a client certificate";
+            return Err(ApiError::unauthorized(text));
+        }
+    };
+    let pass = peer.hub.authenticate_device(id, proof);
+    pass.map_err(|denial| (&Refusal::from(&denial)).into())
 }
 
 fn authorize(

@@ -90,6 +90,15 @@ impl Hub {
         judged
     }
 
+    /// The primary symmetric key of a device, in base64, if it has one.
+    pub(crate) fn device_key(&self, id: &str) -> Option<String> {
+        let registry = self.registry();
+        match registry.record(registry.number(id)?)?.authentication {
+            Authentication::Sas([primary, _]) => Some(primary),
+            _ => None,
+        }
+    }
+
     fn judge(&self, id: &str, proof: Proof<'_>) -> Result<DevicePass, Denial> {
         let (device, record) = {
             let registry = self.registry();

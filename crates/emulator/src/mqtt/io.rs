@@ -1,0 +1,204 @@
+//! A stream of packets over a stream of bytes.
+
+use bytes::{Buf as _, BytesMut};
+use mqtt_proto::v3::Packet;
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
+
+/// The largest packet: a message of a device has 256 KB with its properties, and a topic 64 KB.
+const PACKET_BYTES_MAX: usize = 512 * 1024;
+/// Nothing more is read while this much waits to be written.
+const WRITE_BACKLOG_MAX: usize = 256 * 1024;
+/// How much is read at once. Most packets of devices are far smaller, and many devices are silent most of the time.
+const READ_BYTES: usize = 1024;
+/// A buffer that has grown beyond this is given back once it is empty.
+const KEPT_BYTES: usize = 4096;
+
+/// Why no packet follows.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the peer has closed the connection")]
+    Closed,
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("no MQTT 3.1.1 packet: {0}")]
+    Malformed(#[from] mqtt_proto::Error),
+    #[error("a packet of {0} bytes; at most {PACKET_BYTES_MAX} are allowed")]
+    TooLarge(usize),
+}
+
+/// Packets both ways.
+#[derive(Debug)]
+pub(crate) struct PacketStream<S> {
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    input: BytesMut,
+    out: BytesMut,
+    unflushed: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
+    /// Packets over `stream`, of which `input` was already read.
+    pub(crate) fn new(stream: S, input: BytesMut) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self {
+            reader,
+            writer,
+            input,
+            out: BytesMut::new(),
+            unflushed: false,
+        }
+    }
+
+    /// Puts a packet behind what is to be written.
+    pub(crate) fn push(&mut self, packet: &Packet) -> Result<(), Broken> {
+        self.out.extend_from_slice(packet.encode()?.as_ref());
+        Ok(())
+    }
+
+    /// Whether something waits to be written.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Waits for the next packet, and writes meanwhile, if it `may`, what is to be written. Cancel-safe: what was read or
+    /// written stays so.
+    pub(crate) async fn next(&mut self, may_write: bool) -> Result<Packet, Broken> {
+        loop {
+            if let Some(packet) = take_packet(&mut self.input)? {
+                if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
+                    self.input = BytesMut::new();
+                }
+                return Ok(packet);
+            }
+            self.input.reserve(READ_BYTES);
+            let owes = self.unflushed || !self.out.is_empty();
+            tokio::select! {
+                read = self.reader.read_buf(&mut self.input), if self.out.len() < WRITE_BACKLOG_MAX => {
+                    if read? == 0 {
+                        return Err(Broken::Closed);
+                    }
+                }
+                written = write_some(&mut self.writer, &mut self.out, &mut self.unflushed), if owes && may_write => written?,
+            }
+        }
+    }
+
+    /// Reads and throws away until the peer is gone.
+    pub(crate) async fn ignore(&mut self) {
+        loop {
+            self.input.clear();
+            self.input.reserve(READ_BYTES);
+            match self.reader.read_buf(&mut self.input).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Writes all that is to be written.
+    pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
+        while self.unflushed || !self.out.is_empty() {
+            write_some(&mut self.writer, &mut self.out, &mut self.unflushed).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is to be written and closes, as far as the peer lets it.
+    pub(crate) async fn close(&mut self) {
+        // A best effort: the peer may be gone.
+        if self.flush().await.is_ok() {
+            let _ = self.writer.shutdown().await;
+        }
+    }
+}
+
+/// Writes some of `out`, or flushes if all is written. Cancel-safe: `unflushed` remembers what is owed.
+async fn write_some<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    out: &mut BytesMut,
+    unflushed: &mut bool,
+) -> std::io::Result<()> {
+    if out.is_empty() {
+        writer.flush().await?;
+        *unflushed = false;
+    } else {
+        *unflushed = true;
+        writer.write_buf(out).await?;
+        if out.is_empty() && out.capacity() > 0 {
+            // Most of the time there is nothing to write, for thousands of connections.
+            *out = BytesMut::new();
+        }
+    }
+    Ok(())
+}
+
+/// Takes the first packet of `input`, if all of it is there.
+fn take_packet(input: &mut BytesMut) -> Result<Option<Packet>, Broken> {
+    let Some(length) = packet_len(input)? else {
+        return Ok(None);
+    };
+    if length > PACKET_BYTES_MAX {
+        return Err(Broken::TooLarge(length));
+    }
+    if input.len() < length {
+        input.reserve(length - input.len());
+        return Ok(None);
+    }
+    // A packet that is all there and ends too early is as wrong as any other.
+    let packet = Packet::decode(&input[..length])?;
+    input.advance(length);
+    let missing = || Broken::Malformed(mqtt_proto::Error::InvalidRemainingLength);
+    packet.map(Some).ok_or_else(missing)
+}
+
+/// The length of the packet that `input` begins with, if enough of it is there to say (MQTT 3.1.1, section 2.2.3).
+fn packet_len(input: &[u8]) -> Result<Option<usize>, Broken> {
+    let mut length = 0;
+    for (at, byte) in input.iter().skip(1).take(4).enumerate() {
+        length |= usize::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Ok(Some(2 + at + length));
+        }
+    }
+    if input.len() >= 5 {
+        return Err(mqtt_proto::Error::InvalidVarByteInt.into());
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_taken_whole_and_bounded() {
+        let publish = mqtt_proto::v3::Publish::new(
+            mqtt_proto::QosPid::Level0,
+            "a".try_into().unwrap(),
+            vec![7; 300].into(),
+        );
+        let bytes = Packet::from(publish.clone()).encode().unwrap();
+        let mut input = BytesMut::new();
+        for byte in bytes.as_ref() {
+            assert_eq!(take_packet(&mut input).unwrap(), None);
+            input.extend_from_slice(&[*byte]);
+        }
+        input.extend_from_slice(&[0xc0, 0]);
+        assert_eq!(take_packet(&mut input).unwrap(), Some(publish.into()));
+        assert_eq!(take_packet(&mut input).unwrap(), Some(Packet::Pingreq));
+        assert_eq!(take_packet(&mut input).unwrap(), None);
+        for bad in [
+            &[0x30, 0xff, 0xff, 0xff, 0xff, 1][..],
+            &[0x30, 0xff, 0xff, 0xff, 0x7f],
+            // A reserved type, wrong flags, a body that is shorter than its parts say.
+            &[0xf0, 0],
+            &[0xc1, 0],
+            &[0x30, 3, 0, 9, b'a'],
+            &[0x40, 1, 0],
+        ] {
+            assert!(take_packet(&mut BytesMut::from(bad)).is_err(), "{bad:x?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The user name of a CONNECT packet, which says what the client wants to be.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+/// What a user name asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Login<'a> {
+    /// To be a device of a hub: `{host}/{client id}/?api-version=...`, with or without the question mark.
+    Device {
+        host: &'a str,
+        /// A device's id, or `{device}/{module}`.
+        client_id: &'a str,
+        model_id: Option<Cow<'a, str>>,
+    },
+    /// To be registered with a provisioning service: `{id scope}/registrations/{registration id}/api-version=...`.
+    Provisioning,
+}
+
+impl<'a> Login<'a> {
+    /// None if the text is neither.
+    pub(crate) fn read(user_name: &'a str) -> Option<Self> {
+        let (host, rest) = user_name.split_once('/')?;
+        let at = rest.find("/?").or_else(|| rest.find("/api-version="))?;
+        let (client_id, query) = rest.split_at(at);
+        let query = query.trim_start_matches(['/', '?']);
+        let value = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find_map(|(key, value)| (key == name).then_some(value))
+        };
+        value("api-version").filter(|version| !version.is_empty())?;
+        if host.is_empty() || client_id.is_empty() {
+            return None;
+        }
+        if client_id.starts_with("registrations/") {
+            return Some(Self::Provisioning);
+        }
+        let model_id = value("model-id").map(|model| percent_decode_str(model).decode_utf8_lossy());
+        Some(Self::Device {
+            host,
+            client_id,
+            model_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_names_of_all_sdks_are_read() {
+        for (user_name, client_id, model_id) in [
+            (
+                "h.net/dev/?api-version=2019-10-01&DeviceClientType=py-azure-iot-device%2F2.14.0",
+                "dev",
+                None,
+            ),
+            ("h.net/dev/api-version=2021-04-12", "dev", None),
+            ("h.net/dev/mod/?api-version=2020-09-30", "dev/mod", None),
+            (
+                "h.net/d?v/?api-version=2020-09-30&model-id=dtmi%3acom%3AExample%3b1",
+                "d?v",
+                Some("dtmi:com:Example;1"),
+            ),
+        ] {
+            let expected = Login::Device {
+                host: "h.net",
+                client_id,
+                model_id: model_id.map(Cow::Borrowed),
+            };
+            assert_eq!(Login::read(user_name), Some(expected), "{user_name}");
+        }
+        let provisioning = "0ne0/registrations/r-1/api-version=2019-03-31&ClientVersion=x";
+        assert_eq!(Login::read(provisioning), Some(Login::Provisioning));
+        for bad in [
+            "",
+            "dev",
+            "h.net/dev",
+            "h.net/dev/",
+            "h.net/dev/?DeviceClientType=x",
+            "h.net/dev/?api-version=",
+            "/dev/?api-version=2021-04-12",
+            "h.net//?api-version=2021-04-12",
+        ] {
+            assert_eq!(Login::read(bad), None, "{bad}");
+        }
+    }
+}
