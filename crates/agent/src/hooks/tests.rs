@@ -1,0 +1,191 @@
+use jiff::SignedDuration;
+
+use super::*;
+
+fn runner(folder: &Path, install: &str) -> Runner {
+    let folder = folder.join("hooks");
+    fs::create_dir_all(&folder).unwrap();
+    let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), install.to_owned()];
+    let hooks = config::Hooks {
+        install: Some(command.clone()),
+        activate: Some(command),
+        timeout: SignedDuration::from_millis(1_500),
+        ..config::Hooks::default()
+    };
+    Runner {
+        hooks,
+        slots: None,
+        health: None,
+        folder,
+    }
+}
+
+fn context() -> Context {
+    Context {
+        id: "fw.1/../x".to_owned(),
+        name: "fridge".to_owned(),
+        version: "1.4.2".to_owned(),
+        previous: Some("1.4.1".to_owned()),
+        artifact: PathBuf::from("/artifact"),
+        reason: None,
+    }
+}
+
+#[tokio::test]
+async fn exit_codes_and_last_words() {
+    let failed = |words: &str| HookEnd::Failed(words.to_owned());
+    for (script, hook, ends) in [
+        ("exit 0", Hook::Install, HookEnd::Done),
+        (
+            "echo no; echo space >&2; exit 1",
+            Hook::Install,
+            failed("no\nspace"),
+        ),
+        ("exit 9", Hook::Install, failed("exit code 9")),
+        ("exit 3", Hook::Activate, HookEnd::Restart),
+        ("exit 3", Hook::Install, failed("exit code 3")),
+        (
+            "echo busy; exit 75",
+            Hook::Install,
+            HookEnd::Later("busy".to_owned()),
+        ),
+        ("exit 75", Hook::Activate, failed("exit code 75")),
+        ("kill -9 $$", Hook::Install, failed("Killed")),
+        (
+            "echo $TWINCAST_HOOK $TWINCAST_VERSION $TWINCAST_PREVIOUS $TWINCAST_AGAIN $TWINCAST_ID; exit 1",
+            Hook::Install,
+            failed("install 1.4.2 1.4.1 0 fw.1/../x"),
+        ),
+        ("cat; exit 0", Hook::Install, HookEnd::Done),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(
+            runner(folder.path(), script).run(hook, 1, &context()).await,
+            ends,
+            "{script}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut missing = runner(folder.path(), "");
+    missing.hooks.install = Some(vec!["/no/such/program".to_owned()]);
+    let HookEnd::Failed(words) = missing.run(Hook::Install, 1, &context()).await else {
+        panic!()
+    };
+    assert!(words.contains("/no/such/program"), "{words}");
+}
+
+#[tokio::test]
+async fn one_that_takes_too_long_is_ended_with_its_children() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = folder.path().join("child");
+    let script = format!(
+        "echo waiting; sleep 600 & echo $! >{}; sleep 600",
+        child.display()
+    );
+    let ended = runner(folder.path(), &script)
+        .run(Hook::Install, 1, &context())
+        .await;
+    assert_eq!(
+        ended,
+        HookEnd::Failed("ended after 1.5s waiting".to_owned())
+    );
+    let pid = fs::read_to_string(child).unwrap();
+    let is_gone = || {
+        let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        state.is_err() || state.is_ok_and(|state| state.contains(" Z "))
+    };
+    let begun = Instant::now();
+    while !is_gone() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "its child lives on"
+        );
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_outlives_its_runner_is_waited_for_and_not_run_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let script = format!("sleep 0.4; echo ran >>{}; exit 0", log.display());
+    let first = runner(folder.path(), &script);
+    let cut = tokio::time::timeout(
+        Duration::from_millis(150),
+        first.run(Hook::Install, 1, &context()),
+    )
+    .await;
+    assert!(cut.is_err(), "it still runs");
+    // It is waited for; later its result is found.
+    for _ in 0..2 {
+        let again = runner(folder.path(), &script);
+        assert_eq!(again.run(Hook::Install, 1, &context()).await, HookEnd::Done);
+    }
+    assert_eq!(fs::read_to_string(&log).unwrap(), "ran\n");
+    // Another try is another run.
+    assert_eq!(first.run(Hook::Install, 2, &context()).await, HookEnd::Done);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "ran\nran\n");
+}
+
+#[tokio::test]
+async fn one_that_a_power_cut_ended_is_run_again_and_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let runner = runner(folder.path(), "exit $TWINCAST_AGAIN");
+    let results = runner.folder.join(key(Hook::Install, 1, &context().id));
+    fs::write(beside(&results, "pid"), "1").unwrap();
+    let ended = runner.run(Hook::Install, 1, &context()).await;
+    assert_eq!(ended, HookEnd::Failed("exit code 1".to_owned()));
+    runner.clear();
+    assert_eq!(
+        runner.run(Hook::Install, 1, &context()).await,
+        HookEnd::Done
+    );
+}
+
+#[tokio::test]
+async fn output_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runner = runner(
+        folder.path(),
+        "yes | head -c 3000000; sleep 0.3; echo the end; exit 1",
+    );
+    runner.hooks.timeout = SignedDuration::from_secs(20);
+    let HookEnd::Failed(words) = runner.run(Hook::Install, 1, &context()).await else {
+        panic!()
+    };
+    assert!(
+        words.ends_with("the end") && words.len() <= 2_048,
+        "{words}"
+    );
+    let kept = fs::metadata(beside(
+        &runner.folder.join(key(Hook::Install, 1, &context().id)),
+        "out",
+    ))
+    .unwrap();
+    assert!(kept.len() <= OUTPUT_MAX, "{}", kept.len());
+}
+
+#[tokio::test]
+async fn health_is_asked_until_it_is_there_or_the_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runner = runner(folder.path(), "");
+    let flag = folder.path().join("flag");
+    for (script, ends) in [
+        (
+            format!("test -e {0} || {{ touch {0}; exit 1; }}", flag.display()),
+            Ok(()),
+        ),
+        (
+            "echo the compressor does not answer; exit 1".to_owned(),
+            Err("the compressor does not answer".to_owned()),
+        ),
+        ("exit 7".to_owned(), Err("exit code 7".to_owned())),
+    ] {
+        runner.health = Some(config::Health {
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script],
+            within: SignedDuration::from_secs(1),
+            every: SignedDuration::from_millis(20),
+        });
+        assert_eq!(runner.healthy(&context()).await, ends);
+    }
+}

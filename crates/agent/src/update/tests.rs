@@ -1,0 +1,392 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits = Limits {
+    tries: 3,
+    pause: SignedDuration::from_secs(60),
+    restart_within: SignedDuration::from_secs(900),
+};
+
+fn now() -> Timestamp {
+    "2026-11-30T12:00:00Z".parse().unwrap()
+}
+
+fn manifest(version: &str) -> Manifest {
+    serde_json::from_value(serde_json::json!({
+        "schema": 1, "name": "fridge", "version": version, "expires": "2027-01-01T00:00:00Z",
+        "artifact": { "url": "https://files/fw", "size": 1, "sha256": "00" },
+    }))
+    .unwrap()
+}
+
+fn message(id: &str) -> Event {
+    Event::Message {
+        id: id.to_owned(),
+        body: "body".to_owned(),
+    }
+}
+
+fn good() -> Event {
+    Event::Checked {
+        result: Ok(manifest("1.4.2")),
+        until: now(),
+    }
+}
+
+fn bad() -> Event {
+    Event::Checked {
+        result: Err(Reason::new("signature", "not signed")),
+        until: now(),
+    }
+}
+
+fn due() -> Event {
+    Event::Due {
+        boot: "1".to_owned(),
+    }
+}
+
+fn fetched() -> Event {
+    Event::Downloaded(Ok(()))
+}
+
+fn ended(end: HookEnd) -> Event {
+    Event::Ended {
+        end,
+        boot: "1".to_owned(),
+        installed: None,
+    }
+}
+
+fn done() -> Event {
+    ended(HookEnd::Done)
+}
+
+fn failed() -> Event {
+    ended(HookEnd::Failed("no".to_owned()))
+}
+
+fn later() -> Event {
+    ended(HookEnd::Later("busy".to_owned()))
+}
+
+fn healthy() -> Event {
+    Event::Healthy(Ok(()))
+}
+
+fn started(boot: &str) -> Event {
+    Event::Started {
+        boot: boot.to_owned(),
+        installed: None,
+    }
+}
+
+fn after(events: Vec<Event>) -> State {
+    let mut state = State::new(Some("1.4.1".to_owned()));
+    for event in events {
+        state.on(event, &LIMITS, now());
+    }
+    state
+}
+
+/// The events up to a step that works, of the message `fw.1`.
+fn up_to(stage: usize) -> Vec<Event> {
+    let all = [
+        message("fw.1"),
+        good(),
+        due(),
+        fetched(),
+        done(),
+        done(),
+        healthy(),
+        done(),
+    ];
+    all[..stage].to_vec()
+}
+
+fn end_of(state: &State) -> (Stage, Option<&str>) {
+    let end = state.history.back().unwrap();
+    (end.state, end.error.as_ref().map(|error| &*error.code))
+}
+
+#[test]
+fn one_that_works() {
+    let states: Vec<_> = (1..=8)
+        .map(|stage| after(up_to(stage)).said.unwrap().state)
+        .collect();
+    use Stage::{Applied, Downloading, Installing, Received, Restarting, Verified};
+    assert_eq!(
+        states,
+        [
+            Received,
+            Verified,
+            Downloading,
+            Installing,
+            Restarting,
+            Restarting,
+            Restarting,
+            Applied
+        ]
+    );
+    let state = after(up_to(8));
+    assert_eq!(state.installed.as_deref(), Some("1.4.2"));
+    assert_eq!((state.current.as_ref(), state.work()), (None, None));
+    let patch = state.patch().unwrap();
+    assert_eq!(patch.version.as_deref(), Some("1.4.2"));
+    assert_eq!(patch.update.unwrap().error, None);
+}
+
+#[test]
+fn every_failure_has_its_end() {
+    use Stage::{Cancelled, Failed, Refused, RolledBack};
+    let full = Event::Downloaded(Err(Reason::new("disk_full", "")));
+    let sick = Event::Healthy(Err("no answer".to_owned()));
+    let cancel = || Event::Cancel("fw".to_owned());
+    for (stage, then, end, code) in [
+        (1, vec![bad()], Refused, "signature"),
+        (3, vec![full], Failed, "disk_full"),
+        (4, vec![failed()], Failed, "install"),
+        (
+            4,
+            vec![later(), due(), later(), due(), later()],
+            Failed,
+            "install",
+        ),
+        (5, vec![failed(), done()], RolledBack, "activate"),
+        (
+            5,
+            vec![ended(HookEnd::Restart), due(), done()],
+            RolledBack,
+            "restart",
+        ),
+        (6, vec![sick.clone(), done()], RolledBack, "health_check"),
+        (6, vec![sick.clone(), failed()], Failed, "rollback"),
+        (
+            6,
+            vec![started("1"); 5].into_iter().chain([done()]).collect(),
+            RolledBack,
+            "health_check",
+        ),
+        (7, vec![failed(), done()], RolledBack, "confirm"),
+        (1, vec![cancel()], Cancelled, "cancelled"),
+        (2, vec![cancel()], Cancelled, "cancelled"),
+        (3, vec![cancel()], Cancelled, "cancelled"),
+    ] {
+        let state = after(up_to(stage).into_iter().chain(then).collect());
+        assert_eq!(end_of(&state), (end, Some(code)), "{stage}");
+        assert_eq!(state.current, None);
+        assert_eq!(state.installed.as_deref(), Some("1.4.1"));
+    }
+    let words = after(up_to(6).into_iter().chain([sick, failed()]).collect())
+        .said
+        .unwrap()
+        .error
+        .unwrap()
+        .text;
+    assert_eq!(
+        words,
+        "health_check: no answer; and the rollback failed: no"
+    );
+}
+
+#[test]
+fn a_restart_goes_on() {
+    for (stage, then, step) in [
+        (
+            5,
+            started("1"),
+            Step::Activating {
+                boot: "1".to_owned(),
+            },
+        ),
+        (5, started("2"), Step::Checking { starts: 1 }),
+        (6, started("1"), Step::Checking { starts: 2 }),
+        (7, started("2"), Step::Confirming),
+        (4, started("2"), Step::Installing),
+    ] {
+        let state = after(up_to(stage).into_iter().chain([then]).collect());
+        assert_eq!(state.current.unwrap().step, step, "{stage}");
+    }
+    let waits = after(
+        up_to(5)
+            .into_iter()
+            .chain([ended(HookEnd::Restart)])
+            .collect(),
+    );
+    assert!(matches!(waits.work(), Some(Work::Wait(_))));
+    let mut comes = waits;
+    comes.on(started("1"), &LIMITS, now());
+    assert_eq!(comes.work(), Some(Work::Health));
+}
+
+#[test]
+fn install_tries_again_and_says_so() {
+    let state = after(up_to(4).into_iter().chain([later(), due()]).collect());
+    assert_eq!(state.work(), Some(Work::Run(Hook::Install, 2)));
+    let end = after(
+        up_to(4)
+            .into_iter()
+            .chain([later(), due(), done(), done(), healthy(), done()])
+            .collect(),
+    );
+    assert_eq!(end.said.unwrap().attempt, 2);
+}
+
+#[test]
+fn from_installing_on_nothing_is_cancelled() {
+    for stage in 4..=7 {
+        let before = after(up_to(stage));
+        let mut state = before.clone();
+        state.on(Event::Cancel("fw.1".to_owned()), &LIMITS, now());
+        assert_eq!(state, before, "{stage}");
+    }
+}
+
+#[test]
+fn who_is_meant_by_a_cancel() {
+    for (target, id, meant) in [
+        ("fw", "fw.1.0", true),
+        ("fw.1.0", "fw.1.0", true),
+        ("fw", "fw-2.1", false),
+        ("fw.1.0.0", "fw.1.0", false),
+        ("", ".1", false),
+    ] {
+        assert_eq!(is_meant(target, id), meant, "{target} {id}");
+    }
+    let mut state = after(vec![message("fw.1"), message("other.1"), message("fw.2")]);
+    state.on(Event::Desired(Some("fw".to_owned())), &LIMITS, now());
+    assert_eq!(state.current.as_ref().unwrap().id, "other.1");
+    assert_eq!(state.history.len(), 2);
+    // It stands: what comes later is given up, too.
+    state.on(message("fw.3"), &LIMITS, now());
+    assert_eq!(end_of(&state).0, Stage::Cancelled);
+    state.on(Event::Desired(None), &LIMITS, now());
+    state.on(message("fw.4"), &LIMITS, now());
+    assert_eq!(state.waiting.back().unwrap().id, "fw.4");
+}
+
+#[test]
+fn repeats_change_nothing_and_get_the_same_answer() {
+    for stage in 1..=8 {
+        let before = after(up_to(stage));
+        let mut state = before.clone();
+        for _ in 0..100 {
+            state.on(message("fw.1"), &LIMITS, now());
+        }
+        assert_eq!(state, before, "{stage}");
+    }
+    // Another answer was given since: the first one is given again.
+    let mut state = after(up_to(8));
+    state.on(message("fw.2"), &LIMITS, now());
+    state.on(bad(), &LIMITS, now());
+    for _ in 0..100 {
+        state.on(message("fw.1"), &LIMITS, now());
+    }
+    assert_eq!(state.said.as_ref().unwrap().id, "fw.1");
+    assert_eq!((state.history.len(), state.unreported.len()), (2, 2));
+}
+
+#[test]
+fn more_than_can_wait_is_refused() {
+    let many = (0..=WAITING_MAX + 1)
+        .map(|at| message(&format!("fw.{at}")))
+        .collect();
+    let state = after(many);
+    assert_eq!(state.waiting.len(), WAITING_MAX);
+    assert_eq!(end_of(&state), (Stage::Refused, Some("busy")));
+}
+
+#[test]
+fn one_that_expired_on_the_way_is_not_installed() {
+    let mut state = after(up_to(3));
+    state.on(fetched(), &LIMITS, "2027-01-01T00:00:00Z".parse().unwrap());
+    assert_eq!(end_of(&state), (Stage::Failed, Some("expired")));
+}
+
+#[test]
+fn what_was_told_is_not_told_again() {
+    let mut state = after(up_to(8));
+    let patch = state.patch().unwrap();
+    state.on(Event::Reported(patch.clone()), &LIMITS, now());
+    assert_eq!(state.patch(), None);
+    state.on(Event::Twin(patch.clone()), &LIMITS, now());
+    assert_eq!(state.patch(), None);
+    // The answer to the write was lost.
+    let mut state = after(up_to(8));
+    state.on(Event::Twin(patch.clone()), &LIMITS, now());
+    assert_eq!(state.patch(), None);
+    // The device was made anew in the hub.
+    state.on(Event::Twin(Patch::default()), &LIMITS, now());
+    assert_eq!(state.patch(), Some(patch));
+    // A later state does not wait for an earlier one, and an answer to the earlier one does not stand for the later one.
+    let mut state = after(up_to(3));
+    let early = state.patch().unwrap();
+    state.on(fetched(), &LIMITS, now());
+    state.on(Event::Reported(early), &LIMITS, now());
+    assert_eq!(
+        state.patch().unwrap().update.unwrap().state,
+        Stage::Installing
+    );
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let id = || (0..4_u8).prop_map(|id| format!("fw.{id}"));
+    prop_oneof![
+        3 => id().prop_map(|id| message(&id)),
+        2 => Just(good()),
+        1 => Just(bad()),
+        3 => Just(due()),
+        3 => Just(fetched()),
+        1 => Just(Event::Downloaded(Err(Reason::new("download", "")))),
+        6 => Just(done()),
+        1 => Just(failed()),
+        1 => Just(later()),
+        1 => Just(ended(HookEnd::Restart)),
+        3 => Just(healthy()),
+        1 => Just(Event::Healthy(Err(String::new()))),
+        1 => id().prop_map(Event::Cancel),
+        1 => prop::option::of(id()).prop_map(Event::Desired),
+        1 => (0..2_u8).prop_map(|boot| started(&boot.to_string())),
+        1 => Just(Event::Twin(Patch::default())),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: an end is final, no update is installed after its end, each attempt has one
+    /// installation, states of an update only go forward, all is bounded, and the stored state is the whole state.
+    #[test]
+    fn invariants(events in prop::collection::vec(any_event(), 0..80)) {
+        let mut state = State::new(Some("1.4.1".to_owned()));
+        let mut ends: std::collections::HashMap<String, Report> = std::collections::HashMap::new();
+        let mut installed = std::collections::HashSet::new();
+        for event in events {
+            let stored = serde_json::to_vec(&state).unwrap();
+            prop_assert_eq!(&serde_json::from_slice::<State>(&stored).unwrap(), &state);
+            let before = state.clone();
+            let is_done = event == done();
+            state.on(event, &LIMITS, now());
+            if let Some(update) = &before.current
+                && update.step == Step::Installing && is_done
+            {
+                prop_assert!(installed.insert((update.id.clone(), update.attempt)), "installed twice");
+            }
+            for end in &state.history {
+                let first = ends.entry(end.id.clone()).or_insert_with(|| end.clone());
+                prop_assert_eq!(&*first, end, "an end has changed");
+                prop_assert!(end.state.is_end());
+                prop_assert_eq!(end.error.is_none(), end.state == Stage::Applied);
+            }
+            for update in state.current.iter().chain(&state.waiting) {
+                prop_assert!(!ends.contains_key(&update.id), "goes on after its end");
+            }
+            prop_assert!(state.current.is_some() || state.waiting.is_empty());
+            prop_assert!(state.current.is_none() || state.work().is_some());
+            prop_assert!(state.waiting.len() <= WAITING_MAX && state.unreported.len() <= 4);
+            let told: std::collections::HashSet<_> = state.unreported.iter().map(|it| &it.id).collect();
+            prop_assert_eq!(told.len(), state.unreported.len());
+            // Every end is told, or was.
+            prop_assert!(ends.len() <= told.len() || !state.unreported.is_empty() || state.said.is_some());
+        }
+    }
+}
