@@ -63,6 +63,11 @@ pub(crate) enum Command {
     Schema,
     /// Make a token for the HTTP API.
     Token(TokenArgs),
+    /// Run the device agent: take signed updates, install them, say what became of them. --config names its own
+    /// configuration (TOML, docs/devices.md).
+    Agent,
+    /// Sign updates for device agents.
+    Sign(SignArgs),
     /// Print what makes a shell complete this command line.
     Completions {
         /// The shell.
@@ -453,6 +458,94 @@ pub(crate) struct DemoArgs {
     /// How many devices.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) devices: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SignArgs {
+    #[command(subcommand)]
+    pub(crate) action: SignAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SignAction {
+    /// Make and show keys.
+    Key {
+        #[command(subcommand)]
+        action: KeyAction,
+    },
+    /// Write the signed message of an update.
+    Update(SignUpdateArgs),
+    /// Check the signed message of an update, and show what is in it.
+    Verify(SignVerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyAction {
+    /// Make an ed25519 key (PKCS#8 in PEM) in a new file that only its owner can read.
+    New {
+        /// The file.
+        #[arg(value_name = "KEYFILE")]
+        file: PathBuf,
+    },
+    /// Show a key's public half, as devices have it.
+    Show {
+        /// The file with the key.
+        #[arg(value_name = "KEYFILE")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SignUpdateArgs {
+    /// A file with a key; twice while devices change from one key to another.
+    #[arg(long, value_name = "KEYFILE", required = true)]
+    pub(crate) key: Vec<PathBuf>,
+
+    /// What is updated: `update.name` of the devices.
+    #[arg(long)]
+    pub(crate) name: String,
+
+    /// The version.
+    #[arg(long)]
+    pub(crate) version: String,
+
+    /// Hardware that it is for: `update.hardware` of the devices. Default: any.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) hardware: Vec<String>,
+
+    /// Where devices fetch it: https, http or ftp.
+    #[arg(long)]
+    pub(crate) url: String,
+
+    /// The file that is there.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) artifact: PathBuf,
+
+    /// From then on it is not installed any more: 2027-01-01T00:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) expires: Option<String>,
+
+    /// Devices also install it if they run the same or a later version.
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// The file to write.
+    #[arg(long, value_name = "FILE", default_value = "update.json")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SignVerifyArgs {
+    /// The signed message.
+    pub(crate) file: PathBuf,
+
+    /// A public key that is trusted (base64).
+    #[arg(long, value_name = "KEY", required = true)]
+    pub(crate) public_key: Vec<String>,
+
+    /// The artefact, whose size and SHA-256 are checked.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) artifact: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+pub(crate) mod agent;
 pub(crate) mod change;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
@@ -12,6 +13,7 @@ pub(crate) mod orchestrator;
 pub(crate) mod plan;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod sign;
 pub(crate) mod status;
 pub(crate) mod submit;
 pub(crate) mod token;

@@ -84,6 +84,10 @@ fn usage(error: &clap::Error) -> std::process::ExitCode {
 }
 
 fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
+    // The agent is a program of its own, with a configuration of its own.
+    if matches!(args.command, Some(Command::Agent)) {
+        return commands::agent::agent(&args, output);
+    }
     let overrides = Overrides {
         state: args.state,
         log: args.log.clone(),
@@ -159,6 +163,8 @@ async fn perform(
         Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
         Some(Command::Schema) => Ok(commands::validate::schema(output)),
         Some(Command::Token(token)) => commands::token::token(&token, output),
+        Some(Command::Sign(sign)) => commands::sign::sign(&sign, output),
+        Some(Command::Agent) => unreachable!("it is started before the configuration is read"),
         Some(Command::Completions { shell }) => completions::completions(shell),
         Some(Command::Man { folder }) => completions::man(&folder, output),
         None => Err(Failure::message(ExitCode::Usage, "no command given")
