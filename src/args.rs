@@ -378,6 +378,14 @@ pub(crate) struct HubArgs {
     #[arg(long, default_value_t = 0)]
     pub(crate) https_port: u16,
 
+    /// MQTT port, for devices; 0 takes a free one. The official SDKs insist on 8883.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) mqtt_port: u16,
+
+    /// Certificates (PEM) of the authorities whose certificates devices may present; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) device_ca: Vec<PathBuf>,
+
     /// Port of the control endpoint (plain HTTP, loopback); 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     pub(crate) control_port: u16,

@@ -62,11 +62,16 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
             .map_err(refused)?,
         None => Faults::default(),
     };
+    let authorities = args.device_ca.iter();
+    let authorities = authorities.map(|path| textfile::read("the certificates", path));
+    let device_ca_pem = authorities.collect::<anyhow::Result<String>>();
     let config = HubConfig {
+        device_ca_pem: device_ca_pem.map_err(refused)?,
         host_name: args.host_name.clone(),
         bind: args.bind,
         amqp_port: args.amqp_port,
         https_port: args.https_port,
+        mqtt_port: args.mqtt_port,
         control_port: Some(args.control_port),
         tier,
         units: args.units,
@@ -86,8 +91,9 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
     };
     let devices = config.fleet.len();
     let hub = twincast_emulator::start(config).await.map_err(|error| {
-        Failure::new(ExitCode::Refused, error)
-            .hint("choose other ports with --amqp-port and --https-port; 0 takes a free one")
+        Failure::new(ExitCode::Refused, error).hint(
+            "choose other ports with --amqp-port, --https-port and --mqtt-port; 0 takes a free one",
+        )
     })?;
     let files = Files::write(&args.out, args, &hub)?;
     announce(&hub, u64::from(devices), &files, output);
@@ -171,17 +177,20 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
         "config_file": files.config,
         "amqp": hub.amqp_addr(),
         "https": hub.https_addr(),
+        "mqtt": hub.mqtt_addr(),
         "control": control,
         "devices": devices,
     });
     let text = format!(
-        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  look inside        curl {}/summary\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
         output.paint(Style::Bold, "IoT Hub emulator"),
         counted(devices, "device", "devices"),
         hub.connection_string(),
         files.ca,
         hub.amqp_addr(),
         hub.https_addr(),
+        hub.mqtt_addr(),
+        control.as_deref().unwrap_or("(no control endpoint)"),
         control.as_deref().unwrap_or("(no control endpoint)"),
         files.config,
     );

@@ -5,6 +5,7 @@
 //! | `GET /health` | answers 200 |
 //! | `GET /summary` | the counts, see [`Summary`](crate::Summary) |
 //! | `GET /devices/{id}/messages` | the device's messages, see [`MessageReport`] |
+//! | `GET /devices/{id}/connection-string` | what a client needs to be the device, as text |
 //! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
 //! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
 //! | `POST /faults/disconnect-devices` | ends the connections of all devices |
@@ -71,6 +72,7 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
         )
         .route("/summary", get(summary))
         .route("/devices/{id}/messages", get(device_messages))
+        .route("/devices/{id}/connection-string", get(connection_string))
         .route("/messages", get(export))
         .route(
             "/faults",
@@ -97,6 +99,17 @@ async fn device_messages(State(hub): State<HubHandle>, Path(id): Path<String>) -
         None => (
             StatusCode::NOT_FOUND,
             format!("there is no device '{id}'\n"),
+        )
+            .into_response(),
+    }
+}
+
+async fn connection_string(State(hub): State<HubHandle>, Path(id): Path<String>) -> Response {
+    match hub.device_connection_string(&id) {
+        Some(text) => format!("{text}\n").into_response(),
+        None => (
+            StatusCode::NOT_FOUND,
+            format!("there is no device '{id}' that has a symmetric key\n"),
         )
             .into_response(),
     }

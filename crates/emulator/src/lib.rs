@@ -1,10 +1,12 @@
-//! An Azure IoT Hub emulator on real sockets that the official service SDKs accept.
+//! An Azure IoT Hub emulator on real sockets that the official SDKs accept, of services and of devices.
 //!
 //! [`start`] binds the ports and returns a [`RunningHub`]: cloud-to-device messages over AMQP 1.0, feedback over
-//! AMQP 1.0 and HTTPS, queries, twins and the registry over HTTPS, and a plain HTTP interface to look inside and to
-//! inject [`Faults`]. The devices are a [`Fleet`]: computed from a seed, a million of them in a few bytes.
+//! AMQP 1.0 and HTTPS, queries, twins, direct methods and the registry over HTTPS, and a plain HTTP interface to look
+//! inside and to inject [`Faults`]. The devices are a [`Fleet`]: computed from a seed, a million of them in a few bytes.
+//! A device is simulated until a client connects as that device, over MQTT 3.1.1 (on a port of its own or over
+//! WebSockets) or HTTPS, and real from then on.
 //!
-//! What it is not: it has no device-side endpoints, no telemetry, no jobs and no direct methods.
+//! What it is not: it keeps no telemetry, and has no jobs, no modules and no uploads of files.
 
 mod amqp;
 mod certificate;

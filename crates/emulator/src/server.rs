@@ -191,12 +191,7 @@ impl RunningHub {
     /// it authenticates otherwise.
     #[must_use]
     pub fn device_connection_string(&self, device_id: &str) -> Option<String> {
-        let hub = &self.handle.hub;
-        let key = hub.device_key(device_id)?;
-        let host = &hub.config.host_name;
-        Some(format!(
-            "HostName={host};DeviceId={device_id};SharedAccessKey={key}"
-        ))
+        self.handle.device_connection_string(device_id)
     }
 
     /// Where the control interface is, if it is on.
@@ -407,6 +402,16 @@ impl HubHandle {
     /// Cuts all AMQP connections now.
     pub fn cut_connections(&self, cut: Cut) {
         self.hub.cut(cut);
+    }
+
+    /// See [`RunningHub::device_connection_string`].
+    #[must_use]
+    pub fn device_connection_string(&self, device_id: &str) -> Option<String> {
+        let key = self.hub.device_key(device_id)?;
+        let host = &self.hub.config.host_name;
+        Some(format!(
+            "HostName={host};DeviceId={device_id};SharedAccessKey={key}"
+        ))
     }
 
     /// Ends the connections of all devices now; they may come back at once.

@@ -1,7 +1,7 @@
 //! A stream of packets over a stream of bytes.
 
 use bytes::{Buf as _, BytesMut};
-use mqtt_proto::v3::Packet;
+use mqtt_proto::v3::{Packet, SubscribeReturnCode};
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
@@ -54,6 +54,12 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
     /// Puts a packet behind what is to be written.
     pub(crate) fn push(&mut self, packet: &Packet) -> Result<(), Broken> {
         self.out.extend_from_slice(packet.encode()?.as_ref());
+        if let Packet::Suback(answer) = packet {
+            // The codec writes a refusal as 3 (mqtt-proto 0.4.0); it is 0x80 (MQTT 3.1.1, section 3.9.3).
+            let codes = self.out.iter_mut().rev().zip(answer.topics.iter().rev());
+            let refused = codes.filter(|(_, code)| **code == SubscribeReturnCode::Failure);
+            refused.for_each(|(byte, _)| *byte = 0x80);
+        }
         Ok(())
     }
 

@@ -3,6 +3,10 @@
 mod amqp;
 mod answers;
 mod client;
+mod device_client;
+mod device_faults;
+mod device_https;
+mod device_mqtt;
 mod faults;
 mod feedback;
 mod http;

@@ -54,13 +54,11 @@ async fn what_only_the_hub_has_is_said() {
         (Method::GET, "/devices/d0/modules", "modules"),
         (Method::PUT, "/devices/d0/modules/m", "modules"),
         (Method::GET, "/twins/d0/modules/m", "modules"),
-        (Method::POST, "/twins/d0/methods", "direct methods"),
         (Method::PUT, "/jobs/v2/j", "jobs"),
         (Method::POST, "/jobs/create", "jobs"),
         (Method::GET, "/configurations", "configurations"),
         (Method::GET, "/digitaltwins/d0", "digital twins"),
-        (Method::POST, "/devices/d0/messages/events", "devices"),
-        (Method::GET, "/$iothub/websocket", "WebSockets"),
+        (Method::POST, "/devices/d0/files", "uploads of files"),
     ] {
         let answer = rest.request(method, path).send().await.unwrap();
         let (status, name, text) = error_name(answer).await;

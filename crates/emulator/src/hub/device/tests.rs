@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 
 use super::super::core::{Hub, Submission};
 use super::super::store::{Ack, MessageState};
+use super::identity::Denial;
+use super::line::DesiredPush;
 use super::*;
 use crate::fleet::{Authentication, AuthenticationBody, Credentials, Fleet, Status};
 use crate::sas::{TokenError, sign_device_token, sign_token};
@@ -291,7 +293,7 @@ fn messages_come_in_order_and_no_more_than_a_device_may_hold() {
         ..config()
     });
     let session = connect(&hub);
-    ["a", "b", "c"].map(|id| send(&hub, id, 60_000));
+    ["a", "b", "c"].iter().for_each(|id| send(&hub, id, 60_000));
     let taken = session.take(None);
     assert_eq!(ids(&taken), ["a", "b"]);
     assert!(session.take(None).is_empty());
@@ -316,7 +318,7 @@ fn messages_come_in_order_and_no_more_than_a_device_may_hold() {
 fn what_a_device_holds_expires_when_it_comes_back() {
     let hub = hub();
     let session = connect(&hub);
-    ["a", "b", "c"].map(|id| send(&hub, id, 60));
+    ["a", "b", "c"].iter().for_each(|id| send(&hub, id, 60));
     let expired = hub.now_ms() + 60;
     assert_eq!(session.take(None).len(), 3);
     send(&hub, "late", 20);
@@ -342,7 +344,7 @@ fn a_lock_ends_and_its_message_comes_again() {
     });
     let pass = pass(&hub);
     hub.visit(&pass).unwrap();
-    ["a", "b"].map(|id| send(&hub, id, 60_000));
+    ["a", "b"].iter().for_each(|id| send(&hub, id, 60_000));
     let first = hub.receive(pass.device).unwrap();
     let second = hub.receive(pass.device).unwrap();
     assert_eq!(ids(&[first.clone(), second.clone()]), ["a", "b"]);
