@@ -17,7 +17,7 @@ use super::device::{DeviceAuthorities, RealDevices};
 use super::feedback::{FeedbackBatch, FeedbackQueue, Record, Settlement};
 use super::refusal::Refusal;
 use super::store::{Ack, Arrival, MessageState, Store};
-use super::summary::{Summary, Tallies};
+use super::summary::Tallies;
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
 use crate::faults::{FaultBox, SendFault};
@@ -62,7 +62,7 @@ pub(crate) struct State {
     pub(crate) feedback: FeedbackQueue,
     pub(crate) devices: RealDevices,
     /// The day since 1970 and what was used of its quota.
-    quota: (u64, u64),
+    pub(super) quota: (u64, u64),
 }
 
 impl State {
@@ -511,77 +511,6 @@ impl Hub {
 
     pub(crate) fn watch_cuts(&self) -> watch::Receiver<(u64, Cut)> {
         self.cuts.subscribe()
-    }
-
-    /// What was counted so far.
-    pub(crate) fn summary(&self) -> Summary {
-        let devices = u64::from(self.registry().len());
-        let state = lock(&self.state);
-        let (counts, feedback, tallies) =
-            (state.store.counts, state.feedback.counts, &self.tallies);
-        Summary {
-            devices,
-            uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
-            transfers: tallies.transfers.get(),
-            accepted: counts.accepted,
-            distinct_devices: counts.distinct_devices,
-            repeats_by_device: counts.accepted - counts.distinct_devices,
-            repeats_by_message_id: counts.repeated_message_ids,
-            accepted_in_any_minute_max: state.store.windows.max_minute(),
-            accepted_in_any_second_max: state.store.windows.max_second(),
-            daily_messages_used: state.quota.1,
-            pending: counts.pending,
-            delivered: counts.delivered,
-            expired: counts.expired,
-            rejected_by_device: counts.rejected,
-            delivery_count_exceeded: counts.delivery_count_exceeded,
-            purged: counts.purged,
-            lost_with_device: counts.lost,
-            shaped: tallies.shaped.get(),
-            throttled: tallies.throttled.get(),
-            not_found: tallies.not_found.get(),
-            disabled: tallies.disabled.get(),
-            queue_full: tallies.queue_full.get(),
-            quota_exceeded: tallies.quota_exceeded.get(),
-            otherwise_refused: tallies.otherwise_refused.get(),
-            released: tallies.released.get(),
-            modified: tallies.modified.get(),
-            lost_dispositions: tallies.lost_dispositions.get(),
-            unanswered_max: tallies.unanswered.max(),
-            connections: tallies.connections.get(),
-            open_connections: tallies.open_connections.now(),
-            open_connections_max: tallies.open_connections.max(),
-            link_opens: tallies.link_opens.get(),
-            link_opens_throttled: tallies.link_opens_throttled.get(),
-            cut_connections: tallies.cut_connections.get(),
-            cut_links: tallies.cut_links.get(),
-            tokens_accepted: tallies.tokens_accepted.get(),
-            tokens_refused: tallies.tokens_refused.get(),
-            feedback_made: feedback.made,
-            feedback_completed: feedback.completed,
-            feedback_dropped: feedback.dropped,
-            feedback_waiting: state.feedback.len() as u64,
-            http_requests: tallies.http_requests.get(),
-            http_shaped: tallies.http_shaped.get(),
-            http_throttled: tallies.http_throttled.get(),
-            query_pages: tallies.query_pages.get(),
-            real_devices: state.devices.len() as u64,
-            connected_devices: tallies.connected_devices.now(),
-            connected_devices_max: tallies.connected_devices.max(),
-            device_connections: tallies.device_connections.get(),
-            device_replacements: tallies.device_replacements.get(),
-            device_logins: tallies.device_logins.get(),
-            device_logins_refused: tallies.device_logins_refused.get(),
-            deliveries: tallies.deliveries.get(),
-            telemetry_messages: tallies.telemetry_messages.get(),
-            telemetry_bytes: tallies.telemetry_bytes.get(),
-            device_twin_reads: tallies.device_twin_reads.get(),
-            reported_patches: tallies.reported_patches.get(),
-            device_shaped: tallies.device_shaped.get(),
-            device_throttled: tallies.device_throttled.get(),
-            methods: tallies.methods.get(),
-            methods_answered: tallies.methods_answered.get(),
-        }
     }
 }
 

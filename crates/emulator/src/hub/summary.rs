@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::core::Hub;
 use super::refusal::Refusal;
 
 /// A number that only grows.
@@ -109,7 +110,7 @@ impl Tallies {
 /// What the hub has counted since it started. The sums that must hold: `accepted = pending + delivered +
 /// expired + rejected_by_device + delivery_count_exceeded + purged + lost_with_device`, and
 /// `accepted = distinct_devices + repeats_by_device`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Devices in the registry, disabled ones included.
     pub devices: u64,
@@ -233,4 +234,87 @@ pub struct Summary {
     pub methods: u64,
     /// Those that a device has answered.
     pub methods_answered: u64,
+}
+
+impl Hub {
+    /// What was counted so far.
+    pub(crate) fn summary(&self) -> Summary {
+        let devices = u64::from(self.registry().len());
+        let state = self.state();
+        let (counts, feedback, tallies) =
+            (state.store.counts, state.feedback.counts, &self.tallies);
+        let summary = Summary {
+            real_devices: state.devices.len() as u64,
+            devices,
+            uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
+            transfers: tallies.transfers.get(),
+            accepted: counts.accepted,
+            distinct_devices: counts.distinct_devices,
+            repeats_by_device: counts.accepted - counts.distinct_devices,
+            repeats_by_message_id: counts.repeated_message_ids,
+            accepted_in_any_minute_max: state.store.windows.max_minute(),
+            accepted_in_any_second_max: state.store.windows.max_second(),
+            daily_messages_used: state.quota.1,
+            pending: counts.pending,
+            delivered: counts.delivered,
+            expired: counts.expired,
+            rejected_by_device: counts.rejected,
+            delivery_count_exceeded: counts.delivery_count_exceeded,
+            purged: counts.purged,
+            lost_with_device: counts.lost,
+            shaped: tallies.shaped.get(),
+            throttled: tallies.throttled.get(),
+            not_found: tallies.not_found.get(),
+            disabled: tallies.disabled.get(),
+            queue_full: tallies.queue_full.get(),
+            quota_exceeded: tallies.quota_exceeded.get(),
+            otherwise_refused: tallies.otherwise_refused.get(),
+            released: tallies.released.get(),
+            modified: tallies.modified.get(),
+            lost_dispositions: tallies.lost_dispositions.get(),
+            unanswered_max: tallies.unanswered.max(),
+            connections: tallies.connections.get(),
+            open_connections: tallies.open_connections.now(),
+            open_connections_max: tallies.open_connections.max(),
+            link_opens: tallies.link_opens.get(),
+            link_opens_throttled: tallies.link_opens_throttled.get(),
+            cut_connections: tallies.cut_connections.get(),
+            cut_links: tallies.cut_links.get(),
+            tokens_accepted: tallies.tokens_accepted.get(),
+            tokens_refused: tallies.tokens_refused.get(),
+            feedback_made: feedback.made,
+            feedback_completed: feedback.completed,
+            feedback_dropped: feedback.dropped,
+            feedback_waiting: state.feedback.len() as u64,
+            http_requests: tallies.http_requests.get(),
+            http_shaped: tallies.http_shaped.get(),
+            http_throttled: tallies.http_throttled.get(),
+            query_pages: tallies.query_pages.get(),
+            ..Summary::default()
+        };
+        self.with_devices(summary)
+    }
+
+    /// With what was counted of devices that connect.
+    fn with_devices(&self, summary: Summary) -> Summary {
+        let tallies = &self.tallies;
+        Summary {
+            connected_devices: tallies.connected_devices.now(),
+            connected_devices_max: tallies.connected_devices.max(),
+            device_connections: tallies.device_connections.get(),
+            device_replacements: tallies.device_replacements.get(),
+            device_logins: tallies.device_logins.get(),
+            device_logins_refused: tallies.device_logins_refused.get(),
+            deliveries: tallies.deliveries.get(),
+            telemetry_messages: tallies.telemetry_messages.get(),
+            telemetry_bytes: tallies.telemetry_bytes.get(),
+            device_twin_reads: tallies.device_twin_reads.get(),
+            reported_patches: tallies.reported_patches.get(),
+            device_shaped: tallies.device_shaped.get(),
+            device_throttled: tallies.device_throttled.get(),
+            methods: tallies.methods.get(),
+            methods_answered: tallies.methods_answered.get(),
+            ..summary
+        }
+    }
 }

@@ -10,6 +10,8 @@ use tokio::io::{
 const PACKET_BYTES_MAX: usize = 512 * 1024;
 /// Nothing more is read while this much waits to be written.
 const WRITE_BACKLOG_MAX: usize = 256 * 1024;
+/// A peer that has not taken this much is given up.
+const UNREAD_BYTES_MAX: usize = 8 << 20;
 /// How much is read at once. Most packets of devices are far smaller, and many devices are silent most of the time.
 const READ_BYTES: usize = 1024;
 /// A buffer that has grown beyond this is given back once it is empty.
@@ -24,6 +26,8 @@ pub(crate) enum Broken {
     Io(#[from] std::io::Error),
     #[error("no MQTT 3.1.1 packet: {0}")]
     Malformed(#[from] mqtt_proto::Error),
+    #[error("the peer does not read")]
+    Unread,
     #[error("a packet of {0} bytes; at most {PACKET_BYTES_MAX} are allowed")]
     TooLarge(usize),
 }
@@ -51,8 +55,11 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
         }
     }
 
-    /// Puts a packet behind what is to be written.
+    /// Puts a packet behind what is to be written; an error if that has become too much.
     pub(crate) fn push(&mut self, packet: &Packet) -> Result<(), Broken> {
+        if self.out.len() > UNREAD_BYTES_MAX {
+            return Err(Broken::Unread);
+        }
         self.out.extend_from_slice(packet.encode()?.as_ref());
         if let Packet::Suback(answer) = packet {
             // The codec writes a refusal as 3 (mqtt-proto 0.4.0); it is 0x80 (MQTT 3.1.1, section 3.9.3).

@@ -127,6 +127,11 @@ impl State {
         let Some(real) = self.devices.by_number.get(&device) else {
             return taken;
         };
+        let current = real.line.as_ref().map(|line| line.serial);
+        if hold.serial.is_some() && hold.serial != current {
+            // An earlier connection, which does not know yet that it has ended.
+            return taken;
+        }
         let is_its = |holder: &&Holder| holder.serial == hold.serial;
         let held = real.held.values().filter(is_its).count();
         while held + taken.len() < hold.held_max {

@@ -274,6 +274,7 @@ fn a_second_connection_ends_the_first_and_gets_its_messages() {
     let second = connect(&hub);
     let ended = Some(DeviceEvent::Ended(Ended::Replaced));
     assert_eq!((first.next_event(), second.next_event()), (ended, None));
+    assert!(first.take(None).is_empty());
     let taken = second.take(None);
     assert_eq!((ids(&taken), taken[0].deliveries), (vec!["a"], 1));
     assert!(!first.settle(held[0].number, Settling::Completed));
