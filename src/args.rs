@@ -57,14 +57,15 @@ pub(crate) enum Command {
     Hubs,
     /// Run an IoT Hub emulator that the official SDKs accept.
     Hub(HubArgs),
-    /// See it all at work: an emulated fleet of refrigerators and a rollout to it.
+    /// See it all at work: canaries stop a bad build, and its fix reaches an emulated fleet.
     Demo(DemoArgs),
     /// Print the JSON Schema of a rollout's spec.
     Schema,
     /// Make a token for the HTTP API.
     Token(TokenArgs),
-    /// Run the device agent: take signed updates, install them, say what became of them. --config names its own
-    /// configuration (TOML, docs/devices.md).
+    /// Run the device agent: take signed updates, install them, say what became of them.
+    ///
+    /// --config names its own configuration (TOML, docs/devices.md).
     Agent,
     /// Sign updates for device agents.
     Sign(SignArgs),
@@ -463,9 +464,13 @@ pub(crate) enum HubTier {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DemoArgs {
-    /// How many devices.
+    /// How many simulated devices.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) devices: u64,
+
+    /// Serve the live page, also after the end, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) page: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -18,7 +18,7 @@ pub(crate) enum ExitCode {
     /// The input is refused: spec, configuration, device list, connection string, token, role, or a
     /// rollout's name that is taken; a target without devices.
     Refused = 3,
-    /// The rollout is finished, but some devices were not sent the message, or did not take it.
+    /// The rollout is finished, but some devices were not sent the message, did not take it, or failed.
     FinishedWithFailures = 4,
     /// A hub cannot be reached, or its certificate is not trusted.
     HubUnreachable = 5,
@@ -53,7 +53,7 @@ Exit codes:
   1    something unexpected
   2    wrong command line
   3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
-  4    finished, but some devices were not sent the message, or did not take it
+  4    finished, but some devices were not sent the message, did not take it, or failed
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable

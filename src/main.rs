@@ -19,6 +19,7 @@ mod oidc;
 mod otlp;
 mod output;
 mod overlaps;
+mod page;
 mod peer;
 mod process;
 mod progress;

@@ -116,7 +116,11 @@ pub(crate) async fn roll_out(
     let intake = engine.intake(settings);
     let ended = match how.desk(&engine, settings) {
         Ok(desk) => {
-            let ended = roll_out_with(engine, file.spec, file.files, settings, how, output).await;
+            let ran = take_through(engine, file.spec, file.files, settings, how, output).await;
+            let ended = ran.map(|ran| {
+                output.result(&ran.summary, &ran.text(output));
+                outcome_of_run(&ran.rollout, ran.interrupted, &ran.summary, how, output)
+            });
             if let Ok(ExitCode::Success | ExitCode::FinishedWithFailures) = ended {
                 tidy_up(&intake, settings, output).await;
             }
@@ -155,14 +159,32 @@ async fn tidy_up(intake: &Intake, settings: &Settings, output: &Output) {
     }
 }
 
-async fn roll_out_with(
+/// A rollout, as far as it was run.
+pub(crate) struct Ran {
+    pub(crate) rollout: Rollout,
+    /// The user has stopped it.
+    pub(crate) interrupted: bool,
+    pub(crate) summary: Summary,
+    /// How long this process has worked on it, if something was left to do.
+    took: Option<Duration>,
+}
+
+impl Ran {
+    /// The summary for people.
+    pub(crate) fn text(&self, output: &Output) -> String {
+        self.summary.text(output, self.took)
+    }
+}
+
+/// Accepts a rollout and runs it, until it owes nothing or is interrupted.
+pub(crate) async fn take_through(
     engine: Engine,
     spec: RolloutSpec,
     files: BTreeMap<String, String>,
     settings: &Settings,
     how: &How,
     output: &Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<Ran, Failure> {
     engine::bind_hubs(&*engine.store, &engine.driver.hubs).await?;
     let rollout = match take_in(&engine.driver, spec, files).await? {
         Accepted::New(rollout) => *rollout,
@@ -190,8 +212,12 @@ async fn roll_out_with(
     let summary = summary::read(&*store, &rollout)
         .await
         .map_err(engine::store_failure)?;
-    output.result(&summary, &summary.text(output, took));
-    Ok(outcome_of_run(&rollout, interrupted, &summary, how, output))
+    Ok(Ran {
+        rollout,
+        interrupted,
+        summary,
+        took,
+    })
 }
 
 /// Says how to go on, where there is something to go on with, and gives the exit code.

@@ -15,9 +15,11 @@ Commands:
   explain       Show where a device is in a rollout, why, and what it waits for
   hubs          Show the hubs: their quotas, what may be sent now, and what waits for it
   hub           Run an IoT Hub emulator that the official SDKs accept
-  demo          See it all at work: an emulated fleet of refrigerators and a rollout to it
+  demo          See it all at work: canaries stop a bad build, and its fix reaches an emulated fleet
   schema        Print the JSON Schema of a rollout's spec
   token         Make a token for the HTTP API
+  agent         Run the device agent: take signed updates, install them, say what became of them
+  sign          Sign updates for device agents
   completions   Print what makes a shell complete this command line
   man           Write man pages into a folder
   orchestrator  Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis)
@@ -55,7 +57,7 @@ Exit codes:
   1    something unexpected
   2    wrong command line
   3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
-  4    finished, but some devices were not sent the message, or did not take it
+  4    finished, but some devices were not sent the message, did not take it, or failed
   5    hub cannot be reached, or its certificate is not trusted
   6    hub refuses the key, or takes nothing
   7    state folder in use, damaged, full or not writable
