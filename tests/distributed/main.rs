@@ -26,6 +26,7 @@ mod repeats;
 mod services;
 mod waiting;
 
+mod answers;
 mod api;
 mod chaos;
 mod continuous;

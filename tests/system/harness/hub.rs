@@ -137,7 +137,8 @@ impl Hub {
         self.port("https")
     }
 
-    fn port(&self, of: &str) -> u16 {
+    /// One of its ports, as it is announced.
+    pub(crate) fn port(&self, of: &str) -> u16 {
         let address: SocketAddr = self.announced[of]
             .as_str()
             .and_then(|address| address.parse().ok())
