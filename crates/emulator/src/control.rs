@@ -6,6 +6,7 @@
 //! | `GET /summary` | the counts, see [`Summary`](crate::Summary) |
 //! | `GET /devices/{id}/messages` | the device's messages, see [`MessageReport`] |
 //! | `GET /devices/{id}/connection-string` | what a client needs to be the device, as text |
+//! | `GET /sessions` | the devices that are connected, see [`SessionReport`](crate::SessionReport) |
 //! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
 //! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
 //! | `POST /faults/disconnect-devices` | ends the connections of all devices |
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp;
 use crate::faults::Faults;
-use crate::hub::{Cut, Hub, MessageState, Summary};
+use crate::hub::{Cut, Hub, MessageState, SessionReport, Summary};
 use crate::server::HubHandle;
 
 /// How many devices one piece of the export covers.
@@ -73,6 +74,7 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
         .route("/summary", get(summary))
         .route("/devices/{id}/messages", get(device_messages))
         .route("/devices/{id}/connection-string", get(connection_string))
+        .route("/sessions", get(sessions))
         .route("/messages", get(export))
         .route(
             "/faults",
@@ -102,6 +104,10 @@ async fn device_messages(State(hub): State<HubHandle>, Path(id): Path<String>) -
         )
             .into_response(),
     }
+}
+
+async fn sessions(State(hub): State<HubHandle>) -> Json<Vec<SessionReport>> {
+    Json(hub.sessions())
 }
 
 async fn connection_string(State(hub): State<HubHandle>, Path(id): Path<String>) -> Response {

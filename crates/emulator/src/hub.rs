@@ -15,6 +15,7 @@ mod windows;
 pub(crate) use self::answers::PROPERTY as ANSWER_PROPERTY;
 pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
+pub use device::SessionReport;
 pub(crate) use device::{
     ClientCertificate, Delivery, DeviceAuthorities, DeviceEvent, DevicePass, DeviceSession, Ended,
     Interest, Invocation, MethodAnswer, Proof, Settling, Subscriptions,

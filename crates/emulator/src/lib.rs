@@ -33,7 +33,7 @@ pub use faults::{Chance, Faults};
 pub use fleet::{
     AnswerSpec, Behaviour, Fleet, FleetError, FleetFile, GroupSpec, Later, Share, Span, ValueSpec,
 };
-pub use hub::{Cut, MessageState, Summary};
+pub use hub::{Cut, MessageState, SessionReport, Summary};
 pub use policy::{Permissions, Policy};
 pub use sas::{sign_device_token, sign_token};
 pub use server::{HubHandle, RunningHub, StartError, start};

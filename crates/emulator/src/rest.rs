@@ -1,4 +1,5 @@
-//! The hub's REST interface: queries, twins, the registry, statistics and feedback.
+//! The hub's HTTPS interface: for services queries, twins, the registry, statistics, feedback and direct methods; for
+//! devices their messages, and WebSockets.
 
 mod bulk;
 mod device;

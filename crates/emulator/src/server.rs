@@ -17,7 +17,7 @@ use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
 use crate::faults::Faults;
-use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, Summary};
+use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, SessionReport, Summary};
 use crate::rest::{self, Prefixed};
 use crate::{amqp, mqtt};
 
@@ -412,6 +412,12 @@ impl HubHandle {
         Some(format!(
             "HostName={host};DeviceId={device_id};SharedAccessKey={key}"
         ))
+    }
+
+    /// The devices that are connected, in no order; simulated ones are not among them.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionReport> {
+        self.hub.sessions()
     }
 
     /// Ends the connections of all devices now; they may come back at once.

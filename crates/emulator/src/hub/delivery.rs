@@ -1,4 +1,4 @@
-//! The devices' side: ends messages when their time comes and turns the ends into feedback.
+//! The simulated devices' side: ends messages when their time comes and turns the ends into feedback.
 
 use std::sync::Arc;
 use std::time::Duration;

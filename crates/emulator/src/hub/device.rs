@@ -22,5 +22,6 @@ pub(crate) use certificate::{ClientCertificate, DeviceAuthorities};
 pub(crate) use identity::{DevicePass, Proof};
 pub(crate) use line::{DeviceEvent, Ended, Interest};
 pub(crate) use method::{Invocation, MethodAnswer};
+pub use queue::SessionReport;
 pub(crate) use queue::{Delivery, RealDevices, Settling};
 pub(crate) use session::{DeviceSession, Subscriptions};

@@ -217,3 +217,34 @@ async fn amqp_goes_over_websockets() {
     assert_eq!(&answer.into_data()[..8], header);
     hub.shutdown().await;
 }
+
+#[tokio::test]
+async fn the_control_interface_tells_who_is_connected_and_how_to_be_a_device() {
+    let hub = plain_hub(2).await;
+    let control = hub.control_addr().unwrap();
+    let http = reqwest::Client::new();
+    let get = async |path: &str| {
+        let answer = http
+            .get(format!("http://{control}{path}"))
+            .send()
+            .await
+            .unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (status, text) = get("/devices/d1/connection-string").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(text.trim_end(), hub.device_connection_string("d1").unwrap());
+    assert!(text.starts_with("HostName=localhost;DeviceId=d1;SharedAccessKey="));
+    let (status, _) = get("/devices/nobody/connection-string").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert_eq!(get("/sessions").await.1, "[]");
+    let (mut device, _) = Device::connect(&hub, "d1").await;
+    assert!(get("/sessions").await.1.contains("\"deviceId\":\"d1\""));
+    let cut = http
+        .post(format!("http://{control}/faults/disconnect-devices"))
+        .send()
+        .await;
+    assert_eq!(cut.unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(device.next().await, None);
+    hub.shutdown().await;
+}

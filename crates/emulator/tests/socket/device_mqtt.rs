@@ -118,6 +118,16 @@ async fn a_message_arrives_with_its_properties_and_is_acknowledged() {
     assert_eq!(own, "&odd%20%2F%2B%26%3D%C3%BC=a%20b%25");
     assert_eq!(text(&publish.payload), "{\"x\":1}");
     assert_eq!(hub.hub().summary().pending, 1);
+    let sessions = hub.hub().sessions();
+    assert_eq!(sessions.len(), 1);
+    assert_eq!(
+        (
+            sessions[0].device_id.as_str(),
+            sessions[0].held,
+            sessions[0].waiting
+        ),
+        ("d1", 1, 0)
+    );
     device.acknowledge(&publish).await;
     device.settle().await;
     let summary = hub.hub().summary();

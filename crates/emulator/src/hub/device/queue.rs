@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::core::{Hub, State};
@@ -81,6 +82,41 @@ pub(super) struct Hold {
     pub(super) lock: Option<Duration>,
     /// How many messages the holder may have at the same time.
     pub(super) held_max: usize,
+}
+
+/// A device that is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionReport {
+    /// Its id.
+    pub device_id: String,
+    /// Since when it is connected, in milliseconds since 1970.
+    pub connected_ms: u64,
+    /// When it last did something, likewise.
+    pub active_ms: u64,
+    /// How many messages it holds.
+    pub held: u64,
+    /// How many wait for it.
+    pub waiting: u64,
+}
+
+impl Hub {
+    /// The devices that are connected, simulated ones not, in no order.
+    pub(crate) fn sessions(&self) -> Vec<SessionReport> {
+        let registry = self.registry();
+        let state = self.state();
+        let report = |(device, real): (&u32, &RealDevice)| {
+            let line = real.line.as_ref()?;
+            Some(SessionReport {
+                device_id: registry.id(*device)?,
+                connected_ms: real.changed_ms,
+                active_ms: line.activity_ms(),
+                held: real.held.len() as u64,
+                waiting: real.waiting.len() as u64,
+            })
+        };
+        state.devices.by_number.iter().filter_map(report).collect()
+    }
 }
 
 impl RealDevices {
