@@ -1,12 +1,13 @@
 //! What differs from the computed fleet: devices that were changed, added or deleted while the hub runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::authentication::Authentication;
 use super::metadata::{Stamp, touch};
+use super::twin::Reported;
 use super::virtual_fleet::{Conduct, DEVICES_MAX, Fleet};
 
 /// The most devices that can be added while the hub runs: as many as a hub holds at all.
@@ -70,6 +71,48 @@ pub(crate) struct RealTwin {
     pub(crate) reported_version: u64,
     /// The Plug and Play model that it named; empty if none.
     pub(crate) model_id: String,
+    /// What it had reported before its newest changes, oldest first, where queries lag behind.
+    earlier: VecDeque<Earlier>,
+}
+
+/// Reported properties until they were changed.
+#[derive(Debug, Clone)]
+struct Earlier {
+    changed_ms: u64,
+    reported: Reported,
+}
+
+/// How many earlier states of a twin are kept; queries lag behind no further.
+const EARLIER_MAX: usize = 64;
+
+impl RealTwin {
+    /// A device that has reported this before it connected.
+    pub(crate) fn new(reported_metadata: Map<String, Value>, reported_version: u64) -> Self {
+        Self {
+            reported_metadata,
+            reported_version,
+            ..Self::default()
+        }
+    }
+
+    /// Keeps what was reported until `changed_ms`, and forgets what queries do not show any more, which are `lag_ms` behind.
+    pub(crate) fn keep_earlier(&mut self, reported: Reported, changed_ms: u64, lag_ms: u64) {
+        let is_over = |earlier: &Earlier| earlier.changed_ms + lag_ms <= changed_ms;
+        while self.earlier.front().is_some_and(is_over) || self.earlier.len() >= EARLIER_MAX {
+            self.earlier.pop_front();
+        }
+        self.earlier.push_back(Earlier {
+            changed_ms,
+            reported,
+        });
+    }
+
+    /// What was reported at a time, if it has changed since.
+    pub(crate) fn reported_at(&self, at_ms: u64) -> Option<&Reported> {
+        let mut earlier = self.earlier.iter();
+        let earlier = earlier.find(|earlier| earlier.changed_ms > at_ms)?;
+        Some(&earlier.reported)
+    }
 }
 
 impl DeviceRecord {

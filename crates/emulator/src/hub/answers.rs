@@ -12,8 +12,11 @@ pub(crate) const PROPERTY: &str = "update";
 impl Hub {
     /// The time of which queries show reported properties, in milliseconds like [`Hub::now_ms`].
     pub(crate) fn queried_ms(&self) -> u64 {
-        let lag_ms = u64::try_from(self.config.query_lag.as_millis()).unwrap_or(u64::MAX);
-        self.now_ms().saturating_sub(lag_ms)
+        self.now_ms().saturating_sub(self.query_lag_ms())
+    }
+
+    pub(crate) fn query_lag_ms(&self) -> u64 {
+        u64::try_from(self.config.query_lag.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The answer of a simulated device as it was at a time; none if its group does not answer, or it had completed no

@@ -430,25 +430,47 @@ impl Hub {
 
     /// The twin document of a device as it is now.
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
+        self.twin_at(registry, device, record, self.now_ms())
+    }
+
+    /// The same as queries show it: with what the device had reported some time ago.
+    pub(crate) fn queried_twin(
+        &self,
+        registry: &Registry,
+        device: u32,
+        record: &DeviceRecord,
+    ) -> Value {
+        self.twin_at(registry, device, record, self.queried_ms())
+    }
+
+    fn twin_at(
+        &self,
+        registry: &Registry,
+        device: u32,
+        record: &DeviceRecord,
+        at_ms: u64,
+    ) -> Value {
         let pending = lock(&self.state).store.pending(device);
-        let reported = self.reported_of(registry, device, record);
+        let reported = self.reported_of(registry, device, record, at_ms);
         twin_document(record, reported, pending, self.contact(registry, device))
     }
 
-    /// What a device reports as it is now.
+    /// What a device had reported at a time.
     pub(super) fn reported_of(
         &self,
         registry: &Registry,
         device: u32,
         record: &DeviceRecord,
+        shown_ms: u64,
     ) -> Reported {
         let mut reported = Reported::recorded(record);
-        if record.real.is_some() {
-            return reported;
+        if let Some(real) = &record.real {
+            return real.reported_at(shown_ms).cloned().unwrap_or(reported);
         }
         let delivered_ms = lock(&self.state)
             .store
-            .first_delivery(device, record.created_ms);
+            .first_delivery(device, record.created_ms)
+            .filter(|delivered_ms| *delivered_ms <= shown_ms);
         if let (Some(at_ms), Some((group, position))) =
             (delivered_ms, registry.fleet().place(device))
         {
@@ -456,14 +478,14 @@ impl Hub {
                 true => Map::new(),
                 false => group.reported_after.object(position),
             };
-            if let Some(answer) = self.simulated_answer(group, position, self.now_ms()) {
+            if let Some(answer) = self.simulated_answer(group, position, shown_ms) {
                 let answer = [(answers::PROPERTY.to_owned(), answer)];
                 reported.update(&answer.into_iter().collect(), at_ms);
             }
             if !after.is_empty() {
                 reported.update(&after, at_ms);
                 let back_ms = lock(&self.reverting).get(&device).copied();
-                if let Some(back_ms) = back_ms.filter(|back_ms| *back_ms <= self.now_ms()) {
+                if let Some(back_ms) = back_ms.filter(|back_ms| *back_ms <= shown_ms) {
                     reported.update(&undoing(&after, &record.reported), back_ms);
                 }
             }

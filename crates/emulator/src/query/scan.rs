@@ -190,7 +190,7 @@ impl<'a> Scan<'a> {
         let Some(condition) = &self.query.condition else {
             return true;
         };
-        let twin = self.hub.twin_of(registry, number, record);
+        let twin = self.hub.queried_twin(registry, number, record);
         let get = |path: usize| in_document(&twin, &self.query.paths[path]);
         holds(condition, &get) == Some(true)
     }
@@ -229,7 +229,7 @@ impl<'a> Scan<'a> {
             }
             Binding::Document => {
                 let record: DeviceRecord = registry.record(number)?;
-                let twin = self.hub.twin_of(registry, number, &record);
+                let twin = self.hub.queried_twin(registry, number, &record);
                 in_document(&twin, &self.query.paths[path])
                     .map(|value| Cow::Owned(value.into_owned()))
             }
@@ -239,7 +239,7 @@ impl<'a> Scan<'a> {
     fn row(&self, registry: &Registry, number: u32) -> Option<Value> {
         let Projection::Columns(columns) = &self.query.projection else {
             let record = registry.record(number)?;
-            return Some(self.hub.twin_of(registry, number, &record));
+            return Some(self.hub.queried_twin(registry, number, &record));
         };
         let paths: Vec<usize> = columns.iter().map(|column| column.path).collect();
         let values = self.values(registry, number, &paths);
@@ -269,7 +269,7 @@ impl<'a> Scan<'a> {
         }
         let twin = registry
             .record(number)
-            .map(|record| self.hub.twin_of(registry, number, &record));
+            .map(|record| self.hub.queried_twin(registry, number, &record));
         let value = |path: &usize| {
             let found = in_document(twin.as_ref()?, &self.query.paths[*path]);
             found.map(Cow::into_owned)

@@ -109,7 +109,7 @@ impl Hub {
         let Some(record) = registry.record(device).filter(|it| it.real.is_none()) else {
             return;
         };
-        let reported = self.reported_of(registry, device, &record);
+        let reported = self.reported_of(registry, device, &record, self.now_ms());
         if let Some(record) = registry.record_mut(device) {
             let Reported {
                 values,
@@ -117,11 +117,7 @@ impl Hub {
                 version,
             } = reported;
             record.reported = values;
-            record.real = Some(Box::new(RealTwin {
-                reported_metadata: metadata,
-                reported_version: version,
-                model_id: String::new(),
-            }));
+            record.real = Some(Box::new(RealTwin::new(metadata, version)));
         }
     }
 

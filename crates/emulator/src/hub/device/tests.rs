@@ -510,3 +510,37 @@ async fn a_method_waits_for_the_device_and_for_its_answer() {
     let summary = hub.summary();
     assert_eq!((summary.methods, summary.methods_answered), (6, 1));
 }
+
+#[test]
+fn what_a_device_reports_is_missing_in_queries_for_a_while() {
+    let hub = hub_of(HubConfig {
+        query_lag: Duration::from_millis(300),
+        ..config()
+    });
+    let number = hub.registry().number(ID).unwrap();
+    let session = connect(&hub);
+    let shown = |queried: bool| {
+        let registry = hub.registry();
+        let record = registry.record(number).unwrap();
+        let twin = match queried {
+            true => hub.queried_twin(&registry, number, &record),
+            false => hub.twin_of(&registry, number, &record),
+        };
+        twin["properties"]["reported"]["firmware"].clone()
+    };
+    for version in ["5", "6"] {
+        let patch = format!("{{\"firmware\":\"{version}\"}}");
+        session.report(patch.as_bytes()).unwrap();
+        assert_eq!(shown(false), version);
+    }
+    let reported_ms = hub.now_ms();
+    let mut seen = vec![shown(true)];
+    while seen.last().is_some_and(|version| version != "6") {
+        let version = shown(true);
+        if seen.last() != Some(&version) {
+            seen.push(version);
+        }
+    }
+    assert!(hub.now_ms() >= reported_ms + 299);
+    assert_eq!(seen[0], "1", "{seen:?}");
+}

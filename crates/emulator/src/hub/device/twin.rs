@@ -6,7 +6,7 @@ use super::super::core::Hub;
 use super::super::refusal::Refusal;
 use super::line::DesiredPush;
 use super::session::DeviceSession;
-use crate::fleet::{REPORTED_BYTES_MAX, Stamp, check_section, merge, touch};
+use crate::fleet::{REPORTED_BYTES_MAX, Reported, Stamp, check_section, merge, touch};
 
 impl Hub {
     /// Tells a connected device that its desired properties have changed by `patch`.
@@ -60,12 +60,17 @@ impl DeviceSession {
         merge(&mut merged, patch.clone());
         check_section("reported properties", &merged, REPORTED_BYTES_MAX)
             .map_err(Refusal::bad_argument)?;
+        let before = Reported::recorded(record);
         record.reported = merged;
         let real = record.real.get_or_insert_default();
         let stamp = Stamp {
             at_ms,
             version: None,
         };
+        let lag_ms = self.hub().query_lag_ms();
+        if lag_ms > 0 {
+            real.keep_earlier(before, at_ms, lag_ms);
+        }
         touch(&mut real.reported_metadata, &patch, stamp);
         real.reported_version += 1;
         let version = real.reported_version;
