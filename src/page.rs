@@ -37,11 +37,15 @@ impl Page {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.context("cannot listen for the page")?;
         let address = listener.local_addr()?;
+        let hubs = &engine.driver.hubs;
         let api = Api {
             store: Arc::clone(&engine.store) as _,
             queue: Some(Arc::clone(&engine.driver.queue)),
-            limits: settings.limits(),
-            hubs: engine.driver.hubs.clone(),
+            limits: hubs
+                .iter()
+                .map(|(name, hub)| (name.clone(), hub.limits))
+                .collect(),
+            hubs: hubs.clone(),
             intake: Arc::new(engine.intake(settings)),
             letters: None,
             door: Arc::new(Door::Open),

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use twincast_core::ids::{Attempt, BatchId, RolloutId, RolloutName};
+use twincast_core::ids::{Attempt, BatchId, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::MessageId;
 
 twincast_fuzz::text!(|text: &str| {
@@ -14,6 +14,7 @@ twincast_fuzz::text!(|text: &str| {
         let number = hash(text);
         let id = MessageId {
             id: RolloutId(u64::from(number) << (number % 33)),
+            stage: StageIndex((number >> 7) as u16),
             batch: BatchId(number),
             index: number.rotate_left(9),
             attempt: Attempt((number >> 16) as u16),

@@ -80,7 +80,7 @@ pub(crate) fn answers<'a>(
 }
 
 /// An answer from its row. What is odd costs its own field, and without an id the row.
-fn answer(row: &RawValue) -> Option<Answer> {
+pub(crate) fn answer(row: &RawValue) -> Option<Answer> {
     let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(row.get()).ok()?;
     let value = |field: &str| -> Value {
         let value = fields.get(field);

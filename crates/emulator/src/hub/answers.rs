@@ -26,7 +26,7 @@ impl Hub {
         group: &Group,
         position: u32,
         at_ms: u64,
-    ) -> Option<Value> {
+    ) -> Option<SimulatedAnswer> {
         let answers = group.answers()?;
         let state = self.state();
         let store = &state.store;
@@ -40,22 +40,56 @@ impl Hub {
         let (message, taken_ms) = delivered.max_by_key(|(_, ended_ms)| *ended_ms)?;
         let after = group.answers_after(position);
         let done_ms = taken_ms + u64::try_from(after.as_millis()).unwrap_or(u64::MAX >> 1);
-        let fails = group.fails(position);
-        let (state, error, at) = match (at_ms >= done_ms, fails) {
+        let (state, error, since_ms) = match (at_ms >= done_ms, group.fails(position)) {
             (false, _) => ("installing", None, taken_ms),
             (true, false) => ("applied", None, done_ms),
-            (true, true) => ("failed", Some(answers.error.as_str()), done_ms),
+            (true, true) => ("failed", Some(answers.error.clone()), done_ms),
         };
-        let error = error.map(|error| {
+        Some(SimulatedAnswer {
+            id: store.id(message).to_owned(),
+            state,
+            error,
+            since_ms,
+        })
+    }
+}
+
+/// What a simulated device answers.
+#[derive(Debug)]
+pub(crate) struct SimulatedAnswer {
+    id: String,
+    state: &'static str,
+    error: Option<String>,
+    since_ms: u64,
+}
+
+impl SimulatedAnswer {
+    /// The value at a path below the property. Queries for many devices ask for id and state.
+    pub(crate) fn at(self, path: &[String]) -> Option<Value> {
+        match path {
+            [name] if name == "id" => Some(Value::String(self.id)),
+            [name] if name == "state" => Some(Value::from(self.state)),
+            path => {
+                let value = Value::from(self);
+                let found = path.iter().try_fold(&value, |value, name| value.get(name))?;
+                (!found.is_null()).then(|| found.clone())
+            }
+        }
+    }
+}
+
+impl From<SimulatedAnswer> for Value {
+    fn from(answer: SimulatedAnswer) -> Self {
+        let error = answer.error.as_deref().map(|error| {
             let (code, text) = error.split_once(": ").unwrap_or(("failed", error));
             json!({ "code": code, "text": text })
         });
-        Some(json!({
-            "id": store.id(message),
-            "state": state,
+        json!({
+            "id": answer.id,
+            "state": answer.state,
             "error": error,
             "attempt": 1,
-            "at": iso_time(at),
-        }))
+            "at": iso_time(answer.since_ms),
+        })
     }
 }

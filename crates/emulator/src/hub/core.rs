@@ -479,7 +479,7 @@ impl Hub {
                 false => group.reported_after.object(position),
             };
             if let Some(answer) = self.simulated_answer(group, position, shown_ms) {
-                let answer = [(answers::PROPERTY.to_owned(), answer)];
+                let answer = [(answers::PROPERTY.to_owned(), answer.into())];
                 reported.update(&answer.into_iter().collect(), at_ms);
             }
             if !after.is_empty() {

@@ -221,11 +221,9 @@ impl<'a> Scan<'a> {
                 generated(generator, rest, position)
             }
             Binding::Answer(rest) => {
-                let answer = self
-                    .hub
-                    .simulated_answer(group, position, self.hub.queried_ms())?;
-                let value = in_document(&answer, rest)?;
-                Some(Cow::Owned(value.into_owned()))
+                let at_ms = self.hub.queried_ms();
+                let answer = self.hub.simulated_answer(group, position, at_ms)?;
+                answer.at(rest).map(Cow::Owned)
             }
             Binding::Document => {
                 let record: DeviceRecord = registry.record(number)?;
