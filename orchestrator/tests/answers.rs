@@ -29,9 +29,10 @@ use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 const CANARY: &str = "stages: [{name: canary, max_devices: 5, gate: {counts: applied, failure_above: 20%, min_sample: 1}}]";
 /// What a device answers, given its position in its batch and the attempt, and how long after its message; `None` for
 /// nothing.
-type Answers = fn(u32, u16) -> Option<(&'static str, &'static str, Duration)>;
+type Answers = Arc<dyn Fn(u32, u16) -> Option<Told> + Send + Sync>;
+type Told = (&'static str, &'static str, Duration);
 
-const DONE: Answers = |_, _| Some(("applied", "", Duration::from_secs(30)));
+const DONE: fn(u32, u16) -> Option<Told> = |_, _| Some(("applied", "", Duration::from_secs(30)));
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -43,7 +44,12 @@ struct Bench {
 
 impl Bench {
     /// A rollout to this many devices was accepted; somebody works on what is dispatched, and devices answer.
-    async fn new(devices: u32, more: &str, answers: Answers) -> Self {
+    async fn new(
+        devices: u32,
+        more: &str,
+        answers: impl Fn(u32, u16) -> Option<Told> + Send + Sync + 'static,
+    ) -> Self {
+        let answers: Answers = Arc::new(answers);
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let bench = Self {
             store: Arc::new(MemoryStore::new(Arc::clone(&clock))),
@@ -65,13 +71,19 @@ impl Bench {
         let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
         tokio::spawn(async move {
             while let Ok(delivery) = deliveries.next().await {
-                settle(&store, &hub, delivery, answers).await;
+                settle(&store, &hub, delivery, &answers).await;
             }
         });
         bench
     }
 
     async fn drive(&self) -> Rollout {
+        let driven = self.drive_for(Duration::from_secs(50_000)).await;
+        driven.expect("it ends")
+    }
+
+    /// Drives for a time at the most; then the driver is gone, as in a crash.
+    async fn drive_for(&self, time: Duration) -> Option<Rollout> {
         let handle = HubHandle {
             host: build::host("a"),
             hub: Arc::new(self.hub.clone()),
@@ -93,8 +105,8 @@ impl Bench {
         };
         let (name, stop) = (build::name("r"), CancellationToken::new());
         let driving = driver.drive(&name, &stop);
-        let driven = timeout(Duration::from_secs(50_000), driving).await;
-        driven.expect("it ends").unwrap()
+        let driven = timeout(time, driving).await.ok()?;
+        Some(driven.unwrap())
     }
 
     async fn rollout(&self) -> Rollout {
@@ -112,7 +124,7 @@ impl Bench {
 }
 
 /// Sends to all devices of a batch that are left; each answers later.
-async fn settle(store: &MemoryStore, hub: &ScriptedHub, delivery: Delivery, answers: Answers) {
+async fn settle(store: &MemoryStore, hub: &ScriptedHub, delivery: Delivery, answers: &Answers) {
     let (name, batch) = (build::name("r"), delivery.dispatch.batch);
     let request = build::lease_request(&name, batch.0, "worker");
     if let LeaseReply::Granted(lease) = store.lease(&request).await.unwrap() {
@@ -324,4 +336,99 @@ async fn answers_to_nothing_cost_nothing() {
     let counts = bench.counts().await;
     assert_eq!(counts.get(Outcome::Applied), 19);
     assert_eq!((counts.get(Outcome::Enqueued), counts.total()), (1, 20));
+}
+
+/// A world by its number: what each device answers, when the hub is away, when the driver dies.
+struct Dice(u64);
+
+impl Dice {
+    fn among(&mut self, below: u64) -> u64 {
+        // Knuth's numbers; the upper bits are the good ones.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+/// Drivers die, hubs are away, devices answer late, or not at all: in the end each device has the outcome that it told.
+#[tokio::test(start_paused = true)]
+async fn whatever_happens_every_answer_counts_once() {
+    for seed in 0..80 {
+        let mut dice = Dice(seed);
+        let devices = 1 + dice.among(260);
+        let truths: Vec<_> = (0..devices)
+            .map(|_| {
+                let after = Duration::from_millis(dice.among(240_000));
+                match dice.among(20) {
+                    0 => None,
+                    1 => Some(("half way", "", after)),
+                    2 | 3 => Some(("failed", "a: b", after)),
+                    4 => Some(("rolled_back", "c: d", after)),
+                    _ => Some(("applied", "", after)),
+                }
+            })
+            .collect();
+        let told = truths.clone();
+        let stages = [
+            "weight: 1",
+            "stages: [{name: a, max_devices: 7}, {name: b, percent: 40%}]",
+        ];
+        let more = format!(
+            "answers: {{within: 8m}}, {}",
+            stages[dice.among(2) as usize]
+        );
+        // Positions are those in a batch: of the whole fleet in the order of its batches.
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let bench = Bench::new(devices as u32, &more, move |_, _| {
+            told[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)]
+        })
+        .await;
+        let hub = bench.hub.clone();
+        let outages: Vec<_> = (0..3).map(|_| (dice.among(200), dice.among(90))).collect();
+        let weather = tokio::spawn(async move {
+            for (calm, away) in outages {
+                sleep(Duration::from_secs(calm)).await;
+                hub.set_down(true);
+                sleep(Duration::from_secs(away)).await;
+                hub.set_down(false);
+            }
+        });
+        let rollout = loop {
+            let life = Duration::from_millis(1 + dice.among(120_000));
+            if let Some(rollout) = bench.drive_for(life).await {
+                break rollout;
+            }
+        };
+        weather.abort();
+        assert!(rollout.phase.is_ended(), "seed {seed}: {:?}", rollout.phase);
+        let count = |states: &[&str]| {
+            let of = truths
+                .iter()
+                .flatten()
+                .filter(|(state, ..)| states.contains(state));
+            of.count() as u64
+        };
+        let counts = bench.counts().await;
+        let found = [
+            Outcome::Applied,
+            Outcome::Failed,
+            Outcome::Installing,
+            Outcome::Enqueued,
+        ];
+        let silent = truths.iter().filter(|truth| truth.is_none()).count() as u64;
+        let expected = [
+            count(&["applied"]),
+            count(&["failed", "rolled_back"]),
+            count(&["half way"]),
+            silent,
+        ];
+        assert_eq!(
+            found.map(|outcome| counts.get(outcome)),
+            expected,
+            "seed {seed}"
+        );
+        assert_eq!(counts.total(), devices, "seed {seed}");
+    }
 }

@@ -71,7 +71,9 @@ impl SimulatedAnswer {
             [name] if name == "state" => Some(Value::from(self.state)),
             path => {
                 let value = Value::from(self);
-                let found = path.iter().try_fold(&value, |value, name| value.get(name))?;
+                let found = path
+                    .iter()
+                    .try_fold(&value, |value, name| value.get(name))?;
                 (!found.is_null()).then(|| found.clone())
             }
         }
