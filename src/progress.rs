@@ -25,6 +25,8 @@ pub(crate) struct Snapshot {
     pub(crate) pace: Option<f64>,
     /// What stands in the way, if something does.
     pub(crate) trouble: Option<String>,
+    /// What devices have answered so far, in words.
+    pub(crate) answers: Option<String>,
 }
 
 /// The bar that is on the terminal, which has one place for one.
@@ -192,6 +194,12 @@ impl Progress {
             }
         }
         parts.extend(classes);
+        parts.extend(
+            snapshot
+                .answers
+                .as_ref()
+                .map(|words| format!("answers: {words}")),
+        );
         parts.join("  ")
     }
 

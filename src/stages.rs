@@ -1,5 +1,6 @@
 //! Stages for people: how far each is, and what the current one waits for.
 
+use twincast_core::answer::Answered;
 use twincast_core::ids::StageName;
 use twincast_core::outcome::{Class, Ends};
 use twincast_core::ports::{Clock as _, Tally};
@@ -48,19 +49,13 @@ pub(crate) fn as_table(stages: &[StageView]) -> String {
 /// What the devices of all stages have answered, in words; `None` before one has.
 pub(crate) fn answers(stages: &[StageView]) -> Option<String> {
     let all = stages.iter().filter_map(|stage| stage.answers.as_ref());
-    let (applied, installing, failed) = all.fold((0, 0, 0), |sum, it| {
-        (sum.0 + it.applied, sum.1 + it.installing, sum.2 + it.failed)
-    });
-    let words = [
-        (applied, "applied"),
-        (installing, "installing"),
-        (failed, "failed"),
-    ];
-    let words = words.into_iter().filter(|(devices, _)| *devices > 0);
-    let words: Vec<_> = words
-        .map(|(devices, word)| format!("{} {word}", thousands(devices)))
-        .collect();
-    (!words.is_empty()).then(|| words.join(", "))
+    let mut sum = Answered::default();
+    for answers in all {
+        sum.applied += answers.applied;
+        sum.installing += answers.installing;
+        sum.failed += answers.failed;
+    }
+    sum.in_words()
 }
 
 /// The classes that any of these have devices in.

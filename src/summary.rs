@@ -128,11 +128,7 @@ impl Summary {
 
     /// What devices have answered so far. Once the rollout is over, their outcomes say it.
     fn answers(&self) -> Option<String> {
-        let phase = &*self.rollout.row.state.phase;
-        if matches!(
-            phase,
-            "aborted" | "succeeded" | "finished_with_failures" | "failed"
-        ) {
+        if self.rollout.row.state.is_ended() {
             return None;
         }
         stages::answers(&self.rollout.stages).map(|words| format!("  Answers so far: {words}"))

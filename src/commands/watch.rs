@@ -88,6 +88,7 @@ async fn until_ended(
                 ends: state.ends,
                 pace: rollout.rate_per_minute,
                 trouble,
+                answers: stages::answers(&rollout.stages),
             });
         } else {
             progress.planning(rollout.devices_found.unwrap_or(0), trouble.as_deref());

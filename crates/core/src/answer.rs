@@ -17,7 +17,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::StageIndex;
-use crate::outcome::{Counts, Outcome};
+use crate::outcome::{Counts, Outcome, thousands};
 use crate::text::cut;
 use crate::time::Timestamp;
 
@@ -122,10 +122,18 @@ impl Answered {
         }
     }
 
-    /// How many devices have answered anything.
+    /// The numbers, for people: `950 applied, 30 installing`; `None` before a device has answered.
     #[must_use]
-    pub fn total(&self) -> u64 {
-        self.installing + self.applied + self.failed
+    pub fn in_words(&self) -> Option<String> {
+        let parts = [
+            (self.applied, "applied"),
+            (self.installing, "installing"),
+            (self.failed, "failed"),
+        ];
+        let parts = parts.into_iter().filter(|(devices, _)| *devices > 0);
+        let parts = parts.map(|(devices, word)| format!("{} {word}", thousands(devices)));
+        let parts: Vec<_> = parts.collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 }
 
@@ -166,10 +174,22 @@ impl Answers {
             .map(|(stage, answered)| (*stage, answered))
     }
 
+    /// The numbers of all stages together.
+    #[must_use]
+    pub fn sum(&self) -> Answered {
+        let mut sum = Answered::default();
+        for answered in self.stages.values() {
+            sum.installing += answered.installing;
+            sum.applied += answered.applied;
+            sum.failed += answered.failed;
+        }
+        sum
+    }
+
     /// Devices of all stages that have applied it.
     #[must_use]
     pub fn applied(&self) -> u64 {
-        self.stages.values().map(|answered| answered.applied).sum()
+        self.sum().applied
     }
 
     /// Whether everything that devices have reported by `at` is counted, in all stages that were asked about.
@@ -255,6 +275,19 @@ mod tests {
         ] {
             assert_eq!(outcome_of(state), outcome, "{state}");
         }
+    }
+
+    #[test]
+    fn numbers_are_told_in_words() {
+        let answered = |applied, installing, failed| Answered {
+            applied,
+            installing,
+            failed,
+            ..Answered::default()
+        };
+        assert_eq!(answered(0, 0, 0).in_words(), None);
+        let all = answered(1_950, 30, 2).in_words().unwrap();
+        assert_eq!(all, "1,950 applied, 30 installing, 2 failed");
     }
 
     #[test]

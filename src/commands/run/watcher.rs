@@ -79,6 +79,7 @@ impl Watcher<'_> {
                     ends: Ends::of(&Tally::sum(&tallies), answers),
                     pace: self.pace(&rollout, &tallies),
                     trouble,
+                    answers: rollout.notes.answers.sum().in_words(),
                 });
             } else {
                 let found = self.driver.planning.devices.load(Ordering::Relaxed);
