@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use crate::dps::Enrollments;
 use crate::faults::Faults;
 use crate::fleet::Fleet;
 use crate::policy::Policy;
@@ -61,6 +62,8 @@ pub struct HubConfig {
     /// Certificates, in PEM, of the authorities whose certificates devices with the authentication
     /// `certificateAuthority` may present; may hold several.
     pub device_ca_pem: String,
+    /// Who may register at the Device Provisioning Service; none for [`Enrollments::of_one_group`].
+    pub enrollments: Option<Enrollments>,
     /// How long feedback is collected if there is less than a full batch of it.
     pub feedback_interval: Duration,
     /// How many records a full batch of feedback has.
@@ -116,6 +119,7 @@ impl Default for HubConfig {
             device_inflight_max: 10,
             device_lock: Duration::from_secs(60),
             device_ca_pem: String::new(),
+            enrollments: None,
             feedback_interval: Duration::from_secs(15),
             feedback_batch: 64,
             feedback_lock: Duration::from_secs(60),

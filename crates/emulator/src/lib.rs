@@ -4,7 +4,8 @@
 //! AMQP 1.0 and HTTPS, queries, twins, direct methods and the registry over HTTPS, and a plain HTTP interface to look
 //! inside and to inject [`Faults`]. The devices are a [`Fleet`]: computed from a seed, a million of them in a few bytes.
 //! A device is simulated until a client connects as that device, over MQTT 3.1.1 (on a port of its own or over
-//! WebSockets) or HTTPS, and real from then on.
+//! WebSockets), AMQP 1.0 or HTTPS, and real from then on. Devices may register at a Device Provisioning Service on the same
+//! ports ([`Enrollments`]).
 //!
 //! What it is not: it keeps no telemetry, and has no jobs, no modules and no uploads of files.
 
@@ -12,6 +13,7 @@ mod amqp;
 mod certificate;
 mod config;
 mod control;
+mod dps;
 mod faults;
 mod fleet;
 #[cfg(fuzzing)]
@@ -29,6 +31,7 @@ mod tier;
 pub use certificate::IdentityError;
 pub use config::HubConfig;
 pub use control::MessageReport;
+pub use dps::{EnrollmentError, Enrollments};
 pub use faults::{Chance, Faults};
 pub use fleet::{
     AnswerSpec, Behaviour, Fleet, FleetError, FleetFile, GroupSpec, Later, Share, Span, ValueSpec,

@@ -6,6 +6,7 @@
 mod client;
 mod io;
 mod login;
+mod registration;
 mod serve;
 mod topic;
 

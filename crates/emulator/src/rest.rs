@@ -14,4 +14,5 @@ mod serve;
 mod twins;
 mod websocket;
 
+pub(crate) use error::json_response;
 pub(crate) use serve::{Prefixed, serve};

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
+use crate::dps::Enrollments;
 use crate::faults::Faults;
 use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, SessionReport, Summary};
 use crate::rest::{self, Prefixed};
@@ -161,6 +162,12 @@ impl RunningHub {
         Some(format!(
             "HostName={host}{port};SharedAccessKeyName={name};SharedAccessKey={key}"
         ))
+    }
+
+    /// Who may register at the Device Provisioning Service, which is on the hub's own ports.
+    #[must_use]
+    pub fn enrollments(&self) -> &Enrollments {
+        self.handle.hub.provisioning.enrollments()
     }
 
     /// The certificate that clients must trust.

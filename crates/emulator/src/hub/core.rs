@@ -20,6 +20,7 @@ use super::store::{Ack, Arrival, MessageState, Store};
 use super::summary::Tallies;
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
+use crate::dps::{Enrollments, Provisioning};
 use crate::faults::{FaultBox, SendFault};
 use crate::fleet::{Conduct, Contact, DeviceRecord, Registry, Reported, twin_document};
 use crate::lock;
@@ -100,6 +101,7 @@ pub(crate) struct Hub {
     reverting: Mutex<HashMap<u32, u64>>,
     /// Whose certificates devices may present.
     pub(super) authorities: DeviceAuthorities,
+    pub(crate) provisioning: Provisioning,
     /// How often devices have connected; the serial number of the next connection.
     pub(super) connections_made: AtomicU64,
     /// Notified whenever a device becomes ready for methods.
@@ -150,6 +152,12 @@ impl Hub {
                 .collect(),
             reverting: Mutex::default(),
             authorities,
+            provisioning: Provisioning::new(
+                config
+                    .enrollments
+                    .clone()
+                    .unwrap_or_else(|| Enrollments::of_one_group(config.seed)),
+            ),
             connections_made: AtomicU64::new(0),
             methods_ready: Notify::new(),
             registry: RwLock::new(registry),

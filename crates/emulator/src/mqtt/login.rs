@@ -15,7 +15,10 @@ pub(crate) enum Login<'a> {
         model_id: Option<Cow<'a, str>>,
     },
     /// To be registered with a provisioning service: `{id scope}/registrations/{registration id}/api-version=...`.
-    Provisioning,
+    Provisioning {
+        id_scope: &'a str,
+        registration_id: &'a str,
+    },
 }
 
 impl<'a> Login<'a> {
@@ -33,8 +36,11 @@ impl<'a> Login<'a> {
         if host.is_empty() || client_id.is_empty() {
             return None;
         }
-        if client_id.starts_with("registrations/") {
-            return Some(Self::Provisioning);
+        if let Some(registration_id) = client_id.strip_prefix("registrations/") {
+            return Some(Self::Provisioning {
+                id_scope: host,
+                registration_id,
+            });
         }
         let model_id = value("model-id").map(|model| percent_decode_str(model).decode_utf8_lossy());
         Some(Self::Device {
@@ -73,7 +79,11 @@ mod tests {
             assert_eq!(Login::read(user_name), Some(expected), "{user_name}");
         }
         let provisioning = "0ne0/registrations/r-1/api-version=2019-03-31&ClientVersion=x";
-        assert_eq!(Login::read(provisioning), Some(Login::Provisioning));
+        let expected = Login::Provisioning {
+            id_scope: "0ne0",
+            registration_id: "r-1",
+        };
+        assert_eq!(Login::read(provisioning), Some(expected));
         for bad in [
             "",
             "dev",

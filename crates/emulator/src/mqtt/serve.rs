@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Client, silence_max};
 use super::io::{Broken, PacketStream};
 use super::login::Login;
+use super::registration::{self, Asked};
 use super::topic;
 use crate::faults::ConnectFault;
 use crate::hub::{Admission, ClientCertificate, DevicePass, DeviceSession, Hub, Operation, Proof};
@@ -58,6 +59,17 @@ async fn converse<S: AsyncRead + AsyncWrite>(
         // Something else first, or nothing.
         Ok(Ok(_)) | Err(_) => return Ok(()),
     };
+    if let Some(Login::Provisioning {
+        id_scope,
+        registration_id,
+    }) = connect.username.as_deref().and_then(Login::read)
+    {
+        let asked = Asked {
+            id_scope,
+            registration_id,
+        };
+        return registration::converse(io, &connect, asked, certificate.as_ref(), hub).await;
+    }
     let wake = Arc::new(Notify::new());
     let fault = hub.faults.on_device_connect();
     let accepted = match fault {
@@ -90,7 +102,7 @@ async fn converse<S: AsyncRead + AsyncWrite>(
     run(io, client, hub, &wake, silence_max, ends).await
 }
 
-async fn answer<S: AsyncRead + AsyncWrite>(
+pub(super) async fn answer<S: AsyncRead + AsyncWrite>(
     io: &mut PacketStream<S>,
     code: ConnectReturnCode,
     session_present: bool,

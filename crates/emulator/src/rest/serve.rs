@@ -24,7 +24,7 @@ use super::{bulk, device, devices, feedback, methods, query, twins};
 use crate::faults::HttpFault;
 use crate::hub::{Admission, ClientCertificate, DevicePass, Hub, Operation, Proof, Refusal};
 use crate::policy::Permissions;
-use crate::{amqp, lock, mqtt};
+use crate::{amqp, dps, lock, mqtt};
 
 /// The largest request body: a hundred devices with full twins fit.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -179,6 +179,12 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
     }
     let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default().to_owned();
+    if let Some(asked) = dps::path_of(&head.method, &segments) {
+        let body = read_body(body).await?;
+        let certificate = peer.certificate.as_ref();
+        let answer = dps::answer(&peer.hub, asked, &query, &head.headers, certificate, &body);
+        return Ok(answer);
+    }
     let route = match Destination::find(&head.method, &segments) {
         Destination::Here(route) => route,
         Destination::NotEmulated(what) => return Err((&Refusal::not_emulated(what)).into()),
@@ -204,10 +210,7 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
         Asker::Device(id) => Some(authenticate(peer, &head.headers, id)?),
     };
     check_api_version(&query)?;
-    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
-    let body = body
-        .map_err(|error| ApiError::bad_request(format!("reading the body: {error}")))?
-        .to_bytes();
+    let body = read_body(body).await?;
     if let Some(operation) = route.operation() {
         admit(&hub, operation, 1).await?;
     }
@@ -260,6 +263,12 @@ async fn answer(call: Call, route: Route<'_>) -> Answer {
         | Route::CompleteMessage(..)
         | Route::AbandonMessage(..) => Err(ApiError::unauthorized("only a device may ask this")),
     }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| ApiError::bad_request(format!("reading the body: {error}")))?;
+    Ok(body.to_bytes())
 }
 
 /// Runs something that looks at every device where it holds up nobody.

@@ -28,6 +28,11 @@ impl ClientCertificate {
         &self.0[0]
     }
 
+    /// Whether the client's own certificate is this one.
+    pub(crate) fn is(&self, other: &CertificateDer<'_>) -> bool {
+        self.own().as_ref() == other.as_ref()
+    }
+
     /// The SHA-1 and the SHA-256 of the DER, in hexadecimal digits of lower case.
     pub(crate) fn thumbprints(&self) -> [String; 2] {
         use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
