@@ -27,7 +27,7 @@ impl Hub {
     /// What the hub answers on one connection, to bytes that come in these pieces.
     #[must_use]
     pub fn converse<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-        let mut connection = Connection::new(Arc::clone(&self.0));
+        let mut connection = Connection::new(Arc::clone(&self.0), None);
         let mut input = BytesMut::new();
         for piece in pieces {
             input.extend_from_slice(piece);

@@ -17,8 +17,9 @@ pub use self::core::Cut;
 pub(crate) use self::core::{Hub, Submission};
 pub use device::SessionReport;
 pub(crate) use device::{
-    ClientCertificate, Delivery, DeviceAuthorities, DeviceEvent, DevicePass, DeviceSession, Ended,
-    Interest, Invocation, MethodAnswer, Proof, Settling, Subscriptions,
+    ClientCertificate, Delivery, Denial, DesiredPush, DeviceAuthorities, DeviceEvent, DevicePass,
+    DeviceSession, Ended, Interest, Invocation, MethodAnswer, MethodCall, Proof, Settling,
+    Subscriptions,
 };
 pub(crate) use feedback::{FeedbackBatch, Settlement};
 pub(crate) use refusal::Refusal;

@@ -363,7 +363,7 @@ async fn serve_connection(opened: Opened, speaks: Speaks, hub: Arc<Hub>, stop: C
     if speaks == Speaks::Mqtt {
         Box::pin(mqtt::serve(stream, first, certificate, hub, stop)).await;
     } else if first.starts_with(b"AMQP") {
-        Box::pin(amqp::serve(stream, first, hub, stop)).await;
+        Box::pin(amqp::serve(stream, first, hub, certificate, stop)).await;
     } else {
         let stream = Prefixed::new(stream, first);
         Box::pin(rest::serve(stream, certificate, hub, stop)).await;

@@ -1,11 +1,12 @@
 //! `$cbs`: tokens are put as messages and answered with messages.
 
 use bytes::{BufMut, BytesMut};
+use percent_encoding::percent_decode_str;
 
 use super::decode::Reader;
 use super::encode;
-use super::message::{Message, application_properties, body_bytes};
-use crate::hub::Hub;
+use super::message::{Message, body_bytes, text_in};
+use crate::hub::{DevicePass, Hub, Proof, Refusal};
 use crate::sas::Grant;
 
 /// The answer to a put-token.
@@ -15,8 +16,10 @@ pub(crate) struct Reply {
     correlation_id: Option<Vec<u8>>,
     status: i32,
     description: String,
-    /// What the token gave.
+    /// What the token gave, if it is a policy's.
     pub(crate) grant: Option<Grant>,
+    /// The device that it is for, if it is for one.
+    pub(crate) pass: Option<DevicePass>,
 }
 
 /// Handles one request.
@@ -27,61 +30,87 @@ pub(crate) fn handle(payload: &[u8], hub: &Hub) -> Reply {
             status: 400,
             description: "malformed message".to_owned(),
             grant: None,
+            pass: None,
         };
     };
-    let (status, description, grant) = judge(&message, hub);
-    match status {
-        200 => hub.tallies.tokens_accepted.one(),
-        _ => hub.tallies.tokens_refused.one(),
+    let judged = judge(&message, hub);
+    match judged {
+        Ok(_) => hub.tallies.tokens_accepted.one(),
+        Err(_) => hub.tallies.tokens_refused.one(),
     }
+    let (status, description, (grant, pass)) = match judged {
+        Ok(given) => (200, "OK".to_owned(), given),
+        Err((status, text)) => (status, text, (None, None)),
+    };
     Reply {
         correlation_id: message.message_id.map(<[u8]>::to_vec),
         status,
         description,
         grant,
+        pass,
     }
 }
 
-fn judge(message: &Message<'_>, hub: &Hub) -> (i32, String, Option<Grant>) {
-    let properties = application_properties(message.application_properties);
-    let property = |name: &str| {
-        properties
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
-    };
-    match property("operation") {
+/// What a token gives, or the status and the text of its refusal.
+type Judged = Result<(Option<Grant>, Option<DevicePass>), (i32, String)>;
+
+fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
+    let properties = message.application_properties;
+    match text_in(properties, "operation") {
         Some("put-token") => {}
-        Some("delete-token") => return (200, "OK".to_owned(), None),
+        Some("delete-token") => return Ok((None, None)),
         other => {
-            return (
-                400,
-                format!("unknown operation '{}'", other.unwrap_or_default()),
-                None,
-            );
+            let other = other.unwrap_or_default();
+            return Err((400, format!("unknown operation '{other}'")));
         }
     }
-    match property("type") {
+    match text_in(properties, "type") {
         Some("servicebus.windows.net:sastoken" | "azure-devices.net:sastoken") => {}
         other => {
-            return (
-                401,
-                format!("unsupported token type '{}'", other.unwrap_or_default()),
-                None,
-            );
+            let other = other.unwrap_or_default();
+            return Err((401, format!("unsupported token type '{other}'")));
         }
     }
     if hub.faults.refuses_cbs() {
-        return (401, "refused by a fault".to_owned(), None);
+        return Err((401, "refused by a fault".to_owned()));
     }
     let token = String::from_utf8_lossy(&body_bytes(message.body)).into_owned();
+    if let Some(device) = text_in(properties, "name").and_then(device_of) {
+        let pass = hub.authenticate_device(&device, Proof::Token(&token));
+        let pass = pass.map_err(|denial| of_refusal(&Refusal::from(&denial)))?;
+        return Ok((None, Some(pass)));
+    }
     match hub.authenticate(&token) {
-        Ok(grant) => (200, "OK".to_owned(), Some(grant)),
-        Err(error) => (401, error.to_string(), None),
+        Ok(grant) => Ok((Some(grant), None)),
+        Err(error) => Err((401, error.to_string())),
     }
 }
 
+fn of_refusal(refusal: &Refusal) -> (i32, String) {
+    // The codes begin with the status they go with.
+    let status = i32::try_from(refusal.code / 1000).unwrap_or(401);
+    (status, refusal.text.clone())
+}
+
+/// The device of an audience such as `{host}/devices/{id}`, percent-encoded as a whole or not; .NET puts a scheme before
+/// it.
+fn device_of(audience: &str) -> Option<String> {
+    let audience = percent_decode_str(audience).decode_utf8().ok()?;
+    let audience = audience
+        .split_once("://")
+        .map_or(&*audience, |(_, rest)| rest);
+    let mut parts = audience.trim_end_matches('/').split('/').skip(1);
+    let devices = parts.next()?;
+    let id = parts.next().filter(|id| !id.is_empty())?;
+    (devices.eq_ignore_ascii_case("devices") && parts.next().is_none()).then(|| id.to_owned())
+}
+
 impl Reply {
+    /// Makes a refusal of it.
+    pub(crate) fn refuse(&mut self, refusal: &Refusal) {
+        (self.status, self.description) = of_refusal(refusal);
+    }
+
     /// The answer as an encoded message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = BytesMut::with_capacity(128);
@@ -103,5 +132,25 @@ impl Reply {
         out.put_slice(&[0x00, 0x53, 0x77, 0xa1, 0x00]);
         debug_assert!(Reader::new(&out).skip().is_ok());
         out.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_of_an_audience_is_found() {
+        for (audience, expected) in [
+            ("hub/devices/d-1", Some("d-1")),
+            ("hub%2Fdevices%2Fd-1", Some("d-1")),
+            ("amqps://hub/devices/d@1/", Some("d@1")),
+            ("hub/devices/d/modules/m", None),
+            ("hub/devices", None),
+            ("hub", None),
+            ("amqps://hub/messages/devicebound", None),
+        ] {
+            assert_eq!(device_of(audience).as_deref(), expected, "{audience}");
+        }
     }
 }

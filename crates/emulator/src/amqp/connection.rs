@@ -12,14 +12,16 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
+use super::device::Devices;
 use super::encode;
 use super::link::{LinkState, Unsettled};
 use super::outcome::{ErrorText, Verdict};
 use super::performative::{self, Attach, IDLE_TIME_OUT_MS};
+use super::registration::Registrations;
 use super::session::Session;
 use super::timer::Timer;
 use crate::faults::CutRules;
-use crate::hub::{Cut, Hub, Settlement};
+use crate::hub::{ClientCertificate, Cut, Hub, Settlement, Settling};
 use crate::policy::Permissions;
 use crate::sas::Grant;
 
@@ -90,6 +92,8 @@ pub(crate) struct Connection {
     pub(crate) grants: Vec<Grant>,
     /// The rights came with the connection and end with it.
     pub(crate) plain: bool,
+    pub(crate) devices: Devices,
+    pub(crate) registrations: Registrations,
     /// Answers to tokens that wait for credit.
     pub(crate) replies: VecDeque<Vec<u8>>,
     pub(crate) later: Timer<Later>,
@@ -107,7 +111,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, certificate: Option<ClientCertificate>) -> Self {
         let now = Instant::now();
         Self {
             hub,
@@ -116,6 +120,8 @@ impl Connection {
             sessions: Vec::new(),
             grants: Vec::new(),
             plain: false,
+            devices: Devices::new(certificate),
+            registrations: Registrations::default(),
             replies: VecDeque::new(),
             later: Timer::new(),
             rules: CutRules::default(),
@@ -169,6 +175,7 @@ impl Connection {
         for session in sessions.into_iter().flatten() {
             self.give_back(session.unsettled.into_values());
         }
+        self.devices.clear();
         let waiting = self
             .later
             .drain()
@@ -179,11 +186,17 @@ impl Connection {
         }
     }
 
-    /// Gives feedback back to the queue.
+    /// Gives feedback and messages back to their queues.
     pub(crate) fn give_back(&self, deliveries: impl IntoIterator<Item = Unsettled>) {
         for delivery in deliveries {
-            if let Unsettled::Feedback { batch, .. } = delivery {
-                self.hub.settle_taken_feedback(batch, Settlement::Abandoned);
+            match delivery {
+                Unsettled::Feedback { batch, .. } => {
+                    self.hub.settle_taken_feedback(batch, Settlement::Abandoned);
+                }
+                Unsettled::Message { device, number, .. } => {
+                    self.devices.settle(device, number, Settling::Abandoned);
+                }
+                Unsettled::Reply { .. } => {}
             }
         }
     }
@@ -198,6 +211,7 @@ impl Connection {
         self.check_deadlines(now);
         if self.phase == Phase::Running {
             self.check_tokens();
+            self.check_devices();
             self.check_locks(now);
             self.pump_feedback();
         }
@@ -301,12 +315,18 @@ impl Connection {
     }
 }
 
-/// Serves one connection until either side closes it. `read` is what was already read of it.
-pub(crate) async fn serve<S>(stream: S, mut input: BytesMut, hub: Arc<Hub>, stop: CancellationToken)
-where
+/// Serves one connection until either side closes it. `input` is what was already read of it, and `certificate` what the
+/// client has shown in its TLS handshake.
+pub(crate) async fn serve<S>(
+    stream: S,
+    mut input: BytesMut,
+    hub: Arc<Hub>,
+    certificate: Option<ClientCertificate>,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut connection = Connection::new(Arc::clone(&hub));
+    let mut connection = Connection::new(Arc::clone(&hub), certificate);
     hub.tallies.connections.one();
     hub.tallies.open_connections.up();
     run(stream, &mut connection, &mut input, stop).await;
@@ -325,6 +345,7 @@ async fn run<S>(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut feedback = connection.hub.watch_feedback();
     let mut cuts = connection.hub.watch_cuts();
+    let devices = Arc::clone(&connection.devices.wake);
     let mut unflushed = false;
     let mut stopping = false;
     let sleep = tokio::time::sleep(Duration::ZERO);
@@ -368,6 +389,7 @@ async fn run<S>(
                 feedback.mark_unchanged();
                 connection.pump_feedback();
             }
+            () = devices.notified() => connection.pump_devices(),
             Ok(()) = cuts.changed() => {
                 let (_, cut) = *cuts.borrow_and_update();
                 if connection.on_cut(cut) {

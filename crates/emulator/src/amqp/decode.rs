@@ -213,6 +213,29 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads a signed or unsigned integer of any width that fits 64 bits with a sign, or null.
+    pub(crate) fn i64(&mut self) -> Result<Option<i64>, DecodeError> {
+        let mut probe = *self;
+        let value = match probe.byte()? {
+            0x51 | 0x54 | 0x55 => i64::from(probe.byte()?.cast_signed()),
+            0x61 => {
+                let bytes = probe.take(2)?;
+                i64::from(i16::from_be_bytes([bytes[0], bytes[1]]))
+            }
+            0x71 => i64::from(probe.be_u32()?.cast_signed()),
+            0x81 => probe.be_u64()?.cast_signed(),
+            code => {
+                let value = self.u64()?.map(i64::try_from).transpose();
+                return value.map_err(|_| DecodeError::Unexpected {
+                    code,
+                    wanted: "an integer",
+                });
+            }
+        };
+        *self = probe;
+        Ok(Some(value))
+    }
+
     /// Reads a boolean, or null.
     pub(crate) fn bool(&mut self) -> Result<Option<bool>, DecodeError> {
         Ok(Some(match self.byte()? {
@@ -312,6 +335,18 @@ impl<'a> Fields<'a> {
             None => Ok(None),
             Some(reader) => reader.raw().map(|raw| (raw != [0x40]).then_some(raw)),
         }
+    }
+
+    /// The bytes of the value that a map has for `name`, none if there is none or it is null.
+    pub(crate) fn value_of(mut self, name: &str) -> Option<&'a [u8]> {
+        while let Some(key) = self.next() {
+            let found = key.raw().ok()?;
+            let value = self.next()?.raw().ok()?;
+            if Reader::new(found).text() == Ok(Some(name)) {
+                return (value != [0x40]).then_some(value);
+            }
+        }
+        None
     }
 
     /// Passes over `n` items.

@@ -126,6 +126,22 @@ impl Items<'_> {
         self
     }
 
+    /// Writes a signed integer of 64 bits.
+    pub(crate) fn i64(&mut self, value: i64) -> &mut Self {
+        let out = self.item();
+        out.put_u8(0x81);
+        out.put_i64(value);
+        self
+    }
+
+    /// Writes a uuid.
+    pub(crate) fn uuid(&mut self, value: &uuid::Uuid) -> &mut Self {
+        let out = self.item();
+        out.put_u8(0x98);
+        out.put_slice(value.as_bytes());
+        self
+    }
+
     /// Writes a timestamp in milliseconds since 1970.
     pub(crate) fn timestamp(&mut self, value: i64) -> &mut Self {
         let out = self.item();

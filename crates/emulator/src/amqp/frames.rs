@@ -167,13 +167,14 @@ impl Connection {
     }
 
     fn on_sasl(&mut self, body: &[u8]) -> Result<(), Fault> {
-        match sasl::enter(body, &self.hub)? {
+        match sasl::enter(body, &self.hub, self.devices.certificate().is_some())? {
             sasl::Entry::Refused => {
                 sasl::write_outcome(&mut self.out, false);
                 self.phase = Phase::Closed;
                 return Ok(());
             }
             sasl::Entry::Anonymous => {}
+            sasl::Entry::Registers(token) => self.registrations.token = Some(token),
             sasl::Entry::Granted(grant) => {
                 self.grants.push(*grant);
                 self.plain = true;
@@ -218,7 +219,9 @@ impl Connection {
             .get_mut(usize::from(channel))
             .and_then(Option::take)
         {
-            self.give_back(session.unsettled.into_values());
+            let (gone, unsettled) = session.into_parts();
+            self.give_back(unsettled);
+            self.links_gone(gone);
         }
         performative::write_end(&mut self.out, channel, None);
     }

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::address::Node;
 use super::connection::{Connection, Later, Place};
+use super::device::too_many_devices;
 use super::frames::Fault;
 use super::link::{BACKLOG_MAX, CREDIT, CREDIT_STEP, LinkState, Partial};
 use super::outcome::{ErrorText, Verdict};
@@ -101,6 +102,12 @@ impl Connection {
         match node {
             Node::Cbs => self.on_token(place, delivery_id, settled, payload),
             Node::Commands => self.on_command(place, delivery_id, settled, payload)?,
+            Node::Device(at, end) => {
+                self.on_device_message(place, (at, end), delivery_id, settled, payload);
+            }
+            Node::Registration(at) => {
+                self.on_registration(place, at, delivery_id, settled, payload);
+            }
             Node::Feedback | Node::FileNotifications => {}
         }
         self.count_delivery(place)
@@ -146,6 +153,11 @@ impl Connection {
 
     fn on_token(&mut self, place: Place, delivery_id: u32, settled: bool, payload: &[u8]) {
         let mut reply = cbs::handle(payload, &self.hub);
+        if let Some(pass) = reply.pass.take()
+            && self.devices.put(pass).is_none()
+        {
+            reply.refuse(&too_many_devices());
+        }
         if let Some(grant) = reply.grant.take() {
             self.grants
                 .retain(|old| (&old.scope, &old.policy) != (&grant.scope, &grant.policy));
@@ -315,7 +327,7 @@ impl Connection {
     }
 
     /// Answers a delivery. Consecutive acceptances are gathered into one disposition.
-    fn answer(&mut self, place: Place, delivery_id: u32, verdict: &Verdict) {
+    pub(crate) fn answer(&mut self, place: Place, delivery_id: u32, verdict: &Verdict) {
         if *verdict == Verdict::Accepted {
             match &mut self.accepted {
                 Some((channel, _, last))

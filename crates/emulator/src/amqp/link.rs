@@ -58,8 +58,14 @@ pub(crate) struct Partial {
 /// A delivery of the hub that the peer has not settled.
 #[derive(Debug)]
 pub(crate) enum Unsettled {
-    /// An answer to a token; nothing depends on it.
+    /// An answer, a call or a change; nothing depends on it.
     Reply { handle: u32 },
+    /// A message of a device, by its place in the connection and its number.
+    Message {
+        handle: u32,
+        device: usize,
+        number: u32,
+    },
     /// A feedback batch, locked since then.
     Feedback {
         handle: u32,
@@ -71,7 +77,9 @@ pub(crate) enum Unsettled {
 impl Unsettled {
     pub(crate) fn handle(&self) -> u32 {
         match self {
-            Self::Reply { handle } | Self::Feedback { handle, .. } => *handle,
+            Self::Reply { handle }
+            | Self::Message { handle, .. }
+            | Self::Feedback { handle, .. } => *handle,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::address::{Node, node, not_emulated};
+use super::address::{Node, device_node, node, not_emulated, registration_node};
 use super::connection::{Connection, Later, Place};
 use super::frames::Fault;
 use super::link::{CREDIT, Link, LinkState};
@@ -14,7 +14,8 @@ impl Node {
     /// The path that a token must cover for this node; none if it needs no token.
     fn guarded_path(self) -> Option<&'static str> {
         match self {
-            Self::Cbs => None,
+            // Devices and registrations have proofs of their own.
+            Self::Cbs | Self::Device(..) | Self::Registration(_) => None,
             Self::Commands => Some("/messages/devicebound"),
             Self::Feedback => Some("/messages/servicebound/feedback"),
             Self::FileNotifications => Some("/messages/servicebound/filenotifications"),
@@ -25,32 +26,19 @@ impl Node {
 impl Connection {
     pub(crate) fn on_attach(&mut self, channel: u16, attach: Attach) -> Result<(), Fault> {
         let handle = attach.handle;
-        let Some(node) = attach.node_address().and_then(node) else {
-            let address = attach.node_address().unwrap_or_default();
-            let refusal = not_emulated(address).map_or_else(
-                || Refusal::address_not_found(address),
-                Refusal::not_emulated,
-            );
-            return self.refuse_link(channel, &attach, &refusal);
+        let node = match self.find_node(&attach) {
+            Ok(node) => node,
+            Err(refusal) => return self.refuse_link(channel, &attach, &refusal),
         };
-        let wrong_way = match node {
-            Node::Cbs => false,
-            Node::Commands => attach.peer_receives,
-            Node::Feedback | Node::FileNotifications => !attach.peer_receives,
-        };
-        if wrong_way {
-            let refusal = Refusal::bad_operation("this node works in the other direction only");
-            return self.refuse_link(channel, &attach, &refusal);
-        }
         if node.guarded_path().is_some_and(|path| !self.may_use(path)) {
             let refusal =
                 Refusal::unauthorized("no token on this connection gives ServiceConnect here");
             return self.refuse_link(channel, &attach, &refusal);
         }
-        let admission = if node == Node::Cbs {
-            Admission::Now
-        } else {
+        let admission = if node.guarded_path().is_some() {
             self.hub.admit(Operation::LinkOpen, 1)
+        } else {
+            Admission::Now
         };
         if admission == Admission::Refused {
             self.hub.tallies.link_opens_throttled.one();
@@ -68,6 +56,43 @@ impl Connection {
         }
         tracing::debug!(channel, handle, ?node, "link attached");
         Ok(())
+    }
+
+    /// The node that a link is for, if it may be in that direction; a device or a registration gets its place.
+    fn find_node(&mut self, attach: &Attach) -> Result<Node, Refusal> {
+        let address = attach.node_address().unwrap_or_default();
+        let device = device_node(address);
+        let registration = registration_node(address);
+        let node = match (node(address), &device, registration) {
+            (Some(node), ..) => node,
+            (None, Some((_, end)), _) => Node::Device(0, *end),
+            (None, None, Some(_)) => Node::Registration(0),
+            (None, None, None) => {
+                return Err(not_emulated(address).map_or_else(
+                    || Refusal::address_not_found(address),
+                    Refusal::not_emulated,
+                ));
+            }
+        };
+        let (may_receive, may_send) = node.directions();
+        if !(if attach.peer_receives {
+            may_receive
+        } else {
+            may_send
+        }) {
+            let text = "this node works in the other direction only";
+            return Err(Refusal::bad_operation(text));
+        }
+        match (node, device, registration) {
+            (Node::Device(_, end), Some((id, _)), _) => {
+                Ok(Node::Device(self.admit_device(&id)?, end))
+            }
+            (Node::Registration(_), _, Some((id_scope, id))) => {
+                let place = self.admit_registration(id_scope, id)?;
+                Ok(Node::Registration(place))
+            }
+            (node, ..) => Ok(node),
+        }
     }
 
     fn put_link(
@@ -110,7 +135,7 @@ impl Connection {
             "link refused"
         );
         self.put_link(channel, Node::Cbs, attach, LinkState::Detached)?;
-        performative::write_attach(&mut self.out, channel, attach, true);
+        performative::write_attach(&mut self.out, channel, attach, None);
         performative::write_detach(
             &mut self.out,
             channel,
@@ -134,12 +159,28 @@ impl Connection {
         if !peer_receives {
             link.credit = CREDIT;
         }
-        if node != Node::Cbs {
+        if node.guarded_path().is_some() {
             self.hub.tallies.link_opens.one();
         }
-        performative::write_attach(&mut self.out, channel, attach, false);
+        performative::write_attach(&mut self.out, channel, attach, Some(node));
         if !peer_receives {
             self.write_flow(channel, Some((handle, delivery_count, CREDIT)), false);
+        }
+        match node {
+            Node::Device(at, end) => self.device_link_opened(place, at, end),
+            Node::Registration(at) => self.registration_link_opened(place, at),
+            _ => {}
+        }
+    }
+
+    /// Tells those who count on links that some are no more.
+    pub(crate) fn links_gone(&mut self, gone: impl IntoIterator<Item = (Place, Node)>) {
+        for (place, node) in gone {
+            match node {
+                Node::Device(at, end) => self.device_link_gone(place, at, end),
+                Node::Registration(at) => self.registration_link_gone(place, at),
+                _ => {}
+            }
         }
     }
 
@@ -157,9 +198,17 @@ impl Connection {
         let Some(link) = session.link(detach.handle) else {
             return;
         };
-        let state = link.state;
+        let (state, node) = (link.state, link.node);
+        let place = Place {
+            channel,
+            handle: detach.handle,
+            serial: link.serial,
+        };
         let left = session.remove(detach.handle);
         self.give_back(left);
+        if state == LinkState::Open {
+            self.links_gone([(place, node)]);
+        }
         // A link that the hub detached itself needs no second detach.
         if state != LinkState::Detached {
             performative::write_detach(&mut self.out, channel, detach.handle, detach.closed, None);
@@ -169,7 +218,7 @@ impl Connection {
     /// Detaches the links that `which` picks.
     pub(crate) fn detach_where(&mut self, error: &ErrorText, which: impl Fn(&Link) -> bool) {
         self.flush_accepted();
-        let mut left = Vec::new();
+        let (mut left, mut gone) = (Vec::new(), Vec::new());
         for session in self.sessions.iter_mut().flatten() {
             let picked: Vec<u32> = session
                 .links()
@@ -177,7 +226,17 @@ impl Connection {
                 .map(|(handle, _)| handle)
                 .collect();
             for handle in picked {
+                let channel = session.channel;
                 if let Some(link) = session.link(handle) {
+                    if link.state == LinkState::Open {
+                        let serial = link.serial;
+                        let place = Place {
+                            channel,
+                            handle,
+                            serial,
+                        };
+                        gone.push((place, link.node));
+                    }
                     link.state = LinkState::Detached;
                     link.partial = None;
                 }
@@ -193,6 +252,7 @@ impl Connection {
             }
         }
         self.give_back(left);
+        self.links_gone(gone);
     }
 
     /// Detaches the links for which there is no token any more.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::decode::{DecodeError, Reader};
 
+const ANNOTATIONS: u64 = 0x72;
 const PROPERTIES: u64 = 0x73;
 const APPLICATION_PROPERTIES: u64 = 0x74;
 const DATA: u64 = 0x75;
@@ -29,6 +30,8 @@ pub(crate) struct Message<'a> {
     pub(crate) ack_not_text: bool,
     /// The user id, correlation id, content type and content encoding, as encoded; empty if it has none of them.
     pub(crate) system: SystemFields<'a>,
+    /// The message annotations' map, as encoded.
+    pub(crate) annotations: &'a [u8],
     /// The application properties' map, as encoded.
     pub(crate) application_properties: &'a [u8],
     /// The body sections, as encoded.
@@ -43,6 +46,7 @@ impl<'a> Message<'a> {
         while !reader.is_empty() {
             let before = reader.rest();
             match reader.descriptor()? {
+                ANNOTATIONS => message.annotations = reader.raw()?,
                 PROPERTIES => message.read_properties(&mut reader)?,
                 APPLICATION_PROPERTIES => {
                     let raw = reader.raw()?;
@@ -115,6 +119,16 @@ pub(crate) struct SystemFields<'a> {
     pub(crate) correlation_id: Option<&'a [u8]>,
     pub(crate) content_type: Option<&'a [u8]>,
     pub(crate) content_encoding: Option<&'a [u8]>,
+}
+
+/// The bytes of the value that an encoded map has for `name`.
+pub(crate) fn value_in<'a>(map: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    Reader::new(map).map().ok()?.value_of(name)
+}
+
+/// The text that an encoded map has for `name`.
+pub(crate) fn text_in<'a>(map: &'a [u8], name: &str) -> Option<&'a str> {
+    Reader::new(value_in(map, name)?).text().ok()?
 }
 
 /// AMQP's null.

@@ -8,7 +8,7 @@ use super::feedback;
 use super::link::{LinkState, Unsettled};
 use super::outcome::Verdict;
 use super::performative::{self, Disposition, Flow, PeerState};
-use crate::hub::Settlement;
+use crate::hub::{Settlement, Settling};
 
 impl Connection {
     pub(crate) fn on_flow(&mut self, channel: u16, flow: &Flow) {
@@ -34,6 +34,8 @@ impl Connection {
         }
         self.pump_replies();
         self.pump_feedback();
+        self.pump_devices();
+        self.pump_registrations();
         if flow.drain {
             self.drain(channel, flow.handle);
         } else if flow.echo {
@@ -147,15 +149,26 @@ impl Connection {
             .extract_if(disposition.first..=disposition.last, |_, _| true)
             .collect();
         for (_, delivery) in held {
-            let Unsettled::Feedback { batch, .. } = delivery else {
-                continue;
-            };
-            let settlement = match disposition.state {
-                PeerState::Accepted => Settlement::Completed,
-                PeerState::Rejected => Settlement::Rejected,
-                _ => Settlement::Abandoned,
-            };
-            self.hub.settle_taken_feedback(batch, settlement);
+            match delivery {
+                Unsettled::Feedback { batch, .. } => {
+                    let settlement = match disposition.state {
+                        PeerState::Accepted => Settlement::Completed,
+                        PeerState::Rejected => Settlement::Rejected,
+                        _ => Settlement::Abandoned,
+                    };
+                    self.hub.settle_taken_feedback(batch, settlement);
+                }
+                Unsettled::Message { device, number, .. } => {
+                    let settling = match disposition.state {
+                        PeerState::Accepted => Settling::Completed,
+                        PeerState::Rejected => Settling::Rejected,
+                        _ => Settling::Abandoned,
+                    };
+                    self.devices.settle(device, number, settling);
+                    self.pump_device(device);
+                }
+                Unsettled::Reply { .. } => {}
+            }
         }
         if !disposition.settled {
             let range = (disposition.first, disposition.last);

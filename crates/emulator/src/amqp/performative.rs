@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::address::Node;
 use super::decode::{DecodeError, Reader};
 use super::encode::{self, Items};
 use super::outcome::ErrorText;
@@ -110,6 +111,7 @@ pub(crate) struct Attach {
     /// Whether the peer receives.
     pub(crate) peer_receives: bool,
     pub(crate) snd_settle_mode: Option<u8>,
+    pub(crate) rcv_settle_mode: Option<u8>,
     pub(crate) source: Option<Vec<u8>>,
     pub(crate) target: Option<Vec<u8>>,
     pub(crate) source_address: Option<String>,
@@ -123,10 +125,12 @@ impl Attach {
         let name = fields.get(Reader::text)?.unwrap_or_default().to_owned();
         let handle = fields.get(Reader::u32)?.unwrap_or(0);
         let peer_receives = fields.get(Reader::bool)?.unwrap_or(false);
-        let snd_settle_mode = fields
-            .get(Reader::u64)?
-            .and_then(|mode| u8::try_from(mode).ok());
-        fields.skip(1)?;
+        let mut settle_mode = || {
+            let mode = fields.get(Reader::u64)?;
+            Ok::<_, DecodeError>(mode.and_then(|mode| u8::try_from(mode).ok()))
+        };
+        let snd_settle_mode = settle_mode()?;
+        let rcv_settle_mode = settle_mode()?;
         let source = fields.raw()?;
         let target = fields.raw()?;
         fields.skip(2)?;
@@ -136,6 +140,7 @@ impl Attach {
             handle,
             peer_receives,
             snd_settle_mode,
+            rcv_settle_mode,
             source_address: terminus_address(source, SOURCE)?,
             target_address: terminus_address(target, TARGET)?,
             source: source.map(<[u8]>::to_vec),
@@ -167,11 +172,11 @@ fn terminus_address(raw: Option<&[u8]>, wanted: u64) -> Result<Option<String>, D
     Ok(reader.list()?.get(Reader::text)?.map(str::to_owned))
 }
 
-/// Writes the hub's attach in answer to `asked`. A refused link has no terminus on the hub's side, and the
-/// detach follows.
-pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, refused: bool) {
+/// Writes the hub's attach in answer to `asked`. A refused link, without a node, has no terminus on the hub's side, and
+/// the detach follows.
+pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, node: Option<Node>) {
     let (mut source, mut target) = (asked.source.as_deref(), asked.target.as_deref());
-    if refused {
+    if node.is_none() {
         if asked.peer_receives {
             source = None;
         } else {
@@ -185,8 +190,11 @@ pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, ref
                 .u32(asked.handle)
                 .bool(!asked.peer_receives);
             items.u8(asked.snd_settle_mode.unwrap_or(2));
-            // Settling first, whatever was asked: the hub forgets a delivery once it has answered it.
-            items.u8(0);
+            // Settling first, whatever was asked: the hub forgets a delivery once it has answered it. With messages to
+            // devices it goes as the device likes.
+            let second =
+                node.is_some_and(Node::may_settle_second) && asked.rcv_settle_mode == Some(1);
+            items.u8(u8::from(second));
             items.raw(source).raw(target).null().bool(false);
             if asked.peer_receives {
                 items.u32(0)

@@ -2,9 +2,10 @@
 
 use bytes::BytesMut;
 
+use super::address::registration_node;
 use super::decode::{DecodeError, Reader};
 use super::encode;
-use crate::hub::Hub;
+use crate::hub::{Hub, Proof};
 use crate::sas::Grant;
 
 const MECHANISMS: [&str; 4] = ["PLAIN", "ANONYMOUS", "MSSBCBS", "EXTERNAL"];
@@ -33,6 +34,8 @@ pub(crate) fn write_outcome(out: &mut BytesMut, ok: bool) {
 pub(crate) enum Entry {
     /// With rights, which last as long as the token.
     Granted(Box<Grant>),
+    /// To register, with a token.
+    Registers(String),
     /// Without; a token follows through `$cbs`.
     Anonymous,
     /// Not at all.
@@ -40,7 +43,7 @@ pub(crate) enum Entry {
 }
 
 /// Judges a peer's init frame.
-pub(crate) fn enter(body: &[u8], hub: &Hub) -> Result<Entry, DecodeError> {
+pub(crate) fn enter(body: &[u8], hub: &Hub, has_certificate: bool) -> Result<Entry, DecodeError> {
     let mut reader = Reader::new(body);
     if reader.descriptor()? != INIT {
         return Err(DecodeError::Unexpected {
@@ -53,33 +56,42 @@ pub(crate) fn enter(body: &[u8], hub: &Hub) -> Result<Entry, DecodeError> {
     let response = fields.get(Reader::binary)?.unwrap_or_default();
     Ok(match mechanism {
         "ANONYMOUS" | "MSSBCBS" => Entry::Anonymous,
-        "PLAIN" => {
-            plain(response, hub).map_or(Entry::Refused, |grant| Entry::Granted(Box::new(grant)))
-        }
-        // There are no client certificates, so nobody is anybody outside.
+        // Whoever has a certificate has shown it before; what it is good for is judged with each link.
+        "EXTERNAL" if has_certificate => Entry::Anonymous,
+        "PLAIN" => plain(response, hub).unwrap_or(Entry::Refused),
         _ => Entry::Refused,
     })
 }
 
-/// `{policy}@sas.root.{hub}` and a token of that policy.
-fn plain(response: &[u8], hub: &Hub) -> Option<Grant> {
+/// `{policy}@sas.root.{hub}` and a token of that policy, or `{idScope}/registrations/{registrationId}` and one for that.
+fn plain(response: &[u8], hub: &Hub) -> Option<Entry> {
     let mut parts = response.split(|byte| *byte == 0);
     let (_, user, password) = (parts.next()?, parts.next()?, parts.next()?);
     let user = std::str::from_utf8(user).ok()?;
+    let token = std::str::from_utf8(password).ok()?;
+    let entry = match registration_node(user) {
+        Some((id_scope, registration_id)) => {
+            let proof = Proof::Token(token);
+            let may = hub
+                .provisioning
+                .admits(id_scope, registration_id, proof, hub.now_s());
+            may.then(|| Entry::Registers(token.to_owned()))
+        }
+        None => policy(user, token, hub).map(|grant| Entry::Granted(Box::new(grant))),
+    };
+    match entry {
+        Some(_) => hub.tallies.tokens_accepted.one(),
+        None => hub.tallies.tokens_refused.one(),
+    }
+    entry
+}
+
+fn policy(user: &str, token: &str, hub: &Hub) -> Option<Grant> {
     let (policy, hub_name) = user.split_once("@sas.root.")?;
     let own_name = hub.config.host_name.split('.').next().unwrap_or_default();
     if !hub_name.eq_ignore_ascii_case(own_name) {
         return None;
     }
-    let token = std::str::from_utf8(password).ok()?;
-    match hub.authenticate(token) {
-        Ok(grant) if grant.policy == policy => {
-            hub.tallies.tokens_accepted.one();
-            Some(grant)
-        }
-        _ => {
-            hub.tallies.tokens_refused.one();
-            None
-        }
-    }
+    let grant = hub.authenticate(token).ok()?;
+    (grant.policy == policy).then_some(grant)
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 
-use super::link::{Link, Unsettled};
+use super::address::Node;
+use super::connection::Place;
+use super::link::{Link, LinkState, Unsettled};
 use super::performative::{self, Begin, Flow, FlowOut, HANDLE_MAX, INCOMING_WINDOW, TransferOut};
 
 /// One session. Both ends use the same channel number, as they may.
@@ -74,6 +76,25 @@ impl Session {
             *link = None;
         }
         self.take_unsettled_of(handle)
+    }
+
+    /// The links that are open, and the deliveries that are left, of a session that ends.
+    pub(crate) fn into_parts(mut self) -> (Vec<(Place, Node)>, Vec<Unsettled>) {
+        let channel = self.channel;
+        let open = self
+            .links()
+            .filter(|(_, link)| link.state == LinkState::Open);
+        let open = open.map(|(handle, link)| {
+            let serial = link.serial;
+            let place = Place {
+                channel,
+                handle,
+                serial,
+            };
+            (place, link.node)
+        });
+        let open = open.collect();
+        (open, self.unsettled.into_values().collect())
     }
 
     /// The deliveries of one link, which are no longer the peer's.

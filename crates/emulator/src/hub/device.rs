@@ -19,8 +19,8 @@ mod tests;
 mod twin;
 
 pub(crate) use certificate::{ClientCertificate, DeviceAuthorities};
-pub(crate) use identity::{DevicePass, Proof};
-pub(crate) use line::{DeviceEvent, Ended, Interest};
+pub(crate) use identity::{Denial, DevicePass, Proof};
+pub(crate) use line::{DesiredPush, DeviceEvent, Ended, Interest, MethodCall};
 pub(crate) use method::{Invocation, MethodAnswer};
 pub use queue::SessionReport;
 pub(crate) use queue::{Delivery, RealDevices, Settling};

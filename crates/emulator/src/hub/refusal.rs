@@ -47,6 +47,10 @@ impl Refusal {
         Self::new("amqp:not-found", 403_012, "DeviceDisabled", text)
     }
 
+    pub(crate) fn registration_not_found(text: impl Into<String>) -> Self {
+        Self::new("amqp:not-found", 404_204, "RegistrationNotFound", text)
+    }
+
     pub(crate) fn address_not_found(address: &str) -> Self {
         let text = format!("The address '{address}' does not exist");
         Self::new("amqp:not-found", 404_006, "AmqpAddressNotFound", text)

@@ -81,7 +81,7 @@ pub(crate) async fn serve<S>(
     let nothing = BytesMut::new();
     match subprotocol {
         Subprotocol::Mqtt => Box::pin(mqtt::serve(stream, nothing, certificate, hub, stop)).await,
-        Subprotocol::Amqp => Box::pin(amqp::serve(stream, nothing, hub, stop)).await,
+        Subprotocol::Amqp => Box::pin(amqp::serve(stream, nothing, hub, certificate, stop)).await,
     }
 }
 

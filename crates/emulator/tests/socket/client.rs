@@ -133,8 +133,13 @@ impl Cbs {
         })
     }
 
-    /// Puts a token and returns the status.
+    /// Puts a token for the hub and returns the status.
     pub(crate) async fn put(&mut self, token: &str) -> Result<i32> {
+        self.put_for("localhost", token).await
+    }
+
+    /// Puts a token for an audience and returns the status.
+    pub(crate) async fn put_for(&mut self, audience: &str, token: &str) -> Result<i32> {
         // A number, as Python sends: the answer must carry a number too.
         let id = MessageId::Ulong(self.requests);
         self.requests += 1;
@@ -144,7 +149,7 @@ impl Cbs {
                 ApplicationProperties::builder()
                     .insert("operation", "put-token")
                     .insert("type", "servicebus.windows.net:sastoken")
-                    .insert("name", "localhost")
+                    .insert("name", audience)
                     .build(),
             )
             .body(AmqpValue(token.to_owned()))

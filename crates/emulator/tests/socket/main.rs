@@ -3,6 +3,7 @@
 mod amqp;
 mod answers;
 mod client;
+mod device_amqp;
 mod device_client;
 mod device_faults;
 mod device_https;

@@ -316,7 +316,10 @@ async fn a_link_to_what_only_the_hub_has_is_refused_with_a_text() {
     let hub = plain_hub(1).await;
     for (address, expected) in [
         ("/messages/events", "amqp:not-implemented"),
-        ("/devices/d0/messages/deviceBound", "amqp:not-implemented"),
+        (
+            "/devices/d0/modules/m/messages/events",
+            "amqp:not-implemented",
+        ),
         ("/messages/nonsense", "amqp:not-found"),
     ] {
         let mut client = Client::authorised(&hub).await.unwrap();

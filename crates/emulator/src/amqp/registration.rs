@@ -1,0 +1,212 @@
+//! Registrations at the Device Provisioning Service over AMQP (`azure-iot-provisioning-device-amqp`): requests on one
+//! link, answers with the same correlation id on the other.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, BytesMut};
+
+use super::address::Node;
+use super::connection::{Connection, Place};
+use super::encode;
+use super::link::{LinkState, Unsettled};
+use super::message::{Message, body_bytes, text_in};
+use super::outcome::Verdict;
+use crate::dps::{Answer, Operation, Request};
+use crate::hub::{Proof, Refusal};
+
+/// How many registrations one connection may be about.
+const REGISTRATIONS_MAX: usize = 100;
+/// How many answers may wait for credit.
+const ANSWERS_MAX: usize = 100;
+
+/// The registrations that a connection is about.
+#[derive(Debug, Default)]
+pub(crate) struct Registrations {
+    /// The token that came with the connection.
+    pub(crate) token: Option<String>,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id_scope: String,
+    registration_id: String,
+    receiver: Option<Place>,
+    answers: VecDeque<Vec<u8>>,
+}
+
+impl Connection {
+    /// The place of a registration. Whether somebody may register is judged with each request.
+    pub(crate) fn admit_registration(
+        &mut self,
+        id_scope: &str,
+        registration_id: &str,
+    ) -> Result<usize, Refusal> {
+        let slots = &mut self.registrations.slots;
+        let known = slots
+            .iter()
+            .position(|slot| slot.id_scope == id_scope && slot.registration_id == registration_id);
+        if let Some(at) = known {
+            return Ok(at);
+        }
+        if slots.len() >= REGISTRATIONS_MAX {
+            return Err(Refusal::bad_operation(format!(
+                "a connection may be about {REGISTRATIONS_MAX} registrations"
+            )));
+        }
+        slots.push(Slot {
+            id_scope: id_scope.to_owned(),
+            registration_id: registration_id.to_owned(),
+            receiver: None,
+            answers: VecDeque::new(),
+        });
+        Ok(slots.len() - 1)
+    }
+
+    pub(crate) fn registration_link_opened(&mut self, place: Place, at: usize) {
+        let receives = self.live_link(place).is_some_and(|link| link.peer_receives);
+        if let Some(slot) = self.registrations.slots.get_mut(at).filter(|_| receives) {
+            slot.receiver = Some(place);
+        }
+        self.pump_registration(at);
+    }
+
+    pub(crate) fn registration_link_gone(&mut self, place: Place, at: usize) {
+        if let Some(slot) = self.registrations.slots.get_mut(at)
+            && slot.receiver == Some(place)
+        {
+            slot.receiver = None;
+            slot.answers.clear();
+        }
+    }
+
+    /// Takes a request. A refusal is the answer to its transfer; anything else comes as a message.
+    pub(crate) fn on_registration(
+        &mut self,
+        place: Place,
+        at: usize,
+        delivery_id: u32,
+        settled: bool,
+        payload: &[u8],
+    ) {
+        let verdict = match self.register(at, payload) {
+            Ok(()) => Verdict::Accepted,
+            Err(refusal) => Verdict::Rejected(Box::new(refusal)),
+        };
+        if !settled {
+            self.answer(place, delivery_id, &verdict);
+        }
+        self.flush_accepted();
+        self.pump_registration(at);
+    }
+
+    fn register(&mut self, at: usize, payload: &[u8]) -> Result<(), Refusal> {
+        let message = Message::read(payload).map_err(|error| {
+            Refusal::bad_argument(format!("the message cannot be read: {error}"))
+        })?;
+        let body = body_bytes(message.body);
+        let Some(slot) = self.registrations.slots.get_mut(at) else {
+            return Ok(());
+        };
+        if slot.answers.len() >= ANSWERS_MAX {
+            return Err(Refusal::throttled("Registration"));
+        }
+        let properties = message.application_properties;
+        let operation = match text_in(properties, "iotdps-operation-type") {
+            Some("iotdps-register") => Operation::Register(&body),
+            Some("iotdps-get-operationstatus") => {
+                Operation::Status(text_in(properties, "iotdps-operation-id").unwrap_or_default())
+            }
+            other => {
+                let other = other.unwrap_or_default();
+                return Err(Refusal::bad_operation(format!(
+                    "there is no iotdps-operation-type '{other}'"
+                )));
+            }
+        };
+        let token = self.registrations.token.as_deref().map(Proof::Token);
+        let certificate = self.devices.certificate().map(Proof::Certificate);
+        let request = Request {
+            id_scope: &slot.id_scope,
+            registration_id: &slot.registration_id,
+            proof: token.or(certificate),
+            operation,
+        };
+        let answer = self.hub.provisioning.handle(&self.hub, request);
+        if answer.status >= 300 {
+            let text = answer.body["message"].as_str().unwrap_or_default();
+            return Err(match answer.status {
+                401 => Refusal::unauthorized(text),
+                404 => Refusal::registration_not_found(text),
+                _ => Refusal::bad_argument(text),
+            });
+        }
+        slot.answers
+            .push_back(encode_answer(&answer, message.system.correlation_id));
+        Ok(())
+    }
+
+    /// Sends waiting answers as far as credit allows.
+    pub(crate) fn pump_registrations(&mut self) {
+        for at in 0..self.registrations.slots.len() {
+            self.pump_registration(at);
+        }
+    }
+
+    fn pump_registration(&mut self, at: usize) {
+        let frame_max = self.peer_frame_max;
+        let Some(slot) = self.registrations.slots.get_mut(at) else {
+            return;
+        };
+        let Some(place) = slot.receiver else { return };
+        let Some(Some(session)) = self.sessions.get_mut(usize::from(place.channel)) else {
+            return;
+        };
+        while !slot.answers.is_empty() && session.can_send() {
+            let Some(link) = session.link(place.handle) else {
+                return;
+            };
+            let is_its = link.serial == place.serial && link.node == Node::Registration(at);
+            if !is_its || link.state != LinkState::Open || link.credit == 0 {
+                return;
+            }
+            link.credit -= 1;
+            link.delivery_count = link.delivery_count.wrapping_add(1);
+            let (presettled, handle) = (link.presettled, place.handle);
+            let Some(answer) = slot.answers.pop_front() else {
+                return;
+            };
+            let tag = uuid::Uuid::new_v4();
+            let id = session.write_message(
+                &mut self.out,
+                frame_max,
+                handle,
+                tag.as_bytes(),
+                presettled,
+                &answer,
+            );
+            if !presettled {
+                session.unsettled.insert(id, Unsettled::Reply { handle });
+            }
+        }
+    }
+}
+
+fn encode_answer(answer: &Answer, correlation_id: Option<&[u8]>) -> Vec<u8> {
+    let body = answer.body.to_string();
+    let mut out = BytesMut::with_capacity(body.len() + 128);
+    encode::described(&mut out, 0x73, |items| {
+        items.null().null().null().null().null();
+        items.raw(correlation_id);
+    });
+    out.put_slice(&[0x00, 0x53, 0x74]);
+    encode::map(&mut out, |items| {
+        items.text("iotdps-status").i32(i32::from(answer.status));
+        if let Some(seconds) = answer.retry_after_s {
+            items.text("retry-after").text(&seconds.to_string());
+        }
+    });
+    out.put_slice(&[0x00, 0x53, 0x75]);
+    encode::binary(&mut out, body.as_bytes());
+    out.to_vec()
+}
