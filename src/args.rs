@@ -359,6 +359,11 @@ pub(crate) struct HubArgs {
     #[arg(long, value_name = "N", conflicts_with = "fleet")]
     pub(crate) devices: Option<u64>,
 
+    /// Who may register at the Device Provisioning Service: a file (YAML or JSON) with an idScope, enrollments and
+    /// enrollmentGroups, in the words of the service. Default: one group for all devices, whose key is printed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dps_file: Option<PathBuf>,
+
     /// The folder for the certificate, the connection string, and a configuration file to use with --config.
     #[arg(long, value_name = "DIR", default_value = "twincast-hub")]
     pub(crate) out: PathBuf,

@@ -1,10 +1,11 @@
 //! `twincast hub`: the IoT Hub emulator.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
-use twincast_emulator::{Faults, Fleet, HubConfig, RunningHub, Tier};
+use twincast_emulator::{Enrollments, Faults, Fleet, HubConfig, RunningHub, Tier};
 
 use crate::args::{HubArgs, HubTier};
 use crate::exit::{ExitCode, Failure};
@@ -62,6 +63,12 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
             .map_err(refused)?,
         None => Faults::default(),
     };
+    let enrollments = args
+        .dps_file
+        .as_deref()
+        .map(|path| read_enrollments(path, args.seed))
+        .transpose()
+        .map_err(refused)?;
     let authorities = args.device_ca.iter();
     let authorities = authorities.map(|path| textfile::read("the certificates", path));
     let device_ca_pem = authorities.collect::<anyhow::Result<String>>();
@@ -80,6 +87,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         fleet,
         added_devices_online: args.added_devices_online,
         faults,
+        enrollments,
         default_ttl: args.default_ttl.0,
         feedback_interval: args.feedback_batching.0,
         feedback_lock: args.feedback_lock.0,
@@ -100,6 +108,11 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
     asked_to_stop().await;
     hub.shutdown().await;
     Ok(ExitCode::Success)
+}
+
+fn read_enrollments(path: &Path, seed: u64) -> anyhow::Result<Enrollments> {
+    let text = textfile::read("the file of enrolments", path)?;
+    Enrollments::read(&text, seed).with_context(|| format!("{} is refused", path.display()))
 }
 
 /// A tier in the emulator's words and in the engine's.
@@ -178,11 +191,20 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
         "amqp": hub.amqp_addr(),
         "https": hub.https_addr(),
         "mqtt": hub.mqtt_addr(),
+        "dps": {
+            "id_scope": hub.enrollments().id_scope(),
+            "group_keys": hub.enrollments().group_keys().collect::<BTreeMap<_, _>>(),
+        },
         "control": control,
         "devices": devices,
     });
+    let enrollments = hub.enrollments();
+    let group = enrollments.group_keys().next();
+    let group = group.map_or_else(String::new, |(name, key)| {
+        format!(", group {name}, key {key}")
+    });
     let text = format!(
-        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  registrations      id scope {}{group}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
         output.paint(Style::Bold, "IoT Hub emulator"),
         counted(devices, "device", "devices"),
         hub.connection_string(),
@@ -190,6 +212,7 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
         hub.amqp_addr(),
         hub.https_addr(),
         hub.mqtt_addr(),
+        enrollments.id_scope(),
         control.as_deref().unwrap_or("(no control endpoint)"),
         control.as_deref().unwrap_or("(no control endpoint)"),
         files.config,
