@@ -163,15 +163,20 @@ def _():
 def _():
     configurations = IoTHubConfigurationManager.from_connection_string(connection_string)
     jobs = IoTHubJobManager.from_connection_string(connection_string)
-    method = CloudToDeviceMethod(method_name="reboot", payload={})
     for action, *arguments in [
         (registry.get_modules, "py-ca"),
-        (registry.invoke_device_method, "py-ca", method),
         (configurations.get_configurations,),
         (jobs.get_import_export_jobs,),
     ]:
         error = refused(501, action, *arguments)
         assert "emulator" in error.response.json()["Message"], error.response.text
+
+
+@check("a method of a device that is not connected")
+def _():
+    method = CloudToDeviceMethod(method_name="reboot", payload={}, response_timeout_in_seconds=5)
+    error = refused(404, registry.invoke_device_method, "py-ca", method)
+    assert "404103" in error.response.text or "DeviceNotOnline" in error.response.text, error.response.text
 
 
 # --- messages and their feedback ---
