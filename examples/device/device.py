@@ -1,0 +1,127 @@
+"""A device app that takes signed updates, with Azure's own SDK. README.md beside it says how it is started.
+
+It waits for messages of the kind `update`, checks them, installs, and answers in the reported property `update`.
+"""
+
+import base64
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import queue
+import re
+import urllib.request
+
+from azure.iot.device import IoTHubDeviceClient
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+NAME, HARDWARE = os.environ["UPDATE_NAME"], os.environ["UPDATE_HARDWARE"]
+KEYS = [Ed25519PublicKey.from_public_bytes(base64.b64decode(key)) for key in os.environ["UPDATE_KEYS"].split(",")]
+FOLDER = pathlib.Path(os.environ.get("STATE_FOLDER", "."))
+PAYLOAD_TYPE, LARGEST, REMEMBERED = "application/vnd.twincast.update+json", 64 << 20, 100
+
+
+class Wrong(Exception):
+    """What is wrong with an update: a code, and a text for people."""
+
+
+def install(artifact: bytes, manifest: dict) -> None:
+    """To be replaced by what installs on this device; whatever it raises is told as the failure."""
+    (FOLDER / "firmware.new").write_bytes(artifact)
+    os.replace(FOLDER / "firmware.new", FOLDER / "firmware")
+    print(f"installed {manifest['version']}", flush=True)
+
+
+def verified(body: bytes) -> dict:
+    """The manifest in an envelope that a trusted key has signed (DSSE)."""
+    envelope = json.loads(body)
+    kind, payload = envelope["payloadType"], base64.b64decode(envelope["payload"], validate=True)
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
+    for key, signature in ((key, signature) for key in KEYS for signature in envelope["signatures"]):
+        try:
+            key.verify(base64.b64decode(signature["sig"]), signed)
+        except InvalidSignature:
+            continue
+        if kind == PAYLOAD_TYPE:
+            return json.loads(payload)
+        raise Wrong("payload_type", f"the payload is of the type {kind}")
+    raise Wrong("signature", "no key that this device trusts has signed the update")
+
+
+def check(manifest: dict, running: str) -> None:
+    now, numbers = datetime.datetime.now(datetime.timezone.utc), lambda version: [int(n) for n in re.findall(r"\d+", version)]
+    expires = manifest.get("expires", "9999-12-31T00:00:00Z").replace("Z", "+00:00")
+    newer = manifest.get("force", False) or numbers(manifest["version"]) > numbers(running)
+    for good, code, text in [
+        (manifest["schema"] == 1, "schema", f"the schema is {manifest['schema']}, not 1"),
+        (manifest["name"] == NAME, "name", f"{manifest['name']} is not {NAME}"),
+        (HARDWARE in manifest.get("hardware", [HARDWARE]), "hardware", f"it is not for {HARDWARE}"),
+        (datetime.datetime.fromisoformat(expires) > now, "expired", f"it has expired at {expires}"),
+        (newer, "downgrade", f"{manifest['version']} is not newer than {running}, which runs"),
+        (0 < manifest["artifact"]["size"] <= LARGEST, "size", f"at most {LARGEST} bytes are taken"),
+    ]:
+        if not good:
+            raise Wrong(code, text)
+
+
+def download(artifact: dict) -> bytes:
+    with urllib.request.urlopen(artifact["url"], timeout=60) as response:
+        content = response.read(artifact["size"] + 1)
+    if len(content) != artifact["size"] or hashlib.sha256(content).hexdigest() != artifact["sha256"]:
+        raise Wrong("sha256", "what was downloaded is not what the manifest names")
+    return content
+
+
+class App:
+    def __init__(self, client):
+        self.client, self.file = client, FOLDER / "state.json"
+        self.state = json.loads(self.file.read_text()) if self.file.exists() else {"version": "0", "ends": {}}
+
+    def report(self, message_id, state, version, error=None):
+        at = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        update = {"id": message_id, "state": state, "version": version, "error": error, "attempt": 1, "at": at}
+        self.client.patch_twin_reported_properties({"update": update, "firmware": self.state["version"]})
+
+    def remember(self, message_id, end):
+        """On the disk before it is told: an end is final."""
+        self.state["ends"] = dict(list((self.state["ends"] | {message_id: end}).items())[-REMEMBERED:])
+        with open(FOLDER / "state.new", "w") as file:
+            json.dump(self.state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(FOLDER / "state.new", self.file)
+
+    def update(self, message_id, body):
+        if message_id not in self.state["ends"]:  # else it came again, and has its answer
+            version, end, code = None, "refused", "malformed"
+            try:
+                manifest = verified(body)
+                version = manifest["version"]
+                check(manifest, self.state["version"])
+                end, code = "failed", "install"
+                self.report(message_id, "installing", version)
+                install(download(manifest["artifact"]), manifest)
+                self.state["version"], result = version, ["applied", version, None]
+            except Exception as error:
+                code, text = error.args if isinstance(error, Wrong) else (code, repr(error))
+                result = [end, version, {"code": code, "text": text[:256]}]
+            self.remember(message_id, result)
+        self.report(message_id, *self.state["ends"][message_id])
+
+
+def main():
+    ca = os.environ.get("HUB_CA_FILE")  # of an emulated hub
+    options = {"server_verification_cert": pathlib.Path(ca).read_text()} if ca else {}
+    client = IoTHubDeviceClient.create_from_connection_string(os.environ["DEVICE_CONNECTION_STRING"], **options)
+    app, messages = App(client), queue.Queue(maxsize=100)
+    client.on_message_received = messages.put  # this connects; set later, it would miss what comes with the connection
+    client.patch_twin_reported_properties({"firmware": app.state["version"]})
+    while True:  # one after the other
+        message = messages.get()
+        if message.custom_properties.get("kind") == "update":
+            app.update(message.message_id, message.data)
+
+
+main()
