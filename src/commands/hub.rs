@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
-use twincast_emulator::{Enrollments, Faults, Fleet, HubConfig, RunningHub, Tier};
+use twincast_emulator::{Enrollments, Faults, Fleet, HubConfig, RunningHub, StartError, Tier};
 
 use crate::args::{HubArgs, HubTier};
 use crate::exit::{ExitCode, Failure};
@@ -71,7 +71,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         .map_err(refused)?;
     let authorities = args.device_ca.iter();
     let authorities = authorities.map(|path| textfile::read("the certificates", path));
-    let device_ca_pem = authorities.collect::<anyhow::Result<String>>();
+    let device_ca_pem = authorities.collect::<anyhow::Result<Vec<String>>>();
     let config = HubConfig {
         device_ca_pem: device_ca_pem.map_err(refused)?,
         host_name: args.host_name.clone(),
@@ -99,9 +99,15 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
     };
     let devices = config.fleet.len();
     let hub = twincast_emulator::start(config).await.map_err(|error| {
-        Failure::new(ExitCode::Refused, error).hint(
-            "choose other ports with --amqp-port, --https-port and --mqtt-port; 0 takes a free one",
-        )
+        let is_port = matches!(error, StartError::Bind { .. });
+        let failure = Failure::new(ExitCode::Refused, error);
+        if is_port {
+            failure.hint(
+                "choose other ports with --amqp-port, --https-port and --mqtt-port; 0 takes a free one",
+            )
+        } else {
+            failure
+        }
     })?;
     let files = Files::write(&args.out, args, &hub)?;
     announce(&hub, u64::from(devices), &files, output);

@@ -134,12 +134,15 @@ impl ClientCertVerifier for AsksForCertificates {
     }
 }
 
-/// The certificates in a PEM text, which may have none.
+/// The certificates in a PEM text, which must have some.
 pub(crate) fn read_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     use rustls_pki_types::pem::PemObject as _;
-    CertificateDer::pem_slice_iter(text.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| error.to_string())
+    let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    match found {
+        Ok(found) if found.is_empty() => Err("there is no certificate in PEM in it".to_owned()),
+        Ok(found) => Ok(found),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -154,5 +157,7 @@ mod tests {
         };
         assert_eq!(ca(1), ca(1));
         assert_ne!(ca(1), ca(2));
+        assert_eq!(read_pem(&ca(1)).map(|found| found.len()), Ok(1));
+        assert!(read_pem("").is_err() && read_pem("nonsense").is_err());
     }
 }

@@ -59,9 +59,9 @@ pub struct HubConfig {
     pub device_inflight_max: usize,
     /// How long a device has to settle a message that it holds over HTTPS or AMQP.
     pub device_lock: Duration,
-    /// Certificates, in PEM, of the authorities whose certificates devices with the authentication
-    /// `certificateAuthority` may present; may hold several.
-    pub device_ca_pem: String,
+    /// The authorities whose certificates devices with the authentication `certificateAuthority` may present: texts with
+    /// one or more certificates in PEM each.
+    pub device_ca_pem: Vec<String>,
     /// Who may register at the Device Provisioning Service; none for [`Enrollments::of_one_group`].
     pub enrollments: Option<Enrollments>,
     /// How long feedback is collected if there is less than a full batch of it.
@@ -118,7 +118,7 @@ impl Default for HubConfig {
             queue_depth: 50,
             device_inflight_max: 10,
             device_lock: Duration::from_secs(60),
-            device_ca_pem: String::new(),
+            device_ca_pem: Vec::new(),
             enrollments: None,
             feedback_interval: Duration::from_secs(15),
             feedback_batch: 64,

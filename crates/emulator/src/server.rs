@@ -55,9 +55,7 @@ pub enum StartError {
 /// Names the port that could not be bound, or what is wrong with the host name.
 pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     let identity = certificate::make(&config.names(), config.seed)?;
-    let authorities = certificate::read_pem(&config.device_ca_pem)
-        .and_then(|found| DeviceAuthorities::new(&found));
-    let authorities = authorities.map_err(StartError::DeviceAuthorities)?;
+    let authorities = authorities(&config.device_ca_pem).map_err(StartError::DeviceAuthorities)?;
     let bind = async |purpose, port| {
         let address = SocketAddr::new(config.bind, port);
         TcpListener::bind(address)
@@ -115,6 +113,17 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     running.spawn_all(&hub, &identity, listeners, control);
     tracing::info!(%amqp_addr, %https_addr, %mqtt_addr, ?control_addr, "hub emulator started");
     Ok(running)
+}
+
+/// The authorities of texts in PEM.
+fn authorities(texts: &[String]) -> Result<DeviceAuthorities, String> {
+    let mut certificates = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        let found =
+            certificate::read_pem(text).map_err(|error| format!("text {}: {error}", at + 1))?;
+        certificates.extend(found);
+    }
+    DeviceAuthorities::new(&certificates)
 }
 
 /// A hub that runs until it is shut down or dropped.

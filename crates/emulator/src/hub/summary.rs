@@ -243,7 +243,7 @@ impl Hub {
         let state = self.state();
         let (counts, feedback, tallies) =
             (state.store.counts, state.feedback.counts, &self.tallies);
-        let summary = Summary {
+        Summary {
             real_devices: state.devices.len() as u64,
             devices,
             uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
@@ -290,13 +290,12 @@ impl Hub {
             http_shaped: tallies.http_shaped.get(),
             http_throttled: tallies.http_throttled.get(),
             query_pages: tallies.query_pages.get(),
-            ..Summary::default()
-        };
-        self.with_devices(summary)
+            ..self.device_summary()
+        }
     }
 
-    /// With what was counted of devices that connect.
-    fn with_devices(&self, summary: Summary) -> Summary {
+    /// What was counted of devices that connect, and nothing else.
+    fn device_summary(&self) -> Summary {
         let tallies = &self.tallies;
         Summary {
             connected_devices: tallies.connected_devices.now(),
@@ -314,7 +313,7 @@ impl Hub {
             device_throttled: tallies.device_throttled.get(),
             methods: tallies.methods.get(),
             methods_answered: tallies.methods_answered.get(),
-            ..summary
+            ..Summary::default()
         }
     }
 }

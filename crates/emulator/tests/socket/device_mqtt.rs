@@ -8,7 +8,7 @@ use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, SubscribeReasonCode};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use twincast_emulator::RunningHub;
+use twincast_emulator::{HubConfig, RunningHub, start};
 
 use crate::client::{FAR_FUTURE_S, hub_with, plain_hub, token};
 use crate::device_client::{Device, Identity, Way, send, text, token_of, until};
@@ -473,8 +473,17 @@ fn sha256(identity: &Identity) -> String {
 #[tokio::test]
 async fn certificates_open_the_door_for_their_devices() {
     let factory = authority();
+    let bad = HubConfig {
+        device_ca_pem: vec![factory.1.clone(), "nothing".to_owned()],
+        ..HubConfig::default()
+    };
+    let refused = start(bad).await.map(drop).unwrap_err().to_string();
+    assert!(
+        refused.contains("text 2: there is no certificate"),
+        "{refused}"
+    );
     let hub = hub_with("groups: [{count: 3, id: 'd{index}'}]", |config| {
-        config.device_ca_pem = factory.1.clone();
+        config.device_ca_pem = vec![factory.1.clone()];
     })
     .await;
     let rest = Rest::new(&hub);

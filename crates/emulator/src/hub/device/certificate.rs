@@ -53,7 +53,7 @@ impl ClientCertificate {
 pub(crate) struct DeviceAuthorities(Option<Arc<dyn ClientCertVerifier>>);
 
 impl DeviceAuthorities {
-    /// Takes the authorities' own certificates, in DER. An error is about their number in the list, from zero on.
+    /// Takes the authorities' own certificates, in DER. An error is about their number in the list, from one on.
     pub(crate) fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, String> {
         if certificates.is_empty() {
             return Ok(Self(None));
@@ -62,7 +62,7 @@ impl DeviceAuthorities {
         for (at, certificate) in certificates.iter().enumerate() {
             roots
                 .add(certificate.clone())
-                .map_err(|error| format!("certificate {at}: {error}"))?;
+                .map_err(|error| format!("certificate {}: {error}", at + 1))?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
