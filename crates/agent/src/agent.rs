@@ -178,8 +178,10 @@ impl Agent {
                     None => return,
                 },
                 event = finished(&mut self.work) => {
-                    self.work = None;
-                    self.apply(event).await;
+                    if let Some(event) = event {
+                        self.work = None;
+                        self.apply(event).await;
+                    }
                 }
                 () = until(report_at) => {
                     self.report_at = None;
@@ -523,25 +525,24 @@ fn http(config: &Config, tls: &rustls::ClientConfig) -> Result<reqwest::Client, 
     builder.build().map_err(AgentError::Http)
 }
 
-/// How the work came out, once it has.
-async fn finished(work: &mut Option<(Work, JoinHandle<Event>)>) -> Event {
-    loop {
-        let Some((_, running)) = work else {
-            return std::future::pending().await;
-        };
-        match running.await {
-            Ok(event) => return event,
-            // A panic is a defect: the work is begun anew, after a pause, as it is after a crash.
-            Err(error) => {
-                tracing::error!(error = chain(&error), "work ended in a defect");
-                tokio::time::sleep(Duration::from_secs(10)).await;
-                *work = None;
-            }
-        }
-    }
+/// How the work came out, once it has; nothing if it ended in a defect. It is begun anew then, as it is after a crash, and
+/// after a pause.
+async fn finished(work: &mut Option<(Work, JoinHandle<Event>)>) -> Option<Event> {
+    let Some((_, running)) = work else {
+        return std::future::pending().await;
+    };
+    let error = match running.await {
+        Ok(event) => return Some(event),
+        Err(error) => error,
+    };
+    *work = None;
+    tracing::error!(error = chain(&error), "work ended in a defect");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    None
 }
 
-async fn until(instant: Option<tokio::time::Instant>) {
+/// Waits until then; for ever, if there is no then.
+pub(crate) async fn until(instant: Option<tokio::time::Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,

@@ -66,14 +66,18 @@ enum Exit {
 impl Runner {
     /// Runs a hook, or finds out how it ended. Cancel safe: a command goes on, and the next call finds it.
     pub(crate) async fn run(&self, hook: Hook, attempt: u32, context: &Context) -> HookEnd {
-        if let Some(slots) = self.slots.clone() {
+        let results = self.folder.join(key(hook, attempt, &context.id));
+        // The command begins when the slots are done.
+        if let Some(slots) = self
+            .slots
+            .clone()
+            .filter(|_| !beside(&results, "pid").exists())
+        {
             let context = context.clone();
             let done =
                 tokio::task::spawn_blocking(move || slots::run(hook, &slots, &context)).await;
-            match done {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return HookEnd::Failed(format!("slots: {error}")),
-                Err(error) => return HookEnd::Failed(format!("slots: {error}")),
+            if let Err(error) = done.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                return HookEnd::Failed(format!("slots: {error}"));
             }
         }
         let command = match hook {
@@ -85,7 +89,6 @@ impl Runner {
         let Some(command) = command else {
             return HookEnd::Done;
         };
-        let results = self.folder.join(key(hook, attempt, &context.id));
         let environment = self.environment(hook.name(), attempt, context);
         let timeout = span(self.hooks.timeout);
         match self.once(&results, command, &environment, timeout).await {

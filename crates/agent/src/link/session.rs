@@ -1,7 +1,6 @@
 //! One MQTT connection, from CONNECT to its end. The protocol is `mqtt-protocol-core`'s; here is what it is used for.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::pending;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::topics::{self, Topic};
 use super::wire::Wire;
 use super::{End, FromHub, LinkError, ToHub};
+use crate::agent::until;
 use crate::config::{self, span};
 use crate::identity::Assignment;
 use crate::update::Patch;
@@ -409,12 +409,5 @@ impl Session {
             peer: self.peer.clone(),
             what,
         }
-    }
-}
-
-async fn until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => pending().await,
     }
 }

@@ -1,0 +1,134 @@
+//! A hub with its service side: what a back end would do.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use twincast_agent::report::Stage;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+use twincast_iothub::{C2dMessage, C2dSender, C2dTemplate, Client, ClientOptions, Expiry, Roots};
+
+use crate::until;
+
+pub(crate) struct Hub {
+    pub(crate) running: RunningHub,
+    client: Client,
+    sender: C2dSender,
+    http: reqwest::Client,
+}
+
+impl Hub {
+    /// A hub with the devices `dev-0` ... `dev-39`.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(HubConfig::default()).await
+    }
+
+    pub(crate) async fn start_with(config: HubConfig) -> Self {
+        let fleet = "seed: 1\ngroups:\n  - name: devices\n    count: 40\n    id: \"dev-{index}\"\n";
+        let config = HubConfig {
+            fleet: Fleet::from_yaml(fleet).unwrap(),
+            unlimited: true,
+            ..config
+        };
+        let running = twincast_emulator::start(config).await.unwrap();
+        let options = ClientOptions {
+            roots: Roots::Only(running.ca_pem().to_owned()),
+            ..ClientOptions::default()
+        };
+        let client = Client::new(&running.connection_string().parse().unwrap(), options).unwrap();
+        let sender = C2dSender::connect(&client).await.unwrap();
+        let ca = reqwest::Certificate::from_pem(running.ca_pem().as_bytes()).unwrap();
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .tls_certs_only([ca])
+            .build()
+            .unwrap();
+        Self {
+            running,
+            client,
+            sender,
+            http,
+        }
+    }
+
+    /// Sends an update's message.
+    pub(crate) async fn send(&self, device: &str, id: &str, body: &[u8]) {
+        self.send_kind(device, id, "update", body).await;
+    }
+
+    pub(crate) async fn send_kind(&self, device: &str, id: &str, kind: &str, body: &[u8]) {
+        let template = C2dTemplate::builder(body.to_vec())
+            .property("kind", kind)
+            .expiry(Expiry::After(Duration::from_secs(3600)))
+            .build()
+            .unwrap();
+        let outcome = self
+            .sender
+            .send(C2dMessage::new(device, id, template).unwrap())
+            .await;
+        assert!(outcome.is_accepted(), "{outcome}");
+    }
+
+    pub(crate) async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let port = self.running.https_addr().port();
+        let token = self.client.tokens().token();
+        let mut request = self
+            .http
+            .request(
+                method,
+                format!("https://localhost:{port}{path}?api-version=2021-04-12"),
+            )
+            .header("Authorization", token.token().expose());
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.json().await.unwrap_or_default()
+    }
+
+    pub(crate) async fn twin(&self, device: &str) -> Value {
+        self.request(Method::GET, &format!("/twins/{device}"), None)
+            .await
+    }
+
+    pub(crate) async fn desire(&self, device: &str, desired: Value) {
+        let patch = json!({ "properties": { "desired": desired } });
+        self.request(Method::PATCH, &format!("/twins/{device}"), Some(patch))
+            .await;
+    }
+
+    /// The reported property `update`, and how often reported properties were written.
+    pub(crate) async fn reported(&self, device: &str) -> (Value, i64) {
+        let twin = self.twin(device).await;
+        let reported = &twin["properties"]["reported"];
+        (
+            reported["update"].clone(),
+            reported["$version"].as_i64().unwrap_or_default(),
+        )
+    }
+
+    /// Waits for a state of an update.
+    pub(crate) async fn wait_for(&self, device: &str, id: &str, stage: Stage) -> Value {
+        let stage = json!(stage);
+        let mut last = Value::Null;
+        let waiting = until("", async || {
+            last = self.reported(device).await.0;
+            (last["id"] == id && last["state"] == stage).then(|| last.clone())
+        });
+        match tokio::time::timeout(crate::PATIENCE - Duration::from_secs(1), waiting).await {
+            Ok(report) => report,
+            Err(_) => panic!("{id} did not come to {stage}; it is {last}"),
+        }
+    }
+
+    /// Waits for the end of an update, whatever it is.
+    pub(crate) async fn end_of(&self, device: &str, id: &str) -> Value {
+        until(&format!("the end of {id}"), async || {
+            let (report, _) = self.reported(device).await;
+            let stage: Option<Stage> = serde_json::from_value(report["state"].clone()).ok();
+            (report["id"] == id && stage.is_some_and(Stage::is_end)).then_some(report)
+        })
+        .await
+    }
+}

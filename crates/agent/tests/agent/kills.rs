@@ -1,0 +1,187 @@
+//! `kill -9` in every state, with every hook held and every hook failing: nothing is installed twice, and every end is told.
+
+use serde_json::json;
+use twincast_agent::report::Stage;
+
+use crate::device::{Device, Setup};
+use crate::gate::Gate;
+use crate::hub::Hub;
+use crate::until;
+
+/// What is held when the agent is killed, and which hooks fail.
+struct Case {
+    killed_in: &'static str,
+    fails: &'static [&'static str],
+    ends: Stage,
+    code: Option<&'static str>,
+}
+
+const fn case(
+    killed_in: &'static str,
+    fails: &'static [&'static str],
+    ends: Stage,
+    code: Option<&'static str>,
+) -> Case {
+    Case {
+        killed_in,
+        fails,
+        ends,
+        code,
+    }
+}
+
+const CASES: [Case; 14] = [
+    case("received", &[], Stage::Applied, None),
+    case("verified", &[], Stage::Applied, None),
+    case("downloading", &[], Stage::Applied, None),
+    case("install", &[], Stage::Applied, None),
+    case("install", &["install"], Stage::Failed, Some("install")),
+    case("activate", &[], Stage::Applied, None),
+    case(
+        "activate",
+        &["activate"],
+        Stage::RolledBack,
+        Some("activate"),
+    ),
+    case("health", &[], Stage::Applied, None),
+    case(
+        "health",
+        &["health"],
+        Stage::RolledBack,
+        Some("health_check"),
+    ),
+    case("confirm", &[], Stage::Applied, None),
+    case("confirm", &["confirm"], Stage::RolledBack, Some("confirm")),
+    case(
+        "rollback",
+        &["health"],
+        Stage::RolledBack,
+        Some("health_check"),
+    ),
+    case(
+        "rollback",
+        &["health", "rollback"],
+        Stage::Failed,
+        Some("rollback"),
+    ),
+    case("end", &[], Stage::Applied, None),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_every_state_with_every_hook_failing() {
+    let hub = Hub::start().await;
+    let hub = std::sync::Arc::new(hub);
+    let cases = CASES.iter().enumerate().map(|(at, case)| {
+        let hub = std::sync::Arc::clone(&hub);
+        tokio::spawn(async move { run(&hub, &format!("dev-{at}"), case).await })
+    });
+    for case in cases.collect::<Vec<_>>() {
+        case.await.unwrap();
+    }
+}
+
+async fn run(hub: &Hub, id: &str, case: &Case) {
+    let gate = Gate::to(hub.running.mqtt_addr(), false).await;
+    let jitter = if case.killed_in == "verified" {
+        "3s"
+    } else {
+        "0s"
+    };
+    let setup = Setup {
+        mqtt_port: gate.address.port(),
+        download: format!("jitter = \"{jitter}\""),
+        ..Setup::of(hub)
+    };
+    let mut device = Device::new(hub, id, setup).await;
+    case.fails.iter().for_each(|hook| device.fail(hook));
+    device.start();
+    // Of one that is received, the one before it is held in its installation.
+    let before = "fw.before";
+    if case.killed_in == "received" {
+        device.hold("install");
+        hub.send(id, before, &device.update("1.0.1")).await;
+        device.wait_for_line("install begin 1.0.1").await;
+    }
+    if case.killed_in == "downloading" {
+        device.files.set(|files| files.hold = Some(100_000));
+    }
+    let is_hook = !matches!(
+        case.killed_in,
+        "received" | "verified" | "downloading" | "end"
+    );
+    if is_hook {
+        device.hold(case.killed_in);
+    }
+    hub.send(id, "fw.1", &device.update("1.1.0")).await;
+    match case.killed_in {
+        "received" => drop(hub.wait_for(id, "fw.1", Stage::Received).await),
+        "verified" => drop(hub.wait_for(id, "fw.1", Stage::Verified).await),
+        "downloading" => drop(hub.wait_for(id, "fw.1", Stage::Downloading).await),
+        "end" => {
+            device.hold("confirm");
+            device.wait_for_line("confirm begin 1.1.0").await;
+            gate.shut();
+            device.release("confirm");
+            // Its end is stored, and cannot be told.
+            let log = device.path("agent.log");
+            until("the end", async || {
+                crate::device::content(&log)
+                    .contains("\"state\":\"applied\"")
+                    .then_some(())
+            })
+            .await;
+        }
+        hook => device.wait_for_line(&format!("{hook} begin 1.1.0")).await,
+    }
+    device.restart();
+    if is_hook {
+        // The hook that outlived the agent ends while the next one waits for it.
+        device.release(case.killed_in);
+        device.restart();
+    }
+    device.release("install");
+    device.files.set(|files| files.hold = None);
+    gate.open();
+    if case.killed_in == "received" {
+        until("the one before", async || {
+            (device.count("confirm done 1.0.1") == 1).then_some(())
+        })
+        .await;
+    }
+    let report = hub.end_of(id, "fw.1").await;
+    let killed_in = case.killed_in;
+    assert_eq!(report["state"], json!(case.ends), "{killed_in} {report}");
+    assert_eq!(
+        report["error"]["code"],
+        json!(case.code),
+        "{killed_in} {report}"
+    );
+    // Health may be asked again; everything else is done once.
+    for hook in ["install", "activate", "confirm", "rollback"] {
+        let (begun, done) = (
+            device.count(&format!("{hook} begin 1.1.0")),
+            device.count(&format!("{hook} done 1.1.0")),
+        );
+        assert!(
+            begun <= 1,
+            "{killed_in}: {hook} was run {begun} times: {:?}",
+            device.log()
+        );
+        let wanted = usize::from(begun == 1 && !case.fails.contains(&hook));
+        assert_eq!(done, wanted, "{killed_in} {hook}: {:?}", device.log());
+    }
+    let installs = usize::from(!case.fails.contains(&"install"));
+    assert_eq!(device.count("install done 1.1.0"), installs, "{killed_in}");
+    if killed_in == "downloading" {
+        let asked = device.files.asked();
+        assert!(
+            asked
+                .iter()
+                .any(|range| range.as_deref() == Some("bytes=100000-")),
+            "{asked:?}"
+        );
+    }
+    // Another restart changes nothing and tells nothing again.
+    let (_, writes) = hub.reported(id).await;
+    assert!(writes <= 9, "{killed_in}: {writes} writes");
+}

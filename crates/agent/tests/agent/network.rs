@@ -1,0 +1,168 @@
+//! Networks that break, clocks that are wrong, disks that are full, and ways to the hub.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+use twincast_agent::report::Stage;
+use twincast_emulator::HubConfig;
+
+use crate::device::{Device, Setup, artifact, content};
+use crate::ftp::FtpServer;
+use crate::gate::Gate;
+use crate::hub::Hub;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() {
+    let hub = Hub::start().await;
+    let device = Device::started(&hub, "dev-0").await;
+    device.files.set(|files| files.cut = Some((60_000, 3)));
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    let ranges: Vec<_> = ["bytes=60000-", "bytes=120000-", "bytes=180000-"]
+        .map(|it| Some(it.to_owned()))
+        .into();
+    assert_eq!(device.files.asked(), [&[None][..], &ranges].concat());
+    // The file is another one after the cut, and says so.
+    device
+        .files
+        .set(|files| (files.cut, files.asked) = (Some((60_000, 1)), Vec::new()));
+    let body = device.update("1.2.0");
+    let files = device.files.clone();
+    files.put("1.2.0", &artifact("9.9.9"));
+    device.hold("install");
+    hub.send("dev-0", "fw.2", &body).await;
+    crate::until("the cut", async || {
+        (!files.asked().is_empty()).then_some(())
+    })
+    .await;
+    files.put("1.2.0", &artifact("1.2.0"));
+    files.set(|files| files.etag = "\"two\"".to_owned());
+    device.release("install");
+    hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_crawls_is_begun_again_and_has_a_limit() {
+    let hub = Hub::start().await;
+    let setup = Setup {
+        download: "jitter = \"0s\"\nwithin = \"3s\"".to_owned(),
+        ..Setup::of(&hub)
+    };
+    let mut device = Device::new(&hub, "dev-0", setup).await;
+    device.start();
+    device.files.set(|files| files.hold = Some(1_000));
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    let report = hub.end_of("dev-0", "fw.1").await;
+    assert_eq!(report["error"]["code"], "download", "{report}");
+    assert!(
+        report["error"]["text"]
+            .as_str()
+            .unwrap()
+            .contains("bytes came in 1s"),
+        "{report}"
+    );
+    assert!(device.files.asked().len() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told() {
+    let hub = Hub::start().await;
+    let setup = Setup {
+        download: "jitter = \"0s\"".to_owned(),
+        ..Setup::of(&hub)
+    };
+    let mut device = Device::new(&hub, "dev-0", setup).await;
+    let config = content(&device.path("agent.toml"))
+        .replace("keep_free = 0", "keep_free = 1000000000000000");
+    std::fs::write(device.path("agent.toml"), config).unwrap();
+    device.start();
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    let report = hub.end_of("dev-0", "fw.1").await;
+    assert_eq!(
+        (&report["state"], &report["error"]["code"]),
+        (&json!("failed"), &json!("disk_full"))
+    );
+    assert_eq!(device.log(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_is_put_right_by_the_hub() {
+    let hub = Hub::start_with(HubConfig {
+        clock_ahead: Duration::from_secs(86_400),
+        ..HubConfig::default()
+    })
+    .await;
+    let device = Device::started(&hub, "dev-0").await;
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    let report = hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    assert!(content(&device.path("agent.log")).contains("clock was wrong"));
+    let at: jiff::Timestamp = report["at"].as_str().unwrap().parse().unwrap();
+    assert!(at.duration_since(jiff::Timestamp::now()).as_hours() >= 23);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_renewed_and_a_cut_connection_comes_back() {
+    let hub = Hub::start().await;
+    let gate = Gate::to(hub.running.mqtt_addr(), false).await;
+    let setup = Setup {
+        mqtt_port: gate.address.port(),
+        hub: "token_life = \"5s\"".to_owned(),
+        ..Setup::of(&hub)
+    };
+    let mut device = Device::new(&hub, "dev-0", setup).await;
+    device.start();
+    let connections = |least| {
+        let passed = &gate.passed;
+        async move {
+            crate::until("connections", async || {
+                (passed.load(Ordering::Relaxed) >= least).then_some(())
+            })
+            .await;
+        }
+    };
+    connections(2).await;
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    gate.shut();
+    hub.send("dev-0", "fw.2", &device.update("1.2.0")).await;
+    gate.open();
+    hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
+    assert_eq!(device.count("install done 1.2.0"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_through_a_proxy_do_as_well() {
+    let hub = Hub::start().await;
+    let gate = Gate::to(hub.running.https_addr(), true).await;
+    let setup = Setup {
+        mqtt_port: hub.running.https_addr().port(),
+        hub: format!(
+            "transport = \"websocket\"\nproxy = \"http://{}\"",
+            gate.address
+        ),
+        ..Setup::of(&hub)
+    };
+    let mut device = Device::new(&hub, "dev-0", setup).await;
+    device.start();
+    // The artefact is not to be had through this proxy, and the report says so through it.
+    hub.send("dev-0", "fw.1", b"not signed").await;
+    hub.wait_for("dev-0", "fw.1", Stage::Refused).await;
+    assert!(gate.passed.load(Ordering::Relaxed) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ftp_is_resumed() {
+    let hub = Hub::start().await;
+    let device = Device::started(&hub, "dev-0").await;
+    let ftp = FtpServer::start(artifact("1.1.0"), 70_000).await;
+    let url = format!("ftp://user:pass@{}/fw", ftp.address);
+    hub.send(
+        "dev-0",
+        "fw.1",
+        &device.update_with("1.1.0", |manifest| manifest.artifact.url = url),
+    )
+    .await;
+    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    assert_eq!(*ftp.rests.lock().unwrap(), [70_000]);
+}
