@@ -99,7 +99,7 @@ async fn start_on_own_address(certificates: &Certificates) -> RunningHub {
             mqtt_port: 8883,
             unlimited: true,
             feedback_interval: Duration::from_millis(200),
-            device_ca_pem: certificates.ca_pem.clone(),
+            device_ca_pem: vec![certificates.ca_pem.clone()],
             enrollments: Some(Enrollments::read(&enrollments, 0).unwrap()),
             ..HubConfig::default()
         };
