@@ -14,6 +14,8 @@ pub(crate) struct Files {
     pub(crate) etag: String,
     /// Connections are cut after so many bytes of a body, so many times.
     pub(crate) cut: Option<(usize, u32)>,
+    /// At the next cut, a file becomes another one, with another tag.
+    pub(crate) swap: Option<(String, Vec<u8>, String)>,
     /// Nothing more is sent after so many bytes.
     pub(crate) hold: Option<usize>,
     /// The ranges that were asked for.
@@ -119,10 +121,16 @@ async fn serve(mut stream: TcpStream, state: &Mutex<Files>) -> std::io::Result<(
     stream.write_all(answer.as_bytes()).await?;
     let (sent, is_held) = {
         let mut state = state.lock().unwrap();
+        let state = &mut *state;
         match (&mut state.cut, state.hold) {
             (Some((after, times)), _) if *times > 0 => {
                 *times -= 1;
-                ((*after).min(body.len()), false)
+                let sent = (*after).min(body.len());
+                if let Some((path, content, etag)) = state.swap.take() {
+                    state.files.insert(path, content);
+                    state.etag = etag;
+                }
+                (sent, false)
             }
             (_, Some(after)) => (after.min(body.len()), true),
             _ => (body.len(), false),

@@ -24,22 +24,16 @@ async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() 
         .into();
     assert_eq!(device.files.asked(), [&[None][..], &ranges].concat());
     // The file is another one after the cut, and says so.
-    device
-        .files
-        .set(|files| (files.cut, files.asked) = (Some((60_000, 1)), Vec::new()));
     let body = device.update("1.2.0");
-    let files = device.files.clone();
-    files.put("1.2.0", &artifact("9.9.9"));
-    device.hold("install");
+    device.files.put("1.2.0", &artifact("9.9.9"));
+    let swap = ("/1.2.0".to_owned(), artifact("1.2.0"), "\"two\"".to_owned());
+    device.files.set(|files| {
+        (files.cut, files.swap, files.asked) = (Some((60_000, 1)), Some(swap), Vec::new());
+    });
     hub.send("dev-0", "fw.2", &body).await;
-    crate::until("the cut", async || {
-        (!files.asked().is_empty()).then_some(())
-    })
-    .await;
-    files.put("1.2.0", &artifact("1.2.0"));
-    files.set(|files| files.etag = "\"two\"".to_owned());
-    device.release("install");
     hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
+    let asked = [None, Some("bytes=60000-".to_owned())];
+    assert_eq!(device.files.asked(), asked);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,4 +159,47 @@ async fn ftp_is_resumed() {
     .await;
     hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
     assert_eq!(*ftp.rests.lock().unwrap(), [70_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_registers_and_remembers_its_hub() {
+    use base64::Engine as _;
+    let group = base64::engine::general_purpose::STANDARD.encode("the key of a group");
+    let enrollments = format!(
+        "idScope: 0ne0\nenrollmentGroups:\n  - enrollmentGroupId: fridges\n    attestation: {{ type: symmetricKey, symmetricKey: {{ primaryKey: {group}, secondaryKey: {group} }} }}\n"
+    );
+    let enrollments = twincast_emulator::Enrollments::read(&enrollments, 1).unwrap();
+    let hub = Hub::start_with(HubConfig {
+        enrollments: Some(enrollments),
+        ..HubConfig::default()
+    })
+    .await;
+    let identity = format!(
+        "[identity.dps]\nhost = \"localhost\"\nport = {}\nid_scope = \"0ne0\"\nregistration_id = \"new-device\"\ngroup_key = \"{group}\"",
+        hub.running.https_addr().port()
+    );
+    let setup = Setup {
+        identity: Some(identity),
+        ..Setup::of(&hub)
+    };
+    let mut device = Device::new(&hub, "new-device", setup).await;
+    device.start();
+    let registered = device.path("state/assignment.json");
+    crate::until("the assignment", async || registered.exists().then_some(())).await;
+    let firmware = async || {
+        let twin = hub.twin("new-device").await;
+        (twin["properties"]["reported"]["firmware"] == "1.0.0").then_some(())
+    };
+    crate::until("the first report", firmware).await;
+    hub.send("new-device", "fw.1", &device.update("1.1.0"))
+        .await;
+    hub.wait_for("new-device", "fw.1", Stage::Applied).await;
+    // A hub that is not its own any more refuses it, and the service names the right one.
+    device.kill();
+    let stale = serde_json::json!({ "hub": "localhost", "device_id": "dev-0" });
+    std::fs::write(&registered, stale.to_string()).unwrap();
+    device.start();
+    hub.send("new-device", "fw.2", &device.update("1.2.0"))
+        .await;
+    hub.wait_for("new-device", "fw.2", Stage::Applied).await;
 }
