@@ -29,11 +29,18 @@ pub(crate) struct Device {
 }
 
 impl Drop for Device {
+    #[expect(clippy::print_stderr, reason = "it is shown of a test that fails")]
     fn drop(&mut self) {
         for hook in ["install", "activate", "health", "confirm", "rollback"] {
             self.release(hook);
         }
         self.kill();
+        if std::thread::panicking() {
+            let log = content(&self.path("agent.log"));
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(12)..].join("\n");
+            eprintln!("{}: {:?}\n{last}", self.id, self.log());
+        }
     }
 }
 

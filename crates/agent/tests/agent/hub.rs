@@ -31,10 +31,8 @@ impl Hub {
             ..config
         };
         let running = twincast_emulator::start(config).await.unwrap();
-        let options = ClientOptions {
-            roots: Roots::Only(running.ca_pem().to_owned()),
-            ..ClientOptions::default()
-        };
+        let mut options = ClientOptions::default();
+        options.roots = Roots::Only(running.ca_pem().to_owned());
         let client = Client::new(&running.connection_string().parse().unwrap(), options).unwrap();
         let sender = C2dSender::connect(&client).await.unwrap();
         let ca = reqwest::Certificate::from_pem(running.ca_pem().as_bytes()).unwrap();

@@ -70,14 +70,11 @@ const CASES: [Case; 14] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_every_state_with_every_hook_failing() {
     let hub = Hub::start().await;
-    let hub = std::sync::Arc::new(hub);
     let cases = CASES.iter().enumerate().map(|(at, case)| {
-        let hub = std::sync::Arc::clone(&hub);
-        tokio::spawn(async move { run(&hub, &format!("dev-{at}"), case).await })
+        let hub = &hub;
+        async move { run(hub, &format!("dev-{at}"), case).await }
     });
-    for case in cases.collect::<Vec<_>>() {
-        case.await.unwrap();
-    }
+    futures::future::join_all(cases).await;
 }
 
 async fn run(hub: &Hub, id: &str, case: &Case) {
