@@ -108,6 +108,7 @@ impl Runner {
         let (begun, within) = (Instant::now(), span(health.within));
         let results = self.folder.join("health");
         let environment = self.environment("health", 1, context);
+        let mut said = None;
         loop {
             let left = within.saturating_sub(begun.elapsed());
             let exit = self
@@ -116,7 +117,10 @@ impl Runner {
             let words = match exit {
                 Ok(Exit::Code(0)) => return Ok(()),
                 Ok(Exit::Code(code)) => or_code(&last_words(&results), code),
-                Ok(Exit::TimedOut) => format!("no answer within {left:?} {}", last_words(&results)),
+                // One that is cut short by the end of the time does not take the words of the one before.
+                Ok(Exit::TimedOut) => said.take().unwrap_or_else(|| {
+                    format!("no answer within {left:?} {}", last_words(&results))
+                }),
                 Err(error) => format!("cannot run {}: {error}", health.command[0]),
             };
             let pause = span(health.every);
@@ -124,6 +128,7 @@ impl Runner {
                 return Err(words);
             }
             tracing::info!(words, "new version does not work yet");
+            said = Some(words);
             tokio::time::sleep(pause).await;
         }
     }

@@ -144,8 +144,20 @@ rollback = {rollback}
     /// A device whose agent runs.
     pub(crate) async fn started(hub: &Hub, id: &str) -> Self {
         let mut device = Self::new(hub, id, Setup::of(hub)).await;
-        device.start();
+        device.begin(hub).await;
         device
+    }
+
+    /// Starts the agent for the first time. From its first connection on, the hub's device is no longer a simulated one.
+    pub(crate) async fn begin(&mut self, hub: &Hub) {
+        self.start();
+        until("the first report", async || {
+            let twin = hub.twin(&self.id).await;
+            twin["properties"]["reported"]["firmware"]
+                .as_str()
+                .map(drop)
+        })
+        .await;
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

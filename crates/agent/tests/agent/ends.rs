@@ -221,7 +221,7 @@ async fn what_waits_is_cancelled_by_message_and_by_desired_property() {
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
-    device.start();
+    device.begin(&hub).await;
     for (id, cancel) in [("fw.1.0", "fw"), ("fw.2.0", "fw.2.0")] {
         hub.send("dev-0", id, &device.update("1.1.0")).await;
         hub.wait_for("dev-0", id, Stage::Verified).await;
@@ -297,7 +297,7 @@ async fn two_folders_take_turns() {
         root.display()
     );
     std::fs::write(device.path("agent.toml"), slots).unwrap();
-    device.start();
+    device.begin(&hub).await;
     let runs = || content(&root.join("current/artifact"));
     for version in ["1.1.0", "1.2.0"] {
         hub.send("dev-0", version, &device.update(version)).await;

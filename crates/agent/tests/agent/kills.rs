@@ -91,7 +91,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     };
     let mut device = Device::new(hub, id, setup).await;
     case.fails.iter().for_each(|hook| device.fail(hook));
-    device.start();
+    device.begin(hub).await;
     // Of one that is received, the one before it is held in its installation.
     let before = "fw.before";
     if case.killed_in == "received" {

@@ -44,7 +44,7 @@ async fn a_download_that_crawls_is_begun_again_and_has_a_limit() {
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
-    device.start();
+    device.begin(&hub).await;
     device.files.set(|files| files.hold = Some(1_000));
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
     let report = hub.end_of("dev-0", "fw.1").await;
@@ -70,7 +70,7 @@ async fn a_full_disk_is_told() {
     let config = content(&device.path("agent.toml"))
         .replace("keep_free = 0", "keep_free = 1000000000000000");
     std::fs::write(device.path("agent.toml"), config).unwrap();
-    device.start();
+    device.begin(&hub).await;
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
     let report = hub.end_of("dev-0", "fw.1").await;
     assert_eq!(
@@ -105,7 +105,7 @@ async fn a_token_is_renewed_and_a_cut_connection_comes_back() {
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
-    device.start();
+    device.begin(&hub).await;
     let connections = |least| {
         let passed = &gate.passed;
         async move {
@@ -138,7 +138,7 @@ async fn websockets_through_a_proxy_do_as_well() {
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
-    device.start();
+    device.begin(&hub).await;
     // The artefact is not to be had through this proxy, and the report says so through it.
     hub.send("dev-0", "fw.1", b"not signed").await;
     hub.wait_for("dev-0", "fw.1", Stage::Refused).await;
