@@ -241,7 +241,7 @@ impl Agent {
     }
 
     fn start(&self, work: &Work) -> JoinHandle<Event> {
-        let (clock, boot) = (self.clock.clone(), self.boot.clone());
+        let clock = self.clock.clone();
         match work.clone() {
             Work::Check(body) => {
                 let (policy, installed) = (self.config.policy(), self.state.installed.clone());
@@ -263,7 +263,7 @@ impl Agent {
                 {
                     tokio::time::sleep(left.min(Duration::from_secs(60))).await;
                 }
-                Event::Due { boot }
+                Event::Due
             }),
             Work::Download { artifact, since } => {
                 let downloader = self.downloader.clone();

@@ -50,7 +50,7 @@ impl Clock {
                     time: built(),
                     at: Instant::now(),
                     is_guess: true,
-                })
+                });
             }
             _ => {}
         }

@@ -254,7 +254,7 @@ impl Body {
     /// The next bytes; none at the end. Cancel safe.
     async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
         match self {
-            Self::Http(response) => response.chunk().await.map_err(|error| http::words(error)),
+            Self::Http(response) => response.chunk().await.map_err(http::words),
             #[cfg(feature = "ftp")]
             Self::Ftp(transfer) => transfer.chunk().await,
         }

@@ -159,7 +159,7 @@ impl State {
                 }
             }
             Event::Checked { result, until } => self.checked(result, until, now),
-            Event::Due { boot } => self.due(boot, now),
+            Event::Due => self.due(now),
             Event::Downloaded(result) => self.downloaded(result, now),
             Event::Ended {
                 end,
@@ -317,7 +317,7 @@ impl State {
         }
     }
 
-    fn due(&mut self, boot: String, now: Timestamp) {
+    fn due(&mut self, now: Timestamp) {
         let Some(update) = &mut self.current else {
             return;
         };
@@ -328,8 +328,7 @@ impl State {
                 self.go(Step::Installing, now);
             }
             Step::AwaitingRestart { .. } => {
-                let text =
-                    format!("the restart that activate announced did not come (boot {boot})");
+                let text = "the restart that activate announced did not come in time";
                 self.roll_back(Reason::new("restart", text), now);
             }
             _ => {}
@@ -365,7 +364,7 @@ impl State {
         let failed = |code, words: String| Reason::new(code, words);
         match (&update.step, end) {
             (Step::Installing, HookEnd::Done | HookEnd::Restart) => {
-                self.go(Step::Activating { boot }, now)
+                self.go(Step::Activating { boot }, now);
             }
             (Step::Installing, HookEnd::Later(_)) if update.attempt < limits.tries => {
                 self.go(

@@ -28,7 +28,7 @@ impl Transfer {
     pub(super) async fn begin(url: &Url, size: u64, had: u64) -> Result<Self, Failed> {
         match tokio::time::timeout(PATIENCE, Self::ask(url, size, had)).await {
             Ok(Ok(result)) => result,
-            Ok(Err(error)) => Err(judge(error)),
+            Ok(Err(error)) => Err(judge(&error)),
             Err(_) => Err(Failed::Again(format!(
                 "the server does not answer within {PATIENCE:?}"
             ))),
@@ -75,8 +75,8 @@ impl Transfer {
 }
 
 /// Answers of 500 and more are final (RFC 959 §4.2).
-fn judge(error: FtpError) -> Failed {
-    match &error {
+fn judge(error: &FtpError) -> Failed {
+    match error {
         FtpError::UnexpectedResponse(response)
             if response.status.code() >= 500 && response.status != Status::BadSequence =>
         {

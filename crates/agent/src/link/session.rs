@@ -350,7 +350,7 @@ impl Session {
             match event {
                 Event::NotifyPacketReceived(packet) => self.packets.push_back(packet),
                 Event::RequestSendPacket { packet, .. } => {
-                    self.out.extend(packet.to_continuous_buffer())
+                    self.out.extend(packet.to_continuous_buffer());
                 }
                 Event::RequestTimerReset { kind, duration_ms } => {
                     self.timers.retain(|(other, _)| *other != kind);

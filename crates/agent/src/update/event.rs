@@ -75,10 +75,7 @@ pub enum Event {
         until: Timestamp,
     },
     /// The time to wait for has come.
-    Due {
-        /// The boot of the machine.
-        boot: String,
-    },
+    Due,
     /// The artefact is there, or is not to be had.
     Downloaded(Result<(), Reason>),
     /// A hook ended.

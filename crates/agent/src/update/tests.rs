@@ -42,9 +42,7 @@ fn bad() -> Event {
 }
 
 fn due() -> Event {
-    Event::Due {
-        boot: "1".to_owned(),
-    }
+    Event::Due
 }
 
 fn fetched() -> Event {

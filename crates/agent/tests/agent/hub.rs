@@ -68,6 +68,12 @@ impl Hub {
     }
 
     pub(crate) async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let answer = self.answer(method, path, body).await;
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.json().await.unwrap_or_default()
+    }
+
+    async fn answer(&self, method: Method, path: &str, body: Option<Value>) -> reqwest::Response {
         let port = self.running.https_addr().port();
         let token = self.client.tokens().token();
         let mut request = self
@@ -80,9 +86,18 @@ impl Hub {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let answer = request.send().await.unwrap();
-        assert!(answer.status().is_success(), "{path}: {}", answer.status());
-        answer.json().await.unwrap_or_default()
+        request.send().await.unwrap()
+    }
+
+    /// The twin of a device that may not be there yet.
+    pub(crate) async fn find_twin(&self, device: &str) -> Option<Value> {
+        let answer = self
+            .answer(Method::GET, &format!("/twins/{device}"), None)
+            .await;
+        match answer.status().is_success() {
+            true => answer.json().await.ok(),
+            false => None,
+        }
     }
 
     pub(crate) async fn twin(&self, device: &str) -> Value {

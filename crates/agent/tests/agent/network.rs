@@ -203,3 +203,55 @@ async fn a_device_registers_and_remembers_its_hub() {
         .await;
     hub.wait_for("new-device", "fw.2", Stage::Applied).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_does_instead_of_a_key_with_and_without_provisioning() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut certificate = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    certificate
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "certified");
+    let certificate = certificate.self_signed(&key).unwrap().pem();
+    let enrollments = json!({ "idScope": "0ne0", "enrollments": [{
+        "registrationId": "certified",
+        "attestation": { "type": "x509", "x509": { "clientCertificates": { "primary": { "certificate": certificate } } } },
+    }] });
+    let enrollments = twincast_emulator::Enrollments::read(&enrollments.to_string(), 1).unwrap();
+    let hub = Hub::start_with(HubConfig {
+        enrollments: Some(enrollments),
+        ..HubConfig::default()
+    })
+    .await;
+    let port = hub.running.https_addr().port();
+    let files = "certificate_file = \"device.pem\"\nprivate_key_file = \"device.key\"";
+    for (id, identity) in [
+        (
+            "fw.1",
+            format!(
+                "[identity.dps]\nhost = \"localhost\"\nport = {port}\nid_scope = \"0ne0\"\nregistration_id = \"certified\""
+            ),
+        ),
+        (
+            "fw.2",
+            "hub = \"localhost\"\ndevice_id = \"certified\"".to_owned(),
+        ),
+    ] {
+        let setup = Setup {
+            identity: Some(format!("{files}\n{identity}")),
+            ..Setup::of(&hub)
+        };
+        let mut device = Device::new(&hub, "certified", setup).await;
+        device.write("device.pem", &certificate);
+        device.write("device.key", &key.serialize_pem());
+        device.start();
+        let first_report = async || {
+            let twin = hub.find_twin("certified").await?;
+            twin["properties"]["reported"]["firmware"]
+                .as_str()
+                .map(drop)
+        };
+        crate::until("the first report", first_report).await;
+        hub.send("certified", id, b"not signed").await;
+        hub.wait_for("certified", id, Stage::Refused).await;
+    }
+}
