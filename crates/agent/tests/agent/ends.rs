@@ -134,7 +134,7 @@ async fn nothing_that_was_tampered_with_or_is_not_for_it_is_installed() {
         ),
         (
             device.update_with("1.5.0", |manifest| {
-                manifest.hardware = Some(vec!["b".to_owned()])
+                manifest.hardware = Some(vec!["b".to_owned()]);
             }),
             Stage::Refused,
             "hardware",
@@ -143,14 +143,14 @@ async fn nothing_that_was_tampered_with_or_is_not_for_it_is_installed() {
         (device.update("0.9"), Stage::Refused, "downgrade"),
         (
             device.update_with("1.5.0", |manifest| {
-                manifest.expires = "2026-01-01T00:00:00Z".parse().ok()
+                manifest.expires = "2026-01-01T00:00:00Z".parse().ok();
             }),
             Stage::Refused,
             "expired",
         ),
         (
             device.update_with("1.5.0", |manifest| {
-                manifest.artifact.url.push_str("-gone?sig=secret")
+                manifest.artifact.url.push_str("-gone?sig=secret");
             }),
             Stage::Failed,
             "download",
@@ -309,4 +309,27 @@ async fn two_folders_take_turns() {
     let report = hub.wait_for("dev-0", "bad", Stage::RolledBack).await;
     assert_eq!(report["error"]["text"], "these are the words of health");
     assert_eq!(runs().as_bytes(), artifact("1.2.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_is_not_acknowledged_and_comes_again() {
+    let hub = Hub::start().await;
+    let mut device = Device::started(&hub, "dev-0").await;
+    // Nothing can be written where a folder is.
+    let in_the_way = device.path("state/state.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
+    let log = device.path("agent.log");
+    let told = async || {
+        content(&log)
+            .contains("state cannot be stored")
+            .then_some(())
+    };
+    until("it is told", told).await;
+    assert_eq!(hub.reported("dev-0").await.0, Value::Null);
+    device.kill();
+    std::fs::remove_dir(&in_the_way).unwrap();
+    device.start();
+    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    assert_eq!(device.count("install done 1.1.0"), 1);
 }
