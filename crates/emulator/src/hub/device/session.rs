@@ -98,10 +98,10 @@ impl Hub {
         }
         let mut registry = self.registry_mut();
         check_pass(&registry, pass)?;
+        // First nothing is played any more, and then what was played is kept.
+        self.state().make_real(pass.device);
         self.make_real(&mut registry, pass.device);
-        let mut state = self.state();
-        state.make_real(pass.device);
-        then(&mut state, pass.device);
+        then(&mut self.state(), pass.device);
         Ok(())
     }
 
