@@ -308,5 +308,5 @@ fn disk(error: &std::io::Error) -> Reason {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "disk_full",
         _ => "disk",
     };
-    Reason::new(code, format!("cannot write the artefact: {error}"))
+    Reason::new(code, format!("cannot use the artefact's file: {error}"))
 }

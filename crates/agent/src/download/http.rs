@@ -6,6 +6,7 @@ use reqwest::header::{
 use reqwest::{StatusCode, Url};
 
 use super::{Body, Downloader, Failed, Part, wrong_size};
+use crate::config::span;
 use crate::report::Reason;
 
 impl Downloader {
@@ -27,10 +28,15 @@ impl Downloader {
                 request = request.header(IF_RANGE, validator);
             }
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| Failed::Again(words(error)))?;
+        // Until the body comes, nothing else ends the wait for a server that is silent.
+        let patience = span(self.settings.low_speed_time);
+        let response = match tokio::time::timeout(patience, request.send()).await {
+            Ok(sent) => sent.map_err(|error| Failed::Again(words(error)))?,
+            Err(_) => {
+                let text = format!("the server does not answer within {patience:?}");
+                return Err(Failed::Again(text));
+            }
+        };
         let status = response.status();
         let validator = validator(response.headers());
         match status {

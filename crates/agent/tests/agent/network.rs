@@ -57,6 +57,14 @@ async fn a_download_that_crawls_is_begun_again_and_has_a_limit() {
         "{report}"
     );
     assert!(device.files.asked().len() >= 2);
+    // One that takes the question and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/fw", silent.local_addr().unwrap());
+    let body = device.update_with("1.2.0", |manifest| manifest.artifact.url = url);
+    hub.send("dev-0", "fw.2", &body).await;
+    let report = hub.end_of("dev-0", "fw.2").await;
+    let words = report["error"]["text"].as_str().unwrap();
+    assert!(words.contains("does not answer within 1s"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
