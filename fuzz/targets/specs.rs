@@ -20,6 +20,7 @@ const LIMITS: HubLimits = HubLimits {
         lock: Duration::from_secs(60),
         batching: Duration::from_secs(15),
     },
+    query_lag: Duration::ZERO,
 };
 
 twincast_fuzz::text!(|text: &str| {

@@ -21,12 +21,16 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
-    let hub = Hub::start(&Fleet::of(DEVICES), &["--tier", "S3", "--units", "10"]);
+    let fleet = Fleet::behaving(DEVICES, "{ latency: 10ms, answers: { after: 10ms } }");
+    let hub = Hub::start(&fleet, &["--tier", "S3", "--units", "10"]);
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
     let stages = json!([{ "name": "canary", "percent": "50%", "gate": { "approval": {} } }]);
-    pipeline.order(&start_with("watched", json!({ "stages": stages })));
+    pipeline.order(&start_with(
+        "watched",
+        json!({ "stages": stages, "answers": true }),
+    ));
     let addresses: Vec<_> = engine
         .members()
         .map(|it| (it.role(), it.probes()))
@@ -39,8 +43,8 @@ fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
     // The rollout waits, so what is told of it stays.
     within(SOON, "the orchestrator to tell of the approval", || {
         let told = metrics("orchestrator");
-        told.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1")
-            .then_some(())
+        let awaits = told.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1");
+        (awaits && told.contains("state=\"applied\"} ")).then_some(())
     });
     let (orchestrator, worker) = (metrics("orchestrator"), metrics("worker"));
     let accepted = format!(
