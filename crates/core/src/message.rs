@@ -79,7 +79,7 @@ impl Content {
 /// The deterministic id of one message: a device that is sent the same message twice (after a
 /// crash) can tell by it, and a feedback record finds its device without a look-up table.
 ///
-/// Written `<rollout>.<id>.<stage>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 102 of the 128
+/// Written `<rollout>.<id>.<stage>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 104 of the 128
 /// characters that the hub allows. The [id](RolloutId) keeps messages of another rollout of the same name apart: a device
 /// that drops repeats does not take one for the other. Ids of one stage, and of one batch, have a
 /// [prefix](Self::prefix) in common, by which a hub counts the devices that answered them.
@@ -201,12 +201,18 @@ mod tests {
                 batch: BatchId(batch), index, attempt: Attempt(attempt),
             };
             let text = id.to_string();
-            prop_assert!(text.len() <= 102);
+            prop_assert!(text.len() <= MessageId::longest(&id.rollout));
             prop_assert!(text.starts_with(&MessageId::prefix(&id.rollout, id.id, id.stage)));
             let of_batch = MessageId::batch_prefix(&id.rollout, id.id, (id.stage, id.batch));
             prop_assert!(text.starts_with(&of_batch));
             prop_assert_eq!(text.parse::<MessageId>().unwrap(), id);
         }
+    }
+
+    #[test]
+    fn the_longest_id_fits_a_message() {
+        let rollout = RolloutName::new("a".repeat(64)).unwrap();
+        assert_eq!(MessageId::longest(&rollout), 104);
     }
 
     #[test]
