@@ -19,14 +19,16 @@ use futures::future::{BoxFuture, pending};
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 use twincast_core::answer::{Answer, Answered, DeviceError, outcome_of, unanswered};
-use twincast_core::batch::Report;
+use twincast_core::batch::{BatchStatus, Report};
 use twincast_core::error::in_words;
 use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome, Tally};
+use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, Hub, Part, Store, StoreError};
 use twincast_core::query::PropertyName;
 use twincast_core::rollout::{Event, Phase, Rollout};
+use twincast_core::spec::Rung;
 use twincast_core::time::Timestamp;
 
 use crate::Hubs;
@@ -53,14 +55,36 @@ const PAGE: usize = 64;
 const FAILED: [&str; 4] = ["failed", "refused", "rolled_back", "cancelled"];
 
 /// What was read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Found {
+    /// Stages whose hubs have all answered.
     stages: Vec<(StageIndex, Answered)>,
     errors: Errors,
+    /// Of which stages and hubs all failures were read, and how many these were.
+    read: Readings,
+    /// Why not all was found: of the first hub that could not be asked.
+    missing: Option<PlanError>,
 }
 
-/// The errors that devices have told, and how many have told each.
-type Errors = BTreeMap<DeviceError, u64>;
+/// How many failures of a stage on a hub were read, and when.
+type Readings = BTreeMap<(StageIndex, HubName), (u64, Timestamp)>;
+
+/// The errors that devices have told, and how many have told each: the first [`ERRORS`] different ones.
+#[derive(Default)]
+struct Errors(BTreeMap<DeviceError, u64>);
+
+/// How many different errors are held at a time. A device may write anything.
+const ERRORS: usize = 1_000;
+
+impl Errors {
+    fn add(&mut self, error: &DeviceError) {
+        if let Some(devices) = self.0.get_mut(error) {
+            *devices += 1;
+        } else if self.0.len() < ERRORS {
+            self.0.insert(error.clone(), 1);
+        }
+    }
+}
 
 /// What is done with the answers.
 enum Task {
@@ -79,11 +103,14 @@ pub(crate) enum AnswerNews {
         rollout: Box<Rollout>,
         /// Whether anything is new.
         changed: bool,
+        /// Why some hubs could not be asked, for people.
+        missing: Option<String>,
     },
     /// What each device has answered is recorded.
-    Recorded,
-    /// The hubs cannot be asked at present, for this reason.
-    Failed(String),
+    Recorded {
+        /// The rollout with the words of devices in its notes.
+        rollout: Box<Rollout>,
+    },
     /// The hubs can never be asked.
     Undecided(Event),
 }
@@ -95,6 +122,8 @@ pub(crate) struct Reading {
     /// When something last changed.
     quiet_since: Option<Instant>,
     rests_until: Option<Instant>,
+    /// The failures that were read. They are read anew when their number is another one, and by each driver once.
+    read: Readings,
     asks_now: bool,
     records: bool,
 }
@@ -153,6 +182,7 @@ impl Reading {
                 store: Arc::clone(store),
                 hubs: hubs.clone(),
                 now: clock.now(),
+                read: self.read.clone(),
                 known: rollout
                     .notes
                     .answers
@@ -175,39 +205,44 @@ impl Reading {
         task: &Task,
         found: Result<Found, NotMeasured>,
     ) -> Result<AnswerNews, StoreError> {
-        match found {
-            Ok(found) => {
-                self.rests_until = None;
-                if matches!(task, Task::Record) {
-                    return Ok(AnswerNews::Recorded);
-                }
-                let mut noted = rollout.clone();
-                for (stage, answered) in found.stages {
-                    noted.notes.answers.note(stage, answered);
-                }
-                for (error, devices) in found.errors {
-                    noted.notes.answers.keep(error, devices);
-                }
-                let changed = !noted.notes.answers.says_the_same(&rollout.notes.answers);
-                if changed {
-                    self.quiet_since = Some(Instant::now());
-                }
-                Ok(AnswerNews::Noted {
-                    rollout: Box::new(noted),
-                    changed,
-                })
-            }
-            Err(NotMeasured::Hub(error)) if is_final(&error) => Ok(AnswerNews::Undecided(
-                undecided(rollout, "the devices' answers", &error),
-            )),
-            Err(NotMeasured::Hub(error)) => {
-                self.rests_until = Some(Instant::now() + AGAIN);
-                // What was to be recorded still is.
-                self.records = matches!(task, Task::Record);
-                Ok(AnswerNews::Failed(in_words(&error)))
-            }
-            Err(NotMeasured::Store(error)) => Err(error),
+        let found = match found {
+            Ok(found) => found,
+            Err(NotMeasured::Hub(error)) => Found {
+                missing: Some(error),
+                ..Found::default()
+            },
+            Err(NotMeasured::Store(error)) => return Err(error),
+        };
+        self.asks_now = false;
+        self.rests_until = found.missing.as_ref().map(|_| Instant::now() + AGAIN);
+        self.read.extend(found.read);
+        let mut noted = rollout.clone();
+        for (stage, answered) in found.stages {
+            noted.notes.answers.note(stage, answered);
         }
+        for (error, devices) in found.errors.0 {
+            noted.notes.answers.keep(error, devices);
+        }
+        let changed = !noted.notes.answers.says_the_same(&rollout.notes.answers);
+        if changed {
+            self.quiet_since = Some(Instant::now());
+        }
+        let rollout = Box::new(noted);
+        match found.missing {
+            Some(error) if is_final(&error) && needs_answers(&rollout) => {
+                let event = undecided(&rollout, "the devices' answers", &error);
+                return Ok(AnswerNews::Undecided(event));
+            }
+            None if matches!(task, Task::Record) => return Ok(AnswerNews::Recorded { rollout }),
+            _ => {}
+        }
+        // What was to be recorded still is.
+        self.records |= matches!(task, Task::Record);
+        Ok(AnswerNews::Noted {
+            rollout,
+            changed,
+            missing: found.missing.map(|error| in_words(&error)),
+        })
     }
 
     /// The stages that are to be asked about now.
@@ -245,6 +280,15 @@ impl Reading {
     }
 }
 
+/// What a rollout does next depends on what devices answer.
+fn needs_answers(rollout: &Rollout) -> bool {
+    let open = rollout.stage_progress().filter(|it| it.passed_at.is_none());
+    match open.map(|_| rollout.spec.gate_of(rollout.stage())) {
+        Some(gate) => gate.is_some_and(|gate| gate.counts == Rung::Applied),
+        None => true,
+    }
+}
+
 /// The shortest time between two questions to these hubs.
 fn soonest(hubs: &Hubs) -> Duration {
     let quotas = hubs
@@ -255,6 +299,46 @@ fn soonest(hubs: &Hubs) -> Duration {
     Duration::from_secs_f64(every).max(SOONEST)
 }
 
+/// Records what the devices of a batch have answered, before some of them are sent to again: those that have done what the
+/// message asks for are not to be. `false` if the hub cannot be asked at present.
+pub(crate) async fn record_before_retry(
+    rollout: &Rollout,
+    (store, hubs): (&Arc<dyn Store>, &Hubs),
+    batch: &BatchStatus,
+    chosen: &[Outcome],
+) -> Result<bool, StoreError> {
+    let may_have_applied = |outcome: Outcome| chosen.contains(&outcome) && is_open(outcome);
+    let Some(convention) = rollout.spec.convention() else {
+        return Ok(true);
+    };
+    if batch.counts.sum_of(may_have_applied) == 0 {
+        return Ok(true);
+    }
+    let questions = Questions {
+        name: rollout.spec.name.clone(),
+        id: rollout.id,
+        property: convention.property,
+        store: Arc::clone(store),
+        hubs: hubs.clone(),
+        now: Timestamp(0),
+        read: Readings::default(),
+        known: BTreeMap::new(),
+    };
+    let mut errors = Errors::default();
+    match questions.record_batch(&batch.header, &mut errors).await {
+        Ok(()) => Ok(true),
+        Err(NotMeasured::Store(error)) => Err(error),
+        // Nothing can be sent through such a hub, either.
+        Err(NotMeasured::Hub(PlanError::UnknownHub { .. })) => Ok(true),
+        Err(NotMeasured::Hub(error)) => {
+            let error_in_words = in_words(&error);
+            let name = &rollout.spec.name;
+            tracing::warn!(rollout = %name, error = error_in_words, "answers cannot be read before a retry");
+            Ok(is_final(&error))
+        }
+    }
+}
+
 /// Questions about one rollout.
 struct Questions {
     name: RolloutName,
@@ -263,25 +347,28 @@ struct Questions {
     store: Arc<dyn Store>,
     hubs: Hubs,
     now: Timestamp,
+    /// The failures that were read before.
+    read: Readings,
     /// What was known before.
     known: BTreeMap<StageIndex, Answered>,
 }
 
 impl Questions {
-    /// Counts the answers of these stages, and reads those of devices that failed and are not known to.
+    /// Counts the answers of these stages, and reads those of devices that failed and are not known to. A hub that cannot be asked
+    /// costs what it would say.
     async fn count(&self, stages: Vec<StageIndex>) -> Result<Found, NotMeasured> {
         let mut found = Found::default();
-        let mut tallies = self.tallies().await?;
         for stage in stages {
-            let (mut answered, has_failed) = self.answered(stage, &tallies).await?;
-            for hub in &has_failed {
-                self.read_failures(stage, hub, &mut found.errors).await?;
+            let tallies = self.tallies().await?;
+            let tallies: Vec<_> = tallies
+                .iter()
+                .filter(|tally| tally.stage == stage)
+                .collect();
+            let answered = self.answered(stage, &tallies, &mut found).await?;
+            if let Some(mut answered) = answered {
+                answered.known_failed = of_stage(&self.tallies().await?, stage).failed();
+                found.stages.push((stage, answered));
             }
-            if !has_failed.is_empty() {
-                tallies = self.tallies().await?;
-            }
-            answered.known_failed = of_stage(&tallies, stage).failed();
-            found.stages.push((stage, answered));
         }
         Ok(found)
     }
@@ -291,13 +378,14 @@ impl Questions {
         tallies.map_err(NotMeasured::Store)
     }
 
-    /// How many devices of a stage have answered what, and the hubs at which more have failed than is known.
+    /// How many devices of a stage have answered what; `None` if not all of its hubs could be asked.
     async fn answered(
         &self,
         stage: StageIndex,
-        tallies: &[Tally],
-    ) -> Result<(Answered, Vec<HubName>), NotMeasured> {
-        let counts = of_stage(tallies, stage);
+        tallies: &[&Tally],
+        found: &mut Found,
+    ) -> Result<Option<Answered>, NotMeasured> {
+        let counts = Tally::sum(tallies.iter().copied());
         let lag = self.hubs.values().map(|hub| hub.limits.query_lag).max();
         let times = Answered {
             as_of: self.now.minus(lag.unwrap_or_default()),
@@ -310,50 +398,71 @@ impl Questions {
             let Answered {
                 as_of, asked_at, ..
             } = times;
-            return Ok((
-                Answered {
-                    as_of,
-                    asked_at,
-                    ..known
-                },
-                Vec::new(),
-            ));
+            return Ok(Some(Answered {
+                as_of,
+                asked_at,
+                ..known
+            }));
         }
-        let mut answered = times;
-        let mut has_failed = Vec::new();
-        let prefix = MessageId::prefix(&self.name, self.id, stage);
-        let condition = self.property.answers(&prefix);
-        for tally in tallies.iter().filter(|tally| tally.stage == stage) {
-            if tally.counts.sum_of(may_answer) == 0 {
-                continue;
-            }
-            let hub = self.hub(&tally.hub)?;
-            let states = hub.count_states(&condition, &self.property).await;
-            let before = answered.failed;
-            for (state, devices) in states.map_err(of_hub(&tally.hub))? {
-                answered.count(&state, devices);
-            }
-            if answered.failed - before > tally.counts.get(Outcome::Failed) {
-                has_failed.push(tally.hub.clone());
+        let (mut answered, mut is_whole) = (times, true);
+        for tally in tallies
+            .iter()
+            .filter(|tally| tally.counts.sum_of(may_answer) > 0)
+        {
+            match self.answered_on(tally, found).await {
+                Ok(on_hub) => {
+                    answered.installing += on_hub.installing;
+                    answered.applied += on_hub.applied;
+                    answered.failed += on_hub.failed;
+                }
+                Err(NotMeasured::Hub(error)) => {
+                    found.missing.get_or_insert(error);
+                    is_whole = false;
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok((answered, has_failed))
+        // An answer is final, though another rollout's may have taken its place in the twin since.
+        let recorded = counts.get(Outcome::Applied);
+        answered.applied = answered.applied.max(known.applied).max(recorded);
+        Ok(is_whole.then_some(answered))
     }
 
-    /// Records the devices of a stage that have answered that they failed, with their words.
-    async fn read_failures(
+    /// The same on one hub. Its failures are read when there is another number of them than before, and now and then while there
+    /// are more than are known: others may have taken the place of some.
+    async fn answered_on(&self, tally: &Tally, found: &mut Found) -> Result<Answered, NotMeasured> {
+        let Tally { stage, hub, counts } = tally;
+        let stage = *stage;
+        let prefix = MessageId::prefix(&self.name, self.id, stage);
+        let condition = self.property.answers(&prefix);
+        let states = self.hub(hub)?.count_states(&condition, &self.property);
+        let mut answered = Answered::default();
+        for (state, devices) in states.await.map_err(of_hub(hub))? {
+            answered.count(&state, devices);
+        }
+        let place = (stage, hub.clone());
+        let (read, at) = self.read.get(&place).copied().unwrap_or_default();
+        let is_old = self.now.since(at) >= LATEST && answered.failed > counts.get(Outcome::Failed);
+        if answered.failed != read || is_old {
+            let condition = self.property.answers_in(&prefix, &FAILED);
+            self.read_pages(hub, &condition, &mut found.errors).await?;
+            found.read.insert(place, (answered.failed, self.now));
+        }
+        Ok(answered)
+    }
+
+    /// Records the answers that a condition means.
+    async fn read_pages(
         &self,
-        stage: StageIndex,
         hub: &HubName,
+        condition: &str,
         errors: &mut Errors,
     ) -> Result<(), NotMeasured> {
-        let prefix = MessageId::prefix(&self.name, self.id, stage);
-        let condition = self.property.answers_in(&prefix, &FAILED);
         let answers = self.hub(hub)?;
-        let mut pages = answers.answers(&condition, &self.property);
+        let mut pages = answers.answers(condition, &self.property);
         while let Some(page) = pages.next().await {
             let page = page.map_err(of_hub(hub))?;
-            self.merge(&page, errors).await?;
+            self.merge(hub, &page, errors).await?;
         }
         Ok(())
     }
@@ -371,21 +480,36 @@ impl Questions {
             };
             after = Some(last.header.id);
             for batch in &page {
-                let (stage, id) = (batch.header.stage, batch.header.id);
                 if batch.counts.sum_of(is_open) == 0 {
                     continue;
                 }
+                let stage = batch.header.stage;
+                let counts = of_stage(&tallies, stage);
                 let known = self.known.get(&stage).copied().unwrap_or_default();
-                let all = of_stage(&tallies, stage).sum_of(is_open_or_applied);
-                if known.installing == 0 && known.applied >= all {
-                    self.record_applied(id).await?;
-                } else {
-                    let hub = &batch.header.hub;
-                    self.record_batch((stage, id), hub, &mut found.errors)
-                        .await?;
+                let all_applied = known.installing == 0 && unanswered(&counts, known.applied) == 0;
+                // One that did not take the message, by the hub's word, may have applied it all the same.
+                let recorded = match all_applied && counts.sum_of(did_not_take) == 0 {
+                    true => self.record_applied(batch.header.id).await,
+                    false => self.record_batch(&batch.header, &mut found.errors).await,
+                };
+                match recorded {
+                    Err(NotMeasured::Hub(error)) => _ = found.missing.get_or_insert(error),
+                    other => other?,
                 }
             }
         }
+    }
+
+    /// Records the answers of a batch.
+    async fn record_batch(
+        &self,
+        batch: &BatchHeader,
+        errors: &mut Errors,
+    ) -> Result<(), NotMeasured> {
+        let of = (batch.stage, batch.id);
+        let prefix = MessageId::batch_prefix(&self.name, self.id, of);
+        let condition = self.property.answers(&prefix);
+        self.read_pages(&batch.hub, &condition, errors).await
     }
 
     /// Every device of a batch that was sent the message, and has not failed, has applied the change: as many have in its
@@ -397,7 +521,7 @@ impl Questions {
             .outcomes
             .iter()
             .zip(0..)
-            .filter(|(outcome, _)| is_open(*outcome));
+            .filter(|(outcome, _)| is_sent(*outcome));
         let applied = open.map(|(_, index)| Report {
             index,
             outcome: Outcome::Applied,
@@ -408,51 +532,56 @@ impl Questions {
             .await
     }
 
-    async fn record_batch(
+    /// Merges answers from the twins of a hub into outcomes, and keeps the words of errors. A device may write anything into its
+    /// twin: an answer counts only for the device itself, about a message that it may have been sent.
+    async fn merge(
         &self,
-        batch: (StageIndex, BatchId),
         hub: &HubName,
+        answers: &[Answer],
         errors: &mut Errors,
     ) -> Result<(), NotMeasured> {
-        let prefix = MessageId::batch_prefix(&self.name, self.id, batch);
-        let condition = self.property.answers(&prefix);
-        let answers = self.hub(hub)?;
-        let mut pages = answers.answers(&condition, &self.property);
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(of_hub(hub))?;
-            self.merge(&page, errors).await?;
-        }
-        Ok(())
-    }
-
-    /// Merges answers into outcomes, and keeps the words of errors. Answers to other messages are passed over.
-    async fn merge(&self, answers: &[Answer], errors: &mut Errors) -> Result<(), NotMeasured> {
-        let mut reports = BTreeMap::<(BatchId, Attempt), Vec<Report>>::new();
+        let mut by_batch = BTreeMap::<BatchId, Vec<(MessageId, &Answer)>>::new();
         for answer in answers {
-            let Ok(id) = answer.message_id.parse::<MessageId>() else {
-                continue;
-            };
-            if id.rollout != self.name || id.id != self.id {
-                continue;
+            match answer.message_id.parse::<MessageId>() {
+                Ok(id) if id.rollout == self.name && id.id == self.id => {
+                    by_batch.entry(id.batch).or_default().push((id, answer));
+                }
+                _ => {}
             }
-            let outcome = outcome_of(&answer.state);
-            let mut code = 0;
-            if outcome == Outcome::Failed {
-                code = answer.error.number();
-                *errors.entry(answer.error.clone()).or_default() += 1;
-            }
-            let report = Report {
-                index: id.index,
-                outcome,
-                code,
-            };
-            reports
-                .entry((id.batch, id.attempt))
-                .or_default()
-                .push(report);
         }
-        for ((batch, attempt), reports) in reports {
-            self.merge_reports(batch, attempt, &reports).await?;
+        for (batch, answers) in by_batch {
+            let work = match self.store.load(&self.name, batch).await {
+                Ok(work) => work,
+                Err(StoreError::NotFound { .. }) => continue,
+                Err(error) => return Err(NotMeasured::Store(error)),
+            };
+            let header = work.header();
+            let mut reports = BTreeMap::<Attempt, Vec<Report>>::new();
+            for (id, answer) in answers {
+                let at = id.index as usize;
+                let is_there = at < work.batch.devices.len() && may_answer(work.outcomes.get(at));
+                let is_its_own = is_there
+                    && work.batch.devices.get(at).as_str() == answer.device
+                    && (&header.hub, header.stage) == (hub, id.stage)
+                    && id.attempt <= work.attempt;
+                if !is_its_own {
+                    continue;
+                }
+                let outcome = outcome_of(&answer.state);
+                let mut code = 0;
+                if outcome == Outcome::Failed {
+                    code = answer.error.number();
+                    errors.add(&answer.error);
+                }
+                reports.entry(id.attempt).or_default().push(Report {
+                    index: id.index,
+                    outcome,
+                    code,
+                });
+            }
+            for (attempt, reports) in reports {
+                self.merge_reports(batch, attempt, &reports).await?;
+            }
         }
         Ok(())
     }
@@ -467,7 +596,7 @@ impl Questions {
             .store
             .merge(&self.name, self.id, batch, attempt, reports);
         match merged.await {
-            // A device may write any id into its twin.
+            // It is of an older plan.
             Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(NotMeasured::Store(error)),
         }
@@ -487,15 +616,19 @@ fn may_answer(outcome: Outcome) -> bool {
     outcome.was_enqueued() || outcome == Outcome::Unknown
 }
 
-/// The device may have the message, and no final answer of it is recorded, nor that it did not take the message.
-fn is_open(outcome: Outcome) -> bool {
-    may_answer(outcome)
-        && !outcome.is_answered()
-        && (!outcome.is_failure() || outcome == Outcome::Unknown)
+/// The hub had the message, and says that the device did not take it. What it did take, and did not acknowledge, is among these.
+fn did_not_take(outcome: Outcome) -> bool {
+    outcome.was_enqueued() && outcome.is_failure() && outcome != Outcome::Failed
 }
 
-fn is_open_or_applied(outcome: Outcome) -> bool {
-    is_open(outcome) || outcome == Outcome::Applied
+/// The device may have the message, and no final answer of it is recorded.
+fn is_open(outcome: Outcome) -> bool {
+    may_answer(outcome) && !outcome.is_answered()
+}
+
+/// It is known of the device that it has the message, or not known that it has not.
+fn is_sent(outcome: Outcome) -> bool {
+    is_open(outcome) && !did_not_take(outcome)
 }
 
 fn of_hub(hub: &HubName) -> impl Fn(twincast_core::ports::HubError) -> NotMeasured {

@@ -200,7 +200,8 @@ impl Driver {
             Owed::PrepareRetry => {
                 // Batches that were rung for and done are to be rung for again.
                 *memory = Memory::default();
-                let prepared = retry::prepare(&*self.store, rollout, self.config.pass, stop);
+                let on = (&self.store, &self.hubs);
+                let prepared = retry::prepare(on, rollout, self.config.pass, stop);
                 if prepared.await.map_err(of_store)? {
                     self.apply(rollout, Event::RetryPrepared).await?;
                 }

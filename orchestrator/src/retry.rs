@@ -4,6 +4,7 @@
 //! prepares it: batch by batch, the chosen devices become pending again. Only when all of them are is
 //! anything sent, and any gate asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,13 +15,15 @@ use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::{Retry, Rollout};
 
+use crate::{Hubs, answers};
+
 /// Batches that are looked at at once.
 const PAGE: usize = 256;
 
 /// Makes the chosen devices of a retry pending again, once the workers have let go: those that somebody works on are asked
 /// for again after `pause`. May be done again at any point: what was done is left as it is. `false` after `stop`.
 pub(crate) async fn prepare(
-    store: &dyn Store,
+    (store, hubs): (&Arc<dyn Store>, &Hubs),
     rollout: &Rollout,
     pause: Duration,
     stop: &CancellationToken,
@@ -34,7 +37,7 @@ pub(crate) async fn prepare(
     let mut clean_since: Option<Instant> = None;
     loop {
         let began = Instant::now();
-        let Some(pass) = reopen_all(store, rollout, retry, stop).await? else {
+        let Some(pass) = reopen_all((store, hubs), rollout, retry, stop).await? else {
             return Ok(false);
         };
         devices += pass.devices;
@@ -58,14 +61,14 @@ pub(crate) async fn prepare(
 
 /// Reopens what is to be reopened in all batches. `None` after `stop`.
 async fn reopen_all(
-    store: &dyn Store,
+    (store, hubs): (&Arc<dyn Store>, &Hubs),
     rollout: &Rollout,
     retry: &Retry,
     stop: &CancellationToken,
 ) -> Result<Option<Page>, StoreError> {
     let mut all = Page::default();
     loop {
-        let page = reopen_page(store, rollout, retry, all.last).await?;
+        let page = reopen_page((store, hubs), rollout, retry, all.last).await?;
         all.devices += page.devices;
         all.held |= page.held;
         all.last = page.last;
@@ -79,7 +82,7 @@ async fn reopen_all(
 }
 
 async fn reopen_page(
-    store: &dyn Store,
+    (store, hubs): (&Arc<dyn Store>, &Hubs),
     rollout: &Rollout,
     retry: &Retry,
     after: Option<BatchId>,
@@ -99,6 +102,11 @@ async fn reopen_page(
             // What its holder has in flight may be a failure yet.
             page.held = true;
         } else if chosen(&retry.outcomes, &batch.counts) > 0 {
+            let of = (store, hubs);
+            if !answers::record_before_retry(rollout, of, batch, &retry.outcomes).await? {
+                page.held = true;
+                continue;
+            }
             let (id, attempt) = (batch.header.id, retry.attempt);
             let reopened = store.reopen(name, id, attempt, &retry.outcomes).await?;
             match reopened {

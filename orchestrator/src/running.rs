@@ -205,15 +205,22 @@ impl Running<'_> {
             }
             news = memory.reading.happened(rollout, (self.store, self.hubs), self.clock) => {
                 match news? {
-                    AnswerNews::Noted { rollout: noted, changed } => {
+                    AnswerNews::Noted { rollout: noted, changed, missing } => {
                         *rollout = *noted;
-                        rollout.notes.clock.asked(None);
+                        match missing {
+                            Some(why) => note_not_asked(rollout, &why),
+                            None => rollout.notes.clock.asked(None),
+                        }
                         if changed {
                             self.store.note(rollout).await?;
                         }
                     }
-                    AnswerNews::Recorded => memory.recorded = true,
-                    AnswerNews::Failed(why) => note_not_asked(rollout, &why),
+                    AnswerNews::Recorded { rollout: noted } => {
+                        *rollout = *noted;
+                        rollout.notes.clock.asked(None);
+                        self.store.note(rollout).await?;
+                        memory.recorded = true;
+                    }
                     AnswerNews::Undecided(event) => {
                         return Ok(Some(Ended::Happened(Box::new(event))));
                     }
@@ -257,6 +264,7 @@ impl Running<'_> {
             all: &Tally::sum(&tallies),
             left: !hubs.is_empty(),
             measured: measured.map(|(_, it)| it),
+            unanswered: rollout.notes.answers.unanswered(&tallies),
             recorded: memory.recorded,
             evidence: &evidence,
         };

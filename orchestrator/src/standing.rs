@@ -73,12 +73,13 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
         all: &Tally::sum(tallies),
         left,
         measured: None,
-        recorded: true,
+        unanswered: rollout.notes.answers.unanswered(tallies),
+        recorded: false,
         evidence: &evidence,
     };
     match gate::next(&rollout, seen, now) {
         Next::Wait(waits) => Some(waits),
-        Next::Measure => {
+        Next::Measure | Next::Record => {
             let not_asked = rollout.notes.clock.not_asked();
             Some(Waiting::Applied(not_asked.map(str::to_owned)))
         }
@@ -88,6 +89,6 @@ pub fn waits_for(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Option
             let closed = Waiting::of_schedule(&schedule).filter(|_| !rollout.spec.has_zones());
             closed.or_else(|| rollout.notes.account.held_back(now).cloned())
         }
-        Next::Happened(_) | Next::Record | Next::Over => None,
+        Next::Happened(_) | Next::Over => None,
     }
 }

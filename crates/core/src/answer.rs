@@ -11,13 +11,14 @@
 //! ([`MessageId::prefix`](crate::message::MessageId::prefix)), and a hub counts them in one query. Which device failed, and
 //! why, is read from the twins of the failed ones. `docs/devices.md` has the contract.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::StageIndex;
-use crate::outcome::{Counts, Outcome, thousands};
+use crate::outcome::{Counts, Outcome, Tally, thousands};
 use crate::text::cut;
 use crate::time::Timestamp;
 
@@ -88,6 +89,8 @@ impl fmt::Display for DeviceError {
 pub struct Answer {
     /// The id of the message that it is about. May be of any application.
     pub message_id: String,
+    /// The device whose twin has it.
+    pub device: String,
     /// The state, in the device's words.
     pub state: String,
     /// Why the device failed; of no meaning in other states.
@@ -186,10 +189,24 @@ impl Answers {
         sum
     }
 
-    /// Devices of all stages that have applied it.
+    /// For how long the answers to queries lack changes, as of the newest questions.
     #[must_use]
-    pub fn applied(&self) -> u64 {
-        self.sum().applied
+    pub fn lag(&self) -> Duration {
+        let stages = self.stages.values();
+        let lags = stages.map(|answered| answered.asked_at.since(answered.as_of));
+        lags.max().unwrap_or_default()
+    }
+
+    /// Devices that may have the message and have not answered that they have done it, or could not: of these tallies,
+    /// stage by stage.
+    #[must_use]
+    pub fn unanswered(&self, tallies: &[Tally]) -> u64 {
+        let stages: BTreeSet<_> = tallies.iter().map(|tally| tally.stage).collect();
+        let of_stage = |stage: StageIndex| {
+            let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
+            unanswered(&counts, self.of(stage).map_or(0, |it| it.applied))
+        };
+        stages.into_iter().map(of_stage).sum()
     }
 
     /// Whether everything that devices have reported by `at` is counted, in all stages that were asked about.
@@ -223,8 +240,7 @@ impl Answers {
         self.errors == other.errors && numbers(self) == numbers(other)
     }
 
-    /// Keeps the words of an error, which so many devices have told at once, unless there are [`ERRORS`] others. Gives its
-    /// number.
+    /// Keeps the words of an error, which so many devices have told at once, unless 50 others are kept. Gives its number.
     pub fn keep(&mut self, error: DeviceError, devices: u64) -> u32 {
         let number = error.number();
         if let Some(told) = self.errors.get_mut(&number) {
@@ -254,6 +270,7 @@ impl Answers {
 #[must_use]
 pub fn unanswered(counts: &Counts, applied: u64) -> u64 {
     let sent = counts.sum_of(|outcome| outcome.was_enqueued() && !outcome.is_failure());
+    let applied = applied.max(counts.get(Outcome::Applied));
     (sent + counts.get(Outcome::Unknown)).saturating_sub(applied)
 }
 
@@ -330,7 +347,7 @@ mod tests {
                 counts.count(outcome);
             }
         }
-        assert_eq!(unanswered(&counts, 0), 20);
+        assert_eq!(unanswered(&counts, 0), 12, "8 are recorded");
         assert_eq!(unanswered(&counts, 12), 8);
         assert_eq!(unanswered(&counts, 99), 0);
     }

@@ -255,16 +255,18 @@ impl Batch {
             return Reopened::Held(held);
         }
         let mut reopened = 0;
+        let mut had_failed = false;
         for index in 0..self.header.devices {
             let known = self.outcomes.get(index as usize);
             if known.can_be_retried() && outcomes.contains(&known) {
+                had_failed |= known == Outcome::Failed;
                 self.outcomes.reopen(index as usize);
                 self.codes.remove(&index);
                 reopened += 1;
             }
         }
         if reopened > 0 {
-            self.attempts.reopen(attempt, outcomes);
+            self.attempts.reopen(attempt, outcomes, had_failed);
             self.tenancy.vacate();
         }
         Reopened::Devices(reopened)

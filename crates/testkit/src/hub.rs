@@ -190,6 +190,7 @@ impl ScriptedHub {
         let (code, text) = error.split_once(": ").unwrap_or(("", error));
         let answer = Answer {
             message_id: message_id.to_owned(),
+            device: device.to_string(),
             state: state.to_owned(),
             error: DeviceError::new(code, text),
         };

@@ -136,7 +136,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
             };
             groups.add(&batch, work.as_ref());
             if let Some(work) = &work {
-                collect_failures(work, &mut failures);
+                collect_failures(rollout, work, &mut failures);
             }
         }
     }
@@ -181,10 +181,17 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
 /// By outcome and code: how many devices, and some of them.
 type Failures = BTreeMap<(Outcome, u32), (u64, Vec<String>)>;
 
-fn collect_failures(work: &BatchWork, failures: &mut Failures) {
+fn collect_failures(rollout: &Rollout, work: &BatchWork, failures: &mut Failures) {
+    // Errors whose words are not kept are one.
+    let is_kept = |code: u32| rollout.notes.answers.error(code).is_some();
     for device in work.devices() {
         if device.outcome.is_failure() {
-            let of = (device.outcome, device.code.unwrap_or(0));
+            let code = device.code.unwrap_or(0);
+            let code = match device.outcome == Outcome::Failed && !is_kept(code) {
+                true => u32::MAX,
+                false => code,
+            };
+            let of = (device.outcome, code);
             let (devices, samples) = failures.entry(of).or_default();
             *devices += 1;
             if samples.len() < SAMPLES {

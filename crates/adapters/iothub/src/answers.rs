@@ -6,17 +6,15 @@ use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use twincast_core::answer::{Answer, DeviceError};
-use twincast_core::ports::HubError;
+use twincast_core::answer::{Answer, DeviceError, outcome_of};
+use twincast_core::ports::{HubError, HubTrouble};
 use twincast_core::query::PropertyName;
 
 use crate::IotHub;
 use crate::queries::{PAGE, hub_error, next_page, with_permit};
 
-/// States that are told apart. Devices may use any words for states on the way.
-const STATES: usize = 100;
-/// All further states together.
-const OTHERS: &str = "";
+/// How many pages of states are read at the most: a page has a hundred different ones, and a fleet has ten.
+const PAGES: usize = 10;
 const COUNTING: &str = "count the answers of devices";
 const LISTING: &str = "list the answers of devices";
 
@@ -31,22 +29,28 @@ pub(crate) async fn count_states(
     );
     let error = |error| hub_error(&hub.client, COUNTING, error);
     let mut pages = hub.client.query(&sql, PAGE).map_err(error)?;
-    let mut counts = BTreeMap::<String, u64>::new();
-    loop {
+    let mut counts = BTreeMap::<&str, u64>::new();
+    for _ in 0..PAGES {
         let page = with_permit(hub, pages.next_page_as::<Value>()).await;
         let Some(page) = page.map_err(error)? else {
-            return Ok(counts.into_iter().collect());
+            let counts = counts.into_iter();
+            return Ok(counts.map(|(state, n)| (state.to_owned(), n)).collect());
         };
         for row in &page.items {
             // An answer without a state, or with one that is no text, is none.
             let (Some(state), Some(devices)) = (row["state"].as_str(), row["n"].as_u64()) else {
                 continue;
             };
-            let is_known = counts.len() < STATES || counts.contains_key(state);
-            let state = if is_known { state } else { OTHERS };
-            *counts.entry(state.to_owned()).or_default() += devices;
+            // Devices may use any words for states on the way.
+            *counts.entry(outcome_of(state).as_str()).or_default() += devices;
         }
     }
+    Err(HubError {
+        doing: format!("{COUNTING} of hub {}", hub.client.host_name()),
+        trouble: HubTrouble::Other,
+        source: "its devices use more than 1,000 different states, where some ten are expected"
+            .into(),
+    })
 }
 
 pub(crate) fn answers<'a>(
@@ -56,7 +60,7 @@ pub(crate) fn answers<'a>(
 ) -> BoxStream<'a, Result<Vec<Answer>, HubError>> {
     let [id, state, error] = ["id", "state", "error"].map(|field| property.field(field));
     let sql = format!(
-        "SELECT {id} AS id, {state} AS state, {error} AS error FROM devices WHERE {condition}"
+        "SELECT deviceId AS device, {id} AS id, {state} AS state, {error} AS error FROM devices WHERE {condition}"
     );
     let pages = match hub.client.query(&sql, PAGE) {
         Ok(pages) => pages,
@@ -92,6 +96,7 @@ pub(crate) fn answer(row: &RawValue) -> Option<Answer> {
     let error = value("error");
     Some(Answer {
         message_id: value("id").as_str()?.to_owned(),
+        device: text(&value("device")),
         state: text(&value("state")),
         error: DeviceError::new(&text(&error["code"]), &text(&error["text"])),
     })

@@ -27,13 +27,14 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Devices with one of these outcomes are made pending again, as `attempt`.
-    pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome]) {
+    /// Devices with one of these outcomes are made pending again, as `attempt`. `had_failed`: some of them had answered that
+    /// they failed.
+    pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome], had_failed: bool) {
         self.newest = attempt;
         if outcomes.contains(&Outcome::Enqueued) {
             self.silent = attempt;
         }
-        if outcomes.contains(&Outcome::Failed) {
+        if had_failed {
             self.failed = attempt;
         }
     }
@@ -72,7 +73,7 @@ mod tests {
             "it overtook the send's record"
         );
 
-        attempts.reopen(second, &[O::Rejected, O::NotFound]);
+        attempts.reopen(second, &[O::Rejected, O::NotFound], false);
         assert!(attempts.admits(second, O::Pending, O::Expired));
         assert!(
             !attempts.admits(first, O::Pending, O::Rejected),
@@ -88,7 +89,7 @@ mod tests {
         );
         assert!(attempts.admits(first, O::Expired, O::Purged));
 
-        attempts.reopen(third, &[O::Enqueued]);
+        attempts.reopen(third, &[O::Enqueued, O::Failed], false);
         assert!(
             !attempts.admits(second, O::Enqueued, O::Expired),
             "another message replaced that"
@@ -97,7 +98,7 @@ mod tests {
         assert!(attempts.admits(third, O::Enqueued, O::Expired));
         assert!(attempts.admits(first, O::Enqueued, O::Failed));
 
-        attempts.reopen(Attempt(4), &[O::Failed]);
+        attempts.reopen(Attempt(4), &[O::Failed], true);
         assert!(
             !attempts.admits(third, O::Enqueued, O::Failed),
             "its twin still says so"

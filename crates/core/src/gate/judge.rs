@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::metric;
 use super::shares::{
-    Measured, Sorted, cannot_succeed, exceeds, fails_in_the_end, has_failed, has_not_succeeded,
-    word,
+    Measured, Sorted, cannot_succeed, exceeds, fails_in_the_end, has_failed, has_failed_by_answers,
+    has_not_succeeded, word,
 };
 use super::verdict::{Verdict, not_measured};
 use crate::evidence::{Evidence, EvidenceClock, MARGIN};
@@ -53,6 +53,8 @@ pub struct View<'a> {
     pub progress: &'a StageProgress,
     /// The newest measurement, with `counts: applied`.
     pub measured: Option<Measured>,
+    /// It is of the devices' answers.
+    pub by_answers: bool,
     /// The message's time to live.
     pub ttl: Option<Duration>,
     /// How long a device that answers has to do what the message asks for.
@@ -94,7 +96,11 @@ impl View<'_> {
 pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
     let View { gate, counts, .. } = view;
     let sorted = Sorted::of(gate.counts, counts, view.measured);
-    if let Some(because) = has_failed(gate, sorted).or_else(|| cannot_succeed(gate, sorted)) {
+    let failed = match view.by_answers {
+        true => has_failed_by_answers(gate, counts, sorted),
+        false => has_failed(gate, sorted),
+    };
+    if let Some(because) = failed.or_else(|| cannot_succeed(gate, sorted)) {
         return Verdict::Failed { because };
     }
     let metrics = match metric::judge(gate, view.progress) {

@@ -6,12 +6,11 @@ use super::judge::{View, answered_within, judge};
 use super::shares::{Measured, has_failed_so_far};
 use super::verdict::{Verdict, not_measured};
 use crate::account::Activity;
-use crate::answer;
 use crate::evidence::{Evidence, unanswered};
 use crate::message::Ack;
 use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Event, Rollout, StageProgress};
-use crate::spec::EVIDENCE_WITHIN;
+use crate::spec::{EVIDENCE_WITHIN, Rung};
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
 
@@ -62,6 +61,8 @@ pub struct Seen<'a> {
     pub left: bool,
     /// The newest measurement, with `counts: applied`.
     pub measured: Option<Measured>,
+    /// Devices that may have the message and have not answered for good, where devices answer in their twins.
+    pub unanswered: u64,
     /// Whether what each device has answered was recorded once all had, or no more answers were waited for.
     pub recorded: bool,
     /// How far the feedback of the [relevant hubs](Rollout::hubs_to_hear) was received.
@@ -82,12 +83,12 @@ pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
 fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let is_answered = rollout.spec.convention().is_some();
     let devices = match is_answered {
-        true => answer::unanswered(seen.all, rollout.notes.answers.applied()),
+        true => seen.unanswered,
         false if rollout.spec.message.ack == Ack::None => 0,
         false => unanswered(seen.all),
     };
     if devices == 0 {
-        return over(is_answered, seen);
+        return over(rollout, seen, 0);
     }
     let Some(sent_at) = rollout.sent_at else {
         return Next::Happened(Event::AllSent);
@@ -102,13 +103,26 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     let in_the_way = if !seen.evidence.covers(heard_until) {
         seen.evidence.in_the_way().to_owned()
     } else if is_answered && !rollout.notes.answers.covers(until) {
+        // What was reported by then is shown so much later.
+        let shown = until.plus(rollout.notes.answers.lag());
         match rollout.notes.clock.not_asked() {
             Some(why) => why.to_owned(),
+            None if now < shown => {
+                return Next::Wait(Waiting::Answers {
+                    devices,
+                    until: shown,
+                });
+            }
             None => return Next::Measure,
         }
     } else {
-        return over(is_answered, seen);
+        return over(rollout, seen, devices);
     };
+    not_heard(rollout, devices, in_the_way)
+}
+
+/// What is heard no more is waited for, and then pauses the rollout.
+fn not_heard(rollout: &Rollout, devices: u64, in_the_way: String) -> Next {
     if rollout.notes.clock.unheard() < EVIDENCE_WITHIN {
         return Next::Wait(Waiting::Evidence {
             devices,
@@ -120,10 +134,14 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     })
 }
 
-fn over(is_answered: bool, seen: Seen<'_>) -> Next {
-    match is_answered && !seen.recorded {
-        true => Next::Record,
-        false => Next::Over,
+/// Nothing is waited for any more. What each device has answered is recorded first; `devices` have not answered.
+fn over(rollout: &Rollout, seen: Seen<'_>, devices: u64) -> Next {
+    if rollout.spec.convention().is_none() || seen.recorded {
+        return Next::Over;
+    }
+    match rollout.notes.clock.not_asked() {
+        Some(why) => not_heard(rollout, devices, why.to_owned()),
+        None => Next::Record,
     }
 }
 
@@ -131,8 +149,7 @@ fn over(is_answered: bool, seen: Seen<'_>) -> Next {
 /// own. Before the first question nobody has answered.
 fn measured(rollout: &Rollout, seen: Seen<'_>) -> Option<Measured> {
     let stage = rollout.stage();
-    let gate = rollout.spec.gate_of(stage)?;
-    if gate.applied_when.is_some() || rollout.spec.convention().is_none() {
+    if !rollout.goes_by_answers() {
         return seen.measured;
     }
     let answered = rollout.notes.answers.of(stage).copied();
@@ -150,7 +167,12 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         return Next::Wait(Waiting::Retry);
     }
     if rollout.is_late() {
-        return next_of_late(rollout, counts, left);
+        let answered = rollout.notes.answers.of(rollout.stage()).copied();
+        let answers = rollout
+            .spec
+            .convention()
+            .map(|_| answered.unwrap_or_default());
+        return next_of_late(rollout, counts, left, answers.map(Measured::from));
     }
     let index = rollout.stage();
     let is_last = usize::from(index.0) + 1 == rollout.stages.len();
@@ -184,6 +206,7 @@ fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
         progress,
         measured: measured(rollout, seen),
         ttl,
+        by_answers: gate.counts == Rung::Applied && rollout.goes_by_answers(),
         within: rollout.spec.answered_within(),
         evidence: seen.evidence,
         clock: &rollout.notes.clock,
@@ -231,12 +254,17 @@ fn overridden(progress: &StageProgress) -> Option<String> {
 }
 
 /// The stage of devices that join later has no end, and so no gate: only a failure rule, until the last look.
-fn next_of_late(rollout: &Rollout, counts: &Counts, left: bool) -> Next {
+fn next_of_late(
+    rollout: &Rollout,
+    counts: &Counts,
+    left: bool,
+    measured: Option<Measured>,
+) -> Next {
     let armed = rollout.stage_progress();
     let armed = armed.filter(|it| it.promoted.is_none() && it.ignored.is_none());
     let gate = rollout.spec.late_gate();
     if let Some((progress, gate)) = armed.zip(gate)
-        && let Some(reason) = has_failed_so_far(gate, counts)
+        && let Some(reason) = has_failed_so_far(gate, counts, measured)
     {
         return Next::Happened(Event::GateFailed {
             stage: progress.name.clone(),
@@ -269,6 +297,7 @@ pub(crate) fn next_when_heard(
         all: counts,
         left,
         measured: None,
+        unanswered: 0,
         recorded: true,
         evidence: &Evidence::complete(),
     };

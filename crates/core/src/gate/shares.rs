@@ -105,11 +105,47 @@ impl Sorted {
 
 /// The failure rule while answers are pending: on a large enough sample, or when the other devices cannot undo it.
 pub(super) fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
-    let above = gate.failure_above?;
-    let (failed, all) = (sorted.failed, sorted.all());
-    if sorted.measured() >= u64::from(gate.min_sample).min(all) {
+    if sorted.measured() >= u64::from(gate.min_sample).min(sorted.all()) {
         return exceeds(gate, sorted);
     }
+    whatever_others_do(gate, sorted)
+}
+
+/// The failure rule where devices answer, while answers are pending. A device that answers takes longer than a hub that refuses
+/// it, so the devices that failed on their own are a share of those that have answered for good, and all others that failed
+/// one of those that a send was tried to.
+pub(super) fn has_failed_by_answers(
+    gate: &Gate,
+    counts: &Counts,
+    sorted: Sorted,
+) -> Option<String> {
+    let above = gate.failure_above?;
+    let all = sorted.all();
+    let enough = u64::from(gate.min_sample).min(all);
+    let own = counts.get(Outcome::Failed);
+    let samples = [
+        (own, sorted.succeeded + own, "devices that have answered"),
+        (
+            sorted.failed - own.min(sorted.failed),
+            all - sorted.unsent,
+            "devices that were sent to",
+        ),
+    ];
+    let mut failed = samples.into_iter().filter(|(_, of, _)| *of >= enough);
+    let failed = failed.find(|(failed, of, _)| above.is_exceeded_by(*failed, *of));
+    if let Some((failed, of, devices)) = failed {
+        return Some(format!(
+            "{failed} of {of} {devices} failed ({}), more than {above}",
+            share(failed, of)
+        ));
+    }
+    whatever_others_do(gate, sorted)
+}
+
+/// So many devices have failed that the failure rule cannot hold, whatever the other devices do.
+fn whatever_others_do(gate: &Gate, sorted: Sorted) -> Option<String> {
+    let above = gate.failure_above?;
+    let (failed, all) = (sorted.failed, sorted.all());
     above.is_exceeded_by(failed, all).then(|| {
         format!(
             "{failed} of {all} devices failed ({}), more than {above}, whatever the others do",
@@ -119,8 +155,12 @@ pub(super) fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
 }
 
 /// The failure rule of a stage with more devices to come: a few devices are no sample, even if no more exist yet.
-pub(super) fn has_failed_so_far(gate: &Gate, counts: &Counts) -> Option<String> {
-    let sorted = Sorted::of(gate.counts, counts, None);
+pub(super) fn has_failed_so_far(
+    gate: &Gate,
+    counts: &Counts,
+    measured: Option<Measured>,
+) -> Option<String> {
+    let sorted = Sorted::of(gate.counts, counts, measured);
     let is_sample = sorted.measured() >= u64::from(gate.min_sample);
     exceeds(gate, sorted).filter(|_| is_sample)
 }

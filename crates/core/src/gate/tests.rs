@@ -90,6 +90,7 @@ fn in_words(
 ) -> String {
     let view = View {
         within: Duration::ZERO,
+        by_answers: false,
         left: false,
         gate,
         counts,
@@ -545,6 +546,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
         let progress = sent(START);
         let view = View {
             within: Duration::ZERO,
+            by_answers: false,
             left: false,
             gate: &gate,
             counts: &all,
@@ -594,6 +596,7 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
     let next = |until: u64, at: u64| {
         let seen = Seen {
             recorded: true,
+            unanswered: 0,
             stage: &rest,
             all: &rest,
             left: false,
@@ -704,6 +707,7 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     let says = |progress: &StageProgress, after| {
         let view = View {
             within: Duration::ZERO,
+            by_answers: false,
             gate: &gate,
             counts: &counts,
             left: false,
@@ -934,7 +938,7 @@ proptest! {
         let text: Vec<_> = names.iter().zip(&numbers).map(|(name, n)| format!("{n} {name}")).collect();
         let counts = counts(numbers.iter().sum(), &text.join(", "));
         let progress = sent(START);
-        let view = View { within: Duration::ZERO, gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
+        let view = View { by_answers: false, within: Duration::ZERO, gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
             evidence: &Evidence::complete(), clock: &baked_until(minutes(after)) };
         let failed = numbers[1] + if delivered { numbers[3] } else { 0 };
         let succeeded = numbers[4] + if delivered { 0 } else { numbers[2] + numbers[3] };
