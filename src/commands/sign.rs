@@ -69,6 +69,10 @@ fn sign_update(args: &SignUpdateArgs, output: &Output) -> anyhow::Result<()> {
     manifest
         .check_form()
         .map_err(|reason| anyhow::anyhow!("devices would refuse the update: {}", reason.text))?;
+    let now = std::time::SystemTime::now().try_into()?;
+    manifest
+        .check_time(now)
+        .map_err(|reason| anyhow::anyhow!("devices would refuse the update: {}", reason.text))?;
     let sealed = envelope::seal(&serde_json::to_vec(&manifest)?, &keys);
     let body = serde_json::to_vec(&sealed)?;
     let out = args.out.display();

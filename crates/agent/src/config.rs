@@ -355,7 +355,8 @@ impl Config {
                 message: without_values(error.message()),
             }
         })?;
-        config.resolve(path.parent().unwrap_or(Path::new("")));
+        let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        config.resolve(place.parent().unwrap_or(Path::new("")));
         let mistakes = config.mistakes();
         if mistakes.is_empty() {
             Ok(config)
@@ -381,6 +382,22 @@ impl Config {
         ];
         for file in files.into_iter().flatten() {
             *file = base.join(&*file);
+        }
+        let hooks = &mut self.hooks;
+        let commands = [
+            hooks.install.as_mut(),
+            hooks.activate.as_mut(),
+            hooks.confirm.as_mut(),
+            hooks.rollback.as_mut(),
+            self.health.as_mut().map(|health| &mut health.command),
+        ];
+        let programs = commands
+            .into_iter()
+            .flatten()
+            .filter_map(|command| command.first_mut());
+        // A name alone is looked for in the path.
+        for program in programs.filter(|program| program.contains('/')) {
+            *program = base.join(&*program).display().to_string();
         }
     }
 

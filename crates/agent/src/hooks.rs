@@ -18,6 +18,9 @@ use crate::slots;
 use crate::store;
 use crate::update::{Hook, HookEnd};
 
+/// How long before the end of its time a health check is run for the last time.
+const LAST_CHECK: Duration = Duration::from_secs(1);
+
 /// `$0` is where the results go, and the rest is the command. Standard input is the lock, which names the one that holds it.
 const SCRIPT: &str = r#"echo $$ >&0; : >"$0.pid"; "$@" </dev/null >>"$0.out" 2>&1; code=$?; echo $code >"$0.new" && mv "$0.new" "$0.code""#;
 
@@ -123,10 +126,13 @@ impl Runner {
                 }),
                 Err(error) => format!("cannot run {}: {error}", health.command[0]),
             };
-            let pause = span(health.every);
-            if begun.elapsed() + pause >= within {
+            let (pause, left) = (span(health.every), within.saturating_sub(begun.elapsed()));
+            let last = LAST_CHECK.min(pause);
+            if left <= last {
                 return Err(words);
             }
+            // The last check has a little time of its own.
+            let pause = pause.min(left - last);
             tracing::info!(words, "new version does not work yet");
             said = Some(words);
             tokio::time::sleep(pause).await;

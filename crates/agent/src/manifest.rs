@@ -100,9 +100,9 @@ impl Manifest {
     /// # Errors
     /// A [`Reason`] with one of the codes `version`, `sha256`, `url`.
     pub fn check_form(&self) -> Result<(), Reason> {
-        if !version::is_version(&self.version) {
+        if !version::is_numbered(&self.version) {
             let text = format!(
-                "the version must be 1 to {} visible ASCII characters",
+                "the version must begin with a number and have 1 to {} visible ASCII characters",
                 version::LONGEST
             );
             return Err(Reason::new("version", text));
@@ -178,7 +178,7 @@ impl Manifest {
         match self.expires {
             Some(expires) if expires <= now => Err(Reason::new(
                 "expired",
-                format!("the update expired at {expires}; it is {now}"),
+                format!("the update expired at {expires}"),
             )),
             _ => Ok(()),
         }

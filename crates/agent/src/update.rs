@@ -534,10 +534,14 @@ fn cancelled() -> Reason {
     Reason::new("cancelled", "given up on request, before it was installed")
 }
 
-/// Whether what is cancelled by `target` includes the message `id`.
+/// How many parts of a message id follow the rollout's name, each after a dot. A name may have dots itself.
+const ID_PARTS: usize = 5;
+
+/// Whether what is cancelled by `target`, a message id or a rollout's name, includes the message `id`.
 fn is_meant(target: &str, id: &str) -> bool {
-    let rest = id.strip_prefix(target);
-    !target.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    let of_rollout = |rest: &str| rest.starts_with('.') && rest.matches('.').count() == ID_PARTS;
+    let rest = id.strip_prefix(target).filter(|_| !target.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || of_rollout(rest))
 }
 
 fn later(now: Timestamp, by: SignedDuration) -> Timestamp {

@@ -11,6 +11,13 @@ pub fn is_version(text: &str) -> bool {
     (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// Whether it is one that later ones can be told from: it begins with a number, perhaps after a `v`.
+#[must_use]
+pub fn is_numbered(text: &str) -> bool {
+    let numbers = split(text).0;
+    is_version(text) && numbers.starts_with(|first: char| first.is_ascii_digit())
+}
+
 /// Which of two versions is the later one, by the rules of semantic versions with any number of parts: `1.2` is `1.2.0`,
 /// a leading `v` and what follows a `+` do not count, and a version with a `-` comes before the one without.
 #[must_use]

@@ -140,7 +140,7 @@ fn every_failure_has_its_end() {
     use Stage::{Cancelled, Failed, Refused, RolledBack};
     let full = Event::Downloaded(Err(Reason::new("disk_full", "")));
     let sick = Event::Healthy(Err("no answer".to_owned()));
-    let cancel = || Event::Cancel("fw".to_owned());
+    let cancel = || Event::Cancel("fw.1".to_owned());
     for (stage, then, end, code) in [
         (1, vec![bad()], Refused, "signature"),
         (3, vec![full], Failed, "disk_full"),
@@ -244,20 +244,24 @@ fn from_installing_on_nothing_is_cancelled() {
 #[test]
 fn who_is_meant_by_a_cancel() {
     for (target, id, meant) in [
-        ("fw", "fw.1.0", true),
+        ("fw", "fw.a.0.0.0.1", true),
+        ("fw-1.4", "fw-1.4.a.0.0.0.1", true),
+        ("fw-1", "fw-1.4.a.0.0.0.1", false),
+        ("fw-1.4", "fw-1.4.2.a.0.0.0.1", false),
         ("fw.1.0", "fw.1.0", true),
-        ("fw", "fw-2.1", false),
+        ("fw", "fw-2.a.0.0.0.1", false),
         ("fw.1.0.0", "fw.1.0", false),
         ("", ".1", false),
     ] {
         assert_eq!(is_meant(target, id), meant, "{target} {id}");
     }
-    let mut state = after(vec![message("fw.1"), message("other.1"), message("fw.2")]);
+    let of = |rollout: &str, n: u32| message(&format!("{rollout}.a.0.0.{n}.1"));
+    let mut state = after(vec![of("fw", 1), of("other", 1), of("fw", 2)]);
     state.on(Event::Desired(Some("fw".to_owned())), &LIMITS, now());
-    assert_eq!(state.current.as_ref().unwrap().id, "other.1");
+    assert_eq!(state.current.as_ref().unwrap().id, "other.a.0.0.1.1");
     assert_eq!(state.history.len(), 2);
     // It stands: what comes later is given up, too.
-    state.on(message("fw.3"), &LIMITS, now());
+    state.on(of("fw", 3), &LIMITS, now());
     assert_eq!(end_of(&state).0, Stage::Cancelled);
     state.on(Event::Desired(None), &LIMITS, now());
     state.on(message("fw.4"), &LIMITS, now());

@@ -222,7 +222,7 @@ async fn what_waits_is_cancelled_by_message_and_by_desired_property() {
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
     device.begin(&hub).await;
-    for (id, cancel) in [("fw.1.0", "fw"), ("fw.2.0", "fw.2.0")] {
+    for (id, cancel) in [("fw.a1.0.0.1.1", "fw"), ("fw.a2.0.0.1.1", "fw.a2.0.0.1.1")] {
         hub.send("dev-0", id, &device.update("1.1.0")).await;
         hub.wait_for("dev-0", id, Stage::Verified).await;
         let body = json!({ "cancel": cancel }).to_string();
@@ -231,16 +231,21 @@ async fn what_waits_is_cancelled_by_message_and_by_desired_property() {
         let report = hub.wait_for("dev-0", id, Stage::Cancelled).await;
         assert_eq!(report["error"]["code"], "cancelled");
     }
-    hub.send("dev-0", "fw.3.0", &device.update("1.1.0")).await;
-    hub.wait_for("dev-0", "fw.3.0", Stage::Verified).await;
+    hub.send("dev-0", "fw.a3.0.0.1.1", &device.update("1.1.0"))
+        .await;
+    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Stage::Verified)
+        .await;
     hub.desire("dev-0", json!({ "update": { "cancel": "fw" } }))
         .await;
-    hub.wait_for("dev-0", "fw.3.0", Stage::Cancelled).await;
+    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Stage::Cancelled)
+        .await;
     // It stands, also for an agent that starts later.
     device.kill();
-    hub.send("dev-0", "fw.4.0", &device.update("1.1.0")).await;
+    hub.send("dev-0", "fw.a4.0.0.1.1", &device.update("1.1.0"))
+        .await;
     device.start();
-    hub.wait_for("dev-0", "fw.4.0", Stage::Cancelled).await;
+    hub.wait_for("dev-0", "fw.a4.0.0.1.1", Stage::Cancelled)
+        .await;
     assert_eq!(device.log(), Vec::<String>::new());
 }
 
