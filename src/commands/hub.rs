@@ -37,6 +37,7 @@ groups:
       rejects: 1%
       disabled: 0.5%
       latency: 50ms..400ms
+      answers: {{ after: 1s..10s, fails: 1%, error: \"disk_full: 3 MB are missing\" }}
 "
     )
 }
