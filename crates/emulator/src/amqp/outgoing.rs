@@ -67,25 +67,11 @@ impl Connection {
                 let found = session
                     .links()
                     .find(|(_, link)| link.sends_for(Node::Cbs) && link.credit > 0);
-                let Some((handle, link)) = found else { break };
-                link.credit -= 1;
-                link.delivery_count = link.delivery_count.wrapping_add(1);
-                let presettled = link.presettled;
+                let Some((handle, _)) = found else { break };
                 let Some(reply) = self.replies.pop_front() else {
                     break;
                 };
-                let tag = uuid::Uuid::new_v4();
-                let id = session.write_message(
-                    &mut self.out,
-                    frame_max,
-                    handle,
-                    tag.as_bytes(),
-                    presettled,
-                    &reply,
-                );
-                if !presettled {
-                    session.unsettled.insert(id, Unsettled::Reply { handle });
-                }
+                session.write_reply(&mut self.out, frame_max, handle, &reply);
             }
         }
     }

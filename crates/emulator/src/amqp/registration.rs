@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use super::address::Node;
 use super::connection::{Connection, Place};
 use super::encode;
-use super::link::{LinkState, Unsettled};
+use super::link::LinkState;
 use super::message::{Message, body_bytes, text_in};
 use super::outcome::Verdict;
 use crate::dps::{Answer, Operation, Request};
@@ -170,24 +170,10 @@ impl Connection {
             if !is_its || link.state != LinkState::Open || link.credit == 0 {
                 return;
             }
-            link.credit -= 1;
-            link.delivery_count = link.delivery_count.wrapping_add(1);
-            let (presettled, handle) = (link.presettled, place.handle);
             let Some(answer) = slot.answers.pop_front() else {
                 return;
             };
-            let tag = uuid::Uuid::new_v4();
-            let id = session.write_message(
-                &mut self.out,
-                frame_max,
-                handle,
-                tag.as_bytes(),
-                presettled,
-                &answer,
-            );
-            if !presettled {
-                session.unsettled.insert(id, Unsettled::Reply { handle });
-            }
+            session.write_reply(&mut self.out, frame_max, place.handle, &answer);
         }
     }
 }

@@ -162,6 +162,27 @@ impl Session {
         performative::write_flow(out, self.channel, flow);
     }
 
+    /// Writes an answer on a link that has credit, and remembers it until the peer has settled it.
+    pub(crate) fn write_reply(
+        &mut self,
+        out: &mut BytesMut,
+        frame_max: usize,
+        handle: u32,
+        reply: &[u8],
+    ) {
+        let Some(link) = self.link(handle) else {
+            return;
+        };
+        link.credit -= 1;
+        link.delivery_count = link.delivery_count.wrapping_add(1);
+        let presettled = link.presettled;
+        let tag = uuid::Uuid::new_v4();
+        let id = self.write_message(out, frame_max, handle, tag.as_bytes(), presettled, reply);
+        if !presettled {
+            self.unsettled.insert(id, Unsettled::Reply { handle });
+        }
+    }
+
     /// Writes one message and returns its delivery id.
     pub(crate) fn write_message(
         &mut self,
