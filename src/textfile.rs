@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use twincast_core::spec::MAX_DOCUMENT_BYTES;
-use twincast_core::text;
+use twincast_secret::text_of;
 
 /// The text of a file, or of standard input for `-`. `what` is what a person would call it: `the rollout's spec`.
 ///
@@ -25,6 +25,6 @@ pub(crate) fn read(what: &str, path: &Path) -> anyhow::Result<String> {
     if bytes.len() > MAX_DOCUMENT_BYTES {
         bail!("{}: it is larger than {MAX_DOCUMENT_BYTES} bytes", doing());
     }
-    let text = text::of_file(&bytes).with_context(doing)?;
+    let text = text_of(&bytes).with_context(doing)?;
     Ok(text.to_owned())
 }

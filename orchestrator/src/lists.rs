@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use twincast_core::ids::{DeviceId, InvalidName};
-use twincast_core::text::{self, NotText};
+use twincast_secret::{NotText, text_of};
 
 /// The longest line that is read as one: far longer than an id with spaces around it, or a remark.
 const LONGEST_LINE: u64 = 64 * 1024;
@@ -185,7 +185,7 @@ fn for_each_within(
             line: number,
             problem,
         };
-        let text = match text::of_file(&line) {
+        let text = match text_of(&line) {
             Ok(text) => text.trim(),
             Err(source @ NotText::Utf16) if number == 1 => {
                 let path = path.to_owned();

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::secret::Secret;
+use twincast_secret::Secret;
 
 /// Where a hub is and how to sign for it: the parsed form of a service connection string.
 ///

@@ -73,7 +73,6 @@ mod hub_message;
 mod options;
 mod rest;
 mod sas;
-mod secret;
 mod tls;
 
 pub use c2d::{
@@ -96,8 +95,8 @@ pub use rest::{
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
 };
 pub use sas::{SAS_TOKEN_TYPE, SasToken, TokenProvider, sign};
-pub use secret::Secret;
 pub use tls::{RootsError, client_config};
+pub use twincast_secret::Secret;
 
 /// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them
 /// whatever its user asks for.

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::HubClock;
 use crate::connection_string::ConnectionString;
-use crate::secret::Secret;
+use twincast_secret::Secret;
 
 /// What is left as it is in a token: the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC

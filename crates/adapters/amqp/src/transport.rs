@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ConnectError, handshake};
 use crate::settings::Settings;
-use twincast_core::text;
+use twincast_secret::text_of;
 
 /// How long closing in good order may take. The broker notices a closed socket just as well.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ impl Trust {
 type Unusable = Box<dyn std::error::Error + Send + Sync>;
 
 fn authorities(pem: &[u8]) -> Result<RootCertStore, Unusable> {
-    let pem = text::of_file(pem)?.as_bytes();
+    let pem = text_of(pem)?.as_bytes();
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         roots.add(certificate?)?;

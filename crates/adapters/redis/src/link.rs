@@ -19,7 +19,7 @@ use tracing::debug;
 use crate::error::{ConnectError, is_spent, timed_out};
 use crate::scripts::Run;
 use crate::settings::Settings;
-use twincast_core::text;
+use twincast_secret::text_of;
 
 /// One connection to a Redis, or one to each node of a cluster, shared by all calls.
 ///
@@ -200,7 +200,7 @@ fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, ConnectE
         source,
     };
     let read = std::fs::read(path).map_err(|error| unusable(error.into()))?;
-    let read = text::of_file(&read).map_err(|error| unusable(error.into()))?;
+    let read = text_of(&read).map_err(|error| unusable(error.into()))?;
     let read = read.as_bytes().to_vec();
     // The library would take a file without any, and trust nobody.
     CertificateDer::from_pem_slice(&read).map_err(|error| unusable(error.into()))?;

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use twincast_core::error::in_words;
 use twincast_core::spec::{MAX_BY_CHARS, too_long};
-use twincast_core::text::{self, NotText};
+use twincast_secret::{NotText, text_of};
 
 use super::caller::{Caller, Role};
 
@@ -109,7 +109,7 @@ async fn read(path: &Path) -> Result<Tokens, TokensFileError> {
     if size.map_err(TokensFileError::Read)? as u64 > LARGEST {
         return Err(TokensFileError::TooLarge);
     }
-    Ok(Tokens::read(text::of_file(&bytes)?)?)
+    Ok(Tokens::read(text_of(&bytes)?)?)
 }
 
 /// Tokens, known by their hashes.

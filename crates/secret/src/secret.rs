@@ -1,4 +1,4 @@
-//! Text that must not be seen: keys and tokens.
+//! Sensitive text.
 
 use std::fmt;
 

@@ -1,0 +1,112 @@
+//! Where a secret comes from.
+
+use std::path::PathBuf;
+
+use crate::file::{FileError, read_text};
+use crate::secret::Secret;
+
+/// Where a secret comes from.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// The configuration holds it.
+    Fixed(Secret),
+    /// A file holds it. The file may be replaced at any time.
+    File {
+        /// The setting that names the file: `redis.url_file`.
+        setting: String,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Why a secret is not available.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file was not read.
+    #[error("{setting} is not available")]
+    File {
+        /// The setting that names the file.
+        setting: String,
+        /// What is wrong with the file.
+        source: FileError,
+    },
+    /// The file is empty. A file that is being replaced may be, for a moment.
+    #[error("{setting} is not available: {} is empty", path.display())]
+    Empty {
+        /// The setting that names the file.
+        setting: String,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl SecretSource {
+    /// The secret as it is now, without white space around it. Reads the file again at each call, and blocks for that
+    /// long.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is empty.
+    pub fn read(&self) -> Result<Secret, SourceError> {
+        match self {
+            Self::Fixed(secret) => Ok(Secret::new(secret.expose().trim())),
+            Self::File { setting, path } => {
+                let text = read_text(path).map_err(|source| SourceError::File {
+                    setting: setting.clone(),
+                    source,
+                })?;
+                // Wraps the whole text, so that its memory is overwritten too.
+                let text = Secret::new(text);
+                match text.expose().trim() {
+                    "" => Err(SourceError::Empty {
+                        setting: setting.clone(),
+                        path: path.clone(),
+                    }),
+                    secret => Ok(Secret::new(secret)),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_at_each_call_also_when_its_folder_is_replaced() {
+        // As the kubelet writes mounted secrets: the file is a link into a folder that is itself a link.
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for (version, secret) in [("v1", " first\n"), ("v2", "second\n")] {
+            std::fs::create_dir(path(version)).unwrap();
+            std::fs::write(path(version).join("key"), secret).unwrap();
+        }
+        symlink("v1", path("..data")).unwrap();
+        symlink("..data/key", path("key")).unwrap();
+        let source = SecretSource::File {
+            setting: "hubs.eu.key_file".to_owned(),
+            path: path("key"),
+        };
+        assert_eq!(source.read().unwrap().expose(), "first");
+        symlink("v2", path("..new")).unwrap();
+        std::fs::rename(path("..new"), path("..data")).unwrap();
+        assert_eq!(source.read().unwrap().expose(), "second");
+        std::fs::write(path("v2").join("key"), "\n").unwrap();
+        let error = source.read().unwrap_err().to_string();
+        assert!(
+            error.contains("hubs.eu.key_file") && error.contains("empty"),
+            "{error}"
+        );
+        std::fs::remove_file(path("..data")).unwrap();
+        assert!(matches!(source.read(), Err(SourceError::File { .. })));
+    }
+
+    #[test]
+    fn no_format_shows_a_fixed_secret() {
+        let source = SecretSource::Fixed(Secret::new(" hunter2 "));
+        assert!(!format!("{source:?}").contains("hunter2"));
+        assert_eq!(source.read().unwrap().expose(), "hunter2");
+    }
+}
