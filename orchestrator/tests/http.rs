@@ -20,14 +20,14 @@ use twincast_core::ports::{
 use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
-use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
+use twincast_oidc::{Issuer, IssuerConfig, KeysAt, TokenSigner};
 use twincast_orchestrator::http::auth::oidc::Oidc;
 use twincast_orchestrator::http::auth::tokens::{TokensFile, new_token};
 use twincast_orchestrator::http::auth::{Bearers, Caller, Door, Role};
 use twincast_orchestrator::http::{Api, DeadLetters, TIME, openapi};
 use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, TokenSigner, build};
+use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
 struct NoLetters;
 

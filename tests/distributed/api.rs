@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, Method, StatusCode};
 use serde_json::{Value, json};
-use twincast_testkit::TokenSigner;
+use twincast_oidc::TokenSigner;
 use wiremock::matchers::path;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 

@@ -8,7 +8,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use twincast_testkit::TokenSigner;
+use twincast_oidc::TokenSigner;
 use wiremock::matchers::path;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 

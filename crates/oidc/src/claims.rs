@@ -1,9 +1,8 @@
 //! What a token says, and whether it says it to us and now.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use twincast_core::time::Timestamp;
 
 use crate::rejection::Rejection;
 
@@ -27,8 +26,9 @@ impl Claims {
         &self,
         issuer: &str,
         audience: &str,
-        now: Timestamp,
+        now: SystemTime,
     ) -> Result<(), Rejection> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         if self.text("iss") != Some(issuer) {
             let found = self.text("iss").map(str::to_owned);
             return Err(Rejection::Issuer { found });
@@ -40,13 +40,13 @@ impl Claims {
         }
         let expires = self.time("exp")?;
         let expires = expires.ok_or(Rejection::Time { claim: "exp" })?;
-        if now >= expires.plus(LEEWAY) {
+        if now >= expires.saturating_add(LEEWAY) {
             return Err(Rejection::Expired);
         }
         for claim in ["nbf", "iat"] {
             if self
                 .time(claim)?
-                .is_some_and(|from| from > now.plus(LEEWAY))
+                .is_some_and(|from| from > now.saturating_add(LEEWAY))
             {
                 return Err(Rejection::NotYet);
             }
@@ -83,17 +83,15 @@ impl Claims {
         Some(value)
     }
 
-    /// Seconds, of which there may be a part.
-    fn time(&self, claim: &'static str) -> Result<Option<Timestamp>, Rejection> {
+    /// The time since 1970 of a claim in seconds, which may have a fraction.
+    fn time(&self, claim: &'static str) -> Result<Option<Duration>, Rejection> {
         let Some(value) = self.0.get(claim) else {
             return Ok(None);
         };
         let seconds = value.as_f64().filter(|seconds| *seconds >= 0.0);
         let seconds = seconds.ok_or(Rejection::Time { claim })?;
-        // What is too large for a time is the last one.
-        Ok(Some(
-            Timestamp((seconds * 1000.0) as u64).min(Timestamp::MAX),
-        ))
+        let time = Duration::try_from_secs_f64(seconds);
+        Ok(Some(time.unwrap_or(Duration::MAX)))
     }
 }
 
@@ -115,7 +113,7 @@ mod tests {
     }
 
     fn check(change: &Value) -> Result<(), Rejection> {
-        claims(change).check("https://i", "us", Timestamp(NOW * 1000))
+        claims(change).check("https://i", "us", UNIX_EPOCH + Duration::from_secs(NOW))
     }
 
     #[test]
@@ -154,7 +152,7 @@ mod tests {
         }
         let without = Claims::read(br#"{"iss":"https://i","aud":"us"}"#).unwrap();
         assert_eq!(
-            without.check("https://i", "us", Timestamp(NOW * 1000)),
+            without.check("https://i", "us", UNIX_EPOCH + Duration::from_secs(NOW)),
             Err(Rejection::Time { claim: "exp" })
         );
     }

@@ -1,11 +1,14 @@
 //! A signed token: its form (RFC 7515, compact), and the algorithms that are let in (RFC 7518, 8037).
 
+use std::time::SystemTime;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{self, RsaParameters, VerificationAlgorithm};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::claims::Claims;
 use crate::rejection::Rejection;
 
 /// The longest token that is looked at. Those of issuers in use have a few KiB; headers of requests end soon after.
@@ -90,6 +93,18 @@ struct Header {
 }
 
 impl<'a> Parts<'a> {
+    /// The claims, for this issuer and audience. The signature is to be checked before.
+    pub(crate) fn claims_for(
+        &self,
+        issuer: &str,
+        audience: &str,
+        now: SystemTime,
+    ) -> Result<Claims, Rejection> {
+        let claims = Claims::read(&self.claims)?;
+        claims.check(issuer, audience, now)?;
+        Ok(claims)
+    }
+
     /// Takes a token apart.
     pub(crate) fn of(token: &'a str) -> Result<Self, Rejection> {
         if token.len() > LONGEST {

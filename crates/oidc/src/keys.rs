@@ -1,11 +1,14 @@
 //! The keys of an issuer (RFC 7517), each tied to the algorithms that it is made for.
 
+use std::time::SystemTime;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{RsaPublicKeyComponents, UnparsedPublicKey};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::claims::Claims;
 use crate::jws::{Algorithm, Parts};
 use crate::rejection::Rejection;
 
@@ -51,9 +54,9 @@ enum Public {
     Curve(Algorithm, Vec<u8>),
 }
 
-/// The keys that can be used.
+/// The public keys of an issuer that verify signatures.
 #[derive(Debug)]
-pub(crate) struct KeySet(Vec<Key>);
+pub struct Keys(Vec<Key>);
 
 #[derive(Deserialize)]
 struct Set {
@@ -73,9 +76,12 @@ struct Jwk {
     y: Option<String>,
 }
 
-impl KeySet {
-    /// Reads a set. Keys that cannot be used are passed over: issuers have some for other ends.
-    pub(crate) fn read(document: &[u8]) -> Result<Self, BadKeys> {
+impl Keys {
+    /// Reads a JWK set (RFC 7517). Keys for other purposes are passed over.
+    ///
+    /// # Errors
+    /// The document is no JWK set, is too large, or has no key for signatures.
+    pub fn read(document: &[u8]) -> Result<Self, BadKeys> {
         let set: Set = serde_json::from_slice(document).map_err(|_| BadKeys::Form)?;
         let found = set.keys.len();
         if found > MOST {
@@ -87,6 +93,22 @@ impl KeySet {
             return Err(BadKeys::NoneOfUse { found });
         }
         Ok(Self(keys))
+    }
+
+    /// The claims of a token that one of these keys signed, for this issuer and audience.
+    ///
+    /// # Errors
+    /// Why the token is not good.
+    pub fn verify(
+        &self,
+        token: &str,
+        issuer: &str,
+        audience: &str,
+        now: SystemTime,
+    ) -> Result<Claims, Rejection> {
+        let token = Parts::of(token)?;
+        self.check(&token)?;
+        token.claims_for(issuer, audience, now)
     }
 
     /// Checks a token's signature. Only one key may come into question.
@@ -198,8 +220,8 @@ mod tests {
         serde_json::from_str(include_str!("vectors.json")).unwrap()
     }
 
-    fn read(set: &Value) -> Result<KeySet, BadKeys> {
-        KeySet::read(set.to_string().as_bytes())
+    fn read(set: &Value) -> Result<Keys, BadKeys> {
+        Keys::read(set.to_string().as_bytes())
     }
 
     #[test]

@@ -22,23 +22,22 @@ pub mod fuzzing;
 mod jws;
 mod keys;
 mod rejection;
+mod signer;
 mod source;
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
-use twincast_core::error::in_words;
-use twincast_core::time::Timestamp;
 
 pub use claims::Claims;
-pub use keys::BadKeys;
+pub use keys::{BadKeys, Keys};
 pub use rejection::Rejection;
+pub use signer::TokenSigner;
 pub use source::{ConfigError, KeysAt, KeysError};
 
 use jws::Parts;
-use keys::KeySet;
 use source::Source;
 
 /// How often the keys are asked for, so that one that was taken back is forgotten.
@@ -79,7 +78,7 @@ struct Inner {
 
 #[derive(Clone)]
 struct Held {
-    keys: Arc<KeySet>,
+    keys: Arc<Keys>,
     since: Instant,
 }
 
@@ -131,7 +130,7 @@ impl Issuer {
     ///
     /// # Errors
     /// Why it is not good; [`Rejection::NoKeys`] and [`Rejection::Crowded`] if that cannot be known now.
-    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Rejection> {
+    pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, Rejection> {
         let token = Parts::of(token)?;
         match self.0.check(&token) {
             Err(Rejection::Key { .. } | Rejection::NoKeys) => {
@@ -142,9 +141,7 @@ impl Issuer {
             }
             checked => checked?,
         }
-        let claims = Claims::read(&token.claims)?;
-        claims.check(&self.0.issuer, &self.0.audience, now)?;
-        Ok(claims)
+        token.claims_for(&self.0.issuer, &self.0.audience, now)
     }
 
     /// Asks for the keys, unless that was done just now. In a task of its own: otherwise whoever hangs up in time
@@ -168,7 +165,7 @@ impl Inner {
         let since = Instant::now();
         *asked = Some(since);
         let keys = fetched.inspect_err(|error| {
-            let (issuer, error) = (&self.issuer, in_words(error));
+            let (issuer, error) = (&self.issuer, with_causes(error));
             tracing::warn!(issuer, error, "the keys of the issuer cannot be had");
         })?;
         let held = Held {
@@ -184,4 +181,11 @@ impl Inner {
         let held = held.clone().filter(|held| held.since.elapsed() < KEPT);
         held.ok_or(Rejection::NoKeys)?.keys.check(token)
     }
+}
+
+/// An error and its causes, for the log.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    causes.join(": ")
 }

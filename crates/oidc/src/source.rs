@@ -7,7 +7,7 @@ use reqwest::{Client, Url};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
-use crate::keys::{BadKeys, KeySet};
+use crate::keys::{BadKeys, Keys};
 
 /// The largest document that is read, in bytes. Issuers' have a few KiB.
 const LARGEST: usize = 256 * 1024;
@@ -140,7 +140,7 @@ impl Source {
     }
 
     /// Asks for the keys. Bounded in time and size.
-    pub(crate) async fn fetch(&self) -> Result<KeySet, KeysError> {
+    pub(crate) async fn fetch(&self) -> Result<Keys, KeysError> {
         let (place, document) = match self {
             Self::File(path) => (path.display().to_string(), in_file(path).await?),
             Self::Url { at, client } => (at.to_string(), get(client, at).await?),
@@ -153,7 +153,7 @@ impl Source {
                 (keys.to_string(), get(client, &keys).await?)
             }
         };
-        KeySet::read(&document).map_err(|source| KeysError::Keys { place, source })
+        Keys::read(&document).map_err(|source| KeysError::Keys { place, source })
     }
 }
 

@@ -1,22 +1,23 @@
 //! An issuer on this machine: its keys change, are slow, strange or not there.
 
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use twincast_core::time::Timestamp;
 use twincast_oidc::{
-    BETWEEN, ConfigError, Issuer, IssuerConfig, KEPT, KeysAt, KeysError, Rejection, WAITING,
+    BETWEEN, ConfigError, Issuer, IssuerConfig, KEPT, KeysAt, KeysError, Rejection, TokenSigner,
+    WAITING,
 };
-use twincast_testkit::TokenSigner;
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
-const NOW: Timestamp = Timestamp(1_800_000_000_000);
+const NOW_S: u64 = 1_800_000_000;
+static NOW: LazyLock<SystemTime> = LazyLock::new(|| UNIX_EPOCH + Duration::from_secs(NOW_S));
 const DISCOVERY: &str = "/realms/fleet/.well-known/openid-configuration";
 
 fn claims(issuer: &str) -> Value {
-    json!({ "iss": issuer, "aud": "twincast", "exp": NOW.0 / 1000 + 300, "sub": "ann" })
+    json!({ "iss": issuer, "aud": "twincast", "exp": NOW_S + 300, "sub": "ann" })
 }
 
 fn issuer(issuer: &str, keys: KeysAt) -> Issuer {
@@ -74,13 +75,13 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
     let good = signer.sign(&claims(&name));
     let strange = TokenSigner::new("two").sign(&claims(&name));
     // Whoever hangs up does not take the answer from the others.
-    let mut hung_up = Box::pin(issuer.verify(&good, NOW));
+    let mut hung_up = Box::pin(issuer.verify(&good, *NOW));
     assert!(futures_pending(&mut hung_up).await);
     drop(hung_up);
     let (first, second, third) = tokio::join!(
-        issuer.verify(&good, NOW),
-        issuer.verify(&good, NOW),
-        issuer.verify(&strange, NOW)
+        issuer.verify(&good, *NOW),
+        issuer.verify(&good, *NOW),
+        issuer.verify(&strange, *NOW)
     );
     assert_eq!(first.unwrap().text("sub"), Some("ann"));
     assert!(second.is_ok());
@@ -89,7 +90,7 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
     };
     assert_eq!(third, Err(unknown.clone()));
     for _ in 0..20 {
-        assert_eq!(issuer.verify(&strange, NOW).await, Err(unknown.clone()));
+        assert_eq!(issuer.verify(&strange, *NOW).await, Err(unknown.clone()));
     }
 }
 
@@ -106,12 +107,15 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
     let issuer_of = issuer("https://i", at("/slow"));
     let other = TokenSigner::new("two").sign(&claims("https://i"));
     let mut waiting: Vec<_> = (0..WAITING)
-        .map(|_| Box::pin(issuer_of.verify(&other, NOW)))
+        .map(|_| Box::pin(issuer_of.verify(&other, *NOW)))
         .collect();
     for verifying in &mut waiting {
         assert!(futures_pending(verifying).await);
     }
-    assert_eq!(issuer_of.verify(&other, NOW).await, Err(Rejection::Crowded));
+    assert_eq!(
+        issuer_of.verify(&other, *NOW).await,
+        Err(Rejection::Crowded)
+    );
     for verifying in waiting {
         let rejected = verifying.await;
         assert!(
@@ -124,7 +128,7 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
     issuer.load().await.unwrap();
     assert!(
         issuer
-            .verify(&signer.sign(&claims("https://i")), NOW)
+            .verify(&signer.sign(&claims("https://i")), *NOW)
             .await
             .is_ok()
     );
@@ -159,12 +163,12 @@ async fn a_new_key_is_asked_for_and_an_old_one_forgotten() {
         old.sign(&claims("https://i")),
         new.sign(&claims("https://i")),
     );
-    assert!(issuer.verify(&by_old, NOW).await.is_ok());
-    let unknown = issuer.verify(&by_new, NOW).await;
+    assert!(issuer.verify(&by_old, *NOW).await.is_ok());
+    let unknown = issuer.verify(&by_new, *NOW).await;
     assert!(matches!(unknown, Err(Rejection::Key { .. })), "too soon");
     passes(BETWEEN).await;
-    assert!(issuer.verify(&by_new, NOW).await.is_ok());
-    assert!(issuer.verify(&by_old, NOW).await.is_err());
+    assert!(issuer.verify(&by_new, *NOW).await.is_ok());
+    assert!(issuer.verify(&by_old, *NOW).await.is_err());
     assert_eq!(server.received_requests().await.unwrap().len(), 2);
 }
 
@@ -180,17 +184,17 @@ async fn keys_serve_for_a_day_while_the_issuer_is_away() {
     std::fs::remove_file(&file).unwrap();
     let token = signer.sign(&claims("https://i"));
     passes(KEPT - Duration::from_secs(10)).await;
-    assert!(issuer.verify(&token, NOW).await.is_ok());
+    assert!(issuer.verify(&token, *NOW).await.is_ok());
     passes(Duration::from_secs(11)).await;
-    assert_eq!(issuer.verify(&token, NOW).await, Err(Rejection::NoKeys));
+    assert_eq!(issuer.verify(&token, *NOW).await, Err(Rejection::NoKeys));
     std::fs::write(&file, &set).unwrap();
     assert_eq!(
-        issuer.verify(&token, NOW).await,
+        issuer.verify(&token, *NOW).await,
         Err(Rejection::NoKeys),
         "too soon"
     );
     passes(BETWEEN).await;
-    assert!(issuer.verify(&token, NOW).await.is_ok());
+    assert!(issuer.verify(&token, *NOW).await.is_ok());
 }
 
 #[tokio::test]
@@ -207,10 +211,10 @@ async fn keys_are_looked_at_again_every_few_minutes() {
     issuer.load().await.unwrap();
     write(&new);
     let token = new.sign(&claims("https://i"));
-    assert_eq!(issuer.verify(&token, NOW).await, Err(Rejection::Signature));
+    assert_eq!(issuer.verify(&token, *NOW).await, Err(Rejection::Signature));
     tokio::time::pause();
     let renewed = async {
-        while issuer.verify(&token, NOW).await.is_err() {
+        while issuer.verify(&token, *NOW).await.is_err() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
@@ -260,7 +264,7 @@ async fn what_is_no_set_of_keys_is_told() {
     for issuer in table {
         issuer.load().await.expect("it may come back");
         assert_eq!(
-            issuer.verify(&token, NOW).await,
+            issuer.verify(&token, *NOW).await,
             Err(Rejection::NoKeys),
             "{issuer:?}"
         );
@@ -289,7 +293,7 @@ async fn bad_tokens_are_rejected() {
     let signer = TokenSigner::new("k");
     let issuer = with_key(&signer).await;
     let good = signer.sign(&claims("https://i"));
-    assert!(issuer.verify(&good, NOW).await.is_ok());
+    assert!(issuer.verify(&good, *NOW).await.is_ok());
     let headed = |header: Value| signer.sign_with(&header, &claims("https://i"));
     let unsigned = good.rsplit_once('.').unwrap().0;
     let mut other_claims = good.split('.').map(str::to_owned).collect::<Vec<_>>();
@@ -345,13 +349,13 @@ async fn bad_tokens_are_rejected() {
         ),
     ];
     for (token, shown) in table {
-        let rejection = issuer.verify(&token, NOW).await.unwrap_err();
+        let rejection = issuer.verify(&token, *NOW).await.unwrap_err();
         assert_eq!(rejection.shown(), shown, "{token}: {rejection}");
     }
-    let later = NOW.plus(Duration::from_secs(360));
+    let later = *NOW + Duration::from_secs(360);
     assert_eq!(issuer.verify(&good, later).await, Err(Rejection::Expired));
     let without_kid = headed(json!({ "alg": "ES256", "typ": "at+jwt" }));
-    assert!(issuer.verify(&without_kid, NOW).await.is_ok());
+    assert!(issuer.verify(&without_kid, *NOW).await.is_ok());
 }
 
 /// A shared secret that is the text of the public key, which is how some libraries were led astray.
@@ -373,7 +377,7 @@ async fn the_public_key_is_no_secret_to_sign_with() {
     );
     let found = "HS256".to_owned();
     assert_eq!(
-        issuer.verify(&token, NOW).await,
+        issuer.verify(&token, *NOW).await,
         Err(Rejection::Algorithm { found })
     );
 }
@@ -391,12 +395,12 @@ proptest! {
             let at = at % changed.len();
             changed[at] = to;
             let changed: String = changed.into_iter().collect();
-            prop_assert!(issuer.verify(&any, NOW).await.is_err());
+            prop_assert!(issuer.verify(&any, *NOW).await.is_err());
             let parts = [&any[..], &any, &any].map(|part| part.replace('.', ""));
-            prop_assert!(issuer.verify(&parts.join("."), NOW).await.is_err());
-            prop_assert!(changed == good || issuer.verify(&changed, NOW).await.is_err());
+            prop_assert!(issuer.verify(&parts.join("."), *NOW).await.is_err());
+            prop_assert!(changed == good || issuer.verify(&changed, *NOW).await.is_err());
             let strange = signer.sign(&json!({ "iss": any.clone(), "aud": [any.clone()], "exp": any }));
-            prop_assert!(issuer.verify(&strange, NOW).await.is_err());
+            prop_assert!(issuer.verify(&strange, *NOW).await.is_err());
             Ok(())
         })?;
     }

@@ -5,7 +5,6 @@
 //! * [`AwayStore`]: the way to another store, which can be broken, silent, full or slow;
 //! * [`ScriptedHub`]: a hub that answers as it is told, and can be held at a point;
 //! * [`ManualClock`]: a clock that stands still; [`RuntimeClock`]: one that goes with tokio's;
-//! * [`TokenSigner`]: keys of an issuer of tokens, and tokens by them, good and bad;
 //! * [`build`]: rollouts and batches in a line;
 //! * [`sim`]: doubles with seeded faults, for simulations of the whole engine;
 //! * [`services`]: real RabbitMQ and Redis, and a proxy that cuts connections to them.
@@ -24,7 +23,6 @@ mod memory;
 mod metrics;
 pub mod services;
 pub mod sim;
-mod tokens;
 
 pub use away::{AwayStore, Way};
 pub use clock::{ManualClock, RuntimeClock};
@@ -33,4 +31,3 @@ pub use hub::{ScriptedHub, Sent};
 pub use interposed::{Between, Call, Interposed};
 pub use memory::MemoryStore;
 pub use metrics::{MetricAnswer, ScriptedMetrics};
-pub use tokens::TokenSigner;

@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
-use twincast_core::time::Timestamp;
 use twincast_oidc::{Claims, Issuer, Rejection};
 
 use super::caller::{Caller, Role};
@@ -28,7 +27,8 @@ pub struct Oidc {
 impl Oidc {
     /// Who bears this token.
     pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
-        match self.issuer.verify(token, wall_clock()).await {
+        // By the clock on the wall, which dates tokens, and not by that of leases.
+        match self.issuer.verify(token, SystemTime::now()).await {
             Ok(claims) => self.caller_of(&claims),
             Err(rejection @ (Rejection::NoKeys | Rejection::Crowded)) => {
                 Err(Problem::busy(rejection.shown()))
@@ -64,10 +64,4 @@ impl Oidc {
 
 fn is_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
-}
-
-/// Not the clock of leases, which goes on as it began: tokens are dated by the clock on the wall.
-fn wall_clock() -> Timestamp {
-    let since_epoch = SystemTime::UNIX_EPOCH.elapsed();
-    Timestamp::default().plus(since_epoch.unwrap_or_default())
 }

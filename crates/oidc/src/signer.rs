@@ -1,4 +1,4 @@
-//! Tokens as an issuer makes them.
+//! Signing tokens, as an issuer does: for emulated issuers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -6,7 +6,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-/// A key of an issuer, for ES256.
+/// A private key of an issuer, made anew for each process. Signs by ES256.
 pub struct TokenSigner {
     kid: String,
     key: EcdsaKeyPair,
@@ -38,7 +38,7 @@ impl TokenSigner {
         self.sign_with(&header, claims)
     }
 
-    /// One whose header says something of its own; the signature is right.
+    /// A token with this header, also a bad one; the signature is right.
     #[must_use]
     pub fn sign_with(&self, header: &Value, claims: &Value) -> String {
         let signed = format!(
