@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::dps::Enrollments;
+use crate::entra::Directory;
 use crate::faults::Faults;
 use crate::fleet::Fleet;
 use crate::policy::Policy;
@@ -62,6 +63,12 @@ pub struct HubConfig {
     /// The authorities whose certificates devices with the authentication `certificateAuthority` may present: texts with
     /// one or more certificates in PEM each.
     pub device_ca_pem: Vec<String>,
+    /// The principals of Microsoft Entra ID that the hub knows; the token service is on the hub's own ports. Without them,
+    /// the hub takes no such tokens.
+    pub directory: Option<Directory>,
+    /// Whether shared access policies give access, as Azure's `disableLocalAuth` says the other way round. Devices' own
+    /// keys do in any case.
+    pub local_auth: bool,
     /// Who may register at the Device Provisioning Service; none for [`Enrollments::of_one_group`].
     pub enrollments: Option<Enrollments>,
     /// How long feedback is collected if there is less than a full batch of it.
@@ -119,6 +126,8 @@ impl Default for HubConfig {
             device_inflight_max: 10,
             device_lock: Duration::from_secs(60),
             device_ca_pem: Vec::new(),
+            directory: None,
+            local_auth: true,
             enrollments: None,
             feedback_interval: Duration::from_secs(15),
             feedback_batch: 64,

@@ -8,6 +8,8 @@
 //! | `GET /devices/{id}/connection-string` | what a client needs to be the device, as text |
 //! | `GET /sessions` | the devices that are connected, see [`SessionReport`](crate::SessionReport) |
 //! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
+//! | `GET /principals`, `PUT /principals/{clientId}/roles` | the principals of Microsoft Entra ID, and their roles |
+//! | `GET /metadata/identity/oauth2/token` | the token of a managed identity, as at a virtual machine's metadata endpoint |
 //! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
 //! | `POST /faults/disconnect-devices` | ends the connections of all devices |
 //! | `POST /faults/disconnect` | cuts all AMQP connections: `{"how": "close" \| "drop" \| "detach"}` |
@@ -18,10 +20,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use base64::Engine as _;
 use bytes::Bytes;
 use futures::stream;
@@ -31,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::amqp;
+use crate::entra::{self, Role};
 use crate::faults::Faults;
 use crate::hub::{Cut, Hub, MessageState, SessionReport, Summary};
 use crate::server::HubHandle;
@@ -80,6 +83,9 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
             "/faults",
             get(get_faults).put(put_faults).patch(patch_faults),
         )
+        .route("/principals", get(principals))
+        .route("/principals/{id}/roles", put(set_roles))
+        .route("/metadata/identity/oauth2/token", get(metadata))
         .route("/faults/disconnect", post(disconnect))
         .route("/faults/disconnect-devices", post(disconnect_devices))
         .with_state(hub);
@@ -206,6 +212,55 @@ fn export_piece(hub: &Hub, devices: std::ops::Range<u32>) -> String {
         lines.push_str("]}\n");
     }
     lines
+}
+
+async fn principals(State(hub): State<HubHandle>) -> Json<Value> {
+    let issuer = hub.inner().issuer.as_ref();
+    let principals = issuer.map(|issuer| issuer.directory().principals.iter());
+    let all = principals.into_iter().flatten().map(|principal| {
+        serde_json::json!({
+            "clientId": principal.client_id,
+            "objectId": principal.object_id,
+            "roles": principal.roles(),
+        })
+    });
+    Json(all.collect())
+}
+
+async fn set_roles(State(hub): State<HubHandle>, Path(id): Path<String>, body: Bytes) -> Response {
+    let roles: Vec<Role> = match serde_json::from_slice(&body) {
+        Ok(roles) => roles,
+        Err(error) => {
+            let text = format!("the body is not a list of roles: {error}\n");
+            return (StatusCode::BAD_REQUEST, text).into_response();
+        }
+    };
+    let issuer = hub.inner().issuer.as_ref();
+    match issuer.and_then(|issuer| issuer.directory().principal(&id)) {
+        Some(principal) => {
+            principal.set_roles(roles);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        None => {
+            let text = format!("there is no principal with the client id '{id}'\n");
+            (StatusCode::NOT_FOUND, text).into_response()
+        }
+    }
+}
+
+async fn metadata(
+    State(hub): State<HubHandle>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let hub = hub.inner();
+    match &hub.issuer {
+        Some(issuer) => {
+            let query = query.unwrap_or_default();
+            entra::metadata(issuer, &headers, &query, hub.now_s()).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn get_faults(State(hub): State<HubHandle>) -> Json<Faults> {

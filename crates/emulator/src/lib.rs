@@ -14,6 +14,7 @@ mod certificate;
 mod config;
 mod control;
 mod dps;
+mod entra;
 mod faults;
 mod fleet;
 #[cfg(fuzzing)]
@@ -32,6 +33,7 @@ pub use certificate::IdentityError;
 pub use config::HubConfig;
 pub use control::MessageReport;
 pub use dps::{EnrollmentError, Enrollments};
+pub use entra::{Directory, DirectoryError};
 pub use faults::{Chance, Faults};
 pub use fleet::{
     AnswerSpec, Behaviour, Fleet, FleetError, FleetFile, GroupSpec, Later, Share, Span, ValueSpec,

@@ -17,6 +17,7 @@ use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
 use crate::dps::Enrollments;
+use crate::entra::{Directory, Issuer};
 use crate::faults::Faults;
 use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, SessionReport, Summary};
 use crate::rest::{self, Prefixed};
@@ -171,6 +172,12 @@ impl RunningHub {
         Some(format!(
             "HostName={host}{port};SharedAccessKeyName={name};SharedAccessKey={key}"
         ))
+    }
+
+    /// The principals of Microsoft Entra ID, if the hub takes their tokens.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Directory> {
+        self.handle.hub.issuer.as_ref().map(Issuer::directory)
     }
 
     /// Who may register at the Device Provisioning Service, which is on the hub's own ports.

@@ -70,6 +70,12 @@ impl Claims {
         }
     }
 
+    /// When the token ends, in whole seconds since 1970.
+    #[must_use]
+    pub fn expires_s(&self) -> Option<u64> {
+        self.time("exp").ok()?.map(|time| time.as_secs())
+    }
+
     /// By its name, which may have dots in it; else by a path to it, with dots between the steps.
     fn find(&self, claim: &str) -> Option<&Value> {
         if let Some(value) = self.0.get(claim) {

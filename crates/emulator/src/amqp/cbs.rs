@@ -65,7 +65,14 @@ fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
         }
     }
     match text_in(properties, "type") {
-        Some("servicebus.windows.net:sastoken" | "azure-devices.net:sastoken") => {}
+        // Node names a bearer token as the first (see `hub.authenticate`); the others are of Python, .NET and Java.
+        Some(
+            "servicebus.windows.net:sastoken"
+            | "azure-devices.net:sastoken"
+            | "bearer"
+            | "Bearer"
+            | "jwt",
+        ) => {}
         other => {
             let other = other.unwrap_or_default();
             return Err((401, format!("unsupported token type '{other}'")));

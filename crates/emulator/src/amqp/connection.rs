@@ -20,9 +20,9 @@ use super::performative::{self, Attach, IDLE_TIME_OUT_MS};
 use super::registration::Registrations;
 use super::session::Session;
 use super::timer::Timer;
+use crate::entra::Action;
 use crate::faults::CutRules;
 use crate::hub::{ClientCertificate, Cut, Hub, Settlement, Settling};
-use crate::policy::Permissions;
 use crate::sas::Grant;
 
 /// How much is read at once; a TLS record is at most a quarter of it.
@@ -142,11 +142,11 @@ impl Connection {
     }
 
     /// Whether some token allows `path`.
-    pub(crate) fn may(&self, path: &str, wanted: Permissions) -> bool {
+    pub(crate) fn may(&self, path: &str, action: Action) -> bool {
         let now_s = self.hub.now_s();
         self.grants
             .iter()
-            .any(|grant| grant.covers(path, wanted, now_s))
+            .any(|grant| grant.covers(path, action, now_s))
     }
 
     /// Closes the connection with an error.

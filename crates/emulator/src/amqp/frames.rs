@@ -10,7 +10,6 @@ use super::performative::{
 };
 use super::session::Session;
 use super::{AMQP_HEADER, SASL_HEADER, sasl};
-use crate::policy::Permissions;
 
 /// Why a peer's input cannot go on.
 #[derive(Debug)]
@@ -231,10 +230,5 @@ impl Connection {
         performative::write_close(&mut self.out, None);
         self.phase = Phase::Closed;
         self.release_everything();
-    }
-
-    /// Whether the hub's node needs rights, and the connection has them.
-    pub(crate) fn may_use(&self, path: &str) -> bool {
-        self.may(path, Permissions::SERVICE)
     }
 }

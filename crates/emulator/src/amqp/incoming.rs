@@ -160,7 +160,7 @@ impl Connection {
         }
         if let Some(grant) = reply.grant.take() {
             self.grants
-                .retain(|old| (&old.scope, &old.policy) != (&grant.scope, &grant.policy));
+                .retain(|old| (&old.scope, &old.holder) != (&grant.scope, &grant.holder));
             if self.grants.len() >= GRANTS_MAX {
                 self.grants.remove(0);
             }

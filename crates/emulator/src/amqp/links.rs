@@ -8,34 +8,59 @@ use super::frames::Fault;
 use super::link::{CREDIT, Link, LinkState};
 use super::outcome::ErrorText;
 use super::performative::{self, Attach, Detach};
+use crate::entra::Action;
 use crate::hub::{Admission, Operation, Refusal};
+use crate::sas::Holder;
 
 impl Node {
     /// The path that a token must cover for this node; none if it needs no token.
-    fn guarded_path(self) -> Option<&'static str> {
+    fn guarded(self) -> Option<(&'static str, Action)> {
         match self {
             // Devices and registrations have proofs of their own.
             Self::Cbs | Self::Device(..) | Self::Registration(_) => None,
-            Self::Commands => Some("/messages/devicebound"),
-            Self::Feedback => Some("/messages/servicebound/feedback"),
-            Self::FileNotifications => Some("/messages/servicebound/filenotifications"),
+            Self::Commands => Some(("/messages/devicebound", Action::SendToDevices)),
+            Self::Feedback => Some(("/messages/servicebound/feedback", Action::ReceiveFeedback)),
+            Self::FileNotifications => Some((
+                "/messages/servicebound/filenotifications",
+                Action::ReceiveFileNotifications,
+            )),
         }
     }
 }
 
 impl Connection {
+    /// Whether some token of the connection allows the node, if it needs one.
+    fn may_use(&self, node: Node) -> bool {
+        node.guarded()
+            .is_none_or(|(path, action)| self.may(path, action))
+    }
+
+    /// Why the node may not be used.
+    fn lacks(&self, node: Node) -> String {
+        let path = node.guarded().map_or("", |(path, _)| path);
+        let principal = self.grants.iter().find_map(|grant| match &grant.holder {
+            Holder::Principal(principal) => Some(&principal.object_id),
+            Holder::Policy { .. } => None,
+        });
+        match principal {
+            Some(id) => format!(
+                "Principal {id} is not authorized for POST on {path} due to no assigned permissions"
+            ),
+            None => "no token on this connection gives ServiceConnect here".to_owned(),
+        }
+    }
+
     pub(crate) fn on_attach(&mut self, channel: u16, attach: Attach) -> Result<(), Fault> {
         let handle = attach.handle;
         let node = match self.find_node(&attach) {
             Ok(node) => node,
             Err(refusal) => return self.refuse_link(channel, &attach, &refusal),
         };
-        if node.guarded_path().is_some_and(|path| !self.may_use(path)) {
-            let refusal =
-                Refusal::unauthorized("no token on this connection gives ServiceConnect here");
+        if !self.may_use(node) {
+            let refusal = Refusal::unauthorized(self.lacks(node));
             return self.refuse_link(channel, &attach, &refusal);
         }
-        let admission = if node.guarded_path().is_some() {
+        let admission = if node.guarded().is_some() {
             self.hub.admit(Operation::LinkOpen, 1)
         } else {
             Admission::Now
@@ -159,7 +184,7 @@ impl Connection {
         if !peer_receives {
             link.credit = CREDIT;
         }
-        if node.guarded_path().is_some() {
+        if node.guarded().is_some() {
             self.hub.tallies.link_opens.one();
         }
         performative::write_attach(&mut self.out, channel, attach, Some(node));
@@ -259,7 +284,7 @@ impl Connection {
     pub(crate) fn detach_unauthorized(&mut self, error: &ErrorText) {
         let nodes = [Node::Commands, Node::Feedback, Node::FileNotifications];
         let lost = nodes.map(|node| {
-            let may = node.guarded_path().is_none_or(|path| self.may_use(path));
+            let may = self.may_use(node);
             (!may).then_some(node)
         });
         self.detach_where(error, |link| {

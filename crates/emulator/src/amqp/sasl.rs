@@ -93,5 +93,5 @@ fn policy(user: &str, token: &str, hub: &Hub) -> Option<Grant> {
         return None;
     }
     let grant = hub.authenticate(token).ok()?;
-    (grant.policy == policy).then_some(grant)
+    (grant.holder.name() == policy).then_some(grant)
 }

@@ -21,11 +21,12 @@ use super::summary::Tallies;
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
 use crate::dps::{Enrollments, Provisioning};
+use crate::entra::Issuer;
 use crate::faults::{FaultBox, SendFault};
 use crate::fleet::{Conduct, Contact, DeviceRecord, Registry, Reported, twin_document};
 use crate::lock;
 use crate::policy::Policy;
-use crate::sas::{Grant, TokenError, verify};
+use crate::sas::{Grant, Holder, TokenError, verify};
 use crate::tier::Limits;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -102,6 +103,7 @@ pub(crate) struct Hub {
     /// Whose certificates devices may present.
     pub(super) authorities: DeviceAuthorities,
     pub(crate) provisioning: Provisioning,
+    pub(crate) issuer: Option<Issuer>,
     /// How often devices have connected; the serial number of the next connection.
     pub(super) connections_made: AtomicU64,
     /// Notified whenever a device becomes ready for methods.
@@ -158,6 +160,7 @@ impl Hub {
                     .clone()
                     .unwrap_or_else(|| Enrollments::of_one_group(config.seed)),
             ),
+            issuer: config.directory.clone().map(Issuer::new),
             connections_made: AtomicU64::new(0),
             methods_ready: Notify::new(),
             registry: RwLock::new(registry),
@@ -213,8 +216,22 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// Checks a token.
+    /// Checks a service's token: of a shared access policy, or `Bearer` and one of Microsoft Entra ID.
     pub(crate) fn authenticate(&self, token: &str) -> Result<Grant, TokenError> {
+        if let Some(token) = token.trim().strip_prefix("Bearer ") {
+            let issuer = self.issuer.as_ref().ok_or(TokenError::NoIssuer)?;
+            let bearer = issuer.bearer(token.trim(), self.now_s());
+            let (principal, expires_s) =
+                bearer.map_err(|error| TokenError::Bearer(error.to_string()))?;
+            return Ok(Grant {
+                scope: self.config.host_name.to_ascii_lowercase(),
+                holder: Holder::Principal(principal),
+                expires_s,
+            });
+        }
+        if !self.config.local_auth {
+            return Err(TokenError::LocalAuthDisabled);
+        }
         verify(token, &self.policies, &self.names, self.now_s())
     }
 

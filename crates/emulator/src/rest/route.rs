@@ -2,8 +2,8 @@
 
 use http::Method;
 
+use crate::entra::Action;
 use crate::hub::Operation;
-use crate::policy::Permissions;
 
 /// A route that the emulator has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub(crate) enum Route<'a> {
 /// Who may ask for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asker<'a> {
-    /// A bearer of a policy's token with these rights.
-    Service(Permissions),
+    /// A service that may do this.
+    Service(Action),
     /// The device of that id.
     Device(&'a str),
 }
@@ -146,31 +146,26 @@ impl<'a> Route<'a> {
 
     /// Who may ask.
     pub(crate) fn asker(self) -> Asker<'a> {
-        let permissions = match self {
+        Asker::Service(match self {
             Self::SendEvent(id)
             | Self::ReceiveMessage(id)
             | Self::CompleteMessage(id, _)
             | Self::AbandonMessage(id, _) => return Asker::Device(id),
-            Self::Query
-            | Self::Purge(_)
-            | Self::GetTwin(_)
-            | Self::PatchTwin(_)
-            | Self::PutTwin(_)
-            | Self::ReceiveFeedback
-            | Self::CompleteFeedback(_)
-            | Self::AbandonFeedback(_)
-            | Self::ReceiveFileNotification
-            | Self::SettleFileNotification(_)
-            | Self::InvokeMethod(_) => Permissions::SERVICE,
-            Self::ListDevices
-            | Self::GetDevice(_)
-            | Self::DeviceStatistics
-            | Self::ServiceStatistics => Permissions::REGISTRY_READ,
-            Self::Bulk | Self::PutDevice(_) | Self::DeleteDevice(_) => {
-                Permissions::REGISTRY_READ_WRITE
+            Self::Query | Self::GetTwin(_) => Action::ReadTwins,
+            Self::PatchTwin(_) | Self::PutTwin(_) => Action::WriteTwins,
+            Self::Purge(_) => Action::PurgeQueue,
+            Self::ReceiveFeedback | Self::CompleteFeedback(_) | Self::AbandonFeedback(_) => {
+                Action::ReceiveFeedback
             }
-        };
-        Asker::Service(permissions)
+            Self::ReceiveFileNotification | Self::SettleFileNotification(_) => {
+                Action::ReceiveFileNotifications
+            }
+            Self::InvokeMethod(_) => Action::InvokeMethods,
+            Self::ListDevices | Self::GetDevice(_) => Action::ReadDevices,
+            Self::DeviceStatistics | Self::ServiceStatistics => Action::ReadStatistics,
+            Self::Bulk | Self::PutDevice(_) => Action::WriteDevices,
+            Self::DeleteDevice(_) => Action::DeleteDevices,
+        })
     }
 
     /// The throttle the route falls under; what counts devices, messages or bytes asks for its permits itself.

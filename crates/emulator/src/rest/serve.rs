@@ -21,9 +21,10 @@ use super::error::ApiError;
 use super::route::{Asker, Destination, Route};
 use super::websocket::{FrameBytes, Subprotocol, handshake};
 use super::{bulk, device, devices, feedback, methods, query, twins};
+use crate::entra::{self, Action};
 use crate::faults::HttpFault;
 use crate::hub::{Admission, ClientCertificate, DevicePass, Hub, Operation, Proof, Refusal};
-use crate::policy::Permissions;
+use crate::sas::Holder;
 use crate::{amqp, dps, lock, mqtt};
 
 /// The largest request body: a hundred devices with full twins fit.
@@ -185,6 +186,15 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
         let answer = dps::answer(&peer.hub, asked, &query, &head.headers, certificate, &body);
         return Ok(answer);
     }
+    if let Some(issuer) = &peer.hub.issuer
+        && let Some(asked) = entra::path_of(&head.method, &segments)
+    {
+        let body = read_body(body).await?;
+        let host = head.headers.get(http::header::HOST);
+        let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let base = format!("https://{host}");
+        return Ok(entra::answer(issuer, asked, &base, &body, peer.hub.now_s()));
+    }
     let route = match Destination::find(&head.method, &segments) {
         Destination::Here(route) => route,
         Destination::NotEmulated(what) => return Err((&Refusal::not_emulated(what)).into()),
@@ -203,8 +213,8 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
     };
     let hub = Arc::clone(&peer.hub);
     let pass = match route.asker() {
-        Asker::Service(permissions) => {
-            authorize(&hub, &head.headers, &path, permissions)?;
+        Asker::Service(action) => {
+            authorize(&hub, &head.method, &head.headers, &path, action)?;
             None
         }
         Asker::Device(id) => Some(authenticate(peer, &head.headers, id)?),
@@ -337,9 +347,10 @@ fn authenticate(peer: &Peer, headers: &HeaderMap, id: &str) -> Result<DevicePass
 
 fn authorize(
     hub: &Hub,
+    method: &http::Method,
     headers: &HeaderMap,
     path: &str,
-    wanted: Permissions,
+    action: Action,
 ) -> Result<(), ApiError> {
     let token = headers
         .get(http::header::AUTHORIZATION)
@@ -348,14 +359,23 @@ fn authorize(
     let grant = hub
         .authenticate(token)
         .map_err(|error| ApiError::unauthorized(error.to_string()))?;
-    if grant.covers(path, wanted, hub.now_s()) {
-        Ok(())
-    } else {
-        Err(ApiError::unauthorized(format!(
-            "the policy '{}' does not allow this",
-            grant.policy
-        )))
+    if grant.covers(path, action, hub.now_s()) {
+        return Ok(());
     }
+    Err(match &grant.holder {
+        // As seen from the real hub (github.com/Azure/azure-sdk-for-net/issues/21453).
+        Holder::Principal(principal) => ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "IotHubUnauthorized",
+            format!(
+                "Principal {} is not authorized for {method} on {path} due to no assigned permissions",
+                principal.object_id
+            ),
+        ),
+        Holder::Policy { name, .. } => {
+            ApiError::unauthorized(format!("the policy '{name}' does not allow this"))
+        }
+    })
 }
 
 /// Waits for the throttle's permit.

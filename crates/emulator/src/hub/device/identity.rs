@@ -8,8 +8,7 @@ use super::super::core::Hub;
 use super::super::refusal::Refusal;
 use super::certificate::ClientCertificate;
 use crate::fleet::{Authentication, Status};
-use crate::policy::Permissions;
-use crate::sas::{Token, TokenError};
+use crate::sas::{Holder, Token, TokenError};
 
 /// What a device proves its identity with.
 #[derive(Debug, Clone, Copy)]
@@ -134,15 +133,15 @@ impl Hub {
         let now_s = self.now_s();
         let token = Token::read(token)?;
         if token.policy.is_some() {
-            let grant = token.grant(self.policies(), &self.names, now_s)?;
-            let wanted = Permissions {
-                device_connect: true,
-                ..Permissions::default()
-            };
-            if !grant.permissions.include(wanted) {
-                return Err(Denial::Policy(grant.policy));
+            if !self.config.local_auth {
+                return Err(TokenError::LocalAuthDisabled.into());
             }
-            if !grant.covers(&format!("/devices/{id}"), wanted, now_s) {
+            let grant = token.grant(self.policies(), &self.names, now_s)?;
+            let may = matches!(&grant.holder, Holder::Policy { permissions, .. } if permissions.device_connect);
+            if !may {
+                return Err(Denial::Policy(grant.holder.name().to_owned()));
+            }
+            if !grant.reaches(&format!("/devices/{id}")) {
                 return Err(Denial::OtherDevice(grant.scope));
             }
             return Ok(grant.expires_s);
