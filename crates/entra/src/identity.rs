@@ -1,0 +1,405 @@
+//! Who the workload is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
+use azure_core::credentials::TokenCredential;
+use azure_core::http::{ClientOptions, ExponentialRetryOptions, RetryOptions, Transport};
+use azure_core::time::Duration;
+use azure_identity::{
+    AzureCliCredential, AzureCliCredentialOptions, ClientAssertionCredential,
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId,
+};
+use twincast_secret::{Secret, SecretSource};
+use url::Url;
+
+use crate::assertion::{CertificateAssertion, FileAssertion};
+use crate::error::IdentityError;
+use crate::transport::Http;
+
+/// Entra of Azure's public cloud.
+const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
+
+/// Who the workload is. What is `None` is taken from the environment variables that Azure's SDKs have in common, and
+/// that workload identity sets in a pod: `AZURE_TENANT_ID`, `AZURE_CLIENT_ID`, `AZURE_FEDERATED_TOKEN_FILE`,
+/// `AZURE_CLIENT_SECRET`, `AZURE_CLIENT_CERTIFICATE_PATH`, `AZURE_AUTHORITY_HOST`.
+#[derive(Debug, Clone)]
+pub enum Identity {
+    /// A Kubernetes service account whose token is exchanged (Microsoft Entra Workload ID).
+    Workload {
+        /// The tenant.
+        tenant_id: Option<String>,
+        /// The application, or the user-assigned managed identity.
+        client_id: Option<String>,
+        /// The file with the service account's token.
+        token_file: Option<PathBuf>,
+    },
+    /// A managed identity of the machine or the App Service: system-assigned, unless an id says which.
+    Managed(Option<ManagedId>),
+    /// An application with a client secret.
+    ClientSecret {
+        /// The tenant.
+        tenant_id: Option<String>,
+        /// The application.
+        client_id: Option<String>,
+        /// The secret.
+        secret: Option<SecretSource>,
+    },
+    /// An application with a certificate.
+    ClientCertificate {
+        /// The tenant.
+        tenant_id: Option<String>,
+        /// The application.
+        client_id: Option<String>,
+        /// A PEM file with the certificate and its RSA key.
+        certificate: Option<PathBuf>,
+    },
+    /// The account that `az login` has logged in, on a developer's machine.
+    AzureCli {
+        /// The tenant, if not the account's own.
+        tenant_id: Option<String>,
+    },
+}
+
+/// A user-assigned managed identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManagedId {
+    /// By its client id.
+    ClientId(String),
+    /// By its object (principal) id.
+    ObjectId(String),
+    /// By its Azure resource id.
+    ResourceId(String),
+}
+
+/// An identity with everything that it needs.
+pub(crate) struct Resolved {
+    /// For people: "workload identity (client …, tenant …)".
+    pub(crate) name: String,
+    how: How,
+    authority: String,
+}
+
+enum How {
+    Assertion {
+        tenant_id: String,
+        client_id: String,
+        assertion: Assertion,
+    },
+    Secret {
+        tenant_id: String,
+        client_id: String,
+        secret: SecretSource,
+    },
+    Managed(Option<ManagedId>),
+    Cli(Option<String>),
+}
+
+enum Assertion {
+    File(PathBuf),
+    Certificate(PathBuf),
+}
+
+/// A variable of the environment; empty ones count as unset.
+pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Identity {
+    /// Completes the identity from the environment.
+    pub(crate) fn resolve(&self, env: Env<'_>) -> Result<Resolved, IdentityError> {
+        let authority = env("AZURE_AUTHORITY_HOST").unwrap_or_else(|| PUBLIC_CLOUD.to_owned());
+        if !Url::parse(&authority).is_ok_and(|url| url.scheme() == "https") {
+            return Err(IdentityError::Invalid {
+                identity: self.kind(),
+                setting: "AZURE_AUTHORITY_HOST",
+                found: authority,
+                allowed: "it must be an address such as https://login.microsoftonline.com",
+            });
+        }
+        let application = |tenant: &Option<String>, client: &Option<String>| {
+            let tenant = self.value(
+                tenant.clone(),
+                env,
+                "the tenant",
+                "tenant_id",
+                "AZURE_TENANT_ID",
+            )?;
+            let client = self.value(
+                client.clone(),
+                env,
+                "the client",
+                "client_id",
+                "AZURE_CLIENT_ID",
+            )?;
+            self.check_id("tenant_id", &tenant)?;
+            self.check_id("client_id", &client)?;
+            let name = format!("{} (client {client}, tenant {tenant})", self.kind());
+            Ok((tenant, client, name))
+        };
+        let (name, how) = match self {
+            Self::Workload {
+                tenant_id,
+                client_id,
+                token_file,
+            } => {
+                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
+                let file = self.value(
+                    token_file.clone(),
+                    env,
+                    "the service account's token",
+                    "token_file",
+                    "AZURE_FEDERATED_TOKEN_FILE",
+                )?;
+                let assertion = Assertion::File(file);
+                (
+                    name,
+                    How::Assertion {
+                        tenant_id,
+                        client_id,
+                        assertion,
+                    },
+                )
+            }
+            Self::ClientCertificate {
+                tenant_id,
+                client_id,
+                certificate,
+            } => {
+                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
+                let file = self.value(
+                    certificate.clone(),
+                    env,
+                    "a certificate",
+                    "client_certificate_file",
+                    "AZURE_CLIENT_CERTIFICATE_PATH",
+                )?;
+                let assertion = Assertion::Certificate(file);
+                (
+                    name,
+                    How::Assertion {
+                        tenant_id,
+                        client_id,
+                        assertion,
+                    },
+                )
+            }
+            Self::ClientSecret {
+                tenant_id,
+                client_id,
+                secret,
+            } => {
+                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
+                let secret = match secret {
+                    Some(secret) => secret.clone(),
+                    None => SecretSource::Fixed(Secret::new(self.value::<String>(
+                        None,
+                        env,
+                        "a client secret",
+                        "client_secret_file",
+                        "AZURE_CLIENT_SECRET",
+                    )?)),
+                };
+                (
+                    name,
+                    How::Secret {
+                        tenant_id,
+                        client_id,
+                        secret,
+                    },
+                )
+            }
+            Self::Managed(id) => {
+                let which = match id {
+                    None => "system-assigned".to_owned(),
+                    Some(ManagedId::ClientId(id)) => format!("client {id}"),
+                    Some(ManagedId::ObjectId(id)) => format!("object {id}"),
+                    Some(ManagedId::ResourceId(id)) => format!("resource {id}"),
+                };
+                (
+                    format!("{} ({which})", self.kind()),
+                    How::Managed(id.clone()),
+                )
+            }
+            Self::AzureCli { tenant_id } => {
+                if let Some(tenant) = tenant_id {
+                    self.check_id("tenant_id", tenant)?;
+                }
+                (self.kind().to_owned(), How::Cli(tenant_id.clone()))
+            }
+        };
+        Ok(Resolved {
+            name,
+            how,
+            authority,
+        })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Workload { .. } => "workload identity",
+            Self::Managed(_) => "managed identity",
+            Self::ClientSecret { .. } => "client secret",
+            Self::ClientCertificate { .. } => "client certificate",
+            Self::AzureCli { .. } => "Azure CLI login",
+        }
+    }
+
+    fn value<T: From<String>>(
+        &self,
+        given: Option<T>,
+        env: Env<'_>,
+        what: &'static str,
+        setting: &'static str,
+        variable: &'static str,
+    ) -> Result<T, IdentityError> {
+        given
+            .or_else(|| env(variable).map(T::from))
+            .ok_or(IdentityError::Missing {
+                identity: self.kind(),
+                what,
+                setting,
+                variable,
+            })
+    }
+
+    fn check_id(&self, setting: &'static str, id: &str) -> Result<(), IdentityError> {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if !id.is_empty() && id.len() <= 253 && id.chars().all(is_allowed) {
+            return Ok(());
+        }
+        Err(IdentityError::Invalid {
+            identity: self.kind(),
+            setting,
+            found: id.chars().take(80).collect(),
+            allowed: "it must be an id of letters, digits, '-' and '.'",
+        })
+    }
+}
+
+impl Resolved {
+    /// A credential that has seen nothing yet: it asks for a token anew, and reads its secret anew.
+    pub(crate) fn credential(
+        &self,
+        web: &Http,
+        metadata: &Http,
+    ) -> Result<Arc<dyn TokenCredential>, Box<dyn std::error::Error + Send + Sync>> {
+        let client_options = |http: &Http| ClientOptions {
+            transport: Some(Transport::new(Arc::new(http.clone()))),
+            retry: RetryOptions::exponential(ExponentialRetryOptions {
+                max_retries: 2,
+                max_total_elapsed: Duration::seconds(20),
+                ..Default::default()
+            }),
+            cloud: Some(Arc::new(CloudConfiguration::from({
+                let mut cloud = CustomConfiguration::default();
+                cloud.authority_host.clone_from(&self.authority);
+                cloud
+            }))),
+            ..ClientOptions::default()
+        };
+        Ok(match &self.how {
+            How::Assertion {
+                tenant_id,
+                client_id,
+                assertion,
+            } => {
+                let options = Some(ClientAssertionCredentialOptions {
+                    client_options: client_options(web),
+                });
+                let (tenant, client) = (tenant_id.clone(), client_id.clone());
+                match assertion {
+                    Assertion::File(path) => {
+                        let assertion = FileAssertion { path: path.clone() };
+                        ClientAssertionCredential::new(tenant, client, assertion, options)?
+                    }
+                    Assertion::Certificate(path) => {
+                        let authority = self.authority.trim_end_matches('/');
+                        let assertion = CertificateAssertion {
+                            path: path.clone(),
+                            client_id: client_id.clone(),
+                            audience: format!("{authority}/{tenant_id}/oauth2/v2.0/token"),
+                        };
+                        ClientAssertionCredential::new(tenant, client, assertion, options)?
+                    }
+                }
+            }
+            How::Secret {
+                tenant_id,
+                client_id,
+                secret,
+            } => {
+                let options = Some(ClientSecretCredentialOptions {
+                    client_options: client_options(web),
+                });
+                let secret = secret.read()?.expose().to_owned();
+                ClientSecretCredential::new(tenant_id, client_id.clone(), secret.into(), options)?
+            }
+            How::Managed(id) => {
+                ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
+                    user_assigned_id: id.clone().map(|id| match id {
+                        ManagedId::ClientId(id) => UserAssignedId::ClientId(id),
+                        ManagedId::ObjectId(id) => UserAssignedId::ObjectId(id),
+                        ManagedId::ResourceId(id) => UserAssignedId::ResourceId(id),
+                    }),
+                    client_options: client_options(metadata),
+                }))?
+            }
+            How::Cli(tenant_id) => AzureCliCredential::new(Some(AzureCliCredentialOptions {
+                tenant_id: tenant_id.clone(),
+                ..AzureCliCredentialOptions::default()
+            }))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload() -> Identity {
+        Identity::Workload {
+            tenant_id: None,
+            client_id: None,
+            token_file: None,
+        }
+    }
+
+    #[test]
+    fn the_environment_completes_what_is_not_set() {
+        let env = |name: &str| match name {
+            "AZURE_TENANT_ID" => Some("t".to_owned()),
+            "AZURE_CLIENT_ID" => Some("c".to_owned()),
+            "AZURE_FEDERATED_TOKEN_FILE" => Some("/var/run/token".to_owned()),
+            _ => None,
+        };
+        let resolved = workload().resolve(&env).unwrap();
+        assert_eq!(resolved.name, "workload identity (client c, tenant t)");
+        assert_eq!(resolved.authority, PUBLIC_CLOUD);
+        let set = Identity::ClientSecret {
+            tenant_id: Some("other".to_owned()),
+            client_id: None,
+            secret: Some(SecretSource::Fixed(Secret::new("s"))),
+        };
+        let resolved = set.resolve(&env).unwrap();
+        assert_eq!(resolved.name, "client secret (client c, tenant other)");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let none = |_: &str| None;
+        let error = workload().resolve(&none).err().unwrap().to_string();
+        assert!(
+            error.contains("tenant_id") && error.contains("AZURE_TENANT_ID"),
+            "{error}"
+        );
+        let plain = |name: &str| (name == "AZURE_AUTHORITY_HOST").then(|| "http://x".to_owned());
+        let error = workload().resolve(&plain).err().unwrap().to_string();
+        assert!(error.contains("AZURE_AUTHORITY_HOST"), "{error}");
+        let odd = Identity::AzureCli {
+            tenant_id: Some("a b; rm".to_owned()),
+        };
+        let error = odd.resolve(&none).err().unwrap().to_string();
+        assert!(error.contains("tenant_id"), "{error}");
+    }
+}
