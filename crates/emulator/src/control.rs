@@ -8,6 +8,7 @@
 //! | `GET /devices/{id}/connection-string` | what a client needs to be the device, as text |
 //! | `GET /sessions` | the devices that are connected, see [`SessionReport`](crate::SessionReport) |
 //! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
+//! | `PUT /policies/{name}/keys` | replaces a policy's keys: `{"primary": …, "secondary": …}`, base64 |
 //! | `GET /principals`, `PUT /principals/{clientId}/roles` | the principals of Microsoft Entra ID, and their roles |
 //! | `GET /metadata/identity/oauth2/token` | the token of a managed identity, as at a virtual machine's metadata endpoint |
 //! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
@@ -83,6 +84,7 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
             "/faults",
             get(get_faults).put(put_faults).patch(patch_faults),
         )
+        .route("/policies/{name}/keys", put(set_keys))
         .route("/principals", get(principals))
         .route("/principals/{id}/roles", put(set_roles))
         .route("/metadata/identity/oauth2/token", get(metadata))
@@ -212,6 +214,34 @@ fn export_piece(hub: &Hub, devices: std::ops::Range<u32>) -> String {
         lines.push_str("]}\n");
     }
     lines
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyKeys {
+    primary: String,
+    secondary: String,
+}
+
+async fn set_keys(
+    State(hub): State<HubHandle>,
+    Path(policy): Path<String>,
+    body: Bytes,
+) -> Response {
+    let decode = |key: &String| base64::engine::general_purpose::STANDARD.decode(key);
+    let keys = serde_json::from_slice::<PolicyKeys>(&body).ok();
+    let keys =
+        keys.and_then(|keys| Some((decode(&keys.primary).ok()?, decode(&keys.secondary).ok()?)));
+    let Some((primary, secondary)) = keys else {
+        let text = "the body is not {\"primary\": ..., \"secondary\": ...} with keys in base64\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    };
+    if hub.set_keys(&policy, primary, secondary) {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        let text = format!("there is no policy '{policy}'\n");
+        (StatusCode::NOT_FOUND, text).into_response()
+    }
 }
 
 async fn principals(State(hub): State<HubHandle>) -> Json<Value> {

@@ -17,7 +17,7 @@ use crate::certificate::{self, Identity, IdentityError};
 use crate::config::HubConfig;
 use crate::control::{self, MessageReport};
 use crate::dps::Enrollments;
-use crate::entra::{Directory, Issuer};
+use crate::entra::{Directory, Issuer, Role};
 use crate::faults::Faults;
 use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, SessionReport, Summary};
 use crate::rest::{self, Prefixed};
@@ -160,7 +160,8 @@ impl RunningHub {
     #[must_use]
     pub fn connection_string_for(&self, policy: &str) -> Option<String> {
         let hub = &self.handle.hub;
-        let policy = hub.policies().iter().find(|known| known.name == policy)?;
+        let policies = hub.policies();
+        let policy = policies.iter().find(|known| known.name == policy)?;
         let host = &hub.config.host_name;
         let standard = self.amqp_addr.port() == 5671 && self.https_addr.port() == 443;
         let port = if standard {
@@ -420,6 +421,25 @@ impl HubHandle {
     /// Replaces all faults.
     pub fn set_faults(&self, faults: Faults) {
         self.hub.faults.set(faults);
+    }
+
+    /// Replaces the keys of a shared access policy, as a person regenerates them; `false` if there is no such policy.
+    pub fn set_keys(&self, policy: &str, primary: Vec<u8>, secondary: Vec<u8>) -> bool {
+        self.hub.set_keys(policy, primary, secondary)
+    }
+
+    /// Replaces the roles of a principal of Microsoft Entra ID; `false` if there is no such principal, or no such role.
+    pub fn set_roles(&self, client_id: &str, roles: &[&str]) -> bool {
+        let roles = roles.iter().map(|role| Role::try_from((*role).to_owned()));
+        let principal = self.hub.issuer.as_ref();
+        let principal = principal.and_then(|issuer| issuer.directory().principal(client_id));
+        match (principal, roles.collect()) {
+            (Some(principal), Ok(roles)) => {
+                principal.set_roles(roles);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Cuts all AMQP connections now.

@@ -9,7 +9,9 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
 
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
@@ -123,6 +125,15 @@ async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
     let mut session = Session::begin(&mut connection).await?;
     let mut answers = Receiver::attach(&mut session, "cbs-r", "$cbs").await?;
     let mut cbs = Sender::attach(&mut session, "cbs-s", "$cbs").await?;
+    let connection_string: ConnectionString = hub.connection_string().parse()?;
+    let key = base64::engine::general_purpose::STANDARD.decode(connection_string.key().expose())?;
+    let expiry = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3_600;
+    let token = twincast_iothub::sign(
+        connection_string.host_name(),
+        connection_string.key_name(),
+        &key,
+        expiry,
+    );
     let put = Message::builder()
         .properties(Properties::builder().message_id(1_u64).build())
         .application_properties(
@@ -132,9 +143,7 @@ async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
                 .insert("name", client.host_name())
                 .build(),
         )
-        .body(AmqpValue(
-            client.tokens().token().token().expose().to_owned(),
-        ))
+        .body(AmqpValue(token.expose().to_owned()))
         .build();
     cbs.send(put).await?;
     let answer = answers.recv::<Body<Value>>().await?;

@@ -8,10 +8,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::c2d::ConnectionFailure;
 use crate::clock::{ClockOffset, HubClock};
-use crate::connection_string::ConnectionString;
+use crate::connection_string::{ConnectionString, HubAddress};
+use crate::credentials::{Credentials, Right, SharedAccess, Shown};
 use crate::options::{ClientOptions, Endpoint, OptionsError};
 use crate::rest::transport::Transport;
-use crate::sas::TokenProvider;
 use crate::tls::{self, RootsError};
 
 /// The port of AMQP over TLS on every hub.
@@ -22,7 +22,7 @@ const HTTPS_PORT: u16 = 443;
 
 /// A client of one IoT Hub. Cheap to clone; nothing is dialled before it is needed.
 ///
-/// `Debug` shows host and policy, never key or tokens.
+/// `Debug` shows the host and who the client is, never keys or tokens.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<ClientInner>,
@@ -30,10 +30,9 @@ pub struct Client {
 
 pub(crate) struct ClientInner {
     pub(crate) host_name: String,
-    pub(crate) key_name: String,
     pub(crate) options: ClientOptions,
     pub(crate) clock: Arc<HubClock>,
-    pub(crate) tokens: TokenProvider,
+    pub(crate) credentials: Shown,
     pub(crate) connector: TlsConnector,
     pub(crate) amqp: Target,
     pub(crate) http: Transport,
@@ -68,32 +67,43 @@ impl Client {
     ///
     /// When an option is out of bounds or the authorities cannot be loaded.
     pub fn new(connection: &ConnectionString, options: ClientOptions) -> Result<Self, ClientError> {
+        let keys = SharedAccess::from(connection.clone());
+        Self::with_credentials(
+            connection.address(),
+            Credentials::SharedAccess(keys),
+            options,
+        )
+    }
+
+    /// As [`new`](Self::new), for a hub that is shown these credentials.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn with_credentials(
+        hub: &HubAddress,
+        credentials: Credentials,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
         options.validate()?;
         let tls = tls::client_config(&options.roots)?;
-        let dialled = connection
-            .gateway_host_name()
-            .unwrap_or(connection.host_name());
-        let https = Target::new(
-            &options.https,
-            dialled,
-            connection.port().unwrap_or(HTTPS_PORT),
-        );
-        let http = Transport::new(connection.host_name(), https, &tls, &options)
-            .map_err(ClientError::Http)?;
+        let dialled = hub.gateway_host_name().unwrap_or(hub.host_name());
+        let https = Target::new(&options.https, dialled, hub.port().unwrap_or(HTTPS_PORT));
+        let http =
+            Transport::new(hub.host_name(), https, &tls, &options).map_err(ClientError::Http)?;
         let clock = Arc::new(HubClock::default());
         Ok(Self {
             inner: Arc::new(ClientInner {
-                host_name: connection.host_name().to_owned(),
-                key_name: connection.key_name().to_owned(),
-                tokens: TokenProvider::new(connection, options.token_lifetime)
-                    .by_clock(Arc::clone(&clock)),
+                host_name: hub.host_name().to_owned(),
+                credentials: Shown::new(
+                    hub.host_name(),
+                    credentials,
+                    options.token_lifetime,
+                    Arc::clone(&clock),
+                ),
                 clock,
                 connector: TlsConnector::from(tls),
-                amqp: Target::new(
-                    &options.amqp,
-                    dialled,
-                    connection.port().unwrap_or(AMQPS_PORT),
-                ),
+                amqp: Target::new(&options.amqp, dialled, hub.port().unwrap_or(AMQPS_PORT)),
                 http,
                 options,
             }),
@@ -119,28 +129,38 @@ impl Client {
     pub fn clock_offset(&self) -> Option<ClockOffset> {
         self.inner.clock.offset()
     }
-
-    /// The maker of SAS tokens for this hub.
-    #[must_use]
-    pub fn tokens(&self) -> &TokenProvider {
-        &self.inner.tokens
-    }
 }
 
 impl ClientInner {
+    /// Adds to a link's refusal what the credentials lack.
+    pub(crate) fn with_needs(&self, failure: ConnectionFailure, right: Right) -> ConnectionFailure {
+        match failure {
+            ConnectionFailure::Ended {
+                what,
+                condition,
+                description,
+            } if condition == "amqp:unauthorized-access" => ConnectionFailure::Ended {
+                what,
+                condition,
+                description: format!("{description}; {}", self.credentials.needs(right)),
+            },
+            failure => failure,
+        }
+    }
+
     /// Adds to a refusal of the credentials that this machine's clock is wrong, where it is: a token that was signed
     /// before that was known has the wrong expiry.
     pub(crate) fn with_clock(&self, failure: ConnectionFailure) -> ConnectionFailure {
         match (failure, self.clock.wrong()) {
             (
                 ConnectionFailure::Unauthorised {
-                    policy,
+                    identity,
                     status,
                     description,
                 },
                 Some(offset),
             ) => ConnectionFailure::Unauthorised {
-                policy,
+                identity,
                 status,
                 description: format!("{description} (this machine's clock is {offset} the hub's)"),
             },
@@ -153,7 +173,7 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("host_name", &self.inner.host_name)
-            .field("key_name", &self.inner.key_name)
+            .field("identity", &self.inner.credentials.identity())
             .finish_non_exhaustive()
     }
 }

@@ -20,11 +20,60 @@ use twincast_secret::Secret;
 /// `Debug` shows the host and the policy, never the key.
 #[derive(Clone)]
 pub struct ConnectionString {
-    host_name: String,
-    port: Option<u16>,
+    address: HubAddress,
     key_name: String,
     key: Secret,
+}
+
+/// Where a hub is: its host name, and a port if it is not the usual ones.
+///
+/// Read from text such as `contoso.azure-devices.net`. Hubs have the host names `{hub}.azure-devices.net`,
+/// `{hub}.service.azure-devices.net` and, in sovereign clouds, others; each is taken as it is, and is a hub of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubAddress {
+    host_name: String,
+    port: Option<u16>,
     gateway_host_name: Option<String>,
+}
+
+impl HubAddress {
+    /// The hub's host name, in lower case.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        &self.host_name
+    }
+
+    /// The port that the host name carries, if any: for both protocols.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// The host to dial instead of the hub itself, if the connection string names a gateway.
+    #[must_use]
+    pub fn gateway_host_name(&self) -> Option<&str> {
+        self.gateway_host_name.as_deref()
+    }
+}
+
+impl FromStr for HubAddress {
+    type Err = ConnectionStringError;
+
+    fn from_str(text: &str) -> Result<Self, ConnectionStringError> {
+        let (host_name, port) = match text.trim().split_once(':') {
+            None => (host("HostName", text.trim())?, None),
+            Some((name, port)) => {
+                let port = port.parse().ok().filter(|port| *port > 0);
+                let port = port.ok_or(ConnectionStringError::NotAHostName("HostName"))?;
+                (host("HostName", name)?, Some(port))
+            }
+        };
+        Ok(Self {
+            host_name,
+            port,
+            gateway_host_name: None,
+        })
+    }
 }
 
 /// Why a connection string was refused. Never holds a value of the string.
@@ -104,14 +153,7 @@ impl ConnectionString {
         key_name: &str,
         key: Secret,
     ) -> Result<Self, ConnectionStringError> {
-        let (host_name, port) = match host_name.split_once(':') {
-            None => (host("HostName", host_name)?, None),
-            Some((name, port)) => {
-                let port = port.parse().ok().filter(|port| *port > 0);
-                let port = port.ok_or(ConnectionStringError::NotAHostName("HostName"))?;
-                (host("HostName", name)?, Some(port))
-            }
-        };
+        let address = host_name.parse()?;
         if key_name.is_empty() {
             return Err(ConnectionStringError::EmptyValue("SharedAccessKeyName"));
         }
@@ -123,11 +165,9 @@ impl ConnectionString {
             return Err(ConnectionStringError::KeyNotBase64);
         }
         Ok(Self {
-            host_name,
-            port,
+            address,
             key_name: key_name.to_owned(),
             key,
-            gateway_host_name: None,
         })
     }
 
@@ -154,16 +194,22 @@ impl ConnectionString {
             })
     }
 
+    /// Where the hub is.
+    #[must_use]
+    pub fn address(&self) -> &HubAddress {
+        &self.address
+    }
+
     /// The hub's host name, in lower case.
     #[must_use]
     pub fn host_name(&self) -> &str {
-        &self.host_name
+        self.address.host_name()
     }
 
     /// The port that the host name carries, if any: for both protocols.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
-        self.port
+        self.address.port()
     }
 
     /// The name of the shared access policy.
@@ -181,7 +227,7 @@ impl ConnectionString {
     /// The host to dial instead of the hub itself, if the string names a gateway.
     #[must_use]
     pub fn gateway_host_name(&self) -> Option<&str> {
-        self.gateway_host_name.as_deref()
+        self.address.gateway_host_name()
     }
 }
 
@@ -221,21 +267,18 @@ impl FromStr for ConnectionString {
         let gateway_host_name = gateway
             .map(|name| host("GatewayHostName", name))
             .transpose()?;
-        Ok(Self {
-            gateway_host_name,
-            ..Self::new(host_name, key_name, Secret::new(key))?
-        })
+        let mut parsed = Self::new(host_name, key_name, Secret::new(key))?;
+        parsed.address.gateway_host_name = gateway_host_name;
+        Ok(parsed)
     }
 }
 
 impl fmt::Debug for ConnectionString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionString")
-            .field("host_name", &self.host_name)
-            .field("port", &self.port)
+            .field("address", &self.address)
             .field("key_name", &self.key_name)
             .field("key", &self.key)
-            .field("gateway_host_name", &self.gateway_host_name)
             .finish()
     }
 }

@@ -13,8 +13,8 @@
 //!   which is told ([`Client::clock_offset`]).
 //! * **Tells people what to do.** Connection failures are told apart by name, TCP, certificate and credentials.
 //!
-//! It is not for devices, does not manage the registry, and needs a shared access policy (`service` suffices for
-//! everything but [`Client::statistics`]).
+//! It is not for devices, and does not manage the registry. It needs a shared access policy (`service` suffices for
+//! everything but [`Client::statistics`]) or an identity of Microsoft Entra ID with the role IoT Hub Data Contributor.
 //!
 //! # Example
 //!
@@ -65,6 +65,7 @@ mod client;
 mod clock;
 mod connect_error;
 mod connection_string;
+mod credentials;
 mod feedback;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -84,7 +85,10 @@ pub use c2d::{
 pub use client::{Client, ClientError};
 pub use clock::ClockOffset;
 pub use connect_error::ConnectError;
-pub use connection_string::{ConnectionString, ConnectionStringError, LoadConnectionStringError};
+pub use connection_string::{
+    ConnectionString, ConnectionStringError, HubAddress, LoadConnectionStringError,
+};
+pub use credentials::{Credentials, CredentialsError, SharedAccess};
 pub use feedback::{
     FeedbackBatch, FeedbackError, FeedbackReceiver, FeedbackRecord, FeedbackStatus, SettleError,
     UnparsableFeedback, UnreadableRecord,
@@ -94,7 +98,7 @@ pub use rest::{
     ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
 };
-pub use sas::{SAS_TOKEN_TYPE, SasToken, TokenProvider, sign};
+pub use sas::{SAS_TOKEN_TYPE, sign};
 pub use tls::{RootsError, client_config};
 pub use twincast_secret::Secret;
 

@@ -3,10 +3,8 @@
 //! A token is `SharedAccessSignature sr={R}&sig={S}&se={E}&skn={P}`: `R` is the percent-encoded resource (for a
 //! service the bare host name), `E` the expiry in Unix seconds, `P` the policy, and `S` the percent-encoded base64 of
 //! HMAC-SHA256 over `R`, a newline and `E`, keyed with the base64-decoded policy key (Microsoft's documentation of
-//! IoT Hub access control). [`sign`] is pure; [`TokenProvider`] adds a clock and remembers the last token.
+//! IoT Hub access control).
 
-use std::fmt;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -15,11 +13,10 @@ use hmac::{Hmac, Mac as _};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rand::RngExt as _;
 use sha2::Sha256;
+use twincast_secret::Secret;
 use zeroize::Zeroizing;
 
-use crate::clock::HubClock;
 use crate::connection_string::ConnectionString;
-use twincast_secret::Secret;
 
 /// What is left as it is in a token: the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -39,7 +36,7 @@ pub const SAS_TOKEN_TYPE: &str = "servicebus.windows.net:sastoken";
 
 /// A signed token with the times that matter. `Debug` does not show the token.
 #[derive(Debug, Clone)]
-pub struct SasToken {
+pub(crate) struct SasToken {
     token: Secret,
     renew_at: SystemTime,
     expires_at: SystemTime,
@@ -47,34 +44,39 @@ pub struct SasToken {
     lives_until: SystemTime,
 }
 
-/// Makes tokens for one hub and policy, and renews them at 75–85 % of their life (jittered, so that many workers do
-/// not renew at once). Shared by REST and AMQP.
-pub struct TokenProvider {
+/// Makes tokens of one key, which are to be renewed at 75–85 % of their life (jittered, so that many workers do not
+/// renew at once).
+pub(crate) struct Signer {
     resource: String,
     key_name: String,
-    key: Zeroizing<Vec<u8>>,
+    key: Secret,
+    decoded: Zeroizing<Vec<u8>>,
     lifetime: Duration,
-    clock: Arc<HubClock>,
-    current: Mutex<Option<SasToken>>,
 }
 
 impl SasToken {
     /// The whole token, `SharedAccessSignature …`.
-    #[must_use]
-    pub fn token(&self) -> &Secret {
+    pub(crate) fn token(&self) -> &Secret {
         &self.token
     }
 
     /// From when on it should be replaced, on this machine's clock.
-    #[must_use]
-    pub fn renew_at(&self) -> SystemTime {
+    pub(crate) fn renew_at(&self) -> SystemTime {
         self.renew_at
     }
 
     /// From when on the hub refuses it, on the hub's own clock.
-    #[must_use]
-    pub fn expires_at(&self) -> SystemTime {
+    pub(crate) fn expires_at(&self) -> SystemTime {
         self.expires_at
+    }
+
+    /// Whether the token is fresh at `now`, when the hub's clock shows `hub_now`.
+    ///
+    /// A token that expires further away than one `lifetime` was made by a clock that has since gone back, and one that
+    /// the hub sees expire at another time than was meant was made before the hub's clock was known.
+    pub(crate) fn serves(&self, lifetime: Duration, now: SystemTime, hub_now: SystemTime) -> bool {
+        let lifetime = lifetime.max(Duration::from_secs(60));
+        now < self.renew_at && self.lives_until <= now + lifetime && self.is_of_offset(now, hub_now)
     }
 
     /// Whether the hub sees it expire when it was meant to, but for [`OFFSET_CHANGES`].
@@ -88,93 +90,41 @@ impl SasToken {
     }
 }
 
-impl TokenProvider {
+impl Signer {
     /// Signs for the host of `connection` with tokens of `lifetime` (at least one minute is used, so that clock skew
     /// of a few seconds does no harm).
-    #[must_use]
-    pub fn new(connection: &ConnectionString, lifetime: Duration) -> Self {
-        let key = STANDARD
+    pub(crate) fn new(connection: &ConnectionString, lifetime: Duration) -> Self {
+        let decoded = STANDARD
             .decode(connection.key().expose())
             .expect("a connection string's key was checked to be base64 when it was made");
         Self {
             resource: connection.host_name().to_owned(),
             key_name: connection.key_name().to_owned(),
-            key: Zeroizing::new(key),
+            key: connection.key().clone(),
+            decoded: Zeroizing::new(decoded),
             lifetime: lifetime.max(Duration::from_secs(60)),
-            clock: Arc::default(),
-            current: Mutex::new(None),
         }
     }
 
-    /// The same, whose tokens expire by a clock of the hub's.
-    pub(crate) fn by_clock(self, clock: Arc<HubClock>) -> Self {
-        Self { clock, ..self }
+    pub(crate) fn key_name(&self) -> &str {
+        &self.key_name
     }
 
-    /// What the tokens are for: the bare, lower-case host name. It is the audience of a put-token, too.
-    #[must_use]
-    pub fn audience(&self) -> &str {
-        &self.resource
+    pub(crate) fn key(&self) -> &Secret {
+        &self.key
     }
 
-    /// The token to use at `now`, where the hub's clock is the same: the last one while it is fresh, else a new one.
-    pub fn token_at(&self, now: SystemTime) -> SasToken {
-        self.token_for(now, now)
-    }
-
-    /// The token to use at `now` on this machine's clock, when the hub's shows `hub_now`.
-    fn token_for(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
-        let mut current = self
-            .current
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        match &*current {
-            // A token that expires further away than one lifetime was made by a clock that has since gone back, and
-            // one that the hub sees expire at another time than was meant before the hub's clock was known.
-            Some(token)
-                if now < token.renew_at
-                    && token.lives_until <= now + self.lifetime
-                    && token.is_of_offset(now, hub_now) =>
-            {
-                token.clone()
-            }
-            _ => current.insert(self.mint(now, hub_now)).clone(),
-        }
-    }
-
-    /// The token to use now, by the system's clock and what is known of the hub's.
-    pub fn token(&self) -> SasToken {
-        let now = SystemTime::now();
-        self.token_for(now, self.clock.hub_time(now))
-    }
-
-    /// Forgets the last token: the next one is new. For use after the hub refused one.
-    pub fn invalidate(&self) {
-        *self
-            .current
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-    }
-
-    fn mint(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
+    /// A new token at `now` on this machine's clock, when the hub's shows `hub_now`.
+    pub(crate) fn sign(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
         let expiry = hub_now.duration_since(UNIX_EPOCH).unwrap_or_default() + self.lifetime;
         let share = rand::rng().random_range(RENEW_BETWEEN.0..RENEW_BETWEEN.1);
+        let (resource, name) = (&self.resource, &self.key_name);
         SasToken {
-            token: sign(&self.resource, &self.key_name, &self.key, expiry.as_secs()),
+            token: sign(resource, name, &self.decoded, expiry.as_secs()),
             renew_at: now + self.lifetime.mul_f64(share),
             expires_at: UNIX_EPOCH + Duration::from_secs(expiry.as_secs()),
             lives_until: now + self.lifetime,
         }
-    }
-}
-
-impl fmt::Debug for TokenProvider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProvider")
-            .field("resource", &self.resource)
-            .field("key_name", &self.key_name)
-            .field("lifetime", &self.lifetime)
-            .finish_non_exhaustive()
     }
 }
 
@@ -198,10 +148,12 @@ pub fn sign(resource: &str, key_name: &str, key: &[u8], expiry: u64) -> Secret {
 mod tests {
     use super::*;
 
-    fn provider(lifetime: u64) -> TokenProvider {
+    const LIFETIME: Duration = Duration::from_secs(1_000);
+
+    fn signer() -> Signer {
         let connection =
             ConnectionString::new("Hub.Example.Net", "service", Secret::new("c2VjcmV0")).unwrap();
-        TokenProvider::new(&connection, Duration::from_secs(lifetime))
+        Signer::new(&connection, LIFETIME)
     }
 
     fn at(seconds: u64) -> SystemTime {
@@ -229,60 +181,36 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_kept_until_three_quarters_and_gone_after_85_percent() {
-        let provider = provider(1_000);
-        let first = provider.token_at(at(5_000));
-        assert_eq!(first.expires_at(), at(6_000));
-        assert_eq!(
-            provider.token_at(at(5_749)).token().expose(),
-            first.token().expose()
-        );
-        assert_ne!(
-            provider.token_at(at(5_850)).token().expose(),
-            first.token().expose()
-        );
+    fn a_token_serves_until_three_quarters_and_not_after_85_percent() {
+        let token = signer().sign(at(5_000), at(5_000));
+        assert_eq!(token.expires_at(), at(6_000));
+        assert!(token.serves(LIFETIME, at(5_749), at(5_749)));
+        assert!(!token.serves(LIFETIME, at(5_850), at(5_850)));
     }
 
     #[test]
-    fn a_clock_that_goes_back_gets_a_new_token() {
-        let provider = provider(1_000);
-        let first = provider.token_at(at(50_000));
-        assert!(provider.token_at(at(10_000)).expires_at() < first.expires_at());
+    fn a_clock_that_goes_back_needs_a_new_token() {
+        let token = signer().sign(at(50_000), at(50_000));
+        assert!(!token.serves(LIFETIME, at(10_000), at(10_000)));
     }
 
     #[test]
     fn a_token_expires_by_the_hubs_clock_and_is_renewed_by_this_machines() {
-        let provider = provider(1_000);
+        let signer = signer();
         // The hub's clock is not known yet, then found to be a quarter of an hour ahead.
-        let first = provider.token_at(at(5_000));
-        assert_eq!(first.expires_at(), at(6_000));
-        let second = provider.token_for(at(5_010), at(5_910));
+        let first = signer.sign(at(5_000), at(5_000));
+        assert!(!first.serves(LIFETIME, at(5_010), at(5_910)));
+        let second = signer.sign(at(5_010), at(5_910));
         assert_eq!(second.expires_at(), at(6_910));
         assert!((at(5_760)..at(5_861)).contains(&second.renew_at()));
         // A second of difference between two observations is no reason for another one.
-        let third = provider.token_for(at(5_020), at(5_921));
-        assert_eq!(third.token().expose(), second.token().expose());
-        let behind = provider.token_for(at(5_030), at(1_000));
-        assert_eq!(behind.expires_at(), at(2_000));
+        assert!(second.serves(LIFETIME, at(5_020), at(5_921)));
+        assert!(!second.serves(LIFETIME, at(5_030), at(1_000)));
     }
 
     #[test]
-    fn a_refused_token_is_not_used_again() {
-        let provider = provider(1_000);
-        let first = provider.token_at(at(5_000));
-        provider.invalidate();
-        assert_ne!(
-            provider.token_at(at(5_001)).token().expose(),
-            first.token().expose()
-        );
-    }
-
-    #[test]
-    fn debug_shows_neither_key_nor_token() {
-        let provider = provider(1_000);
-        let token = provider.token_at(at(5_000));
-        let text = format!("{provider:?} {token:?}");
+    fn debug_does_not_show_the_token() {
+        let text = format!("{:?}", signer().sign(at(5_000), at(5_000)));
         assert!(!text.contains("sig="), "{text}");
-        assert!(!text.contains("secret\""), "{text}");
     }
 }

@@ -87,7 +87,7 @@ impl State {
 pub(crate) struct Hub {
     pub(crate) config: HubConfig,
     pub(crate) names: Vec<String>,
-    policies: Vec<Policy>,
+    policies: RwLock<Arc<[Policy]>>,
     limits: Limits,
     started: Instant,
     started_ms: u64,
@@ -145,7 +145,7 @@ impl Hub {
         let registry = Registry::new(Arc::new(config.fleet.clone()), started_ms, added_conduct);
         Self {
             names: config.names(),
-            policies,
+            policies: RwLock::new(policies.into()),
             limits,
             started: Instant::now(),
             started_ms,
@@ -196,8 +196,23 @@ impl Hub {
         self.started.elapsed()
     }
 
-    pub(crate) fn policies(&self) -> &[Policy] {
-        &self.policies
+    pub(crate) fn policies(&self) -> Arc<[Policy]> {
+        let policies = self.policies.read();
+        Arc::clone(&policies.unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Replaces the keys of a policy; `false` if there is no such policy. Tokens of the old keys are refused from now
+    /// on, and connections that were opened with them go on until these end.
+    pub(crate) fn set_keys(&self, policy: &str, primary: Vec<u8>, secondary: Vec<u8>) -> bool {
+        let held = self.policies.write();
+        let mut held = held.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut policies = held.to_vec();
+        let Some(found) = policies.iter_mut().find(|known| known.name == policy) else {
+            return false;
+        };
+        (found.primary_key, found.secondary_key) = (primary, secondary);
+        *held = policies.into();
+        true
     }
 
     pub(crate) fn registry(&self) -> RwLockReadGuard<'_, Registry> {
@@ -232,7 +247,7 @@ impl Hub {
         if !self.config.local_auth {
             return Err(TokenError::LocalAuthDisabled);
         }
-        verify(token, &self.policies, &self.names, self.now_s())
+        verify(token, &self.policies(), &self.names, self.now_s())
     }
 
     /// Asks the throttle of `operation` for `count` permits.

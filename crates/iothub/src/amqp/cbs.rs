@@ -24,8 +24,8 @@ use tracing::debug;
 
 use crate::c2d::ConnectionFailure;
 use crate::client::ClientInner;
+use crate::credentials::HubToken;
 use crate::hub_message::cut;
-use crate::sas::{SAS_TOKEN_TYPE, SasToken};
 
 use super::connection::{broken, receiver_attach_failure, sender_attach_failure};
 
@@ -62,11 +62,15 @@ impl Cbs {
     pub(crate) async fn put_token(
         &mut self,
         client: &ClientInner,
-    ) -> Result<SasToken, ConnectionFailure> {
+    ) -> Result<HubToken, ConnectionFailure> {
         let limit = client.options.token_timeout;
         let mut forgiven = false;
         loop {
-            let token = client.tokens.token();
+            let token = client
+                .credentials
+                .token()
+                .await
+                .map_err(ConnectionFailure::NoToken)?;
             let answer = timeout(limit, self.exchange(client, &token)).await;
             let (status, description) = answer.map_err(|_| ConnectionFailure::Timeout {
                 stage: "putting the token",
@@ -75,10 +79,10 @@ impl Cbs {
             match status {
                 Some(200 | 202) => return Ok(token),
                 Some(status @ (401 | 403)) => {
-                    client.tokens.invalidate();
+                    client.credentials.refused();
                     if mem::replace(&mut forgiven, true) {
                         return Err(ConnectionFailure::Unauthorised {
-                            policy: client.key_name.clone(),
+                            identity: client.credentials.identity(),
                             status,
                             description,
                         });
@@ -98,7 +102,7 @@ impl Cbs {
     async fn exchange(
         &mut self,
         client: &ClientInner,
-        token: &SasToken,
+        token: &HubToken,
     ) -> Result<(Option<i32>, String), ConnectionFailure> {
         self.requests += 1;
         let id = MessageId::String(format!("put-token-{}", self.requests));
@@ -113,11 +117,11 @@ impl Cbs {
             .application_properties(
                 ApplicationProperties::builder()
                     .insert("operation", "put-token")
-                    .insert("type", SAS_TOKEN_TYPE)
-                    .insert("name", client.tokens.audience().to_owned())
+                    .insert("type", token.kind)
+                    .insert("name", client.credentials.audience().to_owned())
                     .build(),
             )
-            .body(AmqpValue(token.token().expose().to_owned()))
+            .body(AmqpValue(token.text.expose().to_owned()))
             .build();
         let outcome = self
             .sender
@@ -162,14 +166,14 @@ impl Cbs {
 pub(crate) async fn keep_fresh(
     mut cbs: Cbs,
     client: Arc<ClientInner>,
-    mut token: SasToken,
+    mut token: HubToken,
     now: Arc<Notify>,
     failed: oneshot::Sender<ConnectionFailure>,
 ) {
     loop {
         tokio::select! {
-            () = until(token.renew_at()) => {}
-            () = now.notified() => client.tokens.invalidate(),
+            () = until(token.renew_at) => {}
+            () = now.notified() => client.credentials.refused(),
         }
         let policy = &client.options.reconnect;
         let mut delays = policy.delays();
@@ -179,7 +183,7 @@ pub(crate) async fn keep_fresh(
                 Err(failure) => failure,
             };
             let wait = delays.next_delay().unwrap_or(policy.max());
-            if !failure.is_transient() || SystemTime::now() + wait >= token.expires_at() {
+            if !failure.is_transient() || SystemTime::now() + wait >= token.expires_at {
                 let _ = failed.send(failure);
                 return;
             }

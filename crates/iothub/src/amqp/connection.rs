@@ -377,11 +377,11 @@ mod tests {
         };
         let client = Client::new(&connection, options).unwrap();
         let mut open = HubConnection::open(&client.inner, "test").await.unwrap();
-        let renew_at = client.inner.tokens.token().renew_at();
+        let renew_at = client.inner.credentials.token().await.unwrap().renew_at;
         open.renew.notify_one();
         // The next token has its own moment of renewal, drawn anew.
         let renewed = async {
-            while client.inner.tokens.token().renew_at() == renew_at {
+            while client.inner.credentials.token().await.unwrap().renew_at == renew_at {
                 tokio::task::yield_now().await;
             }
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use twincast_retry::{Delays, Policy};
 
 use crate::c2d::ConnectionFailure;
-use crate::sas::TokenProvider;
+use crate::credentials::Shown;
 
 /// The waits between the connections of one link. They grow, also over connections that were not worth them.
 ///
@@ -38,14 +38,14 @@ impl Reconnects {
     /// Whether it is of no use to connect again after `failure`. A link that was refused for its token is tried once
     /// more, with a new one: the old one may have run out on the hub's clock. (A put-token that was refused has had its
     /// second try.)
-    pub(crate) fn gives_up(&mut self, failure: &ConnectionFailure, tokens: &TokenProvider) -> bool {
+    pub(crate) fn gives_up(&mut self, failure: &ConnectionFailure, credentials: &Shown) -> bool {
         if failure.is_transient() {
             return false;
         }
         if !failure.is_refused_link() || !self.forgives_token() {
             return true;
         }
-        tokens.invalidate();
+        credentials.refused();
         false
     }
 

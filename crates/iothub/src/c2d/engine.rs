@@ -156,7 +156,7 @@ impl Engine {
                 End::Lost(failure) => {
                     warn!(hub = %self.client.host_name, error = %failure, "c2d link lost");
                     self.reconnects.lost(connected_at.elapsed());
-                    if self.reconnects.gives_up(&failure, &self.client.tokens) {
+                    if self.reconnects.gives_up(&failure, &self.client.credentials) {
                         return self.fail(&failure);
                     }
                     since = SystemTime::now();
@@ -204,7 +204,9 @@ impl Engine {
                     return Ok(Some(link));
                 }
                 Some(Ok(_)) => return Ok(None),
-                Some(Err(failure)) if self.reconnects.gives_up(&failure, &self.client.tokens) => {
+                Some(Err(failure))
+                    if self.reconnects.gives_up(&failure, &self.client.credentials) =>
+                {
                     return Err(failure);
                 }
                 Some(Err(failure)) => {

@@ -17,6 +17,7 @@ use crate::amqp::connection::{
 };
 use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
+use crate::credentials::Right;
 
 use super::message::{Ack, C2dMessage, C2dTemplate, EXPIRY_MARGIN, Expiry, LONGEST_TTL};
 use super::outcome::{ConnectionFailure, Lost, NotSent, SendOutcome};
@@ -69,7 +70,9 @@ impl Link {
             .properties(link_properties(client))
             .attach(&mut connection.session);
         let (stage, limit) = ("attaching the C2D link", client.options.connect_timeout);
-        let attach = attach.map_err(|error| sender_attach_failure(stage, &error));
+        let attach = attach.map_err(|error| {
+            client.with_needs(sender_attach_failure(stage, &error), Right::SendMessages)
+        });
         let sender = attached(&kill, stage, limit, attach).await?;
         Ok(Self { sender, connection })
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::connect_error::ConnectError;
+use crate::credentials::CredentialsError;
 
 use super::refusal::Refusal;
 
@@ -79,11 +80,14 @@ pub enum ConnectionFailure {
     /// Name, TCP, TLS.
     #[error("failed to connect to the hub")]
     Connect(#[source] ConnectError),
+    /// There is nothing to show to the hub.
+    #[error("no credentials for the hub")]
+    NoToken(#[source] CredentialsError),
     /// The hub refused our credentials. Not retried.
-    #[error("hub refused the credentials of policy {policy:?} with status {status}: {description}")]
+    #[error("hub refused the credentials of {identity} with status {status}: {description}")]
     Unauthorised {
-        /// The shared access policy.
-        policy: String,
+        /// Who the client is: a policy or an identity.
+        identity: String,
         /// The put-token status, or 401 if a link was refused.
         status: i32,
         /// What the hub says.
@@ -229,6 +233,7 @@ impl ConnectionFailure {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unauthorised { .. } => false,
+            Self::NoToken(error) => error.is_transient(),
             Self::Connect(error) => error.is_transient(),
             Self::Ended { condition, .. } => !matches!(
                 condition.as_str(),
@@ -252,6 +257,7 @@ impl ConnectionFailure {
         };
         match self {
             Self::Unauthorised { .. } => shut(HubShutReason::Unauthorised),
+            Self::NoToken(error) if !error.is_transient() => shut(HubShutReason::Unauthorised),
             Self::Connect(error) if !error.is_transient() => shut(HubShutReason::Untrusted),
             Self::Ended { condition, .. } => match condition.as_str() {
                 "amqp:unauthorized-access" => shut(HubShutReason::Unauthorised),
@@ -322,7 +328,7 @@ mod tests {
     fn what_is_not_a_refusal_has_its_disposition_too() {
         let failure = Arc::new(ConnectionFailure::Stalled(Duration::from_secs(1)));
         let refused = Arc::new(ConnectionFailure::Unauthorised {
-            policy: "service".into(),
+            identity: "policy \"service\"".into(),
             status: 401,
             description: String::new(),
         });

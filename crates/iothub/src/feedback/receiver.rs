@@ -26,6 +26,7 @@ use crate::amqp::reconnects::Reconnects;
 use crate::amqp::supervise::supervised;
 use crate::c2d::{ConnectionFailure, LinkState};
 use crate::client::{Client, ClientInner};
+use crate::credentials::Right;
 use crate::hub_message::cut;
 
 use super::record::{FeedbackRecord, UnreadableRecord, read_records};
@@ -211,7 +212,7 @@ impl FeedbackReceiver {
                     }
                 },
             };
-            let gives_up = self.reconnects.gives_up(&failure, &self.client.tokens);
+            let gives_up = self.reconnects.gives_up(&failure, &self.client.credentials);
             let failure = Arc::new(failure);
             if gives_up {
                 self.state
@@ -301,7 +302,10 @@ impl FeedbackLink {
             "attaching the feedback link",
             client.options.connect_timeout,
         );
-        let attach = attach.map_err(|error| receiver_attach_failure(stage, &error));
+        let attach = attach.map_err(|error| {
+            let failure = receiver_attach_failure(stage, &error);
+            client.with_needs(failure, Right::ReceiveFeedback)
+        });
         let receiver = attached(&kill, stage, limit, attach).await?;
         Ok(Self {
             receiver,

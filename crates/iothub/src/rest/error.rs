@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::connect_error::ConnectError;
+use crate::credentials::CredentialsError;
 use crate::hub_message::HubMessage;
 
 /// An answer of the hub that says no.
@@ -36,6 +37,12 @@ pub enum RestError {
     /// No connection.
     #[error("failed to connect to the hub")]
     Connect(#[source] ConnectError),
+    /// There is nothing to show to the hub.
+    #[error("no credentials for the hub")]
+    NoToken(#[source] CredentialsError),
+    /// The token that an identity service gave is not printable ASCII.
+    #[error("token for the hub has characters that no token has")]
+    TokenNotAscii,
     /// The request or its answer broke or took too long on the way.
     #[error("request to the hub failed in transit")]
     Transit(#[source] reqwest::Error),
@@ -92,7 +99,7 @@ impl RestError {
     /// Whether the hub refused our credentials.
     #[must_use]
     pub fn is_unauthorised(&self) -> bool {
-        self.api().is_some_and(|error| error.status == 401)
+        self.api().is_some_and(ApiError::is_unauthorised)
     }
 
     /// Whether the same request may succeed later without anyone changing anything.
@@ -100,6 +107,7 @@ impl RestError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_transient(),
+            Self::NoToken(error) => error.is_transient(),
             Self::Transit(_) => true,
             Self::Api(error) => error.is_transient(),
             _ => false,
@@ -108,6 +116,12 @@ impl RestError {
 }
 
 impl ApiError {
+    /// Whether the hub refused our credentials, or what they allow.
+    #[must_use]
+    pub fn is_unauthorised(&self) -> bool {
+        self.status == 401
+    }
+
     /// Reads an answer: header first, then body, then status.
     pub(crate) fn read(
         status: u16,

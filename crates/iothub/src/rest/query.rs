@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::client::Client;
+use crate::credentials::Right;
 
 use super::error::RestError;
 use super::transport::Request;
@@ -133,6 +134,7 @@ impl QueryPages {
             path: "/devices/query",
             headers,
             body: Some(self.body.clone()),
+            right: Right::ReadTwins,
         };
         let answer = self.client.inner.request(&request).await;
         let answer = answer.map_err(|error| match error {

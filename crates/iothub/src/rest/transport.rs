@@ -16,6 +16,7 @@ use tracing::debug;
 
 use crate::client::{ClientInner, Target};
 use crate::connect_error::{ConnectError, causes};
+use crate::credentials::Right;
 use crate::options::ClientOptions;
 
 use super::error::{ApiError, RestError};
@@ -42,6 +43,8 @@ pub(crate) struct Request<'a> {
     pub(crate) path: &'a str,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Option<Bytes>,
+    /// What the hub asks of whoever makes it.
+    pub(crate) right: Right,
 }
 
 /// The hub's `2xx`.
@@ -122,9 +125,13 @@ impl Transport {
             "{}{}{join}api-version={API_VERSION}",
             self.base, request.path
         );
-        let token = client.tokens.token();
-        let mut token = HeaderValue::try_from(token.token().expose())
-            .expect("a token is percent-encoded and so printable ASCII");
+        let token = client
+            .credentials
+            .token()
+            .await
+            .map_err(RestError::NoToken)?;
+        let mut token =
+            HeaderValue::try_from(token.text.expose()).map_err(|_| RestError::TokenNotAscii)?;
         // Keeps the token out of every Debug output of the HTTP libraries.
         token.set_sensitive(true);
         let mut builder = self
@@ -155,12 +162,12 @@ impl Transport {
         let now = client.clock.hub_time(SystemTime::now());
         let after = text(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, now));
         let body = String::from_utf8_lossy(&body);
-        Err(RestError::Api(ApiError::read(
-            status.as_u16(),
-            text("iothub-errorcode"),
-            &body,
-            after,
-        )))
+        let mut error = ApiError::read(status.as_u16(), text("iothub-errorcode"), &body, after);
+        if error.is_unauthorised() {
+            let needs = client.credentials.needs(request.right);
+            error.message = format!("{}; {needs}", error.message);
+        }
+        Err(RestError::Api(error))
     }
 
     /// Asks for nothing but an answer, whose `Date` is what is wanted: any will do. Without a token, which the hub would
@@ -258,7 +265,7 @@ impl ClientInner {
                 return Err(error);
             };
             if reason == RetryReason::TokenRefused {
-                self.tokens.invalidate();
+                self.credentials.refused();
             }
             debug!(?reason, ?wait, attempt, %error, "hub request will be retried");
             if let Some(hook) = &self.options.on_retry {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::client::Client;
+use crate::credentials::Right;
 
 use super::error::RestError;
 use super::transport::Request;
@@ -89,7 +90,8 @@ impl Client {
     /// Those of a request; [`RestError::is_not_found`] tells that there is no such device.
     pub async fn twin(&self, device_id: &str) -> Result<Twin, RestError> {
         let id = utf8_percent_encode(device_id, NON_ALPHANUMERIC);
-        self.get("twin", &format!("/twins/{id}")).await
+        self.get("twin", &format!("/twins/{id}"), Right::ReadTwins)
+            .await
     }
 
     /// Counts the registered devices.
@@ -98,7 +100,12 @@ impl Client {
     ///
     /// Those of a request.
     pub async fn statistics(&self) -> Result<DeviceStatistics, RestError> {
-        self.get("device statistics", "/statistics/devices").await
+        self.get(
+            "device statistics",
+            "/statistics/devices",
+            Right::ReadStatistics,
+        )
+        .await
     }
 
     /// Counts the connected devices.
@@ -107,19 +114,26 @@ impl Client {
     ///
     /// Those of a request.
     pub async fn service_statistics(&self) -> Result<ServiceStatistics, RestError> {
-        self.get("service statistics", "/statistics/service").await
+        self.get(
+            "service statistics",
+            "/statistics/service",
+            Right::ReadStatistics,
+        )
+        .await
     }
 
     async fn get<T: DeserializeOwned>(
         &self,
         name: &'static str,
         path: &str,
+        right: Right,
     ) -> Result<T, RestError> {
         let request = Request {
             method: Method::GET,
             path,
             headers: HeaderMap::new(),
             body: None,
+            right,
         };
         let answer = self.inner.request(&request).await?;
         serde_json::from_slice(&answer.body).map_err(|source| RestError::Answer {

@@ -136,7 +136,7 @@ impl Hub {
             if !self.config.local_auth {
                 return Err(TokenError::LocalAuthDisabled.into());
             }
-            let grant = token.grant(self.policies(), &self.names, now_s)?;
+            let grant = token.grant(&self.policies(), &self.names, now_s)?;
             let may = matches!(&grant.holder, Holder::Policy { permissions, .. } if permissions.device_connect);
             if !may {
                 return Err(Denial::Policy(grant.holder.name().to_owned()));

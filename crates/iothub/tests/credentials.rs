@@ -1,0 +1,242 @@
+//! What the client shows to the hub: tokens of Microsoft Entra ID and of keys that change.
+
+mod common;
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{config, message, options, template};
+use tokio::time::{Instant, timeout};
+use twincast_emulator::{Cut, Directory, Faults, HubConfig, RunningHub};
+use twincast_entra::{HUB_SCOPE, Identity, Tokens};
+use twincast_iothub::{
+    C2dSender, Client, ConnectionFailure, ConnectionString, Credentials, FeedbackReceiver,
+    HubAddress, LinkState, RestError, SharedAccess,
+};
+use twincast_secret::{Secret, SecretSource};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A hub that takes no keys, and knows one client with a secret.
+async fn entra_hub(token_lifetime_s: u64, roles: &str) -> RunningHub {
+    let directory = format!(
+        "tenantId: t\ntokenLifetimeSeconds: {token_lifetime_s}\nprincipals:\n  - clientId: c\n    clientSecrets: [s3cr3t]\n    roles: [{roles}]"
+    );
+    let config = HubConfig {
+        directory: Some(Directory::read(&directory, 1).unwrap()),
+        local_auth: false,
+        ..config(10, Faults::default())
+    };
+    twincast_emulator::start(config).await.unwrap()
+}
+
+fn entra_client(hub: &RunningHub) -> Client {
+    let tls = twincast_iothub::client_config(&options(hub).roots).unwrap();
+    let web = reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls));
+    let identity = Identity::ClientSecret {
+        tenant_id: Some("t".to_owned()),
+        client_id: Some("c".to_owned()),
+        secret: Some(SecretSource::Fixed(Secret::new("s3cr3t"))),
+    };
+    let authority = format!("https://localhost:{}", hub.https_addr().port());
+    let env = |name: &str| (name == "AZURE_AUTHORITY_HOST").then(|| authority.clone());
+    let tokens = Tokens::with_env(&identity, HUB_SCOPE, web.build().unwrap(), &env).unwrap();
+    let address: HubAddress = format!("localhost:{}", hub.amqp_addr().port())
+        .parse()
+        .unwrap();
+    Client::with_credentials(&address, Credentials::Entra(tokens), options(hub)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
+    let hub = entra_hub(3_600, "IoT Hub Data Contributor").await;
+    let client = entra_client(&hub);
+    assert_eq!(client.count(None).await.unwrap(), 10);
+    assert_eq!(client.statistics().await.unwrap().total_device_count, 10);
+    client.twin("d-1").await.unwrap();
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let sent = sender.send(message(&template(), 1, 1)).await;
+    assert!(sent.is_accepted(), "{sent}");
+    let feedback = FeedbackReceiver::connect(&client).await.unwrap();
+    feedback.close();
+    sender.close().await;
+    // A key gets nowhere.
+    let key = common::client(&hub);
+    let error = C2dSender::connect(&key).await.unwrap_err();
+    assert!(matches!(
+        error,
+        ConnectionFailure::Unauthorised { status: 401, .. }
+    ));
+    assert!(
+        error.to_string().contains("disabled for this hub"),
+        "{error}"
+    );
+    let RestError::Api(error) = key.count(None).await.unwrap_err() else {
+        panic!("the hub answers");
+    };
+    assert!(error.message.contains("disabled for this hub"), "{error}");
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_which_role_is_missing() {
+    let hub = entra_hub(3_600, "IoT Hub Data Reader").await;
+    let client = entra_client(&hub);
+    assert_eq!(client.count(None).await.unwrap(), 10);
+    let error = C2dSender::connect(&client).await.unwrap_err().to_string();
+    for part in [
+        "due to no assigned permissions",
+        "client secret (client c, tenant t)",
+        "IoT Hub Data Contributor",
+        "Microsoft.Devices/IotHubs/cloudToDeviceMessages/send/action",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let error = FeedbackReceiver::connect(&client).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("cloudToDeviceMessages/feedback/action"),
+        "{error}"
+    );
+    assert!(hub.hub().set_roles("c", &["IoT Hub Twin Contributor"]));
+    let RestError::Api(error) = client.statistics().await.unwrap_err() else {
+        panic!("the hub answers");
+    };
+    assert!(error.message.contains("statistics/read"), "{error}");
+    assert!(hub.hub().set_roles("c", &["IoT Hub Data Contributor"]));
+    let sender = C2dSender::connect(&client).await.unwrap();
+    sender.close().await;
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_renewed_on_the_open_connection() {
+    let hub = entra_hub(3, "IoT Hub Data Contributor").await;
+    let client = entra_client(&hub);
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let (template, until) = (template(), Instant::now() + Duration::from_secs(7));
+    let mut sent = 0;
+    while Instant::now() < until {
+        let outcome = sender.send(message(&template, sent % 10, sent)).await;
+        assert!(outcome.is_accepted(), "{outcome}");
+        sent += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let summary = hub.hub().summary();
+    assert_eq!(summary.cut_links, 0, "{summary:?}");
+    assert!(matches!(*sender.state().borrow(), LinkState::Connected));
+    sender.close().await;
+    hub.shutdown().await;
+}
+
+/// Connection strings of the hub's owner in two files.
+struct Rotated {
+    folder: tempfile::TempDir,
+    hub: RunningHub,
+}
+
+impl Rotated {
+    async fn start() -> Self {
+        let hub = twincast_emulator::start(config(10, Faults::default()))
+            .await
+            .unwrap();
+        let rotated = Self {
+            folder: tempfile::tempdir().unwrap(),
+            hub,
+        };
+        rotated.regenerate(b"first-1", b"second-1");
+        rotated.write("first", b"first-1");
+        rotated.write("second", b"second-1");
+        rotated
+    }
+
+    fn regenerate(&self, first: &[u8], second: &[u8]) {
+        let hub = self.hub.hub();
+        assert!(hub.set_keys("iothubowner", first.to_vec(), second.to_vec()));
+    }
+
+    fn write(&self, name: &str, key: &[u8]) {
+        let given: ConnectionString = self.hub.connection_string().parse().unwrap();
+        let port = given.port().unwrap();
+        let text = format!(
+            "HostName=localhost:{port};SharedAccessKeyName=iothubowner;SharedAccessKey={}\n",
+            STANDARD.encode(key)
+        );
+        std::fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    fn client(&self) -> Client {
+        let source = |name: &str| SecretSource::File {
+            setting: name.to_owned(),
+            path: self.folder.path().join(name),
+        };
+        let keys = SharedAccess::read_from(source("first"), Some(source("second")));
+        let address = keys.connection_strings().unwrap()[0].address().clone();
+        let credentials = Credentials::SharedAccess(keys);
+        Client::with_credentials(&address, credentials, options(&self.hub)).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_rotated_one_after_the_other_under_an_open_link() {
+    let rotated = Rotated::start().await;
+    let client = rotated.client();
+    let sender = C2dSender::connect(&client).await.unwrap();
+    let (template, mut sent) = (template(), 0);
+    let mut send = async |what: &str| {
+        // The hub throws the connection out, so that the keys of this moment count.
+        rotated.hub.hub().cut_connections(Cut::Drop);
+        sent += 1;
+        let mut id = 0;
+        let delivered = async {
+            loop {
+                id += 1;
+                let outcome = sender.send(message(&template, sent, 100 * sent + id)).await;
+                if outcome.is_accepted() {
+                    return;
+                }
+                assert!(
+                    !matches!(*sender.state().borrow(), LinkState::Failed(_)),
+                    "{what}: {outcome}"
+                );
+            }
+        };
+        timeout(PATIENCE, delivered).await.expect(what);
+        client.count(None).await.expect(what);
+    };
+    send("both keys are good").await;
+    rotated.regenerate(b"first-2", b"second-1");
+    send("the first key is new, the files are not").await;
+    rotated.write("first", b"first-2");
+    rotated.regenerate(b"first-2", b"second-2");
+    send("the second key is new, the first file is, too").await;
+    rotated.write("second", b"second-2");
+    rotated.regenerate(b"first-3", b"second-2");
+    send("the first key is new again").await;
+    sender.close().await;
+    rotated.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_gone_fails_and_a_file_that_comes_later_mends_it() {
+    let rotated = Rotated::start().await;
+    let client = rotated.client();
+    rotated.regenerate(b"first-2", b"second-2");
+    let error = C2dSender::connect(&client).await.unwrap_err();
+    assert!(
+        matches!(error, ConnectionFailure::Unauthorised { .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("policy \"iothubowner\""),
+        "{error}"
+    );
+    rotated.write("second", b"second-2");
+    let sender = C2dSender::connect(&client).await.unwrap();
+    sender.close().await;
+    rotated.hub.shutdown().await;
+}
