@@ -28,7 +28,7 @@ use twincast_core::ports::Hub as _;
 use twincast_core::query::PropertyName;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{ClientOptions, Roots};
+use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Roots};
 
 use common::Machine;
 
@@ -151,8 +151,10 @@ async fn ask(hub: &RunningHub, queries_per_minute: Option<f64>) -> Result<Figure
     options.roots = Roots::Only(hub.ca_pem().to_owned());
     options.amqp.port = Some(hub.amqp_addr().port());
     options.https.port = Some(hub.https_addr().port());
+    let connection: ConnectionString = hub.connection_string().parse()?;
     let client = IotHub::new(
-        &hub.connection_string().parse()?,
+        connection.address(),
+        Credentials::SharedAccess(connection.clone().into()),
         options,
         queries_per_minute,
     )?;

@@ -364,6 +364,20 @@ pub(crate) struct HubArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) dps_file: Option<PathBuf>,
 
+    /// Take tokens of Microsoft Entra ID, and be the token service: one principal, whose id and secret are printed, with
+    /// the role IoT Hub Data Contributor. It is also the managed identity at the control endpoint.
+    #[arg(long)]
+    pub(crate) entra: bool,
+
+    /// As --entra, with the principals of a file (YAML or JSON): their ids, secrets, certificates, federated credentials
+    /// and roles.
+    #[arg(long, value_name = "FILE", conflicts_with = "entra")]
+    pub(crate) entra_file: Option<PathBuf>,
+
+    /// Refuse the keys of shared access policies, as a hub whose local authentication is disabled.
+    #[arg(long)]
+    pub(crate) no_local_auth: bool,
+
     /// The folder for the certificate, the connection string, and a configuration file to use with --config.
     #[arg(long, value_name = "DIR", default_value = "twincast-hub")]
     pub(crate) out: PathBuf,

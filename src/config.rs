@@ -1,5 +1,6 @@
 //! The configuration: commented defaults, then a file, then the environment, then flags.
 
+mod auth;
 mod hubs;
 mod oidc;
 mod peer;
@@ -16,6 +17,7 @@ use twincast_core::ids::HubName;
 use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
 
+pub(crate) use auth::AuthSettings;
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
 pub(crate) use peer::{HttpPeer, address};

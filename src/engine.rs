@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use twincast_core::ids::{HubHost, HubName};
 use twincast_core::ports::{Clock, HubTrouble, Roster, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{ClientOptions, ConnectionString, Roots};
+use twincast_iothub::{ClientOptions, Credentials, HubAddress, Roots};
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
 use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::news::News;
@@ -20,6 +19,7 @@ use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
 
 use crate::config::{HubSettings, Settings, WorkerSettings};
+use crate::credentials;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
 use crate::textfile;
@@ -251,21 +251,6 @@ fn connectable(
             error.context(format!("hub {name} cannot be used")),
         )
     };
-    let connection = match (&hub.connection_string, &hub.connection_string_file) {
-        (Some(text), _) => text
-            .expose()
-            .parse::<ConnectionString>()
-            .map_err(|error| refused(error.into()))?,
-        (None, Some(path)) => {
-            let path = settings.base.join(path);
-            let text = textfile::read("the connection string in", &path).map_err(refused)?;
-            let parsed = text.trim().parse::<ConnectionString>().with_context(|| {
-                format!("file {} does not hold a connection string", path.display())
-            });
-            parsed.map_err(refused)?
-        }
-        (None, None) => return Err(refused(anyhow::anyhow!("it has no connection string"))),
-    };
     let mut options = ClientOptions::default();
     if let Some(path) = &hub.ca_file {
         let path = settings.base.join(path);
@@ -285,14 +270,17 @@ fn connectable(
     }
     options.before_link =
         budget.map(|store| twincast_hub_adapter::link_budget(Arc::clone(store), name.clone()));
+    let shown = credentials::of_hub(name, hub, &settings.base, &options);
+    let (address, credentials) = shown.map_err(refused)?;
     let limits = hub.limits();
     let worker = &settings.worker;
-    handle(&connection, options, limits, worker).map_err(refused)
+    handle(&address, credentials, options, limits, worker).map_err(refused)
 }
 
 /// A hub that is reached with these options.
 pub(crate) fn handle(
-    connection: &ConnectionString,
+    address: &HubAddress,
+    credentials: Credentials,
     mut options: ClientOptions,
     limits: twincast_core::hub::HubLimits,
     worker: &WorkerSettings,
@@ -302,18 +290,18 @@ pub(crate) fn handle(
     // The worker bounds what is under way; the client must not bind below it.
     options.max_in_flight =
         (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);
-    let hub = IotHub::new(connection, options, limits.queries_per_minute)?;
+    let hub = IotHub::new(address, credentials, options, limits.queries_per_minute)?;
     Ok(HubHandle {
-        host: host_of(connection)?,
+        host: host_of(address)?,
         hub: Arc::new(hub),
         limits,
     })
 }
 
-/// What identifies the hub of a connection string.
-fn host_of(connection: &ConnectionString) -> Result<HubHost, anyhow::Error> {
-    let port = connection.port().map(|port| format!(":{port}"));
-    let host = format!("{}{}", connection.host_name(), port.unwrap_or_default());
+/// What identifies a hub.
+fn host_of(address: &HubAddress) -> Result<HubHost, anyhow::Error> {
+    let port = address.port().map(|port| format!(":{port}"));
+    let host = format!("{}{}", address.host_name(), port.unwrap_or_default());
     Ok(HubHost::new(host)?)
 }
 
@@ -420,7 +408,7 @@ pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str
         HubTrouble::Unauthorized => (
             ExitCode::HubRefused,
             Some(
-                "check the key in the connection string, that its policy has \"service connect\", and this machine's clock",
+                "check the key in the connection string and that its policy has \"service connect\", or the identity's role at the hub; and this machine's clock",
             ),
         ),
         HubTrouble::QuotaUsedUp | HubTrouble::Shut => (

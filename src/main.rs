@@ -9,6 +9,7 @@ mod client;
 mod commander;
 mod commands;
 mod config;
+mod credentials;
 mod engine;
 mod exit;
 mod health;

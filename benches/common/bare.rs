@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
 use fe2o3_amqp_types::messaging::{
@@ -16,7 +18,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
-use twincast_iothub::{ConnectionString, SAS_TOKEN_TYPE, TokenProvider};
+use twincast_iothub::{ConnectionString, SAS_TOKEN_TYPE, sign};
 
 use crate::common::{Hub, PROPERTY, TTL, body, device_id};
 
@@ -132,7 +134,10 @@ async fn put_token<T>(
     session: &mut fe2o3_amqp::session::SessionHandle<T>,
     connection_string: &ConnectionString,
 ) -> Result<()> {
-    let tokens = TokenProvider::new(connection_string, Duration::from_secs(3600));
+    let (host, policy) = (connection_string.host_name(), connection_string.key_name());
+    let key = STANDARD.decode(connection_string.key().expose())?;
+    let expiry = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3_600;
+    let token = sign(host, policy, &key, expiry);
     let mut answers = Receiver::attach(session, "cbs-answers", "$cbs").await?;
     let mut requests = Sender::attach(session, "cbs-requests", "$cbs").await?;
     let request = Message::builder()
@@ -141,10 +146,10 @@ async fn put_token<T>(
             ApplicationProperties::builder()
                 .insert("operation", "put-token")
                 .insert("type", SAS_TOKEN_TYPE)
-                .insert("name", tokens.audience())
+                .insert("name", host)
                 .build(),
         )
-        .body(AmqpValue(tokens.token().token().expose().to_owned()))
+        .body(AmqpValue(token.expose().to_owned()))
         .build();
     requests.send(request).await?;
     let answer = answers.recv::<Body<Value>>().await?;

@@ -17,7 +17,7 @@ use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::EmbeddedStore;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
-use twincast_iothub::{Client, ClientOptions, ConnectionString, Roots};
+use twincast_iothub::{Client, ClientOptions, ConnectionString, Credentials, Roots};
 use twincast_orchestrator::Hubs;
 
 use canaries::{CANARIES, Canaries, FIRST_VERSION};
@@ -104,7 +104,13 @@ impl Stage {
         let (connection, options) = connection(&hub)?;
         let client = Client::new(&connection, options.clone());
         let limits = HubLimits::of(TIER, UNITS, 1.0);
-        let handle = engine::handle(&connection, options, limits, &settings.worker)?;
+        let handle = engine::handle(
+            connection.address(),
+            Credentials::SharedAccess(connection.clone().into()),
+            options,
+            limits,
+            &settings.worker,
+        )?;
         let store = EmbeddedStore::open_in_memory(engine::clock());
         Ok(Self {
             hubs: engine::single("demo", handle),

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
-use twincast_emulator::{Enrollments, Faults, Fleet, HubConfig, RunningHub, StartError, Tier};
+use twincast_emulator::{
+    Directory, Enrollments, Faults, Fleet, HubConfig, RunningHub, StartError, Tier,
+};
 
 use crate::args::{HubArgs, HubTier};
 use crate::exit::{ExitCode, Failure};
@@ -70,6 +72,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         .map(|path| read_enrollments(path, args.seed))
         .transpose()
         .map_err(refused)?;
+    let directory = directory(args).map_err(refused)?;
     let authorities = args.device_ca.iter();
     let authorities = authorities.map(|path| textfile::read("the certificates", path));
     let device_ca_pem = authorities.collect::<anyhow::Result<Vec<String>>>();
@@ -89,6 +92,8 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         added_devices_online: args.added_devices_online,
         faults,
         enrollments,
+        directory,
+        local_auth: !args.no_local_auth,
         default_ttl: args.default_ttl.0,
         feedback_interval: args.feedback_batching.0,
         feedback_lock: args.feedback_lock.0,
@@ -120,6 +125,17 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
 fn read_enrollments(path: &Path, seed: u64) -> anyhow::Result<Enrollments> {
     let text = textfile::read("the file of enrolments", path)?;
     Enrollments::read(&text, seed).with_context(|| format!("{} is refused", path.display()))
+}
+
+/// The principals of Microsoft Entra ID, if their tokens are taken.
+fn directory(args: &HubArgs) -> anyhow::Result<Option<Directory>> {
+    let Some(path) = &args.entra_file else {
+        return Ok(args.entra.then(|| Directory::of_one(args.seed)));
+    };
+    let text = textfile::read("the file of principals", path)?;
+    let directory = Directory::read(&text, args.seed);
+    let directory = directory.with_context(|| format!("{} is refused", path.display()))?;
+    Ok(Some(directory))
 }
 
 /// A tier in the emulator's words and in the engine's.
@@ -186,6 +202,11 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
     )
 }
 
+/// Where the token service is.
+fn authority_host(hub: &RunningHub) -> String {
+    format!("https://localhost:{}", hub.https_addr().port())
+}
+
 fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
     let control = hub
         .control_addr()
@@ -202,6 +223,11 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
             "id_scope": hub.enrollments().id_scope(),
             "group_keys": hub.enrollments().group_keys().collect::<BTreeMap<_, _>>(),
         },
+        "entra": hub.directory().map(|directory| json!({
+            "authority_host": authority_host(hub),
+            "tenant_id": directory.tenant_id(),
+            "clients": directory.clients().collect::<BTreeMap<_, _>>(),
+        })),
         "control": control,
         "devices": devices,
     });
@@ -210,8 +236,14 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
     let group = group.map_or_else(String::new, |(name, key)| {
         format!(", group {name}, key {key}")
     });
+    let entra = hub.directory().map_or_else(String::new, |directory| {
+        let (client, secret) = directory.clients().next().unwrap_or_default();
+        let (host, tenant) = (authority_host(hub), directory.tenant_id());
+        let secret = secret.map_or_else(String::new, |secret| format!(", secret {secret}"));
+        format!("\n  Entra ID           {host}, tenant {tenant}\n                     client {client}{secret}")
+    });
     let text = format!(
-        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  registrations      id scope {}{group}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  registrations      id scope {}{group}{entra}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
         output.paint(Style::Bold, "IoT Hub emulator"),
         counted(devices, "device", "devices"),
         hub.connection_string(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
 use twincast_core::spec::Span;
 
+use super::auth::AuthSettings;
 use super::values::{SecretText, Share};
 use crate::output::counted;
 
@@ -30,6 +31,14 @@ pub(crate) struct HubSettings {
     pub(crate) connection_string: Option<SecretText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connection_string_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secondary_connection_string: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secondary_connection_string_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) auth: Option<AuthSettings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tier: Option<Tier>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +109,13 @@ impl HubSettings {
         let strings = [
             self.connection_string.is_some(),
             self.connection_string_file.is_some(),
+            self.host.is_some(),
         ];
+        let seconds = [
+            self.secondary_connection_string.is_some(),
+            self.secondary_connection_string_file.is_some(),
+        ];
+        let given = |of: &[bool]| of.iter().filter(|given| **given).count();
         let (tier, units) = (self.tier.unwrap_or(Tier::S1), self.units.unwrap_or(1));
         let most = tier.max_units();
         let is_in = |span: Option<Span>, range: &RangeInclusive<Duration>| {
@@ -108,9 +123,27 @@ impl HubSettings {
         };
         let rules = [
             (
-                strings.iter().filter(|given| **given).count() == 1,
+                given(&strings) == 1,
                 "",
-                "must have exactly one of connection_string and connection_string_file".to_owned(),
+                "must have exactly one of connection_string, connection_string_file and host"
+                    .to_owned(),
+            ),
+            (
+                given(&seconds) <= 1,
+                "",
+                "must have only one of secondary_connection_string and secondary_connection_string_file"
+                    .to_owned(),
+            ),
+            (
+                given(&seconds) == 0 || self.host.is_none(),
+                "",
+                "must have a connection string if it has a secondary one".to_owned(),
+            ),
+            (
+                self.host.is_some() == self.auth.is_some(),
+                "",
+                "must have host and auth together: auth is for hubs without a connection string"
+                    .to_owned(),
             ),
             (
                 (1..=most).contains(&units),
@@ -139,6 +172,8 @@ impl HubSettings {
             ),
         ];
         let broken = rules.into_iter().filter(|(holds, ..)| !holds);
-        broken.map(|(_, at, otherwise)| (at, otherwise)).collect()
+        let broken = broken.map(|(_, at, otherwise)| (at, otherwise));
+        let of_auth = self.auth.iter().flat_map(AuthSettings::mistakes);
+        broken.chain(of_auth).collect()
     }
 }

@@ -23,6 +23,7 @@ mod faults;
 mod feedback;
 mod golden;
 mod groups;
+mod identities;
 mod interrupt;
 mod metrics;
 mod names;

@@ -50,9 +50,14 @@ pub enum CredentialsError {
     /// A connection string cannot be read.
     #[error("connection string is not available")]
     Source(#[source] Arc<SourceError>),
-    /// A file does not hold a connection string any more.
-    #[error("connection string is refused")]
-    NotAConnectionString(#[from] ConnectionStringError),
+    /// There is something else.
+    #[error("{place} does not hold a connection string")]
+    NotAConnectionString {
+        /// The place where it was to be.
+        place: String,
+        /// What is wrong with it.
+        source: ConnectionStringError,
+    },
     /// A file names another hub now.
     #[error(
         "connection string is for {found}, but this client is for {expected}; a client of another hub is needed"
@@ -137,7 +142,11 @@ impl SharedAccess {
                 let text = source
                     .read()
                     .map_err(|error| CredentialsError::Source(Arc::new(error)))?;
-                Ok(text.expose().parse::<ConnectionString>()?)
+                let string = text.expose().parse::<ConnectionString>();
+                string.map_err(|error| CredentialsError::NotAConnectionString {
+                    place: source.place(),
+                    source: error,
+                })
             }
         });
         strings.collect()
@@ -158,7 +167,7 @@ impl CredentialsError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Source(_) | Self::NotAConnectionString(_) => true,
+            Self::Source(_) | Self::NotAConnectionString { .. } => true,
             Self::OtherHub { .. } => false,
             Self::Token(error) => error.is_transient(),
         }

@@ -41,6 +41,15 @@ pub enum SourceError {
 }
 
 impl SecretSource {
+    /// The place of the secret, for people.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Fixed(_) => "the configuration".to_owned(),
+            Self::File { setting, path } => format!("{setting}, file {}", path.display()),
+        }
+    }
+
     /// The secret as it is now, without white space around it. Reads the file again at each call, and blocks for that
     /// long.
     ///

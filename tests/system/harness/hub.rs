@@ -176,6 +176,16 @@ impl Hub {
         self.control("PATCH", "/faults", patch);
     }
 
+    /// Changes something else at the control endpoint.
+    pub(crate) fn put(&self, path: &str, body: &str) {
+        self.control("PUT", path, body);
+    }
+
+    /// Where the control endpoint is.
+    pub(crate) fn control_url(&self) -> String {
+        format!("http://{}", self.control)
+    }
+
     /// Cuts all AMQP connections without a word.
     pub(crate) fn drop_connections(&self) {
         self.control("POST", "/faults/disconnect", r#"{"how": "drop"}"#);

@@ -23,7 +23,8 @@ use twincast_core::ports::{
 };
 use twincast_core::query::PropertyName;
 use twincast_iothub::{
-    C2dSender, C2dTemplate, Client, ClientError, ClientOptions, ClockOffset, ConnectionString,
+    C2dSender, C2dTemplate, Client, ClientError, ClientOptions, ClockOffset, Credentials,
+    HubAddress,
 };
 
 pub use crate::links::link_budget;
@@ -46,20 +47,21 @@ pub struct IotHub {
 }
 
 impl IotHub {
-    /// A hub that is reached with `connection` and `options`, of which the hook for retries is replaced. Queries keep to
+    /// The hub at `address`, which is shown `credentials`. The hook for retries in `options` is replaced. Queries keep to
     /// `queries_per_minute` pages. Nothing is dialled yet.
     ///
     /// # Errors
-    /// When the client cannot be made: see [`Client::new`].
+    /// When the client cannot be made: see [`Client::with_credentials`].
     pub fn new(
-        connection: &ConnectionString,
+        address: &HubAddress,
+        credentials: Credentials,
         mut options: ClientOptions,
         queries_per_minute: Option<f64>,
     ) -> Result<Self, ClientError> {
         let asking = Asking::default();
         options.on_retry = Some(asking.hook());
         Ok(Self {
-            client: Client::new(connection, options)?,
+            client: Client::with_credentials(address, credentials, options)?,
             sender: Mutex::default(),
             throttle: queries_per_minute.map(Throttle::new),
             asking,

@@ -206,6 +206,7 @@ pub(crate) fn trouble_of(error: &RestError) -> HubTrouble {
         RestError::Connect(connect) => trouble::of_connect(connect),
         // The query itself was taken: listing the devices anew can help.
         RestError::Transit(_) | RestError::Continuation(_) => HubTrouble::Unreachable,
+        RestError::NoToken(error) => trouble::of_credentials(error),
         RestError::QueryTooLong { .. } => HubTrouble::BadQuery,
         RestError::Api(api) if api.is_throttled() => HubTrouble::Throttled,
         RestError::Api(api) => match api.status {

@@ -1,7 +1,7 @@
 //! A failed connection in the engine's words. One rule for queries, sends and feedback.
 
 use twincast_core::ports::HubTrouble;
-use twincast_iothub::{ConnectError, ConnectionFailure};
+use twincast_iothub::{ConnectError, ConnectionFailure, CredentialsError};
 
 /// What stands in the way of a connection.
 pub(crate) fn of_connect(error: &ConnectError) -> HubTrouble {
@@ -14,10 +14,20 @@ pub(crate) fn of_connect(error: &ConnectError) -> HubTrouble {
     }
 }
 
+/// What it means that there is nothing to show to the hub.
+pub(crate) fn of_credentials(error: &CredentialsError) -> HubTrouble {
+    if error.is_transient() {
+        HubTrouble::Unreachable
+    } else {
+        HubTrouble::Unauthorized
+    }
+}
+
 /// What stands in the way of an AMQP link.
 pub(crate) fn of_link(failure: &ConnectionFailure) -> HubTrouble {
     match failure {
         ConnectionFailure::Connect(error) => of_connect(error),
+        ConnectionFailure::NoToken(error) => of_credentials(error),
         ConnectionFailure::Unauthorised { .. } => HubTrouble::Unauthorized,
         ConnectionFailure::Ended { condition, .. } => match condition.as_str() {
             "amqp:unauthorized-access" => HubTrouble::Unauthorized,

@@ -8,7 +8,7 @@ use twincast_core::ports::{Hub, HubTrouble, SendResult};
 use twincast_core::time::Timestamp;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{ClientOptions, Endpoint, Roots};
+use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Endpoint, Roots};
 use twincast_testkit::build;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -30,8 +30,14 @@ fn port(running: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> IotHub
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(running.ca_pem().to_owned());
     change(&mut options);
-    let connection = running.connection_string().parse().unwrap();
-    IotHub::new(&connection, options, None).unwrap()
+    let connection: ConnectionString = running.connection_string().parse().unwrap();
+    IotHub::new(
+        connection.address(),
+        Credentials::SharedAccess(connection.clone().into()),
+        options,
+        None,
+    )
+    .unwrap()
 }
 
 async fn send(hub: &IotHub, ttl: Duration) -> SendResult {

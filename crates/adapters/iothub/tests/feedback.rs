@@ -9,7 +9,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Feedback, FeedbackBatch, Hub, SendResult};
 use twincast_emulator::{Fleet, HubConfig, RunningHub, Summary};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{ClientOptions, Roots};
+use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Roots};
 use twincast_testkit::build;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,8 +24,14 @@ async fn emulated() -> (RunningHub, IotHub) {
     let running = twincast_emulator::start(config).await.unwrap();
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(running.ca_pem().to_owned());
-    let connection = running.connection_string().parse().unwrap();
-    let hub = IotHub::new(&connection, options, None).unwrap();
+    let connection: ConnectionString = running.connection_string().parse().unwrap();
+    let hub = IotHub::new(
+        connection.address(),
+        Credentials::SharedAccess(connection.clone().into()),
+        options,
+        None,
+    )
+    .unwrap();
     (running, hub)
 }
 

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use twincast_core::ports::{Hub, HubTrouble};
 use twincast_hub_adapter::IotHub;
-use twincast_iothub::{ClientOptions, Endpoint};
+use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Endpoint};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -21,7 +21,9 @@ async fn a_first_connection_that_does_not_come_is_a_hindrance_before_its_time_ou
     };
     assert!(options.connect_timeout > PATIENCE);
     let connection = "HostName=h.example.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
-    let hub = IotHub::new(&connection.parse().unwrap(), options, None).unwrap();
+    let connection: ConnectionString = connection.parse().unwrap();
+    let credentials = Credentials::SharedAccess(connection.clone().into());
+    let hub = IotHub::new(connection.address(), credentials, options, None).unwrap();
     assert!(!hub.is_ready());
     assert_eq!(hub.hindrance(), None, "every connection takes a moment");
     let hindered = async {

@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 use crate::c2d::{ConnectionFailure, symbol};
 use crate::client::ClientInner;
 use crate::connect_error::ConnectError;
-use crate::hub_message::cut;
+use crate::hub_message::{HubMessage, cut};
 
 use super::cbs::{Cbs, keep_fresh};
 use super::frames::LARGEST_FRAME;
@@ -293,10 +293,12 @@ fn open_failure(error: &OpenError) -> ConnectionFailure {
 
 /// A failure that the hub explains.
 pub(crate) fn ended(what: &'static str, error: &AmqpError) -> ConnectionFailure {
+    let message = HubMessage::parse(error.description.as_deref().unwrap_or(""));
+    let tracking = message.tracking_id.map(|id| format!(" [tracking id {id}]"));
     ConnectionFailure::Ended {
         what,
         condition: symbol(error),
-        description: cut(error.description.as_deref().unwrap_or("")),
+        description: format!("{}{}", message.text, tracking.unwrap_or_default()),
     }
 }
 

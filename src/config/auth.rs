@@ -1,0 +1,209 @@
+//! Microsoft Entra ID: who this process is, as it is configured.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::value::{MapAccessDeserializer, MapDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use twincast_entra::{Identity, ManagedId};
+use twincast_secret::{Secret, SecretSource};
+
+use super::values::SecretText;
+
+/// An identity: its method alone, as in `auth = "managed_identity"`, or a table with what the method needs.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub(crate) struct AuthSettings(Table);
+
+/// How the identity is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AuthMethod {
+    WorkloadIdentity,
+    ManagedIdentity,
+    ClientSecret,
+    ClientCertificate,
+    AzureCli,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    method: AuthMethod,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate_file: Option<PathBuf>,
+}
+
+impl<'de> Deserialize<'de> for AuthSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = AuthSettings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a method such as \"managed_identity\", or a table with a method")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, method: &str) -> Result<AuthSettings, E> {
+                let table = MapDeserializer::new(std::iter::once(("method", method)));
+                Table::deserialize(table).map(AuthSettings)
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> Result<AuthSettings, A::Error> {
+                Table::deserialize(MapAccessDeserializer::new(map)).map(AuthSettings)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl AuthSettings {
+    /// What is wrong with it: where, below the key of its section, and what must be.
+    pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
+        use AuthMethod as M;
+        let table = &self.0;
+        let method = table.method;
+        let given = [
+            (
+                ".auth.tenant_id",
+                table.tenant_id.is_some(),
+                &[
+                    M::WorkloadIdentity,
+                    M::ClientSecret,
+                    M::ClientCertificate,
+                    M::AzureCli,
+                ][..],
+            ),
+            (
+                ".auth.client_id",
+                table.client_id.is_some(),
+                &[
+                    M::WorkloadIdentity,
+                    M::ManagedIdentity,
+                    M::ClientSecret,
+                    M::ClientCertificate,
+                ],
+            ),
+            (
+                ".auth.object_id",
+                table.object_id.is_some(),
+                &[M::ManagedIdentity],
+            ),
+            (
+                ".auth.resource_id",
+                table.resource_id.is_some(),
+                &[M::ManagedIdentity],
+            ),
+            (
+                ".auth.token_file",
+                table.token_file.is_some(),
+                &[M::WorkloadIdentity],
+            ),
+            (
+                ".auth.client_secret",
+                table.client_secret.is_some(),
+                &[M::ClientSecret],
+            ),
+            (
+                ".auth.client_secret_file",
+                table.client_secret_file.is_some(),
+                &[M::ClientSecret],
+            ),
+            (
+                ".auth.client_certificate_file",
+                table.client_certificate_file.is_some(),
+                &[M::ClientCertificate],
+            ),
+        ];
+        let mut mistakes: Vec<_> = given
+            .iter()
+            .filter(|(_, is_given, methods)| *is_given && !methods.contains(&method))
+            .map(|(key, _, methods)| {
+                let names: Vec<_> = methods.iter().map(|method| method.name()).collect();
+                (
+                    *key,
+                    format!("is for the methods {} only", names.join(", ")),
+                )
+            })
+            .collect();
+        if table.client_secret.is_some() && table.client_secret_file.is_some() {
+            let what = "must have only one of client_secret and client_secret_file";
+            mistakes.push((".auth", what.to_owned()));
+        }
+        let ids = [&table.client_id, &table.object_id, &table.resource_id];
+        if method == M::ManagedIdentity && ids.iter().filter(|id| id.is_some()).count() > 1 {
+            let what = "must have only one of client_id, object_id and resource_id";
+            mistakes.push((".auth", what.to_owned()));
+        }
+        mistakes
+    }
+
+    /// The identity; `base` is what relative paths are below of, `at` the key of these settings.
+    pub(crate) fn identity(&self, at: &str, base: &Path) -> Identity {
+        let table = &self.0;
+        let (tenant_id, client_id) = (table.tenant_id.clone(), table.client_id.clone());
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| base.join(path));
+        match table.method {
+            AuthMethod::WorkloadIdentity => Identity::Workload {
+                tenant_id,
+                client_id,
+                token_file: path(&table.token_file),
+            },
+            AuthMethod::ManagedIdentity => {
+                let by_client = client_id.map(ManagedId::ClientId);
+                let by_object = || table.object_id.clone().map(ManagedId::ObjectId);
+                let by_resource = || table.resource_id.clone().map(ManagedId::ResourceId);
+                Identity::Managed(by_client.or_else(by_object).or_else(by_resource))
+            }
+            AuthMethod::ClientSecret => Identity::ClientSecret {
+                tenant_id,
+                client_id,
+                secret: match (&table.client_secret, path(&table.client_secret_file)) {
+                    (Some(secret), _) => Some(SecretSource::Fixed(Secret::new(secret.expose()))),
+                    (None, Some(path)) => Some(SecretSource::File {
+                        setting: format!("{at}.client_secret_file"),
+                        path,
+                    }),
+                    (None, None) => None,
+                },
+            },
+            AuthMethod::ClientCertificate => Identity::ClientCertificate {
+                tenant_id,
+                client_id,
+                certificate: path(&table.client_certificate_file),
+            },
+            AuthMethod::AzureCli => Identity::AzureCli { tenant_id },
+        }
+    }
+}
+
+impl AuthMethod {
+    fn name(self) -> &'static str {
+        match self {
+            Self::WorkloadIdentity => "workload_identity",
+            Self::ManagedIdentity => "managed_identity",
+            Self::ClientSecret => "client_secret",
+            Self::ClientCertificate => "client_certificate",
+            Self::AzureCli => "azure_cli",
+        }
+    }
+}

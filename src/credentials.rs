@@ -1,0 +1,87 @@
+//! Who this process is at a hub: connection strings, or an identity of Microsoft Entra ID.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use twincast_core::ids::HubName;
+use twincast_entra::{HUB_SCOPE, Tokens};
+use twincast_iothub::{ClientOptions, Credentials, HubAddress, SharedAccess};
+use twincast_secret::{Secret, SecretSource};
+
+use crate::config::{AuthSettings, HubSettings, SecretText};
+
+/// How long Microsoft Entra ID may take to answer.
+const ENTRA_WITHIN: Duration = Duration::from_secs(20);
+
+/// Where a hub is, and what it is shown. Files are read, and nothing is dialled.
+///
+/// # Errors
+/// A file cannot be read, or what is configured is not what it must be.
+pub(crate) fn of_hub(
+    name: &HubName,
+    hub: &HubSettings,
+    base: &Path,
+    options: &ClientOptions,
+) -> anyhow::Result<(HubAddress, Credentials)> {
+    if let (Some(host), Some(auth)) = (&hub.host, &hub.auth) {
+        let address = host.parse::<HubAddress>();
+        let address = address.with_context(|| format!("hubs.{name}.host is {host:?}"))?;
+        let tokens = tokens(auth, &format!("hubs.{name}.auth"), base, HUB_SCOPE, options)?;
+        return Ok((address, Credentials::Entra(tokens)));
+    }
+    let source = |key: &str, text: &Option<SecretText>, file: &Option<std::path::PathBuf>| {
+        let fixed = text
+            .as_ref()
+            .map(|text| SecretSource::Fixed(Secret::new(text.expose())));
+        fixed.or_else(|| {
+            file.as_ref().map(|file| SecretSource::File {
+                setting: format!("hubs.{name}.{key}_file"),
+                path: base.join(file),
+            })
+        })
+    };
+    let first = source(
+        "connection_string",
+        &hub.connection_string,
+        &hub.connection_string_file,
+    );
+    let first = first.context("it has no connection string")?;
+    let second = source(
+        "secondary_connection_string",
+        &hub.secondary_connection_string,
+        &hub.secondary_connection_string_file,
+    );
+    let keys = SharedAccess::read_from(first, second);
+    let strings = keys.connection_strings()?;
+    let address = strings[0].address().clone();
+    for string in &strings {
+        let other = string.host_name();
+        ensure!(
+            other == address.host_name(),
+            "its connection strings are for two hubs: {} and {other}",
+            address.host_name()
+        );
+    }
+    Ok((address, Credentials::SharedAccess(keys)))
+}
+
+/// The tokens of the identity that `auth` describes, for `scope`; `at` is the key of `auth`.
+fn tokens(
+    auth: &AuthSettings,
+    at: &str,
+    base: &Path,
+    scope: &str,
+    options: &ClientOptions,
+) -> anyhow::Result<Tokens> {
+    let tls = twincast_iothub::client_config(&options.roots)?;
+    let web = reqwest::Client::builder()
+        .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(ENTRA_WITHIN)
+        .timeout(ENTRA_WITHIN)
+        .build()
+        .context("cannot set up TLS")?;
+    let identity = auth.identity(at, base);
+    Tokens::new(&identity, scope, web).with_context(|| format!("{at} cannot be used"))
+}

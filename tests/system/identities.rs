@@ -1,0 +1,196 @@
+//! Hubs that take no keys: who may roll out is known to Microsoft Entra ID.
+
+use std::time::Duration;
+
+use serde_json::json;
+use twincast_oidc::TokenSigner;
+
+use crate::harness::{Fleet, Hub, Room, Running, agree, eventually};
+
+const DEVICES: u64 = 3_000;
+const TENANT: &str = "11111111-2222-3333-4444-555555555555";
+const CLUSTER: &str = "https://oidc.cluster.example";
+const SUBJECT: &str = "system:serviceaccount:twincast:worker";
+
+/// A hub without local authentication, and a folder from where it is reached as a pod of Kubernetes does it.
+struct Cluster {
+    hub: Hub,
+    room: Room,
+    signer: TokenSigner,
+}
+
+impl Cluster {
+    /// The hub's tokens live for so long.
+    fn start(token_lifetime_s: u64, roles: &[&str]) -> Self {
+        let signer = TokenSigner::new("cluster");
+        let principals = json!({
+            "tenantId": TENANT,
+            "tokenLifetimeSeconds": token_lifetime_s,
+            "principals": [
+                { "clientId": "worker", "roles": roles, "managedIdentity": true, "federatedCredentials": [
+                    { "issuer": CLUSTER, "subject": SUBJECT, "keys": TokenSigner::key_set(&[&signer]) },
+                ] },
+            ],
+        });
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("principals.json");
+        std::fs::write(&file, principals.to_string()).expect("the folder is ours");
+        let file = file.to_str().expect("a path");
+        let flags = ["--unlimited", "--no-local-auth", "--entra-file", file];
+        let hub = Hub::start(&Fleet::of(DEVICES), &flags);
+        let cluster = Self {
+            room: Room::configured(""),
+            hub,
+            signer,
+        };
+        cluster.configure("workload_identity");
+        cluster.mount(SUBJECT);
+        cluster
+    }
+
+    fn configure(&self, auth: &str) {
+        let toml = format!(
+            "[hubs.emulator]\nhost = \"localhost\"\nauth = \"{auth}\"\nca_file = \"{}\"\n\
+             address = \"127.0.0.1\"\namqp_port = {}\nhttps_port = {}\nunlimited = true\nquery_lag = \"0s\"\n",
+            self.hub.ca().display(),
+            self.hub.amqp_port(),
+            self.hub.https_port(),
+        );
+        self.room.write("twincast.toml", &toml);
+    }
+
+    /// Writes the service account's token, as the kubelet does.
+    fn mount(&self, subject: &str) {
+        let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+        let token = self.signer.sign(&json!({
+            "iss": CLUSTER,
+            "sub": subject,
+            "aud": "api://AzureADTokenExchange",
+            "exp": now.as_secs() + 3_600,
+        }));
+        self.room.write("token", &token);
+    }
+
+    /// The variables that the webhook of workload identity puts into a pod.
+    fn in_pod(mut self) -> Self {
+        let token = self.room.path().join("token").display().to_string();
+        let authority = format!("https://localhost:{}/", self.hub.https_port());
+        for (variable, value) in [
+            ("AZURE_TENANT_ID", TENANT),
+            ("AZURE_CLIENT_ID", "worker"),
+            ("AZURE_FEDERATED_TOKEN_FILE", &token),
+            ("AZURE_AUTHORITY_HOST", &authority),
+            ("NO_PROXY", "localhost,127.0.0.1"),
+        ] {
+            self.room.set_for_all(variable, value);
+        }
+        self
+    }
+
+    fn set_roles(&self, roles: &[&str]) {
+        self.hub
+            .put("/principals/worker/roles", &json!(roles).to_string());
+    }
+
+    fn until_accepted(&self, run: &mut Running, messages: u64) {
+        eventually("sends", || {
+            assert!(!run.is_over(), "over too early: {}", run.stderr());
+            (self.hub.summary().accepted >= messages).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_rollout_by_workload_identity_outlives_its_tokens_and_a_kill() {
+    let cluster = Cluster::start(3, &["IoT Hub Data Contributor"]).in_pod();
+    let spec = cluster.room.rollout("entra", "rate: 24000/min");
+    let mut run = cluster.room.start(&["run", &spec]);
+    cluster.until_accepted(&mut run, DEVICES / 3);
+    run.kill();
+    cluster.room.run(&["run", &spec]).expect(0);
+    let seen = cluster.hub.summary();
+    assert!(seen.accepted >= DEVICES, "{seen:?}");
+    // What was in flight at the kill may be sent twice: a window of each batch.
+    assert!(seen.repeats_by_device <= 16 * 256, "{seen:?}");
+    assert!(seen.tokens_accepted >= 4, "renewed: {seen:?}");
+    let report = cluster.room.run(&["--json", "report", "entra"]).expect(0);
+    let report = report.json();
+    let rows: Vec<_> = serde_json::from_value(report["devices_list"].clone()).expect("rows");
+    agree(&rows, &cluster.hub.account());
+}
+
+#[test]
+fn a_missing_role_is_named_and_a_role_that_is_given_lets_the_rollout_go_on() {
+    let cluster = Cluster::start(3_600, &["IoT Hub Data Reader"]).in_pod();
+    let spec = cluster.room.rollout("roles", "rate: 24000/min");
+    let ended = cluster.room.run(&["run", &spec]);
+    ended.expect(6).says(&[
+        "workload identity (client worker",
+        "IoT Hub Data Contributor",
+        "cloudToDeviceMessages/send/action",
+    ]);
+    cluster.set_roles(&["IoT Hub Data Contributor"]);
+    cluster.room.run(&["run", &spec]).expect(0);
+    assert_eq!(cluster.hub.summary().accepted, DEVICES);
+    let plan = cluster.room.rollout("later", "");
+    cluster.set_roles(&["IoT Hub Registry Contributor"]);
+    cluster.room.run(&["plan", &plan]).says(&["twins/read"]);
+}
+
+#[test]
+fn a_service_account_that_is_not_federated_is_refused_with_entras_words() {
+    let cluster = Cluster::start(3_600, &["IoT Hub Data Contributor"]).in_pod();
+    cluster.mount("system:serviceaccount:other:worker");
+    let spec = cluster.room.rollout("stranger", "");
+    let ended = cluster.room.run(&["plan", &spec]);
+    ended.says(&["AADSTS700213", "workload identity (client worker"]);
+}
+
+#[test]
+fn a_managed_identity_needs_nothing_but_its_machine() {
+    let mut cluster = Cluster::start(3_600, &["IoT Hub Data Contributor"]);
+    cluster.configure("managed_identity");
+    let control = cluster.hub.control_url();
+    cluster
+        .room
+        .set_for_all("AZURE_POD_IDENTITY_AUTHORITY_HOST", &control);
+    let spec = cluster.room.rollout("managed", "");
+    cluster.room.run(&["run", &spec]).expect(0);
+    assert_eq!(cluster.hub.summary().accepted, DEVICES);
+}
+
+#[test]
+fn what_an_identity_lacks_is_named_before_anything_is_dialled() {
+    let room =
+        Room::configured("[hubs.eu]\nhost = \"hub.example\"\nauth = \"workload_identity\"\n");
+    let spec = room.rollout("lacks", "");
+    let began = std::time::Instant::now();
+    room.run(&["plan", &spec])
+        .expect(3)
+        .says(&["hubs.eu.auth", "tenant_id", "AZURE_TENANT_ID"]);
+    assert!(began.elapsed() < Duration::from_secs(20));
+    for (toml, says) in [
+        ("host = \"hub.example\"\n", "host and auth together"),
+        ("auth = \"managed_identity\"\n", "exactly one of"),
+        (
+            "host = \"hub.example\"\nauth = \"kerberos\"\n",
+            "hubs.eu.auth",
+        ),
+        (
+            "host = \"hub.example\"\nauth = { method = \"managed_identity\", tenant_id = \"t\" }\n",
+            "hubs.eu.auth.tenant_id",
+        ),
+        (
+            "host = \"hub.example\"\nauth = { method = \"client_secret\", client_secrt = \"s3cr3t\" }\n",
+            "client_secrt",
+        ),
+        (
+            "host = \"https://hub.example\"\nauth = \"managed_identity\"\n",
+            "not a bare host name",
+        ),
+    ] {
+        room.write("twincast.toml", &format!("[hubs.eu]\n{toml}"));
+        let ended = room.run(&["plan", &spec]).expect(3).says(&[says]);
+        assert!(!ended.stderr.contains("s3cr3t"), "{ended}");
+    }
+}
