@@ -518,11 +518,10 @@ fn http(config: &Config, tls: &rustls::ClientConfig) -> Result<reqwest::Client, 
         .connect_timeout(Duration::from_secs(30))
         .redirect(reqwest::redirect::Policy::limited(5))
         .user_agent(concat!("twincast-agent/", env!("CARGO_PKG_VERSION")));
-    let builder = match &config.hub.proxy {
-        Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy).map_err(AgentError::Http)?),
-        None => builder,
-    };
-    builder.build().map_err(AgentError::Http)
+    let builder = config.hub.proxy().apply(builder);
+    builder
+        .and_then(reqwest::ClientBuilder::build)
+        .map_err(AgentError::Http)
 }
 
 /// How the work came out, once it has; nothing if it ended in a defect. It is begun anew then, as it is after a crash, and

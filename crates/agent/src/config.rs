@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use twincast_tunnel::Proxy;
 
 use crate::envelope::PublicKey;
 use crate::manifest::Policy;
@@ -110,7 +111,8 @@ pub struct Hub {
     pub port: Option<u16>,
     /// The HTTPS port, which the time is asked at if the clock cannot be right.
     pub https_port: u16,
-    /// An HTTP proxy (`http://host:port`) for WebSockets, HTTPS and HTTP.
+    /// An HTTP proxy (`http://user:password@host:port`) for everything but FTP, or `none`. When not set, the proxy of the
+    /// environment: `HTTPS_PROXY` and `NO_PROXY`.
     pub proxy: Option<String>,
     /// Certificate authorities (PEM) that are trusted next to the system's.
     pub ca_file: Option<PathBuf>,
@@ -120,6 +122,14 @@ pub struct Hub {
     pub keep_alive: SignedDuration,
     /// The longest wait before the next try to connect.
     pub reconnect_max: SignedDuration,
+}
+
+impl Hub {
+    /// The proxy. The text was checked when the configuration was read.
+    pub(crate) fn proxy(&self) -> Proxy {
+        let text = self.proxy.as_deref();
+        text.and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
 }
 
 /// What the device takes.
@@ -412,6 +422,9 @@ impl Config {
             self.log.parse::<tracing::Level>().is_ok(),
             "log: must be error, warn, info, debug or trace",
         );
+        if let Some(Err(error)) = self.hub.proxy.as_ref().map(|text| text.parse::<Proxy>()) {
+            check(false, &format!("hub.proxy: {error}"));
+        }
         check(
             (1..=2).contains(&self.update.keys.len()),
             "update.keys: must be one key, or two during a rotation",

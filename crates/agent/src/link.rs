@@ -11,6 +11,7 @@ use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use twincast_tunnel::{DialError, HandshakeError};
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
@@ -75,12 +76,12 @@ pub(crate) enum LinkError {
         peer: String,
         source: std::io::Error,
     },
-    #[error("proxy {peer} answers {answer:?}")]
-    Proxy { peer: String, answer: String },
+    #[error("cannot connect to {peer}")]
+    Dial { peer: String, source: DialError },
     #[error("WebSocket with {peer} failed")]
     WebSocket {
         peer: String,
-        source: Box<tokio_tungstenite::tungstenite::Error>,
+        source: HandshakeError,
     },
     #[error("{peer} refuses the device: {reason}")]
     Refused { peer: String, reason: &'static str },

@@ -3,6 +3,7 @@
 
 pub(crate) mod cbs;
 pub(crate) mod connection;
+pub(crate) mod dial;
 mod encoding;
 pub(crate) mod frames;
 mod mend;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
 
+use crate::amqp::dial::Remembered;
 use crate::c2d::ConnectionFailure;
 use crate::clock::{ClockOffset, HubClock};
 use crate::connection_string::{ConnectionString, HubAddress};
 use crate::credentials::{Credentials, Right, SharedAccess, Shown};
-use crate::options::{ClientOptions, Endpoint, OptionsError};
-use crate::rest::transport::Transport;
+use crate::options::{ClientOptions, Endpoint, OptionsError, Transport};
+use crate::rest::transport::Http;
 use crate::tls::{self, RootsError};
 
 /// The port of AMQP over TLS on every hub.
@@ -35,7 +36,9 @@ pub(crate) struct ClientInner {
     pub(crate) credentials: Shown,
     pub(crate) connector: TlsConnector,
     pub(crate) amqp: Target,
-    pub(crate) http: Transport,
+    /// Which transport AMQP took last.
+    pub(crate) remembered: Remembered,
+    pub(crate) http: Http,
 }
 
 /// What is dialled for one of the two protocols.
@@ -89,8 +92,7 @@ impl Client {
         let tls = tls::client_config(&options.roots)?;
         let dialled = hub.gateway_host_name().unwrap_or(hub.host_name());
         let https = Target::new(&options.https, dialled, hub.port().unwrap_or(HTTPS_PORT));
-        let http =
-            Transport::new(hub.host_name(), https, &tls, &options).map_err(ClientError::Http)?;
+        let http = Http::new(hub.host_name(), https, &tls, &options).map_err(ClientError::Http)?;
         let clock = Arc::new(HubClock::default());
         Ok(Self {
             inner: Arc::new(ClientInner {
@@ -104,6 +106,7 @@ impl Client {
                 clock,
                 connector: TlsConnector::from(tls),
                 amqp: Target::new(&options.amqp, dialled, hub.port().unwrap_or(AMQPS_PORT)),
+                remembered: Remembered::default(),
                 http,
                 options,
             }),
@@ -120,6 +123,12 @@ impl Client {
     #[must_use]
     pub fn options(&self) -> &ClientOptions {
         &self.inner.options
+    }
+
+    /// Which transport AMQP took last; `None` before the first connection, and where the options name one.
+    #[must_use]
+    pub fn transport(&self) -> Option<Transport> {
+        self.inner.remembered.get()
     }
 
     /// How far the hub's clock is ahead of this machine's, as its HTTP responses have told. `None` before the first

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use twincast_tunnel::{DialError, HandshakeError};
+
 /// What stage of connecting failed, and why. Cheap to clone: sources are shared.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +67,26 @@ pub enum ConnectError {
         /// What the TLS library says.
         source: Arc<io::Error>,
     },
+    /// The proxy does not lead to the hub.
+    #[error("{0}")]
+    Proxy(Arc<DialError>),
+    /// The hub, or what answers in its place, takes no WebSocket.
+    #[error("WebSocket with {host} was not opened")]
+    WebSocket {
+        /// The host name.
+        host: String,
+        /// What was answered.
+        source: Arc<HandshakeError>,
+    },
+    /// Neither transport leads to the hub.
+    #[error("{first}; and by the other transport: {second}")]
+    Both {
+        /// Why the transport that was tried first does not.
+        first: Box<ConnectError>,
+        /// Why the other one does not.
+        #[source]
+        second: Box<ConnectError>,
+    },
     /// A stage took too long.
     #[error("{stage} took longer than {limit:?}")]
     Timeout {
@@ -80,7 +102,11 @@ impl ConnectError {
     /// names: a person has to act.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::UnknownIssuer { .. } | Self::WrongName { .. })
+        match self {
+            Self::UnknownIssuer { .. } | Self::WrongName { .. } => false,
+            Self::Both { first, second } => first.is_transient() && second.is_transient(),
+            _ => true,
+        }
     }
 
     /// One sentence that tells a person what to check.
@@ -98,7 +124,43 @@ impl ConnectError {
                 "check this machine's clock and the certificate's dates"
             }
             Self::Tls { .. } => "check that the port speaks TLS 1.2 or 1.3",
+            Self::Proxy(_) => {
+                "check the proxy, its user and password, and that it opens tunnels to the hub's port; most allow 443 only"
+            }
+            Self::WebSocket { .. } => "check that a proxy in between lets WebSockets through",
+            Self::Both { .. } => {
+                "check the network: ports 5671 and 443 of the hub, and the proxy if there is one"
+            }
             Self::Timeout { .. } => "check the network, or allow more time",
+        }
+    }
+
+    /// Whether another port, or a proxy that allows another port, may lead to the hub.
+    pub(crate) fn may_be_the_ports(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::Tcp { .. }
+            | Self::Tls { .. }
+            | Self::Proxy(_)
+            | Self::WebSocket { .. }
+            | Self::Timeout { .. } => true,
+            Self::Dns { .. }
+            | Self::UnknownIssuer { .. }
+            | Self::WrongName { .. }
+            | Self::CertificateDates { .. }
+            | Self::Both { .. } => false,
+        }
+    }
+
+    /// Sorts a failure to open a TCP connection.
+    pub(crate) fn from_dial(error: DialError) -> Self {
+        match error {
+            DialError::Dns { host, source } => Self::Dns {
+                host,
+                source: Arc::new(source),
+            },
+            DialError::Tcp { address, source } => Self::from_tcp(address, source),
+            error => Self::Proxy(Arc::new(error)),
         }
     }
 

@@ -93,7 +93,9 @@ pub use feedback::{
     FeedbackBatch, FeedbackError, FeedbackReceiver, FeedbackRecord, FeedbackStatus, SettleError,
     UnparsableFeedback, UnreadableRecord,
 };
-pub use options::{ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Roots};
+pub use options::{
+    ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Roots, Transport,
+};
 pub use rest::{
     ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
@@ -101,6 +103,7 @@ pub use rest::{
 pub use sas::{SAS_TOKEN_TYPE, sign};
 pub use tls::{RootsError, client_config};
 pub use twincast_secret::Secret;
+pub use twincast_tunnel::{Proxy, ProxyUrlError};
 
 /// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them
 /// whatever its user asks for.

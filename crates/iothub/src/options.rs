@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use thiserror::Error;
 use twincast_retry::Policy;
+use twincast_tunnel::Proxy;
 
 use crate::rest::RetryHook;
 
@@ -39,6 +40,31 @@ pub struct Endpoint {
     pub port: Option<u16>,
 }
 
+/// What carries AMQP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// [`Amqp`](Self::Amqp) if it leads to the hub, else [`AmqpWs`](Self::AmqpWs); the one that did is tried first from
+    /// then on. The log says which.
+    #[default]
+    Auto,
+    /// TLS on port 5671.
+    Amqp,
+    /// A WebSocket on port 443.
+    AmqpWs,
+}
+
+impl Transport {
+    /// The name of the transport.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Amqp => "amqp",
+            Self::AmqpWs => "amqp_ws",
+        }
+    }
+}
+
 /// Everything about a client that is not in the connection string.
 ///
 /// Make one with `default()` and set what differs; [`Client::new`](crate::Client::new) checks it.
@@ -51,6 +77,10 @@ pub struct ClientOptions {
     pub amqp: Endpoint,
     /// Where HTTPS is dialled.
     pub https: Endpoint,
+    /// What carries AMQP. Default: [`Transport::Auto`].
+    pub transport: Transport,
+    /// The HTTP proxy for AMQP and HTTPS. Default: that of the environment.
+    pub proxy: Proxy,
     /// Name of the application, seen by the hub in the AMQP container id and in `User-Agent`. Default `twincast`;
     /// 1–64 of ASCII letters, digits, `-`, `_`, `.`, `/`.
     pub application: String,
@@ -138,6 +168,8 @@ impl Default for ClientOptions {
             roots: Roots::System,
             amqp: Endpoint::default(),
             https: Endpoint::default(),
+            transport: Transport::default(),
+            proxy: Proxy::default(),
             application: "twincast".to_owned(),
             token_lifetime: Duration::from_secs(60 * 60),
             connect_timeout: Duration::from_secs(30),

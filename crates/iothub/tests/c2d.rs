@@ -420,6 +420,7 @@ async fn certificates_ports_and_names_are_told_apart() {
 
     let mut refused = options(&hub);
     refused.amqp.port = Some(1);
+    refused.transport = twincast_iothub::Transport::Amqp;
     let error = connect(client_with(&hub, refused)).await;
     assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
 

@@ -16,10 +16,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
+use twincast_tunnel::WebSocketBytes;
 
 use super::error::ApiError;
 use super::route::{Asker, Destination, Route};
-use super::websocket::{FrameBytes, Subprotocol, handshake};
+use super::websocket::{Subprotocol, handshake};
 use super::{bulk, device, devices, feedback, methods, query, twins};
 use crate::entra::{self, Action};
 use crate::faults::HttpFault;
@@ -71,7 +72,7 @@ pub(crate) async fn serve<S>(
         return;
     };
     let stream = match upgrade.await {
-        Ok(upgraded) => FrameBytes::new(TokioIo::new(upgraded)).await,
+        Ok(upgraded) => WebSocketBytes::accepted(TokioIo::new(upgraded)).await,
         Err(error) => {
             tracing::debug!(error = %error, "a WebSocket ended before it began");
             return;

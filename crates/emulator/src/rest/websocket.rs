@@ -1,28 +1,14 @@
 //! `/$iothub/websocket`: MQTT and AMQP over WebSockets, on the port of everything else.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
-use bytes::{Buf as _, Bytes};
-use futures::{Sink as _, Stream as _};
+use bytes::Bytes;
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::error::{ApiError, empty_response};
-
-/// The largest frame that is taken: more than the largest packet of a device.
-const FRAME_BYTES_MAX: usize = 1 << 20;
-/// How much is read at once: what most devices ever send fits.
-const READ_BYTES: usize = 4096;
 
 /// What goes over a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,90 +62,6 @@ pub(crate) fn handshake(
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     Ok((subprotocol, response))
-}
-
-/// The bytes of a WebSocket's binary frames as one stream: where a frame ends means nothing.
-#[derive(Debug)]
-pub(crate) struct FrameBytes<S> {
-    frames: WebSocketStream<S>,
-    read: Bytes,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> FrameBytes<S> {
-    pub(crate) async fn new(stream: S) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BYTES)
-            .max_message_size(Some(FRAME_BYTES_MAX))
-            .max_frame_size(Some(FRAME_BYTES_MAX));
-        Self {
-            frames: WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await,
-            read: Bytes::new(),
-        }
-    }
-}
-
-fn io_error(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        other => io::Error::other(other),
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameBytes<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.read.is_empty() {
-            match ready!(Pin::new(&mut self.frames).poll_next(context)) {
-                Some(Ok(Message::Binary(bytes))) => self.read = bytes,
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Text(_))) => {
-                    let text = "a frame of text, which neither protocol has";
-                    return Poll::Ready(Err(io::Error::other(text)));
-                }
-                None
-                | Some(
-                    Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::AlreadyClosed),
-                ) => {
-                    return Poll::Ready(Ok(()));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-            }
-        }
-        let count = self.read.len().min(buffer.remaining());
-        buffer.put_slice(&self.read[..count]);
-        self.read.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameBytes<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(Pin::new(&mut self.frames).poll_ready(context)).map_err(io_error)?;
-        let frame = Message::Binary(Bytes::copy_from_slice(data));
-        Pin::new(&mut self.frames)
-            .start_send(frame)
-            .map_err(io_error)?;
-        Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.frames)
-            .poll_flush(context)
-            .map_err(io_error)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.frames)
-            .poll_close(context)
-            .map_err(io_error)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Dialling a hub: TCP, TLS, AMQP open, session, token. Every stage has a name and all of them share one time-out.
 
 use std::error::Error;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,20 +10,17 @@ use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Session};
 use fe2o3_amqp_types::definitions::{Error as AmqpError, Fields};
-use rustls_pki_types::ServerName;
 use serde_amqp::Value;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
 use crate::c2d::{ConnectionFailure, symbol};
 use crate::client::ClientInner;
-use crate::connect_error::ConnectError;
 use crate::hub_message::{HubMessage, cut};
 
 use super::cbs::{Cbs, keep_fresh};
+use super::dial::{Wire, dial};
 use super::frames::LARGEST_FRAME;
 use super::stream::{FAREWELL, HubStream, Kill};
 
@@ -43,7 +39,7 @@ pub(crate) struct HubConnection {
 }
 
 /// What is under way, to be named when it takes too long.
-struct Stage(Mutex<&'static str>);
+pub(super) struct Stage(Mutex<&'static str>);
 
 struct Guard {
     kill: Arc<Kill>,
@@ -79,10 +75,10 @@ impl HubConnection {
         purpose: &str,
         stage: &Stage,
     ) -> Result<Self, ConnectionFailure> {
-        let tls = dial(client, stage)
+        let wire = dial(client, stage)
             .await
             .map_err(ConnectionFailure::Connect)?;
-        let (stream, kill) = HubStream::new(tls, client.options.idle_timeout);
+        let (stream, kill) = HubStream::new(wire, client.options.idle_timeout);
         let guard = Guard {
             kill: Arc::clone(&kill),
             renewal: None,
@@ -96,7 +92,7 @@ impl HubConnection {
         client: &Arc<ClientInner>,
         purpose: &str,
         stage: &Stage,
-        stream: HubStream<TlsStream<TcpStream>>,
+        stream: HubStream<Wire>,
         mut guard: Guard,
     ) -> Result<Self, ConnectionFailure> {
         stage.set("opening the AMQP connection");
@@ -192,52 +188,13 @@ impl Stage {
         Self(Mutex::new(name))
     }
 
-    fn set(&self, name: &'static str) {
+    pub(super) fn set(&self, name: &'static str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 
-    fn get(&self) -> &'static str {
+    pub(super) fn get(&self) -> &'static str {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn dial(client: &ClientInner, stage: &Stage) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let target = &client.amqp;
-    let addresses = tokio::net::lookup_host((target.host.as_str(), target.port))
-        .await
-        .map_err(|source| ConnectError::Dns {
-            host: target.host.clone(),
-            source: Arc::new(source),
-        })?;
-    stage.set("connecting");
-    let mut last = None;
-    let mut connected = None;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                connected = Some(stream);
-                break;
-            }
-            Err(error) => last = Some(error),
-        }
-    }
-    let Some(tcp) = connected else {
-        let error = last.unwrap_or_else(|| io::Error::other("name has no address"));
-        return Err(ConnectError::from_tcp(target.to_string(), error));
-    };
-    // Transfers are gathered above TCP; holding them back below as well would only add latency.
-    let _ = tcp.set_nodelay(true);
-    stage.set("the TLS handshake");
-    let name =
-        ServerName::try_from(client.host_name.clone()).map_err(|error| ConnectError::Tls {
-            host: client.host_name.clone(),
-            source: Arc::new(io::Error::other(error)),
-        })?;
-    client
-        .connector
-        .connect(name, tcp)
-        .await
-        .map_err(|source| ConnectError::from_tls(client.host_name.clone(), source))
 }
 
 /// Attaches a link in `stage`, within `limit` and for as long as the connection lives.

@@ -29,7 +29,7 @@ const API_VERSION: &str = "2021-04-12";
 const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
 
 /// The HTTP half of a client.
-pub(crate) struct Transport {
+pub(crate) struct Http {
     http: reqwest::Client,
     host: String,
     base: String,
@@ -61,12 +61,23 @@ struct ResolveError {
     source: io::Error,
 }
 
-/// Resolves the one name that is dialled, which may differ from the name in the URL.
-struct Resolver(Target);
+/// Resolves the hub's name to the one that is dialled, which may differ; a proxy's name is resolved as it is.
+struct Resolver {
+    host: String,
+    target: Target,
+}
 
 impl reqwest::dns::Resolve for Resolver {
-    fn resolve(&self, _name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let target = self.0.clone();
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let target = if name.as_str().eq_ignore_ascii_case(&self.host) {
+            self.target.clone()
+        } else {
+            Target {
+                host: name.as_str().to_owned(),
+                // The library puts its own in place of it.
+                port: 0,
+            }
+        };
         Box::pin(async move {
             let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
             let addresses: Vec<SocketAddr> = found
@@ -80,7 +91,7 @@ impl reqwest::dns::Resolve for Resolver {
     }
 }
 
-impl Transport {
+impl Http {
     pub(crate) fn new(
         host: &str,
         target: Target,
@@ -93,14 +104,15 @@ impl Transport {
         }
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(rustls::ClientConfig::clone(tls))
-            .dns_resolver(Arc::new(Resolver(target.clone())))
+            .dns_resolver(Arc::new(Resolver {
+                host: host.to_owned(),
+                target: target.clone(),
+            }))
             .default_headers(headers)
             .redirect(reqwest::redirect::Policy::none())
-            // A proxy from the environment would only serve half of this client: AMQP does not go through it.
-            .no_proxy()
             .connect_timeout(options.connect_timeout)
-            .timeout(options.request_timeout)
-            .build()?;
+            .timeout(options.request_timeout);
+        let http = options.proxy.apply(http)?.build()?;
         let base = match target.port {
             443 => format!("https://{host}"),
             port => format!("https://{host}:{port}"),
@@ -111,6 +123,11 @@ impl Transport {
             base,
             target,
         })
+    }
+
+    /// Where HTTPS is dialled.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Sends to a scripted server without TLS.
