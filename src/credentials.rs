@@ -75,7 +75,8 @@ fn tokens(
     options: &ClientOptions,
 ) -> anyhow::Result<Tokens> {
     let tls = twincast_iothub::client_config(&options.roots)?;
-    let web = reqwest::Client::builder()
+    let web = options.proxy.apply(reqwest::Client::builder())?;
+    let web = web
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(ENTRA_WITHIN)

@@ -257,6 +257,8 @@ fn connectable(
         let pem = textfile::read("the certificates in", &path).map_err(refused)?;
         options.roots = Roots::SystemAnd(pem);
     }
+    options.transport = hub.transport.into();
+    options.proxy = hub.proxy();
     options.amqp.port = hub.amqp_port;
     options.https.port = hub.https_port;
     if let Some(address) = hub.address {

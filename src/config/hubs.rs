@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
 use twincast_core::spec::Span;
+use twincast_iothub::{Proxy, ProxyUrlError, Transport};
 
 use super::auth::AuthSettings;
 use super::values::{SecretText, Share};
@@ -39,6 +40,10 @@ pub(crate) struct HubSettings {
     pub(crate) host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auth: Option<AuthSettings>,
+    #[serde(default)]
+    pub(crate) transport: HubTransport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<SecretText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tier: Option<Tier>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,7 +72,33 @@ pub(crate) struct HubSettings {
     pub(crate) query_lag: Option<Span>,
 }
 
+/// What carries AMQP to a hub.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HubTransport {
+    #[default]
+    Auto,
+    Amqp,
+    AmqpWs,
+}
+
+impl From<HubTransport> for Transport {
+    fn from(transport: HubTransport) -> Self {
+        match transport {
+            HubTransport::Auto => Self::Auto,
+            HubTransport::Amqp => Self::Amqp,
+            HubTransport::AmqpWs => Self::AmqpWs,
+        }
+    }
+}
+
 impl HubSettings {
+    /// The proxy; that of the environment if none is configured.
+    pub(crate) fn proxy(&self) -> Proxy {
+        let text = self.proxy.as_ref().map(SecretText::expose);
+        text.and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
     /// What is kept to, if nothing says what the hub's quota is.
     pub(crate) fn guess(&self) -> Option<String> {
         if self.unlimited || self.tier.is_some() {
@@ -173,7 +204,13 @@ impl HubSettings {
         ];
         let broken = rules.into_iter().filter(|(holds, ..)| !holds);
         let broken = broken.map(|(_, at, otherwise)| (at, otherwise));
+        let proxy = self
+            .proxy
+            .as_ref()
+            .map(|text| text.expose().parse::<Proxy>());
+        let of_proxy = proxy.and_then(Result::err);
+        let of_proxy = of_proxy.map(|error: ProxyUrlError| (".proxy", error.to_string()));
         let of_auth = self.auth.iter().flat_map(AuthSettings::mistakes);
-        broken.chain(of_auth).collect()
+        broken.chain(of_proxy).chain(of_auth).collect()
     }
 }

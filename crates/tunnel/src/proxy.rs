@@ -69,6 +69,12 @@ impl Proxy {
         })
     }
 
+    /// Whether a TLS connection to `host` and `port` goes through a proxy.
+    #[must_use]
+    pub fn is_for(&self, host: &str, port: u16) -> bool {
+        !matches!(self.of(host, port), Ok(None))
+    }
+
     /// The proxy for a TLS connection to `host`, if there is one; `Err` with the scheme of a proxy that is not HTTP.
     pub(crate) fn of(&self, host: &str, port: u16) -> Result<Option<Chosen>, String> {
         let matcher = match self {

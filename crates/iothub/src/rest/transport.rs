@@ -12,6 +12,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, Response};
 use thiserror::Error;
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::client::{ClientInner, Target};
@@ -165,10 +166,10 @@ impl Http {
                 .body(body.clone());
         }
         let asked_at = SystemTime::now();
-        let response = builder
-            .send()
-            .await
-            .map_err(|error| self.sort(error, client))?;
+        let response = match builder.send().await {
+            Ok(response) => response,
+            Err(error) => return Err(self.explain(error, client).await),
+        };
         client.note_time(asked_at, response.headers());
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_body(response).await?;
@@ -194,7 +195,22 @@ impl Http {
         Ok(self.http.get(url).send().await?.headers().clone())
     }
 
-    /// Turns the HTTP library's error into one that says what to do.
+    /// Turns the HTTP library's error into one that says what to do. What a proxy has answered, the library keeps to
+    /// itself: the proxy is asked again.
+    async fn explain(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
+        let options = &client.options;
+        let port = self.target.port;
+        let is_on_the_way = error.is_connect() || error.is_request();
+        if is_on_the_way && options.proxy.is_for(&self.host, port) {
+            let asked = twincast_tunnel::connect(&self.host, port, &options.proxy);
+            if let Ok(Err(refused)) = timeout(options.connect_timeout, asked).await {
+                return RestError::Connect(ConnectError::from_dial(refused));
+            }
+        }
+        self.sort(error, client)
+    }
+
+    /// Sorts what happened without a proxy, or behind it.
     fn sort(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
         let error = error.without_url();
         if !error.is_connect() {
@@ -245,7 +261,7 @@ impl ClientInner {
             return;
         }
         let asked_at = SystemTime::now();
-        match tokio::time::timeout(TIME_WITHIN, self.http.ask_time()).await {
+        match timeout(TIME_WITHIN, self.http.ask_time()).await {
             Ok(Ok(headers)) => self.note_time(asked_at, &headers),
             Ok(Err(error)) => {
                 let error = error.without_url();

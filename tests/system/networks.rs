@@ -1,0 +1,158 @@
+//! Networks that let out little: one port, and that through a proxy.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::harness::{Fleet, Hub, Room, agree, eventually};
+
+const DEVICES: u64 = 2_000;
+
+/// A real proxy that opens tunnels to one port, for a user with a password.
+struct HttpProxy {
+    process: Option<Child>,
+    folder: TempDir,
+    port: u16,
+}
+
+impl HttpProxy {
+    fn start(allowed: u16) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let conf = format!(
+            "Port {port}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\nLogLevel Connect\nLogFile \"{}\"\n\
+             BasicAuth ann s3cr3t\nConnectPort {allowed}\n",
+            path("access.log"),
+        );
+        std::fs::write(folder.path().join("tinyproxy.conf"), conf).expect("the folder is ours");
+        let mut proxy = Self {
+            process: None,
+            folder,
+            port,
+        };
+        proxy.up();
+        proxy
+    }
+
+    fn up(&mut self) {
+        let process = Command::new("tinyproxy")
+            .args(["-d", "-c"])
+            .arg(self.file("tinyproxy.conf"))
+            .current_dir(self.folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.process = Some(process.expect("tinyproxy is installed"));
+        eventually("the proxy", || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()
+        });
+    }
+
+    fn down(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("a child can be killed");
+            process.wait().expect("it is over");
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.file("access.log")).unwrap_or_default()
+    }
+
+    fn url(&self, password: &str) -> String {
+        format!("http://ann:{password}@127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for HttpProxy {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// A folder from where the hub is reached on its HTTPS port only.
+fn room(hub: &Hub, more: &str) -> Room {
+    Room::configured(&format!(
+        "[hubs.emulator]\nconnection_string_file = \"{}\"\nca_file = \"{}\"\namqp_port = {}\nhttps_port = {}\n\
+         unlimited = true\nquery_lag = \"0s\"\n{more}",
+        hub.folder().join("connection-string").display(),
+        hub.ca().display(),
+        free_port(),
+        hub.https_port(),
+    ))
+}
+
+#[test]
+fn a_rollout_goes_through_a_proxy_on_one_port_and_outlives_its_restart() {
+    let hub = Hub::unlimited(&Fleet::of(DEVICES));
+    let mut proxy = HttpProxy::start(hub.https_port());
+    let room = room(&hub, "").set("HTTPS_PROXY", &proxy.url("s3cr3t"));
+    let spec = room.rollout("proxied", "rate: 18000/min");
+    let mut run = room.start(&["--log", "info", "run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (hub.summary().accepted >= DEVICES / 3).then_some(())
+    });
+    proxy.down();
+    proxy.up();
+    let ended = run.wait().expect(0);
+    assert!(ended.stderr.contains("amqp_ws"), "{ended}");
+    assert!(!ended.stderr.contains("s3cr3t"), "{ended}");
+    let report = room.run(&["--json", "report", "proxied"]).expect(0).json();
+    let rows: Vec<_> = serde_json::from_value(report["devices_list"].clone()).expect("rows");
+    agree(&rows, &hub.account());
+    assert!(rows.len() as u64 == DEVICES);
+    let tunnels = format!("CONNECT localhost:{}", hub.https_port());
+    assert!(
+        proxy.log().matches(&tunnels).count() >= 2,
+        "{}",
+        proxy.log()
+    );
+}
+
+#[test]
+fn a_proxy_that_refuses_is_named() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let proxy = HttpProxy::start(hub.https_port());
+    let wrong = proxy.url("wr0ng");
+    let room = room(
+        &hub,
+        &format!("proxy = \"{wrong}\"\n[run]\ngive_up_after = \"2s\"\n"),
+    );
+    let spec = room.rollout("refused", "");
+    let ended = room.run(&["run", &spec]).expect(5).says(&["proxy"]);
+    assert!(!ended.stderr.contains("wr0ng"), "{ended}");
+}
+
+#[test]
+fn a_transport_that_is_named_is_the_only_one() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let room = room(
+        &hub,
+        "transport = \"amqp\"\n[run]\ngive_up_after = \"2s\"\n",
+    );
+    let spec = room.rollout("only", "");
+    room.run(&["run", &spec]).expect(5).says(&["was refused"]);
+    for (toml, says) in [
+        ("transport = \"mqtt\"\n", "hubs.eu.transport"),
+        ("proxy = \"socks5://p:1080\"\n", "only http:// proxies"),
+    ] {
+        room.write(
+            "twincast.toml",
+            &format!("[hubs.eu]\nhost = \"h\"\nauth = \"managed_identity\"\n{toml}"),
+        );
+        room.run(&["plan", &spec]).expect(3).says(&[says]);
+    }
+}
