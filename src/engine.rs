@@ -22,7 +22,6 @@ use crate::config::{HubSettings, Settings, WorkerSettings};
 use crate::credentials;
 use crate::exit::{ExitCode, Failure};
 use crate::output::Output;
-use crate::textfile;
 
 /// How long the store of a local engine may be silent: it is in the same process.
 const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -253,9 +252,7 @@ fn connectable(
     };
     let mut options = ClientOptions::default();
     if let Some(path) = &hub.ca_file {
-        let path = settings.base.join(path);
-        let pem = textfile::read("the certificates in", &path).map_err(refused)?;
-        options.roots = Roots::SystemAnd(pem);
+        options.roots = Roots::SystemAndFile(settings.base.join(path));
     }
     options.transport = hub.transport.into();
     options.proxy = hub.proxy();

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
+use reqwest::ClientBuilder;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, ClientBuilder};
+use twincast_iothub::Roots;
 
 use crate::config::{HttpPeer, SecretText};
 use crate::exit::{ExitCode, Failure};
@@ -28,8 +29,10 @@ pub(crate) fn builder(
     let Some(file) = ca_file else {
         return Ok(builder);
     };
-    let certificates = authorities(&format!("{section}.ca_file"), &base.join(file));
-    Ok(builder.tls_certs_merge(certificates.map_err(refused)?))
+    let tls = twincast_iothub::client_config(&Roots::SystemAndFile(base.join(file)));
+    let tls = tls.with_context(|| format!("cannot use {section}.ca_file"));
+    let tls = tls.map_err(refused)?;
+    Ok(builder.tls_backend_preconfigured(rustls::ClientConfig::clone(&tls)))
 }
 
 /// The client.
@@ -41,18 +44,6 @@ pub(crate) fn built(builder: ClientBuilder) -> Result<reqwest::Client, Failure> 
         .build()
         .context("cannot set up TLS")
         .map_err(refused)
-}
-
-fn authorities(what: &str, path: &Path) -> anyhow::Result<Vec<Certificate>> {
-    let pem = textfile::read(what, path)?;
-    let doing = || format!("cannot use {what} {}", path.display());
-    let certificates = Certificate::from_pem_bundle(pem.as_bytes()).with_context(doing)?;
-    ensure!(
-        !certificates.is_empty(),
-        "{}: it holds no certificate in PEM",
-        doing()
-    );
-    Ok(certificates)
 }
 
 /// What a server is shown with each request, as the files of its section say now. What is wrong with it is said without

@@ -1,6 +1,7 @@
 //! How a client connects and how long it waits. Every wait has a bound.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub enum Roots {
     System,
     /// Those of the operating system and those of this PEM text.
     SystemAnd(String),
+    /// Those of the operating system and those of this PEM file, which may be replaced at any time.
+    SystemAndFile(PathBuf),
     /// Only those of this PEM text.
     Only(String),
 }
