@@ -43,6 +43,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Try everything that is configured: hubs, identities and roles, RabbitMQ, Redis, Prometheus. Sends nothing.
+    Check,
     /// Roll a message out from this machine; run it again to go on after an interruption.
     Run(RunArgs),
     /// Show what a rollout would do, without sending anything.

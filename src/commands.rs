@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod change;
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
 pub(crate) mod delete;

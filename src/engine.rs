@@ -244,12 +244,30 @@ fn connectable(
     settings: &Settings,
     budget: Option<&Arc<dyn Store>>,
 ) -> Result<HubHandle, Failure> {
-    let refused = |error: anyhow::Error| {
-        Failure::new(
-            ExitCode::Refused,
-            error.context(format!("hub {name} cannot be used")),
-        )
-    };
+    let (address, credentials, mut options) = reach(name, hub, settings)?;
+    options.before_link =
+        budget.map(|store| twincast_hub_adapter::link_budget(Arc::clone(store), name.clone()));
+    let handle = handle(
+        &address,
+        credentials,
+        options,
+        hub.limits(),
+        &settings.worker,
+    );
+    handle.map_err(|error| unusable(name, error))
+}
+
+fn unusable(name: &HubName, error: anyhow::Error) -> Failure {
+    let error = error.context(format!("hub {name} cannot be used"));
+    Failure::new(ExitCode::Refused, error)
+}
+
+/// How a configured hub is reached. Files are read, and nothing is dialled.
+pub(crate) fn reach(
+    name: &HubName,
+    hub: &HubSettings,
+    settings: &Settings,
+) -> Result<(HubAddress, Credentials, ClientOptions), Failure> {
     let mut options = ClientOptions::default();
     if let Some(path) = &hub.ca_file {
         options.roots = Roots::SystemAndFile(settings.base.join(path));
@@ -267,13 +285,9 @@ fn connectable(
         // A connection without a sign of life is to be given up before its sends are.
         options.stall_timeout = options.stall_timeout.min(timeout.0 / 2);
     }
-    options.before_link =
-        budget.map(|store| twincast_hub_adapter::link_budget(Arc::clone(store), name.clone()));
     let shown = credentials::of_hub(name, hub, &settings.base, &options);
-    let (address, credentials) = shown.map_err(refused)?;
-    let limits = hub.limits();
-    let worker = &settings.worker;
-    handle(&address, credentials, options, limits, worker).map_err(refused)
+    let (address, credentials) = shown.map_err(|error| unusable(name, error))?;
+    Ok((address, credentials, options))
 }
 
 /// A hub that is reached with these options.

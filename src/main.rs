@@ -131,6 +131,7 @@ async fn perform(
 ) -> Result<ExitCode, Failure> {
     use commands::{change, completions};
     match command {
+        Some(Command::Check) => commands::check::check(settings, output).await,
         Some(Command::Run(run)) => commands::run::run(&run, settings, output).await,
         Some(Command::Plan(plan)) => commands::plan::plan(&plan, settings, output).await,
         Some(Command::Validate(validate)) => {

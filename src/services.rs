@@ -180,14 +180,7 @@ impl Services {
     /// Tells of a clock that is not Redis': moments that several machines note in records are compared. Gives whether
     /// it is.
     async fn compare_clocks(&self, was_wrong: bool) -> bool {
-        let before = SystemTime::now();
-        let Ok(time) = self.store().time().await else {
-            return was_wrong;
-        };
-        let theirs = UNIX_EPOCH + Duration::from_millis(time.0);
-        let resolution = Duration::from_millis(1);
-        let offset = ClockOffset::observed(before, theirs, resolution, SystemTime::now());
-        let Some(offset) = offset else {
+        let Some(offset) = clock_offset(&self.store()).await else {
             return was_wrong;
         };
         let is_wrong = offset.nearest().unsigned_abs() >= CLOCK_OFF_MS;
@@ -200,6 +193,15 @@ impl Services {
         }
         is_wrong
     }
+}
+
+/// How far the clock of Redis is ahead of this machine's, if it can be told.
+pub(crate) async fn clock_offset(store: &RedisStore) -> Option<ClockOffset> {
+    let before = SystemTime::now();
+    let time = store.time().await.ok()?;
+    let theirs = UNIX_EPOCH + Duration::from_millis(time.0);
+    let resolution = Duration::from_millis(1);
+    ClockOffset::observed(before, theirs, resolution, SystemTime::now())
 }
 
 /// Events on the broker.

@@ -25,6 +25,11 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let collector = Collector::start();
     engine.set("TWINCAST__OTLP__URL", &collector.address());
     engine.grow(2, 2);
+    let tried = engine.room.run(&["--json", "check"]).expect(0).json();
+    for of in ["hub north", "hub south", "RabbitMQ", "Redis"] {
+        let checks = tried["checks"].as_array().expect("a list");
+        assert!(checks.iter().any(|check| check["of"] == of), "{tried}");
+    }
     let mut pipeline = engine.pipeline();
     let mut listener = pipeline.listen();
 

@@ -13,6 +13,7 @@
 mod harness;
 
 mod answers;
+mod check;
 mod commands;
 mod continuous;
 mod crash;

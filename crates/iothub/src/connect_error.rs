@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use twincast_tunnel::{DialError, HandshakeError};
 
+use crate::amqp::connection::in_words;
+
 /// What stage of connecting failed, and why. Cheap to clone: sources are shared.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -79,12 +81,15 @@ pub enum ConnectError {
         source: Arc<HandshakeError>,
     },
     /// Neither transport leads to the hub.
-    #[error("{first}; and by the other transport: {second}")]
+    #[error(
+        "{}; and by the other transport: {}",
+        in_words(first),
+        in_words(second)
+    )]
     Both {
         /// Why the transport that was tried first does not.
         first: Box<ConnectError>,
         /// Why the other one does not.
-        #[source]
         second: Box<ConnectError>,
     },
     /// A stage took too long.

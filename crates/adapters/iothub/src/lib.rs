@@ -28,6 +28,8 @@ use twincast_iothub::{
 };
 
 pub use crate::links::link_budget;
+pub use crate::queries::trouble_of as trouble_of_request;
+pub use crate::trouble::of_link as trouble_of_link;
 
 use crate::asking::Asking;
 use crate::feedback::HubFeedback;

@@ -201,7 +201,8 @@ fn unreadable(error: &serde_json::Error) -> String {
 }
 
 /// What an error of the client means.
-pub(crate) fn trouble_of(error: &RestError) -> HubTrouble {
+#[must_use]
+pub fn trouble_of(error: &RestError) -> HubTrouble {
     match error {
         RestError::Connect(connect) => trouble::of_connect(connect),
         // The query itself was taken: listing the devices anew can help.

@@ -24,7 +24,8 @@ pub(crate) fn of_credentials(error: &CredentialsError) -> HubTrouble {
 }
 
 /// What stands in the way of an AMQP link.
-pub(crate) fn of_link(failure: &ConnectionFailure) -> HubTrouble {
+#[must_use]
+pub fn of_link(failure: &ConnectionFailure) -> HubTrouble {
     match failure {
         ConnectionFailure::Connect(error) => of_connect(error),
         ConnectionFailure::NoToken(error) => of_credentials(error),

@@ -1,0 +1,99 @@
+//! `twincast check`: what is configured is tried, and what is wrong is named with what to do.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Fleet, Hub, Room};
+
+/// What was found at `check`.
+fn found<'a>(report: &'a Value, check: &str) -> &'a Value {
+    let checks = report["checks"].as_array().expect("a list");
+    let found = checks.iter().find(|it| it["check"] == check);
+    found.unwrap_or_else(|| panic!("no {check} in {report}"))
+}
+
+#[test]
+fn a_hub_that_can_be_used_is_told_and_nothing_is_sent_or_taken() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let room = Room::with(&hub);
+    let ended = room.run(&["check"]).expect(0);
+    assert!(
+        ended
+            .stdout
+            .contains("Everything that is configured can be used."),
+        "{ended}"
+    );
+    let ended = room.run(&["--json", "check"]).expect(0).json();
+    assert_eq!(ended["ok"], true);
+    for check in ["quota", "https", "clock", "messages", "feedback"] {
+        assert_eq!(found(&ended, check)["result"], "ok", "{ended}");
+    }
+    assert!(
+        found(&ended, "messages")["found"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("port 5671")
+    );
+    assert_eq!(hub.summary().transfers, 0);
+}
+
+#[test]
+fn each_fault_has_its_words_and_its_exit_code() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let room = Room::with(&hub);
+    hub.faults(&json!({ "refuse_cbs": true }).to_string());
+    let ended = room.run(&["--json", "check"]).expect(6).json();
+    assert_eq!(ended["ok"], false);
+    assert_eq!(found(&ended, "https")["result"], "ok");
+    let refused = found(&ended, "messages");
+    assert_eq!(refused["result"], "failed", "{ended}");
+    assert!(
+        refused["to_do"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("service connect"),
+        "{ended}"
+    );
+    hub.faults(&json!({ "refuse_cbs": false }).to_string());
+
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let blocked = config.replace(&hub.amqp_port().to_string(), "1");
+    let other = Room::configured(&blocked);
+    for name in ["ca.pem", "connection-string"] {
+        let text = std::fs::read_to_string(hub.folder().join(name)).expect("the hub wrote it");
+        other.write(name, &text);
+    }
+    let ended = other.run(&["check"]).expect(0);
+    assert!(ended.stdout.contains("a WebSocket on port 443"), "{ended}");
+    let nowhere = blocked.replace(&hub.https_port().to_string(), "1");
+    other.write("twincast.toml", &nowhere);
+    let ended = other.run(&["check"]).expect(5);
+    for words in ["was refused", "What to do: "] {
+        assert!(ended.stdout.contains(words), "{ended}");
+    }
+}
+
+#[test]
+fn other_services_are_tried_as_well() {
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let room = Room::configured(&format!(
+        "{}\n[amqp]\nurl = \"amqp://127.0.0.1:1\"\n[redis]\nurl = \"redis://127.0.0.1:1\"\n[prometheus]\nurl = \"http://127.0.0.1:1\"\n",
+        config
+            .replace(
+                "\"connection-string\"",
+                &format!("\"{}\"", hub.folder().join("connection-string").display())
+            )
+            .replace("\"ca.pem\"", &format!("\"{}\"", hub.ca().display())),
+    ));
+    let ended = room.run(&["--json", "check"]).expect(9).json();
+    for check in ["topology", "connection", "query"] {
+        assert_eq!(found(&ended, check)["result"], "failed", "{ended}");
+        assert!(found(&ended, check)["to_do"].is_string(), "{ended}");
+    }
+    assert_eq!(found(&ended, "messages")["result"], "ok");
+}
+
+#[test]
+fn nothing_configured_is_nothing_to_try() {
+    Room::bare().run(&["check"]).expect(3).says(&["--config"]);
+}
