@@ -15,6 +15,7 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
+use twincast_secret::SecretSource;
 
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
@@ -194,22 +195,20 @@ pub(crate) struct ApiSettings {
     pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// A URL with its password: given as it is, or in a file.
-pub(crate) fn secret_url(
+/// Where a URL with its password comes from: it is given as it is, or in a file.
+pub(crate) fn secret_source(
     section: &str,
     url: Option<&SecretText>,
     file: Option<&Path>,
     base: &Path,
-) -> Result<String, Failure> {
+) -> Result<SecretSource, Failure> {
     let refused = |message: String| Failure::message(ExitCode::Refused, message);
     match (url, file) {
-        (Some(url), None) => Ok(url.expose().trim().to_owned()),
-        (None, Some(file)) => {
-            let path = base.join(file);
-            let text = textfile::read(&format!("{section}.url_file"), &path)
-                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-            Ok(text.trim().to_owned())
-        }
+        (Some(url), None) => Ok(SecretSource::Fixed(url.expose().into())),
+        (None, Some(file)) => Ok(SecretSource::File {
+            setting: format!("{section}.url_file"),
+            path: base.join(file),
+        }),
         (Some(_), Some(_)) => Err(refused(format!(
             "{section} must have only one of url and url_file"
         ))),
@@ -220,6 +219,18 @@ pub(crate) fn secret_url(
             )))
         }
     }
+}
+
+/// A URL with its password, as it is now.
+pub(crate) fn secret_url(
+    section: &str,
+    url: Option<&SecretText>,
+    file: Option<&Path>,
+    base: &Path,
+) -> Result<String, Failure> {
+    let url = secret_source(section, url, file, base)?.read();
+    let url = url.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    Ok(url.expose().to_owned())
 }
 
 /// What flags may override.
