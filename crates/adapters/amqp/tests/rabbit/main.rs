@@ -5,9 +5,11 @@ mod broker;
 mod commands;
 mod conformance;
 mod connecting;
+mod counting;
 mod dead_letters;
 mod dispatches;
 mod events;
+mod interposer;
 mod losing;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
