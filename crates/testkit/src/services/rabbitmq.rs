@@ -97,6 +97,49 @@ impl RabbitMq {
     }
 }
 
+/// Three nodes of one cluster. They take 15 seconds to start and 400 MB. They end when this is dropped.
+#[derive(Debug)]
+pub struct RabbitMqCluster {
+    nodes: Vec<RabbitMq>,
+    /// What the nodes find each other by. Dropped last.
+    _shared: Service,
+}
+
+impl RabbitMqCluster {
+    /// A new one whose nodes are ready.
+    ///
+    /// # Panics
+    /// As [`RabbitMq::start`].
+    pub async fn start() -> Self {
+        let shared = Service::folder();
+        let folder = shared.dir.to_string_lossy().into_owned();
+        let node = async || {
+            let options = ["--cluster", &folder];
+            RabbitMq(Service::start("rabbitmq-start", &options).await)
+        };
+        // The first one makes the cluster that the others join.
+        let first = node().await;
+        let (second, third) = tokio::join!(node(), node());
+        Self {
+            nodes: vec![first, second, third],
+            _shared: shared,
+        }
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[RabbitMq] {
+        &self.nodes
+    }
+
+    /// The URLs of all nodes, with commas between them.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let urls: Vec<_> = self.nodes.iter().map(RabbitMq::url).collect();
+        urls.join(",")
+    }
+}
+
 fn url(address: SocketAddr) -> String {
     format!("amqp://guest:guest@{address}")
 }
