@@ -167,6 +167,11 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- fail (printf "settings.%s.url would be readable by all in a config map; give it as %s.url or in %s.existingSecret" $name $name $name) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.worker.autoscaling -}}
+{{- if and .enabled (eq .kind "keda") (contains "," $.Values.amqp.url) (not .existingSecret.name) -}}
+{{- fail "worker.autoscaling.existingSecret.name: amqp.url has several addresses, and KEDA takes one; name a secret that has one" -}}
+{{- end -}}
+{{- end -}}
 {{- if not .Values.hubs -}}
 {{- fail "hubs: name at least one, for example hubs.main.existingSecret.name" -}}
 {{- end -}}
