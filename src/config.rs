@@ -640,6 +640,10 @@ mod tests {
                 "amqp.url: must be a text",
             ),
             (
+                "[prometheus]\nuser = \"ann\"\npassword = 12345670\n",
+                "prometheus.password: must be a text",
+            ),
+            (
                 "[otlp]\nheaders = 12345670.5\n",
                 "otlp.headers: must be a text",
             ),
@@ -673,7 +677,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\nuser = 'a:b'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
             &[],
         )
         .unwrap_err();
@@ -686,6 +690,9 @@ mod tests {
             "hubs.in.send_timeout: must be 1s to 1h",
             "run.give_up_after: \"x\" is not a length of time",
             "prometheus: must have only one of token",
+            "prometheus: must have only one of a token, and user and password",
+            "prometheus: must have both user and password",
+            "prometheus.user: must have no colon",
             "prometheus.url: the address must have no user",
             "prometheus.timeout: must be 100ms to 1m",
             "otlp.url: \"collector:4318\" is not the address of a server",
