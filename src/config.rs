@@ -19,7 +19,7 @@ use twincast_secret::SecretSource;
 
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
-pub(crate) use peer::{HttpPeer, address};
+pub(crate) use peer::{HttpPeer, address, endpoint};
 pub(crate) use values::{SecretText, Share};
 
 use crate::exit::{ExitCode, Failure};
@@ -168,7 +168,8 @@ impl RedisSettings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TraceSettings {
-    pub(crate) sampled: Share,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sampled: Option<Share>,
 }
 
 /// The endpoint for probes and metrics.
@@ -501,6 +502,19 @@ impl Sections {
         if !holds {
             self.problems.push(format!("{at}: {otherwise}"));
         }
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// What a configuration file says, with nothing from the environment.
+    pub(crate) fn of(toml: &str) -> Self {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile();
+        let file = file.expect("a temporary file");
+        std::fs::write(file.path(), toml).expect("it is ours");
+        let nothing = Environment::default().source(Some(config::Map::new()));
+        let settings = Self::load_from(Some(file.path()), nothing, Overrides::default());
+        settings.unwrap_or_else(|failure| panic!("{:?}", failure.lines()))
     }
 }
 
