@@ -315,7 +315,9 @@ class Particulars(unittest.TestCase):
             },
             "prometheus": {
                 "url": "https://prometheus.example.com",
-                "token_file": f"{secrets}/prometheus-token",
+                "user": "ann",
+                "password_file": f"{secrets}/prometheus-password",
+                "headers_file": f"{secrets}/prometheus-headers",
                 "ca_file": f"{secrets}/ca/prometheus.pem",
                 "timeout": "5s",
             },
@@ -482,6 +484,8 @@ class Values(unittest.TestCase):
             ("redis", "ca", "configMap"): hpa,
             ("api", "oidc", "ca", "secret"): overlay(full, {"api": {"oidc": {"ca": {"configMap": ""}}}}),
             ("prometheus", "ca", "secret"): without(full, ("prometheus", "ca", "configMap")),
+            ("prometheus", "token", "secret"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}}}),
+            ("prometheus", "token", "key"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}, "token": {"secret": "one"}}}),
         }
         entry = SCHEMA["properties"]["hubs"]["additionalProperties"]
         of_hubs = [(("hubs", "eu", *path), schema) for path, schema in properties(entry)]
@@ -520,6 +524,9 @@ class Values(unittest.TestCase):
             ({"api": {"oidc": {"ca": {"secret": "a", "configMap": "b"}}}}, "api.oidc.ca: give only one of secret and configMap"),
             ({"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}}, "api.port and http.port are both 8080"),
             ({"prometheus": {"token": {"secret": "t"}}}, "prometheus.url: say where it is"),
+            ({"prometheus": {"url": "http://p", "token": {"secret": "t"}, "user": "ann"}}, "prometheus: give only one of a token, and user and password"),
+            ({"prometheus": {"url": "http://p", "user": "ann"}}, "prometheus: give both user and password.secret"),
+            ({"settings": {"otlp": {"password": "hidden"}}}, "settings.otlp.password would be readable by all"),
             ({"prometheus": {"url": "http://me:hidden@prometheus"}}, "prometheus.url: must begin with http:// or https://"),
             ({"prometheus": {"url": "prometheus:9090"}}, "prometheus.url: must begin with http:// or https://"),
             ({"settings": {"prometheus": {"token": "hidden"}}}, "settings.prometheus.token would be readable by all"),
