@@ -196,7 +196,7 @@ pub(crate) struct ApiSettings {
     pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// Where a URL with its password comes from: it is given as it is, or in a file.
+/// The source of a URL with a password: the setting itself, or a file.
 pub(crate) fn secret_source(
     section: &str,
     url: Option<&SecretText>,
@@ -222,7 +222,7 @@ pub(crate) fn secret_source(
     }
 }
 
-/// A URL with its password, as it is now.
+/// The current URL with its password.
 pub(crate) fn secret_url(
     section: &str,
     url: Option<&SecretText>,
@@ -507,7 +507,7 @@ impl Sections {
 
 #[cfg(test)]
 impl Settings {
-    /// What a configuration file says, with nothing from the environment.
+    /// The settings of a configuration file, without the environment.
     pub(crate) fn of(toml: &str) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile();
         let file = file.expect("a temporary file");

@@ -1,7 +1,7 @@
-//! The collector that traces go to: as it is configured, else as the OpenTelemetry standard's variables say.
+//! The collector that traces go to: from the configuration, else from the variables of the OpenTelemetry standard.
 //!
-//! What is wrong with the configuration is refused. What is wrong with a variable is told and ignored, as the standard
-//! says: somebody else may have set it, for all programs of a machine, and no rollout waits for a trace.
+//! A mistake in the configuration is refused. A mistake in a variable is logged, and the variable is ignored, as the
+//! standard demands: a platform may have set the variable for all programs of a machine, and no rollout waits for a trace.
 
 mod standard;
 
@@ -21,11 +21,11 @@ use crate::peer;
 /// How long the last spans may take when a process ends.
 pub(crate) const LAST: Duration = Duration::from_secs(3);
 
-/// Where traces go, and which.
+/// The destination of traces, and the choice of traces.
 #[derive(Debug)]
 struct Plan {
     url: Url,
-    /// What the environment has to be shown with each request.
+    /// Headers from the environment.
     headers: HeaderMap,
     sampling: Sampling,
 }
@@ -64,7 +64,7 @@ pub(crate) fn start(settings: &Settings, role: &str) -> Result<Otlp, Failure> {
         service: format!("twincast-{role}"),
         instance: uuid::Uuid::new_v4().to_string(),
     });
-    // The address is one, so what is in the way is a variable that the exporter reads by itself.
+    // The address is valid, so the cause is a variable that the exporter reads by itself.
     Ok(started.unwrap_or_else(|error| {
         let error = twincast_core::error::in_words(&error);
         tracing::warn!(error, "no traces are told");
@@ -72,7 +72,7 @@ pub(crate) fn start(settings: &Settings, role: &str) -> Result<Otlp, Failure> {
     }))
 }
 
-/// Where traces go, if anywhere: as it is configured, and else by the environment.
+/// Decides from configuration and environment whether traces are exported, where to, and how.
 fn plan(
     settings: &Settings,
     standard: &mut Standard<impl Fn(&str) -> Option<String>>,
@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a configuration and variables: where traces go, which, what is shown, and what is odd.
+    /// The plan that follows from a configuration and variables, as text, and the variables that are not understood.
     fn planned(toml: &str, variables: &[(&str, &str)]) -> anyhow::Result<(String, Vec<String>)> {
         let settings = Settings::of(toml);
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
@@ -167,7 +167,7 @@ mod tests {
             ("", &[][..], "nothing"),
             ("", &[ENDPOINT], all),
             ("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", "  ")], "nothing"),
-            // Used as it is.
+            // An endpoint for traces is used unchanged.
             (
                 "",
                 &[
@@ -186,7 +186,7 @@ mod tests {
                 &[ENDPOINT],
                 "http://ours:4318/v1/traces, 1 of those that begin here",
             ),
-            // Not to be told at all.
+            // Switches.
             ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "True")], "nothing"),
             (OURS, &[("OTEL_SDK_DISABLED", "true")], "nothing"),
             ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "false")], all),
@@ -197,7 +197,7 @@ mod tests {
                 &[("OTEL_TRACES_EXPORTER", "none")],
                 "http://ours:4318/v1/traces, 1 of those that begin here",
             ),
-            // Which.
+            // Samplers.
             (
                 "",
                 &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_on")],
@@ -255,7 +255,7 @@ mod tests {
                 &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_on")],
                 "http://c:4318/v1/traces, 0.1 of those that begin here",
             ),
-            // What is shown.
+            // Headers.
             (
                 "",
                 &[ENDPOINT, ("OTEL_EXPORTER_OTLP_HEADERS", "a=b%2Cc, D = e")],

@@ -175,7 +175,7 @@ mod tests {
                 .unwrap_err()
                 .contains("it is UTF-16; save it as UTF-8")
         );
-        // As `curl --user` shows it.
+        // The header is the same as that of `curl --user`.
         let basic = ["authorization: Basic YW5uOnMzY3IzdDrDtg=="];
         let password = json!({ "user": "ann", "password": "s3cr3t:\u{f6}" });
         assert_eq!(says(password).unwrap(), basic);

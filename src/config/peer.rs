@@ -123,7 +123,7 @@ pub(crate) fn address(text: &str, allow_http: bool) -> Result<Url, BadAddress> {
     Ok(url)
 }
 
-/// The address of what a server has, of which plain http is allowed or is for this machine only.
+/// The address of a resource on a server. Plain http is allowed, or is for this machine only.
 ///
 /// # Errors
 /// [`BadAddress`].

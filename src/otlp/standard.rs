@@ -1,8 +1,8 @@
-//! What the variables of the OpenTelemetry standard say of traces.
+//! The variables of the OpenTelemetry standard about traces.
 //!
-//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables>, and for those of the exporter
-//! <https://opentelemetry.io/docs/specs/otel/protocol/exporter>. An empty variable is as one that is not set; one that is
-//! not understood is told, and as one that is not set.
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables>, and for the exporter
+//! <https://opentelemetry.io/docs/specs/otel/protocol/exporter>. An empty variable counts as not set. A variable that is
+//! not understood is noted, and counts as not set.
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
@@ -16,7 +16,7 @@ use crate::peer::secret;
 /// The variables of a process.
 pub(super) struct Standard<V> {
     variables: V,
-    /// What was not understood: which variable, what is allowed, and what holds now.
+    /// A text for each variable that was not understood: its name, the allowed values, and the value in force.
     pub(super) odd: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// Whether nothing is to be told, whatever else is said.
+    /// Whether traces are switched off altogether.
     pub(super) fn is_disabled(&mut self) -> bool {
         let name = "OTEL_SDK_DISABLED";
         match self.get(name) {
@@ -51,7 +51,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         }
     }
 
-    /// Whether traces are to be told.
+    /// Whether the environment wants traces to be exported.
     pub(super) fn exports(&mut self) -> bool {
         let name = "OTEL_TRACES_EXPORTER";
         match self.get(name).as_deref() {
@@ -66,7 +66,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         }
     }
 
-    /// Where traces go. The address that is for traces is used as it is.
+    /// The destination of traces. An address for traces alone is used unchanged.
     pub(super) fn endpoint(&mut self, allow_http: bool) -> Option<Url> {
         let of_traces = |text: &str| endpoint(text, allow_http);
         let of_all = |text: &str| address(text, allow_http).map(with_path);
@@ -85,7 +85,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
             .ok()
     }
 
-    /// Which traces are told.
+    /// The choice of traces.
     pub(super) fn sampling(&mut self) -> Sampling {
         let name = "OTEL_TRACES_SAMPLER";
         let sampler = self.get(name);
@@ -120,7 +120,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         ratio.unwrap_or(1.0)
     }
 
-    /// What is shown with each request. Values are percent-encoded.
+    /// The headers of each request. Values are percent-encoded.
     pub(super) fn headers(&mut self) -> HeaderMap {
         let name = [
             "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
@@ -141,7 +141,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
             });
             match pair {
                 Some((name, value)) => drop(headers.insert(name, value)),
-                // It may be a secret.
+                // The part may be a secret, so the text does not show the part.
                 None => self.odd.push(format!(
                     "{name} must be name=value, with commas between them and values percent-encoded; a part is left out"
                 )),

@@ -1,5 +1,5 @@
-//! A RabbitMQ of three nodes, of which one may die at a time: whoever was connected to it goes on over another one, and
-//! every queue is on all of them.
+//! A RabbitMQ of three nodes, of which any node may die: its clients go on over another node, and every queue has members
+//! on all nodes.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
     let hub = || Hub::start(&scattered(devices), &["--tier", "S3", "--units", "1"]);
     let mut engine = Engine::new(&access, vec![("north", hub()), ("south", hub())]);
     engine.grow(2, 3);
-    // A client that knows one node only, which it no longer needs once the command is done.
+    // A client of the first node, which is needed until the command is done.
     let first = Access {
         amqp_url: cluster.nodes()[0].url(),
         ..access.clone()
@@ -76,7 +76,7 @@ fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
     budget.covers(&repeats);
 }
 
-/// The node that a process has connected to last.
+/// The node of a process's latest connection.
 fn node_of<'a>(cluster: &'a RabbitMqCluster, member: &Member) -> &'a RabbitMq {
     let log = member.log();
     let connected = log

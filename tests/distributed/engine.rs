@@ -367,7 +367,7 @@ fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
         redis_url,
         prefix,
     } = access;
-    // A path is that of a file with the URL.
+    // A path leads to a file with the URL.
     let url = if amqp_url.starts_with('/') {
         "url_file"
     } else {

@@ -1,4 +1,5 @@
-//! A password that is changed in the middle of a rollout: nobody ends, and the new one is used once it is in the file.
+//! A password that changes in the middle of a rollout: no process ends, and all processes use the new password once the
+//! file has it.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -63,7 +64,7 @@ fn a_changed_password_is_taken_from_its_file() {
     }
 }
 
-/// Puts a new version of a mounted secret in place of the old one, as the kubelet does: `..data` is another link at once.
+/// Replaces a mounted secret as the kubelet does: `..data` becomes a link to the new version in one step.
 fn mount(folder: &Path, version: &str, secret: &str) {
     let put = || {
         let (version_at, link) = (folder.join(version), folder.join("..new"));

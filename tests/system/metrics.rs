@@ -64,10 +64,10 @@ fn a_metric_stops_a_rollout_and_says_why() {
 }
 
 const PASSWORD: &str = "a-password-that-is-not-to-show";
-/// The password as Prometheus is told of it, by bcrypt.
+/// The password in Prometheus' configuration, hashed with bcrypt.
 const HASH: &str = "$2b$04$mI/14krmyo5rqDyHybmdruLGeRpNlaHENiyd2xdhKwqiStZqqtlsa";
 
-/// A Prometheus that answers to one user alone, and watches nothing.
+/// A Prometheus with one user and without targets.
 fn prometheus(room: &Room) -> (Running, SocketAddr) {
     let web = room.write("web.yml", &format!("basic_auth_users:\n  ann: {HASH}\n"));
     let config = room.write("prometheus.yml", "global: {}\n");

@@ -67,7 +67,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     assert_eq!(hub.summary().accepted, 2 * DEVICES);
 }
 
-/// Whoever has set them: a platform does it for all that runs on it.
+/// A platform may set the variables for all programs.
 #[test]
 fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
     let collector = Collector::start();

@@ -230,8 +230,8 @@ impl fmt::Debug for Tracer {
 }
 
 impl Tracer {
-    /// Gives spans to `keep`, which must not wait, if `is_kept` says so of their trace; a trace that a caller has begun is
-    /// shown with the caller's own decision.
+    /// Gives spans to `keep`, which must not wait, if `is_kept` holds for their trace. Of a trace that a caller began,
+    /// `is_kept` is given the caller's decision too.
     pub fn new(
         is_kept: impl Fn(TraceId, Option<bool>) -> bool + Send + Sync + 'static,
         keep: impl Fn(Span) + Send + Sync + 'static,
@@ -247,7 +247,7 @@ impl Tracer {
         let of_caller = caller.map(|caller| caller.sampled);
         let sampled = match &self.0 {
             Some(kept) => (kept.is_kept)(trace, of_caller),
-            // Nobody keeps it here; whoever keeps the caller's may keep what is done elsewhere.
+            // No spans are kept here, but other processes may keep theirs of the caller's trace.
             None => of_caller.unwrap_or(false),
         };
         Begun {

@@ -90,7 +90,7 @@ impl Service {
         service
     }
 
-    /// A folder that services share, without one of its own: what they start there ends when this is dropped.
+    /// A folder shared by services, without a service of its own. Programs started there end when this is dropped.
     fn folder() -> Self {
         Self {
             verb: "kill",

@@ -70,8 +70,8 @@ impl Amqp {
     /// [`state`](Self::state) tells when it is there.
     ///
     /// # Errors
-    /// When the settings are not valid, or the file with addresses or that with authorities cannot be read. Files that
-    /// become unreadable later are waited for, as is the broker.
+    /// The settings are not valid, or a file with addresses or authorities cannot be read. A file that becomes unreadable
+    /// later is waited for, as is the broker.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -138,13 +138,13 @@ impl fmt::Debug for Amqp {
     }
 }
 
-/// Where a process begins with the addresses: anywhere, so that processes are spread over a cluster's nodes.
+/// The first turn of a process: a random number, so that processes are spread over a cluster's nodes.
 fn first_turn() -> usize {
     RandomState::new().build_hasher().finish() as usize
 }
 
-/// One attempt to connect: at one address after the other, until one can be used. Whatever comes next begins with the
-/// address after the last that was tried: the node behind that one may be the reason for another attempt.
+/// One attempt to connect: at one address after the other, until an address can be used. The next attempt begins with the
+/// address after the last tried one, because the node behind the latter may be the reason for the attempt.
 async fn open(settings: &Settings, names: &Names, turn: &mut usize) -> Result<Link, ConnectError> {
     let urls = settings.read_urls()?;
     let trust = Trust::load(settings, &urls)?;
@@ -156,7 +156,7 @@ async fn open(settings: &Settings, names: &Names, turn: &mut usize) -> Result<Li
             Err(error) => tried.push(error),
         }
     }
-    // All were tried, so the turn is the first one's again.
+    // After a whole round the turn is that of the first address again.
     *turn = turn.wrapping_add(1);
     Err(match tried.pop() {
         Some(only) if tried.is_empty() => only,

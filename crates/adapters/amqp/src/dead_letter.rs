@@ -350,7 +350,7 @@ pub(crate) struct Letter {
 }
 
 impl Letter {
-    /// The letter that a message becomes.
+    /// A letter made of a message.
     pub(crate) fn of(from: &str, message: Delivery, cause: &str, detail: String) -> Self {
         Self {
             from: from.to_owned(),

@@ -67,7 +67,7 @@ pub enum ConnectError {
     /// The settings are not valid.
     #[error("settings of the broker are not valid")]
     Settings(#[from] SettingsError),
-    /// The addresses of the broker are not available: the file that holds them cannot be read.
+    /// The file with the addresses of the broker cannot be read.
     #[error("addresses of the broker cannot be read")]
     Source(#[from] SourceError),
     /// The addresses of the broker are not valid.
@@ -157,7 +157,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// The error of a node that has answered, if one has, else of the first that has not.
+    /// The error of the first node that has answered; without such a node, of the first address.
     #[must_use]
     pub fn most_telling(&self) -> &Self {
         let Self::NoAddress { tried } = self else {

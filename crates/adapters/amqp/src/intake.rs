@@ -119,17 +119,17 @@ impl Intake {
         let queue = &self.queue;
         let detail = format!("handed out more than {DELIVERY_LIMIT} times without being done");
         warn!(queue, detail, "message put with the dead letters");
-        // As the broker calls it where the broker counts.
+        // The cause has the name that the broker uses for its own dead letters.
         let letter = Letter::of(queue, message, "delivery_limit", detail);
         letter.replace_in_background(&self.amqp.wires, held);
     }
 }
 
-/// Whether a message has come back so often that it is not given out any more. The broker sees to most; from RabbitMQ 4.3
-/// on it does not count a message that its holder kept for longer than `consumer_timeout`, but tells how often the message
-/// was handed out.
+/// Whether a message has been handed out too often. The broker enforces the limit in most cases. From RabbitMQ 4.3 on, a
+/// message held for longer than `consumer_timeout` does not count towards the limit, but its header still shows the number
+/// of hand-outs.
 fn is_handed_out_too_often(message: &Delivery) -> bool {
-    // What a message says of itself when it comes for the first time is its publisher's.
+    // Headers of a first delivery are the publisher's.
     let headers = message.properties.headers().as_ref();
     let headers = headers.filter(|_| message.redelivered);
     let times = |name| headers.and_then(|headers| header_number(headers, name));
@@ -201,8 +201,8 @@ impl Drop for Held {
     }
 }
 
-/// Gives a message back so that the broker counts it: from RabbitMQ 4.3 on a `basic.nack` counts towards no delivery
-/// limit, and a `basic.reject` does, as both do before (docs/adr/0028-hand-outs-are-counted.md).
+/// Gives a message back by `basic.reject`, which counts towards the delivery limit in every version of RabbitMQ. A
+/// `basic.nack` does not from 4.3 on (docs/adr/0028-hand-outs-are-counted.md).
 async fn requeue(wires: &Wires, acker: Acker) {
     let options = BasicRejectOptions { requeue: true };
     let back = async {
@@ -210,7 +210,7 @@ async fn requeue(wires: &Wires, acker: Acker) {
         acker.reject(options).await.ok();
         Ok(())
     };
-    // It waits while the broker blocks us, which may be long. The answer goes out in the end.
+    // A broker that blocks us delays the answer, possibly for long. The answer goes out in the end.
     wires.in_time(back).await.ok();
 }
 

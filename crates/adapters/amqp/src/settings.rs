@@ -16,10 +16,10 @@ use crate::error::ConnectError;
 /// How to reach the broker, and what belongs to us there.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The addresses of the broker, as [`BrokerUrls`] are written. Read again for each attempt to connect, so that a file
-    /// may be replaced at any time.
+    /// The addresses of the broker, written as [`BrokerUrls`]. Read again for each attempt to connect, so a file may be
+    /// replaced at any time.
     pub urls: SecretSource,
-    /// A PEM file with the certificate authorities that are trusted instead of the system's. Likewise.
+    /// A PEM file with certificate authorities to trust instead of the system's. Read again for each attempt to connect.
     pub ca_file: Option<PathBuf>,
     /// How often each side shows that it is alive, in whole seconds from 1 s to 18 h. A silent
     /// peer is given up after twice this. 10 s unless set.
@@ -80,7 +80,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The addresses as they are now.
+    /// Reads the current addresses.
     pub(crate) fn read_urls(&self) -> Result<BrokerUrls, ConnectError> {
         Ok(self.urls.read()?.expose().parse()?)
     }
@@ -137,12 +137,12 @@ pub enum SettingsError {
 
 /// The addresses of a broker: a [`BrokerUrl`] for each node of one cluster, with commas between them.
 ///
-/// Users and virtual hosts are those of a cluster, so the URLs agree in all but host and port.
+/// Users and virtual hosts belong to the cluster, so the URLs differ in host and port only.
 #[derive(Debug, Clone)]
 pub struct BrokerUrls(Vec<BrokerUrl>);
 
 impl BrokerUrls {
-    /// The URLs in turn, once each, beginning with another one for each `turn`.
+    /// All URLs in order, beginning with another URL for each `turn`.
     pub(crate) fn in_turn(&self, turn: usize) -> impl Iterator<Item = &BrokerUrl> {
         let count = self.0.len();
         self.0.iter().cycle().skip(turn % count).take(count)
@@ -219,7 +219,7 @@ impl BrokerUrl {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// What, other than the address, is not the same in another URL.
+    /// The first part, other than the address, that differs in another URL.
     fn differs_from(&self, other: &Self) -> Option<&'static str> {
         [
             ("scheme", self.tls == other.tls),

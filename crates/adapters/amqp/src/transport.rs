@@ -32,7 +32,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) struct Trust(Option<RustlsConnector>);
 
 impl Trust {
-    /// The authorities as they are now.
+    /// Reads the current authorities.
     pub(crate) fn load(settings: &Settings, urls: &BrokerUrls) -> Result<Self, ConnectError> {
         if !urls.is_tls() {
             return Ok(Self(None));
@@ -87,7 +87,7 @@ fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
 /// A connection, and a way to end it that does not ask anybody.
 pub(crate) struct Line {
     pub(crate) connection: Connection,
-    /// Where it leads to.
+    /// The address of the peer.
     pub(crate) url: BrokerUrl,
     plug: Plug,
 }

@@ -7,7 +7,7 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 
 use crate::Headers;
 
-/// A client whose requests show what is to be shown at the time.
+/// A client that adds the current headers to each request.
 pub(crate) struct Shown {
     pub(crate) http: reqwest::Client,
     pub(crate) headers: Headers,
@@ -22,7 +22,7 @@ impl fmt::Debug for Shown {
 #[async_trait]
 impl HttpClient for Shown {
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        // In place of what the exporter has from the environment by itself.
+        // Replaces headers of the same name that the exporter reads from the environment.
         request.headers_mut().extend((self.headers)()?);
         self.http.send_bytes(request).await
     }

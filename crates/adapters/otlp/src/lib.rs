@@ -7,7 +7,7 @@
 //! Nobody waits for a collector. A span for which there is no room is dropped, and counted; so is one that the
 //! collector does not take.
 //!
-//! What the standard's environment variables say of the service and its resource holds here too.
+//! The standard's environment variables for the service's name and resource are honoured.
 
 mod client;
 mod convert;
@@ -46,7 +46,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Which collector, and what it is told.
 #[derive(Clone)]
 pub struct OtlpConfig {
-    /// How it is asked.
+    /// The HTTP client.
     pub http: reqwest::Client,
     /// Where requests go, with the path.
     pub url: String,
@@ -62,16 +62,16 @@ pub struct OtlpConfig {
     pub instance: String,
 }
 
-/// Gives the headers of a request as they are now.
+/// Gives the current headers of a request.
 pub type Headers = Arc<dyn Fn() -> Result<HeaderMap, BoxError> + Send + Sync>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Which traces are kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Whether a caller who has begun a trace decides about it.
+    /// Whether the decision of a caller who began the trace holds.
     pub follows_caller: bool,
-    /// The part that is kept of all others, 0 to 1.
+    /// The part of all other traces that is kept, 0 to 1.
     pub ratio: f64,
 }
 

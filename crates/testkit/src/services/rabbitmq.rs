@@ -97,16 +97,16 @@ impl RabbitMq {
     }
 }
 
-/// Three nodes of one cluster. They take 15 seconds to start and 400 MB. They end when this is dropped.
+/// Three nodes of one cluster. Starting takes 15 seconds and 400 MB. All nodes end when this is dropped.
 #[derive(Debug)]
 pub struct RabbitMqCluster {
     nodes: Vec<RabbitMq>,
-    /// What the nodes find each other by. Dropped last.
+    /// The folder with cookie and epmd. Dropped last.
     _shared: Service,
 }
 
 impl RabbitMqCluster {
-    /// A new one whose nodes are ready.
+    /// Starts a cluster, and waits until all nodes are ready.
     ///
     /// # Panics
     /// As [`RabbitMq::start`].
@@ -117,7 +117,7 @@ impl RabbitMqCluster {
             let options = ["--cluster", &folder];
             RabbitMq(Service::start("rabbitmq-start", &options).await)
         };
-        // The first one makes the cluster that the others join.
+        // The first node makes the cluster, and the other nodes join.
         let first = node().await;
         let (second, third) = tokio::join!(node(), node());
         Self {

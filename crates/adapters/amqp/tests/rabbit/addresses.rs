@@ -15,7 +15,7 @@ use crate::{
     connect, dispatch, in_time, refused, settings, shown, until, until_connected, until_lost,
 };
 
-/// A port where nobody listens.
+/// A free port.
 async fn nobody() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     listener.unwrap().local_addr().unwrap()
@@ -29,7 +29,7 @@ fn urls(addresses: &[SocketAddr]) -> String {
     urls.join(",")
 }
 
-/// Wherever a process begins, it comes to the one that answers; and to another one when that is gone.
+/// A process reaches the address that answers, wherever it begins, and another address once that is gone.
 #[tokio::test]
 async fn the_next_address_is_tried() {
     let broker = RabbitMq::shared().await;
@@ -75,7 +75,7 @@ async fn all_addresses_are_named_when_none_can_be_used() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
-/// A folder as the kubelet mounts secrets: each file is a link into a folder that is itself a link.
+/// A folder as the kubelet mounts secrets: each file is a link into `..data`, which is a link to a folder.
 struct Mounted {
     folder: tempfile::TempDir,
     versions: u32,

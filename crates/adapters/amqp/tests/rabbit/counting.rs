@@ -1,4 +1,4 @@
-//! What comes back is counted, whatever the broker's version counts by itself (docs/adr/0028-hand-outs-are-counted.md).
+//! Hand-outs are counted on every version of the broker (docs/adr/0028-hand-outs-are-counted.md).
 
 use twincast_amqp::{Amqp, DeadLetter};
 use twincast_core::ports::Queue;
@@ -8,7 +8,7 @@ use twincast_testkit::services::RabbitMq;
 use crate::interposer::{Counts, Interposer, NACK, REJECT};
 use crate::{connect, dispatch, hub, in_time, next, settings};
 
-/// Two clients of the same names: one by way of an interposer, and one that sees the broker as it is.
+/// Two clients with the same topology: the first connects through an interposer, the second directly.
 async fn both(counts: Counts) -> (Interposer, Amqp, Amqp) {
     let broker = RabbitMq::shared().await;
     let interposer = Interposer::start(broker.address(), counts).await;
@@ -31,8 +31,8 @@ async fn letter(amqp: &Amqp) -> DeadLetter {
     .await
 }
 
-/// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. That no count is told to us
-/// makes no difference: the limit is stated, and the broker keeps to it.
+/// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. Hidden counts make no difference,
+/// because the broker enforces the stated limit.
 #[tokio::test]
 async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
     let (interposer, amqp, direct) = both(Counts::Hidden).await;
@@ -52,8 +52,8 @@ async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
     assert_eq!((interposer.sent(REJECT), interposer.sent(NACK)), (21, 0));
 }
 
-/// 4.3 does not count what it takes back from a consumer that held it for too long. But it tells how often a message was
-/// handed out, and that is kept to.
+/// RabbitMQ 4.3 does not count a message that a consumer held for too long, but shows the number of hand-outs, which the
+/// client enforces.
 #[tokio::test]
 async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells() {
     let (_interposer, amqp, direct) = both(Counts::Acquired { more: 19 }).await;
@@ -74,7 +74,7 @@ async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells(
     assert_eq!(letter.cause.as_deref(), Some("delivery_limit"));
     let detail = letter.detail.as_deref().unwrap_or_default();
     assert!(detail.contains("more than 20 times"), "{detail}");
-    // What is replayed begins anew.
+    // A replayed letter begins with a count of zero.
     direct.replay_dead_letter(&letter.id).await.unwrap();
     let delivery = next(&mut consumer).await;
     assert_eq!(delivery.dispatch, dispatch(1));

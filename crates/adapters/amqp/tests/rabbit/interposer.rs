@@ -1,5 +1,5 @@
-//! A proxy between a client and a broker of version 3.10 that makes the broker look like a later one, as far as AMQP 0-9-1
-//! shows the version: what deliveries say of earlier ones, and how a consumer learns that its time is over.
+//! A proxy that makes a broker of version 3.10 look like version 4.3 in two respects: the counts in the headers of
+//! deliveries, and the cancelling of a consumer after `consumer_timeout`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,20 +24,19 @@ const HEADER_FRAME: u8 = 2;
 const BODY_FRAME: u8 = 3;
 const FRAME_END: u8 = 0xce;
 
-/// What 3.10 says of earlier deliveries.
+/// The header in which 3.10 counts failed deliveries.
 const DELIVERY_COUNT: &[u8; 16] = b"x-delivery-count";
 
-/// What deliveries say of earlier ones.
+/// The counts in the headers of deliveries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Counts {
     /// Nothing.
     Hidden,
-    /// As 4.3 does it for what came back by itself: all hand-outs are told apart from those that failed. So many more
-    /// than there were.
+    /// Named `x-acquired-count`, as 4.3 counts hand-outs that did not fail, and higher than the broker's by `more`.
     Acquired { more: u64 },
 }
 
-/// The proxy. It ends when it is dropped.
+/// The proxy, until dropped.
 pub(crate) struct Interposer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -76,7 +75,7 @@ impl Interposer {
         }
     }
 
-    /// A URL that leads through it.
+    /// The broker's URL by way of the proxy.
     pub(crate) fn url(&self) -> String {
         format!("amqp://guest:guest@{}", self.address)
     }
@@ -87,8 +86,8 @@ impl Interposer {
         sent.iter().filter(|sent| **sent == method).count()
     }
 
-    /// Cancels all consumers, as 4.3 does it when one has held a delivery for longer than `consumer_timeout`: the channel
-    /// stays, and no answer is expected.
+    /// Cancels all consumers, as 4.3 cancels a consumer that has held a delivery for longer than `consumer_timeout`: the
+    /// channel stays open, and no answer is expected.
     pub(crate) fn cancel_consumers(&self) {
         self.shared.cancel.send(()).expect("a client is connected");
     }
@@ -115,7 +114,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes what the client does.
+    /// Passes frames to the broker, and notes their methods.
     async fn there(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
         loop {
             let frame = Frame::read(&mut from).await?;
@@ -126,7 +125,7 @@ impl Shared {
         }
     }
 
-    /// Changes what the client is told.
+    /// Passes frames to the client, changed.
     async fn back(&self, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
         let mut cancelled = self.cancel.subscribe();
         // Reads are in a task, since half a frame must not be dropped.
@@ -140,7 +139,7 @@ impl Shared {
             }
         });
         let mut consumers = Vec::new();
-        // Bytes of a delivery's body that are to come: nothing else may come before on that channel.
+        // Bytes of a delivery's body still to come. No other frame may come before on that channel.
         let mut due = 0;
         loop {
             let mut frame = tokio::select! {
@@ -156,7 +155,7 @@ impl Shared {
                 Some((BASIC, CONSUME_OK)) => {
                     consumers.push((frame.channel, frame.payload[4..].to_vec()));
                 }
-                // Its header is to come.
+                // The header follows.
                 Some((BASIC, DELIVER)) => due = u64::MAX,
                 _ => {}
             }
@@ -203,7 +202,7 @@ impl Frame {
         to.write_all(&bytes).await
     }
 
-    /// `basic.cancel` of a consumer, by its tag with the tag's length before it.
+    /// `basic.cancel` of a consumer. The tag has its length in front.
     fn cancel(channel: u16, tag: Vec<u8>) -> Self {
         let mut payload = [BASIC.to_be_bytes(), CANCEL.to_be_bytes()].concat();
         payload.extend(tag);
@@ -222,7 +221,7 @@ impl Frame {
         (self.kind == METHOD_FRAME).then(|| (number(0), number(2)))
     }
 
-    /// Has a delivery's header say something else of earlier deliveries. Names of the same length keep all sizes.
+    /// Renames and changes the count in a delivery's header. All names have the same length, so sizes stay.
     fn recount(&mut self, counts: Counts) {
         let length = DELIVERY_COUNT.len();
         let mut windows = self.payload.windows(length);
@@ -234,7 +233,7 @@ impl Frame {
             Counts::Acquired { more } => (b"x-acquired-count", more),
         };
         self.payload[at..at + length].copy_from_slice(name);
-        // A type, which is that of a number of eight bytes.
+        // The type of the value: `l`, a number of eight bytes.
         let value = at + length + 1;
         assert_eq!(self.payload[value - 1], b'l', "the broker counts in longs");
         let count: [u8; 8] = self.payload[value..value + 8].try_into().unwrap();
