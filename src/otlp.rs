@@ -13,7 +13,7 @@ use reqwest::header::HeaderMap;
 use twincast_core::trace::TraceContext;
 use twincast_otlp::{Otlp, OtlpConfig, Sampling};
 
-use self::standard::Standard;
+use self::standard::{Standard, with_path};
 use crate::config::{Settings, address};
 use crate::exit::{ExitCode, Failure};
 use crate::peer;
@@ -106,13 +106,6 @@ fn plan(
         headers: standard.headers(),
         sampling,
     }))
-}
-
-/// Where a collector at this address takes traces.
-fn with_path(mut url: Url) -> Url {
-    let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
-    url.set_path(&path);
-    url
 }
 
 /// The span that this process is part of, by the environment: pipelines set it for their steps.

@@ -9,7 +9,6 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName};
 use twincast_otlp::Sampling;
 
-use super::with_path;
 use crate::config::{address, endpoint};
 use crate::peer::secret;
 
@@ -149,4 +148,11 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         }
         headers
     }
+}
+
+/// The address at which a collector takes traces.
+pub(super) fn with_path(mut url: Url) -> Url {
+    let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+    url.set_path(&path);
+    url
 }
