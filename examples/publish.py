@@ -122,7 +122,8 @@ class Broker:
     """A connection that listens to events from its first moment on, so that none is missed."""
 
     def __init__(self, url, prefix):
-        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        # Of a cluster's nodes, with commas between them, the first that answers.
+        self.connection = pika.BlockingConnection([pika.URLParameters(each) for each in url.split(",")])
         self.channel = self.connection.channel()
         self.commands = f"{prefix}.commands"
         self.queue = self.channel.queue_declare("", exclusive=True).method.queue

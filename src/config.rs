@@ -16,12 +16,13 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
+use twincast_secret::SecretSource;
 
 pub(crate) use auth::AuthSettings;
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
-pub(crate) use peer::{HttpPeer, address};
-pub(crate) use values::{SecretText, Share};
+pub(crate) use peer::{HttpPeer, address, endpoint};
+pub(crate) use values::{SecretText, Share, source_of};
 
 use crate::exit::{ExitCode, Failure};
 use crate::textfile;
@@ -169,7 +170,8 @@ impl RedisSettings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TraceSettings {
-    pub(crate) sampled: Share,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sampled: Option<Share>,
 }
 
 /// The endpoint for probes and metrics.
@@ -196,32 +198,36 @@ pub(crate) struct ApiSettings {
     pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// A URL with its password: given as it is, or in a file.
+/// The source of a URL with a password: the setting itself, or a file.
+pub(crate) fn secret_source(
+    section: &str,
+    url: Option<&SecretText>,
+    file: Option<&Path>,
+    base: &Path,
+) -> Result<SecretSource, Failure> {
+    let refused = |message: String| Failure::message(ExitCode::Refused, message);
+    if url.is_some() && file.is_some() {
+        let what = format!("{section} must have only one of url and url_file");
+        return Err(refused(what));
+    }
+    source_of(&format!("{section}.url"), url, file, base).ok_or_else(|| {
+        let variable = section.to_uppercase();
+        refused(format!("{section}.url is not configured")).hint(format!(
+            "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
+        ))
+    })
+}
+
+/// The current URL with its password.
 pub(crate) fn secret_url(
     section: &str,
     url: Option<&SecretText>,
     file: Option<&Path>,
     base: &Path,
 ) -> Result<String, Failure> {
-    let refused = |message: String| Failure::message(ExitCode::Refused, message);
-    match (url, file) {
-        (Some(url), None) => Ok(url.expose().trim().to_owned()),
-        (None, Some(file)) => {
-            let path = base.join(file);
-            let text = textfile::read(&format!("{section}.url_file"), &path)
-                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-            Ok(text.trim().to_owned())
-        }
-        (Some(_), Some(_)) => Err(refused(format!(
-            "{section} must have only one of url and url_file"
-        ))),
-        (None, None) => {
-            let variable = section.to_uppercase();
-            Err(refused(format!("{section}.url is not configured")).hint(format!(
-                "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
-            )))
-        }
-    }
+    let url = secret_source(section, url, file, base)?.read();
+    let url = url.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    Ok(url.expose().to_owned())
 }
 
 /// What flags may override.
@@ -496,6 +502,19 @@ impl Sections {
 }
 
 #[cfg(test)]
+impl Settings {
+    /// The settings of a configuration file, without the environment.
+    pub(crate) fn of(toml: &str) -> Self {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile();
+        let file = file.expect("a temporary file");
+        std::fs::write(file.path(), toml).expect("it is ours");
+        let nothing = Environment::default().source(Some(config::Map::new()));
+        let settings = Self::load_from(Some(file.path()), nothing, Overrides::default());
+        settings.unwrap_or_else(|failure| panic!("{:?}", failure.lines()))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::Write as _;
 
@@ -631,6 +650,10 @@ mod tests {
                 "amqp.url: must be a text",
             ),
             (
+                "[prometheus]\nuser = \"ann\"\npassword = 12345670\n",
+                "prometheus.password: must be a text",
+            ),
+            (
                 "[otlp]\nheaders = 12345670.5\n",
                 "otlp.headers: must be a text",
             ),
@@ -664,7 +687,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = load(
-            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
+            "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\nuser = 'a:b'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
             &[],
         )
         .unwrap_err();
@@ -677,6 +700,9 @@ mod tests {
             "hubs.in.send_timeout: must be 1s to 1h",
             "run.give_up_after: \"x\" is not a length of time",
             "prometheus: must have only one of token",
+            "prometheus: must have only one of a token, and user and password",
+            "prometheus: must have both user and password",
+            "prometheus.user: must have no colon",
             "prometheus.url: the address must have no user",
             "prometheus.timeout: must be 100ms to 1m",
             "otlp.url: \"collector:4318\" is not the address of a server",

@@ -7,9 +7,8 @@ use anyhow::{Context as _, ensure};
 use twincast_core::ids::HubName;
 use twincast_entra::{HUB_SCOPE, Tokens};
 use twincast_iothub::{ClientOptions, Credentials, HubAddress, SharedAccess};
-use twincast_secret::{Secret, SecretSource};
 
-use crate::config::{AuthSettings, HubSettings, SecretText};
+use crate::config::{AuthSettings, HubSettings, source_of};
 
 /// How long Microsoft Entra ID may take to answer.
 const ENTRA_WITHIN: Duration = Duration::from_secs(20);
@@ -30,28 +29,14 @@ pub(crate) fn of_hub(
         let tokens = tokens(auth, &format!("hubs.{name}.auth"), base, HUB_SCOPE, options)?;
         return Ok((address, Credentials::Entra(tokens)));
     }
-    let source = |key: &str, text: &Option<SecretText>, file: &Option<std::path::PathBuf>| {
-        let fixed = text
-            .as_ref()
-            .map(|text| SecretSource::Fixed(Secret::new(text.expose())));
-        fixed.or_else(|| {
-            file.as_ref().map(|file| SecretSource::File {
-                setting: format!("hubs.{name}.{key}_file"),
-                path: base.join(file),
-            })
-        })
-    };
-    let first = source(
-        "connection_string",
-        &hub.connection_string,
-        &hub.connection_string_file,
-    );
+    let at = format!("hubs.{name}.connection_string");
+    let (text, file) = (&hub.connection_string, &hub.connection_string_file);
+    let first = source_of(&at, text.as_ref(), file.as_deref(), base);
     let first = first.context("it has no connection string")?;
-    let second = source(
-        "secondary_connection_string",
-        &hub.secondary_connection_string,
-        &hub.secondary_connection_string_file,
-    );
+    let at = format!("hubs.{name}.secondary_connection_string");
+    let text = &hub.secondary_connection_string;
+    let file = &hub.secondary_connection_string_file;
+    let second = source_of(&at, text.as_ref(), file.as_deref(), base);
     let keys = SharedAccess::read_from(first, second);
     let strings = keys.connection_strings()?;
     let address = strings[0].address().clone();

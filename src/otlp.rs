@@ -1,10 +1,19 @@
-//! The collector that traces go to, as it is configured.
+//! The collector that traces go to: from the configuration, else from the variables of the OpenTelemetry standard.
+//!
+//! A mistake in the configuration is refused. A mistake in a variable is logged, and the variable is ignored, as the
+//! standard demands: a platform may have set the variable for all programs of a machine, and no rollout waits for a trace.
 
+mod standard;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::Url;
+use reqwest::header::HeaderMap;
 use twincast_core::trace::TraceContext;
-use twincast_otlp::{Otlp, OtlpConfig};
+use twincast_otlp::{Otlp, OtlpConfig, Sampling};
 
+use self::standard::{Standard, with_path};
 use crate::config::{Settings, address};
 use crate::exit::{ExitCode, Failure};
 use crate::peer;
@@ -12,36 +21,91 @@ use crate::peer;
 /// How long the last spans may take when a process ends.
 pub(crate) const LAST: Duration = Duration::from_secs(3);
 
+/// The destination of traces, and the choice of traces.
+#[derive(Debug)]
+struct Plan {
+    url: Url,
+    /// Headers from the environment.
+    headers: HeaderMap,
+    sampling: Sampling,
+}
+
 /// Starts to take spans to the collector, if an address of one is configured; `role` is what the process is.
 ///
 /// # Errors
 /// When the collector cannot be used as it is configured.
 pub(crate) fn start(settings: &Settings, role: &str) -> Result<Otlp, Failure> {
-    let (configured, base) = (&settings.otlp, &settings.base);
-    let variable = || std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
-    let url = configured.url.clone().or_else(variable);
-    let Some(url) = url.filter(|url| !url.is_empty()) else {
+    let mut standard = Standard::new(|name| std::env::var(name).ok());
+    let planned = plan(settings, &mut standard).map_err(refused)?;
+    for odd in standard.odd {
+        tracing::warn!(odd, "a variable of the environment is not understood");
+    }
+    let Some(plan) = planned else {
         return Ok(Otlp::default());
     };
-    let url = address(&url, configured.allow_http)
-        .map_err(|error| refused(anyhow::anyhow!("otlp.url: {error}")))?;
-    let headers = peer::shown("otlp", configured, base).map_err(refused)?;
-    let http = peer::builder("otlp", configured.ca_file.as_deref(), base)?
+    let (configured, base) = (settings.otlp.clone(), settings.base.clone());
+    let http = peer::builder("otlp", configured.ca_file.as_deref(), &base)?
         .no_proxy()
-        .timeout(configured.timeout.0)
-        .default_headers(headers);
+        .timeout(configured.timeout.0);
+    let timeout = configured.timeout.0;
+    // Files of tokens are rotated.
+    let headers = move || {
+        let mut headers = plan.headers.clone();
+        headers.extend(peer::shown("otlp", &configured, &base)?);
+        Ok(headers)
+    };
+    headers().map_err(refused)?;
     let started = Otlp::start(OtlpConfig {
         http: peer::built(http)?,
-        url: url.into(),
-        timeout: configured.timeout.0,
-        ratio: settings.traces.sampled.of_one(),
+        url: plan.url.into(),
+        headers: Arc::new(move || headers().map_err(Into::into)),
+        timeout,
+        sampling: plan.sampling,
         service: format!("twincast-{role}"),
         instance: uuid::Uuid::new_v4().to_string(),
     });
-    started.map_err(|error| {
-        let error = anyhow::Error::new(error);
-        refused(error.context("cannot send traces as it is configured"))
-    })
+    // The address is valid, so the cause is a variable that the exporter reads by itself.
+    Ok(started.unwrap_or_else(|error| {
+        let error = twincast_core::error::in_words(&error);
+        tracing::warn!(error, "no traces are told");
+        Otlp::default()
+    }))
+}
+
+/// Decides from configuration and environment whether traces are exported, where to, and how.
+fn plan(
+    settings: &Settings,
+    standard: &mut Standard<impl Fn(&str) -> Option<String>>,
+) -> anyhow::Result<Option<Plan>> {
+    let configured = &settings.otlp;
+    if standard.is_disabled() {
+        return Ok(None);
+    }
+    let url = match &configured.url {
+        Some(url) => {
+            let url = address(url, configured.allow_http);
+            Some(with_path(
+                url.map_err(|error| anyhow::anyhow!("otlp.url: {error}"))?,
+            ))
+        }
+        None if standard.exports() => standard.endpoint(configured.allow_http),
+        None => None,
+    };
+    let Some(url) = url else {
+        return Ok(None);
+    };
+    let sampling = match settings.traces.sampled {
+        Some(sampled) => Sampling {
+            follows_caller: true,
+            ratio: sampled.of_one(),
+        },
+        None => standard.sampling(),
+    };
+    Ok(Some(Plan {
+        url,
+        headers: standard.headers(),
+        sampling,
+    }))
 }
 
 /// The span that this process is part of, by the environment: pipelines set it for their steps.
@@ -51,4 +115,248 @@ pub(crate) fn caller() -> Option<TraceContext> {
 
 fn refused(error: anyhow::Error) -> Failure {
     Failure::new(ExitCode::Refused, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The plan that follows from a configuration and variables, as text, and the variables that are not understood.
+    fn planned(toml: &str, variables: &[(&str, &str)]) -> anyhow::Result<(String, Vec<String>)> {
+        let settings = Settings::of(toml);
+        let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+        let mut standard = Standard::new(|name| variables.get(name).map(ToString::to_string));
+        let plan = plan(&settings, &mut standard)?;
+        let plan = plan.map_or_else(
+            || "nothing".to_owned(),
+            |plan| {
+                let Sampling {
+                    follows_caller,
+                    ratio,
+                } = plan.sampling;
+                let of = if follows_caller {
+                    "of those that begin here"
+                } else {
+                    "of all"
+                };
+                let shown = plan.headers.iter().map(|(name, value)| {
+                    format!(", {name}: {}", value.to_str().unwrap_or_default())
+                });
+                format!("{}, {ratio} {of}{}", plan.url, shown.collect::<String>())
+            },
+        );
+        Ok((plan, standard.odd))
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
+    const OURS: &str = "[otlp]\nurl = 'http://ours:4318'\n";
+
+    #[test]
+    fn the_configuration_comes_before_the_environment_and_that_is_read_as_the_standard_says() {
+        let all = "http://c:4318/v1/traces, 1 of those that begin here";
+        for (toml, variables, expected) in [
+            ("", &[][..], "nothing"),
+            ("", &[ENDPOINT], all),
+            ("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", "  ")], "nothing"),
+            // An endpoint for traces is used unchanged.
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://t/x?key=1"),
+                ],
+                "https://t/x?key=1, 1 of those that begin here",
+            ),
+            (
+                "",
+                &[ENDPOINT, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")],
+                all,
+            ),
+            (
+                OURS,
+                &[ENDPOINT],
+                "http://ours:4318/v1/traces, 1 of those that begin here",
+            ),
+            // Switches.
+            ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "True")], "nothing"),
+            (OURS, &[("OTEL_SDK_DISABLED", "true")], "nothing"),
+            ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "false")], all),
+            ("", &[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")], "nothing"),
+            ("", &[ENDPOINT, ("OTEL_TRACES_EXPORTER", "otlp")], all),
+            (
+                OURS,
+                &[("OTEL_TRACES_EXPORTER", "none")],
+                "http://ours:4318/v1/traces, 1 of those that begin here",
+            ),
+            // Samplers.
+            (
+                "",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_on")],
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_off")],
+                "http://c:4318/v1/traces, 0 of all",
+            ),
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_TRACES_SAMPLER", "traceidratio"),
+                    ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+                ],
+                "http://c:4318/v1/traces, 0.25 of all",
+            ),
+            (
+                "",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "traceidratio")],
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "parentbased_always_on")],
+                all,
+            ),
+            (
+                "",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "parentbased_always_off")],
+                "http://c:4318/v1/traces, 0 of those that begin here",
+            ),
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+                    ("OTEL_TRACES_SAMPLER_ARG", "0.5"),
+                ],
+                "http://c:4318/v1/traces, 0.5 of those that begin here",
+            ),
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_TRACES_SAMPLER", "always_on"),
+                    ("OTEL_TRACES_SAMPLER_ARG", "0.5"),
+                ],
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "[traces]\nsampled = '10%'\n",
+                &[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_on")],
+                "http://c:4318/v1/traces, 0.1 of those that begin here",
+            ),
+            // Headers.
+            (
+                "",
+                &[ENDPOINT, ("OTEL_EXPORTER_OTLP_HEADERS", "a=b%2Cc, D = e")],
+                "http://c:4318/v1/traces, 1 of those that begin here, a: b,c, d: e",
+            ),
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_EXPORTER_OTLP_HEADERS", "a=b"),
+                    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "c=d"),
+                ],
+                "http://c:4318/v1/traces, 1 of those that begin here, c: d",
+            ),
+            (
+                "",
+                &[
+                    ENDPOINT,
+                    ("OTEL_EXPORTER_OTLP_HEADERS", "a=b"),
+                    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", ""),
+                ],
+                "http://c:4318/v1/traces, 1 of those that begin here, a: b",
+            ),
+        ] {
+            let (plan, odd) = planned(toml, variables).unwrap();
+            assert_eq!(
+                (plan.as_str(), odd),
+                (expected, vec![]),
+                "{toml} {variables:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_not_understood_is_told_and_ignored() {
+        let all = "http://c:4318/v1/traces, 1 of those that begin here";
+        for (variable, value, told, expected) in [
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "collector:4318",
+                "is not the address of a server",
+                "nothing",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "http://u:s3cr3t@c",
+                "no user and password",
+                "nothing",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "grpc://c",
+                "is not the address",
+                all,
+            ),
+            ("OTEL_SDK_DISABLED", "1", "true or false", all),
+            ("OTEL_TRACES_EXPORTER", "zipkin", "otlp and none", all),
+            (
+                "OTEL_TRACES_SAMPLER",
+                "jaeger_remote",
+                "parentbased_always_on holds",
+                all,
+            ),
+            (
+                "OTEL_TRACES_SAMPLER_ARG",
+                "s3cr3t",
+                "a number from 0 to 1",
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "OTEL_TRACES_SAMPLER_ARG",
+                "1.5",
+                "a number from 0 to 1",
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "OTEL_TRACES_SAMPLER_ARG",
+                "NaN",
+                "a number from 0 to 1",
+                "http://c:4318/v1/traces, 1 of all",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "Bearer-s3cr3t,a=b",
+                "name=value",
+                "http://c:4318/v1/traces, 1 of those that begin here, a: b",
+            ),
+        ] {
+            let sampler = if variable.ends_with("_ARG") {
+                "traceidratio"
+            } else {
+                ""
+            };
+            let variables = [
+                ENDPOINT,
+                ("OTEL_TRACES_SAMPLER", sampler),
+                (variable, value),
+            ];
+            let (plan, odd) = planned("", &variables).unwrap();
+            assert_eq!(plan, expected, "{variable}");
+            let [odd] = &odd[..] else {
+                panic!("{variable}: {odd:?}");
+            };
+            assert!(odd.contains(variable) && odd.contains(told), "{odd}");
+            assert!(
+                variable == "OTEL_TRACES_SAMPLER_ARG" || !odd.contains("s3cr3t"),
+                "{odd}"
+            );
+        }
+    }
 }

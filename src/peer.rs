@@ -1,15 +1,17 @@
 //! Clients of servers that are asked over HTTP: whom they trust, and what they show.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::ClientBuilder;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use twincast_iothub::Roots;
+use twincast_secret::Secret;
 
-use crate::config::{HttpPeer, SecretText};
+use crate::config::{HttpPeer, SecretText, source_of};
 use crate::exit::{ExitCode, Failure};
-use crate::textfile;
 
 /// Makes clients of the server of a section. They trust the system's authorities and those in `ca_file`, and follow no
 /// redirect: what they show is for the server alone.
@@ -52,17 +54,14 @@ pub(crate) fn built(builder: ClientBuilder) -> Result<reqwest::Client, Failure> 
 /// # Errors
 /// A file cannot be read, or what it says cannot be a header.
 pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Result<HeaderMap> {
-    let text = |key, here: Option<&str>, file: Option<&Path>| match (here, file) {
-        (Some(text), _) => Ok(Some(text.to_owned())),
-        (None, Some(file)) => {
-            textfile::read(&format!("{section}.{key}_file"), &base.join(file)).map(Some)
-        }
-        (None, None) => Ok(None),
+    let read = |key, text: &Option<SecretText>, file: &Option<PathBuf>| {
+        let setting = format!("{section}.{key}");
+        let source = source_of(&setting, text.as_ref(), file.as_deref(), base);
+        source.map(|source| source.read()).transpose()
     };
     let mut headers = HeaderMap::new();
-    let listed = peer.headers.as_ref().map(SecretText::expose);
-    let listed = text("headers", listed, peer.headers_file.as_deref())?;
-    for part in listed.iter().flat_map(|listed| listed.trim().split(',')) {
+    let listed = read("headers", &peer.headers, &peer.headers_file)?.unwrap_or_default();
+    for part in listed.expose().split(',') {
         if part.trim().is_empty() {
             continue;
         }
@@ -75,9 +74,17 @@ pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Resu
         })?;
         headers.append(name, value);
     }
-    let token = peer.token.as_ref().map(SecretText::expose);
-    if let Some(token) = text("token", token, peer.token_file.as_deref())? {
-        let value = secret(&format!("Bearer {}", token.trim()));
+    let password = read("password", &peer.password, &peer.password_file)?;
+    if let (Some(user), Some(password)) = (&peer.user, password) {
+        let both = Secret::new(format!("{user}:{}", password.expose()));
+        let value = secret(&format!("Basic {}", STANDARD.encode(both.expose())));
+        headers.insert(
+            AUTHORIZATION,
+            value.context("base64 is letters and digits")?,
+        );
+    }
+    if let Some(token) = read("token", &peer.token, &peer.token_file)? {
+        let value = secret(&format!("Bearer {}", token.expose()));
         let value = value.with_context(|| {
             format!(
                 "the token ({section}.token, or {section}.token_file) has characters that none has"
@@ -89,7 +96,7 @@ pub(crate) fn shown(section: &str, peer: &HttpPeer, base: &Path) -> anyhow::Resu
 }
 
 /// A value that is kept out of every Debug output of the HTTP libraries.
-fn secret(text: &str) -> Option<HeaderValue> {
+pub(crate) fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(text).ok()?;
     value.set_sensitive(true);
     Some(value)
@@ -137,7 +144,7 @@ mod tests {
         assert!(
             says(file())
                 .unwrap_err()
-                .contains("cannot read peer.token_file")
+                .contains("peer.token_file is not available: cannot read")
         );
         // As some editors write it.
         std::fs::write(folder.path().join("token"), "\u{feff}s3cr3t\r\n").unwrap();
@@ -152,6 +159,17 @@ mod tests {
                 .unwrap_err()
                 .contains("it is UTF-16; save it as UTF-8")
         );
+        // The header is the same as that of `curl --user`.
+        let basic = ["authorization: Basic YW5uOnMzY3IzdDrDtg=="];
+        let password = json!({ "user": "ann", "password": "s3cr3t:\u{f6}" });
+        assert_eq!(says(password).unwrap(), basic);
+        std::fs::write(folder.path().join("password"), "s3cr3t:\u{f6}\n").unwrap();
+        let both =
+            json!({ "user": "ann", "password_file": "password", "headers": "X-Scope-OrgID=fleet" });
+        assert_eq!(says(both).unwrap(), ["x-scope-orgid: fleet", basic[0]]);
+        std::fs::write(folder.path().join("password"), "").unwrap();
+        let empty = json!({ "user": "ann", "password_file": "password" });
+        assert!(says(empty).unwrap_err().contains("is empty"));
         for what in [
             json!({ "headers": "Bearer-s3cr3t" }),
             json!({ "token": "s3cr3t\u{1}" }),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use twincast_amqp::{Amqp, AmqpError, BrokerUrl, ConnectError as BrokerError, State};
+use twincast_amqp::{Amqp, AmqpError, ConnectError as BrokerError, State};
 use twincast_core::error::in_words;
 use twincast_core::ports::QueueError;
 use twincast_iothub::ClockOffset;
@@ -14,7 +14,7 @@ use twincast_orchestrator::events::Events;
 use twincast_redis::{ConnectError, RedisStore};
 use twincast_retry::Policy;
 
-use crate::config::{Settings, secret_url};
+use crate::config::{Settings, secret_source};
 use crate::exit::{ExitCode, Failure};
 use crate::health::{Check, Checks};
 use crate::stores;
@@ -29,21 +29,17 @@ const CLOCK_OFF_MS: u64 = 5_000;
 /// How the configured broker is reached; `role` is what it shows as this connection's name.
 fn broker_settings(settings: &Settings, role: &str) -> Result<twincast_amqp::Settings, Failure> {
     let from = &settings.amqp;
-    let url = secret_url(
+    let urls = secret_source(
         "amqp",
         from.url.as_ref(),
         from.url_file.as_deref(),
         &settings.base,
     )?;
-    let url: BrokerUrl = url.parse().map_err(|error| {
-        let error = anyhow::Error::new(error).context("amqp.url is refused");
-        Failure::new(ExitCode::Refused, error)
-    })?;
     Ok(twincast_amqp::Settings {
         ca_file: from.ca_file.as_ref().map(|path| settings.base.join(path)),
         connection_name: format!("twincast {role}"),
         prefix: from.prefix.clone(),
-        ..twincast_amqp::Settings::new(url)
+        ..twincast_amqp::Settings::new(urls)
     })
 }
 
@@ -52,7 +48,11 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
     Amqp::connect(broker_settings(settings, role)?)
         .await
         .map_err(|error| {
-            let hint = match &error {
+            let hint = match error.most_telling() {
+                BrokerError::Settings(_)
+                | BrokerError::Source(_)
+                | BrokerError::Url(_)
+                | BrokerError::CaFile { .. } => return Failure::new(ExitCode::Refused, error),
                 BrokerError::Credentials { .. } | BrokerError::VirtualHost { .. } => {
                     "check the user, the password and the virtual host in amqp.url"
                 }
@@ -87,7 +87,6 @@ impl Services {
     pub(crate) async fn start(settings: &Settings, role: &str) -> Result<Self, Failure> {
         stores::redis_settings(settings)?;
         let amqp = Amqp::start(broker_settings(settings, role)?)
-            .await
             .map_err(|error| Failure::new(ExitCode::Refused, error))?;
         Ok(Self {
             amqp,

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::de::value::{MapAccessDeserializer, MapDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use twincast_entra::{Identity, ManagedId};
-use twincast_secret::{Secret, SecretSource};
 
-use super::values::SecretText;
+use super::values::{SecretText, source_of};
 
 /// An identity: its method alone, as in `auth = "managed_identity"`, or a table with what the method needs.
 #[derive(Debug, Clone, Serialize)]
@@ -177,14 +176,12 @@ impl AuthSettings {
             AuthMethod::ClientSecret => Identity::ClientSecret {
                 tenant_id,
                 client_id,
-                secret: match (&table.client_secret, path(&table.client_secret_file)) {
-                    (Some(secret), _) => Some(SecretSource::Fixed(Secret::new(secret.expose()))),
-                    (None, Some(path)) => Some(SecretSource::File {
-                        setting: format!("{at}.client_secret_file"),
-                        path,
-                    }),
-                    (None, None) => None,
-                },
+                secret: source_of(
+                    &format!("{at}.client_secret"),
+                    table.client_secret.as_ref(),
+                    table.client_secret_file.as_deref(),
+                    base,
+                ),
             },
             AuthMethod::ClientCertificate => Identity::ClientCertificate {
                 tenant_id,

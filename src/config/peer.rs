@@ -25,6 +25,12 @@ pub(crate) struct HttpPeer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) password: Option<SecretText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) headers: Option<SecretText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) headers_file: Option<PathBuf>,
@@ -57,15 +63,42 @@ impl HttpPeer {
     /// What is wrong with it: where, below its own key, and what must be.
     pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
-        if self.token.is_some() && self.token_file.is_some() {
-            mistakes.push(("", "must have only one of token and token_file".to_owned()));
-        }
-        if self.headers.is_some() && self.headers_file.is_some() {
-            mistakes.push((
-                "",
-                "must have only one of headers and headers_file".to_owned(),
-            ));
-        }
+        let mut check = |is_right: bool, at, otherwise: &str| {
+            if !is_right {
+                mistakes.push((at, otherwise.to_owned()));
+            }
+        };
+        let count = |one: bool, other: bool| u8::from(one) + u8::from(other);
+        let tokens = count(self.token.is_some(), self.token_file.is_some());
+        let passwords = count(self.password.is_some(), self.password_file.is_some());
+        let headers = count(self.headers.is_some(), self.headers_file.is_some());
+        check(tokens < 2, "", "must have only one of token and token_file");
+        check(
+            passwords < 2,
+            "",
+            "must have only one of password and password_file",
+        );
+        check(
+            headers < 2,
+            "",
+            "must have only one of headers and headers_file",
+        );
+        check(
+            tokens == 0 || (passwords == 0 && self.user.is_none()),
+            "",
+            "must have only one of a token, and user and password",
+        );
+        check(
+            (passwords == 0) == self.user.is_none(),
+            "",
+            "must have both user and password (or password_file), or neither",
+        );
+        let user = self.user.as_deref().unwrap_or_default();
+        check(
+            !user.contains(':'),
+            ".user",
+            "must have no colon, for that is where the password begins",
+        );
         if let Some(url) = &self.url
             && let Err(error) = address(url, self.allow_http)
         {
@@ -83,6 +116,18 @@ impl HttpPeer {
 /// # Errors
 /// [`BadAddress`].
 pub(crate) fn address(text: &str, allow_http: bool) -> Result<Url, BadAddress> {
+    let url = endpoint(text, allow_http)?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(BadAddress::Parts);
+    }
+    Ok(url)
+}
+
+/// The address of a resource on a server. Plain http is allowed, or is for this machine only.
+///
+/// # Errors
+/// [`BadAddress`].
+pub(crate) fn endpoint(text: &str, allow_http: bool) -> Result<Url, BadAddress> {
     let url = Url::parse(text.trim()).ok();
     let is_web = |url: &Url| matches!(url.scheme(), "https" | "http") && url.has_host();
     let url = url.filter(is_web).ok_or_else(|| BadAddress::None {
@@ -90,9 +135,6 @@ pub(crate) fn address(text: &str, allow_http: bool) -> Result<Url, BadAddress> {
     })?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(BadAddress::User);
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(BadAddress::Parts);
     }
     if url.scheme() == "http" && !allow_http && !is_loopback(&url) {
         return Err(BadAddress::Plain);

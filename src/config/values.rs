@@ -1,8 +1,10 @@
 //! Values of the configuration: secrets, and parts of something.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use twincast_secret::{Secret, SecretSource};
 
 /// A text that is never shown.
 #[derive(Clone)]
@@ -21,6 +23,23 @@ impl<'de> Deserialize<'de> for SecretText {
 impl SecretText {
     pub(crate) fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+/// The source of a secret: the text of `setting`, or the file that `{setting}_file` names, below `base`.
+pub(crate) fn source_of(
+    setting: &str,
+    text: Option<&SecretText>,
+    file: Option<&Path>,
+    base: &Path,
+) -> Option<SecretSource> {
+    match (text, file) {
+        (Some(text), _) => Some(SecretSource::Fixed(Secret::new(text.expose()))),
+        (None, Some(file)) => Some(SecretSource::File {
+            setting: format!("{setting}_file"),
+            path: base.join(file),
+        }),
+        (None, None) => None,
     }
 }
 

@@ -315,7 +315,9 @@ class Particulars(unittest.TestCase):
             },
             "prometheus": {
                 "url": "https://prometheus.example.com",
-                "token_file": f"{secrets}/prometheus-token",
+                "user": "ann",
+                "password_file": f"{secrets}/prometheus-password",
+                "headers_file": f"{secrets}/prometheus-headers",
                 "ca_file": f"{secrets}/ca/prometheus.pem",
                 "timeout": "5s",
             },
@@ -478,9 +480,12 @@ class Values(unittest.TestCase):
             ("amqp", "ca", "secret"): hpa,
             ("redis", "existingSecret", "name"): values("secrets"),
             ("redis", "existingSecret", "key"): values("secrets"),
+            ("worker", "autoscaling", "existingSecret", "key"): overlay(full, {"worker": {"autoscaling": {"existingSecret": {"name": "one"}}}}),
             ("redis", "ca", "configMap"): hpa,
             ("api", "oidc", "ca", "secret"): overlay(full, {"api": {"oidc": {"ca": {"configMap": ""}}}}),
             ("prometheus", "ca", "secret"): without(full, ("prometheus", "ca", "configMap")),
+            ("prometheus", "token", "secret"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}}}),
+            ("prometheus", "token", "key"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}, "token": {"secret": "one"}}}),
         }
         entry = SCHEMA["properties"]["hubs"]["additionalProperties"]
         of_hubs = [(("hubs", "eu", *path), schema) for path, schema in properties(entry)]
@@ -519,6 +524,9 @@ class Values(unittest.TestCase):
             ({"api": {"oidc": {"ca": {"secret": "a", "configMap": "b"}}}}, "api.oidc.ca: give only one of secret and configMap"),
             ({"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}}, "api.port and http.port are both 8080"),
             ({"prometheus": {"token": {"secret": "t"}}}, "prometheus.url: say where it is"),
+            ({"prometheus": {"url": "http://p", "token": {"secret": "t"}, "user": "ann"}}, "prometheus: give only one of a token, and user and password"),
+            ({"prometheus": {"url": "http://p", "user": "ann"}}, "prometheus: give both user and password.secret"),
+            ({"settings": {"otlp": {"password": "hidden"}}}, "settings.otlp.password would be readable by all"),
             ({"prometheus": {"url": "http://me:hidden@prometheus"}}, "prometheus.url: must begin with http:// or https://"),
             ({"prometheus": {"url": "prometheus:9090"}}, "prometheus.url: must begin with http:// or https://"),
             ({"settings": {"prometheus": {"token": "hidden"}}}, "settings.prometheus.token would be readable by all"),
@@ -532,6 +540,7 @@ class Values(unittest.TestCase):
             ({"amqp": {"url": ""}}, "amqp: give one of amqp.url and amqp.existingSecret.name"),
             ({"redis": {"existingSecret": {"name": "redis"}}}, "redis: give only one of redis.url and redis.existingSecret.name"),
             ({"amqp": {"url": "https://hidden"}}, "amqp.url: must begin with amqp:// or amqps://"),
+            ({"amqp": {"url": "amqp://:hidden@a,amqp://:hidden@b"}, "worker": {"autoscaling": {"enabled": True}}}, "worker.autoscaling.existingSecret.name: amqp.url has several addresses"),
             ({"redis": {"ca": {"secret": "a", "configMap": "b"}}}, "redis.ca: give only one of secret and configMap"),
             ({"hubs": None}, "hubs: name at least one"),
             ({"hubs": {"no spaces": {"connectionString": key}}}, "'no spaces' does not match pattern"),

@@ -367,13 +367,19 @@ fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
         redis_url,
         prefix,
     } = access;
+    // A path leads to a file with the URL.
+    let url = if amqp_url.starts_with('/') {
+        "url_file"
+    } else {
+        "url"
+    };
     let mut toml = format!(
         "\
 [log]
 filter = \"info,twincast_worker=debug\"
 [worker]
 {worker}[amqp]
-url = \"{amqp_url}\"
+{url} = \"{amqp_url}\"
 prefix = \"{prefix}\"
 [redis]
 url = \"{redis_url}\"

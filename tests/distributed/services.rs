@@ -23,6 +23,7 @@ pub(crate) fn wait<T>(doing: impl Future<Output = T>) -> T {
 /// How services are reached, and the names that an engine has in them.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
+    /// The URL of RabbitMQ, the URLs of its nodes, or the path of a file with either.
     pub(crate) amqp_url: String,
     pub(crate) redis_url: String,
     pub(crate) prefix: String,

@@ -1,10 +1,13 @@
 //! Gates with metrics, on a server that answers as Prometheus does.
 
+use std::net::SocketAddr;
+use std::process::Command;
+
 use serde_json::json;
 use wiremock::matchers::{header, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
-use crate::harness::{Fleet, Hub, Room};
+use crate::harness::{Fleet, Hub, Room, Running, eventually};
 
 const TOKEN: &str = "a-token-that-is-not-to-show";
 
@@ -16,6 +19,8 @@ fn server(runtime: &tokio::runtime::Runtime, sample: &str) -> MockServer {
         let server = MockServer::start().await;
         Mock::given(path("/api/v1/query"))
             .and(header("authorization", format!("Bearer {TOKEN}").as_str()))
+            // As Mimir, Cortex and Thanos tell tenants apart.
+            .and(header("x-scope-orgid", "fleet"))
             .respond_with(ResponseTemplate::new(200).set_body_json(answer))
             .mount(&server)
             .await;
@@ -43,7 +48,8 @@ fn a_metric_stops_a_rollout_and_says_why() {
 
     let room = room
         .set("TWINCAST__PROMETHEUS__URL", &server.uri())
-        .set("TWINCAST__PROMETHEUS__TOKEN", TOKEN);
+        .set("TWINCAST__PROMETHEUS__TOKEN", TOKEN)
+        .set("TWINCAST__PROMETHEUS__HEADERS", "X-Scope-OrgID=fleet");
     let paused = room.run(&["--log", "debug", "run", &spec]).expect(8);
     let because = "the gate of stage first failed: metric check-ins has failed once, more than 0; the last was 0.5, and is to be >= 0.99";
     assert!(paused.stdout.contains(because), "{paused}");
@@ -54,5 +60,61 @@ fn a_metric_stops_a_rollout_and_says_why() {
     for ended in [paused, status, shown] {
         let said = format!("{}{}", ended.stdout, ended.stderr);
         assert!(!said.contains(TOKEN), "the token shows: {ended}");
+    }
+}
+
+const PASSWORD: &str = "a-password-that-is-not-to-show";
+/// The password in Prometheus' configuration, hashed with bcrypt.
+const HASH: &str = "$2b$04$mI/14krmyo5rqDyHybmdruLGeRpNlaHENiyd2xdhKwqiStZqqtlsa";
+
+/// A Prometheus with one user and without targets.
+fn prometheus(room: &Room) -> (Running, SocketAddr) {
+    let web = room.write("web.yml", &format!("basic_auth_users:\n  ann: {HASH}\n"));
+    let config = room.write("prometheus.yml", "global: {}\n");
+    let mut command = Command::new("prometheus");
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--web.config.file={}", web.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}/data",
+            room.path().display()
+        ))
+        .arg("--web.listen-address=127.0.0.1:0");
+    let running = Running::start(&mut command);
+    let address = eventually("Prometheus to say where it listens", || {
+        let log = running.stderr();
+        let (_, rest) = log.split_once("msg=\"Listening on\" address=")?;
+        rest.split_whitespace().next()?.parse().ok()
+    });
+    (running, address)
+}
+
+#[test]
+fn a_password_is_read_from_its_file_for_each_question() {
+    let servers = Room::bare();
+    let (_running, address) = prometheus(&servers);
+    let hub = Hub::unlimited(&Fleet::of(100));
+    let secret = servers.write("password", "not this one\n");
+    let room = Room::with(&hub)
+        .set("TWINCAST__PROMETHEUS__URL", &format!("http://{address}"))
+        .set("TWINCAST__PROMETHEUS__USER", "ann")
+        .set(
+            "TWINCAST__PROMETHEUS__PASSWORD_FILE",
+            &secret.display().to_string(),
+        );
+    let gated = GATED.replace("sum(up)", "vector(0.5)");
+    let spec = room.rollout("measured", &gated);
+    let run = room.start(&["--log", "debug", "run", &spec]);
+    eventually("the server to refuse", || {
+        run.stderr().contains("401").then_some(())
+    });
+    servers.write("password", &format!("{PASSWORD}\n"));
+    let paused = run.wait().expect(8);
+    let because = "metric check-ins has failed once, more than 0; the last was 0.5";
+    assert!(paused.stdout.contains(because), "{paused}");
+    let shown = room.run(&["--print-config"]).expect(0);
+    for ended in [paused, shown] {
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!said.contains(PASSWORD), "the password shows: {ended}");
     }
 }

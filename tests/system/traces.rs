@@ -66,3 +66,67 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     assert!(took < Duration::from_secs(20), "it took {took:?}");
     assert_eq!(hub.summary().accepted, 2 * DEVICES);
 }
+
+/// A platform may set the variables for all programs.
+#[test]
+fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
+    let collector = Collector::start();
+    let hub = Hub::unlimited(&Fleet::of(10));
+    let at = format!("{}/v1/traces", collector.address());
+    let run = |name: &str, variables: &[(&str, &str)]| {
+        let before = collector.told().len();
+        let mut room = Room::with(&hub);
+        for (variable, value) in variables {
+            room.set_for_all(variable, value);
+        }
+        let spec = room.rollout(name, "");
+        let ended = room.run(&["run", &spec]).expect(0);
+        (ended.stderr, collector.told().split_off(before))
+    };
+    let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*at);
+    let sampled = (
+        "TRACEPARENT",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    );
+
+    let shown = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20them");
+    let (_, told) = run("told", &[traces, shown, sampled]);
+    assert!(!told.is_empty());
+    let token = HeaderValue::from_static("Bearer them");
+    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
+    let ours = ("TWINCAST__OTLP__TOKEN", "us");
+    let (_, told) = run("ours", &[traces, shown, ours]);
+    let token = HeaderValue::from_static("Bearer us");
+    assert!(!told.is_empty());
+    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
+
+    for (name, variable) in [
+        ("off", ("OTEL_TRACES_SAMPLER", "always_off")),
+        ("none", ("OTEL_TRACES_EXPORTER", "none")),
+        ("disabled", ("OTEL_SDK_DISABLED", "true")),
+    ] {
+        let (said, told) = run(name, &[traces, sampled, variable]);
+        assert!(told.is_empty(), "{name}: {told:#?}");
+        assert!(!said.contains("OTEL_"), "{name}: {said}");
+    }
+
+    for (name, variable) in [
+        ("pressed", ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd")),
+        ("other", ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")),
+    ] {
+        let (said, told) = run(name, &[traces, variable]);
+        assert!(!told.is_empty(), "{name}: {said}");
+    }
+    let senseless = ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318");
+    let unknown = ("OTEL_TRACES_SAMPLER", "by_chance");
+    for (name, variables, says) in [
+        ("senseless", &[senseless][..], "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ("unknown", &[traces, unknown], "OTEL_TRACES_SAMPLER is"),
+    ] {
+        let (said, _) = run(name, variables);
+        assert!(
+            said.contains("WARN") && said.contains(says),
+            "{name}: {said}"
+        );
+    }
+}

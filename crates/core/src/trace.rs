@@ -219,7 +219,7 @@ impl Span {
 pub struct Tracer(Option<Arc<Kept>>);
 
 struct Kept {
-    is_kept: Box<dyn Fn(TraceId) -> bool + Send + Sync>,
+    is_kept: Box<dyn Fn(TraceId, Option<bool>) -> bool + Send + Sync>,
     keep: Box<dyn Fn(Span) + Send + Sync>,
 }
 
@@ -230,9 +230,10 @@ impl fmt::Debug for Tracer {
 }
 
 impl Tracer {
-    /// Gives spans to `keep`, which must not wait. Of the traces that begin here, those are kept that `is_kept` names.
+    /// Gives spans to `keep`, which must not wait, if `is_kept` holds for their trace. Of a trace that a caller began,
+    /// `is_kept` is given the caller's decision too.
     pub fn new(
-        is_kept: impl Fn(TraceId) -> bool + Send + Sync + 'static,
+        is_kept: impl Fn(TraceId, Option<bool>) -> bool + Send + Sync + 'static,
         keep: impl Fn(Span) + Send + Sync + 'static,
     ) -> Self {
         let (is_kept, keep) = (Box::new(is_kept), Box::new(keep));
@@ -242,12 +243,13 @@ impl Tracer {
     /// Begins a command's span, out of random bits: in the trace of `caller`, or in one of its own.
     #[must_use]
     pub fn begin(&self, caller: Option<TraceContext>, random: (u128, u64)) -> Begun {
-        let own = || {
-            let trace = random.0.max(1).into();
-            let kept = self.0.as_ref();
-            (trace, kept.is_some_and(|kept| (kept.is_kept)(trace)))
+        let trace = caller.map_or_else(|| random.0.max(1).into(), |caller| caller.trace);
+        let of_caller = caller.map(|caller| caller.sampled);
+        let sampled = match &self.0 {
+            Some(kept) => (kept.is_kept)(trace, of_caller),
+            // No spans are kept here, but other processes may keep theirs of the caller's trace.
+            None => of_caller.unwrap_or(false),
         };
-        let (trace, sampled) = caller.map_or_else(own, |caller| (caller.trace, caller.sampled));
         Begun {
             context: TraceContext {
                 trace,
@@ -320,7 +322,7 @@ mod tests {
         let own = nowhere.begin(None, (5, 7));
         assert_eq!((own.context.trace, own.parent), (TraceId::from(5), None));
         assert!(!own.context.sampled, "nobody keeps it");
-        let some = Tracer::new(|trace| trace == TraceId::from(5), drop);
+        let some = Tracer::new(|trace, _| trace == TraceId::from(5), drop);
         for (trace, kept) in [(5, true), (6, false)] {
             let begun = some.begin(None, (trace, 7));
             assert_eq!(begun.context.sampled, kept, "{trace}");
@@ -331,7 +333,7 @@ mod tests {
     fn only_what_is_kept_is_told() {
         let told = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&told);
-        let tracer = Tracer::new(|_| true, move |_| *counted.lock().unwrap() += 1);
+        let tracer = Tracer::new(|_, _| true, move |_| *counted.lock().unwrap() += 1);
         let context: TraceContext = TEXT.parse().unwrap();
         let span = |sampled| {
             let context = TraceContext { sampled, ..context };

@@ -1,4 +1,4 @@
-//! Real services for tests: [`RabbitMq`], [`Redis`], [`RedisCluster`], and a [`Proxy`] to
+//! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`], and a [`Proxy`] to
 //! put in front of them.
 //!
 //! `shared()` is one service per test process, started by who asks first. Tests that share one use
@@ -23,7 +23,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use proxy::Proxy;
-pub use rabbitmq::RabbitMq;
+pub use rabbitmq::{RabbitMq, RabbitMqCluster};
 pub use redis::{Redis, RedisCluster};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/services");
@@ -88,6 +88,16 @@ impl Service {
         };
         service.facts = service.launch().await;
         service
+    }
+
+    /// A folder shared by services, without a service of its own. Programs started there end when this is dropped.
+    fn folder() -> Self {
+        Self {
+            verb: "kill",
+            options: Vec::new(),
+            dir: ROOT.subfolder(),
+            facts: HashMap::new(),
+        }
     }
 
     async fn launch(&self) -> HashMap<String, String> {

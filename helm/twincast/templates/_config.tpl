@@ -28,8 +28,13 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- $prometheus := dict -}}
 {{- if .Values.prometheus.url -}}
 {{- $prometheus = dict "url" .Values.prometheus.url "timeout" .Values.prometheus.timeout -}}
-{{- if .Values.prometheus.token.secret -}}
-{{- $_ := set $prometheus "token_file" (printf "%s/prometheus-token" $secrets) -}}
+{{- with .Values.prometheus.user -}}
+{{- $_ := set $prometheus "user" . -}}
+{{- end -}}
+{{- range $part := list "token" "password" "headers" -}}
+{{- if (index $.Values.prometheus $part).secret -}}
+{{- $_ := set $prometheus (printf "%s_file" $part) (printf "%s/prometheus-%s" $secrets $part) -}}
+{{- end -}}
 {{- end -}}
 {{- if or .Values.prometheus.ca.secret .Values.prometheus.ca.configMap -}}
 {{- $_ := set $prometheus "ca_file" (printf "%s/ca/prometheus.pem" $secrets) -}}
@@ -115,12 +120,17 @@ orchestrators read is theirs alone. Takes (list root component).
 {{- end }}
 {{- end }}
 {{- with .Values.prometheus }}
-{{- if and .url .token.secret }}
-- secret:
-    name: {{ .token.secret }}
-    items: [{ key: {{ .token.key | quote }}, path: prometheus-token }]
-{{- end }}
+{{- $prometheus := . }}
 {{- if .url }}
+{{- range $part := list "token" "password" "headers" }}
+{{- with index $prometheus $part }}
+{{- if .secret }}
+- secret:
+    name: {{ .secret }}
+    items: [{ key: {{ .key | quote }}, path: prometheus-{{ $part }} }]
+{{- end }}
+{{- end }}
+{{- end }}
 {{- include "twincast.caSource" (list .ca "prometheus") }}
 {{- end }}
 {{- end }}
@@ -167,6 +177,11 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- fail (printf "settings.%s.url would be readable by all in a config map; give it as %s.url or in %s.existingSecret" $name $name $name) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.worker.autoscaling -}}
+{{- if and .enabled (eq .kind "keda") (contains "," $.Values.amqp.url) (not .existingSecret.name) -}}
+{{- fail "worker.autoscaling.existingSecret.name: amqp.url has several addresses, and KEDA takes one; name a secret that has one" -}}
+{{- end -}}
+{{- end -}}
 {{- if not .Values.hubs -}}
 {{- fail "hubs: name at least one, for example hubs.main.existingSecret.name" -}}
 {{- end -}}
@@ -180,11 +195,11 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- end -}}
 {{- include "twincast.validateCa" (list (printf "hubs.%s.ca" $name) ($hub.ca | default dict)) -}}
 {{- end -}}
-{{- range $key := list "token" "headers" -}}
+{{- range $key := list "token" "password" "headers" -}}
 {{- if hasKey ($.Values.settings.otlp | default dict) $key -}}
 {{- fail (printf "settings.otlp.%s would be readable by all in a config map; send to a collector in the cluster, and let that add it" $key) -}}
 {{- else if hasKey ($.Values.settings.prometheus | default dict) $key -}}
-{{- fail (printf "settings.prometheus.%s would be readable by all in a config map; give a token in prometheus.token.secret" $key) -}}
+{{- fail (printf "settings.prometheus.%s would be readable by all in a config map; give it in prometheus.%s.secret" $key $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $hub := .Values.settings.hubs | default dict -}}
@@ -193,11 +208,15 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- end -}}
 {{- end -}}
 {{- with .Values.prometheus -}}
-{{- if and (not .url) (or .token.secret .ca.secret .ca.configMap) -}}
-{{- fail "prometheus.url: say where it is, or leave prometheus.token and prometheus.ca empty" -}}
+{{- if and (not .url) (or .token.secret .user .password.secret .headers.secret .ca.secret .ca.configMap) -}}
+{{- fail "prometheus.url: say where it is, or leave all else of prometheus empty" -}}
+{{- else if and .token.secret (or .user .password.secret) -}}
+{{- fail "prometheus: give only one of a token, and user and password" -}}
+{{- else if ne (empty .user) (empty .password.secret) -}}
+{{- fail "prometheus: give both user and password.secret, or neither" -}}
 {{- /* Not in the schema: its messages show what was found, and this may have a password. */ -}}
 {{- else if and .url (not (regexMatch "^https?://[^[:space:]@]+$" .url)) -}}
-{{- fail "prometheus.url: must begin with http:// or https:// and have no spaces and no password; give a token as prometheus.token.secret" -}}
+{{- fail "prometheus.url: must begin with http:// or https:// and have no spaces and no password; give a token as prometheus.token.secret, or a password as prometheus.password.secret" -}}
 {{- end -}}
 {{- include "twincast.validateCa" (list "prometheus.ca" .ca) -}}
 {{- end -}}

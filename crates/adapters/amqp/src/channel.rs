@@ -82,7 +82,9 @@ impl OwnChannel {
         match next {
             Some(Ok(delivery)) => Ok(delivery),
             Some(Err(error)) => Err(BrokerSaid::from(error).to_string()),
-            None => Err("cancelled by the broker: the queue was deleted or has moved".into()),
+            None => Err(
+                "cancelled by the broker: the queue was deleted or has moved, or a delivery was held for longer than the broker's consumer_timeout".into(),
+            ),
         }
     }
 

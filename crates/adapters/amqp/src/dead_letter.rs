@@ -10,12 +10,15 @@
 //! keep their order. The queue keeps the newest 100,000 letters or 1 GiB.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties};
 use sha2::{Digest, Sha256};
+use tracing::warn;
+use twincast_core::error::in_words;
 
 use crate::channel::OwnChannel;
 use crate::connection::Amqp;
@@ -347,6 +350,32 @@ pub(crate) struct Letter {
 }
 
 impl Letter {
+    /// A letter made of a message.
+    pub(crate) fn of(from: &str, message: Delivery, cause: &str, detail: String) -> Self {
+        Self {
+            from: from.to_owned(),
+            properties: message.properties,
+            size: message.data.len(),
+            body: message.data,
+            cause: cause.to_owned(),
+            detail,
+        }
+    }
+
+    /// As [`replace`](Self::replace), in a task of its own, so that the next message need not wait. There are at most as
+    /// many as a consumer may hold: each message is owed an answer until then.
+    pub(crate) fn replace_in_background(self, wires: &Arc<Wires>, held: Held) {
+        let (wires, tasks) = (Arc::clone(wires), wires.tasks.clone());
+        tasks.spawn(async move {
+            let queue = self.from.clone();
+            // The message comes again.
+            if let Err(error) = self.replace(&wires, held).await {
+                let why = in_words(&error);
+                warn!(queue, why, "cannot put a message with the dead letters");
+            }
+        });
+    }
+
     /// Puts it with the dead letters, and when they have it acks the message that it stands for.
     /// If this fails or is dropped, that comes again, and there may be two letters then.
     pub(crate) async fn replace(self, wires: &Wires, held: Held) -> Result<(), AmqpError> {
@@ -386,6 +415,7 @@ fn without_reason(properties: &BasicProperties) -> BasicProperties {
             "x-first-death-",
             "x-last-death-",
             "x-delivery-",
+            "x-acquired-",
         ];
         if !added.iter().any(|prefix| name.as_str().starts_with(prefix)) {
             headers.insert(name.clone(), value.clone());

@@ -5,11 +5,14 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::ErrorKind;
+use twincast_core::error::in_words;
+use twincast_secret::SourceError;
 
-use crate::settings::SettingsError;
+use crate::settings::{BrokerUrl, BrokerUrlError, SettingsError};
 
 /// Codes that RabbitMQ closes a channel or connection with (AMQP 0-9-1, 1.2 and 2.2).
 mod code {
@@ -23,7 +26,7 @@ mod code {
 ///
 /// The library repeats the cause of an error in its text, so this has no source.
 #[derive(Debug, Clone)]
-pub struct BrokerSaid(lapin::Error);
+pub struct BrokerSaid(Arc<lapin::Error>);
 
 impl BrokerSaid {
     fn code(&self) -> Option<u16> {
@@ -40,7 +43,7 @@ impl BrokerSaid {
 
 impl From<lapin::Error> for BrokerSaid {
     fn from(error: lapin::Error) -> Self {
-        Self(error)
+        Self(Arc::new(error))
     }
 }
 
@@ -64,6 +67,18 @@ pub enum ConnectError {
     /// The settings are not valid.
     #[error("settings of the broker are not valid")]
     Settings(#[from] SettingsError),
+    /// The file with the addresses of the broker cannot be read.
+    #[error("addresses of the broker cannot be read")]
+    Source(#[from] SourceError),
+    /// The addresses of the broker are not valid.
+    #[error("addresses of the broker are not valid")]
+    Url(#[from] BrokerUrlError),
+    /// None of several addresses can be used.
+    #[error("no address of the broker can be used: {}", each_in_words(tried))]
+    NoAddress {
+        /// Why, for each address in the order of the attempts.
+        tried: Vec<ConnectError>,
+    },
     /// The file with certificate authorities cannot be used.
     #[error("certificate authorities in {} cannot be used", path.display())]
     CaFile {
@@ -72,6 +87,9 @@ pub enum ConnectError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The system's certificate authorities cannot be used.
+    #[error("the system's certificate authorities cannot be used")]
+    SystemAuthorities(#[source] io::Error),
     /// Nobody answers at the address.
     #[error("broker at {broker} cannot be reached")]
     Unreachable {
@@ -136,6 +154,25 @@ pub enum ConnectError {
         /// What is wrong with them.
         source: AmqpError,
     },
+}
+
+impl ConnectError {
+    /// The error of the first node that has answered; without such a node, of the first address.
+    #[must_use]
+    pub fn most_telling(&self) -> &Self {
+        let Self::NoAddress { tried } = self else {
+            return self;
+        };
+        let is_silent =
+            |error: &&Self| matches!(error, Self::Unreachable { .. } | Self::TimedOut { .. });
+        let answered = tried.iter().find(|error| !is_silent(error));
+        answered.or(tried.first()).unwrap_or(self)
+    }
+}
+
+fn each_in_words(errors: &[ConnectError]) -> String {
+    let words: Vec<_> = errors.iter().map(|error| in_words(error)).collect();
+    words.join("; ")
 }
 
 /// Why something was not done by way of the broker.
@@ -245,23 +282,19 @@ impl AmqpError {
 }
 
 /// A handshake that failed, by what the broker closed the connection with.
-pub(crate) fn handshake(
-    broker: String,
-    user: &str,
-    vhost: &str,
-    error: lapin::Error,
-) -> ConnectError {
+pub(crate) fn handshake(url: &BrokerUrl, error: lapin::Error) -> ConnectError {
     let source = BrokerSaid::from(error);
+    let (broker, user) = (url.address(), url.user().to_owned());
     match source.code() {
         Some(code::ACCESS_REFUSED) => ConnectError::Credentials {
             broker,
-            user: user.to_owned(),
+            user,
             source,
         },
         Some(code::NOT_ALLOWED) => ConnectError::VirtualHost {
             broker,
-            vhost: vhost.to_owned(),
-            user: user.to_owned(),
+            vhost: url.vhost().to_owned(),
+            user,
             source,
         },
         _ => ConnectError::Handshake { broker, source },

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueBindOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions, QueueBindOptions,
     QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
@@ -23,9 +23,11 @@ use twincast_core::error::in_words;
 
 use crate::channel::OwnChannel;
 use crate::connection::Amqp;
+use crate::dead_letter::Letter;
 use crate::error::AmqpError;
 use crate::link::Wires;
-use crate::topology::{QueueSpec, short};
+use crate::message::header_number;
+use crate::topology::{DELIVERY_LIMIT, QueueSpec, short};
 
 /// Where deliveries come from.
 #[derive(Debug, Clone)]
@@ -57,6 +59,8 @@ pub(crate) enum Taken {
 /// A consumer. Dropping it hands back what it holds.
 pub(crate) struct Intake {
     taken: mpsc::Receiver<Taken>,
+    /// Where messages come from.
+    queue: String,
     /// Keeps the connection.
     amqp: Amqp,
     _gone: DropGuard,
@@ -72,6 +76,7 @@ impl Intake {
     ) -> Result<Self, AmqpError> {
         let wires = Arc::clone(&amqp.wires);
         let gone = CancellationToken::new();
+        let queue = source.name().to_owned();
         let subscriber = Subscriber {
             wires: Arc::clone(&wires),
             source,
@@ -85,6 +90,7 @@ impl Intake {
         wires.tasks.spawn(subscriber.run(first, out));
         Ok(Self {
             taken,
+            queue,
             amqp: amqp.clone(),
             _gone: gone.drop_guard(),
         })
@@ -96,6 +102,9 @@ impl Intake {
             match self.taken.recv().await {
                 // It came over a connection that has been lost since, so it will come again.
                 Some(Taken::Message(_, held)) if held.is_stale() => {}
+                Some(Taken::Message(message, held)) if is_handed_out_too_often(&message) => {
+                    self.put_aside(*message, held);
+                }
                 Some(taken) => return Ok(taken),
                 None => return Err(AmqpError::Closed),
             }
@@ -105,6 +114,28 @@ impl Intake {
     pub(crate) fn amqp(&self) -> &Amqp {
         &self.amqp
     }
+
+    fn put_aside(&self, message: Delivery, held: Held) {
+        let queue = &self.queue;
+        let detail = format!("handed out more than {DELIVERY_LIMIT} times without being done");
+        warn!(queue, detail, "message put with the dead letters");
+        // The cause has the name that the broker uses for its own dead letters.
+        let letter = Letter::of(queue, message, "delivery_limit", detail);
+        letter.replace_in_background(&self.amqp.wires, held);
+    }
+}
+
+/// Whether a message has been handed out too often. The broker enforces the limit in most cases. From RabbitMQ 4.3 on, a
+/// message held for longer than `consumer_timeout` does not count towards the limit, but its header still shows the number
+/// of hand-outs.
+fn is_handed_out_too_often(message: &Delivery) -> bool {
+    // Headers of a first delivery are the publisher's.
+    let headers = message.properties.headers().as_ref();
+    let headers = headers.filter(|_| message.redelivered);
+    let times = |name| headers.and_then(|headers| header_number(headers, name));
+    let times = ["x-acquired-count", "x-delivery-count"].map(times);
+    let mut times = times.into_iter().flatten();
+    times.any(|times| times > DELIVERY_LIMIT.unsigned_abs())
 }
 
 /// The answer that a delivery is owed. Dropped without one, it is handed back.
@@ -170,17 +201,16 @@ impl Drop for Held {
     }
 }
 
+/// Gives a message back by `basic.reject`, which counts towards the delivery limit in every version of RabbitMQ. A
+/// `basic.nack` does not from 4.3 on (docs/adr/0028-hand-outs-are-counted.md).
 async fn requeue(wires: &Wires, acker: Acker) {
-    let options = BasicNackOptions {
-        requeue: true,
-        multiple: false,
-    };
+    let options = BasicRejectOptions { requeue: true };
     let back = async {
         // Failing, the channel is gone, and the broker has it back already.
-        acker.nack(options).await.ok();
+        acker.reject(options).await.ok();
         Ok(())
     };
-    // It waits while the broker blocks us, which may be long. The nack goes out in the end.
+    // A broker that blocks us delays the answer, possibly for long. The answer goes out in the end.
     wires.in_time(back).await.ok();
 }
 

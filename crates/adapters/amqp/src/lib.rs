@@ -36,4 +36,4 @@ pub use event::{EventConsumer, Heard};
 pub use link::State;
 pub use message::{COMMAND_TYPE, DISPATCH_TYPE, EVENT_TYPE, REPLY_TYPE};
 pub use queue::AmqpQueue;
-pub use settings::{BrokerUrl, BrokerUrlError, Settings, SettingsError};
+pub use settings::{BrokerUrl, BrokerUrlError, BrokerUrls, Settings, SettingsError};

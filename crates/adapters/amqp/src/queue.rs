@@ -4,11 +4,8 @@
 //! rung again until a newer worker hears it. One that cannot be read goes to the dead letters with the reason; it neither
 //! stops the consumer nor comes again.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use lapin::BasicProperties;
-use lapin::message::Delivery as Raw;
 use tracing::{debug, warn};
 use twincast_core::error::in_words;
 use twincast_core::ids::HubName;
@@ -109,7 +106,12 @@ impl Deliveries for Consumer {
                     });
                 }
                 Err(Unreadable::Newer(version)) => self.let_go(held, version).await,
-                Err(unreadable) => self.put_aside(*raw, held, &unreadable),
+                Err(unreadable) => {
+                    let (queue, detail) = (&self.queue, unreadable.to_string());
+                    warn!(queue, detail, "dispatch cannot be read");
+                    let letter = Letter::of(queue, *raw, unreadable.cause(), detail);
+                    letter.replace_in_background(&self.intake.amqp().wires, held);
+                }
             }
         }
     }
@@ -127,30 +129,6 @@ impl Consumer {
         if let Err(error) = held.ack().await {
             debug!(why = in_words(&error), "a dispatch was not answered for");
         }
-    }
-
-    /// Makes a dead letter of a message, in a task of its own, so that the next one need not wait.
-    /// There are at most as many as the consumer may hold: each is owed an answer until then.
-    fn put_aside(&self, raw: Raw, held: Held, unreadable: &Unreadable) {
-        let detail = unreadable.to_string();
-        warn!(queue = self.queue, detail, "dispatch cannot be read");
-        let letter = Letter {
-            from: self.queue.clone(),
-            properties: raw.properties,
-            size: raw.data.len(),
-            body: raw.data,
-            cause: unreadable.cause().to_owned(),
-            detail,
-        };
-        let wires = Arc::clone(&self.intake.amqp().wires);
-        let tasks = wires.tasks.clone();
-        tasks.spawn(async move {
-            // If this fails, it comes again.
-            if let Err(error) = letter.replace(&wires, held).await {
-                let why = in_words(&error);
-                warn!(why, "cannot put a dispatch with the dead letters");
-            }
-        });
     }
 }
 

@@ -8,14 +8,18 @@ use std::time::Duration;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use percent_encoding::percent_decode_str;
 use twincast_retry::Policy;
+use twincast_secret::{Secret, SecretSource};
 use url::Url;
+
+use crate::error::ConnectError;
 
 /// How to reach the broker, and what belongs to us there.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The broker, with the credentials.
-    pub url: BrokerUrl,
-    /// A PEM file with the certificate authorities that are trusted instead of the system's.
+    /// The addresses of the broker, written as [`BrokerUrls`]. Read again for each attempt to connect, so a file may be
+    /// replaced at any time.
+    pub urls: SecretSource,
+    /// A PEM file with certificate authorities to trust instead of the system's. Read again for each attempt to connect.
     pub ca_file: Option<PathBuf>,
     /// How often each side shows that it is alive, in whole seconds from 1 s to 18 h. A silent
     /// peer is given up after twice this. 10 s unless set.
@@ -30,8 +34,7 @@ pub struct Settings {
     pub dispatch_limit: usize,
     /// How long a publish may take, from the call to the broker's confirmation. 10 s unless set.
     pub publish_timeout: Duration,
-    /// How long connecting may take, from the look-up of the name to a declared topology. 15 s
-    /// unless set.
+    /// How long connecting to one address may take, from the look-up of the name to a declared topology. 15 s unless set.
     pub connect_timeout: Duration,
     /// How long a consumer that gets nothing and holds nothing keeps its subscription before it
     /// makes another. The broker tells consumers of a queue that was deleted, but not if it is
@@ -47,10 +50,10 @@ impl Settings {
     /// # Panics
     /// Never: the delays are valid.
     #[must_use]
-    pub fn new(url: BrokerUrl) -> Self {
+    pub fn new(urls: SecretSource) -> Self {
         let reconnect = Policy::new(Duration::from_millis(100), Duration::from_secs(10));
         Self {
-            url,
+            urls,
             ca_file: None,
             heartbeat: Duration::from_secs(10),
             connection_name: "twincast".into(),
@@ -77,30 +80,27 @@ impl Settings {
         Ok(())
     }
 
-    pub(crate) fn uri(&self) -> AMQPUri {
-        let BrokerUrl {
-            tls,
-            user,
-            password,
-            host,
-            port,
-            vhost,
-        } = self.url.clone();
+    /// Reads the current addresses.
+    pub(crate) fn read_urls(&self) -> Result<BrokerUrls, ConnectError> {
+        Ok(self.urls.read()?.expose().parse()?)
+    }
+
+    pub(crate) fn uri(&self, url: &BrokerUrl) -> AMQPUri {
         AMQPUri {
-            scheme: if tls {
+            scheme: if url.tls {
                 AMQPScheme::AMQPS
             } else {
                 AMQPScheme::AMQP
             },
             authority: AMQPAuthority {
                 userinfo: AMQPUserInfo {
-                    username: user,
-                    password,
+                    username: url.user.clone(),
+                    password: url.password.expose().to_owned(),
                 },
-                host,
-                port,
+                host: url.host.clone(),
+                port: url.port,
             },
-            vhost,
+            vhost: url.vhost.clone(),
             query: AMQPQueryString {
                 heartbeat: u16::try_from(self.heartbeat.as_secs()).ok(),
                 ..AMQPQueryString::default()
@@ -135,16 +135,49 @@ pub enum SettingsError {
     Heartbeat(Duration),
 }
 
+/// The addresses of a broker: a [`BrokerUrl`] for each node of one cluster, with commas between them.
+///
+/// Users and virtual hosts belong to the cluster, so the URLs differ in host and port only.
+#[derive(Debug, Clone)]
+pub struct BrokerUrls(Vec<BrokerUrl>);
+
+impl BrokerUrls {
+    /// All URLs in order, beginning with another URL for each `turn`.
+    pub(crate) fn in_turn(&self, turn: usize) -> impl Iterator<Item = &BrokerUrl> {
+        let count = self.0.len();
+        self.0.iter().cycle().skip(turn % count).take(count)
+    }
+
+    /// Whether connections are encrypted.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.0.iter().any(|url| url.tls)
+    }
+}
+
+impl FromStr for BrokerUrls {
+    type Err = BrokerUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BrokerUrlError> {
+        let urls: Vec<BrokerUrl> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let differing = urls.iter().find_map(|url| urls[0].differs_from(url));
+        match differing {
+            Some(part) => Err(BrokerUrlError::Differing(part)),
+            None => Ok(Self(urls)),
+        }
+    }
+}
+
 /// `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS.
 ///
-/// Parts that are left out are `guest`, `guest`, the scheme's port and `/`. User, password and
-/// virtual host are percent-encoded: the virtual host `/` is `%2F`, or nothing. Neither `Debug`
-/// nor `Display` shows the password.
-#[derive(Clone, PartialEq, Eq)]
+/// Parts that are left out are `guest`, `guest`, the scheme's port and `/`. User, password and virtual host are
+/// percent-encoded: the virtual host `/` is `%2F`, or nothing; a comma is `%2C`. Neither `Debug` nor `Display` shows the
+/// password.
+#[derive(Clone)]
 pub struct BrokerUrl {
     tls: bool,
     user: String,
-    password: String,
+    password: Secret,
     host: String,
     port: u16,
     vhost: String,
@@ -180,6 +213,26 @@ impl BrokerUrl {
     pub fn vhost(&self) -> &str {
         &self.vhost
     }
+
+    /// `HOST:PORT`, for errors.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// The first part, other than the address, that differs in another URL.
+    fn differs_from(&self, other: &Self) -> Option<&'static str> {
+        [
+            ("scheme", self.tls == other.tls),
+            ("user", self.user == other.user),
+            (
+                "password",
+                self.password.expose() == other.password.expose(),
+            ),
+            ("virtual host", self.vhost == other.vhost),
+        ]
+        .into_iter()
+        .find_map(|(part, is_same)| (!is_same).then_some(part))
+    }
 }
 
 impl FromStr for BrokerUrl {
@@ -209,7 +262,7 @@ impl FromStr for BrokerUrl {
         Ok(Self {
             tls,
             user,
-            password: decoded("password", url.password().unwrap_or("guest"))?,
+            password: decoded("password", url.password().unwrap_or("guest"))?.into(),
             host: decoded("host", host.trim_matches(['[', ']']))?,
             port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
             vhost,
@@ -242,7 +295,9 @@ impl fmt::Debug for BrokerUrl {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerUrlError {
     /// It is not a URL.
-    #[error("broker URL is not a URL (expected amqp://USER:PASSWORD@HOST:PORT/VHOST)")]
+    #[error(
+        "broker URL is not a URL; write amqp://USER:PASSWORD@HOST:PORT/VHOST, for several nodes of one cluster with commas between them, and a comma in a user or password as %2C"
+    )]
     Syntax(#[source] url::ParseError),
     /// It is the URL of something else.
     #[error("broker URL has scheme {0:?}; allowed are amqp and amqps")]
@@ -260,6 +315,11 @@ pub enum BrokerUrlError {
         "broker URL has more than one '/' after the host; a virtual host with one is percent-encoded, as %2F"
     )]
     Path,
+    /// The URLs of one broker do not agree.
+    #[error(
+        "broker URLs differ in the {0}; those of one cluster's nodes differ in host and port only"
+    )]
+    Differing(&'static str),
     /// A part of it is not UTF-8.
     #[error("broker URL has a {0} that is not percent-encoded UTF-8")]
     Encoding(&'static str),
@@ -273,6 +333,10 @@ mod tests {
         text.parse()
     }
 
+    fn settings(urls: &str) -> Settings {
+        Settings::new(SecretSource::Fixed(urls.into()))
+    }
+
     #[test]
     fn a_url_has_defaults_and_encoded_parts() {
         let url = parse("amqp://broker").unwrap();
@@ -280,9 +344,10 @@ mod tests {
             (url.host(), url.port(), url.user(), url.vhost()),
             ("broker", 5672, "guest", "/")
         );
-        assert_eq!(url.password, "guest");
-        assert_eq!(parse("amqp://broker/"), Ok(url.clone()));
-        assert_eq!(parse("amqp://broker/%2F"), Ok(url));
+        assert_eq!(url.password.expose(), "guest");
+        for same in ["amqp://broker/", "amqp://broker/%2F"] {
+            assert_eq!(url.differs_from(&parse(same).unwrap()), None, "{same}");
+        }
 
         let url = parse("amqps://a%40b:p%2Fw@[::1]:99/eu%2Fwest").unwrap();
         assert!(url.is_tls());
@@ -290,7 +355,7 @@ mod tests {
             (url.host(), url.port(), url.user(), url.vhost()),
             ("::1", 99, "a@b", "eu/west")
         );
-        assert_eq!(url.password, "p/w");
+        assert_eq!(url.password.expose(), "p/w");
         assert_eq!(parse("amqps://broker").unwrap().port(), 5671);
     }
 
@@ -308,8 +373,14 @@ mod tests {
             ("amqp://u:hunter2@broker/a/b", "more than one '/'"),
             ("amqp://u:hunter2%FF@broker", "password that is not"),
             ("amqp://u:hunter2@bro ker", "not a URL"),
+            ("amqp://u:hunt,hunter2@broker", "a comma in a user or"),
+            ("amqp://u:hunter2@a,", "not a URL"),
+            ("amqp://a,amqps://a", "differ in the scheme"),
+            ("amqp://u@a,amqp://v@b", "differ in the user"),
+            ("amqp://u:p@a,amqp://u:hunter2@b", "differ in the password"),
+            ("amqp://a/x,amqp://b/x,amqp://c", "differ in the virtual"),
         ] {
-            let error = parse(text).unwrap_err();
+            let error = BrokerUrls::from_str(text).unwrap_err();
             let shown = format!(
                 "{error} {error:?} {}",
                 twincast_core::error::in_words(&error)
@@ -320,16 +391,26 @@ mod tests {
     }
 
     #[test]
+    fn each_turn_begins_with_another_address() {
+        let urls: BrokerUrls = "amqp://a, amqp://b:1 ,amqp://c".parse().unwrap();
+        let turn = |turn| urls.in_turn(turn).map(BrokerUrl::host).collect::<String>();
+        assert_eq!([0, 1, 2, 3].map(turn), ["abc", "bca", "cab", "abc"]);
+        let one: BrokerUrls = "amqp://a".parse().unwrap();
+        assert_eq!(one.in_turn(usize::MAX).count(), 1);
+    }
+
+    #[test]
     fn settings_do_not_show_the_password() {
-        let settings = Settings::new(parse("amqp://ops:hunter2@broker/v").unwrap());
-        let shown = format!("{settings:?} {settings:#?} {}", settings.url);
+        let settings = settings("amqp://ops:hunter2@broker/v");
+        let urls = settings.read_urls().unwrap();
+        let shown = format!("{settings:?} {settings:#?} {urls:?} {}", urls.0[0]);
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("ops@broker:5672"), "{shown}");
     }
 
     #[test]
     fn settings_are_checked() {
-        let settings = Settings::new(parse("amqp://broker").unwrap());
+        let settings = settings("amqp://broker");
         assert!(settings.check().is_ok());
         for prefix in ["", "-a", "amq.x", "a b", &"a".repeat(65)] {
             let prefix = prefix.to_owned();

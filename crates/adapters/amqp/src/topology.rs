@@ -18,8 +18,8 @@ use twincast_core::ids::HubName;
 use crate::error::AmqpError;
 
 /// How often a message comes back before it is put aside: it has taken its holder down, or been
-/// handed back, so often that it is not by chance.
-const DELIVERY_LIMIT: i64 = 20;
+/// handed back, so often that it is not by chance. Stated, so that no broker's default is used.
+pub(crate) const DELIVERY_LIMIT: i64 = 20;
 /// Looking at dead letters hands each one out and back. From RabbitMQ 4.0 a queue that states no
 /// limit has one of 20, after which the letters would be gone. 3.x knows no "without".
 const LOOKING_LIMIT: i64 = 1_000_000;

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +19,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use socket2::{SockRef, Socket};
 use tokio::time::{Instant, timeout_at};
+use twincast_secret::read_text;
 
 use crate::error::{ConnectError, handshake};
-use crate::settings::Settings;
-use twincast_secret::text_of;
+use crate::settings::{BrokerUrl, BrokerUrls, Settings};
 
 /// How long closing in good order may take. The broker notices a closed socket just as well.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -31,34 +32,32 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) struct Trust(Option<RustlsConnector>);
 
 impl Trust {
-    /// Reads the authorities, once.
-    pub(crate) async fn load(settings: &Settings) -> Result<Self, ConnectError> {
-        if !settings.url.is_tls() {
+    /// Reads the current authorities.
+    pub(crate) fn load(settings: &Settings, urls: &BrokerUrls) -> Result<Self, ConnectError> {
+        if !urls.is_tls() {
             return Ok(Self(None));
         }
-        let roots = match &settings.ca_file {
-            Some(path) => {
-                let pem = tokio::fs::read(path).await;
-                let roots = pem.map_err(Into::into).and_then(|pem| authorities(&pem));
-                roots.map_err(|source| ConnectError::CaFile {
+        let config = match &settings.ca_file {
+            Some(path) => authorities(path)
+                .and_then(|roots| Ok(client_config(roots)?))
+                .map_err(|source| ConnectError::CaFile {
                     path: path.clone(),
                     source,
-                })?
-            }
-            None => system_authorities().map_err(|source| tls_error(settings, source))?,
+                })?,
+            None => system_authorities()
+                .and_then(|roots| client_config(roots).map_err(io::Error::other))
+                .map_err(ConnectError::SystemAuthorities)?,
         };
-        let config = client_config(roots);
-        let config = config.map_err(|error| tls_error(settings, io::Error::other(error)))?;
         Ok(Self(Some(config.into())))
     }
 }
 
 type Unusable = Box<dyn std::error::Error + Send + Sync>;
 
-fn authorities(pem: &[u8]) -> Result<RootCertStore, Unusable> {
-    let pem = text_of(pem)?.as_bytes();
+fn authorities(path: &Path) -> Result<RootCertStore, Unusable> {
+    let pem = read_text(path)?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate?)?;
     }
     if roots.is_empty() {
@@ -88,6 +87,8 @@ fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
 /// A connection, and a way to end it that does not ask anybody.
 pub(crate) struct Line {
     pub(crate) connection: Connection,
+    /// The address of the peer.
+    pub(crate) url: BrokerUrl,
     plug: Plug,
 }
 
@@ -117,17 +118,17 @@ impl Line {
 /// Connects and goes through the handshakes, once, until `deadline`.
 pub(crate) async fn connect(
     settings: &Settings,
+    url: &BrokerUrl,
     trust: &Trust,
     deadline: Instant,
 ) -> Result<Line, ConnectError> {
-    let url = &settings.url;
     let late = |doing| ConnectError::TimedOut {
-        broker: broker(settings),
+        broker: url.address(),
         doing,
         after: settings.connect_timeout,
     };
     let unreachable = |source| ConnectError::Unreachable {
-        broker: broker(settings),
+        broker: url.address(),
         source,
     };
     let runtime = default_runtime().map_err(|error| unreachable(io::Error::other(error)))?;
@@ -147,7 +148,10 @@ pub(crate) async fn connect(
     if let Some(connector) = &trust.0 {
         let secured = timeout_at(deadline, stream.into_rustls(connector, url.host())).await;
         let secured = secured.map_err(|_| late("securing the connection"))?;
-        stream = secured.map_err(|source| tls_error(settings, source))?;
+        stream = secured.map_err(|source| ConnectError::Tls {
+            broker: url.address(),
+            source,
+        })?;
     }
 
     let properties = ConnectionProperties::default()
@@ -157,7 +161,7 @@ pub(crate) async fn connect(
     // Asked for once: the library is told neither to retry nor to recover.
     let stream = std::sync::Mutex::new(Some(stream));
     let connection = Connection::connector(
-        settings.uri(),
+        settings.uri(url),
         runtime,
         async move |_, _| {
             quieten();
@@ -167,8 +171,12 @@ pub(crate) async fn connect(
         properties,
     );
     match timeout_at(deadline, connection).await {
-        Ok(Ok(connection)) => Ok(Line { connection, plug }),
-        Ok(Err(error)) => Err(handshake(broker(settings), url.user(), url.vhost(), error)),
+        Ok(Ok(connection)) => Ok(Line {
+            connection,
+            url: url.clone(),
+            plug,
+        }),
+        Ok(Err(error)) => Err(handshake(url, error)),
         Err(_) => {
             plug.pull();
             Err(late("greeting it"))
@@ -183,16 +191,4 @@ fn quieten() {
     let silence = tracing::dispatcher::set_default(&tracing::Dispatch::none());
     // For as long as the thread lasts.
     std::mem::forget(silence);
-}
-
-/// `HOST:PORT`, for errors.
-pub(crate) fn broker(settings: &Settings) -> String {
-    format!("{}:{}", settings.url.host(), settings.url.port())
-}
-
-fn tls_error(settings: &Settings, source: io::Error) -> ConnectError {
-    ConnectError::Tls {
-        broker: broker(settings),
-        source,
-    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use twincast_amqp::{Amqp, COMMAND_TYPE, Settings};
 use twincast_core::error::in_words;
+use twincast_secret::SecretSource;
 use twincast_testkit::services::{Proxy, RabbitMq};
 
 const PASSWORD: &str = "hunter2correcthorse";
@@ -50,7 +51,7 @@ async fn the_password_does_not_show() {
         .await;
     let proxy = Proxy::start(broker.address()).await;
     let url = format!("amqp://ops:{PASSWORD}@{}", proxy.address());
-    let settings = Settings::new(url.parse().unwrap());
+    let settings = Settings::new(SecretSource::Fixed(url.into()));
     let amqp = Amqp::connect(settings.clone()).await.unwrap();
     amqp.send_command(Vec::new(), COMMAND_TYPE, None)
         .await

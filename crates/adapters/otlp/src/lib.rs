@@ -7,8 +7,9 @@
 //! Nobody waits for a collector. A span for which there is no room is dropped, and counted; so is one that the
 //! collector does not take.
 //!
-//! What the standard's environment variables say of the service, and of headers, holds here too.
+//! The standard's environment variables for the service's name and resource are honoured.
 
+mod client;
 mod convert;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,9 +27,12 @@ use opentelemetry_sdk::trace::{
     SpanExporter as _, SpanProcessor as _,
 };
 use prometheus::{IntCounterVec, Opts, Registry};
+use reqwest::header::HeaderMap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use twincast_core::trace::Tracer;
+
+use crate::client::Shown;
 
 /// Spans that wait for the collector or are on their way to it, at the most.
 const ROOM: usize = 4_096;
@@ -42,18 +46,33 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Which collector, and what it is told.
 #[derive(Clone)]
 pub struct OtlpConfig {
-    /// How it is asked; its headers are those of each request.
+    /// The HTTP client.
     pub http: reqwest::Client,
-    /// Its address, up to and not including `/v1/traces`.
+    /// Where requests go, with the path.
     pub url: String,
+    /// The headers of a request, asked for before each.
+    pub headers: Headers,
     /// How long one request may take, with what is tried again of it.
     pub timeout: Duration,
-    /// The part of the traces that begin here which is kept, 0 to 1.
-    pub ratio: f64,
+    /// Which traces are kept.
+    pub sampling: Sampling,
     /// What this process is called, where the environment has no `OTEL_SERVICE_NAME`.
     pub service: String,
     /// What tells it apart from others of that name.
     pub instance: String,
+}
+
+/// Gives the current headers of a request.
+pub type Headers = Arc<dyn Fn() -> Result<HeaderMap, BoxError> + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Which traces are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Whether the decision of a caller who began the trace holds.
+    pub follows_caller: bool,
+    /// The part of all other traces that is kept, 0 to 1.
+    pub ratio: f64,
 }
 
 /// What has become of spans: `exported`, `failed`, which the collector did not take, or `dropped`, for want of room.
@@ -97,15 +116,16 @@ impl Otlp {
         let OtlpConfig {
             http,
             url,
+            headers,
             timeout,
-            ratio,
+            sampling,
             service,
             instance,
         } = config;
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(http)
-            .with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')))
+            .with_http_client(Shown { http, headers })
+            .with_endpoint(url)
             .with_timeout(timeout)
             .build()?;
         exporter.set_resource(&resource(service, instance));
@@ -123,8 +143,11 @@ impl Otlp {
             .with_max_export_batch_size(AT_ONCE)
             .with_scheduled_delay(EVERY);
         let processor = Arc::new(BatchSpanProcessor::new(counted, batches.build()));
-        let sampler = Sampler::TraceIdRatioBased(ratio);
-        let is_kept = move |trace| {
+        let sampler = Sampler::TraceIdRatioBased(sampling.ratio);
+        let is_kept = move |trace, of_caller: Option<bool>| {
+            if let Some(kept) = of_caller.filter(|_| sampling.follows_caller) {
+                return kept;
+            }
             let sampled = sampler.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
             sampled.decision == SamplingDecision::RecordAndSample
         };
@@ -251,8 +274,12 @@ mod tests {
         OtlpConfig {
             http: reqwest::Client::new(),
             url,
+            headers: Arc::new(|| Ok(HeaderMap::new())),
             timeout: Duration::from_secs(10),
-            ratio: 1.0,
+            sampling: Sampling {
+                follows_caller: true,
+                ratio: 1.0,
+            },
             service: "a-test".to_owned(),
             instance: "1".to_owned(),
         }
@@ -307,20 +334,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_ratio_is_of_traces_that_begin_here() {
-        for (ratio, low, kept) in [
-            (1.0, u64::MAX, true),
-            (0.0, 0, false),
-            (0.25, 1 << 61, true),
-            (0.25, 1 << 62, false),
-        ] {
+    async fn a_caller_decides_unless_the_ratio_is_for_all() {
+        let kept = |trace: u64, of_caller: Option<bool>, follows_caller, ratio| {
             let config = OtlpConfig {
-                ratio,
+                sampling: Sampling {
+                    follows_caller,
+                    ratio,
+                },
                 ..to("http://127.0.0.1:9".to_owned())
             };
             let otlp = Otlp::start(config).expect("a thread");
-            let begun = otlp.tracer().begin(None, (u128::from(low), 7));
-            assert_eq!(begun.context.sampled, kept, "{ratio} {low}");
+            let caller = of_caller.map(|sampled| TraceContext {
+                trace: u128::from(trace).into(),
+                span: 9.into(),
+                sampled,
+            });
+            let begun = otlp.tracer().begin(caller, (u128::from(trace), 7));
+            begun.context.sampled
+        };
+        for follows_caller in [true, false] {
+            assert!(kept(u64::MAX, None, follows_caller, 1.0));
+            assert!(!kept(1, None, follows_caller, 0.0));
+            assert!(kept(1 << 61, None, follows_caller, 0.25));
+            assert!(!kept(1 << 62, None, follows_caller, 0.25));
+        }
+        for of_caller in [true, false] {
+            assert_eq!(kept(1, Some(of_caller), true, 0.0), of_caller);
+            assert!(kept(1, Some(of_caller), false, 1.0));
+            assert!(!kept(1, Some(of_caller), false, 0.0));
         }
     }
 

@@ -97,6 +97,49 @@ impl RabbitMq {
     }
 }
 
+/// Three nodes of one cluster. Starting takes 15 seconds and 400 MB. All nodes end when this is dropped.
+#[derive(Debug)]
+pub struct RabbitMqCluster {
+    nodes: Vec<RabbitMq>,
+    /// The folder with cookie and epmd. Dropped last.
+    _shared: Service,
+}
+
+impl RabbitMqCluster {
+    /// Starts a cluster, and waits until all nodes are ready.
+    ///
+    /// # Panics
+    /// As [`RabbitMq::start`].
+    pub async fn start() -> Self {
+        let shared = Service::folder();
+        let folder = shared.dir.to_string_lossy().into_owned();
+        let node = async || {
+            let options = ["--cluster", &folder];
+            RabbitMq(Service::start("rabbitmq-start", &options).await)
+        };
+        // The first node makes the cluster, and the other nodes join.
+        let first = node().await;
+        let (second, third) = tokio::join!(node(), node());
+        Self {
+            nodes: vec![first, second, third],
+            _shared: shared,
+        }
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[RabbitMq] {
+        &self.nodes
+    }
+
+    /// The URLs of all nodes, with commas between them.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let urls: Vec<_> = self.nodes.iter().map(RabbitMq::url).collect();
+        urls.join(",")
+    }
+}
+
 fn url(address: SocketAddr) -> String {
     format!("amqp://guest:guest@{address}")
 }

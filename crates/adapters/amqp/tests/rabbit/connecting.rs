@@ -126,7 +126,7 @@ async fn a_topology_of_others_is_told() {
     );
     assert!(shown(&error).contains(&format!("queue {name} exists with other arguments")));
     // Who started without waiting is told as well, and connects when it has been set right.
-    let amqp = Amqp::start(settings).await.unwrap();
+    let amqp = Amqp::start(settings).unwrap();
     until(&amqp, |state| {
         matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains(&name))
     })
@@ -145,7 +145,7 @@ async fn a_broker_that_comes_later_is_connected_to() {
         publish_timeout: Duration::from_millis(300),
         ..settings(&broker.url_via(&proxy))
     };
-    let amqp = Amqp::start(settings).await.unwrap();
+    let amqp = Amqp::start(settings).unwrap();
     let began = Instant::now();
     let error = amqp.queue().publish(&dispatch(1)).await.unwrap_err();
     assert!(began.elapsed() >= Duration::from_millis(300));
@@ -168,24 +168,21 @@ async fn a_broker_that_comes_later_is_connected_to() {
 async fn what_is_still_connecting_can_be_closed() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let amqp = Amqp::start(with_url(&format!("amqp://{address}")))
-        .await
-        .unwrap();
+    let amqp = Amqp::start(with_url(&format!("amqp://{address}"))).unwrap();
     let _silent = listener.accept().await.unwrap();
     in_time(amqp.close()).await;
 }
 
 /// A broker behind TLS, with a certificate by an authority of our own.
-struct Tls {
-    address: SocketAddr,
-    ca: tempfile::NamedTempFile,
+pub(crate) struct Tls {
+    pub(crate) address: SocketAddr,
+    /// The authority's certificate.
+    pub(crate) authority: String,
 }
 
 impl Tls {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        let ca = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(ca.path(), made.cert.pem()).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -210,7 +207,10 @@ impl Tls {
                 });
             }
         });
-        Self { address, ca }
+        Self {
+            address,
+            authority: made.cert.pem(),
+        }
     }
 
     fn settings(&self, host: &str) -> Settings {
@@ -224,7 +224,9 @@ impl Tls {
 #[tokio::test]
 async fn tls_with_an_authority_of_our_own() {
     let tls = Tls::start().await;
-    let ca_file = Some(tls.ca.path().to_owned());
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), &tls.authority).unwrap();
+    let ca_file = Some(ca.path().to_owned());
     let trusting = Settings {
         ca_file: ca_file.clone(),
         ..tls.settings("localhost")

@@ -1,6 +1,7 @@
 //! Events: to all who listen, or nobody.
 
 use twincast_amqp::{EVENT_TYPE, Heard};
+use twincast_secret::SecretSource;
 use twincast_testkit::services::{Proxy, RabbitMq};
 
 use crate::{amqp, connect, in_time, settings};
@@ -51,7 +52,7 @@ async fn a_lost_connection_is_a_gap() {
     let proxy = Proxy::start(broker.address()).await;
     let listening = settings(&broker.url_via(&proxy));
     let telling = twincast_amqp::Settings {
-        url: broker.url().parse().unwrap(),
+        urls: SecretSource::Fixed(broker.url().into()),
         ..listening.clone()
     };
     let (listening, telling) = (connect(listening).await, connect(telling).await);

@@ -1,12 +1,15 @@
 //! The adapter on a real RabbitMQ, which all tests share that leave it alone.
 
+mod addresses;
 mod broker;
 mod commands;
 mod conformance;
 mod connecting;
+mod counting;
 mod dead_letters;
 mod dispatches;
 mod events;
+mod interposer;
 mod losing;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +20,7 @@ use twincast_core::error::in_words;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::ports::{Deliveries, Delivery, Dispatch};
 use twincast_retry::Policy;
+use twincast_secret::SecretSource;
 use twincast_testkit::services::RabbitMq;
 
 /// What does not happen by then does not happen; no test waits for it to pass.
@@ -31,7 +35,7 @@ fn settings(url: &str) -> Settings {
         prefix: format!("test{number}"),
         connection_name: format!("test {number}"),
         reconnect: reconnect.expect("they ascend"),
-        ..Settings::new(url.parse().expect("a broker's URL"))
+        ..Settings::new(SecretSource::Fixed(url.into()))
     }
 }
 

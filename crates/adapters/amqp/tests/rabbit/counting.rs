@@ -1,0 +1,102 @@
+//! Hand-outs are counted on every version of the broker (docs/adr/0028-hand-outs-are-counted.md).
+
+use twincast_amqp::{Amqp, DeadLetter};
+use twincast_core::ports::Queue;
+use twincast_secret::SecretSource;
+use twincast_testkit::services::RabbitMq;
+
+use crate::interposer::{Counts, Interposer, NACK, REJECT};
+use crate::{connect, dispatch, hub, in_time, next, settings};
+
+/// Two clients with the same topology: the first connects through an interposer, the second directly.
+async fn both(counts: Counts) -> (Interposer, Amqp, Amqp) {
+    let broker = RabbitMq::shared().await;
+    let interposer = Interposer::start(broker.address(), counts).await;
+    let direct = settings(&broker.url());
+    let through = twincast_amqp::Settings {
+        urls: SecretSource::Fixed(interposer.url().into()),
+        ..direct.clone()
+    };
+    (interposer, connect(through).await, connect(direct).await)
+}
+
+async fn letter(amqp: &Amqp) -> DeadLetter {
+    in_time(async {
+        loop {
+            if let Some(letter) = amqp.dead_letters(1).await.unwrap().pop() {
+                return letter;
+            }
+        }
+    })
+    .await
+}
+
+/// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. Hidden counts make no difference,
+/// because the broker enforces the stated limit.
+#[tokio::test]
+async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
+    let (interposer, amqp, direct) = both(Counts::Hidden).await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 1).await.unwrap();
+    for round in 0..=20 {
+        let delivery = next(&mut consumer).await;
+        if round % 2 == 0 {
+            delivery.ticket.requeue().await.unwrap();
+        } else {
+            drop(delivery);
+        }
+    }
+    let letter = letter(&direct).await;
+    assert_eq!(letter.cause.as_deref(), Some("delivery_limit"));
+    assert_eq!((interposer.sent(REJECT), interposer.sent(NACK)), (21, 0));
+}
+
+/// RabbitMQ 4.3 does not count a message that a consumer held for too long, but shows the number of hand-outs, which the
+/// client enforces.
+#[tokio::test]
+async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells() {
+    let (_interposer, amqp, direct) = both(Counts::Acquired { more: 19 }).await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    queue.publish(&dispatch(2)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 1).await.unwrap();
+    // Not handed out before, handed out 20 times before, and 21 times.
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.dispatch, dispatch(1));
+        delivery.ticket.requeue().await.unwrap();
+    }
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.dispatch, dispatch(2));
+    delivery.ticket.ack().await.unwrap();
+    let letter = letter(&direct).await;
+    assert_eq!(letter.cause.as_deref(), Some("delivery_limit"));
+    let detail = letter.detail.as_deref().unwrap_or_default();
+    assert!(detail.contains("more than 20 times"), "{detail}");
+    // A replayed letter begins with a count of zero.
+    direct.replay_dead_letter(&letter.id).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.dispatch, dispatch(1));
+    assert!(!delivery.redelivered);
+    delivery.ticket.ack().await.unwrap();
+    assert_eq!(direct.dead_letters_waiting().await.unwrap(), 0);
+}
+
+/// From 4.3 on the channel stays when a delivery was held for too long, and only the consumer goes.
+#[tokio::test]
+async fn a_consumer_that_is_cancelled_goes_on() {
+    let (interposer, amqp, _direct) = both(Counts::Acquired { more: 0 }).await;
+    let queue = amqp.queue();
+    queue.publish(&dispatch(1)).await.unwrap();
+    let mut consumer = queue.consume(&hub(), 3).await.unwrap();
+    let held = next(&mut consumer).await;
+    interposer.cancel_consumers();
+    let again = next(&mut consumer).await;
+    assert_eq!(again.dispatch, held.dispatch);
+    assert!(again.redelivered);
+    assert!(held.ticket.ack().await.is_err());
+    again.ticket.ack().await.unwrap();
+    queue.publish(&dispatch(2)).await.unwrap();
+    assert_eq!(next(&mut consumer).await.dispatch, dispatch(2));
+}

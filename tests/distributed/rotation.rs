@@ -1,0 +1,77 @@
+//! A password that changes in the middle of a rollout: no process ends, and all processes use the new password once the
+//! file has it.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::engine::{Engine, scattered};
+use crate::harness::{Hub, assert_same_ids};
+use crate::pipeline::{Pipeline, start_scattered};
+use crate::services::{Access, OwnServices, wait};
+use crate::waiting::{long_or, within};
+
+const ROLLOUT: &str = "rotated";
+const SOON: Duration = Duration::from_secs(90);
+
+#[test]
+fn a_changed_password_is_taken_from_its_file() {
+    let devices = long_or(10_000, 3_000);
+    let services = OwnServices::start(&[]);
+    let rabbitmq = &services.rabbitmq;
+    wait(rabbitmq.ctl(&["add_user", "engine", "first"]));
+    wait(rabbitmq.ctl(&["set_permissions", "engine", ".*", ".*", ".*"]));
+    let url = |password: &str| format!("amqp://engine:{password}@{}", rabbitmq.address());
+    let mounted = tempfile::tempdir().expect("a folder");
+    symlink("..data/url", mounted.path().join("url")).expect("a link");
+    mount(mounted.path(), "..1", &url("first"));
+
+    let as_operator = services.access();
+    let access = Access {
+        amqp_url: mounted.path().join("url").display().to_string(),
+        ..as_operator.clone()
+    };
+    let hub = Hub::start(&scattered(devices), &["--tier", "S3", "--units", "1"]);
+    let mut engine = Engine::new(&access, vec![("north", hub)]);
+    engine.grow(2, 2);
+    Pipeline::connect(&as_operator).order(&start_scattered(ROLLOUT));
+    engine.until_accepted(devices / 4, SOON);
+
+    wait(rabbitmq.ctl(&["change_password", "engine", "second"]));
+    wait(rabbitmq.close_connections("rotated"));
+    for member in engine.members() {
+        let what = format!("{} to be refused", member.name);
+        within(SOON, &what, || {
+            let (_, answer) = member.readiness();
+            let why = answer["waiting_for"]["rabbitmq"].as_str()?;
+            why.contains("refuses user \"engine\"").then_some(())
+        });
+    }
+    mount(mounted.path(), "..2", &url("second"));
+    engine.until_ready();
+
+    engine.until_phase(ROLLOUT, "succeeded", SOON);
+    let rows = engine.assert_accounts_agree(ROLLOUT);
+    assert_eq!(rows.len() as u64, devices);
+    assert_same_ids(&engine.hubs[0].1.account());
+    assert_eq!(engine.repeats(), 0, "a broker that is away repeats nothing");
+    for member in engine.members() {
+        assert!(!member.is_over(), "{} ended", member.name);
+        let log = member.log();
+        for secret in ["first@", "second@", ":first", ":second"] {
+            assert!(!log.contains(secret), "{log}");
+        }
+    }
+}
+
+/// Replaces a mounted secret as the kubelet does: `..data` becomes a link to the new version in one step.
+fn mount(folder: &Path, version: &str, secret: &str) {
+    let put = || {
+        let (version_at, link) = (folder.join(version), folder.join("..new"));
+        std::fs::create_dir(&version_at)?;
+        std::fs::write(version_at.join("url"), secret)?;
+        symlink(version, &link)?;
+        std::fs::rename(link, folder.join("..data"))
+    };
+    put().expect("the folder is ours");
+}
