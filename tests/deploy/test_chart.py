@@ -333,10 +333,19 @@ class Particulars(unittest.TestCase):
             "hubs": {
                 "eu": {
                     "connection_string_file": f"{secrets}/hubs/eu",
+                    "secondary_connection_string_file": f"{secrets}/hubs/eu.secondary",
+                    "transport": "amqp_ws",
+                    "proxy": "http://proxy.example:3128",
                     "tier": "S3",
                     "units": 2,
                     "share": "90%",
                     "send_timeout": "90s",
+                },
+                "us": {
+                    "host": "us.azure-devices.net",
+                    "auth": {"method": "workload_identity", "tenant_id": "5b1f0000-0000-0000-0000-000000000000"},
+                    "tier": "S1",
+                    "units": 1,
                 },
                 "emulator": {
                     "connection_string_file": f"{secrets}/hubs/emulator",
@@ -366,7 +375,7 @@ class Particulars(unittest.TestCase):
     def test_keda_looks_at_the_queues_that_dispatches_are_on(self):
         [scaled] = of_kind("full", "ScaledObject")
         queues = [trigger["metadata"]["queueName"] for trigger in scaled["spec"]["triggers"]]
-        self.assertEqual(queues, ["fleet.dispatch.emulator", "fleet.dispatch.eu"])
+        self.assertEqual(queues, ["fleet.dispatch.emulator", "fleet.dispatch.eu", "fleet.dispatch.us"])
         [authentication] = of_kind("full", "TriggerAuthentication")
         for trigger in scaled["spec"]["triggers"]:
             self.assertEqual(trigger["authenticationRef"]["name"], authentication["metadata"]["name"])
@@ -491,6 +500,8 @@ class Values(unittest.TestCase):
         of_hubs = [(("hubs", "eu", *path), schema) for path, schema in properties(entry)]
         bases |= {
             ("hubs", "eu", "connectionString"): overlay(without(full, ("hubs", "eu", "existingSecret")), {"hubs": {"eu": {"connectionString": "HostName=h;SharedAccessKey=k"}}}),
+            ("hubs", "eu", "host"): overlay(without(without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")), {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}}),
+            ("hubs", "eu", "auth"): overlay(without(without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")), {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}}),
             ("hubs", "eu", "ca", "key"): overlay(full, {"hubs": {"eu": {"ca": {"secret": "one"}}}}),
         }
         tried = 0
@@ -544,8 +555,10 @@ class Values(unittest.TestCase):
             ({"redis": {"ca": {"secret": "a", "configMap": "b"}}}, "redis.ca: give only one of secret and configMap"),
             ({"hubs": None}, "hubs: name at least one"),
             ({"hubs": {"no spaces": {"connectionString": key}}}, "'no spaces' does not match pattern"),
-            ({"hubs": {"eu": {"tier": "S3"}}}, "hubs.eu: give one of connectionString and existingSecret"),
-            ({"hubs": {"main": {"existingSecret": {"name": "hub"}}}}, "hubs.main: give only one of connectionString and existingSecret"),
+            ({"hubs": {"eu": {"tier": "S3"}}}, "hubs.eu: give one of connectionString, existingSecret and host"),
+            ({"hubs": {"eu": {"host": "h"}}}, "hubs.eu: give host and auth together"),
+            ({"hubs": {"eu": {"host": "h", "auth": "azure_cli", "secondary": {"name": "s"}}}}, "hubs.eu: secondary is for hubs with a connection string"),
+            ({"hubs": {"main": {"existingSecret": {"name": "hub"}}}}, "hubs.main: give only one of connectionString, existingSecret and host"),
             ({"hubs": {"main": {"connectionString": "hidden"}}}, "hubs.main.connectionString: must be like HostName="),
             ({"hubs": {"main": {"tier": "B1"}}}, "at '/hubs/main/tier': value must be one of 'F1', 'S1', 'S2', 'S3'"),
             ({"hubs": {"main": {"tear": "S1"}}}, "at '/hubs/main': additional properties 'tear' not allowed"),

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Map, Value, json};
-use twincast_emulator::{Enrollments, HubConfig, RunningHub, start};
+use twincast_emulator::{Directory, Enrollments, HubConfig, RunningHub, start};
 
 const TRANSPORTS: [&str; 5] = ["mqtt", "mqtt-ws", "amqp", "amqp-ws", "http"];
 
@@ -35,6 +35,9 @@ async fn the_node_device_sdks_accept_the_emulator() {
     let ca = home.0.join("ca.pem");
     std::fs::write(&ca, hub.ca_pem()).unwrap();
     let group = hub.enrollments().group_keys().next();
+    let client = hub
+        .directory()
+        .and_then(|directory| directory.clients().next());
     let settings = json!({
         "host": host,
         "connectionString": hub.connection_string(),
@@ -42,6 +45,12 @@ async fn the_node_device_sdks_accept_the_emulator() {
         "individual": { "key": INDIVIDUAL_KEY },
         "groupKey": group.map(|(_, key)| key),
         "certificates": certificates.leaves,
+        "entra": {
+            "authority": format!("https://{host}"),
+            "tenant": hub.directory().map(Directory::tenant_id),
+            "client": client.map(|(id, _)| id),
+            "secret": client.and_then(|(_, secret)| secret),
+        },
     });
     let mut command = Command::new("node");
     command
@@ -100,6 +109,7 @@ async fn start_on_own_address(certificates: &Certificates) -> RunningHub {
             unlimited: true,
             feedback_interval: Duration::from_millis(200),
             device_ca_pem: vec![certificates.ca_pem.clone()],
+            directory: Some(Directory::of_one(0)),
             enrollments: Some(Enrollments::read(&enrollments, 0).unwrap()),
             ..HubConfig::default()
         };

@@ -1,5 +1,5 @@
-//! Sends per second of [`C2dSender`] beside a bare loop over the protocol library, against an emulator in the same
-//! process, in turns so that both see the same machine.
+//! Sends per second of [`C2dSender`], on the port of AMQP and over WebSockets, beside a bare loop over the protocol
+//! library, against an emulator in the same process, in turns so that all see the same machine.
 //!
 //! ```text
 //! cargo run --release -p twincast-iothub --example throughput -- [MESSAGES] [IN_FLIGHT] [ROUNDS]
@@ -25,7 +25,7 @@ use serde_amqp::Value;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 use twincast_iothub::{
     C2dMessage, C2dSender, C2dTemplate, Client, ClientOptions, ConnectionString, Roots,
-    SAS_TOKEN_TYPE,
+    SAS_TOKEN_TYPE, Transport,
 };
 
 const BODY: usize = 256;
@@ -47,31 +47,47 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ..HubConfig::with_fleet(Fleet::plain(DEVICES as u32, "d-{index}")?)
     };
     let hub = twincast_emulator::start(config).await?;
-    let mut speeds = [Vec::new(), Vec::new()];
+    let mut speeds = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..rounds {
         speeds[0].push(bare(&hub, messages, in_flight).await?);
-        speeds[1].push(ours(&hub, messages, in_flight).await?);
+        for (at, transport) in [(1, Transport::Amqp), (2, Transport::AmqpWs)] {
+            speeds[at].push(ours(&hub, transport, messages, in_flight).await?);
+        }
     }
-    for (name, speeds) in ["bare library", "C2dSender"].iter().zip(&mut speeds) {
+    let ratios: Vec<f64> = speeds[2]
+        .iter()
+        .zip(&speeds[1])
+        .map(|(ws, tcp)| ws / tcp)
+        .collect();
+    let names = ["bare library", "C2dSender", "over WebSockets"];
+    for (name, speeds) in names.iter().zip(&mut speeds) {
         speeds.sort_by(f64::total_cmp);
         println!(
-            "{name:>14}: median {:>8.0}/s of {speeds:.0?}",
+            "{name:>15}: median {:>8.0}/s of {speeds:.0?}",
             speeds[speeds.len() / 2]
         );
     }
+    let mut sorted = ratios;
+    sorted.sort_by(f64::total_cmp);
+    println!(
+        "WebSockets to plain AMQP: median {:.2} of {sorted:.2?}",
+        sorted[sorted.len() / 2]
+    );
     Ok(())
 }
 
-fn client(hub: &RunningHub, in_flight: usize) -> Result<Client, Box<dyn Error>> {
+async fn ours(
+    hub: &RunningHub,
+    transport: Transport,
+    messages: usize,
+    in_flight: usize,
+) -> Result<f64, Box<dyn Error>> {
     let connection: ConnectionString = hub.connection_string().parse()?;
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(hub.ca_pem().to_owned());
     options.max_in_flight = in_flight;
-    Ok(Client::new(&connection, options)?)
-}
-
-async fn ours(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64, Box<dyn Error>> {
-    let sender = C2dSender::connect(&client(hub, in_flight)?).await?;
+    options.transport = transport;
+    let sender = C2dSender::connect(&Client::new(&connection, options)?).await?;
     let template = C2dTemplate::builder(vec![7; BODY])
         .property("colour", "red")
         .build()?;
@@ -100,7 +116,8 @@ async fn ours(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
 }
 
 async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64, Box<dyn Error>> {
-    let client = client(hub, in_flight)?;
+    let connection_string: ConnectionString = hub.connection_string().parse()?;
+    let host = connection_string.host_name();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(hub.ca_pem().as_bytes())?)?;
@@ -112,11 +129,11 @@ async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
     tcp.set_nodelay(true)?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let tls = connector
-        .connect(ServerName::try_from(client.host_name().to_owned())?, tcp)
+        .connect(ServerName::try_from(host.to_owned())?, tcp)
         .await?;
     let mut connection = Connection::builder()
         .container_id("bare")
-        .hostname(client.host_name())
+        .hostname(host)
         .scheme("amqp")
         .sasl_profile(SaslProfile::Anonymous)
         .max_frame_size(65_536)
@@ -125,7 +142,6 @@ async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
     let mut session = Session::begin(&mut connection).await?;
     let mut answers = Receiver::attach(&mut session, "cbs-r", "$cbs").await?;
     let mut cbs = Sender::attach(&mut session, "cbs-s", "$cbs").await?;
-    let connection_string: ConnectionString = hub.connection_string().parse()?;
     let key = base64::engine::general_purpose::STANDARD.decode(connection_string.key().expose())?;
     let expiry = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3_600;
     let token = twincast_iothub::sign(
@@ -140,7 +156,7 @@ async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64
             ApplicationProperties::builder()
                 .insert("operation", "put-token")
                 .insert("type", SAS_TOKEN_TYPE)
-                .insert("name", client.host_name())
+                .insert("name", host)
                 .build(),
         )
         .body(AmqpValue(token.expose().to_owned()))

@@ -13,8 +13,14 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- end -}}
 {{- $hubs := dict -}}
 {{- range $name, $hub := .Values.hubs -}}
-{{- $entry := dict "connection_string_file" (printf "%s/hubs/%s" $secrets $name) -}}
-{{- range $key, $field := dict "tier" "tier" "units" "units" "share" "share" "unlimited" "unlimited" "sendTimeout" "send_timeout" "feedback" "feedback" "feedbackLock" "feedback_lock" "feedbackBatching" "feedback_batching" "queryLag" "query_lag" "httpsPort" "https_port" "amqpPort" "amqp_port" "address" "address" -}}
+{{- $entry := dict -}}
+{{- if not $hub.host -}}
+{{- $_ := set $entry "connection_string_file" (printf "%s/hubs/%s" $secrets $name) -}}
+{{- end -}}
+{{- if $hub.secondary -}}
+{{- $_ := set $entry "secondary_connection_string_file" (printf "%s/hubs/%s.secondary" $secrets $name) -}}
+{{- end -}}
+{{- range $key, $field := dict "host" "host" "auth" "auth" "transport" "transport" "proxy" "proxy" "tier" "tier" "units" "units" "share" "share" "unlimited" "unlimited" "sendTimeout" "send_timeout" "feedback" "feedback" "feedbackLock" "feedback_lock" "feedbackBatching" "feedback_batching" "queryLag" "query_lag" "httpsPort" "https_port" "amqpPort" "amqp_port" "address" "address" -}}
 {{- if hasKey $hub $key -}}
 {{- $_ := set $entry $field (index $hub $key) -}}
 {{- end -}}
@@ -95,10 +101,16 @@ orchestrators read is theirs alone. Takes (list root component).
 - secret:
     name: {{ .name }}
     items: [{ key: {{ .key | default "connection-string" | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
-{{- else }}
+{{- end }}
+{{- if $hub.connectionString }}
 - secret:
     name: {{ $own }}
     items: [{ key: {{ printf "hub-%s" $name | quote }}, path: {{ printf "hubs/%s" $name | quote }} }]
+{{- end }}
+{{- with $hub.secondary }}
+- secret:
+    name: {{ .name }}
+    items: [{ key: {{ .key | default "secondary-connection-string" | quote }}, path: {{ printf "hubs/%s.secondary" $name | quote }} }]
 {{- end }}
 {{- end }}
 {{- if eq $component "orchestrator" }}
@@ -186,10 +198,20 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- fail "hubs: name at least one, for example hubs.main.existingSecret.name" -}}
 {{- end -}}
 {{- range $name, $hub := .Values.hubs -}}
-{{- if and $hub.connectionString $hub.existingSecret -}}
-{{- fail (printf "hubs.%s: give only one of connectionString and existingSecret" $name) -}}
-{{- else if not (or $hub.connectionString $hub.existingSecret) -}}
-{{- fail (printf "hubs.%s: give one of connectionString and existingSecret" $name) -}}
+{{- $given := list -}}
+{{- range $key := list "connectionString" "existingSecret" "host" -}}
+{{- if index $hub $key -}}
+{{- $given = append $given $key -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (len $given) 1 -}}
+{{- fail (printf "hubs.%s: give only one of connectionString, existingSecret and host" $name) -}}
+{{- else if not $given -}}
+{{- fail (printf "hubs.%s: give one of connectionString, existingSecret and host" $name) -}}
+{{- else if ne (empty $hub.host) (empty $hub.auth) -}}
+{{- fail (printf "hubs.%s: give host and auth together; auth is for hubs without a connection string" $name) -}}
+{{- else if and $hub.host $hub.secondary -}}
+{{- fail (printf "hubs.%s: secondary is for hubs with a connection string" $name) -}}
 {{- else if and $hub.connectionString (not (regexMatch "^HostName=[^;]+;(.+;)?SharedAccessKey=" $hub.connectionString)) -}}
 {{- fail (printf "hubs.%s.connectionString: must be like HostName=...;SharedAccessKeyName=...;SharedAccessKey=..." $name) -}}
 {{- end -}}

@@ -30,6 +30,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{/* Those of a pod. Takes (list root component). */}}
+{{- define "twincast.podLabels" -}}
+{{ include "twincast.labels" . }}
+{{- if (index . 0).Values.workloadIdentity.clientId }}
+azure.workload.identity/use: "true"
+{{- end }}
+{{- end }}
+
 {{- define "twincast.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{ .Values.serviceAccount.name | default (include "twincast.fullname" .) }}

@@ -82,7 +82,7 @@ selector:
 template:
   metadata:
     labels:
-      {{- include "twincast.labels" (list $root $component) | nindent 6 }}
+      {{- include "twincast.podLabels" (list $root $component) | nindent 6 }}
       {{- with $of.podLabels }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
