@@ -100,13 +100,15 @@ pub(crate) struct Shown {
 }
 
 enum How {
-    SharedAccess {
-        keys: SharedAccess,
-        lifetime: Duration,
-        clock: Arc<HubClock>,
-        state: Mutex<KeyState>,
-    },
+    SharedAccess(Box<Keys>),
     Entra(Tokens),
+}
+
+struct Keys {
+    strings: SharedAccess,
+    lifetime: Duration,
+    clock: Arc<HubClock>,
+    state: Mutex<KeyState>,
 }
 
 #[derive(Default)]
@@ -184,12 +186,12 @@ impl Shown {
         Self {
             host_name: host_name.to_owned(),
             how: match credentials {
-                Credentials::SharedAccess(keys) => How::SharedAccess {
-                    keys,
+                Credentials::SharedAccess(strings) => How::SharedAccess(Box::new(Keys {
+                    strings,
                     lifetime,
                     clock,
                     state: Mutex::default(),
-                },
+                })),
                 Credentials::Entra(tokens) => How::Entra(tokens),
             },
         }
@@ -203,8 +205,8 @@ impl Shown {
     /// Who the client is, for people.
     pub(crate) fn identity(&self) -> String {
         match &self.how {
-            How::SharedAccess { state, .. } => {
-                let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            How::SharedAccess(keys) => {
+                let state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
                 match state.signer.as_ref() {
                     Some(signer) => format!("policy {:?}", signer.key_name()),
                     None => "a shared access policy".to_owned(),
@@ -219,17 +221,12 @@ impl Shown {
     /// Cancel safe.
     pub(crate) async fn token(&self) -> Result<HubToken, CredentialsError> {
         match &self.how {
-            How::SharedAccess {
-                keys,
-                lifetime,
-                clock,
-                state,
-            } => {
+            How::SharedAccess(keys) => {
                 let now = SystemTime::now();
-                let hub_now = clock.hub_time(now);
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.refresh(keys, &self.host_name)?;
-                let token = state.token(*lifetime, now, hub_now);
+                let hub_now = keys.clock.hub_time(now);
+                let mut state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.refresh(&keys.strings, &self.host_name)?;
+                let token = state.token(keys.lifetime, now, hub_now);
                 Ok(HubToken {
                     text: token.token().clone(),
                     kind: SAS_TOKEN_TYPE,
@@ -252,8 +249,8 @@ impl Shown {
     /// Notes that the hub has refused the last token: the next one is new, and of the other key if there is one.
     pub(crate) fn refused(&self) {
         match &self.how {
-            How::SharedAccess { state, .. } => {
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            How::SharedAccess(keys) => {
+                let mut state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.token = None;
                 state.refused = state.signer.as_ref().map(|signer| signer.key().clone());
             }
@@ -264,7 +261,7 @@ impl Shown {
     /// What a refused client needs, for people.
     pub(crate) fn needs(&self, right: Right) -> String {
         match &self.how {
-            How::SharedAccess { .. } => {
+            How::SharedAccess(_) => {
                 let permission = match right {
                     Right::ReadStatistics => "registry read",
                     _ => "service connect",
@@ -423,10 +420,10 @@ mod tests {
         let shown = shown(&first, Some(&second));
         let key = async || {
             shown.token().await.unwrap();
-            let How::SharedAccess { state, .. } = &shown.how else {
+            let How::SharedAccess(keys) = &shown.how else {
                 unreachable!("it has keys");
             };
-            let state = state.lock().unwrap();
+            let state = keys.state.lock().unwrap();
             state.signer.as_ref().unwrap().key().expose().to_owned()
         };
         assert_eq!(key().await, "Zmlyc3Q=");

@@ -44,7 +44,7 @@ fn blocked(hub: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> Client 
 async fn websockets_do_all_that_the_port_of_amqp_does() {
     let hub = hub(10, Faults::default()).await;
     works(&blocked(&hub, |options| {
-        options.transport = Transport::AmqpWs
+        options.transport = Transport::AmqpWs;
     }))
     .await;
     let only = blocked(&hub, |options| options.transport = Transport::Amqp);
