@@ -6,49 +6,17 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use common::entra::{entra_client, entra_hub};
 use common::{config, message, options, template};
 use tokio::time::{Instant, timeout};
-use twincast_emulator::{Cut, Directory, Faults, HubConfig, RunningHub};
-use twincast_entra::{HUB_SCOPE, Identity, Tokens};
+use twincast_emulator::{Cut, Faults, RunningHub};
 use twincast_iothub::{
     C2dSender, Client, ConnectionFailure, ConnectionString, Credentials, FeedbackReceiver,
-    HubAddress, LinkState, RestError, SharedAccess,
+    LinkState, RestError, SharedAccess,
 };
-use twincast_secret::{Secret, SecretSource};
+use twincast_secret::SecretSource;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A hub that takes no keys, and knows one client with a secret.
-async fn entra_hub(token_lifetime_s: u64, roles: &str) -> RunningHub {
-    let directory = format!(
-        "tenantId: t\ntokenLifetimeSeconds: {token_lifetime_s}\nprincipals:\n  - clientId: c\n    clientSecrets: [s3cr3t]\n    roles: [{roles}]"
-    );
-    let config = HubConfig {
-        directory: Some(Directory::read(&directory, 1).unwrap()),
-        local_auth: false,
-        ..config(10, Faults::default())
-    };
-    twincast_emulator::start(config).await.unwrap()
-}
-
-fn entra_client(hub: &RunningHub) -> Client {
-    let tls = twincast_iothub::client_config(&options(hub).roots).unwrap();
-    let web = reqwest::Client::builder()
-        .no_proxy()
-        .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls));
-    let identity = Identity::ClientSecret {
-        tenant_id: Some("t".to_owned()),
-        client_id: Some("c".to_owned()),
-        secret: Some(SecretSource::Fixed(Secret::new("s3cr3t"))),
-    };
-    let authority = format!("https://localhost:{}", hub.https_addr().port());
-    let env = |name: &str| (name == "AZURE_AUTHORITY_HOST").then(|| authority.clone());
-    let tokens = Tokens::with_env(&identity, HUB_SCOPE, web.build().unwrap(), &env).unwrap();
-    let address: HubAddress = format!("localhost:{}", hub.amqp_addr().port())
-        .parse()
-        .unwrap();
-    Client::with_credentials(&address, Credentials::Entra(tokens), options(hub)).unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
@@ -115,10 +83,11 @@ async fn a_refusal_says_which_role_is_missing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_renewed_on_the_open_connection() {
-    let hub = entra_hub(3, "IoT Hub Data Contributor").await;
+    let life = Duration::from_secs(8);
+    let hub = entra_hub(life.as_secs(), "IoT Hub Data Contributor").await;
     let client = entra_client(&hub);
     let sender = C2dSender::connect(&client).await.unwrap();
-    let (template, until) = (template(), Instant::now() + Duration::from_secs(7));
+    let (template, until) = (template(), Instant::now() + life + Duration::from_secs(1));
     let mut sent = 0;
     while Instant::now() < until {
         let outcome = sender.send(message(&template, sent % 10, sent)).await;
@@ -127,6 +96,7 @@ async fn tokens_are_renewed_on_the_open_connection() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let summary = hub.hub().summary();
+    assert!(summary.tokens_accepted >= 2, "{summary:?}");
     assert_eq!(summary.cut_links, 0, "{summary:?}");
     assert!(matches!(*sender.state().borrow(), LinkState::Connected));
     sender.close().await;

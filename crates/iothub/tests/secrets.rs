@@ -5,6 +5,7 @@ mod common;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use common::entra::{entra_client, entra_hub};
 use common::{client, hub, message, template};
 use twincast_emulator::Faults;
 use twincast_iothub::{C2dSender, ConnectionString, FeedbackReceiver};
@@ -47,6 +48,10 @@ async fn neither_key_nor_token_shows_at_the_level_trace() {
         ..Faults::default()
     });
     let refused = C2dSender::connect(&client).await.unwrap_err();
+    let of_entra = entra_hub(3_600, "IoT Hub Data Contributor").await;
+    let client = entra_client(&of_entra);
+    client.count(None).await.unwrap();
+    C2dSender::connect(&client).await.unwrap().close().await;
 
     let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     assert!(text.contains("TRACE"), "nothing was logged");
@@ -56,6 +61,9 @@ async fn neither_key_nor_token_shows_at_the_level_trace() {
         connection.key().expose(),
         "sig=",
         "SharedAccessSignature sr",
+        "s3cr3t",
+        // The beginning of each JWT: {" in base64.
+        "eyJ",
     ] {
         let at = shown.find(secret);
         let near = at.map(|at| shown.get(at.saturating_sub(200)..at).unwrap_or_default());

@@ -1,6 +1,7 @@
 //! A hub emulator on a loopback socket, and a client of it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod entra;
 pub(crate) mod proxy;
 
 use std::sync::Arc;
