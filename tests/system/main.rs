@@ -20,6 +20,7 @@ mod crash;
 mod evidence;
 mod exactly_once;
 mod explain;
+mod failover;
 mod faults;
 mod feedback;
 mod golden;

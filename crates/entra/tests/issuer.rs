@@ -174,6 +174,7 @@ async fn each_identity_gets_its_token() {
         assert_eq!(claim(&token.token, "aud"), "https://iothubs.azure.net");
         let life = token.expires_at.duration_since(SystemTime::now()).unwrap();
         assert!((3_590..=3_600).contains(&life.as_secs()), "{life:?}");
+        assert_eq!(token.object_id().unwrap(), claim(&token.token, "oid"));
         let again = tokens.token().await.unwrap();
         assert_eq!(again.token.expose(), token.token.expose());
         assert!(!format!("{tokens:?} {token:?}").contains(token.token.expose()));

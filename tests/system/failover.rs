@@ -1,0 +1,55 @@
+//! A hub that fails over: identities and twins stay, messages to devices and feedback are lost.
+
+use tokio::runtime::Runtime;
+use twincast_emulator::{Fleet, HubConfig, RunningHub};
+
+use crate::harness::{Room, eventually};
+
+const DEVICES: u64 = 600;
+
+/// The hub, at either place: the same name, keys and devices, and no messages.
+fn hub(runtime: &Runtime) -> RunningHub {
+    let fleet = format!(
+        "seed: 5\ngroups:\n  - name: fridges\n    count: {DEVICES}\n    id: \"d-{{index:06}}\"\n    tags: {{ type: fridge, region: eu }}\n    behaviour: {{ offline: 100% }}\n"
+    );
+    let config = HubConfig {
+        unlimited: true,
+        ..HubConfig::with_fleet(Fleet::from_yaml(&fleet).expect("a fleet"))
+    };
+    let started = runtime.block_on(twincast_emulator::start(config));
+    started.expect("a hub")
+}
+
+#[test]
+fn what_a_failover_lost_is_sent_again_as_the_documentation_says() {
+    let runtime = Runtime::new().expect("a runtime");
+    let first = hub(&runtime);
+    let room = Room::of(&first).set("TWINCAST__RUN__GIVE_UP_AFTER", "1s");
+    let spec = room.rollout("firmware", "rate: 6000/min");
+    let mut run = room.start(&["run", &spec]);
+    eventually("sends", || {
+        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        (first.hub().summary().accepted >= DEVICES / 3).then_some(())
+    });
+    runtime.block_on(first.shutdown());
+    run.wait().expect(5);
+
+    let second = hub(&runtime);
+    room.goes_to(&second);
+    // It goes on by itself, and does not know what was lost.
+    room.run(&["run", &spec]).expect(0);
+    let accepted = second.hub().summary().accepted;
+    assert!(accepted < DEVICES, "{accepted} of {DEVICES}");
+    let rows = room.report("firmware");
+    assert_eq!(rows.len() as u64, DEVICES);
+    assert!(rows.iter().all(|row| row.outcome == "enqueued"), "{rows:?}");
+
+    room.run(&["retry", "firmware", "--outcome", "enqueued"])
+        .expect(0);
+    room.run(&["run", &spec]).expect(0);
+    let seen = second.hub().summary();
+    assert_eq!(seen.distinct_devices, DEVICES, "{seen:?}");
+    // The second message of a device has an id of its own.
+    assert_eq!(seen.repeats_by_message_id, 0, "{seen:?}");
+    runtime.block_on(second.shutdown());
+}
