@@ -69,5 +69,11 @@ fn tokens(
         .build()
         .context("cannot set up TLS")?;
     let identity = auth.identity(at, base);
-    Tokens::new(&identity, scope, web).with_context(|| format!("{at} cannot be used"))
+    // What is configured goes before what the environment says.
+    let env = |name: &str| match (name, auth.authority_host()) {
+        ("AZURE_AUTHORITY_HOST", Some(host)) => Some(host.to_owned()),
+        _ => std::env::var(name).ok(),
+    };
+    let tokens = Tokens::new(&identity, scope, web, &env);
+    tokens.with_context(|| format!("{at} cannot be used"))
 }

@@ -190,8 +190,22 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
             args.units
         )
     };
+    let shown = match hub.directory().filter(|_| args.no_local_auth) {
+        None => "connection_string_file = \"connection-string\"\n".to_owned(),
+        Some(directory) => {
+            let (client, secret) = directory.clients().next().unwrap_or_default();
+            format!(
+                "host = \"{}\"\nauth = {{ method = \"client_secret\", authority_host = \"{}\", tenant_id = \"{}\", \
+                 client_id = \"{client}\", client_secret = \"{}\" }}\n",
+                args.host_name,
+                authority_host(hub),
+                directory.tenant_id(),
+                secret.unwrap_or_default(),
+            )
+        }
+    };
     format!(
-        "# Made by `twincast hub` for its clients.\n[hubs.emulator]\nconnection_string_file = \"connection-string\"\n\
+        "# Made by `twincast hub` for its clients.\n[hubs.emulator]\n{shown}\
          ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}feedback_batching = \"{}\"\nfeedback_lock = \"{}\"\nquery_lag = \"{}\"\n",
         hub.amqp_addr().port(),
         hub.https_addr().port(),

@@ -30,6 +30,8 @@ pub(crate) enum AuthMethod {
 struct Table {
     method: AuthMethod,
     #[serde(skip_serializing_if = "Option::is_none")]
+    authority_host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tenant_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_id: Option<String>,
@@ -83,6 +85,11 @@ impl AuthSettings {
         let method = table.method;
         let given = [
             (
+                ".auth.authority_host",
+                table.authority_host.is_some(),
+                &[M::WorkloadIdentity, M::ClientSecret, M::ClientCertificate][..],
+            ),
+            (
                 ".auth.tenant_id",
                 table.tenant_id.is_some(),
                 &[
@@ -90,7 +97,7 @@ impl AuthSettings {
                     M::ClientSecret,
                     M::ClientCertificate,
                     M::AzureCli,
-                ][..],
+                ],
             ),
             (
                 ".auth.client_id",
@@ -154,6 +161,11 @@ impl AuthSettings {
             mistakes.push((".auth", what.to_owned()));
         }
         mistakes
+    }
+
+    /// The token service, if it is not that of Azure's public cloud.
+    pub(crate) fn authority_host(&self) -> Option<&str> {
+        self.0.authority_host.as_deref()
     }
 
     /// The identity; `base` is what relative paths are below of, `at` the key of these settings.

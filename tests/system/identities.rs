@@ -160,6 +160,21 @@ fn a_managed_identity_needs_nothing_but_its_machine() {
 }
 
 #[test]
+fn the_emulators_own_configuration_has_an_identity_where_keys_are_disabled() {
+    let flags = ["--unlimited", "--entra", "--no-local-auth"];
+    let hub = Hub::start(&Fleet::of(10), &flags);
+    let room = Room::with(&hub);
+    let ended = room.run(&["check"]).expect(0);
+    assert!(ended.stdout.contains("messages can be sent"), "{ended}");
+    let shown = room.run(&["--print-config", "check"]).expect(0);
+    assert!(shown.stdout.contains("client_secret"), "{shown}");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let secret = config.split("client_secret = \"").nth(1).expect("a secret");
+    let secret = secret.split('"').next().expect("a secret");
+    assert!(!shown.stdout.contains(secret), "{shown}");
+}
+
+#[test]
 fn what_an_identity_lacks_is_named_before_anything_is_dialled() {
     let room =
         Room::configured("[hubs.eu]\nhost = \"hub.example\"\nauth = \"workload_identity\"\n");

@@ -72,6 +72,8 @@ struct Held {
 impl Tokens {
     /// Tokens of `identity` for `scope`. Nothing is asked for yet.
     ///
+    /// `env` gives the environment variables that complete the identity; empty ones count as unset.
+    ///
     /// `web` is the client for Microsoft Entra ID: it brings certificate authorities, proxy and time-outs, and must not
     /// follow redirects. The metadata endpoint of managed identities is asked without a proxy;
     /// `AZURE_POD_IDENTITY_AUTHORITY_HOST` names another one, as in Azure's other SDKs.
@@ -83,20 +85,7 @@ impl Tokens {
     /// # Panics
     ///
     /// No: a client without settings of its own can be made.
-    pub fn new(identity: &Identity, scope: &str, web: Client) -> Result<Self, IdentityError> {
-        Self::with_env(identity, scope, web, &|name| std::env::var(name).ok())
-    }
-
-    /// As [`new`](Self::new), with other environment variables than those of the process.
-    ///
-    /// # Errors
-    ///
-    /// As for [`new`](Self::new).
-    ///
-    /// # Panics
-    ///
-    /// No: a client without settings of its own can be made.
-    pub fn with_env(
+    pub fn new(
         identity: &Identity,
         scope: &str,
         web: Client,

@@ -57,7 +57,7 @@ impl Entra {
         let web = reqwest::Client::builder().no_proxy().tls_certs_only([ca]);
         let authority = format!("https://localhost:{}/", self.hub.https_addr().port());
         let metadata = format!("http://{}", self.hub.control_addr().unwrap());
-        Tokens::with_env(
+        Tokens::new(
             identity,
             HUB_SCOPE,
             web.build().unwrap(),

@@ -32,7 +32,7 @@ pub(crate) fn entra_client(hub: &RunningHub) -> Client {
     };
     let authority = format!("https://localhost:{}", hub.https_addr().port());
     let env = |name: &str| (name == "AZURE_AUTHORITY_HOST").then(|| authority.clone());
-    let tokens = Tokens::with_env(&identity, HUB_SCOPE, web.build().unwrap(), &env).unwrap();
+    let tokens = Tokens::new(&identity, HUB_SCOPE, web.build().unwrap(), &env).unwrap();
     let address: HubAddress = format!("localhost:{}", hub.amqp_addr().port())
         .parse()
         .unwrap();
