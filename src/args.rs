@@ -43,7 +43,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Try everything that is configured: hubs, identities and roles, RabbitMQ, Redis, Prometheus. Sends nothing.
+    /// Try everything that is configured: hubs, RabbitMQ, Redis, Prometheus.
+    ///
+    /// Says for each what works (name, port, TLS, identity, roles, quota, clock), and what to do. Sends nothing.
     Check,
     /// Roll a message out from this machine; run it again to go on after an interruption.
     Run(RunArgs),

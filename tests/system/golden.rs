@@ -8,6 +8,7 @@ Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
 Usage: twincast [OPTIONS] [COMMAND]
 
 Commands:
+  check         Try everything that is configured: hubs, RabbitMQ, Redis, Prometheus
   run           Roll a message out from this machine; run it again to go on after an interruption
   plan          Show what a rollout would do, without sending anything
   validate      Check a rollout's spec and its files

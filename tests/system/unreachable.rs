@@ -57,7 +57,10 @@ fn a_closed_port_is_told_while_sending_and_gone_on_from() {
     let closed = closed_port();
     let right = format!("amqp_port = {}", hub.amqp_port());
     let room = room_with(&hub, |config| {
-        config.replace(&right, &format!("amqp_port = {closed}"))
+        config.replace(
+            &right,
+            &format!("transport = \"amqp\"\namqp_port = {closed}"),
+        )
     });
     let ended = room.run(&["run", "away.yaml"]).expect(5);
     let ended = ended.says(&[
