@@ -3,6 +3,7 @@
 mod hubs;
 mod oidc;
 mod peer;
+mod redis;
 mod values;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,12 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::spec::{Document, Given, Span};
 use twincast_orchestrator::retention::Retention;
+use twincast_secret::SecretSource;
 
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
 pub(crate) use peer::{HttpPeer, address};
+pub(crate) use redis::RedisSettings;
 pub(crate) use values::{SecretText, Share};
 
 use crate::exit::{ExitCode, Failure};
@@ -139,30 +142,6 @@ impl Settings {
     }
 }
 
-/// Redis. Likewise.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RedisSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url: Option<SecretText>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url_file: Option<PathBuf>,
-    pub(crate) cluster: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) prefix: String,
-    pub(crate) timeout: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) durable_after: Option<Span>,
-}
-
-impl RedisSettings {
-    /// Rollouts are kept there, and not in a state folder.
-    pub(crate) fn is_configured(&self) -> bool {
-        self.url.is_some() || self.url_file.is_some()
-    }
-}
-
 /// What is told of rollouts' traces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -194,22 +173,20 @@ pub(crate) struct ApiSettings {
     pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// A URL with its password: given as it is, or in a file.
-pub(crate) fn secret_url(
+/// The source of a URL with a password: the setting itself, or a file.
+pub(crate) fn secret_source(
     section: &str,
     url: Option<&SecretText>,
     file: Option<&Path>,
     base: &Path,
-) -> Result<String, Failure> {
+) -> Result<SecretSource, Failure> {
     let refused = |message: String| Failure::message(ExitCode::Refused, message);
     match (url, file) {
-        (Some(url), None) => Ok(url.expose().trim().to_owned()),
-        (None, Some(file)) => {
-            let path = base.join(file);
-            let text = textfile::read(&format!("{section}.url_file"), &path)
-                .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-            Ok(text.trim().to_owned())
-        }
+        (Some(url), None) => Ok(SecretSource::Fixed(url.expose().into())),
+        (None, Some(file)) => Ok(SecretSource::File {
+            setting: format!("{section}.url_file"),
+            path: base.join(file),
+        }),
         (Some(_), Some(_)) => Err(refused(format!(
             "{section} must have only one of url and url_file"
         ))),
@@ -220,6 +197,18 @@ pub(crate) fn secret_url(
             )))
         }
     }
+}
+
+/// The current URL with its password.
+pub(crate) fn secret_url(
+    section: &str,
+    url: Option<&SecretText>,
+    file: Option<&Path>,
+    base: &Path,
+) -> Result<String, Failure> {
+    let url = secret_source(section, url, file, base)?.read();
+    let url = url.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    Ok(url.expose().to_owned())
 }
 
 /// What flags may override.
@@ -381,6 +370,9 @@ impl Sections {
         let traces = self.take("traces");
         let hubs = self.take_hubs();
         self.check_bounds(worker.as_ref(), retention.as_ref(), api.as_ref());
+        for (at, otherwise) in redis.iter().flat_map(RedisSettings::mistakes) {
+            self.check(false, at, otherwise);
+        }
         let unknown: Vec<_> = self.values.keys().cloned().collect();
         for key in unknown {
             self.check(

@@ -26,7 +26,7 @@ pub(crate) async fn on_one() -> (Arc<RedisStore>, ManualClock) {
 
 /// A store on the shared cluster.
 pub(crate) async fn on_three() -> (Arc<RedisStore>, ManualClock) {
-    on(Settings::cluster(RedisCluster::shared().await.urls())).await
+    on(Settings::cluster(&RedisCluster::shared().await.urls())).await
 }
 
 /// A store of its own prefix, and on a clock that tests move.
