@@ -367,6 +367,12 @@ fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
         redis_url,
         prefix,
     } = access;
+    // A path leads to a file with the URL.
+    let redis = if redis_url.starts_with('/') {
+        "url_file"
+    } else {
+        "url"
+    };
     let mut toml = format!(
         "\
 [log]
@@ -376,7 +382,7 @@ filter = \"info,twincast_worker=debug\"
 url = \"{amqp_url}\"
 prefix = \"{prefix}\"
 [redis]
-url = \"{redis_url}\"
+{redis} = \"{redis_url}\"
 prefix = \"{prefix}:\"
 [http]
 listen = \"127.0.0.1:0\"

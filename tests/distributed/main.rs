@@ -32,6 +32,7 @@ mod chaos;
 mod continuous;
 mod control;
 mod evidence;
+mod failover;
 mod forgetting;
 mod groups;
 mod happy_path;

@@ -24,6 +24,7 @@ pub(crate) fn wait<T>(doing: impl Future<Output = T>) -> T {
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     pub(crate) amqp_url: String,
+    /// The URL of Redis, or the path of a file with the URL.
     pub(crate) redis_url: String,
     pub(crate) prefix: String,
 }
