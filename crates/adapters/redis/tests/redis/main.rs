@@ -7,6 +7,7 @@ mod costs;
 mod credentials;
 mod faults;
 mod formats;
+mod interposer;
 mod names;
 mod plans;
 mod sentinels;
