@@ -8,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use twincast_core::error::in_words;
-use twincast_core::ports::StoreError;
+use twincast_core::ports::{Rollouts as _, StoreError};
 use twincast_redis::{
     ConnectError, Credentials, CredentialsProvider, RedisStore, Settings, Topology,
 };
 use twincast_secret::{Secret, SecretSource};
+use twincast_testkit::build::name;
 use twincast_testkit::services::{Redis, RedisCluster};
 
 use crate::common::{connect, prefix};
@@ -155,6 +156,21 @@ async fn a_password_that_changes_on_all_nodes_is_read_again() {
         }
         until_back(&store).await;
     }
+    // Connections to one node only: those to the others still have the former password.
+    write("four");
+    for node in cluster.nodes() {
+        let set = "ACL SETUSER app on resetpass >four ~* +@all";
+        assert_eq!(node.ask(set).await, "+OK\r\n");
+    }
+    cluster.nodes()[1].ask("CLIENT KILL USER app").await;
+    let begun = Instant::now();
+    for number in 0..12 {
+        let name = name(&format!("r{number}"));
+        while let Err(error) = store.revision(&name).await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        }
+    }
+
     write("wrong");
     let error = RedisStore::connect(&settings).await;
     assert!(
