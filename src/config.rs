@@ -4,6 +4,7 @@ mod auth;
 mod hubs;
 mod oidc;
 mod peer;
+mod redis;
 mod values;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ pub(crate) use auth::AuthSettings;
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
 pub(crate) use peer::{HttpPeer, address, endpoint};
+pub(crate) use redis::RedisSettings;
 pub(crate) use values::{SecretText, Share, source_of};
 
 use crate::exit::{ExitCode, Failure};
@@ -142,30 +144,6 @@ impl Settings {
     }
 }
 
-/// Redis. Likewise.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RedisSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url: Option<SecretText>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) url_file: Option<PathBuf>,
-    pub(crate) cluster: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) prefix: String,
-    pub(crate) timeout: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) durable_after: Option<Span>,
-}
-
-impl RedisSettings {
-    /// Rollouts are kept there, and not in a state folder.
-    pub(crate) fn is_configured(&self) -> bool {
-        self.url.is_some() || self.url_file.is_some()
-    }
-}
-
 /// What is told of rollouts' traces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,18 +194,6 @@ pub(crate) fn secret_source(
             "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
         ))
     })
-}
-
-/// The current URL with its password.
-pub(crate) fn secret_url(
-    section: &str,
-    url: Option<&SecretText>,
-    file: Option<&Path>,
-    base: &Path,
-) -> Result<String, Failure> {
-    let url = secret_source(section, url, file, base)?.read();
-    let url = url.map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    Ok(url.expose().to_owned())
 }
 
 /// What flags may override.
@@ -389,6 +355,9 @@ impl Sections {
         let traces = self.take("traces");
         let hubs = self.take_hubs();
         self.check_bounds(worker.as_ref(), retention.as_ref(), api.as_ref());
+        for (at, otherwise) in redis.iter().flat_map(RedisSettings::mistakes) {
+            self.check(false, at, otherwise);
+        }
         let unknown: Vec<_> = self.values.keys().cloned().collect();
         for key in unknown {
             self.check(

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use twincast_core::ports::{Clock, Roster, Store};
 use twincast_embedded::{EmbeddedStore, OpenError};
-use twincast_redis::RedisStore;
+use twincast_redis::{RedisStore, TimeSource, Topology};
 
-use crate::config::{Settings, secret_url};
+use crate::config::{Settings, secret_source};
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::socket::Socket;
@@ -138,20 +138,27 @@ pub(crate) async fn redis(settings: &Settings) -> Result<Arc<RedisStore>, Failur
 /// How the configured Redis is reached.
 pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Settings, Failure> {
     let from = &settings.redis;
-    let url = secret_url(
+    let url = secret_source(
         "redis",
         from.url.as_ref(),
         from.url_file.as_deref(),
         &settings.base,
     )?;
+    let topology = match from.sentinels(&settings.base) {
+        Some(urls) => Topology::Sentinels(urls),
+        None if from.cluster => Topology::Cluster,
+        None => Topology::One,
+    };
     Ok(twincast_redis::Settings {
-        urls: twincast_redis::urls(&url),
-        cluster: from.cluster,
+        url,
+        topology,
+        tls_name: from.tls_name.clone(),
+        credentials: None,
         ca: from.ca_file.as_ref().map(|path| settings.base.join(path)),
         prefix: from.prefix.clone(),
         connect_timeout: from.timeout.0,
         response_timeout: from.timeout.0,
-        time: twincast_redis::TimeSource::Server,
+        time: TimeSource::Server,
         durable_after: from.durable_after.map(|span| span.0),
     })
 }

@@ -368,21 +368,24 @@ fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
         prefix,
     } = access;
     // A path leads to a file with the URL.
-    let url = if amqp_url.starts_with('/') {
-        "url_file"
-    } else {
-        "url"
+    let key = |url: &str| {
+        if url.starts_with('/') {
+            "url_file"
+        } else {
+            "url"
+        }
     };
+    let (amqp, redis) = (key(amqp_url), key(redis_url));
     let mut toml = format!(
         "\
 [log]
 filter = \"info,twincast_worker=debug\"
 [worker]
 {worker}[amqp]
-{url} = \"{amqp_url}\"
+{amqp} = \"{amqp_url}\"
 prefix = \"{prefix}\"
 [redis]
-url = \"{redis_url}\"
+{redis} = \"{redis_url}\"
 prefix = \"{prefix}:\"
 [http]
 listen = \"127.0.0.1:0\"

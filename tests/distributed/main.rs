@@ -33,6 +33,7 @@ mod cluster;
 mod continuous;
 mod control;
 mod evidence;
+mod failover;
 mod forgetting;
 mod groups;
 mod happy_path;

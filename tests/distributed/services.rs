@@ -25,6 +25,7 @@ pub(crate) fn wait<T>(doing: impl Future<Output = T>) -> T {
 pub(crate) struct Access {
     /// The URL of RabbitMQ, the URLs of its nodes, or the path of a file with either.
     pub(crate) amqp_url: String,
+    /// The URL of Redis, or the path of a file with the URL.
     pub(crate) redis_url: String,
     pub(crate) prefix: String,
 }

@@ -1,5 +1,5 @@
-//! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`], and a [`Proxy`] to
-//! put in front of them.
+//! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`], [`WatchedRedis`], and a
+//! [`Proxy`] to put in front of them.
 //!
 //! `shared()` is one service per test process, started by who asks first. Tests that share one use
 //! names of their own in it. A test that stops or kills its service takes a private one, from
@@ -12,6 +12,7 @@
 mod proxy;
 mod rabbitmq;
 mod redis;
+mod sentinels;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -24,7 +25,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};
-pub use redis::{Redis, RedisCluster};
+pub use redis::{Certificate, Redis, RedisCluster};
+pub use sentinels::WatchedRedis;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/services");
 
@@ -58,6 +60,13 @@ impl Root {
             next: AtomicUsize::new(0),
             _guard: guard,
         }
+    }
+
+    /// A folder that is made, for files that several services share.
+    fn folder_of_files(&self) -> PathBuf {
+        let dir = self.subfolder();
+        std::fs::create_dir_all(&dir).expect("a folder in a folder of ours");
+        dir
     }
 
     fn subfolder(&self) -> PathBuf {

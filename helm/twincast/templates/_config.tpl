@@ -11,6 +11,12 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- if or .Values.redis.ca.secret .Values.redis.ca.configMap -}}
 {{- $_ := set $redis "ca_file" (printf "%s/ca/redis.pem" $secrets) -}}
 {{- end -}}
+{{- if or .Values.redis.sentinel.url .Values.redis.sentinel.existingSecret.name -}}
+{{- $_ := set $redis "sentinel_url_file" (printf "%s/redis-sentinel-url" $secrets) -}}
+{{- end -}}
+{{- with .Values.redis.tlsName -}}
+{{- $_ := set $redis "tls_name" . -}}
+{{- end -}}
 {{- $hubs := dict -}}
 {{- range $name, $hub := .Values.hubs -}}
 {{- $entry := dict -}}
@@ -96,6 +102,13 @@ orchestrators read is theirs alone. Takes (list root component).
 - secret:
     name: {{ $redis.name | default $own }}
     items: [{ key: {{ empty $redis.name | ternary "redis-url" $redis.key | quote }}, path: redis-url }]
+{{- with .Values.redis.sentinel }}
+{{- if or .url .existingSecret.name }}
+- secret:
+    name: {{ .existingSecret.name | default $own }}
+    items: [{ key: {{ empty .existingSecret.name | ternary "redis-sentinel-url" .existingSecret.key | quote }}, path: redis-sentinel-url }]
+{{- end }}
+{{- end }}
 {{- range $name, $hub := .Values.hubs }}
 {{- with $hub.existingSecret }}
 - secret:
@@ -193,6 +206,18 @@ Rules over several values, which the schema cannot word well. Fails with what is
 {{- if and .enabled (eq .kind "keda") (contains "," $.Values.amqp.url) (not .existingSecret.name) -}}
 {{- fail "worker.autoscaling.existingSecret.name: amqp.url has several addresses, and KEDA takes one; name a secret that has one" -}}
 {{- end -}}
+{{- end -}}
+{{- with .Values.redis.sentinel -}}
+{{- if and .url .existingSecret.name -}}
+{{- fail "redis.sentinel: give only one of url and existingSecret.name" -}}
+{{- else if and $.Values.redis.cluster (or .url .existingSecret.name) -}}
+{{- fail "redis.sentinel: a cluster has no sentinels; give only one of redis.cluster and redis.sentinel" -}}
+{{- else if and .url (not (regexMatch "^rediss?://[^[:space:]]+$" .url)) -}}
+{{- fail "redis.sentinel.url: must begin with redis:// or rediss:// and have no spaces" -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey (.Values.settings.redis | default dict) "sentinel_url" -}}
+{{- fail "settings.redis.sentinel_url would be readable by all in a config map; give it as redis.sentinel.url or in redis.sentinel.existingSecret" -}}
 {{- end -}}
 {{- if not .Values.hubs -}}
 {{- fail "hubs: name at least one, for example hubs.main.existingSecret.name" -}}

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, Value, from_redis_value};
+use redis::{RedisError, Value, from_redis_value};
 use tracing::warn;
 
-use crate::error::ConnectError;
+use crate::error::{ConnectError, is_refusal};
 use crate::link::Link;
+use crate::settings::{Settings, Topology};
 
 /// `ZADD … GT` came with it.
 const OLDEST: &str = "6.2";
@@ -15,9 +16,13 @@ const OLDEST: &str = "6.2";
 /// for another second when the disk is busy (`appendfsync everysec`).
 const DURABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// Asks the server, or each of a cluster, and refuses what would lose or fail us later. Gives the time after
-/// which an acknowledged write is durable.
-pub(crate) async fn check(link: &Link, servers: &str) -> Result<Duration, ConnectError> {
+/// Asks the server, or each server of a cluster, and refuses a server that would lose data or fail later. Gives the time
+/// after which an acknowledged write is durable.
+pub(crate) async fn check(
+    link: &Link,
+    settings: &Settings,
+    servers: &str,
+) -> Result<Duration, ConnectError> {
     let unreachable = |error: RedisError| {
         let (servers, is_refused) = (servers.to_owned(), is_refusal(&error));
         let source = Box::new(error);
@@ -27,16 +32,16 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<Duration, Connec
             ConnectError::Unreachable { servers, source }
         }
     };
-    let mut syncs = false;
+    let mut is_alone = false;
     match link.query(&redis::cmd("INFO")).await {
         Ok(info) => {
             let all = by_server(info, servers);
             for (server, info) in &all {
                 judge(server, info)?;
             }
-            syncs = all.iter().all(|(_, info)| is_alone_on_disk(info)) && syncs_always(link).await;
+            is_alone = all.iter().all(|(_, info)| is_alone_on_disk(info));
         }
-        Err(error) if error.code() == Some("NOPERM") => {
+        Err(error) if is_for_good(&error) => {
             warn!(
                 servers,
                 "redis does not let us ask for its settings, so they are not checked"
@@ -46,14 +51,49 @@ pub(crate) async fn check(link: &Link, servers: &str) -> Result<Duration, Connec
     }
     let script = redis::cmd("EVAL").arg("return 1").arg(0).to_owned();
     match link.query(&script).await {
-        Ok(_) if syncs => Ok(Duration::ZERO),
-        Ok(_) => Ok(DURABLE_AFTER),
-        Err(error) if is_for_good(&error) => Err(ConnectError::NoScripts {
-            servers: servers.to_owned(),
-            source: Box::new(error),
-        }),
-        Err(error) => Err(unreachable(error)),
+        Ok(_) => {}
+        Err(error) if is_for_good(&error) => {
+            return Err(ConnectError::NoScripts {
+                servers: servers.to_owned(),
+                source: Box::new(error),
+            });
+        }
+        Err(error) => return Err(unreachable(error)),
     }
+    Ok(match settings.topology {
+        Topology::One
+            if is_alone && setting(link, "appendfsync").await.as_deref() == Some("always") =>
+        {
+            Duration::ZERO
+        }
+        // A replica may be added while the process runs.
+        Topology::One | Topology::Cluster => DURABLE_AFTER,
+        Topology::Sentinels(_) => {
+            let enough = setting(link, "min-replicas-to-write").await;
+            let lag = setting(link, "min-replicas-max-lag").await;
+            if enough.as_deref() == Some("0") || lag.as_deref() == Some("0") {
+                warn!(
+                    servers,
+                    "a master that is cut off goes on taking what is lost when its replica takes over: set \
+                     min-replicas-to-write to 1, and min-replicas-max-lag to 2"
+                );
+            }
+            durable_with_replicas(enough.as_deref(), lag.as_deref())
+        }
+    })
+}
+
+/// The time after which a replica has every acknowledged write, by the settings `min-replicas-to-write` and
+/// `min-replicas-max-lag` of the master.
+///
+/// A master without contact to its replicas stops taking writes when no replica has acknowledged anything for the number of
+/// seconds in `min-replicas-max-lag`. The master checks once a second.
+fn durable_with_replicas(enough: Option<&str>, lag: Option<&str>) -> Duration {
+    let number = |text: Option<&str>| text.and_then(|it| it.parse().ok()).unwrap_or(0);
+    if number(enough) == 0 || number(lag) == 0 {
+        return DURABLE_AFTER;
+    }
+    DURABLE_AFTER.max(Duration::from_secs(number(lag) + 1))
 }
 
 /// Whether a server writes a file, and no replica may take its place.
@@ -62,26 +102,17 @@ fn is_alone_on_disk(info: &str) -> bool {
     has("aof_enabled:1") && has("role:master") && has("connected_slaves:0")
 }
 
-/// Whether every write is on the disk before it is acknowledged. A managed server does not tell.
-async fn syncs_always(link: &Link) -> bool {
-    let get = redis::cmd("CONFIG")
-        .arg("GET")
-        .arg("appendfsync")
-        .to_owned();
-    let found = link.query(&get).await;
-    let found = found.and_then(|found| Ok(from_redis_value::<Vec<String>>(found)?));
-    found.is_ok_and(|found| found.get(1).is_some_and(|value| value == "always"))
-}
-
-/// Whether a server does not let us in, and will not however often it is asked.
-fn is_refusal(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::AuthenticationFailed
-        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
+/// A setting of the server. Managed services refuse the question.
+async fn setting(link: &Link, name: &str) -> Option<String> {
+    let get = redis::cmd("CONFIG").arg("GET").arg(name).to_owned();
+    let found = link.query(&get).await.ok()?;
+    let found: Vec<String> = from_redis_value(found).ok()?;
+    found.into_iter().nth(1)
 }
 
 /// Whether a server that runs no script will never run one. One that is still reading its file,
 /// has lost its master or is busy will.
-fn is_for_good(error: &RedisError) -> bool {
+pub(crate) fn is_for_good(error: &RedisError) -> bool {
     matches!(error.code(), Some("NOPERM" | "ERR"))
 }
 
@@ -164,6 +195,25 @@ mod tests {
             assert!(error.contains(named) && error.contains("a:1"), "{error}");
         }
         assert!(judge("a:1", "").is_ok(), "it says nothing");
+    }
+
+    #[test]
+    fn a_write_is_durable_once_a_replica_must_have_it() {
+        for (enough, lag, seconds) in [
+            (None, None, 2),
+            (Some("0"), Some("10"), 2),
+            (Some("1"), Some("0"), 2),
+            (Some("1"), Some("1"), 2),
+            (Some("1"), Some("2"), 3),
+            (Some("2"), Some("10"), 11),
+        ] {
+            let expected = Duration::from_secs(seconds);
+            assert_eq!(
+                durable_with_replicas(enough, lag),
+                expected,
+                "{enough:?} {lag:?}"
+            );
+        }
     }
 
     #[test]

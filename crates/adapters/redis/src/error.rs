@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use twincast_core::ports::StoreError;
+use twincast_secret::SourceError;
 
 /// Why there is no store on this Redis.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,12 @@ pub enum ConnectError {
         /// What is wrong with them.
         what: String,
     },
+    /// The file with the URL cannot be used.
+    #[error("cannot read how Redis is reached")]
+    Source(#[source] SourceError),
+    /// The provider has no user and password.
+    #[error("cannot get user and password for Redis")]
+    Credentials(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The CA file cannot be used.
     #[error("cannot use the CA certificates in {}", path.display())]
     Ca {
@@ -79,10 +86,28 @@ pub enum ConnectError {
 #[error("{0}")]
 pub(crate) struct Misfit(pub(crate) String);
 
-/// Whether the connection that gave this is worth using again. One that timed out may lead to a
-/// server that is gone, and one to a server that became a replica would be refused for ever.
+/// Whether the connection is dropped after this error. A connection that timed out may lead to a server that is gone.
 pub(crate) fn is_spent(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_unrecoverable_error() || says(error, "READONLY")
+    error.is_io_error() || error.is_unrecoverable_error() || is_refusal(error) || is_left(error)
+}
+
+/// Whether the server is no longer the master: the server is a replica, or has lost contact to its replicas or its master.
+pub(crate) fn is_left(error: &RedisError) -> bool {
+    let codes = ["READONLY", "NOREPLICAS", "MASTERDOWN"];
+    codes.iter().any(|code| says(error, code))
+}
+
+/// Whether the server refuses user and password.
+pub(crate) fn is_refusal(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
+}
+
+/// The error of a call for which no connection was made.
+pub(crate) fn no_connection(
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> RedisError {
+    std::io::Error::other(error).into()
 }
 
 /// The error of a call that was given up.
@@ -179,7 +204,15 @@ mod tests {
     #[test]
     fn a_connection_to_a_replica_or_to_nobody_is_spent() {
         assert!(is_spent(&timed_out(Duration::from_secs(1))));
-        assert!(is_spent(&told("READONLY", "a replica")));
+        for code in [
+            "READONLY",
+            "NOREPLICAS",
+            "MASTERDOWN",
+            "NOAUTH",
+            "WRONGPASS",
+        ] {
+            assert!(is_spent(&told(code, "")), "{code}");
+        }
         assert!(!is_spent(&told("OOM", "command not allowed")));
     }
 }

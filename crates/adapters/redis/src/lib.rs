@@ -1,8 +1,9 @@
 //! The store and the roster on Redis: what makes several processes one Twincast.
 //!
 //! [`RedisStore::connect`] gives a store on one Redis (or whatever looks like one: a primary
-//! behind an address that follows failovers) or on a Redis Cluster. Version 6.2 or later; nothing
-//! but plain commands and Lua scripts.
+//! behind an address that follows failovers), on a master that sentinels watch, or on a Redis Cluster. Version 6.2 or
+//! later; nothing but plain commands and Lua scripts. User and password come from the URL, or from a
+//! [`CredentialsProvider`].
 //!
 //! # Keys
 //!
@@ -89,6 +90,8 @@
 //! permits, for d longer. Keep the servers' clocks together to within a second.
 
 mod check;
+mod credentials;
+mod dial;
 mod error;
 mod keys;
 mod link;
@@ -97,7 +100,9 @@ mod row;
 mod scripts;
 mod settings;
 mod store;
+mod url;
 
+pub use credentials::{Credentials, CredentialsProvider};
 pub use error::ConnectError;
-pub use settings::{Settings, TimeSource, urls};
+pub use settings::{Settings, TimeSource, Topology};
 pub use store::RedisStore;

@@ -1,61 +1,53 @@
-//! The connection, and how to get another one.
+//! The connection of a store, and its replacement.
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::cluster_async::ClusterConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult,
-    ServerErrorKind, TlsCertificates, Value,
-};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
+use twincast_core::error::in_words;
 
-use crate::error::{ConnectError, is_spent, timed_out};
+use crate::dial::{self, Connection};
+use crate::error::{ConnectError, is_left, is_refusal, is_spent, timed_out};
 use crate::scripts::Run;
-use crate::settings::Settings;
-use twincast_secret::text_of;
+use crate::settings::{Settings, Topology};
+
+/// How long a refusal stands. A server is shown user and password once in this time, however many calls wait.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+/// The share of a password's life after which the connection is renewed.
+const RENEWED_AT: f64 = 0.75;
+/// The pause after a failed renewal.
+const RENEWED_AGAIN: Duration = Duration::from_secs(10);
 
 /// One connection to a Redis, or one to each node of a cluster, shared by all calls.
 ///
-/// A connection that turned out to be spent is not used again; the next call makes another. One
-/// that was closed (by a restart, or for having been idle) costs the call that finds it a second
-/// try, which is safe: all that we ask may be asked twice.
+/// A spent connection is dropped, and the next call makes another. A call on a connection that the server has closed (after
+/// a restart, or for being idle), or on a server that is no longer the master, is tried a second time. Second tries are safe,
+/// because every command of the store may be repeated.
 pub(crate) struct Link {
-    target: Target,
+    settings: Settings,
     patience: Duration,
     held: Mutex<Held>,
-}
-
-enum Target {
-    Plain(Box<Client>, AsyncConnectionConfig),
-    Cluster(Box<ClusterClient>),
-}
-
-#[derive(Clone)]
-enum Connection {
-    Plain(MultiplexedConnection),
-    Cluster(ClusterConnection),
 }
 
 #[derive(Default)]
 struct Held {
     connection: Option<Connection>,
-    /// How many there were before.
+    /// The number of connections so far.
     number: u64,
+    /// When the connection is renewed, because its password ends.
+    renew_at: Option<Instant>,
+    /// The time and the error of the last refusal.
+    refused: Option<(Instant, RedisError)>,
 }
 
 impl Link {
     /// Prepares a connection; the first call makes it.
     pub(crate) fn new(settings: &Settings) -> Result<Self, ConnectError> {
-        let target = Target::new(settings)?;
+        dial::check(settings)?;
         Ok(Self {
-            target,
+            settings: settings.clone(),
             patience: settings.connect_timeout + settings.response_timeout,
             held: Mutex::default(),
         })
@@ -71,17 +63,15 @@ impl Link {
         }
     }
 
-    /// Asks one thing. Takes no longer than both timeouts together.
+    /// Sends one command. Takes no longer than both timeouts together.
     pub(crate) async fn query(&self, command: &Cmd) -> RedisResult<Value> {
         let answered = timeout(self.patience, self.ask(command)).await;
         answered.unwrap_or_else(|_| Err(timed_out(self.patience)))
     }
 
     async fn ask(&self, command: &Cmd) -> RedisResult<Value> {
-        // A cluster's connection has its own second tries.
-        let is_plain = matches!(self.target, Target::Plain(..));
         match self.ask_once(command).await {
-            Err(error) if is_plain && error.is_connection_dropped() => {
+            Err(error) if self.is_worth_another(&error) => {
                 debug!(%error, "connection to redis lost, trying another");
                 self.ask_once(command).await
             }
@@ -89,14 +79,21 @@ impl Link {
         }
     }
 
+    /// Whether another connection may bring the answer. A cluster's connection has its own second tries.
+    fn is_worth_another(&self, error: &RedisError) -> bool {
+        let is_one = !matches!(self.settings.topology, Topology::Cluster);
+        is_one && (error.is_connection_dropped() || is_left(error) || is_refusal(error))
+    }
+
     async fn ask_once(&self, command: &Cmd) -> RedisResult<Value> {
         let (number, connection) = self.connection().await?;
         let answered = match connection {
-            Connection::Plain(mut plain) => command.query_async(&mut plain).await,
-            // It replaces its nodes' connections itself.
-            Connection::Cluster(mut cluster) => return command.query_async(&mut cluster).await,
+            Connection::One(mut one) => command.query_async(&mut one).await,
+            Connection::Cluster(mut cluster) => command.query_async(&mut cluster).await,
         };
-        if answered.as_ref().is_err_and(is_spent) {
+        if let Err(error) = &answered
+            && self.is_spent(error)
+        {
             let mut held = self.held.lock().await;
             if held.number == number {
                 held.connection = None;
@@ -105,107 +102,68 @@ impl Link {
         answered
     }
 
+    /// Whether the connection is dropped after this error. A cluster's connection replaces the connections of its nodes
+    /// itself, with the addresses and passwords of its own beginning.
+    fn is_spent(&self, error: &RedisError) -> bool {
+        match self.settings.topology {
+            Topology::One | Topology::Sentinels(_) => is_spent(error),
+            Topology::Cluster => {
+                let is_lost = error.kind() == ErrorKind::ClusterConnectionNotFound;
+                let is_named = self.settings.tls_name.is_some() && error.is_io_error();
+                is_lost || is_named || is_refusal(error)
+            }
+        }
+    }
+
     async fn connection(&self) -> RedisResult<(u64, Connection)> {
-        // Held while connecting, so that one connects and the others wait for it.
+        // The lock is held while connecting, so that one call connects and the others wait.
         let mut held = self.held.lock().await;
-        let connection = match &held.connection {
-            Some(connection) => connection.clone(),
-            None => {
-                let connection = self.target.connect().await?;
-                held.number += 1;
-                held.connection = Some(connection.clone());
-                connection
+        if let Some(connection) = held.connection.clone() {
+            let number = held.number;
+            if held.renew_at.is_none_or(|at| Instant::now() < at) {
+                return Ok((number, connection));
             }
-        };
-        Ok((held.number, connection))
-    }
-}
-
-impl Target {
-    fn new(settings: &Settings) -> Result<Self, ConnectError> {
-        let servers = settings.servers()?;
-        let tcp = tcp_settings(settings);
-        let certificates = certificates(settings)?;
-        let is_tls =
-            |server: &ConnectionInfo| matches!(server.addr(), ConnectionAddr::TcpTls { .. });
-        if servers.iter().any(is_tls) {
-            // The library takes the process's. It fails only where there is one already.
-            _ = rustls::crypto::ring::default_provider().install_default();
+            // One call makes the new connection; other calls use the present one.
+            held.renew_at = Some(Instant::now() + RENEWED_AGAIN);
+            drop(held);
+            return match dial::connect(&self.settings).await {
+                Ok(made) => Ok(self.held.lock().await.hold(made)),
+                Err(error) => {
+                    let error = in_words(&error);
+                    warn!(
+                        error,
+                        "cannot renew the connection to redis before its password ends"
+                    );
+                    Ok((number, connection))
+                }
+            };
         }
-        let wrong = |error: redis::RedisError| match &settings.ca {
-            Some(path) => ConnectError::Ca {
-                path: path.clone(),
-                source: Box::new(error),
-            },
-            None => ConnectError::Settings {
-                what: error.to_string(),
-            },
-        };
-        if settings.cluster {
-            let mut builder = ClusterClientBuilder::new(servers)
-                .tcp_settings(tcp)
-                .connection_timeout(settings.connect_timeout)
-                .response_timeout(settings.response_timeout)
-                // Together a second or two, after which it is for the caller to try again.
-                .retries(5)
-                .min_retry_wait(50)
-                .max_retry_wait(500);
-            if let Some(certificates) = certificates {
-                builder = builder.certs(certificates);
+        if let Some((at, error)) = &held.refused
+            && at.elapsed() < REFUSED_FOR
+        {
+            return Err(error.clone());
+        }
+        match dial::connect(&self.settings).await {
+            Ok(made) => Ok(held.hold(made)),
+            Err(error) => {
+                if is_refusal(&error) {
+                    if let Some(provider) = &self.settings.credentials {
+                        provider.refused();
+                    }
+                    held.refused = Some((Instant::now(), error.clone()));
+                }
+                Err(error)
             }
-            return builder
-                .build()
-                .map(|client| Self::Cluster(Box::new(client)))
-                .map_err(wrong);
-        }
-        let [server] = <[_; 1]>::try_from(servers).expect("one that is no cluster has one URL");
-        let server = server.set_tcp_settings(tcp);
-        let client = match certificates {
-            Some(certificates) => Client::build_with_tls(server, certificates),
-            None => Client::open(server),
-        };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(settings.connect_timeout))
-            .set_response_timeout(Some(settings.response_timeout));
-        let client = client.map_err(wrong)?;
-        Ok(Self::Plain(Box::new(client), config))
-    }
-
-    async fn connect(&self) -> RedisResult<Connection> {
-        match self {
-            Self::Plain(client, config) => client
-                .get_multiplexed_async_connection_with_config(config)
-                .await
-                .map(Connection::Plain),
-            Self::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
         }
     }
 }
 
-/// Small writes at once, and an end to a connection whose packets nobody acknowledges: else it
-/// would take the system a quarter of an hour to notice.
-fn tcp_settings(settings: &Settings) -> TcpSettings {
-    let tcp = TcpSettings::default().set_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(settings.connect_timeout + settings.response_timeout);
-    tcp
-}
-
-fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, ConnectError> {
-    let Some(path) = &settings.ca else {
-        return Ok(None);
-    };
-    let unusable = |source| ConnectError::Ca {
-        path: path.clone(),
-        source,
-    };
-    let read = std::fs::read(path).map_err(|error| unusable(error.into()))?;
-    let read = text_of(&read).map_err(|error| unusable(error.into()))?;
-    let read = read.as_bytes().to_vec();
-    // The library would take a file without any, and trust nobody.
-    CertificateDer::from_pem_slice(&read).map_err(|error| unusable(error.into()))?;
-    Ok(Some(TlsCertificates {
-        client_tls: None,
-        root_cert: Some(read),
-    }))
+impl Held {
+    fn hold(&mut self, (connection, life): (Connection, Option<Duration>)) -> (u64, Connection) {
+        self.number += 1;
+        self.connection = Some(connection.clone());
+        self.renew_at = life.map(|life| Instant::now() + life.mul_f64(RENEWED_AT).max(REFUSED_FOR));
+        self.refused = None;
+        (self.number, connection)
+    }
 }

@@ -5,20 +5,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{ConnectionInfo, IntoConnectionInfo};
+use redis::{ConnectionAddr, ConnectionInfo};
 use twincast_core::ports::Clock;
+use twincast_secret::{Secret, SecretSource};
 
+use crate::credentials::CredentialsProvider;
 use crate::error::ConnectError;
+use crate::url::{Parsed, parse, split};
 
 /// How to reach Redis, and what to keep there.
 #[derive(Clone)]
 pub struct Settings {
-    /// `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS. One; or some of a
-    /// cluster's nodes, with the same user and password.
-    pub urls: Vec<String>,
-    /// Whether it is a Redis Cluster.
-    pub cluster: bool,
-    /// A file of PEM certificates to trust with `rediss://`, in place of the system's.
+    /// `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS. For a cluster: some nodes, separated by commas.
+    /// With sentinels: the host is the sentinels' name of the master, and there is no port. Read again for each new
+    /// connection.
+    pub url: SecretSource,
+    /// The kind of service at the URL.
+    pub topology: Topology,
+    /// The name in the certificates of all servers, if not the host of each address. Certificates of sentinels are checked
+    /// against the hosts of the sentinels' URLs.
+    pub tls_name: Option<String>,
+    /// The source of user and password, in place of the URL.
+    pub credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// A file of PEM certificates to trust with `rediss://`, in place of the system's. Read again for each new
+    /// connection.
     pub ca: Option<PathBuf>,
     /// What the names of all keys begin with. Engines of one prefix are one engine.
     pub prefix: String,
@@ -32,6 +42,18 @@ pub struct Settings {
     pub durable_after: Option<Duration>,
 }
 
+/// The kind of service.
+#[derive(Debug, Clone)]
+pub enum Topology {
+    /// One server, or an address that always leads to the master.
+    One,
+    /// A Redis Cluster.
+    Cluster,
+    /// A master and replicas, watched by the sentinels at these URLs, separated by commas. Read again for each new
+    /// connection.
+    Sentinels(SecretSource),
+}
+
 /// Whose time it is.
 #[derive(Clone, Default)]
 pub enum TimeSource {
@@ -42,14 +64,23 @@ pub enum TimeSource {
     Given(Arc<dyn Clock>),
 }
 
+/// The servers, as the sources of the settings say now.
+pub(crate) struct Addresses {
+    /// One server; or some nodes of a cluster; or the master, with the master's name as the host.
+    pub(crate) servers: Vec<ConnectionInfo>,
+    pub(crate) sentinels: Vec<ConnectionInfo>,
+}
+
 impl Settings {
     /// One Redis, with the defaults: the prefix `twincast:`, and five seconds each for making a
     /// connection and for an answer. A slow answer is then a server in trouble, not a busy one.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
-            urls: vec![url.into()],
-            cluster: false,
+            url: SecretSource::Fixed(Secret::new(url)),
+            topology: Topology::One,
+            tls_name: None,
+            credentials: None,
             ca: None,
             prefix: "twincast:".into(),
             connect_timeout: Duration::from_secs(5),
@@ -61,57 +92,101 @@ impl Settings {
 
     /// A Redis Cluster, by the URLs of some of its nodes.
     #[must_use]
-    pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn cluster(urls: &[impl AsRef<str>]) -> Self {
+        let urls: Vec<_> = urls.iter().map(AsRef::as_ref).collect();
         Self {
-            urls: urls.into_iter().map(Into::into).collect(),
-            cluster: true,
-            ..Self::new("")
+            topology: Topology::Cluster,
+            ..Self::new(urls.join(","))
         }
     }
 
-    /// The servers' addresses, after a check of everything that can be checked without them.
-    pub(crate) fn servers(&self) -> Result<Vec<ConnectionInfo>, ConnectError> {
-        let wrong = |what: String| Err(ConnectError::Settings { what });
-        if self.urls.is_empty() {
-            return wrong("there is no URL".into());
+    /// Reads and checks the addresses of the servers, without connecting.
+    pub(crate) fn addresses(&self) -> Result<Addresses, ConnectError> {
+        let servers = read(&self.url, "URL")?;
+        let sentinels = match &self.topology {
+            Topology::One | Topology::Cluster => Vec::new(),
+            Topology::Sentinels(source) => read(source, "sentinel URL")?,
+        };
+        if let Some(what) = self.mistake(&servers, &sentinels) {
+            return Err(ConnectError::Settings { what: what.into() });
         }
-        if !self.cluster && self.urls.len() > 1 {
-            let count = self.urls.len();
-            return wrong(format!("there are {count} URLs, but it is not a cluster"));
-        }
-        // In braces is what a cluster places a key by; ours are further back.
-        if self.prefix.contains(['{', '}']) {
-            return wrong(format!("the prefix {:?} has a brace in it", self.prefix));
-        }
-        let mut servers = Vec::new();
-        for (number, url) in self.urls.iter().enumerate() {
-            // The URL itself may hold a password.
-            let wrong = |what: &str| wrong(format!("URL number {}: {what}", number + 1));
-            // The library passes over what it does not look for there. Sockets have their database in it.
-            let is_tcp = ["redis://", "rediss://", "valkey://", "valkeys://"];
-            if is_tcp.iter().any(|scheme| url.starts_with(scheme)) && url.contains(['?', '#']) {
-                return wrong(
-                    "it has parameters (after ? or #), which nothing looks at; the database is the path, as in \
-                     redis://HOST/2, and these characters in a password are written %3F and %23",
-                );
-            }
-            match url.as_str().into_connection_info() {
-                Ok(server) if self.cluster && server.redis_settings().db() != 0 => {
-                    return wrong("a cluster has no database but 0");
-                }
-                Ok(server) => servers.push(server),
-                Err(error) => return wrong(&error.to_string()),
-            }
-        }
-        Ok(servers)
+        let infos = |urls: Vec<Parsed>| urls.into_iter().map(|url| url.info).collect();
+        Ok(Addresses {
+            servers: infos(servers),
+            sentinels: infos(sentinels),
+        })
     }
+
+    /// The first contradiction in the settings.
+    fn mistake(&self, servers: &[Parsed], sentinels: &[Parsed]) -> Option<&'static str> {
+        let all = || servers.iter().chain(sentinels);
+        let is_cluster = matches!(self.topology, Topology::Cluster);
+        let has_sentinels = matches!(self.topology, Topology::Sentinels(_));
+        let checks = [
+            // A cluster places a key by the text in the first braces; the braces of our keys come after the prefix.
+            (
+                self.prefix.contains(['{', '}']),
+                "the prefix has a brace in it",
+            ),
+            (
+                !is_cluster && servers.len() > 1,
+                "there are several URLs, but it is not a cluster",
+            ),
+            (
+                is_cluster && servers.iter().any(Parsed::has_database),
+                "a cluster has no database but 0",
+            ),
+            (
+                (is_cluster || has_sentinels) && all().any(Parsed::is_socket),
+                "the nodes of a cluster, and servers with sentinels, are not reached by a socket",
+            ),
+            (
+                has_sentinels && servers.iter().any(|url| url.has_port),
+                "with sentinels the host of the URL is the name of the master, and has no port",
+            ),
+            (
+                sentinels.iter().any(Parsed::has_database),
+                "a sentinel has no database; the one of the servers is part of their URL",
+            ),
+            (
+                sentinels.iter().any(|url| !url.has_port),
+                "the URL of a sentinel has no port; 26379 is usual",
+            ),
+            (
+                self.credentials.is_some() && servers.iter().any(Parsed::has_password),
+                "there is a password in the URL, but user and password come from elsewhere",
+            ),
+            (
+                self.ca.is_some() && !all().any(Parsed::is_tls),
+                "there is a file of certificates to trust, but no URL is rediss://",
+            ),
+            (
+                self.tls_name.is_some() && !servers.iter().all(Parsed::is_tls),
+                "there is a name for the servers' certificates, but the URL is not rediss://",
+            ),
+        ];
+        let mistake = checks.into_iter().find(|(is_made, _)| *is_made);
+        mistake.map(|(_, what)| what)
+    }
+}
+
+/// Reads and parses a list of URLs. Errors name a URL by `what` and its number, because the URL may hold a password.
+fn read(source: &SecretSource, what: &str) -> Result<Vec<Parsed>, ConnectError> {
+    let list = source.read().map_err(ConnectError::Source)?;
+    let urls = split(list.expose());
+    let parsed = urls.iter().enumerate().map(|(index, url)| {
+        parse(url).map_err(|error| ConnectError::Settings {
+            what: format!("{what} number {}: {error}", index + 1),
+        })
+    });
+    parsed.collect()
 }
 
 impl fmt::Debug for Settings {
     /// Without the URLs, which may hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
-            .field("cluster", &self.cluster)
+            .field("topology", &self.topology)
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -126,64 +201,85 @@ impl fmt::Debug for TimeSource {
     }
 }
 
-/// The URLs of a list with commas between them. A password may have commas in it.
-#[must_use]
-pub fn urls(list: &str) -> Vec<String> {
-    let mut urls: Vec<String> = Vec::new();
-    for piece in list.split(',') {
-        let scheme = piece
-            .trim_start()
-            .split_once("://")
-            .map(|(scheme, _)| scheme);
-        let begins =
-            scheme.is_some_and(|it| it.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+'));
-        match urls.last_mut() {
-            Some(last) if !begins => last.extend([",", piece]),
-            _ => urls.push(piece.to_owned()),
+impl Addresses {
+    /// The servers for people: hosts and ports, without passwords.
+    pub(crate) fn shown(&self) -> String {
+        let list = |of: &[ConnectionInfo]| {
+            let shown: Vec<_> = of.iter().map(|it| it.addr().to_string()).collect();
+            shown.join(", ")
+        };
+        match self.servers.first().map(ConnectionInfo::addr) {
+            Some(ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. })
+                if !self.sentinels.is_empty() =>
+            {
+                format!("{name} by the sentinels {}", list(&self.sentinels))
+            }
+            _ => list(&self.servers),
         }
     }
-    urls.iter().map(|url| url.trim().to_owned()).collect()
-}
-
-/// Where servers are, for people.
-pub(crate) fn addresses(servers: &[ConnectionInfo]) -> String {
-    let addresses: Vec<_> = servers.iter().map(|s| s.addr().to_string()).collect();
-    addresses.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
+    use twincast_core::error::in_words;
+
     use super::*;
+
+    fn sentinels(urls: &str) -> Topology {
+        Topology::Sentinels(SecretSource::Fixed(Secret::new(urls)))
+    }
 
     #[test]
     fn wrong_settings_are_named_without_secrets() {
+        let with_sentinels = |url: &str, urls: &str| Settings {
+            topology: sentinels(urls),
+            ..Settings::new(url)
+        };
         let prefix = Settings {
             prefix: "{x}:".into(),
             ..Settings::new("redis://localhost")
         };
-        let many = Settings {
-            cluster: false,
-            ..Settings::cluster(["redis://a", "redis://b"])
+        let ca = Settings {
+            ca: Some("ca.pem".into()),
+            ..Settings::new("redis://u:secret@localhost")
+        };
+        let name = Settings {
+            tls_name: Some("redis.example".into()),
+            ..Settings::new("redis://u:secret@localhost")
         };
         for (settings, named) in [
-            (Settings::cluster(Vec::<String>::new()), "no URL"),
-            (many, "2 URLs"),
+            (Settings::new(""), "URL number 1"),
+            (
+                Settings::new("redis://u:secret@a,redis://u:secret@b"),
+                "several URLs",
+            ),
             (prefix, "brace"),
+            (ca, "no URL is rediss://"),
+            (name, "not rediss://"),
             (Settings::new("http://u:secret@x"), "URL number 1"),
-            (Settings::new("redis://u:secret@x:port"), "URL number 1"),
+            (Settings::cluster(&["redis://u:secret@x/2"]), "but 0"),
             (
-                Settings::new("redis://u:secret@x?db=2"),
-                "as in redis://HOST/2",
+                Settings::cluster(&["unix:///s?user=u&pass=secret"]),
+                "socket",
             ),
             (
-                Settings::new("rediss://u:secret@x/1#2"),
-                "as in redis://HOST/2",
+                with_sentinels("redis://u:secret@master:6379", "redis://s:26379"),
+                "no port",
             ),
-            (Settings::new("redis://u:secr?secret@x"), "written %3F"),
-            (Settings::new("redis://u:secret@x/two"), "URL number 1"),
-            (Settings::cluster(["redis://u:secret@x/2"]), "but 0"),
+            (
+                with_sentinels("redis://u:secret@master", "redis://:secret@s"),
+                "26379",
+            ),
+            (
+                with_sentinels("redis://u:secret@master", "redis://:secret@s:26379/1"),
+                "a sentinel has no database",
+            ),
+            (
+                with_sentinels("redis://u:secret@master", "redis://s:1,redis://secret@s:2"),
+                "sentinel URL number 2",
+            ),
         ] {
-            let error = settings.servers().unwrap_err().to_string();
+            let error = settings.addresses().err().expect(named).to_string();
             assert!(error.contains(named), "{error}");
             assert!(!error.contains("secret"), "{error}");
             assert!(!format!("{settings:?}").contains("secret"));
@@ -191,26 +287,35 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_cut_where_a_url_begins() {
-        for (list, urls) in [
-            ("redis://:a,b@x", vec!["redis://:a,b@x"]),
-            (
-                " redis://u:a,b@x, rediss://u:a,b@y:1 ,redis://z",
-                vec!["redis://u:a,b@x", "rediss://u:a,b@y:1", "redis://z"],
-            ),
-            ("x,y", vec!["x,y"]),
-            ("", vec![""]),
-        ] {
-            assert_eq!(super::urls(list), urls);
-        }
-        let servers = Settings::new("redis://:a,b@x/3").servers().unwrap();
-        assert_eq!(servers[0].redis_settings().password(), Some("a,b"));
-        assert_eq!(servers[0].redis_settings().db(), 3);
+    fn addresses_have_no_passwords() {
+        let cluster = Settings::cluster(&["redis://u:secret@a:1", "redis://u:secret@b:2"]);
+        assert_eq!(cluster.addresses().unwrap().shown(), "a:1, b:2");
+        let settings = Settings {
+            topology: sentinels("redis://s:26379,redis://:secret@t:26380"),
+            ..Settings::new("rediss://u:secret@fleet/2")
+        };
+        let shown = settings.addresses().unwrap().shown();
+        assert_eq!(shown, "fleet by the sentinels s:26379, t:26380");
     }
 
     #[test]
-    fn addresses_have_no_passwords() {
-        let settings = Settings::cluster(["redis://u:secret@a:1", "redis://u:secret@b:2"]);
-        assert_eq!(addresses(&settings.servers().unwrap()), "a:1, b:2");
+    fn a_file_is_read_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("url");
+        let settings = Settings {
+            url: SecretSource::File {
+                setting: "redis.url_file".into(),
+                path: path.clone(),
+            },
+            ..Settings::new("")
+        };
+        let error = settings.addresses().err().unwrap();
+        let error = in_words(&error);
+        assert!(error.contains("redis.url_file"), "{error}");
+        for password in ["one", "two"] {
+            std::fs::write(&path, format!("redis://u:{password}@x\n")).unwrap();
+            let servers = settings.addresses().unwrap().servers;
+            assert_eq!(servers[0].redis_settings().password(), Some(password));
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::keys::{FORMAT, Keys};
 use crate::link::Link;
 use crate::reply::{self, Refusal, Reply};
 use crate::scripts::{Run, SCRIPTS, Script};
-use crate::settings::{Settings, TimeSource, addresses};
+use crate::settings::{Settings, TimeSource};
 
 /// How many records are looked up at once when names are listed.
 const LOOKED_UP_AT_ONCE: usize = 64;
@@ -65,9 +65,9 @@ impl RedisStore {
     /// # Errors
     /// [`ConnectError`], which says what to do about it.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
-        let servers = addresses(&settings.servers()?);
+        let servers = settings.addresses()?.shown();
         let link = Link::new(settings)?;
-        let durable_after = check(&link, &servers).await?;
+        let durable_after = check(&link, settings, &servers).await?;
         Ok(Self {
             link,
             durable_after: settings.durable_after.unwrap_or(durable_after),

@@ -1,14 +1,14 @@
 //! A Redis, and a cluster of three.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
-use super::{Proxy, Service};
+use super::{Proxy, ROOT, Service};
 
 /// How long a cluster may take to agree. It takes two seconds.
 const AGREEMENT: Duration = Duration::from_secs(60);
@@ -37,6 +37,20 @@ impl Redis {
     /// When it cannot be installed or started, with what the script said.
     pub async fn start(options: &[&str]) -> Self {
         Self(Service::start("redis-start", options).await)
+    }
+
+    /// A new sentinel that is ready, with these lines in its configuration.
+    pub(super) async fn sentinel(lines: &[&str]) -> Self {
+        Self(Service::start("sentinel-start", lines).await)
+    }
+
+    /// The port for TLS of a server with a [`Certificate`].
+    ///
+    /// # Panics
+    /// Without a certificate.
+    #[must_use]
+    pub fn tls_port(&self) -> u16 {
+        self.0.port("tls_port")
     }
 
     /// Where it is, also after a restart.
@@ -92,20 +106,78 @@ impl Redis {
     /// # Panics
     /// When it is not there, or breaks off.
     pub async fn ask(&self, command: &str) -> String {
-        let ask = async {
-            let mut stream = TcpStream::connect(self.address()).await?;
-            // After QUIT it closes, which shows the answer's end without a parser.
-            stream
-                .write_all(format!("{command}\r\nQUIT\r\n").as_bytes())
-                .await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = ask.await;
-        let answer =
-            answer.unwrap_or_else(|error| panic!("asking {}: {command}: {error}", self.url()));
-        answer.strip_suffix("+OK\r\n").unwrap_or(&answer).to_owned()
+        let answer = self.try_ask(command).await;
+        answer.unwrap_or_else(|error| panic!("asking {}: {command}: {error}", self.url()))
+    }
+
+    /// Whether the server says that it is a master. A server that is promoted or demoted closes connections, which counts as
+    /// no.
+    pub async fn is_master(&self) -> bool {
+        let role = self.try_ask("ROLE").await;
+        role.is_ok_and(|role| role.contains("master"))
+    }
+
+    async fn try_ask(&self, command: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.address()).await?;
+        stream
+            .write_all(format!("{command}\r\n").as_bytes())
+            .await?;
+        // The server closes after the answer, so the answer ends without a parser. (A sentinel has no QUIT.)
+        stream.shutdown().await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+}
+
+/// A certificate for [`Certificate::NAME`] and `localhost`, and for no address.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    folder: PathBuf,
+}
+
+impl Certificate {
+    /// The first name in the certificate.
+    pub const NAME: &str = "redis.test";
+
+    /// Makes a certificate, in files that are removed with the process.
+    ///
+    /// # Panics
+    /// When the certificate cannot be made or written.
+    #[must_use]
+    pub fn new() -> Self {
+        let folder = ROOT.folder_of_files();
+        let names = [Self::NAME.to_owned(), "localhost".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let write = |name: &str, text: String| std::fs::write(folder.join(name), text);
+        write("cert.pem", made.cert.pem()).expect("a file of ours");
+        write("key.pem", made.signing_key.serialize_pem()).expect("a file of ours");
+        Self { folder }
+    }
+
+    /// The certificate, which is also the authority for clients to trust.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.folder.join("cert.pem")
+    }
+
+    /// The options of a server with the certificate, also towards other servers.
+    #[must_use]
+    pub fn options(&self) -> Vec<(&'static str, String)> {
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        vec![
+            ("tls-cert-file", path("cert.pem")),
+            ("tls-key-file", path("key.pem")),
+            ("tls-ca-cert-file", path("cert.pem")),
+            ("tls-auth-clients", "no".to_owned()),
+            ("tls-replication", "yes".to_owned()),
+        ]
+    }
+}
+
+impl Default for Certificate {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -128,8 +200,30 @@ impl RedisCluster {
     /// # Panics
     /// When a node cannot be started, or they do not agree within a minute.
     pub async fn start() -> Self {
+        Self::of(&[], Redis::address).await
+    }
+
+    /// A new cluster whose nodes use TLS among themselves, and announce addresses and ports for TLS.
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    pub async fn start_with_tls(certificate: &Certificate) -> Self {
+        let mut options = vec!["--tls-cluster".to_owned(), "yes".to_owned()];
+        for (name, value) in certificate.options() {
+            options.extend([format!("--{name}"), value]);
+        }
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        Self::of(&options, |node| {
+            (Ipv4Addr::LOCALHOST, node.tls_port()).into()
+        })
+        .await
+    }
+
+    async fn of(options: &[&str], address: impl Fn(&Redis) -> SocketAddr) -> Self {
         // A node is missed after two seconds, not 15: tests that kill one wait for that.
-        let node = || Redis::start(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
+        let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+        let options = [&all, options].concat();
+        let node = || Redis::start(&options);
         let (a, b, c) = tokio::join!(node(), node(), node());
         let cluster = Self([a, b, c]);
         let slots = ["0 5460", "5461 10922", "10923 16383"];
@@ -140,7 +234,7 @@ impl RedisCluster {
         }
         let [first, others @ ..] = cluster.nodes();
         for other in others {
-            let (port, bus) = (other.address().port(), other.0.port("bus_port"));
+            let (port, bus) = (address(other).port(), other.0.port("bus_port"));
             assert_ok(
                 &first
                     .ask(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"))

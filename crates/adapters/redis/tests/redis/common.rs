@@ -1,10 +1,12 @@
 //! Stores on servers of the test process, each under a prefix of its own.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::outcome::Counts;
 use twincast_core::plan::Batch;
@@ -26,7 +28,7 @@ pub(crate) async fn on_one() -> (Arc<RedisStore>, ManualClock) {
 
 /// A store on the shared cluster.
 pub(crate) async fn on_three() -> (Arc<RedisStore>, ManualClock) {
-    on(Settings::cluster(RedisCluster::shared().await.urls())).await
+    on(Settings::cluster(&RedisCluster::shared().await.urls())).await
 }
 
 /// A store of its own prefix, and on a clock that tests move.
@@ -40,6 +42,61 @@ pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     };
     let store = RedisStore::connect(&settings).await.expect("a store");
     (Arc::new(store), clock)
+}
+
+/// Commands that some managed service refuses (Azure Cache for Redis, Azure Managed Redis, ElastiCache, Memorystore): commands
+/// about the machine, the disk, replicas and users, and commands that a proxy in front of shards does not know.
+pub(crate) const MANAGED: &[&str] = &[
+    "ACL",
+    "BGREWRITEAOF",
+    "BGSAVE",
+    "CLIENT SETINFO",
+    "CLIENT SETNAME",
+    "CLUSTER",
+    "COMMAND",
+    "CONFIG",
+    "DEBUG",
+    "FAILOVER",
+    "HELLO",
+    "INFO",
+    "LATENCY",
+    "MEMORY",
+    "MIGRATE",
+    "MODULE",
+    "MONITOR",
+    "OBJECT",
+    "PSYNC",
+    "READONLY",
+    "REPLICAOF",
+    "ROLE",
+    "SAVE",
+    "SCRIPT",
+    "SELECT",
+    "SHUTDOWN",
+    "SLAVEOF",
+    "SLOWLOG",
+    "SYNC",
+    "WAIT",
+];
+
+/// A server with the user `engine`, the password `secret` and the rights in the documentation, without `INFO`: the command is
+/// refused in scripts, too.
+pub(crate) async fn as_documented() -> SocketAddr {
+    static MADE: OnceCell<SocketAddr> = OnceCell::const_new();
+    let made = MADE.get_or_init(async || {
+        let page = include_str!("../../../../../docs/operations.md");
+        let rule = page
+            .lines()
+            .find_map(|line| line.strip_prefix("ACL SETUSER engine on >SECRET ~twincast:* "));
+        let rule = rule
+            .expect("the documentation lists the rights")
+            .replace("+info ", "");
+        let redis = Redis::shared().await;
+        let set = format!("ACL SETUSER engine on >secret ~test-* {rule}");
+        assert_eq!(redis.ask(&set).await, "+OK\r\n");
+        redis.address()
+    });
+    *made.await
 }
 
 /// Settings for a Redis of the test's own, with a prefix of its own and the server's time.

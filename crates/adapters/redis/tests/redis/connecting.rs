@@ -2,14 +2,17 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use twincast_core::error::in_words;
-use twincast_core::ports::Rollouts as _;
+use twincast_core::permits::PermitRequest;
+use twincast_core::ports::{Batches as _, Limiter as _, Rollouts as _};
 use twincast_redis::{ConnectError, RedisStore, Settings};
-use twincast_testkit::build::accepted;
+use twincast_testkit::build::{accepted, hub, name};
 use twincast_testkit::services::Redis;
 
-use crate::common::{connect, prefix, settings};
+use crate::common::{self, MANAGED, connect, prefix, settings};
+use crate::interposer::{self, Refusals};
 
 async fn refused(settings: &Settings) -> ConnectError {
     RedisStore::connect(settings)
@@ -72,6 +75,38 @@ async fn users_and_passwords_are_taken_from_the_url() {
             !words.contains("s3cret") && !words.contains("wr0ng"),
             "{words}"
         );
+    }
+}
+
+/// Refusals may have either wording. The time until writes are durable is the default then, and permits are given.
+#[tokio::test]
+async fn a_server_that_tells_nothing_of_itself_will_do() {
+    let unknown = |name: &str| format!("-ERR unknown command '{name}'\r\n");
+    let denied = |name: &str| {
+        format!("-NOPERM this user has no permissions to run the '{name}' command\r\n")
+    };
+    for answer in [unknown, denied] {
+        let refusals = Refusals {
+            commands: MANAGED,
+            answer,
+        };
+        let address = interposer::start(common::as_documented().await, refusals).await;
+        let settings = Settings {
+            prefix: prefix(),
+            ..Settings::new(format!("redis://engine:secret@{address}"))
+        };
+        let store = connect(&settings).await;
+        assert_eq!(store.durable_after(), Duration::from_secs(2));
+        let request = PermitRequest {
+            hub: hub("main"),
+            wanted: 1,
+            per_minute: 600.0,
+            rollout: name("r"),
+            weight: 1,
+            limit: None,
+        };
+        let grant = store.take_permits(&request).await.unwrap();
+        assert_eq!(grant.permits, 1);
     }
 }
 

@@ -76,7 +76,7 @@ async fn a_server_that_is_away_is_told_in_time() {
     let redis = Redis::shared().await;
     let proxy = Proxy::start(redis.address()).await;
     let settings = Settings {
-        urls: vec![redis.url_via(&proxy)],
+        url: Settings::new(redis.url_via(&proxy)).url,
         response_timeout: Duration::from_millis(300),
         connect_timeout: Duration::from_millis(300),
         ..settings(redis)
@@ -209,7 +209,7 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
         prefix: prefix(),
         response_timeout: Duration::from_secs(1),
         connect_timeout: Duration::from_secs(1),
-        ..Settings::cluster(cluster.urls())
+        ..Settings::cluster(&cluster.urls())
     };
     let store = connect(&settings).await;
     for n in 0..12 {

@@ -93,7 +93,7 @@ async fn forgotten_scripts_are_sent_again() {
     let settings = Settings {
         prefix: prefix(),
         durable_after: Some(Duration::ZERO),
-        ..Settings::cluster(cluster.urls())
+        ..Settings::cluster(&cluster.urls())
     };
     for node in cluster.nodes() {
         many_at_once(

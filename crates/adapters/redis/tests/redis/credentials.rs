@@ -1,0 +1,271 @@
+//! Passwords that change while a store is connected, and tokens that end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use twincast_core::error::in_words;
+use twincast_core::ports::{Rollouts as _, StoreError};
+use twincast_redis::{
+    ConnectError, Credentials, CredentialsProvider, RedisStore, Settings, Topology,
+};
+use twincast_secret::{Secret, SecretSource};
+use twincast_testkit::build::name;
+use twincast_testkit::services::{Redis, RedisCluster};
+
+use crate::common::{connect, prefix};
+
+fn in_file(path: &Path, topology: Topology) -> Settings {
+    Settings {
+        url: SecretSource::File {
+            setting: "redis.url_file".to_owned(),
+            path: path.to_owned(),
+        },
+        topology,
+        prefix: prefix(),
+        ..Settings::new("")
+    }
+}
+
+/// Replaces a user's password, and ends the user's connections.
+async fn rotate(server: &Redis, to: &str) {
+    let set = format!("ACL SETUSER app on resetpass >{to} ~* +@all");
+    assert_eq!(server.ask(&set).await, "+OK\r\n");
+    server.ask("CLIENT KILL USER app").await;
+}
+
+async fn until_back(store: &RedisStore) {
+    let begun = Instant::now();
+    while let Err(error) = store.ping().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The number of connections so far; each of these questions is one.
+async fn connections(server: &Redis) -> u64 {
+    let info = server.ask("INFO stats").await;
+    let count = info
+        .lines()
+        .find_map(|line| line.strip_prefix("total_connections_received:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+/// The first call after the change of the file succeeds; before that, a connection is tried at most once a second.
+#[tokio::test]
+async fn a_password_that_changes_is_read_again() {
+    let redis = Redis::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    let write = |password: &str| {
+        std::fs::write(
+            &path,
+            format!("redis://app:{password}@{}\n", redis.address()),
+        )
+        .unwrap();
+    };
+    rotate(&redis, "one").await;
+    write("one");
+    let store = connect(&in_file(&path, Topology::One)).await;
+
+    // The file first: no call fails.
+    write("two");
+    rotate(&redis, "two").await;
+    store.ping().await.unwrap();
+
+    // The server first: calls fail until the file has the password.
+    rotate(&redis, "three").await;
+    let before = connections(&redis).await;
+    let begun = Instant::now();
+    let mut calls = 0;
+    while begun.elapsed() < Duration::from_millis(2_500) {
+        let answer = store.ping().await;
+        assert!(
+            matches!(answer, Err(StoreError::Unavailable { .. })),
+            "{answer:?}"
+        );
+        calls += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let tried = connections(&redis).await - before - 1;
+    assert!(
+        calls > 50 && (1..=3).contains(&tried),
+        "{calls} calls, {tried} tries"
+    );
+    write("three");
+    until_back(&store).await;
+
+    // A missing file is waited for.
+    std::fs::remove_file(&path).unwrap();
+    store.ping().await.unwrap();
+    redis.ask("CLIENT KILL USER app").await;
+    let answer = store.ping().await;
+    assert!(
+        matches!(answer, Err(StoreError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    write("three");
+    until_back(&store).await;
+
+    // At the start a refusal is an error.
+    write("wrong");
+    let error = RedisStore::connect(&in_file(&path, Topology::One)).await;
+    assert!(
+        matches!(error, Err(ConnectError::Refused { .. })),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_password_that_changes_on_all_nodes_is_read_again() {
+    let cluster = RedisCluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    let write = |password: &str| {
+        let url = |node: &Redis| format!("redis://app:{password}@{}", node.address());
+        std::fs::write(&path, cluster.nodes().each_ref().map(url).join(",")).unwrap();
+    };
+    let rotate_all = async |to: &str| {
+        for node in cluster.nodes() {
+            rotate(node, to).await;
+        }
+    };
+    rotate_all("one").await;
+    write("one");
+    let settings = Settings {
+        response_timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
+        ..in_file(&path, Topology::Cluster)
+    };
+    let store = connect(&settings).await;
+    for (password, is_file_first) in [("two", true), ("three", false)] {
+        if is_file_first {
+            write(password);
+        }
+        rotate_all(password).await;
+        if !is_file_first {
+            let answer = store.ping().await;
+            assert!(
+                matches!(answer, Err(StoreError::Unavailable { .. })),
+                "{answer:?}"
+            );
+            write(password);
+        }
+        until_back(&store).await;
+    }
+    // Connections to one node only: those to the others still have the former password.
+    write("four");
+    for node in cluster.nodes() {
+        let set = "ACL SETUSER app on resetpass >four ~* +@all";
+        assert_eq!(node.ask(set).await, "+OK\r\n");
+    }
+    cluster.nodes()[1].ask("CLIENT KILL USER app").await;
+    let begun = Instant::now();
+    for number in 0..12 {
+        let name = name(&format!("r{number}"));
+        while let Err(error) = store.revision(&name).await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        }
+    }
+
+    write("wrong");
+    let error = RedisStore::connect(&settings).await;
+    assert!(
+        matches!(error, Err(ConnectError::Refused { .. })),
+        "{error:?}"
+    );
+}
+
+/// Tokens for one user that end after a time.
+struct Tokens {
+    life: Duration,
+    given: AtomicU32,
+    refused: AtomicU32,
+    fails: Mutex<bool>,
+}
+
+#[async_trait]
+impl CredentialsProvider for Tokens {
+    async fn credentials(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
+        if *self.fails.lock().unwrap() {
+            return Err("the issuer of tokens is away".into());
+        }
+        let number = self.given.fetch_add(1, Ordering::Relaxed);
+        Ok(Credentials {
+            user: "app".to_owned(),
+            password: Secret::new(format!("token-{number}")),
+            expires_at: Some(SystemTime::now() + self.life),
+        })
+    }
+
+    fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection is replaced before its token ends, and no call fails.
+#[tokio::test]
+async fn a_connection_is_renewed_before_its_token_ends() {
+    let redis = Redis::start(&[]).await;
+    let passwords: String = (0..64).map(|number| format!(">token-{number} ")).collect();
+    redis
+        .ask(&format!("ACL SETUSER app on {passwords} ~* +@all"))
+        .await;
+    let tokens = Arc::new(Tokens {
+        life: Duration::from_secs(2),
+        given: AtomicU32::new(0),
+        refused: AtomicU32::new(0),
+        fails: Mutex::new(false),
+    });
+    let settings = Settings {
+        credentials: Some(Arc::clone(&tokens) as _),
+        prefix: prefix(),
+        ..Settings::new(redis.url())
+    };
+    let store = connect(&settings).await;
+    let begun = Instant::now();
+    let mut ended = 0;
+    while begun.elapsed() < Duration::from_secs(7) {
+        store.ping().await.unwrap();
+        // As the service does, a token is refused after its end.
+        let given = tokens.given.load(Ordering::Relaxed);
+        let is_over = begun.elapsed() > tokens.life * given;
+        assert!(!is_over, "the token has ended, and is still in use");
+        if given > ended + 1 {
+            redis.ask(&format!("ACL SETUSER app <token-{ended}")).await;
+            ended += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let given = tokens.given.load(Ordering::Relaxed);
+    assert!(
+        (4..=6).contains(&given),
+        "{given} tokens in 7 s of 2 s each"
+    );
+
+    // Without a new token, the last token serves as long as the server takes it.
+    *tokens.fails.lock().unwrap() = true;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        store.ping().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    redis.ask("CLIENT KILL USER app").await;
+    let error = store.ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert!(
+        in_words(&error).contains("the issuer of tokens is away"),
+        "{error:?}"
+    );
+    *tokens.fails.lock().unwrap() = false;
+    until_back(&store).await;
+
+    // The provider learns of a refusal.
+    redis.ask("ACL SETUSER app resetpass").await;
+    redis.ask("CLIENT KILL USER app").await;
+    store.ping().await.unwrap_err();
+    assert!(tokens.refused.load(Ordering::Relaxed) > 0);
+}

@@ -1,0 +1,134 @@
+//! A master and its replica, watched by sentinels, over TLS and with passwords.
+
+use std::time::{Duration, Instant};
+
+use twincast_core::error::in_words;
+use twincast_core::ports::{Batches as _, Rollouts as _};
+use twincast_redis::{ConnectError, RedisStore, Settings, Topology};
+use twincast_secret::{Secret, SecretSource};
+use twincast_testkit::build::{accepted, name};
+use twincast_testkit::services::{Certificate, WatchedRedis};
+
+use crate::common::{connect, prefix};
+
+fn fixed(url: impl Into<String>) -> SecretSource {
+    SecretSource::Fixed(Secret::new(url))
+}
+
+fn settings(watched: &WatchedRedis) -> Settings {
+    Settings {
+        topology: Topology::Sentinels(fixed(watched.sentinel_url())),
+        tls_name: Some(Certificate::NAME.to_owned()),
+        ca: Some(watched.ca()),
+        prefix: prefix(),
+        ..Settings::new(watched.url())
+    }
+}
+
+/// Asks until a write is taken.
+async fn until_written(store: &RedisStore) {
+    let begun = Instant::now();
+    while let Err(error) = store.ping().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The master is killed first; then the new master is demoted while a sentinel is away.
+#[tokio::test]
+async fn the_new_master_is_found_after_a_failover() {
+    let watched = WatchedRedis::start(&[]).await;
+    let store = connect(&settings(&watched)).await;
+    assert_eq!(store.durable_after(), Duration::from_secs(2));
+    store.create(&accepted("before")).await.unwrap();
+
+    let [first, second] = watched.servers();
+    first.kill().await;
+    until_written(&store).await;
+    assert!(second.is_master().await);
+    store.create(&accepted("between")).await.unwrap();
+    first.start_again().await;
+    watched.ready().await;
+
+    watched.sentinels()[0].stop().await;
+    let failover = format!("SENTINEL FAILOVER {}", WatchedRedis::NAME);
+    assert_eq!(watched.sentinels()[1].ask(&failover).await, "+OK\r\n");
+    let begun = Instant::now();
+    while !first.is_master().await {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        // Calls go on during the failover.
+        store.ping().await.ok();
+    }
+    until_written(&store).await;
+    store.create(&accepted("after")).await.unwrap();
+    let names = ["after", "before", "between"].map(name);
+    assert_eq!(store.rollouts().await.unwrap(), names);
+}
+
+/// Mistakes in user, password, name and certificate are named, of sentinels and of servers.
+#[tokio::test]
+async fn what_is_wrong_with_sentinels_is_told() {
+    let watched = WatchedRedis::start(&[]).await;
+    let good = settings(&watched);
+    let with = |from: &str, to: &str| Settings {
+        url: fixed(watched.url().replace(from, to)),
+        topology: Topology::Sentinels(fixed(watched.sentinel_url().replace(from, to))),
+        ..good.clone()
+    };
+    let by_host = Settings {
+        tls_name: None,
+        ..good.clone()
+    };
+    for (settings, is_refused, named) in [
+        (
+            with("engine-pass", "wr0ng"),
+            true,
+            "refuses user or password: Password authentication failed",
+        ),
+        (
+            with("asker-password", "wr0ng"),
+            true,
+            "the sentinel refuses",
+        ),
+        (
+            with(&format!("asker:{}@", WatchedRedis::SENTINEL_PASSWORD), ""),
+            false,
+            "get-master-addr-by-name",
+        ),
+        (
+            with("fleet-store", "fleet"),
+            false,
+            "knows no master \"fleet\"",
+        ),
+        (by_host, false, "certificate"),
+    ] {
+        let error = RedisStore::connect(&settings).await.expect_err(named);
+        let words = in_words(&error);
+        assert!(words.contains(named), "{words}");
+        assert_eq!(
+            matches!(error, ConnectError::Refused { .. }),
+            is_refused,
+            "{words}"
+        );
+        for secret in ["wr0ng", "pass,word", "asker-password"] {
+            assert!(!format!("{words} {error:?}").contains(secret), "{words}");
+        }
+    }
+    // One sentinel is enough.
+    for sentinel in &watched.sentinels()[..2] {
+        sentinel.stop().await;
+    }
+    connect(&good).await;
+}
+
+/// The settings of the master bound how long a master without replicas takes writes.
+#[tokio::test]
+async fn a_write_is_durable_when_a_replica_must_have_it() {
+    let watched = WatchedRedis::start(&["--appendfsync", "always"]).await;
+    let [master, _] = watched.servers();
+    let durable_after = async || connect(&settings(&watched)).await.durable_after();
+    assert_eq!(durable_after().await, Duration::from_secs(2));
+    master.ask("CONFIG SET min-replicas-to-write 1").await;
+    master.ask("CONFIG SET min-replicas-max-lag 4").await;
+    assert_eq!(durable_after().await, Duration::from_secs(5));
+}

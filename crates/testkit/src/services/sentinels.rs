@@ -1,0 +1,165 @@
+//! A Redis with a replica, and sentinels that promote the replica.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::{Certificate, Redis};
+
+/// How long synchronisation and the agreement of the sentinels may take. Two seconds are usual.
+const AGREEMENT: Duration = Duration::from_secs(60);
+/// The rights of the default user, for questions of the tests; less the rights that clients need a password for.
+const OPEN: &str = "on nopass ~* &* +@all";
+
+/// Two servers, one of them the replica of the other, and three sentinels.
+///
+/// Servers and sentinels use TLS among themselves and with clients, with a certificate for a name, and announce addresses.
+/// Only the user `engine` with [`WatchedRedis::PASSWORD`] may run scripts on the servers; only the user `asker` with
+/// [`WatchedRedis::SENTINEL_PASSWORD`] may ask the sentinels for the master.
+#[derive(Debug)]
+pub struct WatchedRedis {
+    servers: [Redis; 2],
+    sentinels: [Redis; 3],
+    certificate: Certificate,
+}
+
+impl WatchedRedis {
+    /// The password of `engine`.
+    pub const PASSWORD: &str = "engine-pass,word";
+    /// The password of `asker`.
+    pub const SENTINEL_PASSWORD: &str = "asker-password";
+    /// The sentinels' name of the master.
+    pub const NAME: &str = "fleet-store";
+
+    /// Starts all processes, with further options for the servers, and waits until the replica can be promoted. The
+    /// processes end on drop.
+    ///
+    /// # Panics
+    /// When a process cannot be started, or the sentinels do not agree within a minute.
+    pub async fn start(options: &[&str]) -> Self {
+        let certificate = Certificate::new();
+        let engine = format!("engine on >{} ~* &* +@all", Self::PASSWORD);
+        let mut shared: Vec<String> = [
+            &format!("--user default {OPEN} -eval -evalsha"),
+            &format!("--user {engine}"),
+            "--user replica on >replica-password +psync +replconf +ping",
+            "--masteruser replica --masterauth replica-password",
+            // Synchronisation begins at once.
+            "--repl-diskless-sync-delay 0",
+        ]
+        .iter()
+        .flat_map(|option| option.split(' ').map(str::to_owned))
+        .collect();
+        for (name, value) in certificate.options() {
+            shared.extend([format!("--{name}"), value]);
+        }
+        shared.extend(options.iter().map(ToString::to_string));
+        let shared: Vec<_> = shared.iter().map(String::as_str).collect();
+        let first = Redis::start(&shared).await;
+        let port = first.tls_port().to_string();
+        let second =
+            Redis::start(&[&shared[..], &["--replicaof", "127.0.0.1", &port]].concat()).await;
+
+        let name = Self::NAME;
+        let mut lines = vec![
+            format!("user default {OPEN} -sentinel|get-master-addr-by-name"),
+            format!("user asker on >{} ~* &* +@all", Self::SENTINEL_PASSWORD),
+            format!("sentinel monitor {name} 127.0.0.1 {port} 2"),
+            format!("sentinel auth-user {name} engine"),
+            format!("sentinel auth-pass {name} {}", Self::PASSWORD),
+            // A sentinel looks once a second: with less than two, a new master counts as dead.
+            format!("sentinel down-after-milliseconds {name} 2500"),
+            format!("sentinel failover-timeout {name} 5000"),
+        ];
+        lines.extend(
+            certificate
+                .options()
+                .into_iter()
+                .map(|(name, value)| format!("{name} {value}")),
+        );
+        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        let sentinel = || Redis::sentinel(&lines);
+        let (a, b, c) = tokio::join!(sentinel(), sentinel(), sentinel());
+        let watched = Self {
+            servers: [first, second],
+            sentinels: [a, b, c],
+            certificate,
+        };
+        watched.ready().await;
+        watched
+    }
+
+    /// `rediss://` with user, password and the master's name.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("rediss://engine:{}@{}", Self::PASSWORD, Self::NAME)
+    }
+
+    /// The sentinels' URLs.
+    #[must_use]
+    pub fn sentinel_url(&self) -> String {
+        let url = |sentinel: &Redis| {
+            let (password, port) = (Self::SENTINEL_PASSWORD, sentinel.tls_port());
+            format!("rediss://asker:{password}@localhost:{port}")
+        };
+        self.sentinels.each_ref().map(url).join(",")
+    }
+
+    /// The authority to trust. The certificates of the servers are for [`Certificate::NAME`].
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.certificate.file()
+    }
+
+    /// Both servers. The first was the master at the start.
+    #[must_use]
+    pub fn servers(&self) -> &[Redis; 2] {
+        &self.servers
+    }
+
+    /// The sentinels, which can be stopped and killed one by one.
+    #[must_use]
+    pub fn sentinels(&self) -> &[Redis; 3] {
+        &self.sentinels
+    }
+
+    /// Waits until both servers run, one of them as a synchronised replica, and all sentinels know both.
+    ///
+    /// # Panics
+    /// After a minute, or when a process is down.
+    pub async fn ready(&self) {
+        let start = Instant::now();
+        for sentinel in &self.sentinels {
+            loop {
+                let told = sentinel
+                    .ask(&format!("SENTINEL CKQUORUM {}", Self::NAME))
+                    .await;
+                let masters = sentinel.ask("INFO sentinel").await;
+                if told.starts_with("+OK 3 usable")
+                    && masters.contains("status=ok")
+                    && masters.contains("slaves=1,sentinels=3")
+                {
+                    break;
+                }
+                assert!(
+                    start.elapsed() < AGREEMENT,
+                    "sentinels do not agree: {told} {masters}"
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        loop {
+            let mut is_linked = false;
+            for server in &self.servers {
+                is_linked |= server
+                    .ask("INFO replication")
+                    .await
+                    .contains("master_link_status:up");
+            }
+            if is_linked {
+                break;
+            }
+            assert!(start.elapsed() < AGREEMENT, "the replica is not in step");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
