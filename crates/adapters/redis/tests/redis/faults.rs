@@ -187,11 +187,14 @@ async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
         .unwrap()
         .unwrap();
     assert_unavailable(store.save(&next, rollout.revision()).await);
+    assert!(
+        connections().await > before + 1,
+        "the same call tries another"
+    );
     assert_eq!(
         store.revision(&name("r")).await.unwrap(),
         Some(rollout.revision())
     );
-    assert!(connections().await > before + 1, "another connection");
     redis.ask("REPLICAOF NO ONE").await;
     step(&store, &rollout, Event::PlanningStarted).await;
 }

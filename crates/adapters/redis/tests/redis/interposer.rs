@@ -28,6 +28,27 @@ pub(crate) async fn start(server: SocketAddr, refusals: Refusals) -> SocketAddr 
     address
 }
 
+/// Starts a server that answers a command with `answer`, and every other with OK.
+pub(crate) async fn answering(command: &'static str, answer: String) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut asked = Vec::new();
+                while let Ok(asked) = next(&mut client, &mut asked).await {
+                    let is_it = words(&asked)[0] == command;
+                    let answer = if is_it { &answer } else { "+OK\r\n" };
+                    client.write_all(answer.as_bytes()).await?;
+                }
+                io::Result::Ok(())
+            });
+        }
+    });
+    address
+}
+
 /// Passes one command on and its answer back at a time, so that answers keep their order.
 async fn serve(mut client: TcpStream, server: SocketAddr, refusals: Refusals) -> io::Result<()> {
     let mut server = TcpStream::connect(server).await?;

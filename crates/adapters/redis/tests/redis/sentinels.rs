@@ -10,6 +10,7 @@ use twincast_testkit::build::{accepted, name};
 use twincast_testkit::services::{Certificate, WatchedRedis};
 
 use crate::common::{connect, prefix};
+use crate::interposer;
 
 fn fixed(url: impl Into<String>) -> SecretSource {
     SecretSource::Fixed(Secret::new(url))
@@ -114,6 +115,19 @@ async fn what_is_wrong_with_sentinels_is_told() {
             assert!(!format!("{words} {error:?}").contains(secret), "{words}");
         }
     }
+    // A sentinel that has missed a failover leads to a replica, and is passed over.
+    let port = watched.servers()[1].tls_port().to_string();
+    let answer = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
+    let behind = interposer::answering("SENTINEL", answer).await;
+    let by = |urls: String| Settings {
+        topology: Topology::Sentinels(fixed(urls)),
+        ..good.clone()
+    };
+    let error = RedisStore::connect(&by(format!("redis://{behind}"))).await;
+    let words = in_words(&error.expect_err("a replica"));
+    assert!(words.contains("is a replica"), "{words}");
+    connect(&by(format!("redis://{behind},{}", watched.sentinel_url()))).await;
+
     // One sentinel is enough.
     for sentinel in &watched.sentinels()[..2] {
         sentinel.stop().await;
