@@ -356,7 +356,7 @@ impl Sections {
         let hubs = self.take_hubs();
         self.check_bounds(worker.as_ref(), retention.as_ref(), api.as_ref());
         for (at, otherwise) in redis.iter().flat_map(RedisSettings::mistakes) {
-            self.check(false, at, otherwise);
+            self.check(false, &at, &otherwise);
         }
         let unknown: Vec<_> = self.values.keys().cloned().collect();
         for key in unknown {

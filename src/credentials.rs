@@ -1,14 +1,17 @@
 //! Who this process is at a hub: connection strings, or an identity of Microsoft Entra ID.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use twincast_core::ids::HubName;
-use twincast_entra::{HUB_SCOPE, Tokens};
+use twincast_entra::{HUB_SCOPE, REDIS_SCOPE, Tokens};
 use twincast_iothub::{ClientOptions, Credentials, HubAddress, SharedAccess};
+use twincast_redis::CredentialsProvider;
 
 use crate::config::{AuthSettings, HubSettings, source_of};
+use crate::exit::{ExitCode, Failure};
 
 /// How long Microsoft Entra ID may take to answer.
 const ENTRA_WITHIN: Duration = Duration::from_secs(20);
@@ -49,6 +52,43 @@ pub(crate) fn of_hub(
         );
     }
     Ok((address, Credentials::SharedAccess(keys)))
+}
+
+/// Users and passwords at Redis by an identity: the object id, and a token.
+///
+/// # Errors
+/// The identity cannot be used as it is configured.
+pub(crate) fn of_redis(
+    auth: &AuthSettings,
+    base: &Path,
+) -> Result<Arc<dyn CredentialsProvider>, Failure> {
+    let options = ClientOptions::default();
+    let tokens = tokens(auth, "redis.auth", base, REDIS_SCOPE, &options);
+    let tokens = tokens.map_err(|error| Failure::new(ExitCode::Refused, error))?;
+    Ok(Arc::new(RedisIdentity(tokens)))
+}
+
+/// An identity of Microsoft Entra ID at Azure Managed Redis and Azure Cache for Redis (learn.microsoft.com, "Use Microsoft
+/// Entra ID for cache authentication").
+struct RedisIdentity(Tokens);
+
+#[async_trait::async_trait]
+impl CredentialsProvider for RedisIdentity {
+    async fn credentials(
+        &self,
+    ) -> Result<twincast_redis::Credentials, Box<dyn std::error::Error + Send + Sync>> {
+        let token = self.0.token().await?;
+        let user = token.object_id().ok_or("the token names no object id")?;
+        Ok(twincast_redis::Credentials {
+            user,
+            password: token.token,
+            expires_at: Some(token.expires_at),
+        })
+    }
+
+    fn refused(&self) {
+        self.0.refused();
+    }
 }
 
 /// The tokens of the identity that `auth` describes, for `scope`; `at` is the key of `auth`.

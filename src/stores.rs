@@ -12,6 +12,7 @@ use twincast_embedded::{EmbeddedStore, OpenError};
 use twincast_redis::{RedisStore, TimeSource, Topology};
 
 use crate::config::{Settings, secret_source};
+use crate::credentials;
 use crate::engine;
 use crate::exit::{ExitCode, Failure};
 use crate::socket::Socket;
@@ -153,7 +154,10 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
         url,
         topology,
         tls_name: from.tls_name.clone(),
-        credentials: None,
+        credentials: match &from.auth {
+            None => None,
+            Some(auth) => Some(credentials::of_redis(auth, &settings.base)?),
+        },
         ca: from.ca_file.as_ref().map(|path| settings.base.join(path)),
         prefix: from.prefix.clone(),
         connect_timeout: from.timeout.0,

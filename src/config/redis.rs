@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use twincast_core::spec::Span;
 use twincast_secret::SecretSource;
 
+use super::auth::AuthSettings;
 use super::values::{SecretText, source_of};
 
 /// Addresses and limits of Redis, for processes of the distributed engine.
@@ -16,6 +17,8 @@ pub(crate) struct RedisSettings {
     pub(crate) url: Option<SecretText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) url_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) auth: Option<AuthSettings>,
     pub(crate) cluster: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sentinel_url: Option<SecretText>,
@@ -44,7 +47,7 @@ impl RedisSettings {
     }
 
     /// Contradictions: the key, and the rule.
-    pub(super) fn mistakes(&self) -> Vec<(&'static str, &'static str)> {
+    pub(super) fn mistakes(&self) -> Vec<(String, String)> {
         let (is_given, is_in_file) = (
             self.sentinel_url.is_some(),
             self.sentinel_url_file.is_some(),
@@ -52,14 +55,16 @@ impl RedisSettings {
         let mut mistakes = Vec::new();
         if is_given && is_in_file {
             let otherwise = "must have only one of sentinel_url and sentinel_url_file";
-            mistakes.push(("redis", otherwise));
+            mistakes.push(("redis".to_owned(), otherwise.to_owned()));
         }
         if self.cluster && (is_given || is_in_file) {
             mistakes.push((
-                "redis.cluster",
-                "must not be true with sentinels: a cluster has none",
+                "redis.cluster".to_owned(),
+                "must not be true with sentinels: a cluster has none".to_owned(),
             ));
         }
+        let of_auth = self.auth.iter().flat_map(AuthSettings::mistakes);
+        mistakes.extend(of_auth.map(|(at, otherwise)| (format!("redis{at}"), otherwise)));
         mistakes
     }
 }
