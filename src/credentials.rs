@@ -99,7 +99,7 @@ fn tokens(
     scope: &str,
     options: &ClientOptions,
 ) -> anyhow::Result<Tokens> {
-    let tls = twincast_iothub::client_config(&options.roots)?;
+    let tls = twincast_tls::client_config(&options.roots)?;
     let web = options.proxy.apply(reqwest::Client::builder())?;
     let web = web
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls))

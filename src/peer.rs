@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::ClientBuilder;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use twincast_iothub::Roots;
 use twincast_secret::Secret;
+use twincast_tls::Roots;
 
 use crate::config::{HttpPeer, SecretText, source_of};
 use crate::exit::{ExitCode, Failure};
@@ -31,7 +31,7 @@ pub(crate) fn builder(
     let Some(file) = ca_file else {
         return Ok(builder);
     };
-    let tls = twincast_iothub::client_config(&Roots::SystemAndFile(base.join(file)));
+    let tls = twincast_tls::client_config(&Roots::SystemAndFile(base.join(file)));
     let tls = tls.with_context(|| format!("cannot use {section}.ca_file"));
     let tls = tls.map_err(refused)?;
     Ok(builder.tls_backend_preconfigured(rustls::ClientConfig::clone(&tls)))

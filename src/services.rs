@@ -23,8 +23,6 @@ use crate::stores;
 const REFUSALS: u32 = 3;
 /// How often a store that is fine is asked whether it still is.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// From which difference on it is told that this machine's clock and Redis' differ, in milliseconds.
-const CLOCK_OFF_MS: u64 = 5_000;
 
 /// How the configured broker is reached; `role` is what it shows as this connection's name.
 fn broker_settings(settings: &Settings, role: &str) -> Result<twincast_amqp::Settings, Failure> {
@@ -52,7 +50,7 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
                 BrokerError::Settings(_)
                 | BrokerError::Source(_)
                 | BrokerError::Url(_)
-                | BrokerError::CaFile { .. } => return Failure::new(ExitCode::Refused, error),
+                | BrokerError::Authorities(_) => return Failure::new(ExitCode::Refused, error),
                 BrokerError::Credentials { .. } | BrokerError::VirtualHost { .. } => {
                     "check the user, the password and the virtual host in amqp.url"
                 }
@@ -182,7 +180,7 @@ impl Services {
         let Some(offset) = clock_offset(&self.store()).await else {
             return was_wrong;
         };
-        let is_wrong = offset.nearest().unsigned_abs() >= CLOCK_OFF_MS;
+        let is_wrong = offset.is_disagreement();
         match (was_wrong, is_wrong) {
             (false, true) => {
                 tracing::warn!("this machine's clock is {offset} that of Redis: set it");

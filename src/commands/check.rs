@@ -1,22 +1,19 @@
 //! `twincast check`: whether everything that is configured can be reached and used, and what to do where it cannot.
 
-use std::time::Duration;
-
 use futures::future::join_all;
 use serde::Serialize;
 use twincast_core::error::in_words;
 use twincast_core::ids::HubName;
-use twincast_core::time::friendly;
 use twincast_hub_adapter::{trouble_of_link, trouble_of_request};
-use twincast_iothub::{C2dSender, Client, ConnectionFailure, FeedbackReceiver, Transport};
+use twincast_iothub::{
+    C2dSender, Client, ClockOffset, ConnectionFailure, FeedbackReceiver, Transport,
+};
 
 use crate::config::{HubSettings, Settings};
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Output, Style, counted, thousands};
 use crate::{engine, prometheus, services, stores};
 
-/// From this difference on, a clock is worth a warning.
-const CLOCK_OFF: Duration = Duration::from_secs(5);
 /// A query that each Prometheus server can answer.
 const ANY_QUERY: &str = "vector(1)";
 
@@ -173,7 +170,10 @@ async fn of_hub(name: &HubName, hub: &HubSettings, client: &Client) -> Vec<Check
             Check::failed(&of, "https", &failure)
         }
     });
-    checks.extend(clock(&of, client));
+    checks.extend(client.clock_offset().map(|offset| {
+        let to_do = "set this machine's clock; tokens and expiries go by the hub's meanwhile";
+        clock(&of, offset, "the hub's", to_do)
+    }));
     match C2dSender::connect(client).await {
         Ok(sender) => {
             sender.close().await;
@@ -228,16 +228,15 @@ fn quota(of: &str, hub: &HubSettings) -> Check {
     Check::ok(of, "quota", rate)
 }
 
-fn clock(of: &str, client: &Client) -> Option<Check> {
-    let offset = client.clock_offset()?;
-    let off = Duration::from_millis(offset.nearest().unsigned_abs());
-    if off < CLOCK_OFF {
-        let found = "this machine's clock agrees with the hub's";
-        return Some(Check::ok(of, "clock", found));
+/// Compares this machine's clock with another's, named `theirs`.
+fn clock(of: &str, offset: ClockOffset, theirs: &str, to_do: &str) -> Check {
+    if offset.is_disagreement() {
+        let found = format!("this machine's clock is {offset} {theirs}");
+        Check::warning(of, "clock", found, to_do)
+    } else {
+        let found = format!("this machine's clock agrees with {theirs}");
+        Check::ok(of, "clock", found)
     }
-    let found = format!("this machine's clock is {offset} the hub's");
-    let to_do = "set this machine's clock; tokens and expiries go by the hub's meanwhile";
-    Some(Check::warning(of, "clock", found, to_do))
 }
 
 async fn of_broker(settings: &Settings) -> Option<Check> {
@@ -275,19 +274,10 @@ async fn of_store(settings: &Settings) -> Vec<Check> {
             Check::failed("Redis", "writing", &failure)
         }
     });
-    if let Some(offset) = services::clock_offset(&store).await {
-        let off = Duration::from_millis(offset.nearest().unsigned_abs());
-        checks.push(if off < CLOCK_OFF {
-            Check::ok(
-                "Redis",
-                "clock",
-                "this machine's clock agrees with that of Redis",
-            )
-        } else {
-            let found = format!("this machine's clock is {} off", friendly(off));
-            Check::warning("Redis", "clock", found, "set this machine's clock")
-        });
-    }
+    let offset = services::clock_offset(&store).await;
+    checks.extend(
+        offset.map(|offset| clock("Redis", offset, "that of Redis", "set this machine's clock")),
+    );
     checks
 }
 

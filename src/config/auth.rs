@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::value::{MapAccessDeserializer, MapDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
-use twincast_entra::{Identity, ManagedId};
+use twincast_entra::{Identity, ManagedId, Proof};
 
 use super::values::{SecretText, source_of};
 
@@ -83,31 +83,21 @@ impl AuthSettings {
         use AuthMethod as M;
         let table = &self.0;
         let method = table.method;
-        let given = [
+        let given: [(_, _, &[M]); 9] = [
             (
                 ".auth.authority_host",
                 table.authority_host.is_some(),
-                &[M::WorkloadIdentity, M::ClientSecret, M::ClientCertificate][..],
+                &M::APPLICATIONS,
             ),
             (
                 ".auth.tenant_id",
                 table.tenant_id.is_some(),
-                &[
-                    M::WorkloadIdentity,
-                    M::ClientSecret,
-                    M::ClientCertificate,
-                    M::AzureCli,
-                ],
+                &[M::APPLICATIONS.as_slice(), &[M::AzureCli]].concat(),
             ),
             (
                 ".auth.client_id",
                 table.client_id.is_some(),
-                &[
-                    M::WorkloadIdentity,
-                    M::ManagedIdentity,
-                    M::ClientSecret,
-                    M::ClientCertificate,
-                ],
+                &[&[M::ManagedIdentity], M::APPLICATIONS.as_slice()].concat(),
             ),
             (
                 ".auth.object_id",
@@ -173,39 +163,41 @@ impl AuthSettings {
         let table = &self.0;
         let (tenant_id, client_id) = (table.tenant_id.clone(), table.client_id.clone());
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| base.join(path));
-        match table.method {
-            AuthMethod::WorkloadIdentity => Identity::Workload {
-                tenant_id,
-                client_id,
-                token_file: path(&table.token_file),
-            },
+        let proof = match table.method {
             AuthMethod::ManagedIdentity => {
                 let by_client = client_id.map(ManagedId::ClientId);
                 let by_object = || table.object_id.clone().map(ManagedId::ObjectId);
                 let by_resource = || table.resource_id.clone().map(ManagedId::ResourceId);
-                Identity::Managed(by_client.or_else(by_object).or_else(by_resource))
+                return Identity::Managed(by_client.or_else(by_object).or_else(by_resource));
             }
-            AuthMethod::ClientSecret => Identity::ClientSecret {
-                tenant_id,
-                client_id,
-                secret: source_of(
-                    &format!("{at}.client_secret"),
-                    table.client_secret.as_ref(),
-                    table.client_secret_file.as_deref(),
-                    base,
-                ),
-            },
-            AuthMethod::ClientCertificate => Identity::ClientCertificate {
-                tenant_id,
-                client_id,
-                certificate: path(&table.client_certificate_file),
-            },
-            AuthMethod::AzureCli => Identity::AzureCli { tenant_id },
+            AuthMethod::AzureCli => return Identity::AzureCli { tenant_id },
+            AuthMethod::WorkloadIdentity => Proof::FederatedToken(path(&table.token_file)),
+            AuthMethod::ClientCertificate => {
+                Proof::Certificate(path(&table.client_certificate_file))
+            }
+            AuthMethod::ClientSecret => Proof::Secret(source_of(
+                &format!("{at}.client_secret"),
+                table.client_secret.as_ref(),
+                table.client_secret_file.as_deref(),
+                base,
+            )),
+        };
+        Identity::Application {
+            tenant_id,
+            client_id,
+            proof,
         }
     }
 }
 
 impl AuthMethod {
+    /// The methods of an application of its own.
+    const APPLICATIONS: [Self; 3] = [
+        Self::WorkloadIdentity,
+        Self::ClientSecret,
+        Self::ClientCertificate,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::WorkloadIdentity => "workload_identity",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
+use twincast_tls::{Roots, RootsError};
 
 use crate::clock::Clock;
 
@@ -22,9 +23,9 @@ pub enum TlsError {
         /// What is wrong.
         source: rustls::pki_types::pem::Error,
     },
-    /// There is nobody to trust.
-    #[error("the system has no certificate authorities; install them or set hub.ca_file")]
-    NoRoots,
+    /// The certificate authorities cannot be loaded.
+    #[error("no certificate authorities")]
+    Roots(#[from] RootsError),
     /// The library refuses it.
     #[error("cannot configure TLS")]
     Config(#[from] rustls::Error),
@@ -36,16 +37,8 @@ pub(crate) fn client(
     certificate: Option<(&Path, &Path)>,
     clock: &Clock,
 ) -> Result<Arc<rustls::ClientConfig>, TlsError> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
-        for authority in certificates(path)? {
-            roots.add(authority)?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(TlsError::NoRoots);
-    }
+    let roots = ca_file.map(Path::to_owned);
+    let roots = twincast_tls::root_store(&roots.map_or(Roots::System, Roots::SystemAndFile))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
         .with_safe_default_protocol_versions()?

@@ -27,40 +27,33 @@ const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 /// `AZURE_CLIENT_SECRET`, `AZURE_CLIENT_CERTIFICATE_PATH`, `AZURE_AUTHORITY_HOST`.
 #[derive(Debug, Clone)]
 pub enum Identity {
-    /// A Kubernetes service account whose token is exchanged (Microsoft Entra Workload ID).
-    Workload {
+    /// An application, or a user-assigned managed identity, that proves who it is.
+    Application {
         /// The tenant.
         tenant_id: Option<String>,
-        /// The application, or the user-assigned managed identity.
+        /// The application's client id.
         client_id: Option<String>,
-        /// The file with the service account's token.
-        token_file: Option<PathBuf>,
+        /// How it proves who it is.
+        proof: Proof,
     },
     /// A managed identity of the machine or the App Service: system-assigned, unless an id says which.
     Managed(Option<ManagedId>),
-    /// An application with a client secret.
-    ClientSecret {
-        /// The tenant.
-        tenant_id: Option<String>,
-        /// The application.
-        client_id: Option<String>,
-        /// The secret.
-        secret: Option<SecretSource>,
-    },
-    /// An application with a certificate.
-    ClientCertificate {
-        /// The tenant.
-        tenant_id: Option<String>,
-        /// The application.
-        client_id: Option<String>,
-        /// A PEM file with the certificate and its RSA key.
-        certificate: Option<PathBuf>,
-    },
     /// The account that `az login` has logged in, on a developer's machine.
     AzureCli {
         /// The tenant, if not the account's own.
         tenant_id: Option<String>,
     },
+}
+
+/// How an application proves who it is.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// The token of a Kubernetes service account, in this file (Microsoft Entra Workload ID).
+    FederatedToken(Option<PathBuf>),
+    /// A client secret.
+    Secret(Option<SecretSource>),
+    /// A PEM file with a certificate and its RSA key.
+    Certificate(Option<PathBuf>),
 }
 
 /// A user-assigned managed identity.
@@ -83,22 +76,18 @@ pub(crate) struct Resolved {
 }
 
 enum How {
-    Assertion {
+    Application {
         tenant_id: String,
         client_id: String,
-        assertion: Assertion,
-    },
-    Secret {
-        tenant_id: String,
-        client_id: String,
-        secret: SecretSource,
+        proof: ResolvedProof,
     },
     Managed(Option<ManagedId>),
     Cli(Option<String>),
 }
 
-enum Assertion {
-    File(PathBuf),
+enum ResolvedProof {
+    FederatedToken(PathBuf),
+    Secret(SecretSource),
     Certificate(PathBuf),
 }
 
@@ -117,97 +106,27 @@ impl Identity {
                 allowed: "it must be an address such as https://login.microsoftonline.com",
             });
         }
-        let application = |tenant: &Option<String>, client: &Option<String>| {
-            let tenant = self.value(
-                tenant.clone(),
-                env,
-                "the tenant",
-                "tenant_id",
-                "AZURE_TENANT_ID",
-            )?;
-            let client = self.value(
-                client.clone(),
-                env,
-                "the client",
-                "client_id",
-                "AZURE_CLIENT_ID",
-            )?;
-            self.check_id("tenant_id", &tenant)?;
-            self.check_id("client_id", &client)?;
-            let name = format!("{} (client {client}, tenant {tenant})", self.kind());
-            Ok((tenant, client, name))
-        };
         let (name, how) = match self {
-            Self::Workload {
+            Self::Application {
                 tenant_id,
                 client_id,
-                token_file,
+                proof,
             } => {
-                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
-                let file = self.value(
-                    token_file.clone(),
-                    env,
-                    "the service account's token",
-                    "token_file",
-                    "AZURE_FEDERATED_TOKEN_FILE",
-                )?;
-                let assertion = Assertion::File(file);
-                (
-                    name,
-                    How::Assertion {
-                        tenant_id,
-                        client_id,
-                        assertion,
-                    },
-                )
-            }
-            Self::ClientCertificate {
-                tenant_id,
-                client_id,
-                certificate,
-            } => {
-                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
-                let file = self.value(
-                    certificate.clone(),
-                    env,
-                    "a certificate",
-                    "client_certificate_file",
-                    "AZURE_CLIENT_CERTIFICATE_PATH",
-                )?;
-                let assertion = Assertion::Certificate(file);
-                (
-                    name,
-                    How::Assertion {
-                        tenant_id,
-                        client_id,
-                        assertion,
-                    },
-                )
-            }
-            Self::ClientSecret {
-                tenant_id,
-                client_id,
-                secret,
-            } => {
-                let (tenant_id, client_id, name) = application(tenant_id, client_id)?;
-                let secret = match secret {
-                    Some(secret) => secret.clone(),
-                    None => SecretSource::Fixed(Secret::new(self.value::<String>(
-                        None,
-                        env,
-                        "a client secret",
-                        "client_secret_file",
-                        "AZURE_CLIENT_SECRET",
-                    )?)),
+                let id = |given: &Option<String>, what, setting, variable| {
+                    let id = self.value(given.clone(), env, what, setting, variable)?;
+                    self.check_id(setting, &id)?;
+                    Ok::<_, IdentityError>(id)
                 };
-                (
-                    name,
-                    How::Secret {
-                        tenant_id,
-                        client_id,
-                        secret,
-                    },
-                )
+                let tenant_id = id(tenant_id, "the tenant", "tenant_id", "AZURE_TENANT_ID")?;
+                let client_id = id(client_id, "the client", "client_id", "AZURE_CLIENT_ID")?;
+                let name = format!("{} (client {client_id}, tenant {tenant_id})", self.kind());
+                let proof = self.proof(proof, env)?;
+                let how = How::Application {
+                    tenant_id,
+                    client_id,
+                    proof,
+                };
+                (name, how)
             }
             Self::Managed(id) => {
                 let which = match id {
@@ -235,12 +154,39 @@ impl Identity {
         })
     }
 
+    fn proof(&self, proof: &Proof, env: Env<'_>) -> Result<ResolvedProof, IdentityError> {
+        Ok(match proof {
+            Proof::FederatedToken(file) => ResolvedProof::FederatedToken(self.value(
+                file.clone(),
+                env,
+                "the service account's token",
+                "token_file",
+                "AZURE_FEDERATED_TOKEN_FILE",
+            )?),
+            Proof::Secret(Some(secret)) => ResolvedProof::Secret(secret.clone()),
+            Proof::Secret(None) => {
+                let (setting, variable) = ("client_secret_file", "AZURE_CLIENT_SECRET");
+                let secret: String = self.value(None, env, "a client secret", setting, variable)?;
+                ResolvedProof::Secret(SecretSource::Fixed(Secret::new(secret)))
+            }
+            Proof::Certificate(file) => ResolvedProof::Certificate(self.value(
+                file.clone(),
+                env,
+                "a certificate",
+                "client_certificate_file",
+                "AZURE_CLIENT_CERTIFICATE_PATH",
+            )?),
+        })
+    }
+
     fn kind(&self) -> &'static str {
         match self {
-            Self::Workload { .. } => "workload identity",
+            Self::Application { proof, .. } => match proof {
+                Proof::FederatedToken(_) => "workload identity",
+                Proof::Secret(_) => "client secret",
+                Proof::Certificate(_) => "client certificate",
+            },
             Self::Managed(_) => "managed identity",
-            Self::ClientSecret { .. } => "client secret",
-            Self::ClientCertificate { .. } => "client certificate",
             Self::AzureCli { .. } => "Azure CLI login",
         }
     }
@@ -299,41 +245,44 @@ impl Resolved {
             ..ClientOptions::default()
         };
         Ok(match &self.how {
-            How::Assertion {
+            How::Application {
                 tenant_id,
                 client_id,
-                assertion,
+                proof,
             } => {
-                let options = Some(ClientAssertionCredentialOptions {
-                    client_options: client_options(web),
-                });
                 let (tenant, client) = (tenant_id.clone(), client_id.clone());
-                match assertion {
-                    Assertion::File(path) => {
-                        let assertion = FileAssertion { path: path.clone() };
-                        ClientAssertionCredential::new(tenant, client, assertion, options)?
-                    }
-                    Assertion::Certificate(path) => {
+                let client_options = client_options(web);
+                let by_assertion = ClientAssertionCredentialOptions {
+                    client_options: client_options.clone(),
+                };
+                match proof {
+                    ResolvedProof::FederatedToken(path) => ClientAssertionCredential::new(
+                        tenant,
+                        client,
+                        FileAssertion { path: path.clone() },
+                        Some(by_assertion),
+                    )?,
+                    ResolvedProof::Certificate(path) => {
                         let authority = self.authority.trim_end_matches('/');
                         let assertion = CertificateAssertion {
                             path: path.clone(),
                             client_id: client_id.clone(),
                             audience: format!("{authority}/{tenant_id}/oauth2/v2.0/token"),
                         };
-                        ClientAssertionCredential::new(tenant, client, assertion, options)?
+                        ClientAssertionCredential::new(
+                            tenant,
+                            client,
+                            assertion,
+                            Some(by_assertion),
+                        )?
                     }
+                    ResolvedProof::Secret(secret) => ClientSecretCredential::new(
+                        tenant_id,
+                        client,
+                        secret.read()?.expose().to_owned().into(),
+                        Some(ClientSecretCredentialOptions { client_options }),
+                    )?,
                 }
-            }
-            How::Secret {
-                tenant_id,
-                client_id,
-                secret,
-            } => {
-                let options = Some(ClientSecretCredentialOptions {
-                    client_options: client_options(web),
-                });
-                let secret = secret.read()?.expose().to_owned();
-                ClientSecretCredential::new(tenant_id, client_id.clone(), secret.into(), options)?
             }
             How::Managed(id) => {
                 ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
@@ -358,10 +307,10 @@ mod tests {
     use super::*;
 
     fn workload() -> Identity {
-        Identity::Workload {
+        Identity::Application {
             tenant_id: None,
             client_id: None,
-            token_file: None,
+            proof: Proof::FederatedToken(None),
         }
     }
 
@@ -376,10 +325,10 @@ mod tests {
         let resolved = workload().resolve(&env).unwrap();
         assert_eq!(resolved.name, "workload identity (client c, tenant t)");
         assert_eq!(resolved.authority, PUBLIC_CLOUD);
-        let set = Identity::ClientSecret {
+        let set = Identity::Application {
             tenant_id: Some("other".to_owned()),
             client_id: None,
-            secret: Some(SecretSource::Fixed(Secret::new("s"))),
+            proof: Proof::Secret(Some(SecretSource::Fixed(Secret::new("s")))),
         };
         let resolved = set.resolve(&env).unwrap();
         assert_eq!(resolved.name, "client secret (client c, tenant other)");

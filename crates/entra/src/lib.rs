@@ -18,7 +18,7 @@ mod tokens;
 mod transport;
 
 pub use error::{IdentityError, TokenError};
-pub use identity::{Identity, ManagedId};
+pub use identity::{Identity, ManagedId, Proof};
 pub use tokens::{AccessToken, Tokens};
 
 /// The scope of the tokens of every IoT Hub.

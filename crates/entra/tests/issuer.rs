@@ -8,7 +8,7 @@ use reqwest::Certificate;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use twincast_emulator::{Directory, Faults, HubConfig, RunningHub};
-use twincast_entra::{HUB_SCOPE, Identity, IdentityError, ManagedId, TokenError, Tokens};
+use twincast_entra::{HUB_SCOPE, Identity, IdentityError, ManagedId, Proof, TokenError, Tokens};
 use twincast_oidc::TokenSigner;
 use twincast_secret::{Secret, SecretSource};
 
@@ -106,20 +106,16 @@ fn certificate(folder: &Path, name: &str) -> String {
     crt
 }
 
-fn tenant() -> Option<String> {
-    Some(TENANT.to_owned())
-}
-
-fn client(id: &str) -> Option<String> {
-    Some(id.to_owned())
+fn application(id: &str, proof: Proof) -> Identity {
+    Identity::Application {
+        tenant_id: Some(TENANT.to_owned()),
+        client_id: Some(id.to_owned()),
+        proof,
+    }
 }
 
 fn secret_of(id: &str, secret: SecretSource) -> Identity {
-    Identity::ClientSecret {
-        tenant_id: tenant(),
-        client_id: client(id),
-        secret: Some(secret),
-    }
+    application(id, Proof::Secret(Some(secret)))
 }
 
 fn fixed(secret: &str) -> SecretSource {
@@ -142,19 +138,17 @@ async fn each_identity_gets_its_token() {
     let identities = [
         (secret_of("with-secret", fixed("s3cr3t")), "with-secret"),
         (
-            Identity::ClientCertificate {
-                tenant_id: tenant(),
-                client_id: client("with-certificate"),
-                certificate: Some(entra.folder.path().join("app.pem")),
-            },
+            application(
+                "with-certificate",
+                Proof::Certificate(Some(entra.folder.path().join("app.pem"))),
+            ),
             "with-certificate",
         ),
         (
-            Identity::Workload {
-                tenant_id: tenant(),
-                client_id: client("pod"),
-                token_file: Some(entra.file("token", &pod)),
-            },
+            application(
+                "pod",
+                Proof::FederatedToken(Some(entra.file("token", &pod))),
+            ),
             "pod",
         ),
         (Identity::Managed(None), "machine"),
@@ -185,15 +179,12 @@ async fn each_identity_gets_its_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_say_what_entra_says_and_pass_or_do_not() {
     let entra = Entra::start(3600).await;
-    let certificate_of = |id: &str, file: &str| Identity::ClientCertificate {
-        tenant_id: tenant(),
-        client_id: client(id),
-        certificate: Some(entra.folder.path().join(file)),
+    let certificate_of = |id: &str, file: &str| {
+        application(id, Proof::Certificate(Some(entra.folder.path().join(file))))
     };
-    let pod = |token: String| Identity::Workload {
-        tenant_id: tenant(),
-        client_id: client("pod"),
-        token_file: Some(entra.file(&format!("token-{}", token.len()), &token)),
+    let pod = |token: String| {
+        let file = entra.file(&format!("token-{}", token.len()), &token);
+        application("pod", Proof::FederatedToken(Some(file)))
     };
     certificate(entra.folder.path(), "other");
     entra.file("no.pem", "hello");

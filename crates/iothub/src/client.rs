@@ -13,7 +13,6 @@ use crate::connection_string::{ConnectionString, HubAddress};
 use crate::credentials::{Credentials, Right, SharedAccess, Shown};
 use crate::options::{ClientOptions, Endpoint, OptionsError, Transport};
 use crate::rest::transport::Http;
-use crate::tls::{self, RootsError};
 
 /// The port of AMQP over TLS on every hub.
 const AMQPS_PORT: u16 = 5_671;
@@ -89,7 +88,7 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
         options.validate()?;
-        let tls = tls::client_config(&options.roots)?;
+        let tls = client_config(&options.roots)?;
         let dialled = hub.gateway_host_name().unwrap_or(hub.host_name());
         let https = Target::new(&options.https, dialled, hub.port().unwrap_or(HTTPS_PORT));
         let http = Http::new(hub.host_name(), https, &tls, &options).map_err(ClientError::Http)?;

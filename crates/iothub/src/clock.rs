@@ -17,8 +17,8 @@ pub(crate) const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 /// How often the hub is asked for the time, unless its answers to other requests have told it.
 const ASK_EVERY: Duration = Duration::from_secs(300);
 
-/// An offset that is at least as large is told.
-const WORTH_TELLING_MS: u64 = 5_000;
+/// From this difference on, two clocks disagree.
+const DISAGREEMENT_MS: u64 = 5_000;
 
 /// This machine's clock has been set when it is so far from where it should be after a while.
 const STEP_MS: u64 = 2_000;
@@ -65,6 +65,12 @@ impl ClockOffset {
     #[must_use]
     pub fn nearest(self) -> i64 {
         0_i64.clamp(self.least_ms, self.most_ms)
+    }
+
+    /// Whether the two clocks are at least five seconds apart: a person should set one of them.
+    #[must_use]
+    pub fn is_disagreement(self) -> bool {
+        disagree(self.nearest())
     }
 
     /// The earliest moment on this machine's clock at which the other clock may have shown `theirs`.
@@ -119,10 +125,9 @@ impl HubClock {
         self.offset_at(this_machine())
     }
 
-    /// The offset, if it is known to be one that people are told of.
+    /// The offset, if the two clocks are known to disagree.
     pub(crate) fn wrong(&self) -> Option<ClockOffset> {
-        let offset = self.offset();
-        offset.filter(|offset| offset.nearest().unsigned_abs() >= WORTH_TELLING_MS)
+        self.offset().filter(|offset| offset.is_disagreement())
     }
 
     fn offset_at(&self, now: (SystemTime, Instant)) -> Option<ClockOffset> {
@@ -151,7 +156,7 @@ impl HubClock {
         }
         state.told = offset.nearest();
         drop(state);
-        if offset.nearest().unsigned_abs() < WORTH_TELLING_MS {
+        if !offset.is_disagreement() {
             info!(hub, "this machine's clock and the hub's agree again");
         } else {
             warn!(
@@ -189,10 +194,14 @@ pub(crate) fn http_date(text: &str) -> Option<SystemTime> {
     Some(parser.parse_timestamp(text).ok()?.into())
 }
 
+/// Whether clocks this many milliseconds apart disagree.
+fn disagree(offset_ms: i64) -> bool {
+    offset_ms.unsigned_abs() >= DISAGREEMENT_MS
+}
+
 /// Whether people are to be told of an offset, who were told of another one last.
 fn is_news(told: i64, offset: i64) -> bool {
-    let is_wrong = |offset: i64| offset.unsigned_abs() >= WORTH_TELLING_MS;
-    match (is_wrong(told), is_wrong(offset)) {
+    match (disagree(told), disagree(offset)) {
         (false, false) => false,
         // One that grows slowly is told of each time it has doubled or halved.
         (true, true) => {

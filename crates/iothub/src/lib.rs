@@ -74,7 +74,6 @@ mod hub_message;
 mod options;
 mod rest;
 mod sas;
-mod tls;
 
 pub use c2d::{
     Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, ConnectionFailure, DeviceReason,
@@ -94,15 +93,15 @@ pub use feedback::{
     UnparsableFeedback, UnreadableRecord,
 };
 pub use options::{
-    ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Roots, Transport,
+    ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Transport,
 };
 pub use rest::{
     ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
 };
 pub use sas::{SAS_TOKEN_TYPE, sign};
-pub use tls::{RootsError, client_config};
 pub use twincast_secret::Secret;
+pub use twincast_tls::{Roots, RootsError};
 pub use twincast_tunnel::{Proxy, ProxyUrlError};
 
 /// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them

@@ -1,7 +1,6 @@
 //! How a client connects and how long it waits. Every wait has a bound.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use thiserror::Error;
 use twincast_retry::Policy;
+use twincast_tls::Roots;
 use twincast_tunnel::Proxy;
 
 use crate::rest::RetryHook;
@@ -16,21 +16,6 @@ use crate::rest::RetryHook;
 /// The most sends in flight that can be asked for: above it the hub's own session window (5000 on the gateways seen
 /// in traces) binds anyway, and a lost connection would leave more deliveries unknown than anyone wants to sort out.
 pub const LARGEST_MAX_IN_FLIGHT: usize = 5_000;
-
-/// Which certificate authorities are believed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Roots {
-    /// Those of the operating system.
-    #[default]
-    System,
-    /// Those of the operating system and those of this PEM text.
-    SystemAnd(String),
-    /// Those of the operating system and those of this PEM file, which may be replaced at any time.
-    SystemAndFile(PathBuf),
-    /// Only those of this PEM text.
-    Only(String),
-}
 
 /// Where to dial, when it is not the hub's own name and port. The host name of the connection string stays what TLS
 /// checks, what tokens are signed for and what the `Host` header says.

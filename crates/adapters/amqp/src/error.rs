@@ -4,13 +4,13 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::ErrorKind;
 use twincast_core::error::in_words;
 use twincast_secret::SourceError;
+use twincast_tls::RootsError;
 
 use crate::settings::{BrokerUrl, BrokerUrlError, SettingsError};
 
@@ -79,17 +79,9 @@ pub enum ConnectError {
         /// Why, for each address in the order of the attempts.
         tried: Vec<ConnectError>,
     },
-    /// The file with certificate authorities cannot be used.
-    #[error("certificate authorities in {} cannot be used", path.display())]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The system's certificate authorities cannot be used.
-    #[error("the system's certificate authorities cannot be used")]
-    SystemAuthorities(#[source] io::Error),
+    /// The certificate authorities cannot be loaded.
+    #[error("no certificate authorities for the broker")]
+    Authorities(#[from] RootsError),
     /// Nobody answers at the address.
     #[error("broker at {broker} cannot be reached")]
     Unreachable {

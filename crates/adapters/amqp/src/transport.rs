@@ -7,19 +7,15 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::runtime::default_runtime;
 use lapin::tcp::RustlsConnector;
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use rustls::ClientConfig;
 use socket2::{SockRef, Socket};
 use tokio::time::{Instant, timeout_at};
-use twincast_secret::read_text;
+use twincast_tls::Roots;
 
 use crate::error::{ConnectError, handshake};
 use crate::settings::{BrokerUrl, BrokerUrls, Settings};
@@ -37,51 +33,10 @@ impl Trust {
         if !urls.is_tls() {
             return Ok(Self(None));
         }
-        let config = match &settings.ca_file {
-            Some(path) => authorities(path)
-                .and_then(|roots| Ok(client_config(roots)?))
-                .map_err(|source| ConnectError::CaFile {
-                    path: path.clone(),
-                    source,
-                })?,
-            None => system_authorities()
-                .and_then(|roots| client_config(roots).map_err(io::Error::other))
-                .map_err(ConnectError::SystemAuthorities)?,
-        };
-        Ok(Self(Some(config.into())))
+        let ca_file = settings.ca_file.clone();
+        let config = twincast_tls::client_config(&ca_file.map_or(Roots::System, Roots::OnlyFile))?;
+        Ok(Self(Some(ClientConfig::clone(&config).into())))
     }
-}
-
-type Unusable = Box<dyn std::error::Error + Send + Sync>;
-
-fn authorities(path: &Path) -> Result<RootCertStore, Unusable> {
-    let pem = read_text(path)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(certificate?)?;
-    }
-    if roots.is_empty() {
-        return Err("it holds no certificate in PEM".into());
-    }
-    Ok(roots)
-}
-
-fn system_authorities() -> io::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        let advice = "the system has no certificate authorities; give a file with those to trust";
-        return Err(io::Error::other(advice));
-    }
-    Ok(roots)
-}
-
-/// With the provider stated, so that nobody depends on one for the whole process.
-fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider);
-    let config = config.with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// A connection, and a way to end it that does not ask anybody.

@@ -16,9 +16,6 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError,
     RedisFuture, RedisResult, TlsCertificates, Value, from_redis_value,
 };
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use twincast_secret::read_text;
 
 use crate::check::is_for_good;
 use crate::error::{ConnectError, is_refusal, no_connection};
@@ -326,13 +323,8 @@ fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, ConnectE
     let Some(path) = &settings.ca else {
         return Ok(None);
     };
-    let unusable = |source| ConnectError::Ca {
-        path: path.clone(),
-        source,
-    };
-    let text = read_text(path).map_err(|error| unusable(error.into()))?;
     // The library would accept a file without certificates, and trust no server.
-    CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| unusable(error.into()))?;
+    let text = twincast_tls::authorities_in(path)?;
     Ok(Some(TlsCertificates {
         client_tls: None,
         root_cert: Some(text.into_bytes()),

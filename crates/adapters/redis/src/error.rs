@@ -1,11 +1,11 @@
 //! What goes wrong, in the words of the port.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use twincast_core::ports::StoreError;
 use twincast_secret::SourceError;
+use twincast_tls::RootsError;
 
 /// Why there is no store on this Redis.
 #[derive(Debug, thiserror::Error)]
@@ -23,14 +23,8 @@ pub enum ConnectError {
     #[error("cannot get user and password for Redis")]
     Credentials(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The CA file cannot be used.
-    #[error("cannot use the CA certificates in {}", path.display())]
-    Ca {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error("no certificate authorities for Redis")]
+    Authorities(#[from] RootsError),
     /// It does not let us in: user or password are wrong.
     #[error("Redis at {servers} refuses user or password")]
     Refused {

@@ -1,7 +1,7 @@
 //! A hub that knows identities of Microsoft Entra ID, and a client with one.
 
 use twincast_emulator::{Directory, Faults, HubConfig, RunningHub};
-use twincast_entra::{HUB_SCOPE, Identity, Tokens};
+use twincast_entra::{HUB_SCOPE, Identity, Proof, Tokens};
 use twincast_iothub::{Client, Credentials, HubAddress};
 use twincast_secret::{Secret, SecretSource};
 
@@ -21,14 +21,14 @@ pub(crate) async fn entra_hub(token_lifetime_s: u64, roles: &str) -> RunningHub 
 }
 
 pub(crate) fn entra_client(hub: &RunningHub) -> Client {
-    let tls = twincast_iothub::client_config(&options(hub).roots).unwrap();
+    let tls = twincast_tls::client_config(&options(hub).roots).unwrap();
     let web = reqwest::Client::builder()
         .no_proxy()
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls));
-    let identity = Identity::ClientSecret {
+    let identity = Identity::Application {
         tenant_id: Some("t".to_owned()),
         client_id: Some("c".to_owned()),
-        secret: Some(SecretSource::Fixed(Secret::new("s3cr3t"))),
+        proof: Proof::Secret(Some(SecretSource::Fixed(Secret::new("s3cr3t")))),
     };
     let authority = format!("https://localhost:{}", hub.https_addr().port());
     let env = |name: &str| (name == "AZURE_AUTHORITY_HOST").then(|| authority.clone());

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twincast_emulator::RunningHub;
-use twincast_iothub::{Client, ClientOptions, ConnectionString, Endpoint, Roots, client_config};
+use twincast_iothub::{Client, ClientOptions, ConnectionString, Endpoint, Roots};
+use twincast_tls::client_config;
 
 /// What becomes of a frame or protocol header of the hub; the bytes are sent instead.
 pub(crate) type Tamper = Box<dyn FnMut(Vec<u8>) -> Vec<u8> + Send>;

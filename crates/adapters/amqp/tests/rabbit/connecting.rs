@@ -279,5 +279,5 @@ async fn authorities_that_are_none_are_told() {
     )
     .unwrap();
     let error = refused(with(file.path())).await;
-    assert!(matches!(error, ConnectError::CaFile { .. }), "{error:?}");
+    assert!(matches!(error, ConnectError::Authorities(_)), "{error:?}");
 }

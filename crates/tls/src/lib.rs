@@ -1,33 +1,50 @@
-//! One TLS configuration for AMQP and HTTPS: rustls on ring, passed explicitly, no process-wide default needed.
+//! Whom TLS connections trust: the authorities of the system, of a text, of a file that may be replaced.
+//!
+//! All configurations use rustls on ring, passed explicitly: no provider for the whole process is needed.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
 use tracing::{info, warn};
 use twincast_secret::{FileError, read_text};
 
-use crate::options::Roots;
+/// The certificate authorities that a server's certificate may come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Roots {
+    /// Those of the operating system.
+    #[default]
+    System,
+    /// Those of the operating system and those of this PEM text.
+    SystemAnd(String),
+    /// Those of the operating system and those of this PEM file, which may be replaced at any time.
+    SystemAndFile(PathBuf),
+    /// Only those of this PEM text.
+    Only(String),
+    /// Only those of this PEM file, which may be replaced at any time.
+    OnlyFile(PathBuf),
+}
 
 /// Why the certificate authorities could not be loaded.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RootsError {
     /// The text is not PEM.
-    #[error("custom certificate authorities are not PEM")]
+    #[error("certificate authorities are not PEM")]
     NotPem(#[source] rustls_pki_types::pem::Error),
     /// There is no certificate in the text.
-    #[error("custom certificate authorities hold no certificate")]
+    #[error("there is no certificate in PEM")]
     NoCertificate,
     /// One of the certificates cannot be an authority.
-    #[error("custom certificate authority {index} is not usable")]
+    #[error("certificate {index} cannot be an authority")]
     NotUsable {
         /// Which one, from one.
         index: usize,
@@ -37,11 +54,11 @@ pub enum RootsError {
     /// The operating system has no certificate authorities that can be loaded.
     #[error("system has no certificate authorities; install them or give custom ones")]
     NoSystemRoots,
-    /// The file with custom authorities cannot be read.
+    /// The file of authorities cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What the file with custom authorities holds cannot be used.
-    #[error("cannot use {}", path.display())]
+    /// The content of the file of authorities cannot be used.
+    #[error("cannot use certificate authorities in {}", path.display())]
     InFile {
         /// The file.
         path: PathBuf,
@@ -56,35 +73,60 @@ pub enum RootsError {
     Config(#[source] rustls::Error),
 }
 
-/// How the certificates of servers are checked: against these authorities. Those of a file are read again for each
-/// handshake, so that a file that is replaced takes effect without a restart.
+/// The TLS configuration of a client that trusts these authorities and shows no certificate of its own. Authorities of a
+/// file are read again for each handshake, so that a replaced file takes effect without a restart; while the file cannot
+/// be used, the last usable authorities stay trusted.
 ///
 /// # Errors
 /// [`RootsError`].
-pub fn client_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, RootsError> {
+pub fn client_config(roots: &Roots) -> Result<Arc<ClientConfig>, RootsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(RootsError::Config)?;
-    let config = match roots {
-        Roots::SystemAndFile(path) => {
-            let verifier = FileVerifier::new(path.clone(), provider)?;
+    let builder = match roots {
+        Roots::SystemAndFile(path) | Roots::OnlyFile(path) => {
+            let system = matches!(roots, Roots::SystemAndFile(_));
+            let verifier = FileVerifier::new(path.clone(), system, provider)?;
             builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(verifier))
-                .with_no_client_auth()
         }
-        Roots::System => builder
-            .with_root_certificates(store(true, None)?)
-            .with_no_client_auth(),
-        Roots::SystemAnd(pem) => builder
-            .with_root_certificates(store(true, Some(pem))?)
-            .with_no_client_auth(),
-        Roots::Only(pem) => builder
-            .with_root_certificates(store(false, Some(pem))?)
-            .with_no_client_auth(),
+        _ => builder.with_root_certificates(root_store(roots)?),
     };
-    Ok(Arc::new(config))
+    Ok(Arc::new(builder.with_no_client_auth()))
+}
+
+/// The authorities as they are now.
+///
+/// # Errors
+/// [`RootsError`].
+pub fn root_store(roots: &Roots) -> Result<RootCertStore, RootsError> {
+    match roots {
+        Roots::System => store(true, None),
+        Roots::SystemAnd(pem) => store(true, Some(pem)),
+        Roots::SystemAndFile(path) => of_file(path, |pem| store(true, Some(pem))),
+        Roots::Only(pem) => store(false, Some(pem)),
+        Roots::OnlyFile(path) => of_file(path, |pem| store(false, Some(pem))),
+    }
+}
+
+/// The text of a PEM file of authorities, for a library that takes no [`RootCertStore`].
+///
+/// # Errors
+/// [`RootsError`]: the file cannot be read, or a certificate in it cannot be used.
+pub fn authorities_in(path: &Path) -> Result<String, RootsError> {
+    of_file(path, |pem| store(false, Some(pem)).map(|_| pem.to_owned()))
+}
+
+fn of_file<T>(
+    path: &Path,
+    made: impl FnOnce(&str) -> Result<T, RootsError>,
+) -> Result<T, RootsError> {
+    made(&read_text(path)?).map_err(|source| RootsError::InFile {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 /// The authorities of the system, of a PEM text, or both.
@@ -106,45 +148,57 @@ fn store(system: bool, custom: Option<&str>) -> Result<RootCertStore, RootsError
 /// The library's own verifier, made anew when the file of authorities has changed.
 struct FileVerifier {
     path: PathBuf,
+    /// Whether the system's authorities are trusted as well.
+    system: bool,
     provider: Arc<CryptoProvider>,
     held: Mutex<Held>,
 }
 
 struct Held {
-    /// The file as it was read last, good or bad.
+    /// The last text of the file, usable or not.
     text: String,
     verifier: Arc<WebPkiServerVerifier>,
 }
 
 impl FileVerifier {
-    fn new(path: PathBuf, provider: Arc<CryptoProvider>) -> Result<Self, RootsError> {
-        let text = read_text(&path)?;
-        let verifier = verifier(&text, &provider).map_err(|source| RootsError::InFile {
-            path: path.clone(),
-            source: Box::new(source),
+    fn new(path: PathBuf, system: bool, provider: Arc<CryptoProvider>) -> Result<Self, RootsError> {
+        let held = of_file(&path, |pem| {
+            let verifier = verifier(pem, system, &provider)?;
+            let text = pem.to_owned();
+            Ok(Held { text, verifier })
         })?;
         Ok(Self {
             path,
+            system,
             provider,
-            held: Mutex::new(Held { text, verifier }),
+            held: Mutex::new(held),
         })
     }
 
-    /// The verifier of what the file says now, or of what it last said that could be used.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The verifier of the handshake's first step, for the others.
+    fn last(&self) -> Arc<WebPkiServerVerifier> {
+        Arc::clone(&self.held().verifier)
+    }
+
+    /// The verifier for the file's present content, or for the last usable one.
     fn current(&self) -> Arc<WebPkiServerVerifier> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
         // A file that cannot be read is being replaced, or will be.
         if let Ok(text) = read_text(&self.path)
             && text != held.text
         {
             let file = self.path.display();
-            match verifier(&text, &self.provider) {
+            match verifier(&text, self.system, &self.provider) {
                 Ok(verifier) => {
                     info!(%file, "certificate authorities have changed");
                     held.verifier = verifier;
                 }
                 Err(error) => {
-                    warn!(%file, %error, "certificate authorities cannot be used; the last ones serve");
+                    warn!(%file, error = &error as &dyn std::error::Error, "certificate authorities cannot be used; the last ones serve");
                 }
             }
             held.text = text;
@@ -155,9 +209,10 @@ impl FileVerifier {
 
 fn verifier(
     pem: &str,
+    system: bool,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<WebPkiServerVerifier>, RootsError> {
-    let roots = Arc::new(store(true, Some(pem))?);
+    let roots = Arc::new(store(system, Some(pem))?);
     let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider));
     builder.build().map_err(RootsError::Verifier)
 }
@@ -192,8 +247,8 @@ impl ServerCertVerifier for FileVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        self.last()
+            .verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -202,14 +257,12 @@ impl ServerCertVerifier for FileVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        self.last()
+            .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.last().supported_verify_schemes()
     }
 }
 
@@ -247,7 +300,30 @@ mod tests {
         let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(matches!(only(bad), RootsError::NotUsable { index: 1, .. }));
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        assert!(client_config(&Roots::Only(made.cert.pem())).is_ok());
+        let good = made.cert.pem();
+        assert!(client_config(&Roots::Only(good.clone())).is_ok());
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let roots = || Roots::OnlyFile(file.path().to_owned());
+        for text in ["", "hello", bad] {
+            std::fs::write(&file, text).unwrap();
+            let refusals = [
+                client_config(&roots()).map(drop),
+                root_store(&roots()).map(drop),
+                authorities_in(file.path()).map(drop),
+            ];
+            for refusal in refusals {
+                let refusal = refusal.unwrap_err();
+                assert!(
+                    matches!(refusal, RootsError::InFile { .. }),
+                    "{text:?}: {refusal:?}"
+                );
+            }
+        }
+        std::fs::write(&file, &good).unwrap();
+        assert!(client_config(&roots()).is_ok());
+        assert_eq!(root_store(&roots()).unwrap().len(), 1);
+        assert_eq!(authorities_in(file.path()).unwrap(), good);
     }
 
     #[test]
@@ -257,9 +333,9 @@ mod tests {
         let made = || rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         let (old, new) = (made(), made());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        assert!(FileVerifier::new(path.clone(), Arc::clone(&provider)).is_err());
+        assert!(FileVerifier::new(path.clone(), false, Arc::clone(&provider)).is_err());
         std::fs::write(&path, old.cert.pem()).unwrap();
-        let verifier = FileVerifier::new(path.clone(), provider).unwrap();
+        let verifier = FileVerifier::new(path.clone(), false, provider).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let trusts = |of: &rcgen::CertifiedKey<rcgen::KeyPair>| {
             let (certificate, now) = (of.cert.der(), UnixTime::now());
